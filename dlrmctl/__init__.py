@@ -1,0 +1,1 @@
+"""The program: reads settings, composes the four libraries, runs them."""

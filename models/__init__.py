@@ -1,0 +1,1 @@
+"""DLRM for any embedding module that is handed to it."""

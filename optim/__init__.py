@@ -1,0 +1,1 @@
+"""Optimizers for any torch model; torch is the only dependency."""

@@ -1,0 +1,48 @@
+"""Chooses the build of fbgemm-gpu: everything else about the package stands in pyproject.toml.
+
+torchrec asks for `fbgemm-gpu`, whose CUDA build cannot be imported without an NVIDIA driver. On a machine
+without one, the metadata-only project under `shims/` takes that name and brings `fbgemm-gpu-cpu` instead.
+The two own the same files, so exactly one of them may be installed.
+"""
+
+import ctypes
+import os
+from pathlib import Path
+
+from setuptools import setup
+
+BACKENDS = ("cpu", "cuda")
+FBGEMM = "1.8.0"  # pairs with torch 2.13; see the table in fbgemm_gpu/__init__.py
+
+
+def nvidia_driver_present() -> bool:
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def fbgemm_requirement() -> str:
+    backend = os.environ.get("DLRMCTL_BACKEND") or ("cuda" if nvidia_driver_present() else "cpu")
+    if backend not in BACKENDS:
+        raise SystemExit(f"error: DLRMCTL_BACKEND={backend!r} must be one of {', '.join(BACKENDS)}")
+    if backend == "cuda":
+        return f"fbgemm-gpu=={FBGEMM}"
+    shim = Path(__file__).resolve().parent / "shims" / "fbgemm-gpu-cpu"
+    return f"fbgemm-gpu @ {shim.as_uri()}"
+
+
+setup(
+    install_requires=[
+        "torch==2.13.0",
+        "torchrec==1.8.0",
+        fbgemm_requirement(),
+        "typer>=0.15,<1",
+        "rich>=13.9",
+        "numpy>=1.26",
+        "polars>=1.30,<3",
+        "platformdirs>=4.2",
+        "tomli-w>=1.0",
+    ]
+)
