@@ -1,1 +1,5 @@
 """DLRM for any embedding module that is handed to it."""
+
+from models.dlrm import DLRM, DenseNetwork
+
+__all__ = ["DLRM", "DenseNetwork"]

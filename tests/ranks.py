@@ -1,11 +1,11 @@
 """A pool of real gloo ranks that all tests share: starting a rank costs seconds, using one milliseconds.
 
-    def _sum_of_ranks(start):                       # module level: it travels by name
-        x = torch.tensor(float(dist.get_rank() + start))
-        dist.all_reduce(x)
-        return x.item()
+def _sum_of_ranks(start):                       # module level: it travels by name
+    x = torch.tensor(float(dist.get_rank() + start))
+    dist.all_reduce(x)
+    return x.item()
 
-    assert run_ranks(_sum_of_ranks, 2, 10) == [21.0, 21.0]
+assert run_ranks(_sum_of_ranks, 2, 10) == [21.0, 21.0]
 """
 
 import atexit
@@ -21,7 +21,8 @@ _pools: dict[int, "_Pool"] = {}
 
 
 def _rank_main(pipe: Connection, rank: int, world_size: int, rendezvous: str) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size))
+    mine, all_of_them = str(rank), str(world_size)
+    os.environ.update(RANK=mine, LOCAL_RANK=mine, WORLD_SIZE=all_of_them, LOCAL_WORLD_SIZE=all_of_them)
     import torch
     import torch.distributed as dist
 

@@ -1,0 +1,81 @@
+"""DLRM: bottom MLP and embeddings -> interaction -> top MLP -> logit.
+
+The dense network is a module of its own because the two halves train differently: it is replicated on every
+rank, while the embedding module it is handed may be spread over them.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.interaction import INTERACTIONS
+from models.mlp import MLP
+
+
+class DenseNetwork(nn.Module):
+    """Everything of a DLRM but its tables: bottom MLP, interaction, top MLP.
+
+    Args:
+        num_dense: I, the dense features.
+        num_features: F, the sparse features.
+        dim: D, the width of the embeddings; must equal the last width of the bottom MLP.
+        bottom: widths of the bottom MLP's layers.
+        top: widths of the top MLP's layers; the last is 1.
+        interaction: "dot" or "cat".
+        generator: source of the initial values.
+
+    Shapes:
+        dense_BI [B, I] and embeddings_BFD [B, F, D] -> logits [B].
+
+    Raises:
+        ValueError: if the widths do not fit together or the interaction is unknown.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_dense: int,
+        num_features: int,
+        dim: int,
+        bottom: Sequence[int],
+        top: Sequence[int],
+        interaction: str = "dot",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if bottom[-1] != dim:
+            raise ValueError(f"the bottom MLP ends in {bottom[-1]} units but the embeddings have {dim} columns")
+        if top[-1] != 1:
+            raise ValueError(f"the top MLP ends in {top[-1]} units; a logit is one")
+        if interaction not in INTERACTIONS:
+            raise ValueError(f"{interaction=} must be one of {', '.join(INTERACTIONS)}")
+        self.bottom = MLP(num_dense, bottom, generator=generator)
+        self.interaction = INTERACTIONS[interaction](num_features, dim)
+        self.top = MLP(self.interaction.out_features, top, last_relu=False, generator=generator)
+
+    def forward(self, dense_BI: Tensor, embeddings_BFD: Tensor) -> Tensor:
+        return self.top(self.interaction(self.bottom(dense_BI), embeddings_BFD)).squeeze(1)
+
+
+class DLRM(nn.Module):
+    """A deep learning recommendation model around any embedding module.
+
+    Args:
+        embeddings: maps the sparse input to [B, F, D]; what the sparse input is, is between it and the caller.
+        dense: the rest of the model.
+
+    Shapes:
+        dense_BI [B, I] and sparse -> logits [B].
+
+    Source: Naumov et al., arXiv:1906.00091.
+    """
+
+    def __init__(self, embeddings: nn.Module, dense: nn.Module) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+        self.dense = dense
+
+    def forward(self, dense_BI: Tensor, sparse: Any) -> Tensor:
+        return self.dense(dense_BI, self.embeddings(sparse))

@@ -1,0 +1,90 @@
+"""How the bottom MLP's output and the embeddings meet.
+
+Shapes: B examples, F sparse features, N = F + 1 vectors, D columns, P = N (N - 1) / 2 pairs.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class _PairwiseDots(torch.autograd.Function):
+    """Dot products of all pairs, prefixed by the first vector: one bmm forward, one backward.
+
+    The usual chain (cat, bmm, tril index, cat) writes several intermediates and scatters in its backward;
+    here the backward gathers a symmetric matrix and multiplies once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, first_BD: Tensor, others_BFD: Tensor, lower_P: Tensor, symmetric_NN: Tensor) -> Tensor:
+        vectors_BND = torch.cat([first_BD.unsqueeze(1), others_BFD], dim=1)
+        dots_BNN = torch.bmm(vectors_BND, vectors_BND.transpose(1, 2))
+        pairs_BP = torch.index_select(dots_BNN.flatten(1), 1, lower_P)
+        ctx.save_for_backward(vectors_BND, symmetric_NN)
+        return torch.cat([first_BD, pairs_BP], dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        vectors_BND, symmetric_NN = ctx.saved_tensors
+        B, N, D = vectors_BND.shape
+        # Column D of grad_out is the first pair; the diagonal takes a pair's value and is then cleared.
+        grad_dots_BNN = torch.index_select(grad_out, 1, symmetric_NN).view(B, N, N)
+        grad_dots_BNN.diagonal(dim1=1, dim2=2).zero_()
+        grad_BND = torch.bmm(grad_dots_BNN, vectors_BND)
+        grad_BND[:, 0] += grad_out[:, :D]
+        return grad_BND[:, 0], grad_BND[:, 1:], None, None
+
+
+class DotInteraction(nn.Module):
+    """Concatenates the dense vector and the dot products of all pairs of the N vectors (i > j, row-major).
+
+    Args:
+        num_features: F, the sparse features.
+        dim: D, the width of every vector.
+
+    Shapes:
+        dense_BD [B, D] and embeddings_BFD [B, F, D] -> [B, D + (F + 1) F / 2].
+
+    Source: Naumov et al., arXiv:1906.00091, section 2.1.3.
+    """
+
+    lower_P: Tensor
+    symmetric_NN: Tensor
+
+    def __init__(self, num_features: int, dim: int) -> None:
+        super().__init__()
+        N = num_features + 1
+        rows, columns = torch.tril_indices(N, N, offset=-1)
+        P = len(rows)
+        self.out_features = dim + P
+        symmetric = torch.full((N, N), dim)
+        symmetric[rows, columns] = dim + torch.arange(P)
+        symmetric[columns, rows] = dim + torch.arange(P)
+        self.register_buffer("lower_P", rows * N + columns, persistent=False)
+        self.register_buffer("symmetric_NN", symmetric.flatten(), persistent=False)
+
+    def forward(self, dense_BD: Tensor, embeddings_BFD: Tensor) -> Tensor:
+        # Under autocast the two may come in different types; the products follow the dense side's.
+        embeddings_BFD = embeddings_BFD.to(dense_BD.dtype)
+        return _PairwiseDots.apply(dense_BD, embeddings_BFD, self.lower_P, self.symmetric_NN)
+
+
+class CatInteraction(nn.Module):
+    """Concatenates the dense vector and all embeddings.
+
+    Shapes:
+        dense_BD [B, D] and embeddings_BFD [B, F, D] -> [B, (F + 1) D].
+    """
+
+    def __init__(self, num_features: int, dim: int) -> None:
+        super().__init__()
+        self.out_features = (num_features + 1) * dim
+
+    def forward(self, dense_BD: Tensor, embeddings_BFD: Tensor) -> Tensor:
+        return torch.cat([dense_BD, embeddings_BFD.to(dense_BD.dtype).flatten(1)], dim=1)
+
+
+INTERACTIONS: dict[str, type[DotInteraction] | type[CatInteraction]] = {"dot": DotInteraction, "cat": CatInteraction}

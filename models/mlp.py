@@ -1,0 +1,56 @@
+"""Stacks of fully connected layers with ReLU between them."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class MLP(nn.Module):
+    """Linear layers of the given widths, ReLU after each; the last one's is optional.
+
+    Weights start from N(0, 2 / (in + out)) and biases from N(0, 1 / out), as in DLRM.
+
+    Args:
+        in_features: width of the input, >= 1.
+        widths: output width of each layer; at least one.
+        last_relu: whether the last layer is followed by ReLU too.
+        generator: source of the initial values; None takes torch's global one.
+
+    Shapes:
+        input [B, in_features], output [B, widths[-1]].
+
+    Raises:
+        ValueError: if there is no layer or a width is below 1.
+
+    Source: Naumov et al., arXiv:1906.00091 (layers and initialization).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        widths: Sequence[int],
+        *,
+        last_relu: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if not widths or min(in_features, *widths) < 1:
+            raise ValueError(f"widths {in_features}-{'-'.join(map(str, widths))}: need layers of at least one unit")
+        self.last_relu = last_relu
+        self.layers = nn.ModuleList()
+        for fan_in, fan_out in zip([in_features, *widths], widths, strict=False):
+            layer = nn.Linear(fan_in, fan_out)
+            nn.init.normal_(layer.weight, std=math.sqrt(2 / (fan_in + fan_out)), generator=generator)
+            nn.init.normal_(layer.bias, std=math.sqrt(1 / fan_out), generator=generator)
+            self.layers.append(layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            x = layer(x)
+            if i < last or self.last_relu:
+                x = functional.relu_(x)  # in place: the linear layer's output is needed by nobody else
+        return x

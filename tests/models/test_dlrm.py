@@ -1,0 +1,108 @@
+import pytest
+import torch
+from torch import nn
+
+from models import DLRM, DenseNetwork
+from models.interaction import CatInteraction, DotInteraction
+from tests import reference
+
+
+def _network(interaction: str = "dot") -> DenseNetwork:
+    return DenseNetwork(
+        num_dense=5,
+        num_features=3,
+        dim=4,
+        bottom=[8, 4],
+        top=[6, 1],
+        interaction=interaction,
+        generator=torch.Generator().manual_seed(0),
+    ).double()
+
+
+def _inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    dense = torch.randn(7, 5, generator=generator, dtype=torch.float64)
+    embeddings = torch.randn(7, 3, 4, generator=generator, dtype=torch.float64)
+    return dense, embeddings
+
+
+def _reference_logits(network: DenseNetwork, dense: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+    def parameters(mlp: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        return [layer.weight for layer in mlp.layers], [layer.bias for layer in mlp.layers]
+
+    bottom = reference.mlp(dense, *parameters(network.bottom), last_relu=True)
+    if isinstance(network.interaction, DotInteraction):
+        joined = reference.dot_interaction(bottom, embeddings)
+    else:
+        joined = torch.cat([bottom, *embeddings.unbind(1)], dim=1)
+    return reference.mlp(joined, *parameters(network.top), last_relu=False).squeeze(1)
+
+
+@pytest.mark.parametrize("interaction", ["dot", "cat"])
+def test_forward_and_gradients_equal_the_float64_reference(interaction: str):
+    network = _network(interaction)
+    dense, embeddings = _inputs()
+    ours_in = [dense.clone().requires_grad_(), embeddings.clone().requires_grad_()]
+    theirs_in = [dense.clone().requires_grad_(), embeddings.clone().requires_grad_()]
+    ours = network(*ours_in)
+    theirs = _reference_logits(network, *theirs_in)
+    # float64 on both sides, sums of at most 10 terms in another order: a few units in the last place.
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+    weights = torch.linspace(-1, 1, 7, dtype=torch.float64)
+    parameters = list(network.parameters())
+    ours_grads = torch.autograd.grad((ours * weights).sum(), [*ours_in, *parameters])
+    theirs_grads = torch.autograd.grad((theirs * weights).sum(), [*theirs_in, *parameters])
+    for a, b in zip(ours_grads, theirs_grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_dot_interaction_passes_gradcheck():
+    dense, embeddings = _inputs()
+    interaction = DotInteraction(3, 4)
+    assert torch.autograd.gradcheck(interaction, (dense[:, :4].clone().requires_grad_(), embeddings.requires_grad_()))
+
+
+def test_interactions_say_how_wide_they_are():
+    dense, embeddings = _inputs()
+    for module in (DotInteraction(3, 4), CatInteraction(3, 4)):
+        assert module(dense[:, :4], embeddings).shape == (7, module.out_features)
+
+
+def test_bf16_autocast_keeps_the_logits_close():
+    network = _network().float()
+    dense, embeddings = (x.float() for x in _inputs())
+    exact = network(dense, embeddings)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = network(dense, embeddings.requires_grad_())
+    rough.sum().backward()
+    # bf16 keeps 8 bits: 4 layers and a dot product, each off by about 2**-8 of the values' scale.
+    assert (rough - exact).abs().max() < 4 * 2**-8 * exact.abs().max() + 0.05
+    assert embeddings.grad is not None
+    assert embeddings.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bottom": [8, 5]}, "ends in 5 units but the embeddings have 4 columns"),
+        ({"top": [6, 2]}, "ends in 2 units"),
+        ({"interaction": "star"}, "interaction='star' must be one of dot, cat"),
+        ({"top": [0, 1]}, "at least one unit"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(change: dict, message: str):
+    arguments = dict(num_dense=5, num_features=3, dim=4, bottom=[8, 4], top=[6, 1]) | change
+    with pytest.raises(ValueError, match=message):
+        DenseNetwork(**arguments)
+
+
+def test_same_generator_same_weights():
+    for a, b in zip(_network().parameters(), _network().parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_dlrm_hands_the_sparse_input_to_its_embeddings():
+    dense, embeddings = _inputs()
+    network = _network()
+    assert torch.equal(DLRM(nn.Identity(), network)(dense, embeddings), network(dense, embeddings))
