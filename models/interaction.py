@@ -27,7 +27,7 @@ class _PairwiseDots(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, None, None]:
         vectors_BND, symmetric_NN = ctx.saved_tensors
         B, N, D = vectors_BND.shape
         # Column D of grad_out is the first pair; the diagonal takes a pair's value and is then cleared.

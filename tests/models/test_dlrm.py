@@ -92,7 +92,7 @@ def test_bf16_autocast_keeps_the_logits_close():
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(change: dict, message: str):
-    arguments = dict(num_dense=5, num_features=3, dim=4, bottom=[8, 4], top=[6, 1]) | change
+    arguments = {"num_dense": 5, "num_features": 3, "dim": 4, "bottom": [8, 4], "top": [6, 1]} | change
     with pytest.raises(ValueError, match=message):
         DenseNetwork(**arguments)
 
