@@ -1,0 +1,156 @@
+"""Batches from a source: shuffled, cut into ranks, and able to start anywhere.
+
+An epoch is one stream of examples: the blocks of the split in a seeded order, each with its examples in a seeded
+order. Global batch g is the stream's rows [g * G, (g + 1) * G), and rank r of W takes the r-th of W equal parts of
+it. So a position is (epoch, g), whatever the number of ranks.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.batch import Batch
+from data.errors import DataError
+from data.gather import Rows, join_batch, pick_rows
+from data.shuffle import Use, permutation
+from data.source import Source, check_split
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one block gives to this rank: stream rows [start, stop), and the rank's own rows among them."""
+
+    block: int
+    start: int
+    stop: int
+
+
+class Reader:
+    """The batches of one rank.
+
+    Args:
+        source: a `Store`, a `Synthetic`, or anything like them.
+        split: "train", "validation" or "test".
+        batch_size: examples of a global batch, over all ranks; a multiple of `world_size`.
+        rank, world_size: which part of each global batch this reader gives.
+        seed: of the shuffle.
+        shuffle: False keeps the order of the source.
+        drop_last: True leaves out the last, incomplete global batch of an epoch. False fills it with repeats of the
+            last example, `num_valid` says how many count on this rank (0 is possible).
+        prefetch: blocks prepared ahead in a background thread; 0 prepares them when they are needed.
+
+    Raises:
+        DataError: if a number does not fit, or the split has no complete batch and `drop_last` is set.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        split: str,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        prefetch: int = 1,
+    ) -> None:
+        check_split(split)
+        if batch_size < 1 or world_size < 1 or batch_size % world_size:
+            raise DataError(
+                f"a global batch of {batch_size} examples cannot be cut into {world_size} equal parts",
+                "choose a batch size that is a multiple of the number of ranks",
+            )
+        if not 0 <= rank < world_size:
+            raise DataError(f"{rank=} must be at least 0 and below {world_size=}")
+        if not 0 <= seed < 1 << 64:
+            raise DataError(f"{seed=} must be at least 0 and below 2**64")
+        if prefetch < 0:
+            raise DataError(f"{prefetch=} must be at least 0")
+        self.source, self.split, self.seed, self.shuffle, self.prefetch = source, split, seed, shuffle, prefetch
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.local_batch_size = batch_size // world_size
+        self.num_examples = source.num_examples(split)
+        self.num_batches = self.num_examples // batch_size if drop_last else -(-self.num_examples // batch_size)
+        if self.num_batches == 0:
+            raise DataError(
+                f"the {split} split has {self.num_examples:,} examples, not one global batch of {batch_size:,}",
+                f"choose a batch size of at most {self.num_examples:,}" if self.num_examples else None,
+            )
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """This rank's parts of the global batches `start`, `start` + 1, ... of the epoch.
+
+        Closing the iterator ends its background thread. Errors of the source are raised where the batch is asked for.
+
+        Raises:
+            DataError: if `epoch` is negative or `start` lies outside the epoch.
+        """
+        if epoch < 0:
+            raise DataError(f"{epoch=} must be at least 0")
+        if not 0 <= start <= self.num_batches:
+            raise DataError(f"batch {start} lies outside the epoch of {self.num_batches} batches")
+        return self._batches(epoch, start)
+
+    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        parts = self._parts(epoch, start)
+        size = self.local_batch_size
+        pieces: list[tuple[Rows, int, int]] = []
+        filled, batch = 0, start
+        for rows in _ahead([lambda part=part: self._prepare(epoch, start, part) for part in parts], self.prefetch):
+            at, count = 0, len(rows.labels_N)
+            while at < count:
+                take = min(size - filled, count - at)
+                pieces.append((rows, at, at + take))
+                at, filled = at + take, filled + take
+                if filled == size:
+                    first = batch * self.batch_size + self.rank * size
+                    num_valid = min(max(self.num_examples - first, 0), size)
+                    yield join_batch(pieces, self.source.schema.keys, num_valid)
+                    pieces, filled, batch = [], 0, batch + 1
+
+    def _parts(self, epoch: int, start: int) -> list[_Part]:
+        """The blocks that hold stream rows from global batch `start` on, in the epoch's order."""
+        block_rows = self.source.block_rows
+        num_blocks = -(-self.num_examples // block_rows)
+        order = permutation(num_blocks, self.seed, Use.BLOCK_ORDER, epoch) if self.shuffle else np.arange(num_blocks)
+        parts, at = [], 0
+        for block in order.tolist():
+            stop = at + min(block_rows, self.num_examples - block * block_rows)
+            if stop > start * self.batch_size and at < self.num_batches * self.batch_size:
+                parts.append(_Part(block, at, stop))
+            at = stop
+        return parts
+
+    def _prepare(self, epoch: int, first_batch: int, part: _Part) -> Rows:
+        """This rank's rows of a block, in the order of the stream."""
+        end = self.num_batches * self.batch_size
+        # The padding of the last batch belongs to the last block of the stream, as repeats of its last example.
+        stop = end if part.stop == self.num_examples else min(part.stop, end)
+        stream = np.arange(max(part.start, first_batch * self.batch_size), stop)
+        if self.world_size > 1:
+            stream = stream[stream % self.batch_size // self.local_batch_size == self.rank]
+        places = np.minimum(stream, part.stop - 1) - part.start
+        if self.shuffle:
+            places = permutation(part.stop - part.start, self.seed, Use.ROW_ORDER, epoch, part.block)[places]
+        return pick_rows(self.source.read_block(self.split, part.block), places)
+
+
+def _ahead(tasks: Sequence[Callable[[], Rows]], depth: int) -> Iterator[Rows]:
+    """The results of the tasks in order, with up to `depth` of them worked on while the caller is busy."""
+    if depth == 0:
+        yield from (task() for task in tasks)
+        return
+    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="data-reader")
+    try:
+        waiting: list[Future[Rows]] = [executor.submit(task) for task in tasks[: depth + 1]]
+        for index in range(len(tasks)):
+            rows = waiting.pop(0).result()
+            yield rows
+            if index + depth + 1 < len(tasks):
+                waiting.append(executor.submit(tasks[index + depth + 1]))
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,88 @@
+"""What one example holds: named dense features, named sparse features with their tables, one label."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from data.errors import DataError
+
+MISSING_ROW = 0  # the value was empty
+RARE_ROW = 1  # the value is outside the vocabulary
+RESERVED_ROWS = 2
+
+
+@dataclass(frozen=True)
+class SparseFeature:
+    """One list of ids per example.
+
+    Attributes:
+        name: unique among the sparse features.
+        rows: ids are below it; rows of a full embedding table, the reserved ones included.
+        max_ids: longest list; 1 means exactly one id in every example.
+    """
+
+    name: str
+    rows: int
+    max_ids: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise DataError("a sparse feature needs a name")
+        if self.rows < 1:
+            raise DataError(f"sparse feature {self.name}: rows={self.rows} must be at least 1")
+        if self.max_ids < 1:
+            raise DataError(f"sparse feature {self.name}: max_ids={self.max_ids} must be at least 1")
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The names, in the order in which they stand in every block and batch.
+
+    Attributes:
+        dense: I names.
+        sparse: F features.
+        label: name of the target.
+    """
+
+    dense: tuple[str, ...]
+    sparse: tuple[SparseFeature, ...]
+    label: str = "label"
+
+    def __post_init__(self) -> None:
+        names = [*self.dense, *self.keys, self.label]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise DataError(f"the name {twice[0]!r} stands for two columns; every column needs its own")
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The F names of the sparse features."""
+        return tuple(feature.name for feature in self.sparse)
+
+    @property
+    def one_hot(self) -> bool:
+        """True if every example has exactly one id per sparse feature, so that no lengths are kept."""
+        return all(feature.max_ids == 1 for feature in self.sparse)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "dense": list(self.dense),
+            "sparse": [{"name": f.name, "rows": f.rows, "max_ids": f.max_ids} for f in self.sparse],
+            "label": self.label,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Schema":
+        """The schema that `to_dict` described.
+
+        Raises:
+            DataError: if a key is missing or a value has the wrong type.
+        """
+        try:
+            sparse = tuple(
+                SparseFeature(str(f["name"]), int(f["rows"]), int(f.get("max_ids", 1))) for f in values["sparse"]
+            )
+            return cls(tuple(str(name) for name in values["dense"]), sparse, str(values["label"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"not a schema: {error!r}") from error

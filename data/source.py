@@ -1,0 +1,65 @@
+"""What a reader reads from: a store on disk, or a generator.
+
+N examples of a block, I dense features, F sparse features.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from data.errors import DataError
+from data.schema import Schema
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive examples of one split, feature-major.
+
+    Attributes:
+        dense_IN: floating point.
+        ids_F: F integer arrays; N ids each, or as many as the feature's lengths add up to.
+        labels_N: 0 or 1, any number type.
+        lengths_FN: ids per feature and example, or None for exactly one each.
+    """
+
+    dense_IN: np.ndarray
+    ids_F: Sequence[np.ndarray]
+    labels_N: np.ndarray
+    lengths_FN: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+
+class Source(Protocol):
+    """Blocks by split and index. Block i holds examples [i * block_rows, (i + 1) * block_rows) of its split."""
+
+    @property
+    def schema(self) -> Schema: ...
+
+    @property
+    def block_rows(self) -> int: ...
+
+    def num_examples(self, split: str) -> int:
+        """Examples of the split."""
+        ...
+
+    def read_block(self, split: str, index: int) -> Block:
+        """One block; safe to call from several threads."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Equal for equal data; a checkpoint keeps it, so that a position is not applied to other data."""
+        ...
+
+
+def check_split(split: str) -> None:
+    """Raises:
+    DataError: if `split` is none of `SPLITS`.
+    """
+    if split not in SPLITS:
+        raise DataError(f"there is no split {split!r}; the splits are {', '.join(SPLITS)}")

@@ -1,0 +1,250 @@
+"""Criteo-shaped examples with a known optimum, made when they are read.
+
+The random words of a block depend on the seed, the split and the block's number alone (Philox counters), so any rank
+makes any part, bit for bit, and a split does not change when another one grows.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.alias import Alias
+from data.errors import DataError
+from data.schema import MISSING_ROW, RESERVED_ROWS, Schema, SparseFeature
+from data.shuffle import Use, permutation, words
+from data.source import SPLITS, Block, check_split
+from data.teacher import PROBABILITIES, THRESHOLDS, Teacher, add_up, random_effects, smooth_effects
+
+# fmt: off
+CARDINALITIES = (3, 4, 5, 8, 10, 10, 15, 20, 20, 30, 30, 50, 50, 100, 100, 100, 200, 300, 500,
+                 1000, 2000, 3000, 5000, 5000, 10000, 10000)
+# fmt: on
+BLOCK_ROWS = 8192
+MAX_CARDINALITY = 1 << 20
+_EXPONENT = 1.05  # of the power law of the ids
+_LEVELS = 4096  # different draws of a dense feature
+_MISSING_DENSE = -1.0
+_CALIBRATION = len(SPLITS)  # a stream of its own, in no split
+_CALIBRATION_BLOCKS = 16
+
+
+@dataclass(frozen=True)
+class Bayes:
+    """What the best possible model scores on a split: the true probabilities against the labels that were drawn.
+
+    Attributes:
+        log_loss: mean, in nats.
+        ne: `log_loss` over the entropy of the split's own label rate.
+        auc: exact, ties counted half.
+    """
+
+    log_loss: float
+    ne: float
+    auc: float
+
+
+class Synthetic:
+    """A source without files: dense features, power-law ids in scrambled order, and a teacher that labels them.
+
+    Args:
+        seed: of everything.
+        num_train, num_validation, num_test: examples per split.
+        cardinalities: ids per sparse feature; each has row 0 for missing and an unused row 1 besides.
+        max_ids: longest list of ids, for all features or for each; lists have 1 to `max_ids` ids.
+        num_dense: dense features, already transformed by log(x + 3), missing ones -1.
+        label_rate: mean of the true probabilities.
+
+    Raises:
+        DataError: if a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        num_train: int = 6_000_000,
+        num_validation: int = 100_000,
+        num_test: int = 100_000,
+        *,
+        cardinalities: Sequence[int] = CARDINALITIES,
+        max_ids: int | Sequence[int] = 1,
+        num_dense: int = 13,
+        label_rate: float = 0.25,
+    ) -> None:
+        lists = [max_ids] * len(cardinalities) if isinstance(max_ids, int) else list(max_ids)
+        self._num_examples = dict(zip(SPLITS, (num_train, num_validation, num_test), strict=True))
+        _check(seed, self._num_examples, cardinalities, lists, num_dense, label_rate)
+        settings = [seed, list(self._num_examples.values()), list(cardinalities), lists, num_dense, label_rate]
+        self._fingerprint = "synthetic-1:" + hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
+        self.seed, self.block_rows = seed, BLOCK_ROWS
+        sparse = [
+            SparseFeature(f"cat_{f + 1}", ids + RESERVED_ROWS, longest)
+            for f, (ids, longest) in enumerate(zip(cardinalities, lists, strict=True))
+        ]
+        self.schema = Schema(tuple(f"int_{i + 1}" for i in range(num_dense)), tuple(sparse))
+        slots = sum(lists) + num_dense
+        self._first = [Alias.of(_row_weights(f.rows, seed, column)) for column, f in enumerate(sparse)]
+        self._more = [
+            Alias.of(_row_weights(f.rows, seed, column, may_miss=False)) if f.max_ids > 1 else None
+            for column, f in enumerate(sparse)
+        ]
+        self._effects = [random_effects(f.rows, slots, seed, column) for column, f in enumerate(sparse)]
+        self._dense_values = [_dense_levels(seed, column) for column in range(num_dense)]
+        self._dense_effects = [
+            _dense_effects(values, slots, seed, len(sparse) + column)
+            for column, values in enumerate(self._dense_values)
+        ]
+        samples = [self._examples(_CALIBRATION, index, BLOCK_ROWS)[:2] for index in range(_CALIBRATION_BLOCKS)]
+        sums = [self._groups(block, levels) for block, levels in samples]
+        self._teacher = Teacher(
+            np.concatenate([a for a, _ in sums]), np.concatenate([b for _, b in sums]), label_rate=label_rate
+        )
+
+    def num_examples(self, split: str) -> int:
+        """Examples of the split."""
+        check_split(split)
+        return self._num_examples[split]
+
+    def fingerprint(self) -> str:
+        """Depends on the settings alone."""
+        return self._fingerprint
+
+    def read_block(self, split: str, index: int) -> Block:
+        """Examples [index * 8192, (index + 1) * 8192) of the split."""
+        return self._labelled(split, index)[0]
+
+    def bayes(self, split: str) -> Bayes:
+        """Scores of the true probabilities on the whole split, found block by block."""
+        # [label, step]: all examples of a step share one probability, so counts are enough, and exact.
+        counts = np.zeros((2, len(PROBABILITIES)), dtype=np.int64)
+        for index in range(-(-self.num_examples(split) // BLOCK_ROWS)):
+            block, steps = self._labelled(split, index)
+            for label in (0, 1):
+                counts[label] += np.bincount(steps[block.labels_N == label], minlength=len(PROBABILITIES))
+        return _score(counts)
+
+    def _labelled(self, split: str, index: int) -> tuple[Block, np.ndarray]:
+        """A block and, for each example, the place of its probability."""
+        rows = min(BLOCK_ROWS, self.num_examples(split) - index * BLOCK_ROWS)
+        if index < 0 or rows <= 0:
+            raise DataError(f"the {split} split has no block {index}")
+        block, levels, label_words = self._examples(SPLITS.index(split), index, rows)
+        steps = self._teacher.steps(*self._groups(block, levels))
+        np.less(label_words, THRESHOLDS[steps], out=block.labels_N)
+        return block, steps
+
+    def _examples(self, stream: int, index: int, rows: int) -> tuple[Block, np.ndarray, np.ndarray]:
+        """A block with labels not yet given, the levels of its dense features [I, rows], and the labels' words."""
+        lists = [feature.max_ids for feature in self.schema.sparse]
+        num_words = sum(lists) + 1
+        num_halves = len(self.schema.dense) + (0 if self.schema.one_hot else len(lists))
+        raw = words(BLOCK_ROWS * (2 * num_words + num_halves + 3) // 4, self.seed, Use.EXAMPLES, index, stream)
+        # Whole blocks are drawn even where the split ends, so that a longer split begins with the shorter one.
+        full = raw.view(np.uint32)[: num_words * BLOCK_ROWS].reshape(num_words, BLOCK_ROWS)[:, :rows]
+        halves = raw.view(np.uint16)[2 * num_words * BLOCK_ROWS :][: num_halves * BLOCK_ROWS]
+        halves = halves.reshape(num_halves, BLOCK_ROWS)[:, :rows]
+        levels_IN = halves[: len(self.schema.dense)] >> 4
+        dense_IN = np.empty(levels_IN.shape, dtype=np.float32)
+        for column, values in enumerate(self._dense_values):
+            dense_IN[column] = values[levels_IN[column]]
+        labels_N = np.empty(rows, dtype=np.bool_)
+        if self.schema.one_hot:
+            ids_FN = np.empty((len(lists), rows), dtype=np.int32)
+            for column, alias in enumerate(self._first):
+                ids_FN[column] = alias.draw(full[column])
+            return Block(dense_IN, ids_FN, labels_N), levels_IN, full[-1]
+        ids_F, lengths_FN = [], np.empty((len(lists), rows), dtype=np.int32)
+        at = 0
+        for column, longest in enumerate(lists):
+            ids_NL = np.empty((rows, longest), dtype=np.int32)
+            ids_NL[:, 0] = self._first[column].draw(full[at])
+            more = self._more[column]
+            if more is not None:
+                ids_NL[:, 1:] = more.draw(full[at + 1 : at + longest]).T
+            drawn = 1 + (halves[len(self.schema.dense) + column].astype(np.int32) * longest >> 16)
+            lengths_FN[column] = np.where(ids_NL[:, 0] == MISSING_ROW, 1, drawn)
+            ids_F.append(ids_NL[np.arange(longest) < lengths_FN[column][:, None]])
+            at += longest
+        return Block(dense_IN, ids_F, labels_N, lengths_FN), levels_IN, full[-1]
+
+    def _groups(self, block: Block, levels_IN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Packed sums of effects of the even features (of both kinds) and of the odd ones, uint64 [N] each."""
+        sums = []
+        for group in (0, 1):
+            tables, rows = self._dense_effects[group::2], list(levels_IN[group::2])
+            total = add_up(tables, rows) if tables else np.zeros(len(block), dtype=np.uint64)
+            for column in range(group, len(self._effects), 2):
+                effects = self._effects[column][block.ids_F[column]]
+                if block.lengths_FN is not None:
+                    starts = np.cumsum(block.lengths_FN[column]) - block.lengths_FN[column]
+                    effects = np.add.reduceat(effects, starts)
+                total += effects
+            sums.append(total)
+        return sums[0], sums[1]
+
+
+def _check(
+    seed: int, sizes: dict[str, int], cardinalities: Sequence[int], lists: list[int], num_dense: int, label_rate: float
+) -> None:
+    if not 0 <= seed < 1 << 64:
+        raise DataError(f"{seed=} must be at least 0 and below 2**64")
+    for split, size in sizes.items():
+        if size < 1:
+            raise DataError(f"num_{split}={size} must be at least 1")
+    if len(lists) != len(cardinalities) or not cardinalities:
+        raise DataError(f"{len(lists)} values of max_ids for {len(cardinalities)} sparse features")
+    for ids in cardinalities:
+        if not 1 <= ids <= MAX_CARDINALITY:
+            raise DataError(f"a cardinality of {ids} must be at least 1 and at most {MAX_CARDINALITY}")
+    if num_dense < 1 or min(lists) < 1 or sum(lists) + num_dense > 4096:
+        raise DataError(f"{num_dense=} and max_ids={lists} must be at least 1 and add up to at most 4096")
+    if not 0.01 <= label_rate <= 0.99:
+        raise DataError(f"{label_rate=} must be between 0.01 and 0.99")
+
+
+def _row_weights(rows: int, seed: int, column: int, *, may_miss: bool = True) -> np.ndarray:
+    """Probabilities of the rows of a table: a power law in an order of its own, and a share of missing values."""
+    weights = np.zeros(rows)
+    order = permutation(rows - RESERVED_ROWS, seed, Use.ID_ORDER, column)
+    weights[RESERVED_ROWS + order] = np.arange(1, rows - RESERVED_ROWS + 1) ** -_EXPONENT
+    weights /= weights.sum()
+    # From nothing missing in the first column to a third of the values, in steps of one fifteenth.
+    missing = (column * 7 % 6) / 15 if may_miss else 0.0
+    weights *= 1 - missing
+    weights[MISSING_ROW] = missing
+    return weights
+
+
+def _dense_levels(seed: int, column: int) -> np.ndarray:
+    """log(x + 3) at `_LEVELS` equally likely levels, float32; x is a whole number, heavy-tailed, -1 where missing."""
+    u = (np.arange(_LEVELS) + 0.5) / _LEVELS
+    typical, tail = 2.0 ** (column % 7), 0.6 + 0.1 * (column % 5)
+    values = np.log(np.floor(typical * (u / (1 - u)) ** tail) + 3)
+    missing = _LEVELS * (column * 5 % 7) // 20
+    values[permutation(_LEVELS, seed, Use.MISSING_LEVELS, column)[:missing]] = _MISSING_DENSE
+    return values.astype(np.float32)
+
+
+def _dense_effects(values: np.ndarray, slots: int, seed: int, table: int) -> np.ndarray:
+    """Packed effects of a dense feature's levels: smooth in the value, and free where it is missing."""
+    low, high = np.log(3.0), values.max()
+    effects = smooth_effects(np.clip((values - low) / (high - low), 0, 1), slots, seed, table)
+    effects[values == _MISSING_DENSE] = random_effects(1, slots, seed, table)
+    return effects
+
+
+def _score(counts: np.ndarray) -> Bayes:
+    negatives, positives = counts
+    total, ones = int(counts.sum()), int(positives.sum())
+    with np.errstate(divide="ignore"):
+        log_loss = -(np.dot(positives, np.log(PROBABILITIES)) + np.dot(negatives, np.log1p(-PROBABILITIES))) / total
+    rate = ones / total
+    if ones in (0, total):
+        return Bayes(float(log_loss), math.nan, math.nan)
+    entropy = -(rate * math.log(rate) + (1 - rate) * math.log1p(-rate))
+    below = np.cumsum(negatives) - negatives
+    auc = float(np.dot(positives, below + 0.5 * negatives)) / (ones * (total - ones))
+    return Bayes(float(log_loss), float(log_loss) / entropy, auc)
