@@ -1,0 +1,81 @@
+"""Initial values of tables: the same for every number of ranks and every sharding plan.
+
+A plain table of n rows starts at U(-1/sqrt(n), 1/sqrt(n)). Tables that are combined start so that the *combined* vector
+has that variance, 1/(3n), and mean 0. Values come from one generator per table and block of rows, so a rank can make
+any rows of any table without the rest.
+"""
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from embeddings.tables import FeatureTable
+
+BLOCK_ROWS = 65_536
+# Half the width of the factor near 1 in a product: far enough from 0 that no row is silent, wide enough that ids that
+# share the other factor start apart.
+FACTOR_NOISE = 0.5
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Values drawn evenly from [low, high)."""
+
+    low: float
+    high: float
+
+    @staticmethod
+    def around_zero(half_width: float) -> "Uniform":
+        return Uniform(-half_width, half_width)
+
+
+def initial_distributions(feature: FeatureTable) -> tuple[Uniform, ...]:
+    """Distribution of the initial values of each of the feature's tables, in the order of `feature.tables`.
+
+    "mult": the large table is at the scale of a plain one, the small one near 1. With r ~ U(1 - a, 1 + a) the product
+    has variance Var(q) E[r^2] = Var(q) (1 + a^2 / 3), which the bound of q makes up for.
+    "add": each has half the variance. "concat": each half is a plain one.
+    """
+    bound = 1 / math.sqrt(feature.rows)
+    if feature.kind != "qr":
+        return (Uniform.around_zero(bound),)
+    if feature.operation == "concat":
+        return (Uniform.around_zero(bound),) * 2
+    if feature.operation == "add":
+        return (Uniform.around_zero(bound / math.sqrt(2)),) * 2
+    values = Uniform.around_zero(bound / math.sqrt(1 + FACTOR_NOISE**2 / 3))
+    factor = Uniform(1 - FACTOR_NOISE, 1 + FACTOR_NOISE)
+    return (values, factor) if feature.large == "quotient" else (factor, values)
+
+
+@torch.no_grad()
+def fill_rows(rows_ND: Tensor, distribution: Uniform, *, table: str, seed: int, first_row: int = 0) -> None:
+    """Writes the initial values of rows [first_row, first_row + N) of a table into `rows_ND`, on any device.
+
+    Args:
+        rows_ND: [N, D] of a floating dtype; a whole number of columns of the table (no column shards).
+        table: the table's name; with `seed` and the block it decides the values.
+    """
+    num_rows, dim = rows_ND.shape
+    row = first_row
+    while row < first_row + num_rows:
+        block = row // BLOCK_ROWS
+        begin, end = row - block * BLOCK_ROWS, min(first_row + num_rows - block * BLOCK_ROWS, BLOCK_ROWS)
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{table}:{block}:{seed}".encode()))
+        # Always from the block's first row, so that a shard that begins inside a block finds its values.
+        values = torch.empty(end, dim).uniform_(distribution.low, distribution.high, generator=generator)
+        rows_ND[row - first_row : row - first_row + end - begin].copy_(values[begin:])
+        row += end - begin
+
+
+def table_distributions(features: Sequence[FeatureTable], dim: int) -> dict[str, Uniform]:
+    """The distribution of the initial values of every table, by the table's name."""
+    return {
+        table.name: distribution
+        for feature in features
+        for table, distribution in zip(feature.tables(dim), initial_distributions(feature), strict=True)
+    }

@@ -1,0 +1,116 @@
+"""How the id of a feature becomes a row of each of its tables.
+
+A partition is a small pure object: it knows how many rows its tables have and maps ids to rows. All arithmetic is
+integer arithmetic: through float32 ids above 2**24 come out wrong, and rows out of range.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Partition(Protocol):
+    """Maps the ids of one feature to a row in each of its tables."""
+
+    @property
+    def table_rows(self) -> tuple[int, ...]:
+        """Rows of every table, in the order of `__call__`."""
+        ...
+
+    def __call__(self, ids: Tensor) -> tuple[Tensor, ...]:
+        """Rows for `ids` (any shape, 0 <= id < rows), one tensor of the same shape and dtype per table."""
+        ...
+
+
+@dataclass(frozen=True)
+class Full:
+    """One row per id."""
+
+    rows: int
+
+    def __post_init__(self) -> None:
+        _at_least("rows", self.rows, 1)
+
+    @property
+    def table_rows(self) -> tuple[int]:
+        return (self.rows,)
+
+    def __call__(self, ids: Tensor) -> tuple[Tensor]:
+        return (ids,)
+
+
+@dataclass(frozen=True)
+class Hash:
+    """`id mod buckets`: ids a multiple of `buckets` apart share a row and cannot be told apart."""
+
+    rows: int
+    buckets: int
+
+    def __post_init__(self) -> None:
+        _at_least("rows", self.rows, 1)
+        _at_least("buckets", self.buckets, 1)
+
+    @property
+    def table_rows(self) -> tuple[int]:
+        return (min(self.rows, self.buckets),)
+
+    def __call__(self, ids: Tensor) -> tuple[Tensor]:
+        return (ids % self.buckets,)
+
+
+@dataclass(frozen=True)
+class QuotientRemainder:
+    """`(id // divisor, id % divisor)`: the pair is different for every id, though each row is shared.
+
+    The divisor decides which table is large. With a small one, the quotient table is large and neighbouring ids share
+    its rows; with a large one, the remainder table is large and ids `divisor` apart share its rows. `of` builds
+    either from the number of ids that share a row of the large table.
+
+    Source: Shi et al., Compositional Embeddings Using Complementary Partitions, arXiv:1909.02107.
+    """
+
+    rows: int
+    divisor: int
+
+    def __post_init__(self) -> None:
+        _at_least("rows", self.rows, 1)
+        _at_least("divisor", self.divisor, 1)
+
+    @classmethod
+    def of(cls, rows: int, collisions: int, *, large: str = "quotient") -> "QuotientRemainder":
+        """The partition in which at most `collisions` ids share a row of the large table.
+
+        Args:
+            rows: number of ids, >= 1.
+            collisions: ids per row of the large table, >= 1.
+            large: "quotient" (neighbours share) or "remainder" (ids `ceil(rows / collisions)` apart share, as in the
+                paper's algorithm).
+
+        Raises:
+            ValueError: if a number is below 1 or `large` is another word.
+        """
+        _at_least("rows", rows, 1)
+        _at_least("collisions", collisions, 1)
+        if large == "quotient":
+            return cls(rows, collisions)
+        if large == "remainder":
+            return cls(rows, ceil_div(rows, collisions))
+        raise ValueError(f"{large=} must be 'quotient' or 'remainder'")
+
+    @property
+    def table_rows(self) -> tuple[int, int]:
+        return (ceil_div(self.rows, self.divisor), min(self.rows, self.divisor))
+
+    def __call__(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        return ids // self.divisor, ids % self.divisor
+
+
+def ceil_div(a: int, b: int) -> int:
+    """The quotient of two positive integers, rounded up."""
+    return -(-a // b)
+
+
+def _at_least(name: str, value: int, bound: int) -> None:
+    if value < bound:
+        raise ValueError(f"{name}={value} must be at least {bound}")

@@ -1,0 +1,205 @@
+"""From a model with tables on meta to a sharded one: tables over ranks, everything else replicated."""
+
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec.distributed.model_parallel import (
+    DataParallelWrapper,
+    DefaultDataParallelWrapper,
+    DistributedModelParallel,
+)
+from torchrec.distributed.types import ShardingEnv, ShardingPlan
+
+from embeddings.collection import CompositionalEmbeddings
+from embeddings.fused import attach_rowwise_adagrad, set_learning_rates
+from embeddings.init import fill_rows, table_distributions
+from embeddings.memory import available_bytes
+from embeddings.placement import Placement, PlacementError, make_plan, sharders
+
+# All of these are about the inside of TorchRec, and nothing that its users or ours can act on.
+for _words in ("broadcast_buffers", "reduce_scatter_tensor", "all_gather_into_tensor"):
+    warnings.filterwarnings("ignore", message=f".*{_words}.*is deprecated", category=FutureWarning)
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True)
+class Sharded:
+    """A sharded model and what belongs to it.
+
+    Attributes:
+        dmp: call it like the model; its backward updates the tables.
+        embeddings: the CompositionalEmbeddings inside.
+        plan: TorchRec's plan.
+        placements: the plan, one row per table.
+        dense: every parameter that is not a table, by name, for the dense optimizer.
+    """
+
+    dmp: DistributedModelParallel
+    embeddings: CompositionalEmbeddings
+    plan: ShardingPlan
+    placements: list[Placement]
+    dense: dict[str, nn.Parameter]
+
+    def plan_table(self) -> list[Placement]:
+        return list(self.placements)
+
+    def set_learning_rates(self, *, sparse_lr: float, qr_lr: float) -> None:
+        """Sets the learning rates of full and hashed tables, and of quotient and remainder tables.
+
+        They hold from the next backward on.
+        """
+        qr_tables = {t.name for f in self.embeddings.features if f.kind == "qr" for t in f.tables(self.embeddings.dim)}
+        set_learning_rates(self.dmp, qr_tables, sparse_lr=sparse_lr, qr_lr=qr_lr)
+
+
+def shard(
+    model: nn.Module,
+    *,
+    device: torch.device,
+    batch_size: int,
+    seed: int,
+    sparse_lr: float,
+    qr_lr: float,
+    eps: float = 1e-8,
+    sharding: str = "auto",
+    memory_bytes: int | None = None,
+    local_world_size: int | None = None,
+    process_group: dist.ProcessGroup | None = None,
+) -> Sharded:
+    """Shards the tables of `model` over the ranks of `process_group`. A collective.
+
+    Initial values of tables depend on `seed` and the table alone, not on ranks or plan; those of dense parameters are
+    taken from rank 0. With one rank nothing is wrapped in DistributedDataParallel.
+
+    Args:
+        model: contains one CompositionalEmbeddings built on "meta"; the rest of it has its values. It is changed.
+        device: of this rank.
+        batch_size: examples per rank and step.
+        sparse_lr, qr_lr, eps: see `fused.attach_rowwise_adagrad`.
+        sharding: "table_wise", "row_wise", or "auto": the planner decides for each table.
+        memory_bytes: what each rank may use for tables; default: what the device has left.
+        local_world_size: ranks on this host; default: all.
+        process_group: default: the world.
+
+    Raises:
+        ValueError: for a setting out of bounds, or a model without exactly one CompositionalEmbeddings.
+        PlacementError: if the tables do not fit the memory; nothing has been allocated then.
+    """
+    group = process_group or dist.group.WORLD
+    if group is None:
+        raise ValueError("sharding needs a process group, of one rank too: call torch.distributed.init_process_group")
+    world_size = dist.get_world_size(group)
+    embeddings = _only_embeddings(model)
+    attach_rowwise_adagrad(embeddings, sparse_lr=sparse_lr, qr_lr=qr_lr, eps=eps)
+    plan, placements = _agree_on_plan(
+        model,
+        embeddings,
+        group,
+        device=device,
+        batch_size=batch_size,
+        sharding=sharding,
+        memory_bytes=memory_bytes,
+        local_world_size=local_world_size or world_size,
+    )
+    _move_dense(model, embeddings, device)
+    dmp = DistributedModelParallel(
+        model,
+        env=ShardingEnv.from_process_group(group),
+        device=device,
+        plan=plan,
+        sharders=sharders(),
+        init_parameters=False,
+        data_parallel_wrapper=_NoWrapper() if world_size == 1 else DefaultDataParallelWrapper(),
+    )
+    _initialize_tables(dmp, embeddings, seed)
+    return Sharded(dmp, embeddings, plan, placements, _dense_parameters(dmp, embeddings))
+
+
+class _NoWrapper(DataParallelWrapper):
+    """One rank has nobody to average gradients with."""
+
+    def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:
+        pass
+
+
+def _only_embeddings(model: nn.Module) -> CompositionalEmbeddings:
+    found = [module for module in model.modules() if isinstance(module, CompositionalEmbeddings)]
+    if len(found) != 1:
+        raise ValueError(f"the model must contain one CompositionalEmbeddings, it contains {len(found)}")
+    if any(not weight.is_meta for weight in found[0].parameters()):
+        raise ValueError("build CompositionalEmbeddings with device='meta': sharding gives the tables their memory")
+    return found[0]
+
+
+def _agree_on_plan(
+    model: nn.Module,
+    embeddings: CompositionalEmbeddings,
+    group: dist.ProcessGroup,
+    *,
+    device: torch.device,
+    memory_bytes: int | None,
+    local_world_size: int,
+    **settings: Any,
+) -> tuple[ShardingPlan, list[Placement]]:
+    """Rank 0's plan on every rank, for the smallest memory of any; or its error on every rank."""
+    free: list[int | None] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(free, memory_bytes or available_bytes(device, local_world_size), group=group)
+    known = [n for n in free if n is not None]
+    outcome: list[Any] = [None]
+    if dist.get_rank(group) == 0:
+        try:
+            outcome = [
+                make_plan(
+                    model,
+                    embeddings,
+                    world_size=len(free),
+                    local_world_size=local_world_size,
+                    device_type=device.type,
+                    memory_bytes=min(known) if known else None,
+                    **settings,
+                )
+            ]
+        except ValueError as error:
+            outcome = [error]
+    dist.broadcast_object_list(outcome, src=dist.get_global_rank(group, 0), group=group)
+    if isinstance(outcome[0], ValueError):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _move_dense(model: nn.Module, embeddings: CompositionalEmbeddings, device: torch.device) -> None:
+    tables = set(embeddings.parameters())
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter not in tables and parameter.device != device:
+                setattr(module, name, nn.Parameter(parameter.detach().to(device), parameter.requires_grad))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+
+
+@torch.no_grad()
+def _initialize_tables(dmp: nn.Module, embeddings: CompositionalEmbeddings, seed: int) -> None:
+    distributions = table_distributions(embeddings.features, embeddings.dim)
+    for name, weight in dmp.state_dict().items():
+        if isinstance(weight, ShardedTensor):
+            table = name.split(".")[-2]
+            for piece in weight.local_shards():
+                first_row = piece.metadata.shard_offsets[0]
+                fill_rows(piece.tensor, distributions[table], table=table, seed=seed, first_row=first_row)
+
+
+def _dense_parameters(dmp: nn.Module, embeddings: CompositionalEmbeddings) -> dict[str, nn.Parameter]:
+    dense = {name: p for name, p in dmp.named_parameters() if not hasattr(p, "_in_backward_optimizers")}
+    tables = {table.name for table in embeddings.tables}
+    escaped = [name for name in dense if tables & set(name.split("."))]
+    assert not escaped, f"tables that are not trained in backward: {escaped}"
+    return dense
+
+
+__all__ = ["Placement", "PlacementError", "Sharded", "shard"]
