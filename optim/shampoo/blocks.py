@@ -1,0 +1,96 @@
+"""How a parameter is cut into blocks, and how the same cut is taken of its gradient.
+
+A block is preconditioned on its own: a block of shape [n_1, ..., n_o] has `o` factor matrices of n_k x n_k.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Shape = tuple[int, ...]
+Region = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One piece of one parameter.
+
+    `group` and `position` find the parameter (`param_groups[group]["params"][position]`), `number` counts the blocks
+    of that parameter. A diagonal block has no factor matrices: it takes the step of its grafting method.
+    """
+
+    group: int
+    position: int
+    number: int
+    shape: Shape
+    diagonal: bool
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The shape a parameter is seen in, and the regions of that shape that are its blocks (none if it is empty)."""
+
+    shape: Shape
+    regions: tuple[Region, ...]
+
+    def region_shape(self, number: int) -> Shape:
+        return tuple(part.stop - part.start for part in self.regions[number])
+
+    def views(self, tensor: Tensor) -> list[Tensor]:
+        """The blocks of `tensor` (a parameter or gradient), as views wherever its strides allow."""
+        seen = tensor if tensor.shape == self.shape else tensor.reshape(self.shape)
+        if len(self.regions) == 1:
+            return [seen]
+        return [seen[region] for region in self.regions]
+
+
+def squeeze_shape(shape: Shape) -> Shape:
+    """Drops dimensions of size 1; what would be a scalar is a vector of one element."""
+    return tuple(size for size in shape if size != 1) or (1,)
+
+
+def merge_shape(shape: Shape, limit: int) -> Shape:
+    """Merges neighbouring dimensions, from the last backwards, while their product is at most `limit`.
+
+    (64, 3, 3) with limit 16 becomes (64, 9); with limit 1024 it becomes (576,), one factor matrix for all of it.
+    """
+    merged = [shape[-1]]
+    for size in reversed(shape[:-1]):
+        if size * merged[0] <= limit:
+            merged[0] *= size
+        else:
+            merged.insert(0, size)
+    return tuple(merged)
+
+
+def split_shape(shape: Shape, limit: int) -> tuple[Region, ...]:
+    """Cuts every dimension into pieces of `limit` (the last is smaller), in row-major order of the pieces."""
+    if 0 in shape:
+        return ()
+    per_dimension = [[slice(i, min(i + limit, size)) for i in range(0, size, limit)] for size in shape]
+    return tuple(itertools.product(*per_dimension))
+
+
+def cut_parameter(parameter: Tensor, *, limit: int, merge: bool) -> Cut:
+    """Decides the blocks of a parameter.
+
+    Args:
+        parameter: any shape and strides; only merging needs dimensions that can be viewed as one.
+        limit: the largest dimension of a block, >= 1.
+        merge: whether small dimensions are merged first.
+    """
+    shape = squeeze_shape(tuple(parameter.shape))
+    if merge and parameter.numel():
+        merged = merge_shape(shape, limit)
+        try:
+            parameter.detach().view(merged)
+            shape = merged
+        except RuntimeError:  # the strides do not allow it: blocks must be views, so this one stays unmerged
+            pass
+    return Cut(shape, split_shape(shape, limit))

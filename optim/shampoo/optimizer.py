@@ -1,0 +1,281 @@
+"""Shampoo for any torch model: the step as a sequence, and the books it needs.
+
+    gradients (checked) -> blocks -> this rank's directions (shard.py) -> one all-gather (gather.py) -> weights
+
+Every rank must hold the same gradients, as after DistributedDataParallel. Blocks belong to ranks; a rank keeps state
+and computes directions only for its own. Source: Gupta et al., arXiv:1802.09568; Anil et al., arXiv:2002.09018;
+Shi et al., arXiv:2309.06497.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from optim.shampoo import state
+from optim.shampoo.assignment import root_cost, spread, step_cost
+from optim.shampoo.blocks import Block, Cut, cut_parameter
+from optim.shampoo.gather import DirectionBuffer
+from optim.shampoo.gradients import checked_gradients, parameter_name
+from optim.shampoo.grafting import AdaGradGrafting, Grafting
+from optim.shampoo.preconditioner import ExponentOverride
+from optim.shampoo.scalars import rounded
+from optim.shampoo.settings import resolve
+from optim.shampoo.shard import Shard, flat_order
+
+Kind = tuple[torch.device, torch.dtype]  # where a block's state lives, and its type
+
+
+class DistributedShampoo(Optimizer):
+    """Shampoo with grafting; on one process or, with a process group, on many.
+
+    Args:
+        params: parameters, named parameters, or groups of them; every setting below can differ per group.
+        lr: learning rate.
+        betas: of the filtered gradient (0: none) and of the factor matrices (1: a plain sum, as in AdaGrad).
+        beta3: weight of the old average in the direction, for a Nesterov-like look ahead; -1 means beta1.
+        epsilon: added to the diagonal of every factor matrix. None: `relative_epsilon` times its mean eigenvalue,
+            which is the safer choice in float32, whatever the scale of the gradients.
+        momentum, dampening, use_nesterov: heavy-ball momentum on the finished direction.
+        weight_decay, use_decoupled_weight_decay: added to the direction (AdamW), or to the gradient (L2).
+        max_preconditioner_dim: larger dimensions are split into blocks of this size.
+        merge_small_dims: first merge neighbouring dimensions while their product is at most the size above.
+        precondition_vectors: whether biases (and whatever else has one dimension) get a factor matrix; without one
+            they take the step of the grafting method, which is much cheaper.
+        precondition_frequency: steps between two refreshes of the root inverses.
+        start_preconditioning_step: the first refresh; until then grafting alone. -1: the frequency.
+        stagger_refresh: after the first, refresh a few blocks every step instead of all at once.
+        inverse_exponent_override: exponent p of F ** -p instead of 1 / (2 * order): one for all, or {order: p} or
+            {order: {dimension: p}}.
+        use_bias_correction: of the filtered gradient and the factor matrices.
+        grafting_config: whose step length is borrowed, per block; None for Shampoo's own.
+        communication_dtype: type of the directions on the wire, None for their own.
+        use_float32_scalars: round the learning rate and bias corrections to float32, as Meta's implementation does;
+            only to repeat its trajectories in float64.
+        process_group: the ranks that share the work; None for this process alone.
+
+    State is float32, or float64 for float64 parameters; weights of other types are updated from it.
+
+    Attributes:
+        num_failed_roots: root inverses that could not be computed so far, on this rank; such a block goes on with its
+            last good one, or with grafting alone.
+
+    Raises:
+        ValueError: for a setting out of range or a parameter that is complex.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-2,
+        betas: tuple[float, float] = (0.9, 1.0),
+        beta3: float = -1.0,
+        epsilon: float | None = None,
+        relative_epsilon: float = 1e-5,
+        *,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        use_nesterov: bool = False,
+        weight_decay: float = 0.0,
+        use_decoupled_weight_decay: bool = True,
+        max_preconditioner_dim: int = 256,
+        merge_small_dims: bool = False,
+        precondition_vectors: bool = True,
+        precondition_frequency: int = 20,
+        start_preconditioning_step: float = -1,
+        stagger_refresh: bool = False,
+        inverse_exponent_override: ExponentOverride | None = None,
+        use_bias_correction: bool = True,
+        grafting_config: Grafting | None = AdaGradGrafting(),  # noqa: B008 (frozen)
+        communication_dtype: torch.dtype | None = None,
+        use_float32_scalars: bool = False,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        defaults = {name: value for name, value in locals().items() if name in _GROUP_SETTINGS}
+        self._process_group = process_group
+        self._communication_dtype = communication_dtype
+        self._rank = dist.get_rank(process_group) if process_group is not None else 0
+        self._world_size = dist.get_world_size(process_group) if process_group is not None else 1
+        self._loads = [0.0] * self._world_size
+        self._cuts: list[list[Cut]] = []
+        self._blocks_of_rank: dict[Kind, list[list[Block]]] = {}
+        self._buffers: dict[Kind, DirectionBuffer] = {}
+        self._shards: dict[tuple[int, Kind], Shard] = {}
+        super().__init__(params, defaults)
+
+    @property
+    def num_failed_roots(self) -> int:
+        return sum(shard.num_failed_roots for shard in self._shards.values())
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; returns the closure's loss.
+
+        A parameter without a gradient does not move. With a process group every rank must call it.
+
+        Raises:
+            NonFiniteGradientError: before anything is changed, if a gradient holds NaN or infinity.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        grads = checked_gradients(self.param_groups)
+        for g, group in enumerate(self.param_groups):
+            if any(grad is not None for grad in grads[g]):
+                group["step"] += 1
+        weights = [
+            self._block_views(g, [p.detach() for p in group["params"]]) for g, group in enumerate(self.param_groups)
+        ]
+        grad_blocks = [self._block_views(g, group_grads) for g, group_grads in enumerate(grads)]
+
+        for (g, _), shard in self._shards.items():
+            step = int(self.param_groups[g]["step"])
+            mine = [(block.position, block.number) for block in shard.blocks]
+            shard.compute(
+                step, self.param_groups[g], [grad_blocks[g].get(b) for b in mine], [weights[g][b] for b in mine]
+            )
+        for buffer in self._buffers.values():
+            buffer.exchange()
+        for buffer in self._buffers.values():
+            for g, group in enumerate(self.param_groups):
+                lr = rounded(group["lr"], float32=group["use_float32_scalars"])
+                moves = [(weights[g][b.position, b.number], view) for b, view in buffer.views.items() if b.group == g]
+                if moves:
+                    targets, directions = zip(*moves, strict=True)
+                    torch._foreach_add_(targets, directions, alpha=-lr)
+        return loss
+
+    def _block_views(self, group_index: int, tensors: list[Tensor | None]) -> dict[tuple[int, int], Tensor]:
+        views: dict[tuple[int, int], Tensor] = {}
+        for position, (cut, tensor) in enumerate(zip(self._cuts[group_index], tensors, strict=True)):
+            if tensor is not None and cut.regions:
+                views |= {(position, number): view for number, view in enumerate(cut.views(tensor))}
+        return views
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            resolve(group)
+            for i, p in enumerate(group["params"]):
+                if p.is_complex():
+                    name = parameter_name(group, i, len(self.param_groups) - 1)
+                    raise ValueError(f"{name} is complex; Shampoo takes real parameters: view it as real")
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        group["step"] = torch.zeros((), dtype=torch.int64)
+        self._plan(len(self.param_groups) - 1)
+
+    def _plan(self, g: int) -> None:
+        """Cuts a new group into blocks, gives them owners, and makes room for this rank's state."""
+        group = self.param_groups[g]
+        limit, merge = group["max_preconditioner_dim"], group["merge_small_dims"]
+        self._cuts.append([cut_parameter(p, limit=limit, merge=merge) for p in group["params"]])
+        blocks = []
+        for position, cut in enumerate(self._cuts[g]):
+            diagonal = len(cut.shape) == 1 and not group["precondition_vectors"]
+            blocks += [Block(g, position, n, cut.region_shape(n), diagonal) for n in range(len(cut.regions))]
+
+        frequency = group["precondition_frequency"]
+        owners = spread([step_cost(b, frequency=frequency) for b in blocks], self._world_size, self._loads)
+        turns: list[int | None] = [None] * len(blocks)
+        if group["stagger_refresh"]:  # by block alone: the same on any number of ranks
+            turns = [*spread([root_cost(block) for block in blocks], frequency)]
+        turn_of = dict(zip(blocks, turns, strict=True))
+
+        by_kind: dict[Kind, list[list[Block]]] = {}
+        for block, owner in zip(blocks, owners, strict=True):
+            p = group["params"][block.position]
+            kind = (p.device, torch.float64 if p.dtype == torch.float64 else torch.float32)
+            by_kind.setdefault(kind, [[] for _ in range(self._world_size)])[owner].append(block)
+        for kind, blocks_of_rank in by_kind.items():
+            self._make_room(g, kind, [flat_order(members) for members in blocks_of_rank], turn_of)
+
+    def _make_room(
+        self, g: int, kind: Kind, blocks_of_rank: list[list[Block]], turn_of: dict[Block, int | None]
+    ) -> None:
+        device, dtype = kind
+        everyone = self._blocks_of_rank.setdefault(kind, [[] for _ in range(self._world_size)])
+        for blocks, new in zip(everyone, blocks_of_rank, strict=True):
+            blocks += new
+        self._buffers[kind] = buffer = DirectionBuffer(
+            everyone,
+            rank=self._rank,
+            process_group=self._process_group,
+            dtype=dtype,
+            communication_dtype=self._communication_dtype,
+            device=device,
+        )
+        mine = blocks_of_rank[self._rank]
+        start = 0
+        for (_, shard_kind), shard in self._shards.items():
+            if shard_kind == kind:
+                shard.set_out(buffer.own_N[start : start + shard.out_N.numel()])
+                start += shard.out_N.numel()
+        if not mine:
+            return
+        turns = [turn_of[block] for block in mine]
+        shard = Shard(mine, turns, self.param_groups[g], dtype=dtype, out_N=buffer.own_N[start:])
+        self._shards[g, kind] = shard
+        for index, block in enumerate(mine):
+            entries = self.state[self.param_groups[g]["params"][block.position]]
+            entries |= {f"block_{block.number}/{name}": t for name, t in shard.block_state(index).items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch.optim, of this rank's blocks; plain data and tensors, so `weights_only=True` loads it."""
+        return state.to_plain(super().state_dict())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over state and settings saved by `state_dict` on the same rank of as many ranks.
+
+        Raises:
+            ValueError: before anything is changed, if groups, blocks or their shapes differ.
+        """
+        state.load_plain(self, state_dict)
+
+    def blocks_state_dict(self, named: Mapping[str, Parameter]) -> dict[str, Tensor]:
+        """This rank's state by names that do not depend on the number of ranks: "mlp.0.weight/block_3/factor_0".
+
+        The tensors are live: what torch.distributed.checkpoint reads into them is loaded. Besides its own blocks
+        every rank holds the step counters, "group_0/step".
+
+        Args:
+            named: name of every parameter, as from `model.named_parameters()`; others are ignored.
+
+        Raises:
+            ValueError: if a parameter of the optimizer has no name.
+        """
+        return state.blocks_state_dict(self, named)
+
+    def load_blocks_state_dict(self, named: Mapping[str, Parameter], state_dict: Mapping[str, Tensor]) -> None:
+        """Takes this rank's blocks out of `state_dict`, which may hold those of all ranks.
+
+        Raises:
+            ValueError: before anything is changed, if a block is missing or has another shape.
+        """
+        state.load_blocks_state_dict(self, named, state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__.copy()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DistributedShampoo":
+        memo[id(self._process_group)] = self._process_group  # a connection is shared, not copied
+        clone = self.__class__.__new__(self.__class__)
+        memo[id(self)] = clone
+        clone.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return clone
+
+
+_GROUP_SETTINGS = {
+    *("lr", "betas", "beta3", "epsilon", "relative_epsilon", "momentum", "dampening", "use_nesterov", "weight_decay"),
+    *("use_decoupled_weight_decay", "max_preconditioner_dim", "merge_small_dims", "precondition_vectors"),
+    *("precondition_frequency", "start_preconditioning_step", "stagger_refresh", "inverse_exponent_override"),
+    *("use_bias_correction", "grafting_config", "use_float32_scalars"),
+}

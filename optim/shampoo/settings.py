@@ -1,0 +1,64 @@
+"""What may be set on a parameter group, checked in one place."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from optim.shampoo.grafting import AdaGradGrafting, AdamGrafting, RMSpropGrafting, SGDGrafting
+
+# These decide which blocks exist; a state dict only fits an optimizer that has them equal.
+STRUCTURAL = ("max_preconditioner_dim", "merge_small_dims", "precondition_vectors")
+
+
+def resolve(settings: dict[str, Any]) -> None:
+    """Checks a parameter group and fills in what follows from other settings, in place.
+
+    Raises:
+        ValueError: naming the setting, its value and the rule.
+    """
+    _require(settings, "lr", lambda lr: float(lr) >= 0, "at least 0")
+    betas = settings["betas"]
+    if len(betas) != 2 or not 0 <= betas[0] < 1 or not 0 < betas[1] <= 1:
+        raise ValueError(
+            f"{betas=} must be (beta1, beta2) with beta1 in [0, 1) and beta2 in (0, 1]; 1 means a plain sum"
+        )
+    _require(settings, "beta3", lambda beta3: beta3 == -1 or 0 <= beta3 < 1, "in [0, 1), or -1 for beta1")
+    _require(settings, "epsilon", lambda eps: eps is None or eps >= 0, "at least 0, or None for a relative one")
+    _require(settings, "relative_epsilon", lambda eps: eps > 0, "above 0")
+    _require(settings, "momentum", lambda mu: 0 <= mu < 1, "in [0, 1)")
+    _require(settings, "dampening", lambda tau: 0 <= tau < 1, "in [0, 1)")
+    _require(settings, "weight_decay", lambda decay: decay >= 0, "at least 0")
+    _require(settings, "max_preconditioner_dim", _is_count, "an integer of at least 1")
+    _require(settings, "precondition_frequency", _is_count, "an integer of at least 1")
+    if settings["start_preconditioning_step"] == -1:
+        settings["start_preconditioning_step"] = settings["precondition_frequency"]
+    _require(
+        settings,
+        "start_preconditioning_step",
+        lambda start: start == math.inf or _is_count(start),
+        "an integer of at least 1, -1 for precondition_frequency, or inf for never",
+    )
+    _require(
+        settings,
+        "grafting_config",
+        lambda config: (
+            config is None or isinstance(config, SGDGrafting | AdaGradGrafting | RMSpropGrafting | AdamGrafting)
+        ),
+        "None or one of SGDGrafting, AdaGradGrafting, RMSpropGrafting, AdamGrafting",
+    )
+    override = settings["inverse_exponent_override"]
+    exponents = override.values() if isinstance(override, Mapping) else [] if override is None else [override]
+    flat = [e for exponent in exponents for e in (exponent.values() if isinstance(exponent, Mapping) else [exponent])]
+    if any(exponent < 0 for exponent in flat):
+        raise ValueError(
+            f"inverse_exponent_override={override} must hold exponents of at least 0; 0.25 is a fourth root"
+        )
+
+
+def _require(settings: dict[str, Any], name: str, rule: Any, words: str) -> None:
+    if not rule(settings[name]):
+        raise ValueError(f"{name}={settings[name]} must be {words}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 1

@@ -1,0 +1,226 @@
+"""The blocks of one parameter group that one rank owns: their state, and the direction they take each step.
+
+All blocks lie behind each other in flat buffers [N], diagonal blocks first, then blocks of equal shape together. What
+is elementwise is one operation on a flat buffer; what is a matrix product is one batched call per shape.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optim.shampoo.assignment import refresh_due
+from optim.shampoo.blocks import Block
+from optim.shampoo.grafting import AdaGradGrafting, AdamGrafting, grafted_step, has_second_moment, update_second_moment
+from optim.shampoo.preconditioner import FAILED, RefreshSettings, RootStack
+from optim.shampoo.scalars import bias_correction
+
+Settings = dict[str, Any]  # a parameter group of the optimizer
+
+
+def flat_order(blocks: Sequence[Block]) -> list[Block]:
+    """Diagonal blocks first, then by shape; otherwise in the order of the parameters."""
+    return sorted(blocks, key=lambda b: (b.group, not b.diagonal, () if b.diagonal else b.shape, b.position, b.number))
+
+
+class Shard:
+    """State and step of some blocks of one group.
+
+    Args:
+        blocks: in `flat_order`.
+        turns: per block, the step of the refresh cycle it is due at, or None for all at once.
+        settings: the parameter group; what it switches on at construction has state from then on.
+        out_N: where the directions are written, one flat buffer for all blocks.
+    """
+
+    def __init__(
+        self, blocks: list[Block], turns: list[int | None], settings: Settings, *, dtype: torch.dtype, out_N: Tensor
+    ) -> None:
+        self.blocks = blocks
+        self.turns = turns
+        self.num_failed_roots = 0
+        device, num_elements = out_N.device, out_N.numel()
+        self._spans = list(_spans(blocks))
+        self._num_diagonal = sum(block.numel for block in blocks if block.diagonal)
+        self._stacks: list[tuple[slice, slice, RootStack]] = []  # blocks, elements, their factors
+        for shape, members in groupby(
+            (i for i, block in enumerate(blocks) if not block.diagonal), key=lambda i: blocks[i].shape
+        ):
+            rows = list(members)
+            elements = slice(self._spans[rows[0]].start, self._spans[rows[-1]].stop)
+            stack = RootStack(len(rows), shape, dtype=dtype, device=device)
+            self._stacks.append((slice(rows[0], rows[-1] + 1), elements, stack))
+
+        def zeros(n: int) -> Tensor:
+            return torch.zeros(n, dtype=dtype, device=device)
+
+        grafting = settings["grafting_config"]
+        self._num_grafted = num_elements if grafting is not None else self._num_diagonal
+        second_moment = has_second_moment(self._diagonal_method(settings))
+        self._second_moment = zeros(self._num_grafted if second_moment else 0)
+        self._filtered_grad = zeros(num_elements if settings["betas"][0] > 0 else 0)
+        self._momentum = zeros(num_elements if settings["momentum"] > 0 else 0)
+        # Scratch, kept because fresh pages cost more than the arithmetic on them.
+        self._grad, self._grafted = zeros(num_elements), zeros(self._num_grafted)
+        self._grad_views = self._views(self._grad)
+        self.set_out(out_N)
+
+    def set_out(self, out_N: Tensor) -> None:
+        self.out_N = out_N
+        self._out_views = self._views(out_N)
+
+    def block_state(self, index: int) -> dict[str, Tensor]:
+        """Live views of the state of one block, by name."""
+        span, shape = self._spans[index], self.blocks[index].shape
+        state: dict[str, Tensor] = {}
+        for name, flat in (
+            ("second_moment", self._second_moment),
+            ("filtered_grad", self._filtered_grad),
+            ("momentum", self._momentum),
+        ):
+            if span.stop <= flat.numel():
+                state[name] = flat[span].view(shape)
+        for rows, _, stack in self._stacks:
+            if rows.start <= index < rows.stop:
+                state |= stack.block_state(index - rows.start)
+        return state
+
+    @torch.no_grad()
+    def compute(self, step: int, settings: Settings, grads: Sequence[Tensor | None], weights: Sequence[Tensor]) -> None:
+        """Writes the direction of every block to `out_N`; a block without a gradient keeps its state and gets zero.
+
+        Args:
+            step: t, counted from 1.
+            grads, weights: per block, in the order of `blocks`; read only.
+        """
+        absent = [i for i, grad in enumerate(grads) if grad is None]
+        if len(absent) == len(grads):
+            self.out_N.zero_()
+            return
+        untouched = [(tensor, tensor.clone()) for i in absent for tensor in self.block_state(i).values()]
+
+        self._collect(settings, grads, weights)
+        self._accumulate(step, settings)
+        self._refresh(step, settings)
+        if self._second_moment.numel():
+            method = self._diagonal_method(settings)
+            update_second_moment(self._second_moment, self._grad[: self._num_grafted], method)
+        self._filter(step, settings)
+        self._direct(step, settings)
+        if settings["weight_decay"] and settings["use_decoupled_weight_decay"]:
+            torch._foreach_add_(self._out_views, list(weights), alpha=settings["weight_decay"])
+        self._apply_momentum(settings)
+
+        for tensor, before in untouched:
+            tensor.copy_(before)
+        for i in absent:
+            self._out_views[i].zero_()
+
+    def _collect(self, settings: Settings, grads: Sequence[Tensor | None], weights: Sequence[Tensor]) -> None:
+        """G, a copy of the gradients in the flat order; L2 decay is added here, never to the gradient itself."""
+        present = [i for i, grad in enumerate(grads) if grad is not None]
+        if len(present) < len(grads):
+            self._grad.zero_()
+        torch._foreach_copy_([self._grad_views[i] for i in present], [g for g in grads if g is not None])
+        if settings["weight_decay"] and not settings["use_decoupled_weight_decay"]:
+            torch._foreach_add_(self._grad_views, list(weights), alpha=settings["weight_decay"])
+
+    def _accumulate(self, step: int, settings: Settings) -> None:
+        beta2 = settings["betas"][1]
+        for rows, elements, stack in self._stacks:
+            grad_KS = self._stacked(self._grad, rows, elements, stack)
+            stack.accumulate(grad_KS, decay=beta2, weight=1.0 if beta2 == 1 else 1 - beta2)
+
+    def _refresh(self, step: int, settings: Settings) -> None:
+        frequency, start = settings["precondition_frequency"], settings["start_preconditioning_step"]
+        beta2, correction = settings["betas"][1], 1.0
+        if settings["use_bias_correction"] and beta2 < 1:
+            correction = bias_correction(beta2, step, float32=settings["use_float32_scalars"])
+        refresh = RefreshSettings(
+            correction, settings["epsilon"], settings["relative_epsilon"], settings["inverse_exponent_override"]
+        )
+        for rows, _, stack in self._stacks:
+            turns = self.turns[rows]
+            due = [k for k, turn in enumerate(turns) if refresh_due(step, frequency=frequency, start=start, turn=turn)]
+            if due:
+                self.num_failed_roots += stack.refresh(due, refresh)
+
+    def _filter(self, step: int, settings: Settings) -> None:
+        """H, the exponential average of G (G itself without beta1); takes G's place in the scratch buffer."""
+        beta1, beta3 = settings["betas"][0], settings["beta3"]
+        if beta1 == 0:
+            return
+        average, grad = self._filtered_grad, self._grad
+        if beta3 in (-1.0, beta1):
+            average.lerp_(grad, 1 - beta1)
+            grad.copy_(average)
+            correction = bias_correction(beta1, step, float32=settings["use_float32_scalars"])
+        else:
+            filtered = average.lerp(grad, 1 - beta3)  # from the old average, as Nesterov's momentum looks ahead
+            average.lerp_(grad, 1 - beta1)
+            grad.copy_(filtered)
+            correction = bias_correction(beta1, step - 1, float32=settings["use_float32_scalars"], factor=beta3)
+        if settings["use_bias_correction"]:
+            grad.div_(correction)
+
+    def _direct(self, step: int, settings: Settings) -> None:
+        """P from H: the diagonal method's before the start and for diagonal blocks, else Shampoo's, grafted."""
+        grafting, filtered = settings["grafting_config"], self._grad
+        if self._num_grafted:
+            second_moment = self._second_moment if self._second_moment.numel() else None
+            method, head = self._diagonal_method(settings), filtered[: self._num_grafted]
+            correction = 1.0
+            if isinstance(method, AdamGrafting):
+                correction = bias_correction(method.beta2, step, float32=settings["use_float32_scalars"])
+            grafted_step(head, second_moment, method, correction=correction, out=self._grafted)
+            copied = self._num_grafted if step < settings["start_preconditioning_step"] else self._num_diagonal
+            self.out_N[:copied].copy_(self._grafted[:copied])
+        if grafting is not None and step < settings["start_preconditioning_step"]:
+            return
+        for rows, elements, stack in self._stacks:
+            direction_KS = stack.direction(self._stacked(filtered, rows, elements, stack))
+            if grafting is None:
+                self.out_N[elements].copy_(direction_KS.flatten())
+                continue
+            grafted_KE = self._grafted[elements].view(stack.num_blocks, -1)
+            direction_KE = direction_KS.view(stack.num_blocks, -1)
+            length_K = torch.linalg.vector_norm(grafted_KE, dim=1)
+            own_length_K = torch.linalg.vector_norm(direction_KE, dim=1).add_(1e-16)
+            out_KE = self.out_N[elements].view(stack.num_blocks, -1)
+            torch.mul(direction_KE, (length_K / own_length_K)[:, None], out=out_KE)
+            failed_K = stack.root_status == FAILED
+            if failed_K.any():
+                out_KE[failed_K] = grafted_KE[failed_K]
+
+    def _apply_momentum(self, settings: Settings) -> None:
+        momentum, kept = settings["momentum"], 1 - settings["dampening"]
+        if momentum == 0:
+            return
+        self._momentum.mul_(momentum).add_(self.out_N, alpha=kept)
+        if settings["use_nesterov"]:
+            self.out_N.mul_(kept).add_(self._momentum, alpha=momentum)
+        else:
+            self.out_N.copy_(self._momentum)
+
+    def _diagonal_method(self, settings: Settings) -> Any:
+        """What diagonal blocks do without grafting: the diagonal of Shampoo's own statistics."""
+        beta2, epsilon = settings["betas"][1], settings["epsilon"] or 1e-10
+        if settings["grafting_config"] is not None:
+            return settings["grafting_config"]
+        return AdaGradGrafting(epsilon) if beta2 == 1 else AdamGrafting(beta2, epsilon)
+
+    def _views(self, flat_N: Tensor) -> list[Tensor]:
+        return [flat_N[span].view(block.shape) for span, block in zip(self._spans, self.blocks, strict=True)]
+
+    @staticmethod
+    def _stacked(flat_N: Tensor, rows: slice, elements: slice, stack: RootStack) -> Tensor:
+        return flat_N[elements].view(rows.stop - rows.start, *stack.shape)
+
+
+def _spans(blocks: Sequence[Block]) -> Iterator[slice]:
+    start = 0
+    for block in blocks:
+        yield slice(start, start + block.numel)
+        start += block.numel
