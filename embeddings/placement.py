@@ -151,6 +151,15 @@ def describe(plan: ShardingPlan, tables: Sequence[Table]) -> list[Placement]:
     return placements
 
 
+def rank_bytes(placements: Sequence[Placement], world_size: int) -> list[int]:
+    """Bytes of tables and their optimizer state on each rank."""
+    totals = [0] * world_size
+    for placement in placements:
+        for rank, rows in zip(placement.ranks, placement.rank_rows, strict=True):
+            totals[rank] += placement.bytes // placement.rows * rows
+    return totals
+
+
 def _check_sizes(tables: Sequence[Table], kinds: list[str], world_size: int, memory_bytes: int | None) -> None:
     if memory_bytes is None:
         return

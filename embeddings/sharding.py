@@ -20,7 +20,7 @@ from embeddings.collection import CompositionalEmbeddings
 from embeddings.fused import attach_rowwise_adagrad, set_learning_rates
 from embeddings.init import fill_rows, table_distributions
 from embeddings.memory import available_bytes
-from embeddings.placement import Placement, PlacementError, make_plan, sharders
+from embeddings.placement import Placement, PlacementError, make_plan, rank_bytes, sharders
 
 # All of these are about the inside of TorchRec, and nothing that its users or ours can act on.
 for _words in ("broadcast_buffers", "reduce_scatter_tensor", "all_gather_into_tensor"):
@@ -35,19 +35,18 @@ class Sharded:
     Attributes:
         dmp: call it like the model; its backward updates the tables.
         embeddings: the CompositionalEmbeddings inside.
-        plan: TorchRec's plan.
-        placements: the plan, one row per table.
+        plan: where every table lives, one row each.
+        sharding_plan: the same as TorchRec's object.
+        bytes_per_rank: of tables and their optimizer state.
         dense: every parameter that is not a table, by name, for the dense optimizer.
     """
 
     dmp: DistributedModelParallel
     embeddings: CompositionalEmbeddings
-    plan: ShardingPlan
-    placements: list[Placement]
+    plan: list[Placement]
+    sharding_plan: ShardingPlan
+    bytes_per_rank: list[int]
     dense: dict[str, nn.Parameter]
-
-    def plan_table(self) -> list[Placement]:
-        return list(self.placements)
 
     def set_learning_rates(self, *, sparse_lr: float, qr_lr: float) -> None:
         """Sets the learning rates of full and hashed tables, and of quotient and remainder tables.
@@ -70,34 +69,34 @@ def shard(
     sharding: str = "auto",
     memory_bytes: int | None = None,
     local_world_size: int | None = None,
-    process_group: dist.ProcessGroup | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> Sharded:
-    """Shards the tables of `model` over the ranks of `process_group`. A collective.
+    """Shards the tables of `model` over the ranks of `group`. A collective.
 
     Initial values of tables depend on `seed` and the table alone, not on ranks or plan; those of dense parameters are
     taken from rank 0. With one rank nothing is wrapped in DistributedDataParallel.
 
     Args:
-        model: contains one CompositionalEmbeddings built on "meta"; the rest of it has its values. It is changed.
+        model: is or contains one CompositionalEmbeddings built on "meta"; the rest of it has its values. It is changed.
         device: of this rank.
         batch_size: examples per rank and step.
         sparse_lr, qr_lr, eps: see `fused.attach_rowwise_adagrad`.
         sharding: "table_wise", "row_wise", or "auto": the planner decides for each table.
         memory_bytes: what each rank may use for tables; default: what the device has left.
         local_world_size: ranks on this host; default: all.
-        process_group: default: the world.
+        group: the ranks; default: the world.
 
     Raises:
         ValueError: for a setting out of bounds, or a model without exactly one CompositionalEmbeddings.
         PlacementError: if the tables do not fit the memory; nothing has been allocated then.
     """
-    group = process_group or dist.group.WORLD
+    group = group or dist.group.WORLD
     if group is None:
         raise ValueError("sharding needs a process group, of one rank too: call torch.distributed.init_process_group")
     world_size = dist.get_world_size(group)
     embeddings = _only_embeddings(model)
     attach_rowwise_adagrad(embeddings, sparse_lr=sparse_lr, qr_lr=qr_lr, eps=eps)
-    plan, placements = _agree_on_plan(
+    sharding_plan, plan = _agree_on_plan(
         model,
         embeddings,
         group,
@@ -112,13 +111,15 @@ def shard(
         model,
         env=ShardingEnv.from_process_group(group),
         device=device,
-        plan=plan,
+        plan=sharding_plan,
         sharders=sharders(),
         init_parameters=False,
         data_parallel_wrapper=_NoWrapper() if world_size == 1 else DefaultDataParallelWrapper(),
     )
     _initialize_tables(dmp, embeddings, seed)
-    return Sharded(dmp, embeddings, plan, placements, _dense_parameters(dmp, embeddings))
+    return Sharded(
+        dmp, embeddings, plan, sharding_plan, rank_bytes(plan, world_size), _dense_parameters(dmp, embeddings)
+    )
 
 
 class _NoWrapper(DataParallelWrapper):
