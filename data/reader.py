@@ -8,6 +8,7 @@ it. So a position is (epoch, g), whatever the number of ranks.
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -100,7 +101,7 @@ class Reader:
         size = self.local_batch_size
         pieces: list[tuple[Rows, int, int]] = []
         filled, batch = 0, start
-        for rows in _ahead([lambda part=part: self._prepare(epoch, start, part) for part in parts], self.prefetch):
+        for rows in _ahead([partial(self._prepare, epoch, start, part) for part in parts], self.prefetch):
             at, count = 0, len(rows.labels_N)
             while at < count:
                 take = min(size - filled, count - at)

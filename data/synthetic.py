@@ -155,7 +155,7 @@ class Synthetic:
             ids_FN = np.empty((len(lists), rows), dtype=np.int32)
             for column, alias in enumerate(self._first):
                 ids_FN[column] = alias.draw(full[column])
-            return Block(dense_IN, ids_FN, labels_N), levels_IN, full[-1]
+            return Block(dense_IN, list(ids_FN), labels_N), levels_IN, full[-1]
         ids_F, lengths_FN = [], np.empty((len(lists), rows), dtype=np.int32)
         at = 0
         for column, longest in enumerate(lists):

@@ -1,0 +1,52 @@
+"""Files whose troubles are told as data errors, and that appear whole or not at all."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data.errors import DataError
+
+
+@contextmanager
+def io_errors(path: Path, doing: str) -> Iterator[None]:
+    """Turns what the system says about `path` into a DataError.
+
+    Args:
+        path: the file or directory at work.
+        doing: "read" or "write".
+    """
+    try:
+        yield
+    except OSError as error:
+        hint = None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = "free some space, or choose an output directory on another disk"
+        elif error.errno in (errno.EACCES, errno.EPERM):
+            hint = "check the permissions of the file and of its directory"
+        reason = (error.strerror or str(error)).lower()
+        raise DataError(f"{path}: cannot {doing}: {reason}", hint) from error
+
+
+def sync_file(path: Path) -> None:
+    """Waits until the file (or the directory's list of names) is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file under another name first, so that `path` never holds a part of it.
+
+    Raises:
+        DataError: if the disk is full or the place may not be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with io_errors(path, "write"):
+        temporary.write_bytes(content)
+        sync_file(temporary)
+        temporary.replace(path)
+        sync_file(path.parent)

@@ -1,0 +1,99 @@
+"""How one block lies on disk: column after column, each in its narrowest type, every column 8-byte aligned.
+
+Dense columns as float16, the labels as uint8, then per sparse feature its ids; for a feature with several ids the
+lengths come before them. Bytes are little-endian.
+"""
+
+import numpy as np
+
+from data.errors import DataError
+from data.schema import Schema
+from data.source import Block
+
+DENSE_TYPE = np.dtype("<f2")
+LABEL_TYPE = np.dtype("u1")
+_ALIGNMENT = 8
+
+
+def narrowest(largest: int) -> np.dtype:
+    """The smallest unsigned integer type that holds `largest`."""
+    for code in ("u1", "<u2", "<u4"):
+        if largest <= np.iinfo(code).max:
+            return np.dtype(code)
+    return np.dtype("<u8")
+
+
+def encode(schema: Schema, block: Block) -> bytes:
+    """The bytes of a block.
+
+    Raises:
+        DataError: if the block does not fit the schema: an id outside its table, a list too long, a label not 0 or 1.
+    """
+    columns: list[np.ndarray] = []
+    _check_shapes(schema, block)
+    columns.extend(dense_N.astype(DENSE_TYPE) for dense_N in block.dense_IN)
+    if not np.isin(block.labels_N, (0, 1)).all():
+        raise DataError("a label is neither 0 nor 1")
+    columns.append(block.labels_N.astype(LABEL_TYPE))
+    for f, feature in enumerate(schema.sparse):
+        ids = block.ids_F[f]
+        if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < feature.rows):
+            wrong = int(ids.max()) if int(ids.max()) >= feature.rows else int(ids.min())
+            raise DataError(f"feature {feature.name}: id {wrong} lies outside its {feature.rows:,} rows")
+        if feature.max_ids > 1:
+            assert block.lengths_FN is not None
+            columns.append(block.lengths_FN[f].astype(narrowest(feature.max_ids)))
+        columns.append(ids.astype(narrowest(feature.rows - 1)))
+    parts = []
+    for column in columns:
+        content = column.tobytes()
+        parts += [content, bytes(-len(content) % _ALIGNMENT)]
+    return b"".join(parts)
+
+
+def decode(schema: Schema, content: np.ndarray, num_rows: int) -> Block:
+    """The block in the bytes `content` (uint8), as views of them."""
+    at = 0
+
+    def column(dtype: np.dtype, count: int) -> np.ndarray:
+        nonlocal at
+        start, size = at, dtype.itemsize * count
+        at += size + -size % _ALIGNMENT
+        return content[start : start + size].view(dtype)
+
+    num_dense = len(schema.dense)
+    stride = num_rows * DENSE_TYPE.itemsize
+    stride += -stride % _ALIGNMENT
+    dense_IN = column(DENSE_TYPE, num_dense * stride // DENSE_TYPE.itemsize).reshape(num_dense, -1)[:, :num_rows]
+    labels_N = column(LABEL_TYPE, num_rows)
+    ids_F = []
+    lengths_FN = None if schema.one_hot else np.ones((len(schema.sparse), num_rows), dtype=np.int32)
+    for f, feature in enumerate(schema.sparse):
+        count = num_rows
+        if feature.max_ids > 1:
+            assert lengths_FN is not None
+            lengths_FN[f] = column(narrowest(feature.max_ids), num_rows)
+            count = int(lengths_FN[f].sum())
+        ids_F.append(column(narrowest(feature.rows - 1), count))
+    return Block(dense_IN, ids_F, labels_N, lengths_FN)
+
+
+def _check_shapes(schema: Schema, block: Block) -> None:
+    num_rows, num_sparse = len(block), len(schema.sparse)
+    if block.dense_IN.shape != (len(schema.dense), num_rows) or len(block.ids_F) != num_sparse:
+        raise DataError(
+            f"a block of {num_rows} examples has dense features of shape {block.dense_IN.shape} and "
+            f"{len(block.ids_F)} sparse features; the schema has {len(schema.dense)} and {num_sparse}"
+        )
+    lengths_FN = block.lengths_FN
+    if (lengths_FN is None) != schema.one_hot:
+        raise DataError("a block has lengths exactly if a feature of the schema has max_ids above 1")
+    for f, feature in enumerate(schema.sparse):
+        count = num_rows if lengths_FN is None else int(lengths_FN[f].sum())
+        if len(block.ids_F[f]) != count:
+            raise DataError(f"feature {feature.name}: {len(block.ids_F[f])} ids where the lengths add up to {count}")
+        if lengths_FN is None or num_rows == 0:
+            continue
+        low, high = int(lengths_FN[f].min()), int(lengths_FN[f].max())
+        if low < 0 or high > feature.max_ids or (feature.max_ids == 1 and low != 1):
+            raise DataError(f"feature {feature.name}: a list of {high if high > feature.max_ids else low} ids")
