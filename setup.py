@@ -38,7 +38,7 @@ setup(
         "torch==2.13.0",
         "torchrec==1.8.0",
         fbgemm_requirement(),
-        "typer>=0.15,<1",
+        "typer>=0.29,<1",
         "rich>=13.9",
         "numpy>=1.26",
         "polars>=1.30,<3",

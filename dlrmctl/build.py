@@ -1,0 +1,156 @@
+"""From settings to a model on its ranks: tables sharded, dense network replicated, an optimizer for each."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from data.schema import Schema
+from dlrmctl.config import Config, OptimSettings
+from dlrmctl.errors import UserError
+from dlrmctl.ranks import Ranks
+from embeddings.collection import CompositionalEmbeddings
+from embeddings.sharding import PlacementError, Sharded, shard
+from embeddings.state import sparse_state
+from embeddings.tables import choose_tables
+from models import DLRM, DenseNetwork
+from optim.schedule import Schedule
+from optim.shampoo import (
+    AdaGradGrafting,
+    AdamGrafting,
+    DistributedShampoo,
+    RMSpropGrafting,
+    SGDGrafting,
+)
+
+
+@dataclass
+class Model:
+    """A DLRM on this rank.
+
+    `embeddings` are the sharded tables, `network` the dense half, `replicated` the same half with its gradients
+    averaged over ranks.
+    """
+
+    sharded: Sharded
+    network: DenseNetwork
+    replicated: nn.Module
+
+    @property
+    def embeddings(self) -> nn.Module:
+        return self.sharded.dmp
+
+    @property
+    def inference(self) -> DLRM:
+        return DLRM(self.embeddings, self.network)
+
+    def tensors(self) -> dict[str, dict[str, Any]]:
+        """The weights by name, for checkpoints: live tensors, so that loading into them changes the model."""
+        tables = {name: value for name, value in sparse_state(self.sharded.dmp).items() if name.endswith("/weight")}
+        return {"tables": tables, "network": self.network.state_dict()}
+
+
+def build_model(config: Config, schema: Schema, ranks: Ranks, *, batch_size: int) -> Model:
+    """The model of the settings with its initial values, which depend on the seed alone.
+
+    Args:
+        batch_size: examples per rank and step, for the plan.
+
+    Raises:
+        UserError: if the tables do not fit in memory; said before any of it is taken.
+    """
+    settings = config.embeddings
+    tables = choose_tables(
+        [(feature.name, feature.rows, feature.max_ids) for feature in schema.sparse],
+        kind=settings.embedding,
+        collisions=settings.collisions,
+        operation=settings.operation,
+        threshold=settings.qr_threshold,
+    )
+    try:
+        sharded = shard(
+            CompositionalEmbeddings(tables, settings.dim),
+            device=ranks.device,
+            group=ranks.group,
+            local_world_size=ranks.local_world_size,
+            batch_size=batch_size,
+            seed=config.train.seed,
+            sparse_lr=config.optim.sparse_lr,
+            qr_lr=config.optim.qr_lr,
+            eps=config.optim.sparse_eps,
+            sharding=settings.sharding,
+        )
+    except PlacementError as problem:
+        raise UserError(str(problem), "--embedding qr with more --collisions, a smaller --dim, or more ranks") from None
+    network = DenseNetwork(
+        num_dense=len(schema.dense),
+        num_features=len(schema.sparse),
+        dim=settings.dim,
+        bottom=config.model.bottom_mlp,
+        top=config.model.top_mlp,
+        interaction=config.model.interaction,
+        generator=torch.Generator().manual_seed(config.train.seed),
+    ).to(ranks.device)
+    replicated: nn.Module = network
+    if ranks.world_size > 1:
+        replicated = DistributedDataParallel(
+            network,
+            device_ids=None if ranks.device.type == "cpu" else [ranks.device.index],
+            process_group=ranks.group,
+            gradient_as_bucket_view=True,
+            static_graph=True,
+        )
+    return Model(sharded, network, replicated)
+
+
+def build_dense_optimizer(settings: OptimSettings, network: nn.Module, ranks: Ranks) -> torch.optim.Optimizer:
+    """The optimizer of the MLPs. Tables never reach it."""
+    assert settings.dense_lr is not None
+    parameters, lr, decay = list(network.parameters()), settings.dense_lr, settings.weight_decay
+    if settings.dense_optimizer == "adagrad":
+        return torch.optim.Adagrad(parameters, lr=lr, weight_decay=decay, foreach=True)
+    if settings.dense_optimizer == "adamw":
+        betas = (settings.beta1 or 0.9, settings.beta2 if settings.beta2 < 1 else 0.999)
+        return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=decay, foreach=True)
+    if settings.dense_optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=decay, foreach=True)
+    beta2 = settings.beta2 if settings.beta2 < 1 else 0.999
+    grafting = {
+        "adagrad": AdaGradGrafting(epsilon=1e-10),
+        "rmsprop": RMSpropGrafting(beta2=beta2, epsilon=1e-8),
+        "adam": AdamGrafting(beta2=beta2, epsilon=1e-8),
+        "sgd": SGDGrafting(),
+        "none": None,
+    }[settings.grafting]
+    return DistributedShampoo(
+        parameters,
+        lr=lr,
+        betas=(settings.beta1, settings.beta2),
+        relative_epsilon=settings.shampoo_epsilon,
+        momentum=settings.momentum,
+        weight_decay=decay,
+        use_decoupled_weight_decay=True,
+        max_preconditioner_dim=settings.shampoo_block,
+        precondition_frequency=settings.shampoo_frequency,
+        start_preconditioning_step=settings.shampoo_start,
+        grafting_config=grafting,
+        precondition_vectors=False,
+        stagger_refresh=True,
+        process_group=ranks.group,
+    )
+
+
+def build_schedule(config: Config, total_steps: int) -> Schedule:
+    """The learning-rate factor over the run; decay without a length ends with the run."""
+    settings = config.schedule
+    ramp = settings.warmup_steps + settings.hold_steps
+    decay_steps = 0 if settings.decay == "none" else settings.decay_steps or max(total_steps - ramp, 1)
+    return Schedule(
+        warmup_steps=settings.warmup_steps,
+        hold_steps=settings.hold_steps,
+        decay_steps=decay_steps,
+        decay="polynomial" if settings.decay == "none" else settings.decay,
+        floor=settings.final_lr_factor,
+    )

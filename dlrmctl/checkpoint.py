@@ -1,0 +1,275 @@
+"""Checkpoints: written whole or not at all, checked before use, never able to run code.
+
+    checkpoints/step-1200/        tensors in torch.distributed.checkpoint's format, one file per rank
+        state.json                step, position of the reader, best result so far
+        complete.json             every file with its size and CRC-32; written last
+    checkpoints/best              link to the best one
+
+A checkpoint under way is called `step-1200.partial` and is renamed when it is complete and on disk.
+"""
+
+import errno
+import json
+import os
+import pickle
+import re
+import shutil
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
+
+from dlrmctl.errors import UserError
+from dlrmctl.ranks import Ranks
+
+# Where torch's own planner touches the ShardedTensors that TorchRec gives.
+warnings.filterwarnings("ignore", message="Please use DTensor instead", category=FutureWarning)
+
+FORMAT = "dlrmctl-checkpoint/1"
+_NAME = re.compile(r"step-(\d+)")
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        directory: their common directory; made on the first save.
+        ranks: all of them save and load together.
+    """
+
+    def __init__(self, directory: Path, ranks: Ranks) -> None:
+        self.directory = directory
+        self.ranks = ranks
+
+    def save(self, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> Path:
+        """Writes tensors and state; returns the finished checkpoint's directory. Every rank must call it.
+
+        Raises:
+            UserError: if it cannot be written. Earlier checkpoints stay as they were.
+        """
+        final = self.directory / f"step-{step}"
+        partial = self.directory / f"step-{step}.partial"
+        try:
+            if self.ranks.is_main:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            self._barrier()
+            writer = dcp.FileSystemWriter(partial, single_file_per_rank=True, sync_files=True)
+            dcp.save(tensors, storage_writer=writer, process_group=self.ranks.group)
+            files = self._checksums(partial, f"__{self.ranks.rank}_")
+            if self.ranks.is_main:
+                _write_json(partial / "state.json", state)
+                files |= self._checksums(partial, ".metadata") | self._checksums(partial, "state.json")
+                _write_json(partial / "complete.json", {"format": FORMAT, "step": step, "files": files})
+                _sync_directory(partial)
+                if final.exists():
+                    shutil.rmtree(final)
+                partial.rename(final)
+                _sync_directory(self.directory)
+            self._barrier()
+        except (OSError, CheckpointException) as problem:
+            if self.ranks.is_main:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise self._save_error(final, problem) from None
+        return final
+
+    def _checksums(self, directory: Path, prefix: str) -> dict[str, list[int]]:
+        """Name -> [bytes, CRC-32] of the files with this prefix; for tensor files, of all ranks."""
+        mine = {
+            file.name: [file.stat().st_size, _crc32(file)]
+            for file in sorted(directory.iterdir())
+            if file.name.startswith(prefix)
+        }
+        if prefix.startswith("__") and self.ranks.world_size > 1:
+            everyone: list[Any] = [None] * self.ranks.world_size
+            dist.all_gather_object(everyone, mine, group=self.ranks.group)
+            return {name: entry for files in everyone for name, entry in files.items()}
+        return mine
+
+    def _save_error(self, path: Path, problem: Exception) -> UserError:
+        causes = [problem]
+        if isinstance(problem, CheckpointException):
+            causes = [failure[0] for failure in problem.failures.values()]
+        kept = self.newest()
+        stays = f"{kept.name} stays and can be resumed" if kept else "there is no earlier checkpoint"
+        if any(isinstance(cause, OSError) and cause.errno in _NO_SPACE for cause in causes):
+            return UserError(f"{path}: no space left on the disk while saving; {stays}", "free space, then --resume")
+        reason = str(causes[0]).strip().splitlines()[-1] if str(causes[0]).strip() else type(causes[0]).__name__
+        return UserError(f"{path}: cannot be saved: {reason}; {stays}")
+
+    def newest(self) -> Path | None:
+        """The complete checkpoint with the highest step, or None."""
+        return max(self.complete(), key=_step_of, default=None)
+
+    def complete(self) -> list[Path]:
+        if not self.directory.is_dir():
+            return []
+        return [path for path in self.directory.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
+
+    def mark_best(self, path: Path) -> None:
+        """Points the link `best` at a checkpoint; call on one rank."""
+        link = self.directory / f".best-{os.getpid()}"
+        link.symlink_to(path.name)
+        link.replace(self.directory / "best")
+
+    def best(self) -> Path | None:
+        link = self.directory / "best"
+        return self.directory / os.readlink(link) if link.is_symlink() else None
+
+    def prune(self, keep: int) -> None:
+        """Removes all but the latest `keep` and the best, and what an interrupted save left; call on one rank."""
+        best = self.best()
+        for path in sorted(self.complete(), key=_step_of)[:-keep]:
+            if path != best:
+                shutil.rmtree(path, ignore_errors=True)
+        for leftover in self.directory.glob("step-*.partial"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def _barrier(self) -> None:
+        if self.ranks.world_size > 1:
+            dist.barrier(group=self.ranks.group)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The state of a complete checkpoint, after its files were held against their checksums' sizes.
+
+    Raises:
+        UserError: if the checkpoint is not there, not complete, of another format, or a file is missing or cut short.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        complete = json.loads((path / "complete.json").read_text())
+        if complete["format"] != FORMAT:
+            raise UserError(f"{path}: format {complete['format']!r}, this version reads {FORMAT!r}")
+        for name, (size, _) in complete["files"].items():
+            found = (path / name).stat().st_size
+            if found != size:
+                raise _damaged(path, f"{name} has {found} bytes, expected {size}")
+        return json.loads((path / "state.json").read_text())
+    except FileNotFoundError as problem:
+        raise _damaged(path, f"{Path(problem.filename).name} is missing") from None
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError, UnicodeDecodeError):
+        raise _damaged(path, "complete.json or state.json cannot be read") from None
+
+
+def verify(path: Path, rank: int, world_size: int) -> None:
+    """Holds this rank's share of a checkpoint's files against their CRC-32.
+
+    Raises:
+        UserError: naming the first file that differs.
+    """
+    files = sorted(json.loads((path / "complete.json").read_text())["files"].items())
+    for name, (_, crc) in files[rank::world_size]:
+        if _crc32(path / name) != crc:
+            raise _damaged(path, f"{name} does not match its checksum")
+
+
+def load(path: Path, tensors: dict[str, Any], ranks: Ranks) -> None:
+    """Fills tensors in place from a checkpoint written on any number of ranks. Every rank must call it.
+
+    Raises:
+        UserError: if a file is damaged, or the checkpoint holds other tensors than are asked for.
+    """
+    problem = None
+    try:
+        verify(path, ranks.rank, ranks.world_size)
+    except UserError as error:
+        problem = error
+    if ranks.world_size > 1:
+        problems: list[Any] = [None] * ranks.world_size
+        dist.all_gather_object(problems, problem, group=ranks.group)
+        problem = next((each for each in problems if each is not None), None)
+    if problem is not None:
+        raise problem
+    try:
+        dcp.load(tensors, storage_reader=_SafeReader(path), process_group=ranks.group)
+    except CheckpointException as failure:
+        cause = next(iter(failure.failures.values()))[0]
+        raise UserError(
+            f"{path}: does not fit this model: {str(cause).strip().splitlines()[0]}",
+            "the model and embedding settings must be those it was trained with",
+        ) from None
+
+
+class _SafeReader(dcp.FileSystemReader):
+    """Reads the metadata through an unpickler that builds descriptions of tensors and nothing else."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            metadata = _MetadataUnpickler(file).load()
+        if getattr(metadata, "storage_meta", None) is None:
+            metadata.storage_meta = dcp.StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    _MODULES = (
+        "torch.distributed.checkpoint.metadata",
+        "torch.distributed.checkpoint.filesystem",
+        "torch.distributed._shard",
+        "torch.distributed.remote_device",
+    )
+    _NAMES = frozenset(
+        {
+            ("torch", "Size"),
+            ("torch", "device"),
+            ("torch.serialization", "_get_layout"),
+            ("torch._C._distributed_c10d", "_remote_device"),
+            ("pathlib", "PosixPath"),
+            ("collections", "OrderedDict"),
+            ("builtins", "getattr"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        import torch
+
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype | torch.memory_format):
+            return getattr(torch, name)
+        allowed = (module, name) in self._NAMES - {("builtins", "getattr")}
+        if allowed or any(module == known or module.startswith(known + ".") for known in self._MODULES):
+            return super().find_class(module, name)
+        raise UserError(
+            f".metadata asks for {module}.{name}, which no checkpoint of ours holds", "do not trust this file"
+        )
+
+
+def _step_of(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    assert match
+    return int(match[1])
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(f"{path}: damaged: {what}", f"remove {path.name} to resume from the checkpoint before it")
+
+
+def _crc32(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with path.open("w") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

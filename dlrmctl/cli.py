@@ -1,0 +1,209 @@
+"""The command line. Commands import their workers inside, so that --help answers at once."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dlrmctl.config import Config, default_run_directory, resolve
+from dlrmctl.console import messages, print_json, say, show_error
+from dlrmctl.errors import EXIT_USER_ERROR, UserError
+from dlrmctl.launch import launch_local, needs_launch
+from dlrmctl.options import with_settings
+
+app = typer.Typer(
+    name="dlrmctl",
+    help="Train DLRM recommendation models with compositional embeddings, sharded tables and distributed Shampoo.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+prepare_app = typer.Typer(help="Turn raw data into a training-ready store.", no_args_is_help=True)
+app.add_typer(prepare_app, name="prepare")
+
+_LAUNCH = "Launch and output"
+Nproc = Annotated[int, typer.Option(help="Ranks to start on this machine.", rich_help_panel=_LAUNCH)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=_LAUNCH)]
+
+
+@prepare_app.command("criteo")
+def prepare_criteo(
+    sources: Annotated[list[Path], typer.Argument(help="TSV files, plain or .gz, in order of time.", metavar="SRC...")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the new store.")],
+    ids: Annotated[str, typer.Option(help="How values become ids.", metavar="vocabulary|hash")] = "vocabulary",
+    min_count: Annotated[int, typer.Option(help="Vocabulary: rarer values share row 1.")] = 2,
+    hash_rows: Annotated[int, typer.Option(help="Hashing: rows per table.")] = 1_000_000,
+    split: Annotated[
+        str,
+        typer.Option(
+            help="order: first 6/7 train, the rest halved; last-file: the last file halved.", metavar="order|last-file"
+        ),
+    ] = "order",
+    max_bad_rows: Annotated[int | None, typer.Option(help="Refuse the data above this many rejected rows.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Criteo click logs (Kaggle or 1TB) -> a store for `dlrmctl train --data DIR`."""
+    from dlrmctl.prepare import prepare
+
+    prepare(
+        sources,
+        out,
+        ids=ids,
+        min_count=min_count,
+        hash_rows=hash_rows,
+        split=split,
+        max_bad_rows=max_bad_rows,
+        as_json=json,
+    )
+
+
+@app.command()
+@with_settings
+def train(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Settings file; typed flags override it.", rich_help_panel=_LAUNCH)
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Run directory to go on with.", rich_help_panel=_LAUNCH)
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="Directory of the new run.", rich_help_panel=_LAUNCH)
+    ] = None,
+    nproc: Nproc = 1,
+    json: AsJson = False,
+    *,
+    flags: dict[str, str],
+) -> None:
+    """Train, evaluate inside the epoch, keep the best, test once.
+
+    One process, local ranks with --nproc, or under torchrun: torchrun --nproc-per-node 2 --no-python dlrmctl train ...
+    """
+    from dlrmctl.rundir import RunDirectory
+
+    if resume is not None:
+        if config is not None or run_dir is not None:
+            clash = "--config" if config is not None else "--run-dir"
+            raise UserError(f"--resume {resume} and {clash} contradict: a run resumes with its own settings")
+        run = RunDirectory(resume, writes=False)
+        settings = resolve(run.settings(), flags, file_name=str(resume / "run.toml"))
+    else:
+        settings = _settings(config, flags)
+        run = RunDirectory(run_dir or default_run_directory(settings, time.strftime("%Y%m%d-%H%M%S")), writes=False)
+    _check_batch(settings, nproc)
+    if needs_launch(nproc):
+        arguments = sys.argv[1:] if resume or run_dir else [*sys.argv[1:], "--run-dir", str(run.path)]
+        raise typer.Exit(launch_local(nproc, arguments))
+    _run_training(settings, run.path, resume=resume is not None, as_json=json)
+
+
+def _run_training(settings: Config, path: Path, *, resume: bool, as_json: bool) -> None:
+    from dlrmctl.ranks import process_group
+    from dlrmctl.rundir import RunDirectory
+    from dlrmctl.train import Interrupted, show_results, train
+
+    with process_group(settings.train.device) as ranks:
+        _check_batch(settings, ranks.world_size)
+        # Clocks differ between ranks: rank 0 names the directory.
+        run = RunDirectory(ranks.broadcast(path), writes=ranks.is_main)
+        try:
+            results = train(settings, run, ranks, resume=resume)
+        except Interrupted as interruption:
+            raise typer.Exit(interruption.exit_status) from None
+        if ranks.is_main:
+            print_json(results) if as_json else show_results(results)
+
+
+@app.command()
+@with_settings
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")],
+    checkpoint: Annotated[str, typer.Option(help="best, last or step-N.", rich_help_panel=_LAUNCH)] = "best",
+    split: Annotated[str, typer.Option(help="train, validation or test.", rich_help_panel=_LAUNCH)] = "test",
+    nproc: Nproc = 1,
+    json: AsJson = False,
+    *,
+    flags: dict[str, str],
+) -> None:
+    """Score a checkpoint of a run on a split of its data."""
+    from dlrmctl.rundir import RunDirectory
+
+    if split not in ("train", "validation", "test"):
+        raise UserError(f"--split = {split!r} must be one of train, validation, test")
+    directory = RunDirectory(run, writes=False)
+    settings = resolve(directory.settings(), flags, file_name=str(run / "run.toml"))
+    _check_batch(settings, nproc)
+    if needs_launch(nproc):
+        raise typer.Exit(launch_local(nproc, sys.argv[1:]))
+    from dlrmctl.console import print_table
+    from dlrmctl.evaluate import evaluate_run, table_of
+    from dlrmctl.ranks import process_group
+
+    with process_group(settings.train.device) as ranks:
+        result = evaluate_run(settings, directory, ranks, checkpoint=checkpoint, split=split)
+        if ranks.is_main:
+            title = f"{result['checkpoint']} of {run}"
+            print_json(result) if json else print_table(title, *table_of({split: result[split]}))
+
+
+def _settings(config: Path | None, flags: dict[str, str]) -> Config:
+    if config is None:
+        return resolve({}, flags)
+    from dlrmctl.toml import read_toml
+
+    return resolve(read_toml(config), flags, file_name=str(config))
+
+
+def _check_batch(settings: Config, world_size: int) -> None:
+    size = settings.train.batch_size
+    if size % world_size:
+        raise UserError(
+            f"train.batch_size = {size} cannot be cut into {world_size} equal parts, one per rank",
+            f"--batch-size {size + -size % world_size}",
+        )
+
+
+def main() -> None:
+    """Entry point: every mistake a user can mend is one line and exit status 2."""
+    sys.exit(_status())
+
+
+def _status() -> int:
+    try:
+        status: Any = app(standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except UserError as error:
+        return _report(error.message, error.hint)
+    except typer.TyperException as error:
+        return _report(error.format_message(), f"{_command_path(error)} --help")
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except Exception:
+        if _first_to_report():
+            messages.print_exception(width=120, suppress=[typer]) if messages.is_terminal else _plain_traceback()
+        return 1
+
+
+def _plain_traceback() -> None:
+    import traceback
+
+    say(traceback.format_exc())
+
+
+def _command_path(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    return context.command_path if context is not None else "dlrmctl"
+
+
+def _report(message: str, hint: str | None) -> int:
+    if _first_to_report():
+        show_error(message, hint)
+    return EXIT_USER_ERROR
+
+
+def _first_to_report() -> bool:
+    from dlrmctl.launch import claim_report
+
+    return claim_report()

@@ -1,0 +1,59 @@
+"""Finds the examples that the settings name."""
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+from data.errors import DataError
+from data.source import Source
+from data.store import Store
+from data.synthetic import Bayes, Synthetic
+from dlrmctl.config import DataSettings
+from dlrmctl.errors import UserError
+
+ENVIRONMENT = "DLRMCTL_DATA"
+
+
+def data_directory(settings: DataSettings) -> Path | None:
+    """Where the prepared store should be; None for data that needs no files.
+
+    Raises:
+        UserError: if no place holds one, with the ways out.
+    """
+    if settings.dataset == "synthetic":
+        return None
+    if settings.path is not None:
+        return Path(settings.path)
+    if os.environ.get(ENVIRONMENT):
+        return Path(os.environ[ENVIRONMENT])
+    cached = Path(platformdirs.user_cache_dir("dlrmctl")) / settings.dataset
+    if cached.is_dir():
+        return cached
+    raise UserError(
+        f"no prepared {settings.dataset} data: --data is not given, ${ENVIRONMENT} is not set, {cached} does not exist",
+        "prepare Criteo's files (Kaggle display advertising challenge, or Criteo 1TB click logs, both from "
+        f"ailab.criteo.com) with `dlrmctl prepare criteo train.txt -o {cached}`; or name a store with --data DIR; "
+        "or train on generated rows with --dataset synthetic",
+    )
+
+
+def open_source(settings: DataSettings) -> Source:
+    """The examples to train on.
+
+    Raises:
+        UserError: if they are not there or not usable.
+    """
+    directory = data_directory(settings)
+    try:
+        if directory is None:
+            held_out = max(50_000, settings.synthetic_rows // 20)
+            return Synthetic(settings.synthetic_seed, settings.synthetic_rows, held_out, held_out)
+        return Store(directory)
+    except DataError as problem:
+        raise UserError(problem.message, problem.hint) from None
+
+
+def optimum(source: Source, split: str) -> Bayes | None:
+    """What the best possible model scores on a split, where that is known."""
+    return source.bayes(split) if isinstance(source, Synthetic) else None

@@ -1,0 +1,52 @@
+"""Typer options made from the settings, so that a setting is written down once."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from dlrmctl.config import SECTIONS
+from dlrmctl.settings import default_of, flag_of, plain_type, shown
+
+_PANELS = {
+    "data": "Data",
+    "model": "Model",
+    "embeddings": "Embeddings",
+    "optim": "Optimizers",
+    "schedule": "Learning-rate schedule",
+    "train": "Training loop",
+}
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command one option per setting; those typed arrive as its argument `flags`, name -> text."""
+    own = [p for p in inspect.signature(command).parameters.values() if p.name != "flags"]
+    options = [_parameter(section, item) for section, cls in SECTIONS.items() for item in fields(cls)]  # type: ignore[arg-type]
+
+    def run(**values: Any) -> None:
+        names = {option.name for option in options}
+        flags = {name: value for name, value in values.items() if name in names and value is not None}
+        command(**{name: value for name, value in values.items() if name not in names}, flags=flags)
+
+    run.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in [*own, *options]}
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    return run
+
+
+def _parameter(section: str, item: Any) -> inspect.Parameter:
+    hint = get_type_hints(SECTIONS[section])[item.name]
+    choices = item.metadata["choices"]
+    metavar = "|".join(choices) if choices else {int: "N", float: "X", str: "TEXT"}.get(plain_type(hint), "W-W-...")
+    default = default_of(item)
+    option = typer.Option(
+        flag_of(item),
+        help=item.metadata["help"] + ("" if default is None else f" [default: {shown(default)}]"),
+        metavar=metavar,
+        show_default=False,
+        rich_help_panel=_PANELS[section],
+    )
+    annotation = Annotated[str | None, option]
+    return inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

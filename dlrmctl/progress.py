@@ -1,0 +1,95 @@
+"""Progress of training: a live bar on a terminal, steady lines in a file, nothing on ranks other than 0."""
+
+import resource
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from dlrmctl.console import bytes_text, messages, number_text, say
+
+
+class TrainingDisplay:
+    """Shows step, loss, NE, examples per second and time left.
+
+    Args:
+        total: steps of the whole run.
+        done: steps that were done before this process started.
+        speaks: False on all ranks but one.
+    """
+
+    def __init__(self, total: int, done: int, *, speaks: bool) -> None:
+        self.speaks = speaks
+        self.bar: Progress | None = None
+        self.examples = 0
+        self.since = time.perf_counter()
+        if speaks and messages.is_terminal:
+            self.bar = Progress(
+                TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
+                BarColumn(bar_width=24),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[status]}"),
+                TimeRemainingColumn(compact=True),
+                console=messages,
+            )
+            self.task = self.bar.add_task("", total=total, completed=done, status="")
+
+    def __enter__(self) -> "TrainingDisplay":
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def advance(self, examples: int) -> None:
+        """One step is done."""
+        self.examples += examples
+        if self.bar:
+            self.bar.advance(self.task)
+
+    def rate(self) -> float:
+        """Examples per second since the last call, pauses left out."""
+        now = time.perf_counter()
+        rate = self.examples / max(now - self.since, 1e-9)
+        self.examples, self.since = 0, now
+        return rate
+
+    def pause(self) -> "_Pause":
+        """Time spent inside does not count against the rate: evaluation, checkpoints."""
+        return _Pause(self)
+
+    def report(self, step: int, values: Mapping[str, float | None], examples_per_second: float) -> None:
+        """One line of progress, or the bar's text."""
+        if not self.speaks:
+            return
+        loss_and_ne = f"loss {number_text(values['loss'])}  ne {number_text(values['ne'])}"
+        speed = f"examples/s {examples_per_second:,.0f}"
+        if self.bar:
+            self.bar.update(self.task, status=f"{loss_and_ne}  {speed}")
+        else:
+            say(f"step {step}  {loss_and_ne}  {speed}  memory {bytes_text(peak_memory_bytes())}")
+
+    def say(self, message: str) -> None:
+        if self.speaks:
+            say(message)
+
+
+class _Pause:
+    def __init__(self, display: TrainingDisplay) -> None:
+        self.display = display
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *exc: object) -> None:
+        self.display.since += time.perf_counter() - self.started
+
+
+def peak_memory_bytes() -> int:
+    """The most main memory this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB

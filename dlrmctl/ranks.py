@@ -1,0 +1,120 @@
+"""This process among the ranks: device, process group, and whose turn it is to speak."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dlrmctl.console import warn
+from dlrmctl.errors import UserError
+from dlrmctl.launch import RENDEZVOUS, world_from_environment
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a checkpoint of large tables may hold the others up for long
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where this process stands. `group` spans all ranks."""
+
+    rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+    group: dist.ProcessGroup
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        box = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(box, src=0, group=self.group, device=torch.device(self.device.type))
+        return box[0]
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[Ranks]:
+    """Joins the ranks that the environment describes, or stands alone; leaves on exit.
+
+    Args:
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        UserError: if the device is not there or the rendezvous fails.
+    """
+    world = world_from_environment()
+    chosen = _device(device, world.local_rank, world.local_world_size)
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    try:
+        if world.world_size == 1 and not world.from_launcher:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
+        else:
+            dist.init_process_group(
+                backend,
+                init_method=os.environ.get(RENDEZVOUS, "env://"),
+                rank=world.rank,
+                world_size=world.world_size,
+                timeout=COLLECTIVE_TIMEOUT,
+            )
+    except (dist.DistNetworkError, dist.DistStoreError) as problem:
+        raise _rendezvous_error(problem) from None
+    try:
+        group = dist.group.WORLD
+        assert group is not None
+        yield Ranks(world.rank, world.world_size, world.local_world_size, chosen, group)
+    finally:
+        with suppress(Exception):  # a peer may be gone already, and its error is the one to show
+            dist.destroy_process_group()
+
+
+def _device(wanted: str, local_rank: int, local_world_size: int) -> torch.device:
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("train.device = cuda, but torch sees no CUDA device", "--device cpu, or check the driver")
+    count = torch.cuda.device_count()
+    if local_world_size > count and local_rank == 0:
+        warn(f"{local_world_size} ranks on {count} GPUs: ranks will share a GPU, which NCCL may refuse")
+    torch.cuda.set_device(local_rank % count)
+    return torch.device("cuda", local_rank % count)
+
+
+def _rendezvous_error(problem: Exception) -> UserError:
+    address, port = os.environ.get("MASTER_ADDR", "?"), os.environ.get("MASTER_PORT", "?")
+    if "EADDRINUSE" in str(problem) or "address already in use" in str(problem).lower():
+        return UserError(f"MASTER_PORT = {port} is in use on this machine", "choose another --master-port, or 0")
+    return UserError(
+        f"no rendezvous at {address}:{port}: {str(problem).splitlines()[0]}",
+        "check MASTER_ADDR, MASTER_PORT and that every node was started",
+    )
+
+
+@dataclass
+class StopRequest:
+    """SIGTERM or Ctrl-C: the first asks to finish the step, save and leave; the second leaves at once."""
+
+    signal_number: int = 0
+    _previous: dict[int, Any] = field(default_factory=dict)
+
+    def __enter__(self) -> "StopRequest":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number:
+            os._exit(128 + number)
+        self.signal_number = number

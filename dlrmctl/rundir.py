@@ -1,0 +1,126 @@
+"""A run's directory: run.toml, environment.json, metrics.jsonl, results.json, checkpoints/."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dlrmctl.config import Config
+from dlrmctl.console import _finite
+from dlrmctl.errors import UserError
+from dlrmctl.toml import read_toml, write_toml
+
+_PACKAGES = ("dlrmctl", "torch", "torchrec", "fbgemm-gpu", "numpy", "polars")
+
+
+class RunDirectory:
+    """Paths and files of one run. Only rank 0 writes."""
+
+    def __init__(self, path: Path, *, writes: bool) -> None:
+        self.path = path
+        self.writes = writes
+        self.metrics_file = path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def create(self, config: Config, world_size: int, device: str) -> None:
+        """Makes the directory with its settings.
+
+        Raises:
+            UserError: if it exists and is not empty, or cannot be made.
+        """
+        if not self.writes:
+            return
+        try:
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                raise UserError(f"{self.path}: already exists", f"--resume {self.path}, or another --run-dir")
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_toml(self.path / "run.toml", config.to_dict())
+            environment = _environment() | {"world_size": world_size, "device": device}
+            (self.path / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+        except OSError as problem:
+            raise UserError(f"{self.path}: cannot be written: {problem.strerror}") from None
+
+    def settings(self) -> dict[str, Any]:
+        """The sections of the run's run.toml.
+
+        Raises:
+            UserError: if this is not a run.
+        """
+        if not self.path.exists():
+            raise UserError(f"{self.path}: no such run directory")
+        if not (self.path / "run.toml").is_file():
+            raise UserError(f"{self.path}: is not a run directory: run.toml is missing")
+        return read_toml(self.path / "run.toml")
+
+    def record(self, entry: dict[str, Any]) -> None:
+        """Appends one line to metrics.jsonl."""
+        if self.writes:
+            with self.metrics_file.open("a") as file:
+                file.write(json.dumps(_finite(entry)) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drops recorded lines of steps that a resumed run will take again, and a line cut short."""
+        if not self.writes or not self.metrics_file.exists():
+            return
+        kept = []
+        for line in self.metrics_file.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (json.JSONDecodeError, KeyError):
+                continue
+        temporary = self.metrics_file.with_suffix(".partial")
+        temporary.write_text("".join(kept))
+        temporary.replace(self.metrics_file)
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        if self.writes:
+            (self.path / "results.json").write_text(json.dumps(_finite(results), indent=2) + "\n")
+
+
+def _environment() -> dict[str, Any]:
+    def version(name: str) -> str | None:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in _PACKAGES},
+        "cores": len(os.sched_getaffinity(0)),
+        "arguments": sys.argv[1:],
+    }
+
+
+def same_shape(ours: Config, saved: dict[str, Any], path: Path) -> None:
+    """Refuses to resume with settings that a checkpoint's tensors or position do not fit.
+
+    Raises:
+        UserError: naming the first setting that differs.
+    """
+    fixed = {
+        "data": None,
+        "model": None,
+        "embeddings": {"embedding", "dim", "collisions", "operation", "qr_threshold"},
+        "optim": {"dense_optimizer", "grafting", "shampoo_block", "momentum", "beta1"},
+        "train": {"batch_size", "seed"},
+    }
+    for section, names in fixed.items():
+        for name, value in asdict(getattr(ours, section)).items():
+            if section == "data" and name == "path":
+                continue  # the fingerprint decides whether moved data is the same
+            value = list(value) if isinstance(value, tuple) else value
+            before = saved.get(section, {}).get(name)
+            if (names is None or name in names) and value != before:
+                raise UserError(
+                    f"{path}: was trained with {section}.{name} = {before}, this run asks for {value}",
+                    "resume with the same setting, or start a new run",
+                )

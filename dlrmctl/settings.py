@@ -1,0 +1,139 @@
+"""What one setting is: its type, default, bounds and help in one line of a dataclass, and the checks that follow.
+
+Values arrive as text from the command line or typed from TOML; both pass through `coerce`, so that a mistake
+reads the same wherever it was made.
+"""
+
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, field, fields
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from dlrmctl.errors import UserError, nearest
+
+_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+    choices: tuple[str, ...] = (),
+    flag: str | None = None,
+) -> Any:
+    """One line of a settings dataclass; None as the default means "follows from other settings"."""
+    bounds = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
+    return field(
+        default=default,
+        metadata={
+            "help": help,
+            "bounds": {name: bound for name, bound in bounds.items() if bound is not None},
+            "choices": choices,
+            "flag": flag,
+        },
+    )
+
+
+def flag_of(item: Field[Any]) -> str:
+    return item.metadata["flag"] or "--" + item.name.replace("_", "-")
+
+
+def plain_type(hint: Any) -> Any:
+    """The type without its `| None`."""
+    if get_origin(hint) in (Union, types.UnionType):
+        (hint,) = (arm for arm in get_args(hint) if arm is not type(None))
+    return hint
+
+
+def shown(value: Any) -> str:
+    """A value as a person writes it on the command line."""
+    if isinstance(value, tuple):
+        return "-".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+def coerce(value: Any, hint: Any, where: str) -> Any:
+    """Brings text or a TOML value to the type of a setting.
+
+    Raises:
+        UserError: if the value does not read as that type; `where` names its origin.
+    """
+    kind = plain_type(hint)
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.lower() in _TRUE + _FALSE:
+            return value.lower() in _TRUE
+        raise UserError(f"{where} = {value!r} is neither true nor false")
+    if isinstance(value, bool):
+        raise UserError(f"{where} = {str(value).lower()} is not {_described(kind)}")
+    if kind is str:
+        if isinstance(value, str):
+            return value
+    elif get_origin(kind) is tuple:
+        parts = value.split("-") if isinstance(value, str) else value
+        if isinstance(parts, list | tuple) and parts:
+            return tuple(coerce(part, int, where) for part in parts)
+    elif kind in (int, float):
+        try:
+            if kind is int and isinstance(value, float) and not value.is_integer():
+                raise ValueError
+            if isinstance(value, str):
+                value = value.replace("_", "").replace(",", "")
+            if isinstance(value, int | float | str):
+                return kind(value)
+        except (ValueError, OverflowError):
+            pass
+    raise UserError(f"{where} = {value!r} is not {_described(kind)}")
+
+
+def _described(kind: Any) -> str:
+    if get_origin(kind) is tuple:
+        return "a list of widths such as 512-256-16"
+    return {int: "a whole number", float: "a number", str: "a text"}[kind]
+
+
+def check_value(item: Field[Any], value: Any, where: str) -> None:
+    """Holds a coerced value against the bounds and choices of its setting."""
+    choices = item.metadata["choices"]
+    if choices and value not in choices:
+        close = nearest(str(value), choices)
+        raise UserError(
+            f"{where} = {value!r} must be one of {', '.join(choices)}", f"did you mean {close!r}?" if close else None
+        )
+    for single in value if isinstance(value, tuple) else (value,):
+        if isinstance(single, float) and single != single:
+            raise UserError(f"{where} = nan is not a number")
+        for name, bound in item.metadata["bounds"].items():
+            kept = {
+                "above": lambda x, b: x > b,
+                "at_least": lambda x, b: x >= b,
+                "below": lambda x, b: x < b,
+                "at_most": lambda x, b: x <= b,
+            }[name](single, bound)
+            if not kept:
+                raise UserError(f"{where} = {shown(value)} must be {name.replace('_', ' ')} {bound:g}")
+
+
+def section_from(cls: type, given: Mapping[str, tuple[Any, str]]) -> Any:
+    """Builds one section from `name -> (value, where it came from)`; what is absent keeps its default."""
+    known = {item.name: item for item in fields(cls)}
+    hints = get_type_hints(cls)
+    values = {}
+    for name, (raw, where) in given.items():
+        if name not in known:
+            close = nearest(name, known)
+            raise UserError(f"{where} is not a setting", f"did you mean {close!r}?" if close else None)
+        values[name] = coerce(raw, hints[name], where)
+        check_value(known[name], values[name], where)
+    return cls(**values)
+
+
+def default_of(item: Field[Any]) -> Any:
+    return None if item.default is MISSING else item.default

@@ -1,0 +1,290 @@
+"""`dlrmctl train`: file -> reader -> batch -> model -> loss -> updates -> metrics -> checkpoint."""
+
+import math
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from data.errors import DataError
+from data.reader import Reader
+from data.source import Source
+from dlrmctl.build import Model, build_dense_optimizer, build_model, build_schedule
+from dlrmctl.checkpoint import Checkpoints, load, read_state
+from dlrmctl.config import Config
+from dlrmctl.console import bytes_text, print_table
+from dlrmctl.datasets import open_source
+from dlrmctl.errors import UserError
+from dlrmctl.evaluate import evaluate, set_precision, table_of, with_optimum
+from dlrmctl.metrics import Metrics, entropy
+from dlrmctl.optimstate import dense_state
+from dlrmctl.progress import TrainingDisplay
+from dlrmctl.ranks import Ranks, StopRequest
+from dlrmctl.rundir import RunDirectory, same_shape
+from dlrmctl.step import StepSums, TrainingStep
+from embeddings.state import sparse_state
+
+
+class Interrupted(Exception):
+    """A signal ended the run after its state was saved."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"signal {signal_number}")
+        self.exit_status = 128 + signal_number
+
+
+@dataclass
+class Progress:
+    """Where a run stands; with the tensors, all that a checkpoint needs. `batch` is the next one of `epoch`."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    best_ne: float | None = None
+    best_step: int | None = None
+    evaluations_without_gain: int = 0
+    finished: bool = False
+    # Sums since the last line of progress: examples, loss, positives, predicted.
+    window: list[float] = field(default_factory=lambda: [0.0] * 4)
+
+
+def train(config: Config, run: RunDirectory, ranks: Ranks, *, resume: bool) -> dict[str, Any]:
+    """Trains to the end of the settings, testing the best checkpoint once at the end.
+
+    Returns:
+        The results: metrics per split, the best step, the optimum where it is known. The same on every rank.
+
+    Raises:
+        UserError: for what the user can mend. Interrupted: after SIGTERM or Ctrl-C, with the state saved.
+    """
+    set_precision(config.train.precision)
+    source = open_source(config.data)
+    trainer = Trainer(config, source, run, ranks)
+    if resume:
+        trainer.resume()
+    else:
+        run.create(config, ranks.world_size, ranks.device.type)
+    return trainer.run_to_the_end()
+
+
+class Trainer:
+    """The parts of a run and the loop over them."""
+
+    def __init__(self, config: Config, source: Source, run: RunDirectory, ranks: Ranks) -> None:
+        self.config, self.source, self.run, self.ranks = config, source, run, ranks
+        self.readers = {split: self._reader(split) for split in ("train", "validation", "test")}
+        reader = self.readers["train"]
+        self.model: Model = build_model(config, source.schema, ranks, batch_size=reader.local_batch_size)
+        self.optimizer = build_dense_optimizer(config.optim, self.model.network, ranks)
+        self.take_step = TrainingStep(self.model, self.optimizer, ranks, config.train.precision)
+        limit = config.train.max_steps or math.inf
+        self.total_steps = int(min(config.train.epochs * reader.num_batches, limit))
+        self.schedule = build_schedule(config, self.total_steps)
+        self.checkpoints = Checkpoints(run.checkpoints, ranks)
+        self.progress = Progress()
+
+    def _reader(self, split: str) -> Reader:
+        training = split == "train"
+        try:
+            return Reader(
+                self.source,
+                split,
+                batch_size=self.config.train.batch_size,
+                rank=self.ranks.rank,
+                world_size=self.ranks.world_size,
+                seed=self.config.train.seed,
+                shuffle=training,
+                drop_last=training,
+            )
+        except DataError as problem:
+            raise UserError(problem.message, problem.hint) from None
+
+    def run_to_the_end(self) -> dict[str, Any]:
+        progress = self.progress
+        with (
+            StopRequest() as request,
+            TrainingDisplay(self.total_steps, progress.step, speaks=self.ranks.is_main) as display,
+        ):
+            self.display = display
+            self._introduce()
+            while not progress.finished and progress.step < self.total_steps and not self._out_of_patience():
+                self._epoch(request)
+            if not progress.finished:
+                progress.finished = True
+                self._save()
+        return self._results()
+
+    def _epoch(self, request: StopRequest) -> None:
+        """The rest of the current epoch, from wherever the progress stands."""
+        progress, reader, device = self.progress, self.readers["train"], self.ranks.device
+        evaluate_at = _evaluation_points(reader.num_batches, self.config.train.evaluations)
+        with closing(reader.batches(progress.epoch, progress.batch)) as batches:  # type: ignore[type-var]
+            for batch in batches:
+                self._set_learning_rates()
+                sums = self.take_step(
+                    batch.to(device, non_blocking=True), progress.step + 1, stop=bool(request.signal_number)
+                )
+                self._advance(sums)
+                last = progress.step == self.total_steps
+                if progress.batch in evaluate_at or last:
+                    self._evaluate()
+                    if self._out_of_patience():
+                        break
+                elif self.config.train.checkpoint_every and progress.step % self.config.train.checkpoint_every == 0:
+                    self._save()
+                if sums.stop:
+                    self._leave(request)
+                if last:
+                    break
+        if progress.batch == reader.num_batches:
+            progress.epoch, progress.batch = progress.epoch + 1, 0
+
+    def _advance(self, sums: StepSums) -> None:
+        progress = self.progress
+        progress.step += 1
+        progress.batch += 1
+        self.display.advance(int(sums.examples))
+        seen = (sums.examples, sums.loss, sums.positives, sums.predicted)
+        progress.window = [a + b for a, b in zip(progress.window, seen, strict=True)]
+        if progress.step % self.config.train.log_every == 0:
+            self._log()
+
+    def _log(self) -> None:
+        examples, loss, positives, predicted = self.progress.window
+        self.progress.window = [0.0] * 4
+        base = entropy(positives / examples)
+        values = {
+            "loss": loss / examples,
+            "ne": loss / examples / base if base else None,
+            "calibration": predicted / positives if positives else None,
+        }
+        rate = self.display.rate()
+        self.display.report(self.progress.step, values, rate)
+        entry = {"kind": "train", "step": self.progress.step, **values, "dense_lr": self._dense_lr()}
+        self.run.record(entry | {"examples_per_second": rate})
+
+    def _set_learning_rates(self) -> None:
+        factor = self.schedule(self.progress.step)
+        optim = self.config.optim
+        self.model.sharded.set_learning_rates(sparse_lr=optim.sparse_lr * factor, qr_lr=optim.qr_lr * factor)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._dense_lr()
+
+    def _dense_lr(self) -> float:
+        assert self.config.optim.dense_lr is not None
+        return self.config.optim.dense_lr * self.schedule(self.progress.step)
+
+    def _evaluate(self) -> None:
+        """Scores the validation split, saves, and keeps the checkpoint if it is the best so far."""
+        progress = self.progress
+        with self.display.pause():
+            metrics = evaluate(self.model, self.readers["validation"], self.ranks)
+            self.run.record({"kind": "validation", "step": progress.step, **metrics.to_dict()})
+            better = metrics.ne is not None and (progress.best_ne is None or metrics.ne < progress.best_ne)
+            if better:
+                progress.best_ne, progress.best_step = metrics.ne, progress.step
+                progress.evaluations_without_gain = 0
+            else:
+                progress.evaluations_without_gain += 1
+            mark = ", best so far" if better else ""
+            self.display.say(f"step {progress.step}  validation  {_short(metrics)}{mark}")
+            self._save(best=better)
+
+    def _out_of_patience(self) -> bool:
+        patience = self.config.train.patience
+        return bool(patience) and self.progress.evaluations_without_gain >= patience
+
+    def _save(self, *, best: bool = False) -> None:
+        with self.display.pause():
+            state = {
+                "progress": asdict(self.progress),
+                "settings": self.config.to_dict(),
+                "data": self.source.fingerprint(),
+                "world_size": self.ranks.world_size,
+            }
+            path = self.checkpoints.save(self.progress.step, self._tensors(), state)
+            if self.ranks.is_main:
+                if best:
+                    self.checkpoints.mark_best(path)
+                self.checkpoints.prune(self.config.train.keep_checkpoints)
+
+    def _tensors(self) -> dict[str, Any]:
+        """Everything that a checkpoint holds; live, so that loading into it restores the run."""
+        return self.model.tensors() | {
+            "tables": sparse_state(self.model.sharded.dmp),
+            "optimizer": dense_state(self.optimizer, self.model.network),
+        }
+
+    def _leave(self, request: StopRequest) -> None:
+        self._save()
+        number = request.signal_number or 15  # another rank may have been the one that was asked
+        self.display.say(f"step {self.progress.step}  saved; go on with: dlrmctl train --resume {self.run.path}")
+        raise Interrupted(number)
+
+    def resume(self) -> None:
+        """Takes up the newest checkpoint; without one, the run starts over."""
+        path = self.ranks.broadcast(self.checkpoints.newest())
+        if path is None:
+            self.run.forget_after(0)
+            return
+        state = read_state(path)
+        same_shape(self.config, state["settings"], path)
+        if state["data"] != self.source.fingerprint():
+            raise UserError(
+                f"{path}: was trained on other data ({state['data']}) than is given ({self.source.fingerprint()})",
+                "name the same prepared store with --data",
+            )
+        load(path, self._tensors(), self.ranks)
+        self.progress = Progress(**state["progress"])
+        if self.progress.finished and self.progress.step < self.total_steps:
+            self.progress.finished = False  # --epochs or --max-steps was raised
+        self.run.forget_after(self.progress.step)
+
+    def _introduce(self) -> None:
+        reader = self.readers["train"]
+        where = f"{self.ranks.world_size} x {self.ranks.device.type}"
+        self.display.say(
+            f"{self.config.data.dataset}: {reader.num_examples:,} training examples, "
+            f"{reader.num_batches:,} steps of {reader.batch_size:,} per epoch, on {where}"
+        )
+        sharded = self.model.sharded
+        self.display.say(
+            f"{len(sharded.plan)} tables, {sum(table.rows for table in sharded.plan):,} rows; at most "
+            f"{bytes_text(max(sharded.bytes_per_rank))} of tables and their optimizer state per rank; run {self.run.path}"
+        )
+        if self.progress.step:
+            self.display.say(f"resumed at step {self.progress.step:,}")
+
+    def _results(self) -> dict[str, Any]:
+        """Scores the best weights once on the test split."""
+        progress = self.progress
+        best = self.ranks.broadcast(self.checkpoints.best())
+        if best is not None and progress.best_step != progress.step:
+            load(best, self.model.tensors(), self.ranks)
+        results: dict[str, Any] = {
+            "run": str(self.run.path),
+            "steps": progress.step,
+            "best_step": progress.best_step,
+        }
+        for split in ("validation", "test"):
+            metrics = evaluate(self.model, self.readers[split], self.ranks).to_dict()
+            results[split] = with_optimum(metrics, self.source, split)
+        self.run.write_results(results)
+        return results
+
+
+def show_results(results: dict[str, Any]) -> None:
+    """The results as a table on standard output."""
+    print_table(
+        f"best weights (step {results['best_step']} of {results['steps']}), {results['run']}",
+        *table_of({split: results[split] for split in ("validation", "test")}),
+    )
+
+
+def _evaluation_points(num_batches: int, evaluations: int) -> set[int]:
+    """Batches of an epoch after which to evaluate: evenly spread, the last always among them."""
+    return {max(1, round(num_batches * k / evaluations)) for k in range(1, evaluations + 1)}
+
+
+def _short(metrics: Metrics) -> str:
+    parts = {"log loss": metrics.log_loss, "ne": metrics.ne, "auc": metrics.auc, "calibration": metrics.calibration}
+    return "  ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in parts.items())
