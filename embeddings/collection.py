@@ -12,8 +12,9 @@ from torchrec.distributed.types import LazyAwaitable
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.modules.embedding_modules import EmbeddingCollection as UnpooledCollection
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from embeddings.combine import Combiner, Part
 from embeddings.ids import RowIds
 from embeddings.init import fill_rows, table_distributions
 from embeddings.tables import FeatureTable, Table
@@ -48,7 +49,8 @@ class CompositionalEmbeddings(nn.Module):
         pooled = [f for f in self.features if f.pools_before_combining]
         unpooled = [f for f in self.features if not f.pools_before_combining]
         self.bag_ids, self.row_ids = RowIds(pooled), RowIds(unpooled)
-        self.combine = _Combine(self.features, dim)
+        self._combiner = Combiner(_parts(self.features, dim), self.num_features, dim)
+        self._unpooled_names = [f.name for f in unpooled]
         target = torch.device(device)
         self.bags = _bags(_in_order(pooled, dim, self.bag_ids.keys), target) if pooled else None
         self.rows = _unpooled(_in_order(unpooled, dim, self.row_ids.keys), target) if unpooled else None
@@ -63,9 +65,18 @@ class CompositionalEmbeddings(nn.Module):
         Returns:
             float32 [B, F, D]; the vector of an empty bag is 0.
         """
-        pooled = None if self.bags is None else self.bags(self.bag_ids(kjt))
-        rows = None if self.rows is None else self.rows(self.row_ids(kjt))
-        return self.combine(pooled, rows)
+        sources, keys, widths = [], [], []
+        if self.bags is not None:
+            pooled = _wait(self.bags(self.bag_ids(kjt)))
+            sources.append(pooled.values())
+            keys.append(pooled.keys())
+            widths.append(pooled.length_per_key())
+        if self.rows is not None:
+            rows = _wait(self.rows(self.row_ids(kjt)))
+            sources.append(_sum_of_products(rows, self._unpooled_names, self.dim))
+            keys.append(self._unpooled_names)
+            widths.append([self.dim] * len(self._unpooled_names))
+        return self._combiner(sources, keys, widths)
 
     @property
     def tables(self) -> tuple[Table, ...]:
@@ -80,69 +91,29 @@ class CompositionalEmbeddings(nn.Module):
             fill_rows(weight, distributions[table], table=table, seed=seed)
 
 
-class _Combine(nn.Module):
-    """Puts the vectors of all features together, in order."""
-
-    def __init__(self, features: Sequence[FeatureTable], dim: int) -> None:
-        super().__init__()
-        self.dim = dim
-        pairs = {
-            operation: [f.name for f in features if f.kind == "qr" and f.operation == operation and _pools(f)]
-            for operation in ("mult", "add")
-        }
-        self.mult, self.add = pairs["mult"], pairs["add"]
-        self.unpooled = [f.name for f in features if not _pools(f)]
-        # The halves of a concatenation simply stand side by side.
-        self.keys = [
-            key
-            for f in features
-            for key in ((f"{f.name}@q", f"{f.name}@r") if f.kind == "qr" and f.operation == "concat" else (f.name,))
-        ]
-        paired = {*self.mult, *self.add, *self.unpooled}
-        self.single = [key for key in self.keys if key not in paired]
-
-    def forward(self, pooled: Any, rows: Any) -> Tensor:
-        """
-        Args:
-            pooled: what the EmbeddingBagCollection returned, or None: a KeyedTensor with one key per table.
-            rows: what the EmbeddingCollection returned, or None: a dict of JaggedTensors by table.
-
-        Returns:
-            [B, F, D].
-        """
-        parts = [] if pooled is None else self._combine_pooled(_wait(pooled))
-        if rows is not None:
-            parts.append(_keyed(self.unpooled, self.dim, self._sum_of_products(_wait(rows))))
-        if len(parts) == 1 and parts[0].keys() == self.keys:
-            values_BFD = parts[0].values()
+def _parts(features: Sequence[FeatureTable], dim: int) -> list[Part]:
+    """What each feature's vector is made of, by the keys of tables; a feature summed in `rows` comes as one piece."""
+    parts = []
+    for index, feature in enumerate(features):
+        if feature.kind != "qr" or not feature.pools_before_combining:
+            parts.append(Part(index, 0, dim, "copy", feature.name))
+            continue
+        quotient, remainder = feature.tables(dim)
+        if feature.operation == "concat":
+            parts.append(Part(index, 0, dim // 2, "copy", quotient.name))
+            parts.append(Part(index, dim // 2, dim // 2, "copy", remainder.name))
         else:
-            values_BFD = KeyedTensor.regroup(parts, [self.keys])[0]
-        return values_BFD.view(values_BFD.shape[0], -1, self.dim)
+            parts.append(Part(index, 0, dim, feature.operation, quotient.name, remainder.name))
+    return parts
 
-    def _combine_pooled(self, pooled: KeyedTensor) -> list[KeyedTensor]:
-        if not self.mult and not self.add:
-            return [pooled]  # the order of its keys follows the sharding plan
-        mult_q, mult_r = [f"{name}@q" for name in self.mult], [f"{name}@r" for name in self.mult]
-        add_q, add_r = [f"{name}@q" for name in self.add], [f"{name}@r" for name in self.add]
-        groups = [keys for keys in (self.single, mult_q, mult_r, add_q, add_r) if keys]
-        pieces = iter(KeyedTensor.regroup([pooled], groups))
-        parts = []
-        if self.single:
-            dims = dict(zip(pooled.keys(), pooled.length_per_key(), strict=True))
-            parts.append(KeyedTensor(self.single, [dims[key] for key in self.single], next(pieces)))
-        if self.mult:
-            parts.append(_keyed(self.mult, self.dim, next(pieces) * next(pieces)))
-        if self.add:
-            parts.append(_keyed(self.add, self.dim, next(pieces) + next(pieces)))
-        return parts
 
-    def _sum_of_products(self, rows: dict[str, Any]) -> Tensor:
-        """[B, features * D]: the sum over each bag of the products of its ids' rows."""
-        q_ND = torch.cat([rows[f"{name}@q"].values() for name in self.unpooled])
-        r_ND = torch.cat([rows[f"{name}@r"].values() for name in self.unpooled])
-        lengths = torch.cat([rows[f"{name}@q"].lengths() for name in self.unpooled])
-        summed_FBD = segment_sum(q_ND * r_ND, lengths).view(len(self.unpooled), -1, self.dim)
-        return summed_FBD.transpose(0, 1).reshape(summed_FBD.shape[1], -1)
+def _sum_of_products(rows: dict[str, Any], names: list[str], dim: int) -> Tensor:
+    """[B, features * D]: the sum over each bag of the products of its ids' rows."""
+    q_ND = torch.cat([rows[f"{name}@q"].values() for name in names])
+    r_ND = torch.cat([rows[f"{name}@r"].values() for name in names])
+    lengths = torch.cat([rows[f"{name}@q"].lengths() for name in names])
+    summed_FBD = segment_sum(q_ND * r_ND, lengths).view(len(names), -1, dim)
+    return summed_FBD.transpose(0, 1).reshape(summed_FBD.shape[1], -1)
 
 
 @torch.fx.wrap
@@ -151,17 +122,9 @@ def segment_sum(values_ND: Tensor, lengths: Tensor) -> Tensor:
     return torch.segment_reduce(values_ND, "sum", lengths=lengths.long(), axis=0, initial=0.0)
 
 
-def _pools(feature: FeatureTable) -> bool:
-    return feature.pools_before_combining
-
-
 def _wait(value: Any) -> Any:
     """The result itself, where a sharded module returned a promise of it."""
     return value.wait() if isinstance(value, LazyAwaitable) else value
-
-
-def _keyed(keys: list[str], dim: int, values: Tensor) -> KeyedTensor:
-    return KeyedTensor(keys, [dim] * len(keys), values)
 
 
 def _in_order(features: Sequence[FeatureTable], dim: int, keys: Sequence[str]) -> list[Table]:
