@@ -20,9 +20,9 @@ from torch.optim import Optimizer
 from optim.shampoo import state
 from optim.shampoo.assignment import root_cost, spread, step_cost
 from optim.shampoo.blocks import Block, Cut, cut_parameter
+from optim.shampoo.configs import AdaGradGrafting, Grafting, Preconditioner, RootInverse
 from optim.shampoo.gather import DirectionBuffer
 from optim.shampoo.gradients import checked_gradients, parameter_name
-from optim.shampoo.grafting import AdaGradGrafting, Grafting
 from optim.shampoo.preconditioner import ExponentOverride
 from optim.shampoo.scalars import rounded
 from optim.shampoo.settings import resolve
@@ -50,10 +50,12 @@ class DistributedShampoo(Optimizer):
         precondition_frequency: steps between two refreshes of the root inverses.
         start_preconditioning_step: the first refresh; until then grafting alone. -1: the frequency.
         stagger_refresh: after the first, refresh a few blocks every step instead of all at once.
+        statistics_frequency: steps between two updates of the factor matrices.
         inverse_exponent_override: exponent p of F ** -p instead of 1 / (2 * order): one for all, or {order: p} or
             {order: {dimension: p}}.
         use_bias_correction: of the filtered gradient and the factor matrices.
         grafting_config: whose step length is borrowed, per block; None for Shampoo's own.
+        preconditioner_config: RootInverse (Shampoo), EigenvalueCorrected (SOAP), or None: the grafting method alone.
         communication_dtype: type of the directions on the wire, None for their own.
         use_float32_scalars: round the learning rate and bias corrections to float32, as Meta's implementation does;
             only to repeat its trajectories in float64.
@@ -89,9 +91,11 @@ class DistributedShampoo(Optimizer):
         precondition_frequency: int = 20,
         start_preconditioning_step: float = -1,
         stagger_refresh: bool = False,
+        statistics_frequency: int = 1,
         inverse_exponent_override: ExponentOverride | None = None,
         use_bias_correction: bool = True,
         grafting_config: Grafting | None = AdaGradGrafting(),  # noqa: B008 (frozen)
+        preconditioner_config: Preconditioner | None = RootInverse(),  # noqa: B008 (frozen)
         communication_dtype: torch.dtype | None = None,
         use_float32_scalars: bool = False,
         process_group: dist.ProcessGroup | None = None,
@@ -126,9 +130,8 @@ class DistributedShampoo(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         grads = checked_gradients(self.param_groups)
-        for g, group in enumerate(self.param_groups):
-            if any(grad is not None for grad in grads[g]):
-                group["step"] += 1
+        for group in self.param_groups:
+            group["step"] += 1  # whether or not there are gradients, so that ranks agree
         weights = [
             self._block_views(g, [p.detach() for p in group["params"]]) for g, group in enumerate(self.param_groups)
         ]
@@ -180,7 +183,8 @@ class DistributedShampoo(Optimizer):
         self._cuts.append([cut_parameter(p, limit=limit, merge=merge) for p in group["params"]])
         blocks = []
         for position, cut in enumerate(self._cuts[g]):
-            diagonal = len(cut.shape) == 1 and not group["precondition_vectors"]
+            vector = len(cut.shape) == 1
+            diagonal = group["preconditioner_config"] is None or (vector and not group["precondition_vectors"])
             blocks += [Block(g, position, n, cut.region_shape(n), diagonal) for n in range(len(cut.regions))]
 
         frequency = group["precondition_frequency"]
@@ -277,5 +281,5 @@ _GROUP_SETTINGS = {
     *("lr", "betas", "beta3", "epsilon", "relative_epsilon", "momentum", "dampening", "use_nesterov", "weight_decay"),
     *("use_decoupled_weight_decay", "max_preconditioner_dim", "merge_small_dims", "precondition_vectors"),
     *("precondition_frequency", "start_preconditioning_step", "stagger_refresh", "inverse_exponent_override"),
-    *("use_bias_correction", "grafting_config", "use_float32_scalars"),
+    *("use_bias_correction", "grafting_config", "preconditioner_config", "statistics_frequency", "use_float32_scalars"),
 }

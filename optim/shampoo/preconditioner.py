@@ -1,11 +1,13 @@
 """The factor matrices of K blocks of one shape, stacked so that one call serves all of them.
 
 Shapes: K blocks of shape S = (n_1, ..., n_o); the factors of dimension k are one tensor [K, n_k, n_k].
-For a gradient G: `F_k <- decay F_k + weight G_(k) G_(k)^T`; the direction is `H x_1 R_1 ... x_o R_o`, where
-`R_k = F_k ** -1/(2 o)`. Source: Gupta et al., arXiv:1802.09568.
+For a gradient G: `F_k <- decay F_k + weight G_(k) G_(k)^T`. Two ways to use them:
+- root inverses: `H x_1 R_1 ... x_o R_o` with `R_k = F_k ** -1/(2 o)` (Gupta et al., arXiv:1802.09568);
+- eigenvalue correction: Adam's update in the eigenbasis of the factors (Vyas et al., arXiv:2409.11321).
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,17 +15,20 @@ import torch
 from torch import Tensor
 
 from optim.shampoo.blocks import Shape
-from optim.shampoo.roots import inverse_root, regularization
+from optim.shampoo.configs import EigenvalueCorrected, Preconditioner
+from optim.shampoo.roots import damped, eigh, inverse_root, regularization, turned_basis
 
 ExponentOverride = float | Mapping[int, float | Mapping[int, float]]
 
 # What a block's `root_status` says.
 NEVER_REFRESHED, GOOD, FAILED = 0, 1, 2
 
+_EIGENVALUE_EPSILON = 1e-8  # beside the root of a second moment, as in Adam; there is no factor to be relative to
+
 
 @dataclass(frozen=True)
-class RefreshSettings:
-    """How roots are made of factors; `correction` is `1 - beta2^t` or 1."""
+class RootSettings:
+    """How factors are used at one step; `correction` is `1 - beta2^t` or 1."""
 
     correction: float
     epsilon: float | None
@@ -31,80 +36,154 @@ class RefreshSettings:
     exponent_override: ExponentOverride | None
 
 
-def gram(tensor_KS: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Two views A [K, n, m] and A^T of the unfolding along dimension `dim` of S, so that A @ A^T is its Gram matrix."""
-    K, n = tensor_KS.shape[0], tensor_KS.shape[1 + dim]
+def gram_operands(tensor_KS: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """The unfolding A [K, n, m] along dimension `dim` of S and A^T; A @ A^T is the Gram matrix."""
+    num_blocks, n = tensor_KS.shape[0], tensor_KS.shape[1 + dim]
     before = math.prod(tensor_KS.shape[1 : 1 + dim])
     if 1 + dim == tensor_KS.dim() - 1:
-        unfolded = tensor_KS.reshape(K, before, n).mT
+        unfolded = tensor_KS.reshape(num_blocks, before, n).mT
     else:
-        unfolded = tensor_KS.reshape(K, before, n, -1).transpose(1, 2).reshape(K, n, -1)
+        unfolded = tensor_KS.reshape(num_blocks, before, n, -1).transpose(1, 2).reshape(num_blocks, n, -1)
     return unfolded, unfolded.mT
 
 
 def mode_product(tensor_KS: Tensor, matrix_KNN: Tensor, dim: int) -> Tensor:
     """Multiplies dimension `dim` of S by a matrix per block: `out[.., i, ..] = sum_j M[i, j] T[.., j, ..]`."""
-    K, n = tensor_KS.shape[0], tensor_KS.shape[1 + dim]
+    num_blocks, n = tensor_KS.shape[0], tensor_KS.shape[1 + dim]
     before = math.prod(tensor_KS.shape[1 : 1 + dim])
     if 1 + dim == tensor_KS.dim() - 1:
-        product = torch.bmm(tensor_KS.reshape(K, before, n), matrix_KNN.mT)
+        product = torch.bmm(tensor_KS.reshape(num_blocks, before, n), matrix_KNN.mT)
     elif dim == 0:
-        product = torch.bmm(matrix_KNN, tensor_KS.reshape(K, n, -1))
+        product = torch.bmm(matrix_KNN, tensor_KS.reshape(num_blocks, n, -1))
     else:
-        product = matrix_KNN[:, None] @ tensor_KS.reshape(K, before, n, -1)
+        product = matrix_KNN[:, None] @ tensor_KS.reshape(num_blocks, before, n, -1)
     return product.view(tensor_KS.shape)
 
 
-def exponent_of(order: int, dim: int, override: ExponentOverride | None) -> float:
-    """`1 / (2 * order)`, or what the override says for blocks of this order (and this dimension)."""
+def exponent_of(order: int, dim: int, override: ExponentOverride | None, default: float) -> float:
+    """What the override says for blocks of this order (and this dimension), else the default."""
     exponent: float | Mapping[int, float] | None = override.get(order) if isinstance(override, Mapping) else override
     if isinstance(exponent, Mapping):
         exponent = exponent.get(dim)
-    return 1 / (2 * order) if exponent is None else exponent
+    return default if exponent is None else exponent
 
 
-class RootStack:
-    """Factor matrices and their root inverses."""
+class FactorStack(ABC):
+    """Factor matrices of K equal blocks and what is made of them now and then, one matrix per dimension."""
+
+    made_name: str  # of those matrices in a state dict
 
     def __init__(self, num_blocks: int, shape: Shape, *, dtype: torch.dtype, device: torch.device) -> None:
-        self.shape = shape
         self.num_blocks = num_blocks
+        self.shape = shape
         self.factors = [torch.zeros(num_blocks, n, n, dtype=dtype, device=device) for n in shape]
-        self.roots = [torch.eye(n, dtype=dtype, device=device).repeat(num_blocks, 1, 1) for n in shape]
+        self.made = [torch.eye(n, dtype=dtype, device=device).repeat(num_blocks, 1, 1) for n in shape]
         self.root_status = torch.full((num_blocks,), NEVER_REFRESHED, dtype=torch.int64)
 
     def accumulate(self, grad_KS: Tensor, *, decay: float, weight: float) -> None:
         for dim, factor_KNN in enumerate(self.factors):
-            factor_KNN.baddbmm_(*gram(grad_KS, dim), beta=decay, alpha=weight)
+            factor_KNN.baddbmm_(*gram_operands(grad_KS, dim), beta=decay, alpha=weight)
 
-    def refresh(self, rows: list[int], settings: RefreshSettings) -> int:
-        """Renews the root inverses of the blocks in `rows`; returns how many could not be and kept their old ones."""
-        everything = len(rows) == self.num_blocks
+    def refresh(self, rows: list[int], settings: RootSettings) -> int:
+        """Renews the matrices of the blocks in `rows`; returns how many blocks failed and kept their old ones."""
         index = torch.tensor(rows, device=self.factors[0].device)
-        roots = []
-        for dim, factor_KNN in enumerate(self.factors):
-            chosen_KNN = (factor_KNN if everything else factor_KNN[index]) / settings.correction
-            epsilon_K = regularization(chosen_KNN, epsilon=settings.epsilon, relative_epsilon=settings.relative_epsilon)
-            exponent = exponent_of(len(self.shape), dim, settings.exponent_override)
-            roots.append(inverse_root(chosen_KNN, exponent, epsilon_K))
-        good_K = torch.stack([root_KNN.isfinite().all(-1).all(-1) for root_KNN in roots]).all(0)
-        for old_KNN, new_KNN in zip(self.roots, roots, strict=True):
+        renewed = [self._make(dim, self.factors[dim][index], index, settings) for dim in range(len(self.shape))]
+        good_K = torch.stack([new_KNN.isfinite().all(-1).all(-1) for new_KNN in renewed]).all(0)
+        for old_KNN, new_KNN in zip(self.made, renewed, strict=True):
             old_KNN[index] = torch.where(good_K[:, None, None], new_KNN, old_KNN[index])
-        return self._note_status(torch.tensor(rows), good_K.cpu())
+        good_K = good_K.cpu()
+        before_K = self.root_status[rows]
+        without_K = torch.where(before_K == GOOD, GOOD, FAILED)
+        self.root_status[rows] = torch.where(good_K, GOOD, without_K)
+        return int((~good_K).sum())
 
-    def _note_status(self, rows: Tensor, good: Tensor) -> int:
-        before = self.root_status[rows]
-        failed = torch.where(before == NEVER_REFRESHED, FAILED, before)
-        self.root_status[rows] = torch.where(good, GOOD, failed)
-        return int((~good).sum())
+    @abstractmethod
+    def _make(self, dim: int, factor_KNN: Tensor, index: Tensor, settings: RootSettings) -> Tensor:
+        """New matrices for the blocks at `index`; NaN where one cannot be computed."""
 
-    def direction(self, filtered_KS: Tensor) -> Tensor:
-        for dim, root_KNN in enumerate(self.roots):
-            filtered_KS = mode_product(filtered_KS, root_KNN, dim)
-        return filtered_KS
+    def observe(self, grad_KS: Tensor, *, beta2: float) -> None:  # noqa: B027 (most have nothing to do)
+        """Called every step, after any refresh."""
+
+    @abstractmethod
+    def direction(self, filtered_KS: Tensor, settings: RootSettings) -> Tensor: ...
 
     def block_state(self, row: int) -> dict[str, Tensor]:
         """Live views of one block's state."""
         state = {f"factor_{dim}": factor_KNN[row] for dim, factor_KNN in enumerate(self.factors)}
-        state |= {f"root_{dim}": root_KNN[row] for dim, root_KNN in enumerate(self.roots)}
+        state |= {f"{self.made_name}_{dim}": made_KNN[row] for dim, made_KNN in enumerate(self.made)}
         return state | {"root_status": self.root_status[row]}
+
+
+class RootStack(FactorStack):
+    """Uses the inverse roots of the factor matrices."""
+
+    made_name = "root"
+
+    def _make(self, dim: int, factor_KNN: Tensor, index: Tensor, settings: RootSettings) -> Tensor:
+        corrected_KNN = factor_KNN / settings.correction
+        order = len(self.shape)
+        epsilon_K = regularization(corrected_KNN, settings.epsilon, settings.relative_epsilon)
+        return inverse_root(
+            corrected_KNN, exponent_of(order, dim, settings.exponent_override, 1 / (2 * order)), epsilon_K
+        )
+
+    def direction(self, filtered_KS: Tensor, settings: RootSettings) -> Tensor:
+        for dim, root_KNN in enumerate(self.made):
+            filtered_KS = mode_product(filtered_KS, root_KNN, dim)
+        return filtered_KS
+
+
+class EigenStack(FactorStack):
+    """Uses the eigenbases of the factor matrices, and a second moment of the gradient as seen in them."""
+
+    made_name = "basis"
+
+    def __init__(
+        self, num_blocks: int, shape: Shape, config: EigenvalueCorrected, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__(num_blocks, shape, dtype=dtype, device=device)
+        self.config = config
+        self.eigenvalues_KS = torch.zeros(num_blocks, *shape, dtype=dtype, device=device)
+
+    def _make(self, dim: int, factor_KNN: Tensor, index: Tensor, settings: RootSettings) -> Tensor:
+        # Damped although only the basis is wanted: it settles the directions that no gradient has had yet.
+        corrected_KNN = factor_KNN / settings.correction
+        epsilon_K = regularization(corrected_KNN, settings.epsilon, settings.relative_epsilon)
+        damped_KNN = damped(corrected_KNN, epsilon_K)
+        if self.config.method == "eigh":
+            return eigh(damped_KNN)[1]
+        return turned_basis(
+            damped_KNN,
+            self.made[dim][index],
+            max_iterations=self.config.max_iterations,
+            tolerance=self.config.tolerance,
+        )
+
+    def _seen(self, tensor_KS: Tensor) -> Tensor:
+        for dim, basis_KNN in enumerate(self.made):
+            tensor_KS = mode_product(tensor_KS, basis_KNN.mT, dim)
+        return tensor_KS
+
+    def observe(self, grad_KS: Tensor, *, beta2: float) -> None:
+        seen_KS = self._seen(grad_KS)
+        self.eigenvalues_KS.mul_(beta2).addcmul_(seen_KS, seen_KS, value=1.0 if beta2 == 1 else 1 - beta2)
+
+    def direction(self, filtered_KS: Tensor, settings: RootSettings) -> Tensor:
+        exponent = exponent_of(len(self.shape), 0, settings.exponent_override, 0.5)
+        epsilon = _EIGENVALUE_EPSILON if settings.epsilon is None else settings.epsilon
+        scale_KS = (self.eigenvalues_KS / settings.correction).pow_(exponent).add_(epsilon)
+        direction_KS = self._seen(filtered_KS).div_(scale_KS)
+        for dim, basis_KNN in enumerate(self.made):
+            direction_KS = mode_product(direction_KS, basis_KNN, dim)
+        return direction_KS
+
+    def block_state(self, row: int) -> dict[str, Tensor]:
+        return super().block_state(row) | {"eigenvalues": self.eigenvalues_KS[row]}
+
+
+def make_stack(
+    num_blocks: int, shape: Shape, config: Preconditioner, *, dtype: torch.dtype, device: torch.device
+) -> FactorStack:
+    if isinstance(config, EigenvalueCorrected):
+        return EigenStack(num_blocks, shape, config, dtype=dtype, device=device)
+    return RootStack(num_blocks, shape, dtype=dtype, device=device)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from optim.shampoo.grafting import AdaGradGrafting, AdamGrafting, RMSpropGrafting, SGDGrafting
+from optim.shampoo.configs import GRAFTINGS, PRECONDITIONERS
 
 # These decide which blocks exist; a state dict only fits an optimizer that has them equal.
 STRUCTURAL = ("max_preconditioner_dim", "merge_small_dims", "precondition_vectors")
@@ -38,14 +38,10 @@ def resolve(settings: dict[str, Any]) -> None:
         lambda start: start == math.inf or _is_count(start),
         "an integer of at least 1, -1 for precondition_frequency, or inf for never",
     )
-    _require(
-        settings,
-        "grafting_config",
-        lambda config: (
-            config is None or isinstance(config, SGDGrafting | AdaGradGrafting | RMSpropGrafting | AdamGrafting)
-        ),
-        "None or one of SGDGrafting, AdaGradGrafting, RMSpropGrafting, AdamGrafting",
-    )
+    _require(settings, "statistics_frequency", _is_count, "an integer of at least 1")
+    for name, kinds in (("grafting_config", GRAFTINGS), ("preconditioner_config", PRECONDITIONERS)):
+        if settings[name] is not None and not isinstance(settings[name], kinds):
+            raise ValueError(f"{name}={settings[name]} must be None or one of {', '.join(k.__name__ for k in kinds)}")
     override = settings["inverse_exponent_override"]
     exponents = override.values() if isinstance(override, Mapping) else [] if override is None else [override]
     flat = [e for exponent in exponents for e in (exponent.values() if isinstance(exponent, Mapping) else [exponent])]

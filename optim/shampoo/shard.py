@@ -13,8 +13,9 @@ from torch import Tensor
 
 from optim.shampoo.assignment import refresh_due
 from optim.shampoo.blocks import Block
-from optim.shampoo.grafting import AdaGradGrafting, AdamGrafting, grafted_step, has_second_moment, update_second_moment
-from optim.shampoo.preconditioner import FAILED, RefreshSettings, RootStack
+from optim.shampoo.configs import AdaGradGrafting, AdamGrafting
+from optim.shampoo.grafting import grafted_step, has_second_moment, update_second_moment
+from optim.shampoo.preconditioner import FAILED, FactorStack, RootSettings, make_stack
 from optim.shampoo.scalars import bias_correction
 
 Settings = dict[str, Any]  # a parameter group of the optimizer
@@ -44,13 +45,13 @@ class Shard:
         device, num_elements = out_N.device, out_N.numel()
         self._spans = list(_spans(blocks))
         self._num_diagonal = sum(block.numel for block in blocks if block.diagonal)
-        self._stacks: list[tuple[slice, slice, RootStack]] = []  # blocks, elements, their factors
+        self._stacks: list[tuple[slice, slice, FactorStack]] = []  # blocks, elements, their factors
         for shape, members in groupby(
             (i for i, block in enumerate(blocks) if not block.diagonal), key=lambda i: blocks[i].shape
         ):
             rows = list(members)
             elements = slice(self._spans[rows[0]].start, self._spans[rows[-1]].stop)
-            stack = RootStack(len(rows), shape, dtype=dtype, device=device)
+            stack = make_stack(len(rows), shape, settings["preconditioner_config"], dtype=dtype, device=device)
             self._stacks.append((slice(rows[0], rows[-1] + 1), elements, stack))
 
         def zeros(n: int) -> Tensor:
@@ -128,42 +129,49 @@ class Shard:
             torch._foreach_add_(self._grad_views, list(weights), alpha=settings["weight_decay"])
 
     def _accumulate(self, step: int, settings: Settings) -> None:
-        beta2 = settings["betas"][1]
+        """Every k-th product is taken, and stands for k: what the factors remember does not depend on k."""
+        beta2, every = settings["betas"][1], settings["statistics_frequency"]
+        if (step - 1) % every:
+            return
+        decay = beta2**every
         for rows, elements, stack in self._stacks:
             grad_KS = self._stacked(self._grad, rows, elements, stack)
-            stack.accumulate(grad_KS, decay=beta2, weight=1.0 if beta2 == 1 else 1 - beta2)
+            stack.accumulate(grad_KS, decay=decay, weight=float(every) if beta2 == 1 else 1 - decay)
 
     def _refresh(self, step: int, settings: Settings) -> None:
         frequency, start = settings["precondition_frequency"], settings["start_preconditioning_step"]
-        beta2, correction = settings["betas"][1], 1.0
-        if settings["use_bias_correction"] and beta2 < 1:
-            correction = bias_correction(beta2, step, float32=settings["use_float32_scalars"])
-        refresh = RefreshSettings(
-            correction, settings["epsilon"], settings["relative_epsilon"], settings["inverse_exponent_override"]
-        )
-        for rows, _, stack in self._stacks:
+        every = settings["statistics_frequency"]
+        seen = step if every == 1 else every * ((step - 1) // every + 1)  # steps the factors stand for
+        for rows, elements, stack in self._stacks:
             turns = self.turns[rows]
             due = [k for k, turn in enumerate(turns) if refresh_due(step, frequency=frequency, start=start, turn=turn)]
             if due:
-                self.num_failed_roots += stack.refresh(due, refresh)
+                self.num_failed_roots += stack.refresh(due, self._root_settings(seen, settings))
+            stack.observe(self._stacked(self._grad, rows, elements, stack), beta2=settings["betas"][1])
+
+    @staticmethod
+    def _root_settings(step: int, settings: Settings) -> RootSettings:
+        beta2, correction = settings["betas"][1], 1.0
+        if settings["use_bias_correction"] and beta2 < 1:
+            correction = bias_correction(beta2, step, float32=settings["use_float32_scalars"])
+        epsilon, relative = settings["epsilon"], settings["relative_epsilon"]
+        return RootSettings(correction, epsilon, relative, settings["inverse_exponent_override"])
 
     def _filter(self, step: int, settings: Settings) -> None:
         """H, the exponential average of G (G itself without beta1); takes G's place in the scratch buffer."""
-        beta1, beta3 = settings["betas"][0], settings["beta3"]
+        beta1 = settings["betas"][0]
         if beta1 == 0:
             return
+        beta3 = beta1 if settings["beta3"] == -1 else settings["beta3"]
         average, grad = self._filtered_grad, self._grad
-        if beta3 in (-1.0, beta1):
-            average.lerp_(grad, 1 - beta1)
-            grad.copy_(average)
-            correction = bias_correction(beta1, step, float32=settings["use_float32_scalars"])
+        if beta3 == beta1:
+            grad.copy_(average.lerp_(grad, 1 - beta1))
         else:
             filtered = average.lerp(grad, 1 - beta3)  # from the old average, as Nesterov's momentum looks ahead
             average.lerp_(grad, 1 - beta1)
             grad.copy_(filtered)
-            correction = bias_correction(beta1, step - 1, float32=settings["use_float32_scalars"], factor=beta3)
         if settings["use_bias_correction"]:
-            grad.div_(correction)
+            grad.div_(bias_correction(beta1, step - 1, float32=settings["use_float32_scalars"], factor=beta3))
 
     def _direct(self, step: int, settings: Settings) -> None:
         """P from H: the diagonal method's before the start and for diagonal blocks, else Shampoo's, grafted."""
@@ -179,8 +187,9 @@ class Shard:
             self.out_N[:copied].copy_(self._grafted[:copied])
         if grafting is not None and step < settings["start_preconditioning_step"]:
             return
+        root_settings = self._root_settings(step, settings)
         for rows, elements, stack in self._stacks:
-            direction_KS = stack.direction(self._stacked(filtered, rows, elements, stack))
+            direction_KS = stack.direction(self._stacked(filtered, rows, elements, stack), root_settings)
             if grafting is None:
                 self.out_N[elements].copy_(direction_KS.flatten())
                 continue
@@ -215,7 +224,7 @@ class Shard:
         return [flat_N[span].view(block.shape) for span, block in zip(self._spans, self.blocks, strict=True)]
 
     @staticmethod
-    def _stacked(flat_N: Tensor, rows: slice, elements: slice, stack: RootStack) -> Tensor:
+    def _stacked(flat_N: Tensor, rows: slice, elements: slice, stack: FactorStack) -> Tensor:
         return flat_N[elements].view(rows.stop - rows.start, *stack.shape)
 
 

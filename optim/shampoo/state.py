@@ -8,18 +8,17 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from optim.shampoo.configs import config_from_dict, config_to_dict
 from optim.shampoo.gradients import parameter_name
-from optim.shampoo.grafting import config_from_dict, config_to_dict
 from optim.shampoo.settings import STRUCTURAL
 
-_LEFT_ALONE = {"params", "param_names", "step", "grafting_config"}
+_CONFIGS = ("grafting_config", "preconditioner_config")
+_LEFT_ALONE = {"params", "param_names", "step", *_CONFIGS}
 
 
 def to_plain(state_dict: dict[str, Any]) -> dict[str, Any]:
     """The state dict with configurations as dicts; the optimizer's own groups are not touched."""
-    groups = [
-        group | {"grafting_config": config_to_dict(group["grafting_config"])} for group in state_dict["param_groups"]
-    ]
+    groups = [group | {name: config_to_dict(group[name]) for name in _CONFIGS} for group in state_dict["param_groups"]]
     return state_dict | {"param_groups": groups}
 
 
@@ -41,7 +40,7 @@ def load_plain(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
             copies += _matched(live, found, prefix, "; a state dict fits the same rank of the same number of ranks")
     for group, saved in zip(optimizer.param_groups, saved_groups, strict=True):
         group.update({name: value for name, value in saved.items() if name not in _LEFT_ALONE})
-        group["grafting_config"] = config_from_dict(saved["grafting_config"])
+        group.update({name: config_from_dict(saved[name]) for name in _CONFIGS})
         group["step"].copy_(torch.as_tensor(saved["step"]))
     _copy(copies)
 
