@@ -24,6 +24,7 @@ from optim.shampoo import (
     RMSpropGrafting,
     SGDGrafting,
 )
+from optim.shampoo.grafting import Grafting
 
 
 @dataclass
@@ -117,13 +118,14 @@ def build_dense_optimizer(settings: OptimSettings, network: nn.Module, ranks: Ra
     if settings.dense_optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=decay, foreach=True)
     beta2 = settings.beta2 if settings.beta2 < 1 else 0.999
-    grafting = {
+    grafting: Grafting | None = {
         "adagrad": AdaGradGrafting(epsilon=1e-10),
         "rmsprop": RMSpropGrafting(beta2=beta2, epsilon=1e-8),
         "adam": AdamGrafting(beta2=beta2, epsilon=1e-8),
         "sgd": SGDGrafting(),
         "none": None,
     }[settings.grafting]
+    assert settings.shampoo_start is not None
     return DistributedShampoo(
         parameters,
         lr=lr,

@@ -11,7 +11,6 @@ A checkpoint under way is called `step-1200.partial` and is renamed when it is c
 import errno
 import json
 import os
-import pickle
 import re
 import shutil
 import warnings
@@ -22,10 +21,10 @@ from typing import Any
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata
 
 from dlrmctl.errors import UserError
 from dlrmctl.ranks import Ranks
+from dlrmctl.safereader import SafeReader
 
 # Where torch's own planner touches the ShardedTensors that TorchRec gives.
 warnings.filterwarnings("ignore", message="Please use DTensor instead", category=FutureWarning)
@@ -92,8 +91,8 @@ class Checkpoints:
             return {name: entry for files in everyone for name, entry in files.items()}
         return mine
 
-    def _save_error(self, path: Path, problem: Exception) -> UserError:
-        causes = [problem]
+    def _save_error(self, path: Path, problem: BaseException) -> UserError:
+        causes: list[BaseException] = [problem]
         if isinstance(problem, CheckpointException):
             causes = [failure[0] for failure in problem.failures.values()]
         kept = self.newest()
@@ -189,57 +188,13 @@ def load(path: Path, tensors: dict[str, Any], ranks: Ranks) -> None:
     if problem is not None:
         raise problem
     try:
-        dcp.load(tensors, storage_reader=_SafeReader(path), process_group=ranks.group)
+        dcp.load(tensors, storage_reader=SafeReader(path), process_group=ranks.group)
     except CheckpointException as failure:
         cause = next(iter(failure.failures.values()))[0]
         raise UserError(
             f"{path}: does not fit this model: {str(cause).strip().splitlines()[0]}",
             "the model and embedding settings must be those it was trained with",
         ) from None
-
-
-class _SafeReader(dcp.FileSystemReader):
-    """Reads the metadata through an unpickler that builds descriptions of tensors and nothing else."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with (Path(self.path) / ".metadata").open("rb") as file:
-            metadata = _MetadataUnpickler(file).load()
-        if getattr(metadata, "storage_meta", None) is None:
-            metadata.storage_meta = dcp.StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    _MODULES = (
-        "torch.distributed.checkpoint.metadata",
-        "torch.distributed.checkpoint.filesystem",
-        "torch.distributed._shard",
-        "torch.distributed.remote_device",
-    )
-    _NAMES = frozenset(
-        {
-            ("torch", "Size"),
-            ("torch", "device"),
-            ("torch.serialization", "_get_layout"),
-            ("torch._C._distributed_c10d", "_remote_device"),
-            ("pathlib", "PosixPath"),
-            ("collections", "OrderedDict"),
-            ("builtins", "getattr"),
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        import torch
-
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype | torch.memory_format):
-            return getattr(torch, name)
-        allowed = (module, name) in self._NAMES - {("builtins", "getattr")}
-        if allowed or any(module == known or module.startswith(known + ".") for known in self._MODULES):
-            return super().find_class(module, name)
-        raise UserError(
-            f".metadata asks for {module}.{name}, which no checkpoint of ours holds", "do not trust this file"
-        )
 
 
 def _step_of(path: Path) -> int:

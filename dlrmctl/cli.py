@@ -101,8 +101,9 @@ def train(
 
 def _run_training(settings: Config, path: Path, *, resume: bool, as_json: bool) -> None:
     from dlrmctl.ranks import process_group
+    from dlrmctl.results import show_results
     from dlrmctl.rundir import RunDirectory
-    from dlrmctl.train import Interrupted, show_results, train
+    from dlrmctl.train import Interrupted, train
 
     with process_group(settings.train.device) as ranks:
         _check_batch(settings, ranks.world_size)
@@ -138,8 +139,9 @@ def evaluate(
     if needs_launch(nproc):
         raise typer.Exit(launch_local(nproc, sys.argv[1:]))
     from dlrmctl.console import print_table
-    from dlrmctl.evaluate import evaluate_run, table_of
+    from dlrmctl.evaluate import evaluate_run
     from dlrmctl.ranks import process_group
+    from dlrmctl.results import table_of
 
     with process_group(settings.train.device) as ranks:
         result = evaluate_run(settings, directory, ranks, checkpoint=checkpoint, split=split)
@@ -167,12 +169,17 @@ def _check_batch(settings: Config, world_size: int) -> None:
 
 def main() -> None:
     """Entry point: every mistake a user can mend is one line and exit status 2."""
-    sys.exit(_status())
+    sys.exit(run_command())
 
 
-def _status() -> int:
+def run_command(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns the exit status.
+
+    Args:
+        arguments: what follows `dlrmctl`; None takes the command line.
+    """
     try:
-        status: Any = app(standalone_mode=False)
+        status: Any = app(arguments, standalone_mode=False)
         return status if isinstance(status, int) else 0
     except UserError as error:
         return _report(error.message, error.hint)

@@ -1,6 +1,5 @@
 """`dlrmctl evaluate`: a checkpoint on a split."""
 
-from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,13 @@ from data.source import Source
 from dlrmctl.build import Model, build_model
 from dlrmctl.checkpoint import Checkpoints, load, read_state
 from dlrmctl.config import Config
-from dlrmctl.console import number_text
-from dlrmctl.datasets import open_source, optimum
+from dlrmctl.datasets import open_source
 from dlrmctl.errors import UserError
 from dlrmctl.metrics import Metrics, StreamingMetrics
 from dlrmctl.ranks import Ranks
-from dlrmctl.rundir import RunDirectory, same_shape
+from dlrmctl.results import with_optimum
+from dlrmctl.resume import same_shape
+from dlrmctl.rundir import RunDirectory
 
 
 def evaluate(model: Model, reader: Reader, ranks: Ranks) -> Metrics:
@@ -57,47 +57,9 @@ def evaluate_run(config: Config, run: RunDirectory, ranks: Ranks, *, checkpoint:
     return {"run": str(run.path), "checkpoint": path.name, "split": split, split: with_optimum(metrics, source, split)}
 
 
-def with_optimum(metrics: dict[str, Any], source: Source, split: str) -> dict[str, Any]:
-    """The metrics beside what the best possible model scores, where that is known.
-
-    `gap_closed` is 0 for a constant prediction and 1 for the best one.
-    """
-    bayes = optimum(source, split)
-    if bayes is None or metrics["ne"] is None:
-        return metrics
-    return metrics | {
-        "bayes_log_loss": bayes.log_loss,
-        "bayes_ne": bayes.ne,
-        "bayes_auc": bayes.auc,
-        "gap_closed": (1 - metrics["ne"]) / (1 - bayes.ne),
-    }
-
-
-def table_of(splits: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows for people: a metric per row, standard errors beside their values."""
-    lines = [
-        ("log loss", "log_loss", "log_loss_se"),
-        ("NE", "ne", "ne_se"),
-        ("AUC", "auc", "auc_se"),
-        ("calibration", "calibration", None),
-        ("accuracy", "accuracy", None),
-        ("Bayes NE", "bayes_ne", None),
-        ("gap closed", "gap_closed", None),
-    ]
-    rows = [["examples", *(f"{m['examples']:,}" for m in splits.values())]]
-    for title, name, error in lines:
-        if any(name in m for m in splits.values()):
-            rows.append([title, *(_with_error(m.get(name), m.get(error) if error else None) for m in splits.values())])
-    return ["", *splits], rows
-
-
 def set_precision(precision: str) -> None:
     """How float32 products are computed in this process; see the setting of that name."""
     torch.set_float32_matmul_precision("medium" if precision == "medium" else "highest")
-
-
-def _with_error(value: float | None, error: float | None) -> str:
-    return number_text(value) if value is None or error is None else f"{value:.4f} ±{error:.4f}"
 
 
 def _reader(config: Config, source: Source, split: str, ranks: Ranks) -> Reader:

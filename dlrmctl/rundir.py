@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -98,29 +97,3 @@ def _environment() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "arguments": sys.argv[1:],
     }
-
-
-def same_shape(ours: Config, saved: dict[str, Any], path: Path) -> None:
-    """Refuses to resume with settings that a checkpoint's tensors or position do not fit.
-
-    Raises:
-        UserError: naming the first setting that differs.
-    """
-    fixed = {
-        "data": None,
-        "model": None,
-        "embeddings": {"embedding", "dim", "collisions", "operation", "qr_threshold"},
-        "optim": {"dense_optimizer", "grafting", "shampoo_block", "momentum", "beta1"},
-        "train": {"batch_size", "seed"},
-    }
-    for section, names in fixed.items():
-        for name, value in asdict(getattr(ours, section)).items():
-            if section == "data" and name == "path":
-                continue  # the fingerprint decides whether moved data is the same
-            value = list(value) if isinstance(value, tuple) else value
-            before = saved.get(section, {}).get(name)
-            if (names is None or name in names) and value != before:
-                raise UserError(
-                    f"{path}: was trained with {section}.{name} = {before}, this run asks for {value}",
-                    "resume with the same setting, or start a new run",
-                )

@@ -2,7 +2,6 @@
 
 import math
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from data.errors import DataError
@@ -11,15 +10,17 @@ from data.source import Source
 from dlrmctl.build import Model, build_dense_optimizer, build_model, build_schedule
 from dlrmctl.checkpoint import Checkpoints, load, read_state
 from dlrmctl.config import Config
-from dlrmctl.console import bytes_text, print_table
+from dlrmctl.console import bytes_text
 from dlrmctl.datasets import open_source
 from dlrmctl.errors import UserError
-from dlrmctl.evaluate import evaluate, set_precision, table_of, with_optimum
-from dlrmctl.metrics import Metrics, entropy
+from dlrmctl.evaluate import evaluate, set_precision
+from dlrmctl.metrics import entropy
 from dlrmctl.optimstate import dense_state
 from dlrmctl.progress import TrainingDisplay
 from dlrmctl.ranks import Ranks, StopRequest
-from dlrmctl.rundir import RunDirectory, same_shape
+from dlrmctl.results import short_text, with_optimum
+from dlrmctl.resume import Progress
+from dlrmctl.rundir import RunDirectory
 from dlrmctl.step import StepSums, TrainingStep
 from embeddings.state import sparse_state
 
@@ -30,21 +31,6 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"signal {signal_number}")
         self.exit_status = 128 + signal_number
-
-
-@dataclass
-class Progress:
-    """Where a run stands; with the tensors, all that a checkpoint needs. `batch` is the next one of `epoch`."""
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    best_ne: float | None = None
-    best_step: int | None = None
-    evaluations_without_gain: int = 0
-    finished: bool = False
-    # Sums since the last line of progress: examples, loss, positives, predicted.
-    window: list[float] = field(default_factory=lambda: [0.0] * 4)
 
 
 def train(config: Config, run: RunDirectory, ranks: Ranks, *, resume: bool) -> dict[str, Any]:
@@ -186,7 +172,7 @@ class Trainer:
             else:
                 progress.evaluations_without_gain += 1
             mark = ", best so far" if better else ""
-            self.display.say(f"step {progress.step}  validation  {_short(metrics)}{mark}")
+            self.display.say(f"step {progress.step}  validation  {short_text(metrics)}{mark}")
             self._save(best=better)
 
     def _out_of_patience(self) -> bool:
@@ -195,12 +181,7 @@ class Trainer:
 
     def _save(self, *, best: bool = False) -> None:
         with self.display.pause():
-            state = {
-                "progress": asdict(self.progress),
-                "settings": self.config.to_dict(),
-                "data": self.source.fingerprint(),
-                "world_size": self.ranks.world_size,
-            }
+            state = self.progress.to_state(self.config, self.source)
             path = self.checkpoints.save(self.progress.step, self._tensors(), state)
             if self.ranks.is_main:
                 if best:
@@ -226,15 +207,8 @@ class Trainer:
         if path is None:
             self.run.forget_after(0)
             return
-        state = read_state(path)
-        same_shape(self.config, state["settings"], path)
-        if state["data"] != self.source.fingerprint():
-            raise UserError(
-                f"{path}: was trained on other data ({state['data']}) than is given ({self.source.fingerprint()})",
-                "name the same prepared store with --data",
-            )
+        self.progress = Progress.from_state(read_state(path), self.config, self.source, path)
         load(path, self._tensors(), self.ranks)
-        self.progress = Progress(**state["progress"])
         if self.progress.finished and self.progress.step < self.total_steps:
             self.progress.finished = False  # --epochs or --max-steps was raised
         self.run.forget_after(self.progress.step)
@@ -248,8 +222,8 @@ class Trainer:
         )
         sharded = self.model.sharded
         self.display.say(
-            f"{len(sharded.plan)} tables, {sum(table.rows for table in sharded.plan):,} rows; at most "
-            f"{bytes_text(max(sharded.bytes_per_rank))} of tables and their optimizer state per rank; run {self.run.path}"
+            f"{len(sharded.plan)} tables, {sum(table.rows for table in sharded.plan):,} rows; with their optimizer "
+            f"state at most {bytes_text(max(sharded.bytes_per_rank))} per rank; run {self.run.path}"
         )
         if self.progress.step:
             self.display.say(f"resumed at step {self.progress.step:,}")
@@ -272,19 +246,6 @@ class Trainer:
         return results
 
 
-def show_results(results: dict[str, Any]) -> None:
-    """The results as a table on standard output."""
-    print_table(
-        f"best weights (step {results['best_step']} of {results['steps']}), {results['run']}",
-        *table_of({split: results[split] for split in ("validation", "test")}),
-    )
-
-
 def _evaluation_points(num_batches: int, evaluations: int) -> set[int]:
     """Batches of an epoch after which to evaluate: evenly spread, the last always among them."""
     return {max(1, round(num_batches * k / evaluations)) for k in range(1, evaluations + 1)}
-
-
-def _short(metrics: Metrics) -> str:
-    parts = {"log loss": metrics.log_loss, "ne": metrics.ne, "auc": metrics.auc, "calibration": metrics.calibration}
-    return "  ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in parts.items())

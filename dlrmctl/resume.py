@@ -1,0 +1,69 @@
+"""Where a run stands, and whether a checkpoint may be gone on with."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.source import Source
+from dlrmctl.config import Config
+from dlrmctl.errors import UserError
+
+
+@dataclass
+class Progress:
+    """Where a run stands; with the tensors, all that a checkpoint needs. `batch` is the next one of `epoch`."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    best_ne: float | None = None
+    best_step: int | None = None
+    evaluations_without_gain: int = 0
+    finished: bool = False
+    # Sums since the last line of progress: examples, loss, positives, predicted.
+    window: list[float] = field(default_factory=lambda: [0.0] * 4)
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], config: Config, source: Source, path: Path) -> "Progress":
+        """The progress in a checkpoint's state.
+
+        Raises:
+            UserError: if the checkpoint belongs to another model or other data than the settings name.
+        """
+        same_shape(config, state["settings"], path)
+        if state["data"] != source.fingerprint():
+            raise UserError(
+                f"{path}: was trained on other data ({state['data']}) than is given ({source.fingerprint()})",
+                "name the same prepared store with --data",
+            )
+        return cls(**state["progress"])
+
+    def to_state(self, config: Config, source: Source) -> dict[str, Any]:
+        """What a checkpoint keeps beside its tensors."""
+        return {"progress": asdict(self), "settings": config.to_dict(), "data": source.fingerprint()}
+
+
+def same_shape(ours: Config, saved: dict[str, Any], path: Path) -> None:
+    """Refuses to resume with settings that a checkpoint's tensors or position do not fit.
+
+    Raises:
+        UserError: naming the first setting that differs.
+    """
+    fixed = {
+        "data": None,
+        "model": None,
+        "embeddings": {"embedding", "dim", "collisions", "operation", "qr_threshold"},
+        "optim": {"dense_optimizer", "grafting", "shampoo_block", "momentum", "beta1"},
+        "train": {"batch_size", "seed"},
+    }
+    for section, names in fixed.items():
+        for name, value in asdict(getattr(ours, section)).items():
+            if section == "data" and name == "path":
+                continue  # the fingerprint decides whether moved data is the same
+            value = list(value) if isinstance(value, tuple) else value
+            before = saved.get(section, {}).get(name)
+            if (names is None or name in names) and value != before:
+                raise UserError(
+                    f"{path}: was trained with {section}.{name} = {before}, this run asks for {value}",
+                    "resume with the same setting, or start a new run",
+                )

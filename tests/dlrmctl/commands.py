@@ -1,0 +1,79 @@
+"""Runs commands as a user does, in this process where that is enough and in a new one where it is not."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dlrmctl import cli, console
+
+COMMAND = [sys.executable, "-P", "-m", "dlrmctl"]
+
+# A model that trains in seconds.
+SMALL = [
+    *("--dataset", "synthetic", "--bottom-mlp", "16-8", "--top-mlp", "16-1", "--dim", "8"),
+    *("--batch-size", "256", "--log-every", "10", "--shampoo-frequency", "5"),
+]
+
+
+@dataclass
+class Done:
+    status: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def in_process(*arguments: str | Path) -> Done:
+    """Runs a command here; fast, for what needs no ranks of its own."""
+    out, err = io.StringIO(), io.StringIO()
+    saved = console.messages, console.output
+    fakes = [Console(file=file, width=200, highlight=False, soft_wrap=True) for file in (err, out)]
+    modules = [module for name, module in sys.modules.items() if name.startswith("dlrmctl")]
+    try:
+        _swap(modules, saved, fakes)
+        with redirect_stdout(out):
+            status = cli.run_command([str(a) for a in arguments])
+    finally:
+        modules = [module for name, module in sys.modules.items() if name.startswith("dlrmctl")]
+        _swap(modules, fakes, saved)
+    return Done(status, out.getvalue(), err.getvalue())
+
+
+def _swap(modules: list[Any], old: Any, new: Any) -> None:
+    for module in modules:
+        for name, value in list(vars(module).items()):
+            for before, after in zip(old, new, strict=True):
+                if value is before:
+                    setattr(module, name, after)
+
+
+def environment(**changes: str) -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"} | changes
+
+
+def start(*arguments: str | Path, cwd: Path, **changes: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env=environment(**changes),
+    )
+
+
+def run(*arguments: str | Path, cwd: Path, **changes: str) -> Done:
+    """Runs a command in a process of its own."""
+    process = start(*arguments, cwd=cwd, **changes)
+    out, err = process.communicate(timeout=200)
+    return Done(process.returncode, out, err)
