@@ -117,14 +117,6 @@ def build_dense_optimizer(settings: OptimSettings, network: nn.Module, ranks: Ra
         return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=decay, foreach=True)
     if settings.dense_optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=decay, foreach=True)
-    beta2 = settings.beta2 if settings.beta2 < 1 else 0.999
-    grafting: Grafting | None = {
-        "adagrad": AdaGradGrafting(epsilon=1e-10),
-        "rmsprop": RMSpropGrafting(beta2=beta2, epsilon=1e-8),
-        "adam": AdamGrafting(beta2=beta2, epsilon=1e-8),
-        "sgd": SGDGrafting(),
-        "none": None,
-    }[settings.grafting]
     assert settings.shampoo_start is not None
     return DistributedShampoo(
         parameters,
@@ -137,11 +129,22 @@ def build_dense_optimizer(settings: OptimSettings, network: nn.Module, ranks: Ra
         max_preconditioner_dim=settings.shampoo_block,
         precondition_frequency=settings.shampoo_frequency,
         start_preconditioning_step=settings.shampoo_start,
-        grafting_config=grafting,
+        grafting_config=_grafting(settings),
         precondition_vectors=False,
         stagger_refresh=True,
         process_group=ranks.group,
     )
+
+
+def _grafting(settings: OptimSettings) -> Grafting | None:
+    beta2 = settings.beta2 if settings.beta2 < 1 else 0.999
+    if settings.grafting == "adagrad":
+        return AdaGradGrafting(epsilon=1e-10)
+    if settings.grafting == "rmsprop":
+        return RMSpropGrafting(beta2=beta2, epsilon=1e-8)
+    if settings.grafting == "adam":
+        return AdamGrafting(beta2=beta2, epsilon=1e-8)
+    return SGDGrafting() if settings.grafting == "sgd" else None
 
 
 def build_schedule(config: Config, total_steps: int) -> Schedule:
@@ -153,6 +156,6 @@ def build_schedule(config: Config, total_steps: int) -> Schedule:
         warmup_steps=settings.warmup_steps,
         hold_steps=settings.hold_steps,
         decay_steps=decay_steps,
-        decay="polynomial" if settings.decay == "none" else settings.decay,
+        decay="cosine" if settings.decay == "cosine" else "polynomial",
         floor=settings.final_lr_factor,
     )

@@ -9,7 +9,7 @@ import typer
 
 from dlrmctl.config import Config, default_run_directory, resolve
 from dlrmctl.console import messages, print_json, say, show_error
-from dlrmctl.errors import EXIT_USER_ERROR, UserError
+from dlrmctl.errors import EXIT_USER_ERROR, UserError, nearest
 from dlrmctl.launch import launch_local, needs_launch
 from dlrmctl.options import with_settings
 
@@ -46,14 +46,15 @@ def prepare_criteo(
     json: AsJson = False,
 ) -> None:
     """Criteo click logs (Kaggle or 1TB) -> a store for `dlrmctl train --data DIR`."""
+    _one_of("--ids", ids, ("vocabulary", "hash"))
+    _one_of("--split", split, ("order", "last-file"))
     from dlrmctl.prepare import prepare
 
     prepare(
         sources,
         out,
-        ids=ids,
         min_count=min_count,
-        hash_rows=hash_rows,
+        hash_rows=hash_rows if ids == "hash" else None,
         split=split,
         max_bad_rows=max_bad_rows,
         as_json=json,
@@ -131,8 +132,7 @@ def evaluate(
     """Score a checkpoint of a run on a split of its data."""
     from dlrmctl.rundir import RunDirectory
 
-    if split not in ("train", "validation", "test"):
-        raise UserError(f"--split = {split!r} must be one of train, validation, test")
+    _one_of("--split", split, ("train", "validation", "test"))
     directory = RunDirectory(run, writes=False)
     settings = resolve(directory.settings(), flags, file_name=str(run / "run.toml"))
     _check_batch(settings, nproc)
@@ -156,6 +156,13 @@ def _settings(config: Path | None, flags: dict[str, str]) -> Config:
     from dlrmctl.toml import read_toml
 
     return resolve(read_toml(config), flags, file_name=str(config))
+
+
+def _one_of(flag: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        close = nearest(value, choices)
+        hint = f"did you mean {close!r}?" if close else None
+        raise UserError(f"{flag} = {value!r} must be one of {', '.join(choices)}", hint)
 
 
 def _check_batch(settings: Config, world_size: int) -> None:

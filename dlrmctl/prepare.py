@@ -1,0 +1,111 @@
+"""`dlrmctl prepare criteo`: raw files to a store, with a report of what was found in them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, cast
+
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from data.errors import DataError
+from data.prepare import PrepareOptions, prepare_criteo
+from data.report import PrepareProgress, PrepareReport
+from dlrmctl.console import bytes_text, messages, output, print_json, print_table, say
+from dlrmctl.errors import UserError
+
+_PHASES = {"parse": "reading", "encode": "numbering ids", "write": "writing"}
+
+
+def prepare(
+    sources: Sequence[Path],
+    out: Path,
+    *,
+    min_count: int,
+    hash_rows: int | None,
+    split: str,
+    max_bad_rows: int | None,
+    as_json: bool,
+) -> None:
+    """Prepares and reports.
+
+    Raises:
+        UserError: for whatever is wrong with the files or the options.
+    """
+    try:
+        options = PrepareOptions(
+            min_count=min_count,
+            hash_rows=hash_rows,
+            split=cast(Literal["order", "last-file"], split),
+            max_bad_rows=max_bad_rows,
+        )
+        with _Display() as display:
+            report = prepare_criteo(sources, out, options, display.update)
+    except DataError as problem:
+        raise UserError(problem.message, problem.hint) from None
+    if as_json:
+        print_json({"store": str(out), **report.to_dict()})
+    else:
+        _show(report, out)
+
+
+class _Display:
+    """A bar on a terminal; in a file, one line per phase."""
+
+    def __init__(self) -> None:
+        self.phase = ""
+        self.bar: Progress | None = None
+        if messages.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[rows]:,} rows"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(compact=True),
+                console=messages,
+            )
+            self.task = self.bar.add_task("", total=None, rows=0)
+
+    def __enter__(self) -> "_Display":
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def update(self, progress: PrepareProgress) -> None:
+        if self.bar:
+            self.bar.update(
+                self.task,
+                description=_PHASES[progress.phase],
+                completed=progress.done,
+                total=progress.total,
+                rows=progress.rows,
+            )
+        elif progress.phase != self.phase:
+            say(f"{_PHASES[progress.phase]}, {progress.rows:,} rows so far")
+        self.phase = progress.phase
+
+
+def _show(report: PrepareReport, out: Path) -> None:
+    output.print(
+        f"{out}: {report.rows:,} rows of {report.lines:,} lines, "
+        f"{bytes_text(report.store_bytes)}, {report.bytes_per_row:.0f} bytes per row"
+    )
+    if report.repaired:
+        output.print(f"repaired: {report.repaired:,} lines that had lost empty fields at their end")
+    for reason, count in report.rejected.items():
+        output.print(f"rejected: {count:,} lines, {reason}", markup=False)
+    for example in report.examples:
+        output.print(f"  {example}", markup=False)
+    print_table(
+        "splits, in the order of the files",
+        ["", "examples", "label rate"],
+        [[name, f"{part.examples:,}", f"{part.label_rate:.4f}"] for name, part in report.splits.items()],
+    )
+    print_table(
+        "sparse features",
+        ["", "rows", "missing", "rare"],
+        [[c.name, f"{c.rows:,}", f"{100 * c.missing:.1f} %", f"{100 * c.rare:.1f} %"] for c in report.columns],
+    )
