@@ -1,0 +1,193 @@
+"""Good lines become rows, certain losses are repaired, and everything else is named."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import lines as lines_module
+from data.criteo import MISSING_DENSE, BadLine, Rows, parse, transform_dense
+from data.errors import DataError
+from data.lines import MAX_LINE_BYTES, Lines, check_source, read_lines
+from tests.data.criteo_files import Row, as_text, make_rows, write
+
+
+def parse_text(text: bytes, **settings: bool) -> Rows:
+    return parse(Lines(text if text.endswith(b"\n") else text + b"\n", 1, text.endswith(b"\n"), 0), **settings)
+
+
+def plain(row: Row) -> tuple[int, list[float], list[int | None]]:
+    """A row read the slow and obvious way."""
+    dense = [float(np.float16(np.log(max(int(x), -2) + 3.0))) if x else MISSING_DENSE for x in row[1:14]]
+    return int(row[0]), dense, [int(value, 16) if value else None for value in row[14:]]
+
+
+def told(rows: Rows) -> list[tuple[int, list[float], list[int | None]]]:
+    out = []
+    for n in range(len(rows.lines_N)):
+        values = zip(rows.values_FN[:, n].tolist(), rows.present_FN[:, n], strict=True)
+        sparse = [value if there else None for value, there in values]
+        out.append((int(rows.labels_N[n]), rows.dense_IN[:, n].astype(float).tolist(), sparse))
+    return out
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_rows_are_what_a_plain_reading_gives(end: str) -> None:
+    rows = make_rows(300)
+    parsed = parse_text(as_text(rows, end))
+    assert told(parsed) == [plain(row) for row in rows]
+    assert parsed.lines_N.tolist() == list(range(1, 301))
+    assert not parsed.bad
+    assert not parsed.repaired
+
+
+def test_a_missing_integer_is_apart_from_every_value() -> None:
+    values = np.array([-(2**31), -3, -2, -1, 0, 1, 10**12])
+    dense = transform_dense(values, np.ones(7, dtype=bool))
+    assert dense[:3].tolist() == [0, 0, 0]
+    assert (np.diff(dense[2:].astype(float)) > 0).all()
+    assert transform_dense(values, np.zeros(7, dtype=bool)).tolist() == [-1.0] * 7
+
+
+def test_lines_that_lost_empty_fields_at_their_end_are_repaired() -> None:
+    rows = make_rows(6)
+    for row, lost in zip(rows, (0, 1, 2, 11, 25, 0), strict=True):
+        row[39 - lost] = "0badcafe"
+        row[40 - lost :] = [""] * lost
+    text = b"".join("\t".join(row).rstrip("\t").encode() + b"\n" for row in rows)
+    parsed = parse_text(text)
+    assert told(parsed) == [plain(row) for row in rows]
+    assert parsed.repaired == 4
+    assert not parsed.bad
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_what_was_lost_must_be_certain(end: bytes) -> None:
+    (row,) = make_rows(1)
+    row[1:] = ["7"] * 13 + ["0badcafe"] * 26
+    doubtful = [
+        row[:14],  # the last field is an integer
+        [*row[:20], "0badcaf"],  # seven digits: perhaps cut
+        [*row[:20], "0badcafg"],
+        [row[0], "0badcafe", *row[2:30]],  # a field does not parse in its place
+        [*row, "0badcafe"],
+    ]
+    counts = ["14", "21", "21", "30", "41"]
+    bad = parse_text(b"".join("\t".join(r).encode() + end for r in doubtful)).bad
+    assert [b.problem for b in bad] == [f"{count} fields, expected 40" for count in counts]
+    assert [b.line for b in bad] == [1, 2, 3, 4, 5]
+    assert {b.reason for b in bad} == {"wrong number of fields"}
+
+
+def test_a_short_last_line_without_newline_may_be_cut_anywhere_and_is_rejected() -> None:
+    (row,) = make_rows(1)
+    row[30] = "0badcafe"
+    short, whole = "\t".join(row[:31]).encode(), "\t".join(row).encode()
+    assert parse_text(short + b"\n").repaired == 1
+    assert parse_text(short).bad == [BadLine(1, "wrong number of fields", "31 fields, expected 40")]
+    assert told(parse_text(whole)) == [plain(row)]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason", "problem"),
+    [
+        (0, "2", "label not 0 or 1", "the label is '2', expected 0 or 1"),
+        (0, "", "label not 0 or 1", "the label is missing"),
+        (0, "label", "label not 0 or 1", "the label is 'label', expected 0 or 1"),
+        (3, "1.5", "not an integer", "int_3 is '1.5', expected an integer"),
+        (13, " 4", "not an integer", "int_13 is ' 4', expected an integer"),
+        (14, "xyz", "not hexadecimal", "cat_1 is 'xyz', expected at most 8 hexadecimal digits"),
+        (39, "100000000", "not hexadecimal", "cat_26 is '100000000', expected at most 8 hexadecimal digits"),
+        (39, "-1", "not hexadecimal", "cat_26 is '-1', expected at most 8 hexadecimal digits"),
+        (20, '"0badcafe"', "not hexadecimal", "cat_7 is '\"0badcafe\"', expected at most 8 hexadecimal digits"),
+        (20, "é", "not hexadecimal", "cat_7 is 'é', expected at most 8 hexadecimal digits"),
+        (20, "z" * 99, "not hexadecimal", f"cat_7 is '{'z' * 40}...', expected at most 8 hexadecimal digits"),
+    ],
+)
+def test_a_wrong_value_is_named_and_its_neighbours_are_kept(field: int, value: str, reason: str, problem: str) -> None:
+    rows = make_rows(5)
+    rows[2][field] = value
+    parsed = parse_text(as_text(rows))
+    assert parsed.bad == [BadLine(3, reason, problem)]
+    assert told(parsed) == [plain(row) for row in rows[:2] + rows[3:]]
+    assert parsed.lines_N.tolist() == [1, 2, 4, 5]
+
+
+def test_lines_that_are_not_text_blank_or_endless_are_named() -> None:
+    good = as_text(make_rows(1))
+    text = good + b"\n" + good + good.replace(b"\t", b"\t\xff", 1) + b"1" * (MAX_LINE_BYTES + 1) + b"\n" + good
+    parsed = parse_text(text)
+    assert [(bad.line, bad.reason) for bad in parsed.bad] == [(2, "blank"), (4, "not UTF-8"), (5, "too long")]
+    assert parsed.bad[1].problem == "byte 3 of the line, 0xff, is not UTF-8"
+    assert parsed.lines_N.tolist() == [1, 3, 6]
+
+
+def test_nothing_good_is_no_rows() -> None:
+    parsed = parse_text(b"PK\x03\x04\x00\xff\xfe\n\n")
+    assert told(parsed) == []
+    assert parsed.dense_IN.shape == (13, 0)
+    assert parsed.values_FN.shape == parsed.present_FN.shape == (26, 0)
+    assert len(parsed.bad) == 2
+
+
+def test_rows_without_labels_can_be_read() -> None:
+    rows = make_rows(20)
+    parsed = parse_text(as_text([row[1:] for row in rows]), labelled=False)
+    assert [row[1:] for row in told(parsed)] == [plain(row)[1:] for row in rows]
+    (bad,) = parse_text(as_text(rows[:1]), labelled=False).bad
+    assert bad.problem == "40 fields, expected 39"
+
+
+@pytest.mark.parametrize("name", ["day_0", "day_0.gz"])
+@pytest.mark.parametrize("piece_bytes", [7, 300, 5000, 1 << 20])
+def test_the_size_of_the_pieces_does_not_matter(tmp_path: Path, name: str, piece_bytes: int) -> None:
+    rows = make_rows(60)
+    path = write(tmp_path / name, rows)
+    pieces = list(read_lines(path, piece_bytes))
+    assert b"".join(piece.content for piece in pieces) == as_text(rows)
+    assert [row for piece in pieces for row in told(parse(piece))] == [plain(row) for row in rows]
+    assert [n for piece in pieces for n in parse(piece).lines_N] == list(range(1, 61))
+    assert all(piece.ended for piece in pieces)
+    assert pieces[-1].position == check_source(path)
+
+
+def test_a_line_without_end_takes_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines_module, "MAX_LINE_BYTES", 1000)
+    good = as_text(make_rows(1))
+    (tmp_path / "day_0").write_bytes(good + b"\t" * 50_000 + b"\n" + good + b"x" * 50_000)
+    pieces = list(read_lines(tmp_path / "day_0", 128))
+    assert max(len(piece.content) for piece in pieces) < 1000 + 128 + 3
+    assert b"".join(piece.content for piece in pieces).count(b"\n") == 4
+    assert pieces[-1].first == 4
+    assert not pieces[-1].ended
+
+
+def test_a_byte_order_mark_is_not_a_part_of_the_label(tmp_path: Path) -> None:
+    rows = make_rows(3)
+    (tmp_path / "day_0").write_bytes(b"\xef\xbb\xbf" + as_text(rows))
+    (piece,) = read_lines(tmp_path / "day_0")
+    assert told(parse(piece)) == [plain(row) for row in rows]
+
+
+def test_a_damaged_gzip_file_is_named(tmp_path: Path) -> None:
+    packed = gzip.compress(as_text(make_rows(200)))
+    (tmp_path / "short.gz").write_bytes(packed[:-200])
+    with pytest.raises(DataError, match=r"short\.gz: the gzip file is cut short"):
+        list(read_lines(tmp_path / "short.gz"))
+    changed = bytearray(packed)
+    changed[len(packed) // 2] ^= 0xFF
+    (tmp_path / "changed.gz").write_bytes(changed)
+    with pytest.raises(DataError, match=r"changed\.gz: the gzip file is damaged"):
+        list(read_lines(tmp_path / "changed.gz"))
+
+
+def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    for name, message in {
+        "nowhere": "nowhere: cannot read: no such file or directory",
+        "empty": "empty: the file is empty",
+        ".": "a directory, expected a file",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            check_source(tmp_path / name)
