@@ -1,0 +1,107 @@
+"""Interrupted runs: killed, asked to stop, moved to another number of ranks."""
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.dlrmctl.checkpoints import assert_bitwise_equal, read_tensors
+from tests.dlrmctl.commands import SMALL, run, start
+
+RUN = [*SMALL, "--synthetic-rows", "30000", "--checkpoint-every", "9", "--evaluations", "2"]
+STEPS = 30_000 // 256
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    done = run("train", *RUN, "--run-dir", path, cwd=path.parent)
+    assert done.status == 0, done.err
+    return path
+
+
+def _wait_for_checkpoint(run_dir: Path, step: int, process) -> None:
+    deadline = time.monotonic() + 60
+    while not (run_dir / "checkpoints" / f"step-{step}").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def _lines(run_dir: Path) -> list[dict]:
+    entries = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in entry.items() if k != "examples_per_second"} for entry in entries]
+
+
+def _results(run_dir: Path) -> dict:
+    results = json.loads((run_dir / "results.json").read_text())
+    return {k: v for k, v in results.items() if k != "run"}
+
+
+def test_a_killed_run_ends_like_one_that_was_never_killed(whole: Path, tmp_path: Path):
+    path = tmp_path / "run"
+    process = start("train", *RUN, "--run-dir", path, cwd=tmp_path)
+    _wait_for_checkpoint(path, 9 * random.randint(1, 5), process)
+    time.sleep(random.random() * 0.1)  # anywhere: in a step, in a save
+    process.kill()
+    process.communicate()
+    assert not (path / "results.json").exists()
+    done = run("train", "--resume", path, cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert "resumed at step" in done.err
+    assert_bitwise_equal(path / "checkpoints" / f"step-{STEPS}", whole / "checkpoints" / f"step-{STEPS}")
+    assert _lines(path) == _lines(whole)
+    assert _results(path) == _results(whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves(whole: Path, tmp_path: Path, number: signal.Signals):
+    path = tmp_path / "run"
+    process = start("train", *RUN, "--run-dir", path, cwd=tmp_path)
+    _wait_for_checkpoint(path, 9, process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "saved; go on with: dlrmctl train --resume" in err
+    assert "Traceback" not in err
+    done = run("train", "--resume", path, cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert_bitwise_equal(path / "checkpoints" / f"step-{STEPS}", whole / "checkpoints" / f"step-{STEPS}")
+    assert _lines(path) == _lines(whole)
+
+
+def test_saved_on_two_ranks_resumed_on_one(tmp_path: Path):
+    """What two ranks saved at step 60 is gone on with by one and by two: the same run to rounding."""
+    common = [*RUN, "--dense-optimizer", "adagrad"]
+    first = run("train", *common, "--max-steps", "60", "--run-dir", tmp_path / "a", "--nproc", "2", cwd=tmp_path)
+    assert first.status == 0, first.err
+    second = run("train", "--resume", tmp_path / "a", "--max-steps", "80", "--json", cwd=tmp_path)
+    assert second.status == 0, second.err
+    straight = run("train", *common, "--max-steps", "80", "--run-dir", tmp_path / "b", "--json", cwd=tmp_path)
+    assert straight.status == 0, straight.err
+    # Other ranks sum in another order; the walk of 80 steps amplifies 2**-24 as in test_ranks_agree.
+    assert second.json()["validation"]["log_loss"] == pytest.approx(straight.json()["validation"]["log_loss"], rel=1e-3)
+    ours = read_tensors(tmp_path / "a" / "checkpoints" / "step-80")
+    theirs = read_tensors(tmp_path / "b" / "checkpoints" / "step-80")
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        if name.endswith("weight"):
+            scale = float(theirs[name].abs().max())
+            assert float((ours[name] - theirs[name]).abs().max()) <= 0.02 * scale, name
+
+
+def test_a_finished_run_can_be_continued_and_repeated(whole: Path):
+    done = run("train", "--resume", whole, "--json", cwd=whole.parent)
+    assert done.status == 0, done.err
+    assert {k: v for k, v in done.json().items() if k != "run"} == _results(whole)
+
+
+def test_run_toml_repeats_the_run(whole: Path, tmp_path: Path):
+    done = run("train", "--config", whole / "run.toml", "--run-dir", tmp_path / "again", cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert_bitwise_equal(tmp_path / "again" / "checkpoints" / "best", whole / "checkpoints" / "best")
+    assert _lines(tmp_path / "again") == _lines(whole)
