@@ -14,8 +14,9 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.modules.embedding_modules import EmbeddingCollection as UnpooledCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+import embeddings.quiet  # noqa: F401
 from embeddings.combine import Combiner, Part
-from embeddings.ids import RowIds
+from embeddings.ids import IdCheck, OneHotTest, RowIds
 from embeddings.init import fill_rows, table_distributions
 from embeddings.tables import FeatureTable, Table
 
@@ -48,7 +49,9 @@ class CompositionalEmbeddings(nn.Module):
             raise ValueError(f"features must have different names, at least one: {names}")
         pooled = [f for f in self.features if f.pools_before_combining]
         unpooled = [f for f in self.features if not f.pools_before_combining]
-        self.bag_ids, self.row_ids = RowIds(pooled), RowIds(unpooled)
+        is_one_hot = OneHotTest()
+        self.bag_ids, self.row_ids = RowIds(pooled, is_one_hot), RowIds(unpooled, is_one_hot)
+        self._check_ids = IdCheck(self.features, is_one_hot)
         self._combiner = Combiner(_parts(self.features, dim), self.num_features, dim)
         self._unpooled_names = [f.name for f in unpooled]
         target = torch.device(device)
@@ -64,7 +67,11 @@ class CompositionalEmbeddings(nn.Module):
 
         Returns:
             float32 [B, F, D]; the vector of an empty bag is 0.
+
+        Raises:
+            ValueError: if a feature is missing; on CPU also if an id is outside [0, rows).
         """
+        self._check_ids(kjt)
         sources, keys, widths = [], [], []
         if self.bags is not None:
             pooled = _wait(self.bags(self.bag_ids(kjt)))

@@ -12,6 +12,24 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from embeddings.partitions import Full, Hash, QuotientRemainder
 from embeddings.tables import FeatureTable
 
+_NO_BOUND = 2**63 - 1
+
+
+class OneHotTest:
+    """Tells batches with exactly one id everywhere from the others; looks at the same lengths tensor only once."""
+
+    def __init__(self) -> None:
+        self._ones: Tensor | None = None
+
+    def __call__(self, kjt: KeyedJaggedTensor) -> bool:
+        lengths = kjt.lengths()
+        if lengths is self._ones:
+            return True
+        if kjt.values().numel() != lengths.numel() or not bool((lengths == 1).all()):
+            return False
+        self._ones = lengths
+        return True
+
 
 class RowIds(nn.Module):
     """A KJT of feature ids in, a KJT of table rows out: one key per table, in the order of `keys`.
@@ -23,32 +41,21 @@ class RowIds(nn.Module):
     moduli: Tensor
     divisors: Tensor
 
-    def __init__(self, features: Sequence[FeatureTable]) -> None:
+    def __init__(self, features: Sequence[FeatureTable], is_one_hot: OneHotTest) -> None:
         super().__init__()
-        partitions = [(f, f.partition) for f in features]
-        full = [f.name for f, p in partitions if isinstance(p, Full)]
-        hashed = [(f.name, p.buckets) for f, p in partitions if isinstance(p, Hash)]
-        split = [(f.name, p.divisor) for f, p in partitions if isinstance(p, QuotientRemainder)]
-        self.sources = [
-            *full,
-            *(name for name, _ in hashed),
-            *(name for name, _ in split),
-            *(name for name, _ in split),
-        ]
-        self.keys = [
-            *full,
-            *(name for name, _ in hashed),
-            *(f"{name}@q" for name, _ in split),
-            *(f"{name}@r" for name, _ in split),
-        ]
+        self._is_one_hot = is_one_hot
+        partitions = [(f.name, f.partition) for f in features]
+        full = [name for name, p in partitions if isinstance(p, Full)]
+        hashed = {name: p.buckets for name, p in partitions if isinstance(p, Hash)}
+        split = {name: p.divisor for name, p in partitions if isinstance(p, QuotientRemainder)}
+        self.sources = [*full, *hashed, *split, *split]
+        self.keys = [*full, *hashed, *(f"{name}@q" for name in split), *(f"{name}@r" for name in split)]
         self.num_full, self.num_hashed, self.num_split = len(full), len(hashed), len(split)
-        self.register_buffer("moduli", torch.tensor([n for _, n in hashed]), persistent=False)
-        self.register_buffer("divisors", torch.tensor([n for _, n in split]), persistent=False)
-        divisors = {n for _, n in split}
-        self.common_divisor = divisors.pop() if len(divisors) == 1 else None
+        self.register_buffer("moduli", torch.tensor(list(hashed.values())), persistent=False)
+        self.register_buffer("divisors", torch.tensor(list(split.values())), persistent=False)
+        self.common_divisor = next(iter(split.values())) if len(set(split.values())) == 1 else None
         self._order: tuple[list[str], list[int], Tensor] | None = None  # keys of the last KJT, what to take of it
-        self._ones: Tensor | None = None  # lengths that were found to be all 1
-        self._one_hot: tuple[Tensor, Tensor] | None = None  # lengths and offsets of the last one-hot result
+        self._ones: tuple[Tensor, Tensor] | None = None  # lengths and offsets of the last one-hot result
 
     def forward(self, kjt: KeyedJaggedTensor) -> KeyedJaggedTensor:
         """
@@ -58,51 +65,38 @@ class RowIds(nn.Module):
         Raises:
             ValueError: if a feature is missing.
         """
-        names = kjt.keys()
+        names, batch_size = kjt.keys(), kjt.stride()
         if self.num_hashed + self.num_split == 0 and names == self.keys:
             return kjt
         indices, index_K = self._take(names, kjt.values().device)
-        batch_size = kjt.stride()
         if self._is_one_hot(kjt):
-            rows_KB = kjt.values().view(len(names), batch_size).index_select(0, index_K)
-            self._compute_rows(rows_KB.view(-1), [batch_size] * len(indices))
-            lengths, offsets = self._one_hot_lengths(kjt, len(indices) * batch_size)
-            return KeyedJaggedTensor(
-                self.keys,
-                rows_KB.view(-1),
-                lengths=lengths,
-                offsets=offsets,
-                stride=batch_size,
-                length_per_key=[batch_size] * len(indices),
-            )
-        taken = kjt.permute(indices, index_K)
-        self._compute_rows(taken.values(), taken.length_per_key())
+            rows = kjt.values().view(len(names), batch_size).index_select(0, index_K).view(-1)
+            lengths, offsets = self._one_each(kjt.lengths(), rows.numel())
+            length_per_key = [batch_size] * len(indices)
+        else:
+            taken = kjt.permute(indices, index_K)
+            rows, lengths, offsets, length_per_key = taken.values(), taken.lengths(), None, taken.length_per_key()
+        self._compute_rows(rows, length_per_key)
         return KeyedJaggedTensor(
-            self.keys,
-            taken.values(),
-            lengths=taken.lengths(),
-            stride=batch_size,
-            length_per_key=taken.length_per_key(),
+            self.keys, rows, lengths=lengths, offsets=offsets, stride=batch_size, length_per_key=length_per_key
         )
 
     def _compute_rows(self, values: Tensor, length_per_key: list[int]) -> None:
         """Turns ids, laid out by table, into rows, in place."""
-        lengths = [length_per_key[start : start + num] for start, num in self._slices()]
-        _, hashed, quotients, remainders = values.split([sum(ln) for ln in lengths])
+        lengths, start = [], 0
+        for num in (self.num_full, self.num_hashed, self.num_split, self.num_split):
+            lengths.append(length_per_key[start : start + num])
+            start += num
+        _, hashed, quotients, remainders = values.split([sum(group) for group in lengths])
         if self.num_hashed:
-            hashed.remainder_(_per_value(self.moduli, lengths[1], values))
+            hashed.remainder_(_per_value(self.moduli, lengths[1]).to(values.dtype))
         if self.num_split:
-            divisor = self.common_divisor or _per_value(self.divisors, lengths[2], values)
+            divisor = self.common_divisor or _per_value(self.divisors, lengths[2]).to(values.dtype)
             quotients.floor_divide_(divisor)
             remainders.remainder_(divisor)
 
-    def _slices(self) -> list[tuple[int, int]]:
-        """First key and number of keys of the full, hashed, quotient and remainder tables."""
-        a, b, c = self.num_full, self.num_hashed, self.num_split
-        return [(0, a), (a, b), (a + b, c), (a + b + c, c)]
-
     def _take(self, names: list[str], device: torch.device) -> tuple[list[int], Tensor]:
-        """Which keys of the incoming KJT to take, once per table."""
+        """Which keys of the incoming KJT to take, one for each table."""
         if self._order is None or self._order[0] != names or self._order[2].device != device:
             missing = [name for name in self.sources if name not in names]
             if missing:
@@ -111,31 +105,55 @@ class RowIds(nn.Module):
             self._order = (list(names), indices, torch.tensor(indices, dtype=torch.int32, device=device))
         return self._order[1], self._order[2]
 
-    def _is_one_hot(self, kjt: KeyedJaggedTensor) -> bool:
-        """Whether every example has exactly one id of every feature. Looks at the same lengths tensor only once."""
-        lengths = kjt.lengths()
-        if lengths is self._ones:
-            return True
-        if kjt.values().numel() != lengths.numel() or not bool((lengths == 1).all()):
-            return False
-        self._ones = lengths
-        return True
-
-    def _one_hot_lengths(self, kjt: KeyedJaggedTensor, total: int) -> tuple[Tensor, Tensor]:
-        """Lengths (all 1) and offsets for `total` bags, kept between batches."""
-        lengths = kjt.lengths()
-        if (
-            self._one_hot is None
-            or self._one_hot[0].numel() != total
-            or self._one_hot[0].dtype != lengths.dtype
-            or self._one_hot[0].device != lengths.device
-        ):
-            offsets = torch.arange(total + 1, dtype=lengths.dtype, device=lengths.device)
-            self._one_hot = (torch.ones(total, dtype=lengths.dtype, device=lengths.device), offsets)
-        return self._one_hot
+    def _one_each(self, like: Tensor, total: int) -> tuple[Tensor, Tensor]:
+        """Lengths (all 1) and offsets of `total` bags, kept between batches."""
+        kept = self._ones
+        if kept is None or (kept[0].numel(), kept[0].dtype, kept[0].device) != (total, like.dtype, like.device):
+            kept = self._ones = (like.new_ones(total), torch.arange(total + 1, dtype=like.dtype, device=like.device))
+        return kept
 
 
-def _per_value(numbers_K: Tensor, lengths: list[int], like: Tensor) -> Tensor:
+class IdCheck:
+    """Finds ids that no table has a row for: the kernels read row 0 instead, and train it."""
+
+    def __init__(self, features: Sequence[FeatureTable], is_one_hot: OneHotTest) -> None:
+        self._rows = {f.name: f.rows for f in features}
+        self._is_one_hot = is_one_hot
+        self._limits: tuple[list[str], Tensor] | None = None  # keys of the last KJT and their rows
+
+    def __call__(self, kjt: KeyedJaggedTensor) -> None:
+        """
+        Raises:
+            ValueError: if an id is below 0 or not below its feature's rows. Only on CPU: looking costs a GPU more than
+                the lookup.
+        """
+        names, values = kjt.keys(), kjt.values()
+        if values.device.type != "cpu" or values.numel() == 0:
+            return
+        if self._limits is None or self._limits[0] != names:
+            self._limits = (list(names), torch.tensor([self._rows.get(name, _NO_BOUND) for name in names]))
+        rows = self._limits[1]
+        if self._is_one_hot(kjt):
+            low, high = torch.aminmax(values.view(len(names), -1), dim=1)
+            wrong = bool((low < 0).any()) or bool((high >= rows).any())
+        else:
+            limit = _per_value(rows, kjt.length_per_key())
+            wrong = bool(((values < 0) | (values >= limit)).any())
+        if wrong:
+            self._explain(kjt)
+
+    def _explain(self, kjt: KeyedJaggedTensor) -> None:
+        for name, ids in zip(kjt.keys(), kjt.values().split(kjt.length_per_key()), strict=True):
+            rows = self._rows.get(name, _NO_BOUND)
+            wrong = ids[(ids < 0) | (ids >= rows)]
+            if wrong.numel():
+                raise ValueError(
+                    f"feature {name}: id {int(wrong[0])} must be at least 0 and below {rows:,}, the feature's rows; "
+                    f"{wrong.numel():,} such ids in this batch. Were the examples prepared with another vocabulary?"
+                )
+
+
+def _per_value(numbers_K: Tensor, lengths: list[int]) -> Tensor:
     """One number per value, given one per key and the values each key has."""
     repeats = torch.tensor(lengths, device=numbers_K.device)
-    return numbers_K.repeat_interleave(repeats, output_size=sum(lengths)).to(like.device, like.dtype)
+    return numbers_K.repeat_interleave(repeats, output_size=sum(lengths))

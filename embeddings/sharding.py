@@ -1,7 +1,5 @@
 """From a model with tables on meta to a sharded one: tables over ranks, everything else replicated."""
 
-import logging
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +19,6 @@ from embeddings.fused import attach_rowwise_adagrad, set_learning_rates
 from embeddings.init import fill_rows, table_distributions
 from embeddings.memory import available_bytes
 from embeddings.placement import Placement, PlacementError, make_plan, rank_bytes, sharders
-
-# All of these are about the inside of TorchRec, and nothing that its users or ours can act on.
-for _words in ("broadcast_buffers", "reduce_scatter_tensor", "all_gather_into_tensor"):
-    warnings.filterwarnings("ignore", message=f".*{_words}.*is deprecated", category=FutureWarning)
-logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
