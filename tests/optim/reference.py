@@ -1,0 +1,124 @@
+"""Shampoo in float64, one block and one matrix at a time: slow, and meant to be obviously right."""
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def inverse_root(factor: Tensor, exponent: float, epsilon: float) -> Tensor:
+    values, vectors = torch.linalg.eigh(factor + epsilon * torch.eye(len(factor), dtype=factor.dtype))
+    if values.min() < epsilon:
+        values = values - values.min() + epsilon
+    return vectors @ torch.diag(values**-exponent) @ vectors.T
+
+
+def unfold(tensor: Tensor, dim: int) -> Tensor:
+    return tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1)
+
+
+class ReferenceShampoo:
+    """Steps a list of float64 tensors; settings by the names of DistributedShampoo."""
+
+    def __init__(self, weights: list[Tensor], **settings: Any) -> None:
+        self.weights = weights
+        self.s: dict[str, Any] = {
+            "lr": 0.01,
+            "betas": (0.0, 1.0),
+            "beta3": -1.0,
+            "epsilon": 1e-4,
+            "relative_epsilon": 0.0,
+            "momentum": 0.0,
+            "dampening": 0.0,
+            "use_nesterov": False,
+            "weight_decay": 0.0,
+            "use_decoupled_weight_decay": True,
+            "max_preconditioner_dim": 1024,
+            "precondition_frequency": 1,
+            "start_preconditioning_step": 1,
+            "use_bias_correction": True,
+            "precondition_vectors": True,
+            "exponent": None,
+            "graft": None,  # (name, epsilon, beta2)
+        } | settings
+        self.t = 0
+        self.state: dict[Any, dict[str, Any]] = {}
+
+    def step(self, grads: list[Tensor | None]) -> None:
+        self.t += 1
+        limit = self.s["max_preconditioner_dim"]
+        for index, (weight, grad) in enumerate(zip(self.weights, grads, strict=True)):
+            if grad is None:
+                continue
+            shape = [n for n in weight.shape if n != 1] or [1]
+            view, grad_view = weight.view(shape), grad.reshape(shape)
+            for corner in itertools.product(*(range(0, n, limit) for n in shape)):
+                region = tuple(slice(start, start + limit) for start in corner)
+                move = self.direction((index, corner), view[region].clone(), grad_view[region].clone())
+                view[region] -= self.s["lr"] * move
+
+    def direction(self, key: Any, weight: Tensor, grad: Tensor) -> Tensor:
+        s, t = self.s, self.t
+        state = self.state.setdefault(key, {"new": True})
+        if state.pop("new", False):
+            state["factors"] = [torch.zeros(n, n, dtype=grad.dtype) for n in grad.shape]
+            state["roots"] = [torch.eye(n, dtype=grad.dtype) for n in grad.shape]
+            state["v"] = torch.zeros_like(grad)
+            state["m"] = torch.zeros_like(grad)
+            state["momentum"] = torch.zeros_like(grad)
+        order = grad.dim()
+        beta1, beta2 = s["betas"]
+        if not s["use_decoupled_weight_decay"]:
+            grad = grad + s["weight_decay"] * weight
+
+        for dim in range(order):
+            unfolded = unfold(grad, dim)
+            share = 1.0 if beta2 == 1 else 1 - beta2
+            state["factors"][dim] = beta2 * state["factors"][dim] + share * unfolded @ unfolded.T
+        start = s["start_preconditioning_step"]
+        if t == start or (t > start and t % s["precondition_frequency"] == 0):
+            correction = 1 - beta2**t if s["use_bias_correction"] and beta2 < 1 else 1.0
+            exponent = 1 / (2 * order) if s["exponent"] is None else s["exponent"]
+            for dim, factor in enumerate(state["factors"]):
+                factor = factor / correction
+                epsilon = s["epsilon"] or s["relative_epsilon"] * float(factor.trace()) / len(factor)
+                state["roots"][dim] = inverse_root(factor, exponent, epsilon)
+
+        graft, graft_epsilon, graft_beta2 = s["graft"] or (None, 0.0, 0.0)
+        if graft == "adagrad":
+            state["v"] = state["v"] + grad**2
+        elif graft in ("rmsprop", "adam"):
+            state["v"] = graft_beta2 * state["v"] + (1 - graft_beta2) * grad**2
+
+        filtered = grad
+        if beta1 > 0:
+            beta3 = beta1 if s["beta3"] == -1 else s["beta3"]
+            filtered = beta3 * state["m"] + (1 - beta3) * grad
+            state["m"] = beta1 * state["m"] + (1 - beta1) * grad
+            if s["use_bias_correction"]:
+                filtered = filtered / (1 - beta3 * beta1 ** (t - 1))
+
+        grafted = filtered
+        if graft in ("adagrad", "rmsprop", "adam"):
+            correction = 1 - graft_beta2**t if graft == "adam" else 1.0
+            grafted = filtered / ((state["v"] / correction).sqrt() + graft_epsilon)
+
+        if graft and (t < start or (order == 1 and not s["precondition_vectors"])):
+            move = grafted
+        else:
+            move = filtered
+            for dim in range(order):
+                move = torch.tensordot(move, state["roots"][dim], dims=([0], [0]))  # cycles through the dimensions
+            if graft:
+                move = move * grafted.norm() / (move.norm() + 1e-16)
+
+        if s["use_decoupled_weight_decay"]:
+            move = move + s["weight_decay"] * weight
+        if s["momentum"] > 0:
+            state["momentum"] = s["momentum"] * state["momentum"] + (1 - s["dampening"]) * move
+            if s["use_nesterov"]:
+                move = (1 - s["dampening"]) * move + s["momentum"] * state["momentum"]
+            else:
+                move = state["momentum"]
+        return move
