@@ -21,10 +21,10 @@ def partial_directory(out: Path) -> Iterator[Path]:
     Raises:
         DataError: if `out` exists, another process is at work on it, or `OUT.partial` is somebody else's.
     """
-    partial = out.with_name(out.name + ".partial")
-    lock = partial / _LOCK
     if out.exists():
         raise DataError(f"{out}: exists already", "choose another output directory, or remove this one")
+    partial = out.with_name(out.name + ".partial")
+    lock = partial / _LOCK
     with io_errors(partial, "write"):
         if partial.exists() and not lock.exists():
             raise DataError(f"{partial}: exists, and is not an unfinished preparation", "move it away")

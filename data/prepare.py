@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from data.columns import ColumnFiles
 from data.criteo import DENSE, DENSE_TRANSFORM, LABEL, MISSING_DENSE, SPARSE, parse
@@ -18,7 +18,7 @@ from data.partial import partial_directory
 from data.report import ColumnReport, PrepareProgress, PrepareReport, RejectedLine, SourceReport, SplitReport
 from data.schema import MISSING_ROW, RARE_ROW, Schema, SparseFeature
 from data.source import SPLITS, Block
-from data.vocabulary import Encoder, Hashing, Vocabulary, count_values, save_encoders
+from data.vocabulary import Encoder, Hashing, Vocabulary, count_values, save_encoder
 from data.writer import STORE_BLOCK_ROWS, StoreWriter
 
 SHOWN_BAD_LINES = 10
@@ -83,8 +83,8 @@ def prepare_criteo(
     with partial_directory(out) as partial, ColumnFiles(partial / "columns", DENSE, SPARSE) as columns:
         report = _parse_all(paths, sizes, columns, options, progress)
         splits = _split_rows(report, options.split)
-        encoders, column_reports = _encode_all(columns, splits["train"].stop, options, progress)
-        schema = Schema(DENSE, tuple(SparseFeature(name, e.rows) for name, e in encoders.items()), LABEL)
+        entries, column_reports = _encode_all(columns, splits["train"].stop, partial, options, progress)
+        schema = Schema(DENSE, tuple(SparseFeature(column.name, column.rows) for column in column_reports), LABEL)
         with StoreWriter(partial, schema, block_rows=options.block_rows) as writer:
             split_reports = _write_all(columns, splits, writer, progress)
             report = replace(
@@ -101,7 +101,7 @@ def prepare_criteo(
                         "missing_row": MISSING_ROW,
                         "rare_row": RARE_ROW if options.hash_rows is None else None,
                         "min_count": options.min_count if options.hash_rows is None else None,
-                        "columns": save_encoders(partial, encoders),
+                        "columns": entries,
                     },
                     "split": options.split,
                     "report": report.to_dict(),
@@ -164,11 +164,16 @@ def _split_rows(report: PrepareReport, how: str) -> dict[str, range]:
 
 
 def _encode_all(
-    columns: ColumnFiles, num_train: int, options: PrepareOptions, progress: Progress
-) -> tuple[dict[str, Encoder], list[ColumnReport]]:
-    """Values to rows in every sparse column; the vocabulary is counted over the training rows alone."""
-    encoders: dict[str, Encoder] = {}
-    reports = []
+    columns: ColumnFiles, num_train: int, store: Path, options: PrepareOptions, progress: Progress
+) -> tuple[list[dict[str, Any]], list[ColumnReport]]:
+    """Values to rows in every sparse column; the vocabulary is counted over the training rows alone.
+
+    One column's vocabulary is in memory at a time.
+
+    Returns:
+        What the manifest says of each encoder, and the reports.
+    """
+    entries, reports = [], []
     for f, name in enumerate(columns.sparse):
         encoder: Encoder
         if options.hash_rows is None:
@@ -180,10 +185,10 @@ def _encode_all(
         for rows in columns.encode(name, encoder):
             missing += int((rows == MISSING_ROW).sum())
             rare += int((rows == RARE_ROW).sum()) if options.hash_rows is None else 0
-        encoders[name] = encoder
+        entries.append(save_encoder(store, name, encoder))
         reports.append(ColumnReport(name, encoder.rows, missing / columns.rows, rare / columns.rows))
         progress(PrepareProgress("encode", f + 1, len(columns.sparse), columns.rows))
-    return encoders, reports
+    return entries, reports
 
 
 def _write_all(

@@ -14,6 +14,7 @@ from data.files import io_errors
 from data.layout import decode
 from data.schema import Schema
 from data.source import SPLITS, Block, check_split
+from data.vocabulary import Encoder, load_encoders
 from data.writer import FORMAT, MANIFEST
 
 _PREPARE_AGAIN = "prepare it again from the raw files"
@@ -76,6 +77,17 @@ class Store:
             with self._lock:
                 self._verified.add((split, index))
         return decode(self.schema, content, entry["rows"])
+
+    def encoders(self) -> dict[str, Encoder]:
+        """What gives rows to new values, by sparse feature; for scoring rows that are not in the store.
+
+        Raises:
+            DataError: if the store was not made from raw values, or a vocabulary changed.
+        """
+        entries = self.manifest.get("ids", {}).get("columns")
+        if not entries:
+            raise DataError(f"{self.path}: keeps no vocabulary, its rows were not made from raw values")
+        return load_encoders(self.path, entries)
 
     def fingerprint(self) -> str:
         """Depends on the schema and on the checksums of all blocks."""

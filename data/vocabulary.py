@@ -12,6 +12,7 @@ from data.errors import DataError
 from data.files import io_errors, write_whole
 from data.schema import MISSING_ROW, RARE_ROW, RESERVED_ROWS
 
+_DIRECTORY = "vocabulary"
 _MERGE_AT = 1 << 24  # values that wait before they are merged, at least
 
 
@@ -84,7 +85,7 @@ class Hashing:
     column: int
 
     def encode(self, values: np.ndarray, present: np.ndarray) -> np.ndarray:
-        mixed = mix(values.astype(np.uint64) + np.uint64((self.column + 1 << 32) % 2**64))
+        mixed = mix(values.astype(np.uint64) + np.uint64(self.column + 1 << 32))
         rows = (mixed % np.uint64(self.rows - 1) + np.uint64(1)).astype(np.uint32)
         rows[~present] = MISSING_ROW
         return rows
@@ -125,24 +126,21 @@ def _merge(counted: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np
     return values[starts], np.add.reduceat(counts, starts) if len(starts) else counts
 
 
-def save_encoders(path: Path, encoders: Mapping[str, Encoder]) -> list[dict[str, Any]]:
-    """Writes the vocabularies into the directory of a store; what the manifest has to say of every column."""
-    entries: list[dict[str, Any]] = []
-    for name, encoder in encoders.items():
-        if isinstance(encoder, Hashing):
-            entries.append({"name": name, "scheme": "hash", "rows": encoder.rows, "column": encoder.column})
-            continue
-        assert isinstance(encoder, Vocabulary)
-        with io_errors(path / "vocabulary", "write"):
-            (path / "vocabulary").mkdir(exist_ok=True)
-        file, content = f"vocabulary/{name}.u4", encoder.values.astype("<u4").tobytes()
-        write_whole(path / file, content)
-        entries.append({"name": name, "scheme": "vocabulary", "file": file, "crc32": zlib.crc32(content)})
-    return entries
+def save_encoder(path: Path, name: str, encoder: Encoder) -> dict[str, Any]:
+    """Keeps the encoder of a column in the directory of a store; what the manifest has to say of it."""
+    entry: dict[str, Any] = {"name": name, "rows": encoder.rows}
+    if isinstance(encoder, Hashing):
+        return {**entry, "scheme": "hash", "column": encoder.column}
+    assert isinstance(encoder, Vocabulary)
+    file, content = f"{_DIRECTORY}/{name}.u4", encoder.values.astype("<u4").tobytes()
+    with io_errors(path / _DIRECTORY, "write"):
+        (path / _DIRECTORY).mkdir(exist_ok=True)
+    write_whole(path / file, content)
+    return {**entry, "scheme": "vocabulary", "file": file, "crc32": zlib.crc32(content)}
 
 
 def load_encoders(path: Path, entries: Iterable[Mapping[str, Any]]) -> dict[str, Encoder]:
-    """What `save_encoders` saved, by name of the column.
+    """The encoders of the entries that `save_encoder` made, by name of the column.
 
     Raises:
         DataError: if a file is missing or changed.

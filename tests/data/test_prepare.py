@@ -18,7 +18,6 @@ from data.prepare import PrepareOptions, PrepareProgress, prepare_criteo
 from data.reader import Reader
 from data.source import SPLITS
 from data.store import Store
-from data.vocabulary import load_encoders
 from tests.data.criteo_files import Row, as_text, make_rows, write
 
 
@@ -81,7 +80,7 @@ def test_new_rows_can_be_encoded_like_the_old_ones(tmp_path: Path) -> None:
     path = write(tmp_path / "train.txt", make_rows(100))
     prepare_criteo([path], tmp_path / "store")
     store = Store(tmp_path / "store")
-    encoders = load_encoders(store.path, store.manifest["ids"]["columns"])
+    encoders = store.encoders()
     values = np.array([int(row[14] or "0", 16) for row in make_rows(100)], dtype=np.uint32)
     present = np.array([bool(row[14]) for row in make_rows(100)])
     assert encoders["cat_1"].encode(values, present)[:85].tolist() == stored_ids(store, "train")[:, 0].tolist()
@@ -95,7 +94,7 @@ def test_hashed_ids_above_two_to_the_24th_survive(tmp_path: Path) -> None:
     assert ids.max() > 2**24
     assert (ids[ids > 2**24] % 2 == 1).any()  # a float32 keeps even ones only
     assert {feature.rows for feature in store.schema.sparse} == {50_000_000}
-    encoders = load_encoders(store.path, store.manifest["ids"]["columns"])
+    encoders = store.encoders()
     for column, name in enumerate(store.schema.keys):
         texts = [row[14 + column] for row in make_rows(60)[: len(ids)]]
         values = np.array([int(text or "0", 16) for text in texts], dtype=np.uint32)

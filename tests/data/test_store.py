@@ -113,6 +113,8 @@ def test_a_block_or_split_that_is_not_there_is_refused(path: Path) -> None:
         Store(path).read_block("train", 3)
     with pytest.raises(DataError, match="there is no split 'dev'"):
         Store(path).read_block("dev", 0)
+    with pytest.raises(DataError, match="keeps no vocabulary"):
+        Store(path).encoders()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from data import vocabulary
 from data.errors import DataError
-from data.vocabulary import Encoder, Hashing, Vocabulary, count_values, load_encoders, mix, save_encoders
+from data.vocabulary import Encoder, Hashing, Vocabulary, count_values, load_encoders, mix, save_encoder
 
 
 def test_counting_in_pieces_is_counting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +65,7 @@ def test_the_hash_is_the_published_one() -> None:
 
 def test_encoders_are_kept_beside_the_store(tmp_path: Path) -> None:
     encoders: dict[str, Encoder] = {"a": Vocabulary(np.array([9, 3, 7], np.uint32)), "b": Hashing(10, 1)}
-    entries = save_encoders(tmp_path, encoders)
+    entries = [save_encoder(tmp_path, name, encoder) for name, encoder in encoders.items()]
     loaded = load_encoders(tmp_path, entries)
     asked, present = np.arange(12, dtype=np.uint32), np.arange(12) > 0
     for name, encoder in encoders.items():
