@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbeddingBag
 from torchrec.distributed.types import LazyAwaitable
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
@@ -18,6 +19,7 @@ import embeddings.quiet  # noqa: F401
 from embeddings.combine import Combiner, Part
 from embeddings.ids import IdCheck, OneHotTest, RowIds
 from embeddings.init import fill_rows, table_distributions
+from embeddings.local import Columns, LocalBags
 from embeddings.tables import FeatureTable, Table
 
 
@@ -49,9 +51,10 @@ class CompositionalEmbeddings(nn.Module):
             raise ValueError(f"features must have different names, at least one: {names}")
         pooled = [f for f in self.features if f.pools_before_combining]
         unpooled = [f for f in self.features if not f.pools_before_combining]
-        is_one_hot = OneHotTest()
-        self.bag_ids, self.row_ids = RowIds(pooled, is_one_hot), RowIds(unpooled, is_one_hot)
-        self._check_ids = IdCheck(self.features, is_one_hot)
+        self._is_one_hot = OneHotTest()
+        self._check_ids = IdCheck(self.features, self._is_one_hot)
+        self._local_bags: LocalBags | None = None
+        self.bag_ids, self.row_ids = RowIds(pooled, self._is_one_hot), RowIds(unpooled, self._is_one_hot)
         self._combiner = Combiner(_parts(self.features, dim), self.num_features, dim)
         self._unpooled_names = [f.name for f in unpooled]
         target = torch.device(device)
@@ -72,18 +75,25 @@ class CompositionalEmbeddings(nn.Module):
             ValueError: if a feature is missing; on CPU also if an id is outside [0, rows).
         """
         self._check_ids(kjt)
-        sources, keys, widths = [], [], []
+        columns: list[Columns] = []
         if self.bags is not None:
-            pooled = _wait(self.bags(self.bag_ids(kjt)))
-            sources.append(pooled.values())
-            keys.append(pooled.keys())
-            widths.append(pooled.length_per_key())
+            columns += self._pool(self.bag_ids(kjt))
         if self.rows is not None:
             rows = _wait(self.rows(self.row_ids(kjt)))
-            sources.append(_sum_of_products(rows, self._unpooled_names, self.dim))
-            keys.append(self._unpooled_names)
-            widths.append([self.dim] * len(self._unpooled_names))
-        return self._combiner(sources, keys, widths)
+            summed = _sum_of_products(rows, self._unpooled_names, self.dim)
+            columns.append(Columns(summed, self._unpooled_names, [self.dim] * len(self._unpooled_names)))
+        return self._combiner(columns)
+
+    def use_local_bags(self, kernels: Sequence[tuple[BatchedFusedEmbeddingBag, list[str]]]) -> None:
+        """Looks up pooled features in these kernels, which hold all tables of `bags`, from now on."""
+        self._local_bags = LocalBags(kernels, self.bag_ids.keys, self._is_one_hot)
+
+    def _pool(self, kjt: KeyedJaggedTensor) -> list[Columns]:
+        if self._local_bags is not None:
+            return self._local_bags(kjt)
+        assert self.bags is not None
+        pooled = _wait(self.bags(kjt))
+        return [Columns(pooled.values(), pooled.keys(), pooled.length_per_key())]
 
     @property
     def tables(self) -> tuple[Table, ...]:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from embeddings.local import Columns
+
 
 @dataclass(frozen=True)
 class Part:
@@ -82,7 +84,7 @@ class _Run:
 
 
 class Combiner:
-    """Makes [B, F, D] from sources [B, P] whose columns have keys.
+    """Makes [B, F, D] from the columns of one or more sources.
 
     Args:
         parts: of all features; parts that can be made together should stand in the order of their features.
@@ -95,29 +97,29 @@ class Combiner:
         self.dim = dim
         self._runs: tuple[list[list[str]], list[_Run]] | None = None
 
-    def __call__(self, sources: Sequence[Tensor], keys: Sequence[list[str]], widths: Sequence[list[int]]) -> Tensor:
+    def __call__(self, columns: Sequence[Columns]) -> Tensor:
         """
         Args:
-            sources: [B, P] each.
-            keys, widths: of the columns of each source, from left to right.
+            columns: of all parts; both halves of a pair in the same one.
 
         Returns:
             [B, F, D]; shares memory with a source that is the result already.
         """
-        if self._runs is None or self._runs[0] != list(keys):
-            self._runs = (list(keys), self._plan(keys, widths))
+        sources, keys = [c.values for c in columns], [c.keys for c in columns]
+        if self._runs is None or self._runs[0] != keys:
+            self._runs = (keys, self._plan(columns))
         runs = self._runs[1]
         if len(runs) == 1 and runs[0].operation == "copy" and runs[0].width == self.dim and len(sources) == 1:
             return sources[0].unflatten(1, (self.num_features, self.dim))
         return _Combine.apply(runs, self.num_features, self.dim, *sources)
 
-    def _plan(self, keys: Sequence[list[str]], widths: Sequence[list[int]]) -> list[_Run]:
+    def _plan(self, columns: Sequence[Columns]) -> list[_Run]:
         place: dict[str, tuple[int, int]] = {}
-        for source, (names, sizes) in enumerate(zip(keys, widths, strict=True)):
+        for source, vectors in enumerate(columns):
             start = 0
-            for name, size in zip(names, sizes, strict=True):
+            for name, width in zip(vectors.keys, vectors.widths, strict=True):
                 place[name] = (source, start)
-                start += size
+                start += width
         runs: list[_Run] = []
         for part in self.parts:
             source, first = place[part.first]

@@ -70,30 +70,35 @@ class RowIds(nn.Module):
             return kjt
         indices, index_K = self._take(names, kjt.values().device)
         if self._is_one_hot(kjt):
-            rows = kjt.values().view(len(names), batch_size).index_select(0, index_K).view(-1)
+            rows_KB = kjt.values().view(len(names), batch_size).index_select(0, index_K)
+            self._compute_rows(rows_KB, [1] * len(indices))
+            rows, length_per_key = rows_KB.view(-1), [batch_size] * len(indices)
             lengths, offsets = self._one_each(kjt.lengths(), rows.numel())
-            length_per_key = [batch_size] * len(indices)
         else:
             taken = kjt.permute(indices, index_K)
-            rows, lengths, offsets, length_per_key = taken.values(), taken.lengths(), None, taken.length_per_key()
-        self._compute_rows(rows, length_per_key)
+            rows, length_per_key = taken.values(), taken.length_per_key()
+            self._compute_rows(rows, length_per_key)
+            lengths, offsets = taken.lengths(), None
         return KeyedJaggedTensor(
             self.keys, rows, lengths=lengths, offsets=offsets, stride=batch_size, length_per_key=length_per_key
         )
 
-    def _compute_rows(self, values: Tensor, length_per_key: list[int]) -> None:
-        """Turns ids, laid out by table, into rows, in place."""
-        lengths, start = [], 0
+    def _compute_rows(self, ids: Tensor, sizes: list[int]) -> None:
+        """Turns ids, laid out by table, into rows, in place; `sizes` says how much of dimension 0 each table has."""
+        groups, start = [], 0
         for num in (self.num_full, self.num_hashed, self.num_split, self.num_split):
-            lengths.append(length_per_key[start : start + num])
+            groups.append(sizes[start : start + num])
             start += num
-        _, hashed, quotients, remainders = values.split([sum(group) for group in lengths])
+        _, hashed, quotients, remainders = ids.split([sum(group) for group in groups])
         if self.num_hashed:
-            hashed.remainder_(_per_value(self.moduli, lengths[1]).to(values.dtype))
-        if self.num_split:
-            divisor = self.common_divisor or _per_value(self.divisors, lengths[2]).to(values.dtype)
-            quotients.floor_divide_(divisor)
-            remainders.remainder_(divisor)
+            hashed.remainder_(_repeated(self.moduli, groups[1], like=ids))
+        if self.num_split and self.common_divisor is not None:
+            quotients.floor_divide_(self.common_divisor)
+            remainders.sub_(quotients, alpha=self.common_divisor)  # a second division would cost twice as much
+        elif self.num_split:
+            divisors = _repeated(self.divisors, groups[2], like=ids)
+            quotients.floor_divide_(divisors)
+            remainders.addcmul_(quotients, divisors, value=-1)
 
     def _take(self, names: list[str], device: torch.device) -> tuple[list[int], Tensor]:
         """Which keys of the incoming KJT to take, one for each table."""
@@ -157,3 +162,10 @@ def _per_value(numbers_K: Tensor, lengths: list[int]) -> Tensor:
     """One number per value, given one per key and the values each key has."""
     repeats = torch.tensor(lengths, device=numbers_K.device)
     return numbers_K.repeat_interleave(repeats, output_size=sum(lengths))
+
+
+def _repeated(numbers_K: Tensor, sizes: list[int], *, like: Tensor) -> Tensor:
+    """One number for each part of dimension 0 of `like`, of its dtype, so that the two can be combined."""
+    if like.dim() == 2:  # one row per key
+        return numbers_K.to(like.dtype)[:, None]
+    return _per_value(numbers_K, sizes).to(like.dtype)

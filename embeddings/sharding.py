@@ -15,7 +15,7 @@ from torchrec.distributed.model_parallel import (
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 
 from embeddings.collection import CompositionalEmbeddings
-from embeddings.fused import attach_rowwise_adagrad, set_learning_rates
+from embeddings.fused import attach_rowwise_adagrad, kernels, set_learning_rates
 from embeddings.init import fill_rows, table_distributions
 from embeddings.memory import available_bytes
 from embeddings.placement import Placement, PlacementError, make_plan, rank_bytes, sharders
@@ -110,6 +110,8 @@ def shard(
         data_parallel_wrapper=_NoWrapper() if world_size == 1 else DefaultDataParallelWrapper(),
     )
     _initialize_tables(dmp, embeddings, seed)
+    if world_size == 1 and embeddings.bags is not None:
+        embeddings.use_local_bags(list(kernels(embeddings.bags)))
     return Sharded(
         dmp, embeddings, plan, sharding_plan, rank_bytes(plan, world_size), _dense_parameters(dmp, embeddings)
     )

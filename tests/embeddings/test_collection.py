@@ -76,9 +76,8 @@ def test_full_features_in_order_are_passed_on_untouched():
     module = CompositionalEmbeddings(features, DIM, device="cpu")
     kjt = to_kjt(make_bags(features, 4, 0))
     assert module.bag_ids(kjt) is kjt
-    pooled = module.bags(kjt)
-    out = module._combiner([pooled.values()], [pooled.keys()], [pooled.length_per_key()])
-    assert out.data_ptr() == pooled.values().data_ptr()
+    [columns] = module._pool(kjt)
+    assert module._combiner([columns]).data_ptr() == columns.values.data_ptr()
 
 
 def test_initial_values_follow_the_seed():

@@ -221,3 +221,25 @@ dist.destroy_process_group()
 def test_nothing_is_printed(tmp_path):
     done = subprocess.run([sys.executable, "-c", QUIET, str(tmp_path / "store")], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def _both_ways(features: list[FeatureTable]) -> list[dict]:
+    results = []
+    for local in (True, False):
+        sharded = _sharded(features)
+        if not local:
+            sharded.embeddings._local_bags = None
+        assert (sharded.embeddings._local_bags is not None) == local
+        outs = []
+        for step in range(3):
+            out = sharded.embeddings(to_kjt(make_bags(features, BATCH, step)))
+            out.square().sum().backward()
+            outs.append(out.detach())
+        results.append(_whole(sharded) | {"outs": torch.stack(outs)})
+    return results
+
+
+@pytest.mark.parametrize("features", [ONE_HOT, MULTI_HOT, MIXED, [FeatureTable("a", 9), FeatureTable("b", 8, 3)]])
+def test_lookups_without_the_exchange_equal_those_of_torchrec(features):
+    [(local, torchrec)] = run_ranks(_both_ways, 1, features)
+    assert all(torch.equal(value, torchrec[name]) for name, value in local.items())
