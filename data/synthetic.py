@@ -6,9 +6,7 @@ makes any part, bit for bit, and a split does not change when another one grows.
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,7 +15,16 @@ from data.errors import DataError
 from data.schema import MISSING_ROW, RESERVED_ROWS, Schema, SparseFeature
 from data.shuffle import Use, permutation, words
 from data.source import SPLITS, Block, check_split
-from data.teacher import PROBABILITIES, THRESHOLDS, Teacher, add_up, random_effects, smooth_effects
+from data.teacher import (
+    PROBABILITIES,
+    THRESHOLDS,
+    Bayes,
+    Teacher,
+    bias_only,
+    random_effects,
+    score_teacher,
+    smooth_effects,
+)
 
 # fmt: off
 CARDINALITIES = (3, 4, 5, 8, 10, 10, 15, 20, 20, 30, 30, 50, 50, 100, 100, 100, 200, 300, 500,
@@ -30,21 +37,6 @@ _LEVELS = 4096  # different draws of a dense feature
 _MISSING_DENSE = -1.0
 _CALIBRATION = len(SPLITS)  # a stream of its own, in no split
 _CALIBRATION_BLOCKS = 16
-
-
-@dataclass(frozen=True)
-class Bayes:
-    """What the best possible model scores on a split: the true probabilities against the labels that were drawn.
-
-    Attributes:
-        log_loss: mean, in nats.
-        ne: `log_loss` over the entropy of the split's own label rate.
-        auc: exact, ties counted half.
-    """
-
-    log_loss: float
-    ne: float
-    auc: float
 
 
 class Synthetic:
@@ -91,10 +83,12 @@ class Synthetic:
             Alias.of(_row_weights(f.rows, seed, column, may_miss=False)) if f.max_ids > 1 else None
             for column, f in enumerate(sparse)
         ]
-        self._effects = [random_effects(f.rows, slots, seed, column) for column, f in enumerate(sparse)]
+        self._effects = [
+            _paired(column, random_effects(f.rows, slots, seed, column)) for column, f in enumerate(sparse)
+        ]
         self._dense_values = [_dense_levels(seed, column) for column in range(num_dense)]
         self._dense_effects = [
-            _dense_effects(values, slots, seed, len(sparse) + column)
+            _paired(column, _dense_effects(values, slots, seed, len(sparse) + column))
             for column, values in enumerate(self._dense_values)
         ]
         samples = [self._examples(_CALIBRATION, index, BLOCK_ROWS)[:2] for index in range(_CALIBRATION_BLOCKS)]
@@ -124,7 +118,7 @@ class Synthetic:
             block, steps = self._labelled(split, index)
             for label in (0, 1):
                 counts[label] += np.bincount(steps[block.labels_N == label], minlength=len(PROBABILITIES))
-        return _score(counts)
+        return score_teacher(counts)
 
     def _labelled(self, split: str, index: int) -> tuple[Block, np.ndarray]:
         """A block and, for each example, the place of its probability."""
@@ -171,12 +165,13 @@ class Synthetic:
         return Block(dense_IN, ids_F, labels_N, lengths_FN), levels_IN, full[-1]
 
     def _groups(self, block: Block, levels_IN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Packed sums of effects of the even features (of both kinds) and of the odd ones, uint64 [N] each."""
+        """Packed sums of effects of group A and of group B, uint64 [N] each."""
         sums = []
         for group in (0, 1):
-            tables, rows = self._dense_effects[group::2], list(levels_IN[group::2])
-            total = add_up(tables, rows) if tables else np.zeros(len(block), dtype=np.uint64)
-            for column in range(group, len(self._effects), 2):
+            total = np.zeros(len(block), dtype=np.uint64)
+            for column in _columns_of(1 - group, len(levels_IN)):
+                total += self._dense_effects[column][levels_IN[column]]
+            for column in _columns_of(group, len(self._effects)):
                 effects = self._effects[column][block.ids_F[column]]
                 if block.lengths_FN is not None:
                     starts = np.cumsum(block.lengths_FN[column]) - block.lengths_FN[column]
@@ -203,6 +198,16 @@ def _check(
         raise DataError(f"{num_dense=} and max_ids={lists} must be at least 1 and add up to at most 4096")
     if not 0.01 <= label_rate <= 0.99:
         raise DataError(f"{label_rate=} must be between 0.01 and 0.99")
+
+
+def _columns_of(group: int, count: int) -> list[int]:
+    """Three columns belong to one group, the next three to the other, and so on."""
+    return [column for column in range(count) if column // 3 % 2 == group]
+
+
+def _paired(column: int, effects: np.ndarray) -> np.ndarray:
+    """Effects whose vectors count in one column of three: with more, pairs are many and small, and slow to learn."""
+    return effects if column % 3 == 1 else bias_only(effects)
 
 
 def _row_weights(rows: int, seed: int, column: int, *, may_miss: bool = True) -> np.ndarray:
@@ -234,17 +239,3 @@ def _dense_effects(values: np.ndarray, slots: int, seed: int, table: int) -> np.
     effects = smooth_effects(np.clip((values - low) / (high - low), 0, 1), slots, seed, table)
     effects[values == _MISSING_DENSE] = random_effects(1, slots, seed, table)
     return effects
-
-
-def _score(counts: np.ndarray) -> Bayes:
-    negatives, positives = counts
-    total, ones = int(counts.sum()), int(positives.sum())
-    with np.errstate(divide="ignore"):
-        log_loss = -(np.dot(positives, np.log(PROBABILITIES)) + np.dot(negatives, np.log1p(-PROBABILITIES))) / total
-    rate = ones / total
-    if ones in (0, total):
-        return Bayes(float(log_loss), math.nan, math.nan)
-    entropy = -(rate * math.log(rate) + (1 - rate) * math.log1p(-rate))
-    below = np.cumsum(negatives) - negatives
-    auc = float(np.dot(positives, below + 0.5 * negatives)) / (ones * (total - ones))
-    return Bayes(float(log_loss), float(log_loss) / entropy, auc)
