@@ -3,13 +3,15 @@
 Dimensions: B examples, F features, K tables (= keys of the rows).
 """
 
+from collections import deque
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from embeddings.partitions import Full, Hash, QuotientRemainder
+from embeddings.partitions import Hash, QuotientRemainder
 from embeddings.tables import FeatureTable
 
 _NO_BOUND = 2**63 - 1
@@ -19,23 +21,25 @@ class OneHotTest:
     """Tells batches with exactly one id everywhere from the others; looks at the same lengths tensor only once."""
 
     def __init__(self) -> None:
-        self._ones: Tensor | None = None
+        # A step tests the batch's lengths and those made from it; an evaluation between steps has its own.
+        self._ones: deque[Tensor] = deque(maxlen=4)
 
     def __call__(self, kjt: KeyedJaggedTensor) -> bool:
         lengths = kjt.lengths()
-        if lengths is self._ones:
+        if any(lengths is ones for ones in self._ones):
             return True
         if kjt.values().numel() != lengths.numel() or not bool((lengths == 1).all()):
             return False
-        self._ones = lengths
+        self._ones.append(lengths)
         return True
 
 
 class RowIds(nn.Module):
     """A KJT of feature ids in, a KJT of table rows out: one key per table, in the order of `keys`.
 
-    Tables stand in the order full, hashed, quotient, remainder, so that each kind of arithmetic is one operation on one
-    slice of the values. There are no parameters; the module goes wherever the model goes.
+    Features with one table come first, in their order, then all quotients, then all remainders: so the vectors of the
+    first need not be moved afterwards, and each kind of arithmetic works on long slices. There are no parameters; the
+    module goes wherever the model goes.
     """
 
     moduli: Tensor
@@ -44,14 +48,13 @@ class RowIds(nn.Module):
     def __init__(self, features: Sequence[FeatureTable], is_one_hot: OneHotTest) -> None:
         super().__init__()
         self._is_one_hot = is_one_hot
-        partitions = [(f.name, f.partition) for f in features]
-        full = [name for name, p in partitions if isinstance(p, Full)]
-        hashed = {name: p.buckets for name, p in partitions if isinstance(p, Hash)}
-        split = {name: p.divisor for name, p in partitions if isinstance(p, QuotientRemainder)}
-        self.sources = [*full, *hashed, *split, *split]
-        self.keys = [*full, *hashed, *(f"{name}@q" for name in split), *(f"{name}@r" for name in split)]
-        self.num_full, self.num_hashed, self.num_split = len(full), len(hashed), len(split)
-        self.register_buffer("moduli", torch.tensor(list(hashed.values())), persistent=False)
+        split = {f.name: f.partition.divisor for f in features if isinstance(f.partition, QuotientRemainder)}
+        single = {f.name: f.partition for f in features if f.name not in split}
+        self.sources = [*single, *split, *split]
+        self.keys = [*single, *(f"{name}@q" for name in split), *(f"{name}@r" for name in split)]
+        self.num_single, self.num_split = len(single), len(split)
+        self.hashed_runs = _runs([isinstance(partition, Hash) for partition in single.values()])
+        self.register_buffer("moduli", torch.tensor([p.table_rows[0] for p in single.values()]), persistent=False)
         self.register_buffer("divisors", torch.tensor(list(split.values())), persistent=False)
         self.common_divisor = next(iter(split.values())) if len(set(split.values())) == 1 else None
         self._order: tuple[list[str], list[int], Tensor] | None = None  # keys of the last KJT, what to take of it
@@ -66,7 +69,7 @@ class RowIds(nn.Module):
             ValueError: if a feature is missing.
         """
         names, batch_size = kjt.keys(), kjt.stride()
-        if self.num_hashed + self.num_split == 0 and names == self.keys:
+        if not self.hashed_runs and self.num_split == 0 and names == self.keys:
             return kjt
         indices, index_K = self._take(names, kjt.values().device)
         if self._is_one_hot(kjt):
@@ -85,18 +88,19 @@ class RowIds(nn.Module):
 
     def _compute_rows(self, ids: Tensor, sizes: list[int]) -> None:
         """Turns ids, laid out by table, into rows, in place; `sizes` says how much of dimension 0 each table has."""
-        groups, start = [], 0
-        for num in (self.num_full, self.num_hashed, self.num_split, self.num_split):
-            groups.append(sizes[start : start + num])
-            start += num
-        _, hashed, quotients, remainders = ids.split([sum(group) for group in groups])
-        if self.num_hashed:
-            hashed.remainder_(_repeated(self.moduli, groups[1], like=ids))
-        if self.num_split and self.common_divisor is not None:
+        starts = [0, *accumulate(sizes)]
+        for first, last in self.hashed_runs:
+            hashed = ids[starts[first] : starts[last]]
+            hashed.remainder_(_repeated(self.moduli[first:last], sizes[first:last], like=ids))
+        if self.num_split == 0:
+            return
+        first, middle = self.num_single, self.num_single + self.num_split
+        quotients, remainders = ids[starts[first] : starts[middle]], ids[starts[middle] :]
+        if self.common_divisor is not None:
             quotients.floor_divide_(self.common_divisor)
             remainders.sub_(quotients, alpha=self.common_divisor)  # a second division would cost twice as much
-        elif self.num_split:
-            divisors = _repeated(self.divisors, groups[2], like=ids)
+        else:
+            divisors = _repeated(self.divisors, sizes[first:middle], like=ids)
             quotients.floor_divide_(divisors)
             remainders.addcmul_(quotients, divisors, value=-1)
 
@@ -156,6 +160,12 @@ class IdCheck:
                     f"feature {name}: id {int(wrong[0])} must be at least 0 and below {rows:,}, the feature's rows; "
                     f"{wrong.numel():,} such ids in this batch. Were the examples prepared with another vocabulary?"
                 )
+
+
+def _runs(flags: list[bool]) -> list[tuple[int, int]]:
+    """First and one past the last index of every unbroken row of True."""
+    edges = [i for i, (a, b) in enumerate(pairwise([False, *flags, False])) if a != b]
+    return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def _per_value(numbers_K: Tensor, lengths: list[int]) -> Tensor:
