@@ -67,7 +67,7 @@ def parse(lines: Lines, *, labelled: bool = True) -> Rows:
 
     A line with fewer fields whose last field is a categorical of 8 digits can only have lost empty fields at its end
     (text tools strip them), if its fields parse in their places: it is repaired. A last line without newline may have
-    been cut anywhere, and is not.
+    been cut anywhere: it is kept if it ends with such a categorical in its 26th place, and never repaired.
 
     Args:
         lines: from `read_lines`.
@@ -119,17 +119,18 @@ def _well_formed(lines: Lines, num_fields: int) -> tuple[bytes, np.ndarray, dict
     doubtful = (tabs != num_fields - 1) | (ends - starts > MAX_LINE_BYTES)
     if not content.isascii():
         doubtful[np.searchsorted(ends, np.flatnonzero(content_bytes >= 0x80))] = True
+    doubtful[-1] |= not lines.ended
     keep = np.ones(len(ends), dtype=bool)
     repaired: dict[int, BadLine] = {}
     bad, pieces, at = [], [], 0
     for index in np.flatnonzero(doubtful).tolist():
         line, number = content[starts[index] : ends[index]], lines.first + index
-        problem = _line_problem(number, line, int(tabs[index]) + 1, num_fields)
+        whole = lines.ended or index < len(ends) - 1
+        problem = _line_problem(number, line, int(tabs[index]) + 1, num_fields, whole=whole)
         if problem is None:
             continue
         pieces.append(content[at : starts[index]])
         at = ends[index] + 1
-        whole = lines.ended or index < len(ends) - 1
         if whole and problem.reason == "wrong number of fields" and _lost_empty_fields(line, num_fields):
             repaired[number] = problem
             pieces.append(line + b"\t" * (num_fields - 1 - int(tabs[index])) + b"\n")
@@ -140,7 +141,7 @@ def _well_formed(lines: Lines, num_fields: int) -> tuple[bytes, np.ndarray, dict
     return text, lines.first + np.flatnonzero(keep), repaired, bad
 
 
-def _line_problem(number: int, line: bytes, fields: int, num_fields: int) -> BadLine | None:
+def _line_problem(number: int, line: bytes, fields: int, num_fields: int, *, whole: bool) -> BadLine | None:
     if len(line) > MAX_LINE_BYTES:
         return BadLine(number, "too long", f"the line is longer than {MAX_LINE_BYTES:,} bytes")
     if not line.strip():
@@ -153,13 +154,19 @@ def _line_problem(number: int, line: bytes, fields: int, num_fields: int) -> Bad
         )
     if fields != num_fields:
         return BadLine(number, "wrong number of fields", f"{fields} field{'s'[: fields != 1]}, expected {num_fields}")
+    if not whole and not _is_full_value(line.rsplit(b"\t", 1)[-1]):
+        return BadLine(number, "cut short", "the last line has no newline and may be cut short")
     return None
+
+
+def _is_full_value(field: bytes) -> bool:
+    """Whether the field is a categorical as Criteo writes it, zeros in front included."""
+    return len(field) == 8 and _HEX_DIGITS.issuperset(field)
 
 
 def _lost_empty_fields(line: bytes, num_fields: int) -> bool:
     fields = line.split(b"\t")
-    last = fields[-1]
-    return num_fields - len(SPARSE) < len(fields) < num_fields and len(last) == 8 and _HEX_DIGITS.issuperset(last)
+    return num_fields - len(SPARSE) < len(fields) < num_fields and _is_full_value(fields[-1])
 
 
 def _read_table(text: bytes, names: tuple[str, ...]) -> pl.DataFrame:
