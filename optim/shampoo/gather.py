@@ -7,6 +7,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from optim.shampoo.blocks import Block
+from optim.shampoo.memory import Layout
+
+
+# The second is its name before torch 2.13.
+_all_gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
 
 
 class DirectionBuffer:
@@ -33,17 +38,17 @@ class DirectionBuffer:
     ) -> None:
         world_size = len(blocks_of_rank)
         self._process_group = process_group if world_size > 1 else None
-        sizes = [sum(block.numel for block in blocks) for blocks in blocks_of_rank]
-        self._part = torch.zeros(max(sizes), dtype=dtype, device=device)
-        self.own_N = self._part[: sizes[rank]]
+        layouts = [Layout(blocks) for blocks in blocks_of_rank]
+        longest = max(layout.numel for layout in layouts)
+        self._part = torch.zeros(longest, dtype=dtype, device=device)
+        self.own_N = self._part[: layouts[rank].numel]
         self._received = self._part[None]
         if self._process_group is not None:
             received_dtype = dtype if communication_dtype is None else communication_dtype
-            self._received = torch.zeros(world_size, max(sizes), dtype=received_dtype, device=device)
+            self._received = torch.zeros(world_size, longest, dtype=received_dtype, device=device)
         self.views: dict[Block, Tensor] = {}
-        for part, blocks in zip(self._received, blocks_of_rank, strict=True):
-            pieces = part[: sum(b.numel for b in blocks)].split([b.numel for b in blocks])
-            self.views |= {block: piece.view(block.shape) for block, piece in zip(blocks, pieces, strict=True)}
+        for part, layout in zip(self._received, layouts, strict=True):
+            self.views |= dict(zip(layout.blocks, layout.views(part), strict=True))
 
     def exchange(self) -> None:
         """Fills `views` with the directions of all ranks."""
@@ -51,6 +56,4 @@ class DirectionBuffer:
             return
         sent = self._part.to(self._received.dtype)
         # As bytes: nothing is added up, and not every backend knows every type.
-        dist.all_gather_into_tensor(
-            self._received.view(-1).view(torch.uint8), sent.view(torch.uint8), group=self._process_group
-        )
+        _all_gather(self._received.view(-1).view(torch.uint8), sent.view(torch.uint8), group=self._process_group)

@@ -4,7 +4,8 @@ All blocks lie behind each other in flat buffers [N], diagonal blocks first, the
 is elementwise is one operation on a flat buffer; what is a matrix product is one batched call per shape.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -15,10 +16,33 @@ from optim.shampoo.assignment import refresh_due
 from optim.shampoo.blocks import Block
 from optim.shampoo.configs import AdaGradGrafting, AdamGrafting
 from optim.shampoo.grafting import grafted_step, has_second_moment, update_second_moment
+from optim.shampoo.memory import Layout, stack_view
 from optim.shampoo.preconditioner import FAILED, FactorStack, RootSettings, make_stack
 from optim.shampoo.scalars import bias_correction
 
 Settings = dict[str, Any]  # a parameter group of the optimizer
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The blocks of one shape: which blocks of the shard, where they lie in its flat buffers, and their factors."""
+
+    rows: slice
+    elements: slice
+    stack: FactorStack
+
+    def blocks(self, flat_N: Tensor) -> Tensor:
+        return stack_view(flat_N[self.elements], self.stack.num_blocks, self.stack.shape)
+
+    def graft(self, out_N: Tensor, grafted_N: Tensor) -> None:
+        """Gives every block of `out_N` the length of its grafted step; a block without roots becomes that step."""
+        out_KS, grafted_KS = self.blocks(out_N), self.blocks(grafted_N)
+        length_K = torch.linalg.vector_norm(grafted_KS.flatten(1), dim=1)
+        own_length_K = torch.linalg.vector_norm(out_KS.flatten(1), dim=1).add_(1e-16)
+        out_KS.mul_((length_K / own_length_K).view(-1, *[1] * len(self.stack.shape)))
+        failed_K = self.stack.root_status == FAILED
+        if failed_K.any():
+            out_KS[failed_K] = grafted_KS[failed_K]
 
 
 def flat_order(blocks: Sequence[Block]) -> list[Block]:
@@ -43,16 +67,15 @@ class Shard:
         self.turns = turns
         self.num_failed_roots = 0
         device, num_elements = out_N.device, out_N.numel()
-        self._spans = list(_spans(blocks))
-        self._num_diagonal = sum(block.numel for block in blocks if block.diagonal)
-        self._stacks: list[tuple[slice, slice, FactorStack]] = []  # blocks, elements, their factors
-        for shape, members in groupby(
-            (i for i, block in enumerate(blocks) if not block.diagonal), key=lambda i: blocks[i].shape
-        ):
+        self._layout = Layout(blocks)
+        self._num_diagonal = Layout([block for block in blocks if block.diagonal]).numel
+        self._parts: list[_Part] = []
+        preconditioned = [i for i, block in enumerate(blocks) if not block.diagonal]
+        for shape, members in groupby(preconditioned, key=lambda i: blocks[i].shape):
             rows = list(members)
-            elements = slice(self._spans[rows[0]].start, self._spans[rows[-1]].stop)
             stack = make_stack(len(rows), shape, settings["preconditioner_config"], dtype=dtype, device=device)
-            self._stacks.append((slice(rows[0], rows[-1] + 1), elements, stack))
+            elements = self._layout.elements(rows[0], rows[-1])
+            self._parts.append(_Part(slice(rows[0], rows[-1] + 1), elements, stack))
 
         def zeros(n: int) -> Tensor:
             return torch.zeros(n, dtype=dtype, device=device)
@@ -65,27 +88,27 @@ class Shard:
         self._momentum = zeros(num_elements if settings["momentum"] > 0 else 0)
         # Scratch, kept because fresh pages cost more than the arithmetic on them.
         self._grad, self._grafted = zeros(num_elements), zeros(self._num_grafted)
-        self._grad_views = self._views(self._grad)
+        self._grad_views = self._layout.views(self._grad)
         self.set_out(out_N)
 
     def set_out(self, out_N: Tensor) -> None:
         self.out_N = out_N
-        self._out_views = self._views(out_N)
+        self._out_views = self._layout.views(out_N)
 
     def block_state(self, index: int) -> dict[str, Tensor]:
         """Live views of the state of one block, by name."""
-        span, shape = self._spans[index], self.blocks[index].shape
+        block, start = self.blocks[index], self._layout.starts[index]
         state: dict[str, Tensor] = {}
         for name, flat in (
             ("second_moment", self._second_moment),
             ("filtered_grad", self._filtered_grad),
             ("momentum", self._momentum),
         ):
-            if span.stop <= flat.numel():
-                state[name] = flat[span].view(shape)
-        for rows, _, stack in self._stacks:
-            if rows.start <= index < rows.stop:
-                state |= stack.block_state(index - rows.start)
+            if start < flat.numel():
+                state[name] = flat[start : start + block.numel].view(block.shape)
+        for part in self._parts:
+            if part.rows.start <= index < part.rows.stop:
+                state |= part.stack.block_state(index - part.rows.start)
         return state
 
     @torch.no_grad()
@@ -134,20 +157,20 @@ class Shard:
         if (step - 1) % every:
             return
         decay = beta2**every
-        for rows, elements, stack in self._stacks:
-            grad_KS = self._stacked(self._grad, rows, elements, stack)
-            stack.accumulate(grad_KS, decay=decay, weight=float(every) if beta2 == 1 else 1 - decay)
+        for part in self._parts:
+            weight = float(every) if beta2 == 1 else 1 - decay
+            part.stack.accumulate(part.blocks(self._grad), decay=decay, weight=weight)
 
     def _refresh(self, step: int, settings: Settings) -> None:
         frequency, start = settings["precondition_frequency"], settings["start_preconditioning_step"]
         every = settings["statistics_frequency"]
         seen = step if every == 1 else every * ((step - 1) // every + 1)  # steps the factors stand for
-        for rows, elements, stack in self._stacks:
-            turns = self.turns[rows]
+        for part in self._parts:
+            turns = self.turns[part.rows]
             due = [k for k, turn in enumerate(turns) if refresh_due(step, frequency=frequency, start=start, turn=turn)]
             if due:
-                self.num_failed_roots += stack.refresh(due, self._root_settings(seen, settings))
-            stack.observe(self._stacked(self._grad, rows, elements, stack), beta2=settings["betas"][1])
+                self.num_failed_roots += part.stack.refresh(due, self._root_settings(seen, settings))
+            part.stack.observe(part.blocks(self._grad), beta2=settings["betas"][1])
 
     @staticmethod
     def _root_settings(step: int, settings: Settings) -> RootSettings:
@@ -188,20 +211,10 @@ class Shard:
         if grafting is not None and step < settings["start_preconditioning_step"]:
             return
         root_settings = self._root_settings(step, settings)
-        for rows, elements, stack in self._stacks:
-            direction_KS = stack.direction(self._stacked(filtered, rows, elements, stack), root_settings)
-            if grafting is None:
-                self.out_N[elements].copy_(direction_KS.flatten())
-                continue
-            grafted_KE = self._grafted[elements].view(stack.num_blocks, -1)
-            direction_KE = direction_KS.view(stack.num_blocks, -1)
-            length_K = torch.linalg.vector_norm(grafted_KE, dim=1)
-            own_length_K = torch.linalg.vector_norm(direction_KE, dim=1).add_(1e-16)
-            out_KE = self.out_N[elements].view(stack.num_blocks, -1)
-            torch.mul(direction_KE, (length_K / own_length_K)[:, None], out=out_KE)
-            failed_K = stack.root_status == FAILED
-            if failed_K.any():
-                out_KE[failed_K] = grafted_KE[failed_K]
+        for part in self._parts:
+            part.stack.direction(part.blocks(filtered), root_settings, out=part.blocks(self.out_N))
+            if grafting is not None:
+                part.graft(self.out_N, self._grafted)
 
     def _apply_momentum(self, settings: Settings) -> None:
         momentum, kept = settings["momentum"], 1 - settings["dampening"]
@@ -219,17 +232,3 @@ class Shard:
         if settings["grafting_config"] is not None:
             return settings["grafting_config"]
         return AdaGradGrafting(epsilon) if beta2 == 1 else AdamGrafting(beta2, epsilon)
-
-    def _views(self, flat_N: Tensor) -> list[Tensor]:
-        return [flat_N[span].view(block.shape) for span, block in zip(self._spans, self.blocks, strict=True)]
-
-    @staticmethod
-    def _stacked(flat_N: Tensor, rows: slice, elements: slice, stack: FactorStack) -> Tensor:
-        return flat_N[elements].view(rows.stop - rows.start, *stack.shape)
-
-
-def _spans(blocks: Sequence[Block]) -> Iterator[slice]:
-    start = 0
-    for block in blocks:
-        yield slice(start, start + block.numel)
-        start += block.numel

@@ -1,5 +1,7 @@
 """The schedule is a pure function with the shape its words promise."""
 
+from itertools import pairwise
+
 import pytest
 
 from optim.schedule import Schedule
@@ -26,7 +28,7 @@ def test_never_rises_after_the_warm_up_and_stays_in_range() -> None:
     for decay in ("polynomial", "cosine"):
         schedule = Schedule(warmup_steps=3, hold_steps=1, decay_steps=50, decay=decay, power=1.5)
         factors = [schedule(step) for step in range(3, 80)]
-        assert all(0 <= later <= earlier <= 1 for earlier, later in zip(factors, factors[1:], strict=False))
+        assert all(0 <= later <= earlier <= 1 for earlier, later in pairwise(factors))
 
 
 def test_without_steps_it_is_constant() -> None:
