@@ -7,11 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
+from data.errors import DataError
 from dlrmctl.config import Config, default_run_directory, resolve
 from dlrmctl.console import messages, print_json, say, show_error
 from dlrmctl.errors import EXIT_USER_ERROR, UserError, nearest
 from dlrmctl.launch import launch_local, needs_launch
 from dlrmctl.options import with_settings
+from dlrmctl.settings import coerce
 
 app = typer.Typer(
     name="dlrmctl",
@@ -25,7 +27,8 @@ prepare_app = typer.Typer(help="Turn raw data into a training-ready store.", no_
 app.add_typer(prepare_app, name="prepare")
 
 _LAUNCH = "Launch and output"
-Nproc = Annotated[int, typer.Option(help="Ranks to start on this machine.", rich_help_panel=_LAUNCH)]
+# Numbers arrive as text and are read by the same code as settings, so that mistakes read the same.
+Nproc = Annotated[str, typer.Option(help="Ranks to start on this machine.", metavar="N", rich_help_panel=_LAUNCH)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=_LAUNCH)]
 
 
@@ -34,15 +37,18 @@ def prepare_criteo(
     sources: Annotated[list[Path], typer.Argument(help="TSV files, plain or .gz, in order of time.", metavar="SRC...")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the new store.")],
     ids: Annotated[str, typer.Option(help="How values become ids.", metavar="vocabulary|hash")] = "vocabulary",
-    min_count: Annotated[int, typer.Option(help="Vocabulary: rarer values share row 1.")] = 2,
-    hash_rows: Annotated[int, typer.Option(help="Hashing: rows per table.")] = 1_000_000,
+    min_count: Annotated[str, typer.Option(help="Vocabulary: rarer values share row 1.", metavar="N")] = "2",
+    hash_rows: Annotated[str, typer.Option(help="Hashing: rows per table.", metavar="N")] = "1000000",
     split: Annotated[
         str,
         typer.Option(
             help="order: first 6/7 train, the rest halved; last-file: the last file halved.", metavar="order|last-file"
         ),
     ] = "order",
-    max_bad_rows: Annotated[int | None, typer.Option(help="Refuse the data above this many rejected rows.")] = None,
+    max_bad_rows: Annotated[
+        str | None,
+        typer.Option(help="Refuse the data above this many rejected lines. Default: 1 % and 100 lines.", metavar="N"),
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Criteo click logs (Kaggle or 1TB) -> a store for `dlrmctl train --data DIR`."""
@@ -53,10 +59,10 @@ def prepare_criteo(
     prepare(
         sources,
         out,
-        min_count=min_count,
-        hash_rows=hash_rows if ids == "hash" else None,
+        min_count=_whole("--min-count", min_count, at_least=1),
+        hash_rows=_whole("--hash-rows", hash_rows, at_least=2) if ids == "hash" else None,
         split=split,
-        max_bad_rows=max_bad_rows,
+        max_bad_rows=None if max_bad_rows is None else _whole("--max-bad-rows", max_bad_rows, at_least=0),
         as_json=json,
     )
 
@@ -73,7 +79,7 @@ def train(
     run_dir: Annotated[
         Path | None, typer.Option("--run-dir", help="Directory of the new run.", rich_help_panel=_LAUNCH)
     ] = None,
-    nproc: Nproc = 1,
+    nproc: Nproc = "1",
     json: AsJson = False,
     *,
     flags: dict[str, str],
@@ -93,10 +99,11 @@ def train(
     else:
         settings = _settings(config, flags)
         run = RunDirectory(run_dir or default_run_directory(settings, time.strftime("%Y%m%d-%H%M%S")), writes=False)
-    _check_batch(settings, nproc)
-    if needs_launch(nproc):
+    ranks_here = _whole("--nproc", nproc, at_least=1)
+    _check_batch(settings, ranks_here)
+    if needs_launch(ranks_here):
         arguments = sys.argv[1:] if resume or run_dir else [*sys.argv[1:], "--run-dir", str(run.path)]
-        raise typer.Exit(launch_local(nproc, arguments))
+        raise typer.Exit(launch_local(ranks_here, arguments))
     _run_training(settings, run.path, resume=resume is not None, as_json=json)
 
 
@@ -124,7 +131,7 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")],
     checkpoint: Annotated[str, typer.Option(help="best, last or step-N.", rich_help_panel=_LAUNCH)] = "best",
     split: Annotated[str, typer.Option(help="train, validation or test.", rich_help_panel=_LAUNCH)] = "test",
-    nproc: Nproc = 1,
+    nproc: Nproc = "1",
     json: AsJson = False,
     *,
     flags: dict[str, str],
@@ -135,9 +142,10 @@ def evaluate(
     _one_of("--split", split, ("train", "validation", "test"))
     directory = RunDirectory(run, writes=False)
     settings = resolve(directory.settings(), flags, file_name=str(run / "run.toml"))
-    _check_batch(settings, nproc)
-    if needs_launch(nproc):
-        raise typer.Exit(launch_local(nproc, sys.argv[1:]))
+    ranks_here = _whole("--nproc", nproc, at_least=1)
+    _check_batch(settings, ranks_here)
+    if needs_launch(ranks_here):
+        raise typer.Exit(launch_local(ranks_here, sys.argv[1:]))
     from dlrmctl.console import print_table
     from dlrmctl.evaluate import evaluate_run
     from dlrmctl.ranks import process_group
@@ -165,6 +173,13 @@ def _one_of(flag: str, value: str, choices: tuple[str, ...]) -> None:
         raise UserError(f"{flag} = {value!r} must be one of {', '.join(choices)}", hint)
 
 
+def _whole(flag: str, text: str, *, at_least: int) -> int:
+    number = coerce(text, int, flag)
+    if number < at_least:
+        raise UserError(f"{flag} = {number} must be at least {at_least}")
+    return number
+
+
 def _check_batch(settings: Config, world_size: int) -> None:
     size = settings.train.batch_size
     if size % world_size:
@@ -188,7 +203,7 @@ def run_command(arguments: list[str] | None = None) -> int:
     try:
         status: Any = app(arguments, standalone_mode=False)
         return status if isinstance(status, int) else 0
-    except UserError as error:
+    except (UserError, DataError) as error:
         return _report(error.message, error.hint)
     except typer.TyperException as error:
         return _report(error.format_message(), f"{_command_path(error)} --help")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import platformdirs
 
-from data.errors import DataError
 from data.source import Source
 from data.store import Store
 from data.synthetic import Bayes, Synthetic
@@ -42,16 +41,13 @@ def open_source(settings: DataSettings) -> Source:
     """The examples to train on.
 
     Raises:
-        UserError: if they are not there or not usable.
+        UserError, DataError: if they are not there or not usable.
     """
     directory = data_directory(settings)
-    try:
-        if directory is None:
-            held_out = max(50_000, settings.synthetic_rows // 20)
-            return Synthetic(settings.synthetic_seed, settings.synthetic_rows, held_out, held_out)
-        return Store(directory)
-    except DataError as problem:
-        raise UserError(problem.message, problem.hint) from None
+    if directory is None:
+        held_out = max(50_000, settings.synthetic_rows // 20)
+        return Synthetic(settings.synthetic_seed, settings.synthetic_rows, held_out, held_out)
+    return Store(directory)
 
 
 def optimum(source: Source, split: str) -> Bayes | None:

@@ -6,9 +6,7 @@ from typing import Any
 
 import torch
 
-from data.errors import DataError
 from data.reader import Reader
-from data.source import Source
 from dlrmctl.build import Model, build_model
 from dlrmctl.checkpoint import Checkpoints, load, read_state
 from dlrmctl.config import Config
@@ -43,14 +41,22 @@ def evaluate_run(config: Config, run: RunDirectory, ranks: Ranks, *, checkpoint:
         {"checkpoint": ..., split: metrics}, the same on every rank.
 
     Raises:
-        UserError: if checkpoint or data are not there or do not fit.
+        UserError, DataError: if checkpoint or data are not there or do not fit.
     """
     set_precision(config.train.precision)
     path = ranks.broadcast(_find(Checkpoints(run.checkpoints, ranks), run, checkpoint))
     state = read_state(path)
     same_shape(config, state["settings"], path)
     source = open_source(config.data)
-    reader = _reader(config, source, split, ranks)
+    reader = Reader(
+        source,
+        split,
+        batch_size=config.train.batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        shuffle=False,
+        drop_last=False,
+    )
     model = build_model(config, source.schema, ranks, batch_size=reader.local_batch_size)
     load(path, model.tensors(), ranks)
     metrics = evaluate(model, reader, ranks).to_dict()
@@ -60,21 +66,6 @@ def evaluate_run(config: Config, run: RunDirectory, ranks: Ranks, *, checkpoint:
 def set_precision(precision: str) -> None:
     """How float32 products are computed in this process; see the setting of that name."""
     torch.set_float32_matmul_precision("medium" if precision == "medium" else "highest")
-
-
-def _reader(config: Config, source: Source, split: str, ranks: Ranks) -> Reader:
-    try:
-        return Reader(
-            source,
-            split,
-            batch_size=config.train.batch_size,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            shuffle=False,
-            drop_last=False,
-        )
-    except DataError as problem:
-        raise UserError(problem.message, problem.hint) from None
 
 
 def _find(checkpoints: Checkpoints, run: RunDirectory, wanted: str) -> Path:

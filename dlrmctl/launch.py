@@ -57,8 +57,6 @@ def world_from_environment() -> World:
 
 def needs_launch(nproc: int) -> bool:
     """Whether this process should start `nproc` ranks instead of being one."""
-    if nproc < 1:
-        raise UserError(f"--nproc = {nproc} must be at least 1")
     return nproc > 1 and not world_from_environment().from_launcher
 
 
@@ -107,15 +105,12 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
                 process.send_signal(number)
 
     previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
-    first_failure, deadline = 0, None
+    failed: tuple[int, int] | None = None
+    deadline = None
     try:
         while any(process.poll() is None for process in ranks):
             if deadline is None and (failed := _failed(ranks)):
-                rank, first_failure = failed
                 deadline = time.monotonic() + GRACE_SECONDS
-                if first_failure < 0:
-                    name = signal.Signals(-first_failure).name
-                    show_error(f"rank {rank} was ended by {name}", "if memory ran out, dmesg says so; --resume goes on")
             if deadline is not None and time.monotonic() > deadline:
                 for process in ranks:
                     process.kill()
@@ -123,17 +118,21 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if not first_failure and (failed := _failed(ranks)):
-        first_failure = failed[1]
-    return first_failure if first_failure >= 0 else 128 - first_failure
+    failed = failed or _failed(ranks)
+    if failed is None:
+        return 0
+    rank, code = failed
+    if code > 0:
+        return code
+    name = signal.Signals(-code).name
+    show_error(f"rank {rank} was ended by {name}", "if memory ran out, dmesg says so; --resume goes on")
+    return 128 - code
 
 
 def _failed(ranks: list[subprocess.Popen[bytes]]) -> tuple[int, int] | None:
-    """The first rank that ended with a failure, and its return code."""
-    for rank, process in enumerate(ranks):
-        if process.returncode not in (None, 0):
-            return rank, process.returncode
-    return None
+    """A rank that ended with a failure, and its return code; one that a signal ended before one that only noticed."""
+    codes = [(rank, process.returncode) for rank, process in enumerate(ranks) if process.returncode not in (None, 0)]
+    return min(codes, key=lambda pair: pair[1], default=None)
 
 
 def claim_report() -> bool:

@@ -6,11 +6,9 @@ from typing import Literal, cast
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from data.errors import DataError
 from data.prepare import PrepareOptions, prepare_criteo
 from data.report import PrepareProgress, PrepareReport
 from dlrmctl.console import bytes_text, messages, output, print_json, print_table, say
-from dlrmctl.errors import UserError
 
 _PHASES = {"parse": "reading", "encode": "numbering ids", "write": "writing"}
 
@@ -28,19 +26,16 @@ def prepare(
     """Prepares and reports.
 
     Raises:
-        UserError: for whatever is wrong with the files or the options.
+        DataError: for whatever is wrong with the files or the options.
     """
-    try:
-        options = PrepareOptions(
-            min_count=min_count,
-            hash_rows=hash_rows,
-            split=cast(Literal["order", "last-file"], split),
-            max_bad_rows=max_bad_rows,
-        )
-        with _Display() as display:
-            report = prepare_criteo(sources, out, options, display.update)
-    except DataError as problem:
-        raise UserError(problem.message, problem.hint) from None
+    options = PrepareOptions(
+        min_count=min_count,
+        hash_rows=hash_rows,
+        split=cast(Literal["order", "last-file"], split),
+        max_bad_rows=max_bad_rows,
+    )
+    with _Display() as display:
+        report = prepare_criteo(sources, out, options, display.update)
     if as_json:
         print_json({"store": str(out), **report.to_dict()})
     else:

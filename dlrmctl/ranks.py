@@ -17,6 +17,8 @@ from dlrmctl.errors import UserError
 from dlrmctl.launch import RENDEZVOUS, world_from_environment
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a checkpoint of large tables may hold the others up for long
+# What gloo, NCCL and the store say when a peer has died.
+_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,13 @@ def process_group(device: str) -> Iterator[Ranks]:
         group = dist.group.WORLD
         assert group is not None
         yield Ranks(world.rank, world.world_size, world.local_world_size, chosen, group)
+    except RuntimeError as problem:
+        if any(words in str(problem) for words in _LOST_PEER):
+            raise UserError(
+                f"rank {world.rank} lost contact with another rank",
+                "that rank's own message says why; --resume goes on",
+            ) from None
+        raise
     finally:
         with suppress(Exception):  # a peer may be gone already, and its error is the one to show
             dist.destroy_process_group()

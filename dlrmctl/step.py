@@ -93,11 +93,12 @@ class TrainingStep:
             dist.all_reduce(shared, group=ranks.group)
             summed = shared.tolist()
             numbers, flags = summed[: len(numbers)], summed[len(numbers) :]
-        for rank, flag in enumerate(flags):
-            if flag != _FINE:
-                what = "loss" if flag == _BAD_LOSS else "gradient"
+        # Averaged gradients carry one rank's bad loss to all: a loss names the origin, so it comes first.
+        for trouble, what in ((_BAD_LOSS, "loss"), (_BAD_GRADIENT, "gradient")):
+            if trouble in flags:
                 raise UserError(
-                    f"step {step}: the {what} on rank {rank} is not finite; no weight was touched by this step",
+                    f"step {step}: the {what} on rank {flags.index(trouble)} is not finite; "
+                    "no weight was touched by this step",
                     "lower --dense-lr, --sparse-lr or --qr-lr, or add --warmup-steps; --resume goes on from the last "
                     "checkpoint",
                 )

@@ -4,7 +4,6 @@ import math
 from contextlib import closing
 from typing import Any
 
-from data.errors import DataError
 from data.reader import Reader
 from data.source import Source
 from dlrmctl.build import Model, build_dense_optimizer, build_model, build_schedule
@@ -12,7 +11,6 @@ from dlrmctl.checkpoint import Checkpoints, load, read_state
 from dlrmctl.config import Config
 from dlrmctl.console import bytes_text
 from dlrmctl.datasets import open_source
-from dlrmctl.errors import UserError
 from dlrmctl.evaluate import evaluate, set_precision
 from dlrmctl.metrics import entropy
 from dlrmctl.optimstate import dense_state
@@ -40,7 +38,7 @@ def train(config: Config, run: RunDirectory, ranks: Ranks, *, resume: bool) -> d
         The results: metrics per split, the best step, the optimum where it is known. The same on every rank.
 
     Raises:
-        UserError: for what the user can mend. Interrupted: after SIGTERM or Ctrl-C, with the state saved.
+        UserError, DataError: for what the user can mend. Interrupted: after SIGTERM or Ctrl-C, with the state saved.
     """
     set_precision(config.train.precision)
     source = open_source(config.data)
@@ -70,19 +68,16 @@ class Trainer:
 
     def _reader(self, split: str) -> Reader:
         training = split == "train"
-        try:
-            return Reader(
-                self.source,
-                split,
-                batch_size=self.config.train.batch_size,
-                rank=self.ranks.rank,
-                world_size=self.ranks.world_size,
-                seed=self.config.train.seed,
-                shuffle=training,
-                drop_last=training,
-            )
-        except DataError as problem:
-            raise UserError(problem.message, problem.hint) from None
+        return Reader(
+            self.source,
+            split,
+            batch_size=self.config.train.batch_size,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+            seed=self.config.train.seed,
+            shuffle=training,
+            drop_last=training,
+        )
 
     def run_to_the_end(self) -> dict[str, Any]:
         progress = self.progress

@@ -64,7 +64,7 @@ def test_a_signal_saves_and_leaves(whole: Path, tmp_path: Path, number: signal.S
     process = start("train", *RUN, "--run-dir", path, cwd=tmp_path)
     _wait_for_checkpoint(path, 9, process)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert "saved; go on with: dlrmctl train --resume" in err
     assert "Traceback" not in err
