@@ -9,7 +9,6 @@ from torch import Tensor
 from optim.shampoo.blocks import Block
 from optim.shampoo.memory import Layout
 
-
 # The second is its name before torch 2.13.
 _all_gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
 
