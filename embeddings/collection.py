@@ -72,8 +72,12 @@ class CompositionalEmbeddings(nn.Module):
             float32 [B, F, D]; the vector of an empty bag is 0.
 
         Raises:
-            ValueError: if a feature is missing; on CPU also if an id is outside [0, rows).
+            ValueError: if a feature is missing; on CPU also if an id is outside [0, rows) or a bag too large.
         """
+        if torch.is_inference_mode_enabled():
+            # FBGEMM has no kernels for that mode, and tensors kept from it could not be used in training.
+            with torch.inference_mode(False), torch.no_grad():
+                return self.forward(kjt)
         self._check_ids(kjt)
         columns: list[Columns] = []
         if self.bags is not None:

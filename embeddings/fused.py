@@ -4,7 +4,8 @@ For each row that the batch touched, with g the sum of the gradients of its occu
 
     s += mean over columns of g^2;   w -= lr g / (sqrt(s) + eps)
 
-This is FBGEMM's EXACT_ROWWISE_ADAGRAD: one float32 of state per row, beginning at 0.
+This is FBGEMM's EXACT_ROWWISE_ADAGRAD: one float32 of state per row, beginning at 0. Every backward is a step: two
+before the dense optimizer's are two steps here, so gradients of tables cannot be accumulated.
 """
 
 from collections.abc import Iterator

@@ -123,42 +123,55 @@ class RowIds(nn.Module):
 
 
 class IdCheck:
-    """Finds ids that no table has a row for: the kernels read row 0 instead, and train it."""
+    """Finds what lookups would silently get wrong: ids that have no row (the kernels train row 0 instead), and bags of
+    more ids than their feature was declared to have (a product of sums is not the sum of products)."""
 
     def __init__(self, features: Sequence[FeatureTable], is_one_hot: OneHotTest) -> None:
-        self._rows = {f.name: f.rows for f in features}
+        self._features = {f.name: f for f in features}
         self._is_one_hot = is_one_hot
-        self._limits: tuple[list[str], Tensor] | None = None  # keys of the last KJT and their rows
+        self._limits: tuple[list[str], Tensor, Tensor] | None = None  # keys of the last KJT, their rows and max_ids
 
     def __call__(self, kjt: KeyedJaggedTensor) -> None:
         """
         Raises:
-            ValueError: if an id is below 0 or not below its feature's rows. Only on CPU: looking costs a GPU more than
-                the lookup.
+            ValueError: if an id is below 0 or not below its feature's rows, or a bag has more than `max_ids`. Only on
+                CPU: waiting for the answer costs a GPU more than the lookup.
         """
         names, values = kjt.keys(), kjt.values()
         if values.device.type != "cpu" or values.numel() == 0:
             return
         if self._limits is None or self._limits[0] != names:
-            self._limits = (list(names), torch.tensor([self._rows.get(name, _NO_BOUND) for name in names]))
-        rows = self._limits[1]
+            known = [self._features.get(name) for name in names]
+            rows = torch.tensor([_NO_BOUND if f is None else f.rows for f in known])
+            self._limits = (list(names), rows, torch.tensor([_NO_BOUND if f is None else f.max_ids for f in known]))
+        _, rows, max_ids = self._limits
         if self._is_one_hot(kjt):
             low, high = torch.aminmax(values.view(len(names), -1), dim=1)
             wrong = bool((low < 0).any()) or bool((high >= rows).any())
         else:
             limit = _per_value(rows, kjt.length_per_key())
             wrong = bool(((values < 0) | (values >= limit)).any())
+            wrong = wrong or bool((kjt.lengths().view(len(names), -1).amax(dim=1) > max_ids).any())
         if wrong:
             self._explain(kjt)
 
     def _explain(self, kjt: KeyedJaggedTensor) -> None:
-        for name, ids in zip(kjt.keys(), kjt.values().split(kjt.length_per_key()), strict=True):
-            rows = self._rows.get(name, _NO_BOUND)
-            wrong = ids[(ids < 0) | (ids >= rows)]
+        lengths = kjt.lengths().view(len(kjt.keys()), -1)
+        for name, ids, sizes in zip(kjt.keys(), kjt.values().split(kjt.length_per_key()), lengths, strict=True):
+            feature = self._features.get(name)
+            if feature is None:
+                continue
+            wrong = ids[(ids < 0) | (ids >= feature.rows)]
             if wrong.numel():
                 raise ValueError(
-                    f"feature {name}: id {int(wrong[0])} must be at least 0 and below {rows:,}, the feature's rows; "
-                    f"{wrong.numel():,} such ids in this batch. Were the examples prepared with another vocabulary?"
+                    f"feature {name}: id {int(wrong[0])} must be at least 0 and below {feature.rows:,}, the feature's "
+                    f"rows; {wrong.numel():,} such ids in this batch. Were the examples prepared with another "
+                    "vocabulary?"
+                )
+            if int(sizes.max()) > feature.max_ids:
+                raise ValueError(
+                    f"feature {name}: an example has {int(sizes.max())} ids, more than max_ids={feature.max_ids}, "
+                    "which decided how the feature is looked up; declare the largest number"
                 )
 
 

@@ -70,9 +70,8 @@ class LocalBags:
             elif len(self._kernels) == 1:
                 pooled = kernel.module(values, offsets)
             else:
-                mine = offsets[start : end + 1]
-                begin, stop = int(mine[0]), int(mine[-1])
-                pooled = kernel.module(values[begin:stop], mine - begin)
+                begin, stop = (kjt.offset_per_key()[i] for i in (kernel.first, kernel.first + len(kernel.keys)))
+                pooled = kernel.module(values[begin:stop], offsets[start : end + 1] - begin)
             results.append(Columns(pooled, kernel.keys, kernel.widths))
         return results
 

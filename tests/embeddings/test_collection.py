@@ -113,6 +113,13 @@ def test_an_id_without_a_row_is_named(bags):
         module(to_kjt(bags))
 
 
+def test_a_bag_larger_than_declared_is_named():
+    # Pooling before multiplying would be wrong for it, and nothing would show.
+    module = CompositionalEmbeddings([FeatureTable("a", 9, 1, "qr", 3, "mult")], DIM, device="cpu")
+    with pytest.raises(ValueError, match="feature a: an example has 2 ids, more than max_ids=1"):
+        module(to_kjt({"a": [[1, 2], [3]]}))
+
+
 def test_bad_features_are_refused():
     with pytest.raises(ValueError, match="features must have different names, at least one"):
         CompositionalEmbeddings([], DIM)

@@ -243,3 +243,35 @@ def _both_ways(features: list[FeatureTable]) -> list[dict]:
 def test_lookups_without_the_exchange_equal_those_of_torchrec(features):
     [(local, torchrec)] = run_ranks(_both_ways, 1, features)
     assert all(torch.equal(value, torchrec[name]) for name, value in local.items())
+
+
+def _evaluates_first() -> float:
+    sharded = _sharded(MIXED)
+    kjt = to_kjt(make_bags(MIXED, BATCH, 0))
+    one_hot = to_kjt({f.name: [[i % 3] for i in range(BATCH)] for f in MIXED})
+    with torch.inference_mode():
+        first = sharded.dmp(kjt).sum() + sharded.dmp(one_hot).sum()
+    for batch in (kjt, one_hot):
+        sharded.dmp(batch).square().sum().backward()
+    with torch.no_grad():
+        return float(sharded.dmp(kjt).sum() + sharded.dmp(one_hot).sum() - first)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_evaluation_before_the_first_step_does_no_harm(ranks):
+    assert all(change != 0 for change in run_ranks(_evaluates_first, ranks))
+
+
+def _tiny_tables(sharding: str) -> torch.Tensor:
+    features = [FeatureTable("one", 1), FeatureTable("two", 2, 3)]
+    sharded = _sharded(features, sharding)
+    bags = part_of(make_bags(features, BATCH, 0), dist.get_rank(), dist.get_world_size())
+    for _ in range(2):
+        out = sharded.dmp(to_kjt(bags))
+        out.square().mean().backward()
+    return out.detach()
+
+
+def test_tables_with_fewer_rows_than_ranks_train():
+    [expected] = run_ranks(_tiny_tables, 1, "auto")
+    assert torch.allclose(torch.cat(run_ranks(_tiny_tables, 2, "row_wise")), expected, rtol=0, atol=1e-5)

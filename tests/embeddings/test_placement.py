@@ -1,0 +1,53 @@
+import pytest
+from torch import device
+
+from embeddings.collection import CompositionalEmbeddings
+from embeddings.memory import available_bytes, gib, table_bytes
+from embeddings.placement import PlacementError, make_plan, rank_bytes
+from embeddings.tables import FeatureTable, Table
+
+GIB = 2**30
+
+
+def _plan(features: list[FeatureTable], **settings):
+    embeddings = CompositionalEmbeddings(features, 64)
+    defaults = {"world_size": 16, "local_world_size": 8, "device_type": "cuda", "batch_size": 4096}
+    return make_plan(embeddings, embeddings, **defaults | settings)[1]
+
+
+def test_a_cluster_that_is_not_here_can_be_planned():
+    # 64 columns and one sum, 260 bytes a row: 9.7 GiB each of the two large ones.
+    features = [FeatureTable("a", 40_000_000), FeatureTable("b", 40_000_000), FeatureTable("c", 1000, 5)]
+    placements = _plan(features, memory_bytes=8 * GIB)
+    assert [p.sharding for p in placements[:2]] == ["row_wise"] * 2
+    assert all(sum(p.rank_rows) == p.rows for p in placements)
+    per_rank = rank_bytes(placements, 16)
+    assert sum(per_rank) == sum(p.bytes for p in placements)
+    assert max(per_rank) < 8 * GIB
+
+
+def test_fewer_rows_than_ranks_can_be_cut():
+    placements = _plan([FeatureTable("a", 3)], sharding="row_wise", device_type="cpu")
+    assert sum(placements[0].rank_rows) == 3
+
+
+def test_one_rank_holds_everything_whole():
+    placements = _plan([FeatureTable("a", 30)], sharding="row_wise", world_size=1, local_world_size=1)
+    assert (placements[0].sharding, placements[0].ranks, placements[0].rank_rows) == ("table_wise", (0,), (30,))
+
+
+def test_what_lookups_need_counts_as_well():
+    # The table alone fits to the byte; its inputs and outputs do not.
+    table = FeatureTable("a", 1000)
+    with pytest.raises(PlacementError, match=r"with the inputs and outputs of lookups they need .*the only rank has"):
+        _plan([table], world_size=1, local_world_size=1, memory_bytes=1000 * 260)
+
+
+def test_bytes():
+    assert table_bytes(Table("a", 1000, 16)) == 1000 * (16 * 4 + 4)
+    assert table_bytes(Table("a", 1000, 16), rows=10) == 680
+    assert [gib(n) for n in (1000, 3 * 2**20, 5 * GIB)] == ["1,000 bytes", "3.0 MiB", "5.00 GiB"]
+    one, two = available_bytes(device("cpu")), available_bytes(device("cpu"), local_ranks=2)
+    assert one is not None
+    assert two is not None
+    assert 2**20 < two < one
