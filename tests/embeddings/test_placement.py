@@ -26,6 +26,18 @@ def test_a_cluster_that_is_not_here_can_be_planned():
     assert max(per_rank) < 8 * GIB
 
 
+def test_cpu_ranks_keep_tables_whole_unless_they_must_be_cut():
+    features = [
+        FeatureTable(f"f{i}", rows) for i, rows in enumerate([1_000_000, 300_000, 20_000, 5000, 500, 30, 10, 3])
+    ]
+    cpu = {"device_type": "cpu", "world_size": 2, "local_world_size": 2}
+    assert {p.sharding for p in _plan(features, **cpu)} == {"table_wise"}
+    # The first takes 260 million bytes.
+    tight = _plan(features, **cpu, memory_bytes=230_000_000)
+    assert tight[0].sharding == "row_wise"
+    assert max(rank_bytes(tight, 2)) < 230_000_000
+
+
 def test_fewer_rows_than_ranks_can_be_cut():
     placements = _plan([FeatureTable("a", 3)], sharding="row_wise", device_type="cpu")
     assert sum(placements[0].rank_rows) == 3
