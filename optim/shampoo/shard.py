@@ -6,7 +6,7 @@ is elementwise is one operation on a flat buffer; what is a matrix product is on
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
@@ -15,12 +15,14 @@ from torch import Tensor
 from optim.shampoo.assignment import refresh_due
 from optim.shampoo.blocks import Block
 from optim.shampoo.configs import AdaGradGrafting, AdamGrafting
-from optim.shampoo.grafting import grafted_step, has_second_moment, update_second_moment
+from optim.shampoo.grafting import filter_gradient, grafted_step, has_second_moment, update_second_moment
 from optim.shampoo.memory import Layout, stack_view
 from optim.shampoo.preconditioner import FAILED, FactorStack, RootSettings, make_stack
 from optim.shampoo.scalars import bias_correction
 
 Settings = dict[str, Any]  # a parameter group of the optimizer
+
+_CHUNK = 32768  # elements; the five buffers of an elementwise pass over them fit into a core's own cache
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,9 @@ class _Part:
         length_K = torch.linalg.vector_norm(grafted_KS.flatten(1), dim=1)
         own_length_K = torch.linalg.vector_norm(out_KS.flatten(1), dim=1).add_(1e-16)
         out_KS.mul_((length_K / own_length_K).view(-1, *[1] * len(self.stack.shape)))
-        failed_K = self.stack.root_status == FAILED
-        if failed_K.any():
-            out_KS[failed_K] = grafted_KS[failed_K]
+        for row, status in enumerate(self.stack.root_status.tolist()):
+            if status == FAILED:
+                out_KS[row] = grafted_KS[row]
 
 
 def flat_order(blocks: Sequence[Block]) -> list[Block]:
@@ -89,6 +91,12 @@ class Shard:
         # Scratch, kept because fresh pages cost more than the arithmetic on them.
         self._grad, self._grafted = zeros(num_elements), zeros(self._num_grafted)
         self._grad_views = self._layout.views(self._grad)
+        length = _CHUNK if device.type == "cpu" else max(num_elements, 1)
+        bounds = sorted({*range(0, num_elements, length), self._num_grafted, num_elements})
+        self._chunks = [
+            tuple(flat[start:stop] for flat in (self._grad, self._filtered_grad, self._second_moment, self._grafted))
+            for start, stop in pairwise(bounds)
+        ]
         self.set_out(out_N)
 
     def set_out(self, out_N: Tensor) -> None:
@@ -128,10 +136,7 @@ class Shard:
         self._collect(settings, grads, weights)
         self._accumulate(step, settings)
         self._refresh(step, settings)
-        if self._second_moment.numel():
-            method = self._diagonal_method(settings)
-            update_second_moment(self._second_moment, self._grad[: self._num_grafted], method)
-        self._filter(step, settings)
+        self._filter_and_graft(step, settings)
         self._direct(step, settings)
         if settings["weight_decay"] and settings["use_decoupled_weight_decay"]:
             torch._foreach_add_(self._out_views, list(weights), alpha=settings["weight_decay"])
@@ -180,39 +185,34 @@ class Shard:
         epsilon, relative = settings["epsilon"], settings["relative_epsilon"]
         return RootSettings(correction, epsilon, relative, settings["inverse_exponent_override"])
 
-    def _filter(self, step: int, settings: Settings) -> None:
-        """H, the exponential average of G (G itself without beta1); takes G's place in the scratch buffer."""
+    def _filter_and_graft(self, step: int, settings: Settings) -> None:
+        """V, then H in place of G, then the grafted step of H; chunk by chunk, so that it happens in the cache."""
+        method, float32 = self._diagonal_method(settings), settings["use_float32_scalars"]
         beta1 = settings["betas"][0]
-        if beta1 == 0:
-            return
         beta3 = beta1 if settings["beta3"] == -1 else settings["beta3"]
-        average, grad = self._filtered_grad, self._grad
-        if beta3 == beta1:
-            grad.copy_(average.lerp_(grad, 1 - beta1))
-        else:
-            filtered = average.lerp(grad, 1 - beta3)  # from the old average, as Nesterov's momentum looks ahead
-            average.lerp_(grad, 1 - beta1)
-            grad.copy_(filtered)
+        filter_correction = grafting_correction = 1.0
         if settings["use_bias_correction"]:
-            grad.div_(bias_correction(beta1, step - 1, float32=settings["use_float32_scalars"], factor=beta3))
+            filter_correction = bias_correction(beta1, step - 1, float32=float32, factor=beta3)
+        if isinstance(method, AdamGrafting):
+            grafting_correction = bias_correction(method.beta2, step, float32=float32)
+        for grad, average, second_moment, grafted in self._chunks:
+            if second_moment.numel():
+                update_second_moment(second_moment, grad, method)
+            if beta1 > 0:
+                filter_gradient(grad, average, beta1=beta1, beta3=beta3, correction=filter_correction)
+            if grafted.numel():
+                grafted_step(grad, second_moment, method, correction=grafting_correction, out=grafted)
 
     def _direct(self, step: int, settings: Settings) -> None:
         """P from H: the diagonal method's before the start and for diagonal blocks, else Shampoo's, grafted."""
-        grafting, filtered = settings["grafting_config"], self._grad
-        if self._num_grafted:
-            second_moment = self._second_moment if self._second_moment.numel() else None
-            method, head = self._diagonal_method(settings), filtered[: self._num_grafted]
-            correction = 1.0
-            if isinstance(method, AdamGrafting):
-                correction = bias_correction(method.beta2, step, float32=settings["use_float32_scalars"])
-            grafted_step(head, second_moment, method, correction=correction, out=self._grafted)
-            copied = self._num_grafted if step < settings["start_preconditioning_step"] else self._num_diagonal
-            self.out_N[:copied].copy_(self._grafted[:copied])
-        if grafting is not None and step < settings["start_preconditioning_step"]:
+        grafting, started = settings["grafting_config"], step >= settings["start_preconditioning_step"]
+        copied = self._num_diagonal if started or grafting is None else self._num_grafted
+        self.out_N[:copied].copy_(self._grafted[:copied])
+        if grafting is not None and not started:
             return
         root_settings = self._root_settings(step, settings)
         for part in self._parts:
-            part.stack.direction(part.blocks(filtered), root_settings, out=part.blocks(self.out_N))
+            part.stack.direction(part.blocks(self._grad), root_settings, out=part.blocks(self.out_N))
             if grafting is not None:
                 part.graft(self.out_N, self._grafted)
 

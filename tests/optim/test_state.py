@@ -112,7 +112,7 @@ def test_a_group_added_later_trains_with_its_own_settings_and_counter() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"max_preconditioner_dim": 3}, "saved with max_preconditioner_dim=256, the optimizer has 3"),
+        ({"max_preconditioner_dim": 3}, "saved with max_preconditioner_dim=128, the optimizer has 3"),
         ({"momentum": 0.9}, "momentum is missing"),
     ],
 )
