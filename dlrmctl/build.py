@@ -147,11 +147,11 @@ def _grafting(settings: OptimSettings) -> Grafting | None:
     return SGDGrafting() if settings.grafting == "sgd" else None
 
 
-def build_schedule(config: Config, total_steps: int) -> Schedule:
-    """The learning-rate factor over the run; decay without a length ends with the run."""
+def build_schedule(config: Config, steps: int) -> Schedule:
+    """The learning-rate factor over a run of so many steps; decay without a length ends with it."""
     settings = config.schedule
     ramp = settings.warmup_steps + settings.hold_steps
-    decay_steps = 0 if settings.decay == "none" else settings.decay_steps or max(total_steps - ramp, 1)
+    decay_steps = 0 if settings.decay == "none" else settings.decay_steps or max(steps - ramp, 1)
     return Schedule(
         warmup_steps=settings.warmup_steps,
         hold_steps=settings.hold_steps,

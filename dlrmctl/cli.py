@@ -24,7 +24,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 prepare_app = typer.Typer(help="Turn raw data into a training-ready store.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
 app.add_typer(prepare_app, name="prepare")
+app.add_typer(bench_app, name="bench")
 
 _LAUNCH = "Launch and output"
 # Numbers arrive as text and are read by the same code as settings, so that mistakes read the same.
@@ -80,6 +82,9 @@ def train(
         Path | None, typer.Option("--run-dir", help="Directory of the new run.", rich_help_panel=_LAUNCH)
     ] = None,
     nproc: Nproc = "1",
+    print_plan: Annotated[
+        bool, typer.Option("--print-plan", help="Show where every table lives.", rich_help_panel=_LAUNCH)
+    ] = False,
     json: AsJson = False,
     *,
     flags: dict[str, str],
@@ -104,10 +109,10 @@ def train(
     if needs_launch(ranks_here):
         arguments = sys.argv[1:] if resume or run_dir else [*sys.argv[1:], "--run-dir", str(run.path)]
         raise typer.Exit(launch_local(ranks_here, arguments))
-    _run_training(settings, run.path, resume=resume is not None, as_json=json)
+    _run_training(settings, run.path, resume=resume is not None, print_plan=print_plan, as_json=json)
 
 
-def _run_training(settings: Config, path: Path, *, resume: bool, as_json: bool) -> None:
+def _run_training(settings: Config, path: Path, *, resume: bool, print_plan: bool, as_json: bool) -> None:
     from dlrmctl.ranks import process_group
     from dlrmctl.results import show_results
     from dlrmctl.rundir import RunDirectory
@@ -118,7 +123,7 @@ def _run_training(settings: Config, path: Path, *, resume: bool, as_json: bool) 
         # Clocks differ between ranks: rank 0 names the directory.
         run = RunDirectory(ranks.broadcast(path), writes=ranks.is_main)
         try:
-            results = train(settings, run, ranks, resume=resume)
+            results = train(settings, run, ranks, resume=resume, print_plan=print_plan)
         except Interrupted as interruption:
             raise typer.Exit(interruption.exit_status) from None
         if ranks.is_main:
@@ -156,6 +161,33 @@ def evaluate(
         if ranks.is_main:
             title = f"{result['checkpoint']} of {run}"
             print_json(result) if json else print_table(title, *table_of({split: result[split]}))
+
+
+@bench_app.command("step")
+@with_settings
+def bench_step(
+    rounds: Annotated[str, typer.Option(help="Rounds; medians are over these.", metavar="N")] = "5",
+    steps: Annotated[str, typer.Option(help="Steps per round.", metavar="N")] = "20",
+    rows_cap: Annotated[str, typer.Option(help="Larger tables are cut to this many rows.", metavar="N")] = "1000000",
+    json: AsJson = False,
+    *,
+    flags: dict[str, str],
+) -> None:
+    """The training step at Criteo-Kaggle shapes, against the bare matrix products in it."""
+    settings = resolve({}, flags)
+    numbers = {
+        "rounds": _whole("--rounds", rounds, at_least=1),
+        "steps": _whole("--steps", steps, at_least=1),
+        "rows_cap": _whole("--rows-cap", rows_cap, at_least=1),
+    }
+    from dlrmctl.bench.step import bench_step as measure
+    from dlrmctl.bench.step import show_bench_step
+    from dlrmctl.ranks import process_group
+
+    with process_group(settings.train.device) as ranks:
+        result = measure(settings, ranks, **numbers)
+        if ranks.is_main:
+            print_json(result) if json else show_bench_step(result)
 
 
 def _settings(config: Path | None, flags: dict[str, str]) -> Config:

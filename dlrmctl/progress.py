@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from types import TracebackType
 
+import torch
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from dlrmctl.console import bytes_text, messages, number_text, say
@@ -91,5 +92,7 @@ class _Pause:
 
 
 def peak_memory_bytes() -> int:
-    """The most main memory this process has had."""
+    """The most memory this process has had: of its GPU if it uses one, else main memory."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB

@@ -1,12 +1,13 @@
 """Metrics for people: beside the best that is possible, as a table, or in one line."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.source import Source
-from dlrmctl.console import number_text, print_table
+from dlrmctl.console import bytes_text, messages, number_text, print_table
 from dlrmctl.datasets import optimum
 from dlrmctl.metrics import Metrics
+from embeddings.placement import Placement
 
 
 def with_optimum(metrics: dict[str, Any], source: Source, split: str) -> dict[str, Any]:
@@ -49,6 +50,19 @@ def show_results(results: dict[str, Any]) -> None:
     print_table(
         f"best weights (step {results['best_step']} of {results['steps']}), {results['run']}",
         *table_of({split: results[split] for split in ("validation", "test")}),
+    )
+
+
+def show_plan(plan: Sequence[Placement]) -> None:
+    """Where every table lives, among the messages: the answer of the command is something else."""
+    print_table(
+        "plan",
+        ["table", "rows", "dim", "bytes", "sharding", "ranks"],
+        [
+            [t.table, f"{t.rows:,}", str(t.dim), bytes_text(t.bytes), t.sharding, ",".join(map(str, t.ranks))]
+            for t in plan
+        ],
+        console=messages,
     )
 
 

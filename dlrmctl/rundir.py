@@ -1,4 +1,4 @@
-"""A run's directory: run.toml, environment.json, metrics.jsonl, results.json, checkpoints/."""
+"""A run's directory: run.toml, environment.json, plan.json, metrics.jsonl, results.json, checkpoints/."""
 
 import importlib.metadata
 import json
@@ -45,6 +45,11 @@ class RunDirectory:
             (self.path / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
         except OSError as problem:
             raise UserError(f"{self.path}: cannot be written: {problem.strerror}") from None
+
+    def write_plan(self, rows: list[dict[str, Any]]) -> None:
+        """Where every table lives, as plan.json."""
+        if self.writes:
+            (self.path / "plan.json").write_text(json.dumps(rows, indent=1) + "\n")
 
     def settings(self) -> dict[str, Any]:
         """The sections of the run's run.toml.

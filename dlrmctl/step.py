@@ -5,6 +5,7 @@ backward, then the ranks agree that loss and gradients are finite, and only then
 optimizer touch a weight.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -38,14 +39,24 @@ class TrainingStep:
         model, optimizer: what is trained; the tables' optimizer is inside their backward.
         ranks: all of them step together.
         precision: "bf16" runs the dense network under autocast.
+        lap: called with the name of each part when it ends; for measurements.
     """
 
-    def __init__(self, model: Model, optimizer: torch.optim.Optimizer, ranks: Ranks, precision: str) -> None:
+    def __init__(
+        self,
+        model: Model,
+        optimizer: torch.optim.Optimizer,
+        ranks: Ranks,
+        precision: str,
+        *,
+        lap: Callable[[str], None] = lambda part: None,
+    ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.ranks = ranks
         self.autocast = torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
         self.parameters = list(model.network.parameters())
+        self.lap = lap
 
     def __call__(self, batch: Batch, step: int, *, stop: bool) -> StepSums:
         """Takes step number `step` on this rank's part of the global batch.
@@ -58,16 +69,22 @@ class TrainingStep:
         """
         embeddings_BFD = self.model.embeddings(batch.kjt())
         cut_BFD = embeddings_BFD.detach().requires_grad_()
+        self.lap("lookup")
         with self.autocast:
             logits_B = self.model.replicated(batch.dense_BI, cut_BFD)
         logits_B = logits_B.float()
         loss = functional.binary_cross_entropy_with_logits(logits_B, batch.labels_B)
+        self.lap("dense forward")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.lap("dense backward")
         assert cut_BFD.grad is not None
         sums = self._agree(loss.detach(), logits_B.detach(), batch.labels_B, cut_BFD.grad, step, stop)
+        self.lap("check")
         embeddings_BFD.backward(cut_BFD.grad)
+        self.lap("table update")
         self.optimizer.step()
+        self.lap("dense update")
         return sums
 
     def _agree(

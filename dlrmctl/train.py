@@ -1,7 +1,7 @@
 """`dlrmctl train`: file -> reader -> batch -> model -> loss -> updates -> metrics -> checkpoint."""
 
-import math
 from contextlib import closing
+from dataclasses import asdict
 from typing import Any
 
 from data.reader import Reader
@@ -16,7 +16,7 @@ from dlrmctl.metrics import entropy
 from dlrmctl.optimstate import dense_state
 from dlrmctl.progress import TrainingDisplay
 from dlrmctl.ranks import Ranks, StopRequest
-from dlrmctl.results import short_text, with_optimum
+from dlrmctl.results import short_text, show_plan, with_optimum
 from dlrmctl.resume import Progress
 from dlrmctl.rundir import RunDirectory
 from dlrmctl.step import StepSums, TrainingStep
@@ -31,7 +31,7 @@ class Interrupted(Exception):
         self.exit_status = 128 + signal_number
 
 
-def train(config: Config, run: RunDirectory, ranks: Ranks, *, resume: bool) -> dict[str, Any]:
+def train(config: Config, run: RunDirectory, ranks: Ranks, *, resume: bool, print_plan: bool = False) -> dict[str, Any]:
     """Trains to the end of the settings, testing the best checkpoint once at the end.
 
     Returns:
@@ -47,6 +47,9 @@ def train(config: Config, run: RunDirectory, ranks: Ranks, *, resume: bool) -> d
         trainer.resume()
     else:
         run.create(config, ranks.world_size, ranks.device.type)
+    run.write_plan([asdict(table) for table in trainer.model.sharded.plan])
+    if print_plan and ranks.is_main:
+        show_plan(trainer.model.sharded.plan)
     return trainer.run_to_the_end()
 
 
@@ -60,9 +63,10 @@ class Trainer:
         self.model: Model = build_model(config, source.schema, ranks, batch_size=reader.local_batch_size)
         self.optimizer = build_dense_optimizer(config.optim, self.model.network, ranks)
         self.take_step = TrainingStep(self.model, self.optimizer, ranks, config.train.precision)
-        limit = config.train.max_steps or math.inf
-        self.total_steps = int(min(config.train.epochs * reader.num_batches, limit))
-        self.schedule = build_schedule(config, self.total_steps)
+        whole_run = config.train.epochs * reader.num_batches
+        self.total_steps = min(whole_run, config.train.max_steps or whole_run)
+        # --max-steps cuts a run short without squeezing its schedule, so that it can be gone on with.
+        self.schedule = build_schedule(config, whole_run)
         self.checkpoints = Checkpoints(run.checkpoints, ranks)
         self.progress = Progress()
 

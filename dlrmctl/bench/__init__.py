@@ -1,0 +1,1 @@
+"""Measurements: ratios of variants alternated in one run, beside the limits of the machine."""
