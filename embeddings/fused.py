@@ -44,13 +44,18 @@ def attach_rowwise_adagrad(
             raise ValueError(f"{name}={value} must be at least 0")
     if not eps > 0:
         raise ValueError(f"{eps=} must be above 0: a row's first gradient may be 0")
-    qr_tables = {t.name for f in embeddings.features if f.kind == "qr" for t in f.tables(embeddings.dim)}
+    qr_tables = qr_table_names(embeddings)
     for name, weight in embeddings.named_parameters():
         is_qr = name.split(".")[-2] in qr_tables
         settings: dict[str, Any] = {"lr": qr_lr if is_qr else sparse_lr, "eps": eps}
         _apply_optimizer_in_backward(RowWiseAdagrad, [weight], settings)
         # Only now: the optimizer class itself does not know the key. TorchRec reads the stored settings.
         settings[_GROUP_KEY] = QR if is_qr else SPARSE
+
+
+def qr_table_names(embeddings: CompositionalEmbeddings) -> set[str]:
+    """Names of all quotient and remainder tables."""
+    return {t.name for f in embeddings.features if f.kind == "qr" for t in f.tables(embeddings.dim)}
 
 
 def kernels(model: nn.Module) -> Iterator[tuple[BaseBatchedEmbedding | BaseBatchedEmbeddingBag, list[str]]]:
@@ -64,20 +69,31 @@ def kernels(model: nn.Module) -> Iterator[tuple[BaseBatchedEmbedding | BaseBatch
                     yield kernel, [table.name for table in kernel.config.embedding_tables]
 
 
-def set_learning_rates(model: nn.Module, qr_tables: set[str], *, sparse_lr: float, qr_lr: float) -> None:
-    """Sets the learning rates of the tables, from the next backward on.
+class LearningRates:
+    """Sets the learning rates of the kernels of this rank.
 
     Args:
         model: the sharded model.
         qr_tables: names of the tables that follow `qr_lr`.
     """
-    for kernel, names in kernels(model):
-        groups = {name in qr_tables for name in names}
-        assert len(groups) == 1, f"tables with different learning rates share a kernel: {names}"
-        lr = qr_lr if groups.pop() else sparse_lr
-        tbe = kernel.emb_module
-        assert isinstance(tbe, SplitTableBatchedEmbeddingBagsCodegen)
-        tbe.set_learning_rate(lr)
-        # TorchRec writes this one into the kernel whenever somebody calls step() or zero_grad().
-        for group in kernel.fused_optimizer.param_groups:
-            group["lr"] = lr
+
+    def __init__(self, model: nn.Module, qr_tables: set[str]) -> None:
+        self._kernels = []
+        for kernel, names in kernels(model):
+            groups = {name in qr_tables for name in names}
+            assert len(groups) == 1, f"tables with different learning rates share a kernel: {names}"
+            assert isinstance(kernel.emb_module, SplitTableBatchedEmbeddingBagsCodegen)
+            self._kernels.append((kernel, groups.pop()))
+        self._now: tuple[float, float] | None = None
+
+    def set(self, *, sparse_lr: float, qr_lr: float) -> None:
+        """Holds from the next backward on."""
+        if self._now == (sparse_lr, qr_lr):
+            return
+        for kernel, is_qr in self._kernels:
+            lr = qr_lr if is_qr else sparse_lr
+            kernel.emb_module.set_learning_rate(lr)
+            # TorchRec writes this one into the kernel whenever somebody calls step() or zero_grad().
+            for group in kernel.fused_optimizer.param_groups:
+                group["lr"] = lr
+        self._now = (sparse_lr, qr_lr)

@@ -15,7 +15,7 @@ from torchrec.distributed.model_parallel import (
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 
 from embeddings.collection import CompositionalEmbeddings
-from embeddings.fused import attach_rowwise_adagrad, kernels, set_learning_rates
+from embeddings.fused import LearningRates, attach_rowwise_adagrad, kernels, qr_table_names
 from embeddings.init import fill_rows, table_distributions
 from embeddings.memory import available_bytes
 from embeddings.placement import Placement, PlacementError, make_plan, rank_bytes, sharders
@@ -32,6 +32,7 @@ class Sharded:
         sharding_plan: the same as TorchRec's object.
         bytes_per_rank: of tables and their optimizer state.
         dense: every parameter that is not a table, by name, for the dense optimizer.
+        learning_rates: of the tables on this rank.
     """
 
     dmp: DistributedModelParallel
@@ -40,14 +41,14 @@ class Sharded:
     sharding_plan: ShardingPlan
     bytes_per_rank: list[int]
     dense: dict[str, nn.Parameter]
+    learning_rates: LearningRates
 
     def set_learning_rates(self, *, sparse_lr: float, qr_lr: float) -> None:
         """Sets the learning rates of full and hashed tables, and of quotient and remainder tables.
 
         They hold from the next backward on.
         """
-        qr_tables = {t.name for f in self.embeddings.features if f.kind == "qr" for t in f.tables(self.embeddings.dim)}
-        set_learning_rates(self.dmp, qr_tables, sparse_lr=sparse_lr, qr_lr=qr_lr)
+        self.learning_rates.set(sparse_lr=sparse_lr, qr_lr=qr_lr)
 
 
 def shard(
@@ -113,7 +114,13 @@ def shard(
     if world_size == 1 and embeddings.bags is not None:
         embeddings.use_local_bags(list(kernels(embeddings.bags)))
     return Sharded(
-        dmp, embeddings, plan, sharding_plan, rank_bytes(plan, world_size), _dense_parameters(dmp, embeddings)
+        dmp=dmp,
+        embeddings=embeddings,
+        plan=plan,
+        sharding_plan=sharding_plan,
+        bytes_per_rank=rank_bytes(plan, world_size),
+        dense=_dense_parameters(dmp, embeddings),
+        learning_rates=LearningRates(dmp, qr_table_names(embeddings)),
     )
 
 
@@ -145,7 +152,8 @@ def _agree_on_plan(
 ) -> tuple[ShardingPlan, list[Placement]]:
     """Rank 0's plan on every rank, for the smallest memory of any; or its error on every rank."""
     free: list[int | None] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(free, memory_bytes or available_bytes(device, local_world_size), group=group)
+    mine = available_bytes(device, local_world_size) if memory_bytes is None else memory_bytes
+    dist.all_gather_object(free, mine, group=group)
     known = [n for n in free if n is not None]
     outcome: list[Any] = [None]
     if dist.get_rank(group) == 0:

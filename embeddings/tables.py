@@ -24,7 +24,7 @@ class FeatureTable:
     """How one sparse feature is embedded.
 
     Attributes:
-        name: the feature's key.
+        name: the feature's key, without the signs . / @.
         rows: number of different ids, >= 1.
         max_ids: the most ids one example can have; 1 means one-hot.
         kind: "full" (a row per id), "hash" (id modulo a smaller table) or "qr" (quotient and remainder tables).
@@ -42,6 +42,10 @@ class FeatureTable:
     large: str = "quotient"
 
     def __post_init__(self) -> None:
+        if not self.name or set(self.name) & set("./@"):
+            raise ValueError(
+                f"feature name {self.name!r} must not be empty or contain any of . / @, which name its tables"
+            )
         _one_of("kind", self.kind, KINDS, self.name)
         _one_of("operation", self.operation, OPERATIONS, self.name)
         _one_of("large", self.large, LARGE, self.name)

@@ -30,6 +30,8 @@ def test_compression_reaches_the_ratio_asked_for():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: FeatureTable("a.b", 5), r"feature name 'a.b' must not be empty or contain any of \. / @"),
+        (lambda: FeatureTable("", 5), "feature name '' must not be empty"),
         (lambda: FeatureTable("a", 5, kind="tree"), "feature a: kind='tree' must be one of full, hash, qr"),
         (lambda: FeatureTable("a", 5, operation="xor"), "feature a: operation='xor' must be one of mult, add, concat"),
         (lambda: FeatureTable("a", 5, large="both"), "feature a: large='both' must be one of quotient, remainder"),
