@@ -41,6 +41,7 @@ class ReferenceShampoo:
             "precondition_vectors": True,
             "exponent": None,
             "graft": None,  # (name, epsilon, beta2)
+            "soap": False,
         } | settings
         self.t = 0
         self.state: dict[Any, dict[str, Any]] = {}
@@ -83,7 +84,16 @@ class ReferenceShampoo:
             for dim, factor in enumerate(state["factors"]):
                 factor = factor / correction
                 epsilon = s["epsilon"] or s["relative_epsilon"] * float(factor.trace()) / len(factor)
-                state["roots"][dim] = inverse_root(factor, exponent, epsilon)
+                if s["soap"]:
+                    damped = factor + epsilon * torch.eye(len(factor), dtype=factor.dtype)
+                    state["roots"][dim] = torch.linalg.eigh(damped)[1]
+                else:
+                    state["roots"][dim] = inverse_root(factor, exponent, epsilon)
+        if s["soap"]:
+            seen = grad
+            for basis in state["roots"]:
+                seen = torch.tensordot(seen, basis, dims=([0], [0]))
+            state["seen"] = beta2 * state.get("seen", 0.0) + (1.0 if beta2 == 1 else 1 - beta2) * seen**2
 
         graft, graft_epsilon, graft_beta2 = s["graft"] or (None, 0.0, 0.0)
         if graft == "adagrad":
@@ -110,6 +120,11 @@ class ReferenceShampoo:
             move = filtered
             for dim in range(order):
                 move = torch.tensordot(move, state["roots"][dim], dims=([0], [0]))  # cycles through the dimensions
+            if s["soap"]:
+                correction = 1 - beta2**t if s["use_bias_correction"] and beta2 < 1 else 1.0
+                move = move / ((state["seen"] / correction).sqrt() + s["epsilon"])
+                for basis in state["roots"]:
+                    move = torch.tensordot(move, basis, dims=([0], [1]))
             if graft:
                 move = move * grafted.norm() / (move.norm() + 1e-16)
 

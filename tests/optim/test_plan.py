@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optim.shampoo.assignment import refresh_due, spread
-from optim.shampoo.blocks import cut_parameter, merge_shape, squeeze_shape
+from optim.shampoo.assignment import refresh_due, root_cost, spread
+from optim.shampoo.blocks import Block, cut_parameter, merge_shape, squeeze_shape
 
 
 def test_size_one_dimensions_are_dropped_and_small_ones_merged_on_request() -> None:
@@ -57,3 +57,15 @@ def test_staggered_every_turn_comes_once_per_cycle_after_the_start(frequency: in
         ]
         assert due == [start] + [start + 1 + turn + k * frequency for k in range(3)]
     assert not any(refresh_due(t, frequency=3, start=float("inf"), turn=None) for t in range(1, 50))
+
+
+def test_staggering_makes_the_worst_step_a_small_part_of_a_full_refresh() -> None:
+    """The factors of a DLRM's two MLPs over 20 steps: no step refreshes more than a tenth of all there is."""
+    blocks = []
+    for position, (rows, columns) in enumerate([(512, 13), (256, 512), (64, 256), (16, 64), (512, 367), (256, 512)]):
+        cut = cut_parameter(torch.empty(rows, columns), limit=128, merge=False)
+        blocks += [Block(0, position, n, cut.region_shape(n), False) for n in range(len(cut.regions))]
+    costs = [root_cost(block) for block in blocks]
+    loads = [0.0] * 20
+    spread(costs, 20, loads)
+    assert max(loads) < sum(costs) / 10

@@ -1,6 +1,7 @@
 """Sharing the work over ranks changes nothing, and state saved on some ranks continues on others."""
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ SETTINGS: list[dict[str, Any]] = [
     },
     {"precondition_frequency": 2, "preconditioner_config": EigenvalueCorrected("qr"), "grafting_config": None},
 ]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As the ranks have: sums over threads round differently."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def _model() -> nn.Sequential:
