@@ -150,10 +150,11 @@ def _grafting(settings: OptimSettings) -> Grafting | None:
 def build_schedule(config: Config, steps: int) -> Schedule:
     """The learning-rate factor over a run of so many steps; decay without a length ends with it."""
     settings = config.schedule
-    ramp = settings.warmup_steps + settings.hold_steps
+    warmup_steps = min(steps // 20, 1000) if settings.warmup_steps is None else settings.warmup_steps
+    ramp = warmup_steps + settings.hold_steps
     decay_steps = 0 if settings.decay == "none" else settings.decay_steps or max(steps - ramp, 1)
     return Schedule(
-        warmup_steps=settings.warmup_steps,
+        warmup_steps=warmup_steps,
         hold_steps=settings.hold_steps,
         decay_steps=decay_steps,
         decay="cosine" if settings.decay == "cosine" else "polynomial",

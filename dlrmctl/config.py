@@ -47,8 +47,8 @@ class EmbeddingSettings:
 
 @dataclass(frozen=True)
 class OptimSettings:
-    sparse_lr: float = setting(0.05, "Learning rate of full and hash tables (row-wise AdaGrad).", at_least=0)
-    qr_lr: float = setting(0.2, "Learning rate of quotient and remainder tables.", at_least=0)
+    sparse_lr: float = setting(0.1, "Learning rate of full and hash tables (row-wise AdaGrad).", at_least=0)
+    qr_lr: float = setting(0.3, "Learning rate of quotient and remainder tables.", at_least=0)
     sparse_eps: float = setting(1e-8, "Epsilon of row-wise AdaGrad, outside the root.", above=0)
     dense_optimizer: str = setting("shampoo", "Optimizer of the MLPs.", choices=DENSE_OPTIMIZERS)
     dense_lr: float | None = setting(
@@ -77,9 +77,11 @@ class OptimSettings:
 
 @dataclass(frozen=True)
 class ScheduleSettings:
-    warmup_steps: int = setting(0, "Steps of linear warmup.", at_least=0)
+    warmup_steps: int | None = setting(
+        None, "Steps of linear warmup. Default: a twentieth of the run, at most 1000.", at_least=0
+    )
     hold_steps: int = setting(0, "Steps at full rate before decay starts.", at_least=0)
-    decay: str = setting("none", "Shape of the decay after warmup and hold.", choices=("none", "polynomial", "cosine"))
+    decay: str = setting("cosine", "Shape of the decay after warmup and hold.", choices=("none", "polynomial", "cosine"))
     decay_steps: int = setting(0, "Steps of decay; 0 means to the end of the run.", at_least=0)
     final_lr_factor: float = setting(0.0, "Share of the learning rate left when decay ends.", at_least=0, at_most=1)
 
