@@ -275,3 +275,23 @@ def _tiny_tables(sharding: str) -> torch.Tensor:
 def test_tables_with_fewer_rows_than_ranks_train():
     [expected] = run_ranks(_tiny_tables, 1, "auto")
     assert torch.allclose(torch.cat(run_ranks(_tiny_tables, 2, "row_wise")), expected, rtol=0, atol=1e-5)
+
+
+def _with_given_gradients(features: list[FeatureTable], sharding: str) -> dict[str, torch.Tensor]:
+    sharded = _sharded(features, sharding)
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    size = BATCH // world_size
+    for step in range(5):
+        out = sharded.embeddings(to_kjt(part_of(make_bags(features, BATCH, step), rank, world_size)))
+        grad = torch.randn(BATCH, len(features), DIM, generator=torch.Generator().manual_seed(step))
+        # TorchRec averages over ranks; multiplying by 2 and dividing by 2 are exact.
+        out.backward(grad[rank * size : (rank + 1) * size] * world_size)
+    return {name: value for name, value in _whole(sharded).items() if name not in sharded.dense}
+
+
+@pytest.mark.parametrize("sharding", ["table_wise", "row_wise"])
+@pytest.mark.parametrize("features", [ONE_HOT, MULTI_HOT], ids=["one-hot", "multi-hot"])
+def test_tables_are_bitwise_those_of_one_rank_when_the_gradients_are(features, sharding):
+    [expected] = run_ranks(_with_given_gradients, 1, features, "auto")
+    for tables in run_ranks(_with_given_gradients, 2, features, sharding):
+        assert all(torch.equal(value, tables[name]) for name, value in expected.items())
