@@ -5,6 +5,7 @@ A block is preconditioned on its own: a block of shape [n_1, ..., n_o] has `o` f
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -48,6 +49,16 @@ class Cut:
         if len(self.regions) == 1:
             return [seen]
         return [seen[region] for region in self.regions]
+
+
+def block_views(cuts: Sequence[Cut], tensors: Sequence[Tensor | None]) -> dict[tuple[int, int], Tensor]:
+    """The blocks of a group's parameters or gradients by (position, number), without those of missing tensors."""
+    return {
+        (position, number): view
+        for position, (cut, tensor) in enumerate(zip(cuts, tensors, strict=True))
+        if tensor is not None and cut.regions
+        for number, view in enumerate(cut.views(tensor))
+    }
 
 
 def squeeze_shape(shape: Shape) -> Shape:

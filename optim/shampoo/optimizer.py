@@ -18,17 +18,17 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from optim.shampoo import state
-from optim.shampoo.assignment import root_cost, spread, step_cost
-from optim.shampoo.blocks import Block, Cut, cut_parameter
+from optim.shampoo.blocks import Block, Cut, block_views
 from optim.shampoo.configs import AdaGradGrafting, Grafting, Preconditioner, RootInverse
 from optim.shampoo.gather import DirectionBuffer
 from optim.shampoo.gradients import checked_gradients, parameter_name
+from optim.shampoo.plan import GroupPlan, Kind, plan_group
 from optim.shampoo.preconditioner import ExponentOverride
 from optim.shampoo.scalars import rounded
 from optim.shampoo.settings import resolve
-from optim.shampoo.shard import Shard, flat_order
+from optim.shampoo.shard import Shard
 
-Kind = tuple[torch.device, torch.dtype]  # where a block's state lives, and its type
+_NOT_PER_GROUP = {"self", "__class__", "params", "communication_dtype", "process_group"}
 
 
 class DistributedShampoo(Optimizer):
@@ -100,7 +100,7 @@ class DistributedShampoo(Optimizer):
         use_float32_scalars: bool = False,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        defaults = {name: value for name, value in locals().items() if name in _GROUP_SETTINGS}
+        defaults = {name: value for name, value in locals().items() if name not in _NOT_PER_GROUP}
         self._process_group = process_group
         self._communication_dtype = communication_dtype
         self._rank = dist.get_rank(process_group) if process_group is not None else 0
@@ -133,9 +133,10 @@ class DistributedShampoo(Optimizer):
         for group in self.param_groups:
             group["step"] += 1  # whether or not there are gradients, so that ranks agree
         weights = [
-            self._block_views(g, [p.detach() for p in group["params"]]) for g, group in enumerate(self.param_groups)
+            block_views(cuts, [p.detach() for p in group["params"]])
+            for cuts, group in zip(self._cuts, self.param_groups, strict=True)
         ]
-        grad_blocks = [self._block_views(g, group_grads) for g, group_grads in enumerate(grads)]
+        grad_blocks = [block_views(cuts, tensors) for cuts, tensors in zip(self._cuts, grads, strict=True)]
 
         for (g, _), shard in self._shards.items():
             step = int(self.param_groups[g]["step"])
@@ -154,13 +155,6 @@ class DistributedShampoo(Optimizer):
                     torch._foreach_add_(targets, directions, alpha=-lr)
         return loss
 
-    def _block_views(self, group_index: int, tensors: list[Tensor | None]) -> dict[tuple[int, int], Tensor]:
-        views: dict[tuple[int, int], Tensor] = {}
-        for position, (cut, tensor) in enumerate(zip(self._cuts[group_index], tensors, strict=True)):
-            if tensor is not None and cut.regions:
-                views |= {(position, number): view for number, view in enumerate(cut.views(tensor))}
-        return views
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         group = self.param_groups[-1]
@@ -174,40 +168,17 @@ class DistributedShampoo(Optimizer):
             self.param_groups.pop()
             raise
         group["step"] = torch.zeros((), dtype=torch.int64)
-        self._plan(len(self.param_groups) - 1)
+        g = len(self.param_groups) - 1
+        plan = plan_group(g, group, self._loads)
+        self._cuts.append(plan.cuts)
+        for kind in plan.blocks_of_rank:
+            self._make_room(g, kind, plan)
 
-    def _plan(self, g: int) -> None:
-        """Cuts a new group into blocks, gives them owners, and makes room for this rank's state."""
-        group = self.param_groups[g]
-        limit, merge = group["max_preconditioner_dim"], group["merge_small_dims"]
-        self._cuts.append([cut_parameter(p, limit=limit, merge=merge) for p in group["params"]])
-        blocks = []
-        for position, cut in enumerate(self._cuts[g]):
-            vector = len(cut.shape) == 1
-            diagonal = group["preconditioner_config"] is None or (vector and not group["precondition_vectors"])
-            blocks += [Block(g, position, n, cut.region_shape(n), diagonal) for n in range(len(cut.regions))]
-
-        frequency = group["precondition_frequency"]
-        owners = spread([step_cost(b, frequency=frequency) for b in blocks], self._world_size, self._loads)
-        turns: list[int | None] = [None] * len(blocks)
-        if group["stagger_refresh"]:  # by block alone: the same on any number of ranks
-            turns = [*spread([root_cost(block) for block in blocks], frequency)]
-        turn_of = dict(zip(blocks, turns, strict=True))
-
-        by_kind: dict[Kind, list[list[Block]]] = {}
-        for block, owner in zip(blocks, owners, strict=True):
-            p = group["params"][block.position]
-            kind = (p.device, torch.float64 if p.dtype == torch.float64 else torch.float32)
-            by_kind.setdefault(kind, [[] for _ in range(self._world_size)])[owner].append(block)
-        for kind, blocks_of_rank in by_kind.items():
-            self._make_room(g, kind, [flat_order(members) for members in blocks_of_rank], turn_of)
-
-    def _make_room(
-        self, g: int, kind: Kind, blocks_of_rank: list[list[Block]], turn_of: dict[Block, int | None]
-    ) -> None:
+    def _make_room(self, g: int, kind: Kind, plan: GroupPlan) -> None:
+        """Gives the blocks of a new group their places in the buffers, and those this rank owns their state."""
         device, dtype = kind
         everyone = self._blocks_of_rank.setdefault(kind, [[] for _ in range(self._world_size)])
-        for blocks, new in zip(everyone, blocks_of_rank, strict=True):
+        for blocks, new in zip(everyone, plan.blocks_of_rank[kind], strict=True):
             blocks += new
         self._buffers[kind] = buffer = DirectionBuffer(
             everyone,
@@ -217,7 +188,7 @@ class DistributedShampoo(Optimizer):
             communication_dtype=self._communication_dtype,
             device=device,
         )
-        mine = blocks_of_rank[self._rank]
+        mine = plan.blocks_of_rank[kind][self._rank]
         start = 0
         for (_, shard_kind), shard in self._shards.items():
             if shard_kind == kind:
@@ -225,7 +196,7 @@ class DistributedShampoo(Optimizer):
                 start += shard.out_N.numel()
         if not mine:
             return
-        turns = [turn_of[block] for block in mine]
+        turns = [plan.turn_of[block] for block in mine]
         shard = Shard(mine, turns, self.param_groups[g], dtype=dtype, out_N=buffer.own_N[start:])
         self._shards[g, kind] = shard
         for index, block in enumerate(mine):
@@ -275,11 +246,3 @@ class DistributedShampoo(Optimizer):
         memo[id(self)] = clone
         clone.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return clone
-
-
-_GROUP_SETTINGS = {
-    *("lr", "betas", "beta3", "epsilon", "relative_epsilon", "momentum", "dampening", "use_nesterov", "weight_decay"),
-    *("use_decoupled_weight_decay", "max_preconditioner_dim", "merge_small_dims", "precondition_vectors"),
-    *("precondition_frequency", "start_preconditioning_step", "stagger_refresh", "inverse_exponent_override"),
-    *("use_bias_correction", "grafting_config", "preconditioner_config", "statistics_frequency", "use_float32_scalars"),
-}

@@ -1,0 +1,50 @@
+"""What becomes of a parameter group: its blocks, their owners and their turns. Equal on every rank."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from optim.shampoo.assignment import root_cost, spread, step_cost
+from optim.shampoo.blocks import Block, Cut, cut_parameter
+from optim.shampoo.shard import flat_order
+
+Kind = tuple[torch.device, torch.dtype]  # where a block's state lives, and its type
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """`cuts` by position of the parameter; blocks by kind and rank, in the order they lie in the rank's buffers."""
+
+    cuts: list[Cut]
+    blocks_of_rank: dict[Kind, list[list[Block]]]
+    turn_of: dict[Block, int | None]
+
+
+def plan_group(group_index: int, group: dict[str, Any], loads: list[float]) -> GroupPlan:
+    """Cuts the parameters of a group into blocks and gives every block an owner.
+
+    Args:
+        loads: what the ranks carry already, in multiplications per step; the group's blocks are added in place.
+    """
+    limit, merge = group["max_preconditioner_dim"], group["merge_small_dims"]
+    cuts = [cut_parameter(p, limit=limit, merge=merge) for p in group["params"]]
+    blocks = []
+    for position, cut in enumerate(cuts):
+        vector = len(cut.shape) == 1
+        diagonal = group["preconditioner_config"] is None or (vector and not group["precondition_vectors"])
+        blocks += [Block(group_index, position, n, cut.region_shape(n), diagonal) for n in range(len(cut.regions))]
+
+    frequency = group["precondition_frequency"]
+    turns: list[int | None] = [None] * len(blocks)
+    if group["stagger_refresh"]:  # by the blocks alone: the same on any number of ranks
+        turns = [*spread([root_cost(block) for block in blocks], frequency)]
+
+    owners = spread([step_cost(block, frequency=frequency) for block in blocks], len(loads), loads)
+    blocks_of_rank: dict[Kind, list[list[Block]]] = {}
+    for block, owner in zip(blocks, owners, strict=True):
+        p = group["params"][block.position]
+        kind = (p.device, torch.float64 if p.dtype == torch.float64 else torch.float32)
+        blocks_of_rank.setdefault(kind, [[] for _ in loads])[owner].append(block)
+    ordered = {kind: [flat_order(members) for members in ranks] for kind, ranks in blocks_of_rank.items()}
+    return GroupPlan(cuts, ordered, dict(zip(blocks, turns, strict=True)))
