@@ -119,7 +119,7 @@ def build_dense_optimizer(settings: OptimSettings, network: nn.Module, ranks: Ra
         return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=decay, foreach=True)
     assert settings.shampoo_start is not None
     return DistributedShampoo(
-        parameters,
+        network.named_parameters(),
         lr=lr,
         betas=(settings.beta1, settings.beta2),
         relative_epsilon=settings.shampoo_epsilon,
@@ -132,6 +132,7 @@ def build_dense_optimizer(settings: OptimSettings, network: nn.Module, ranks: Ra
         grafting_config=_grafting(settings),
         precondition_vectors=False,
         stagger_refresh=True,
+        statistics_frequency=settings.shampoo_statistics,
         process_group=ranks.group,
     )
 

@@ -3,14 +3,13 @@
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from data.errors import DataError
 from dlrmctl.config import Config, default_run_directory, resolve
-from dlrmctl.console import messages, print_json, say, show_error
-from dlrmctl.errors import EXIT_USER_ERROR, UserError, nearest
+from dlrmctl.console import print_json
+from dlrmctl.errors import UserError, nearest
 from dlrmctl.launch import launch_local, needs_launch
 from dlrmctl.options import with_settings
 from dlrmctl.settings import coerce
@@ -219,52 +218,3 @@ def _check_batch(settings: Config, world_size: int) -> None:
             f"train.batch_size = {size} cannot be cut into {world_size} equal parts, one per rank",
             f"--batch-size {size + -size % world_size}",
         )
-
-
-def main() -> None:
-    """Entry point: every mistake a user can mend is one line and exit status 2."""
-    sys.exit(run_command())
-
-
-def run_command(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns the exit status.
-
-    Args:
-        arguments: what follows `dlrmctl`; None takes the command line.
-    """
-    try:
-        status: Any = app(arguments, standalone_mode=False)
-        return status if isinstance(status, int) else 0
-    except (UserError, DataError) as error:
-        return _report(error.message, error.hint)
-    except typer.TyperException as error:
-        return _report(error.format_message(), f"{_command_path(error)} --help")
-    except (KeyboardInterrupt, typer.Abort):
-        return 130
-    except Exception:
-        if _first_to_report():
-            messages.print_exception(width=120, suppress=[typer]) if messages.is_terminal else _plain_traceback()
-        return 1
-
-
-def _plain_traceback() -> None:
-    import traceback
-
-    say(traceback.format_exc())
-
-
-def _command_path(error: Any) -> str:
-    context = getattr(error, "ctx", None)
-    return context.command_path if context is not None else "dlrmctl"
-
-
-def _report(message: str, hint: str | None) -> int:
-    if _first_to_report():
-        show_error(message, hint)
-    return EXIT_USER_ERROR
-
-
-def _first_to_report() -> bool:
-    from dlrmctl.launch import claim_report
-
-    return claim_report()

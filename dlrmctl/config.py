@@ -67,12 +67,13 @@ class OptimSettings:
     grafting: str = setting(
         "adagrad", "Whose step length shampoo takes.", choices=("adagrad", "rmsprop", "adam", "sgd", "none")
     )
-    shampoo_block: int = setting(256, "Largest side of a shampoo block.", at_least=1)
+    shampoo_block: int = setting(128, "Largest side of a shampoo block.", at_least=1)
+    shampoo_statistics: int = setting(4, "Steps between two updates of shampoo's factor matrices.", at_least=1)
     shampoo_frequency: int = setting(50, "Steps between two refreshes of a root inverse.", at_least=1)
     shampoo_start: int | None = setting(
         None, "Step of the first preconditioned update. Default: the frequency.", at_least=1
     )
-    shampoo_epsilon: float = setting(1e-6, "Added to factor matrices, times their mean eigenvalue.", above=0)
+    shampoo_epsilon: float = setting(1e-4, "Added to factor matrices, times their mean eigenvalue.", above=0)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class ScheduleSettings:
         None, "Steps of linear warmup. Default: a twentieth of the run, at most 1000.", at_least=0
     )
     hold_steps: int = setting(0, "Steps at full rate before decay starts.", at_least=0)
-    decay: str = setting("cosine", "Shape of the decay after warmup and hold.", choices=("none", "polynomial", "cosine"))
+    decay: str = setting("cosine", "Shape of the decay after that.", choices=("none", "polynomial", "cosine"))
     decay_steps: int = setting(0, "Steps of decay; 0 means to the end of the run.", at_least=0)
     final_lr_factor: float = setting(0.0, "Share of the learning rate left when decay ends.", at_least=0, at_most=1)
 

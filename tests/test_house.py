@@ -78,7 +78,7 @@ def test_files_have_one_subject():
 )
 def test_help_answers_without_torch(arguments: list[str]):
     program = (
-        "import sys\nfrom dlrmctl.cli import run_command\n"
+        "import sys\nfrom dlrmctl.entry import run_command\n"
         f"status = run_command({arguments!r})\n"
         "assert status == 0\n"
         "heavy = {'torch', 'torchrec', 'fbgemm_gpu', 'polars', 'numpy'} & set(sys.modules)\n"

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from dlrmctl import cli, console
+from dlrmctl import console, entry
 
 COMMAND = [sys.executable, "-P", "-m", "dlrmctl"]
 
@@ -42,7 +42,7 @@ def in_process(*arguments: str | Path) -> Done:
     try:
         _swap(modules, saved, fakes)
         with redirect_stdout(out):
-            status = cli.run_command([str(a) for a in arguments])
+            status = entry.run_command([str(a) for a in arguments])
     finally:
         modules = [module for name, module in sys.modules.items() if name.startswith("dlrmctl")]
         _swap(modules, fakes, saved)

@@ -1,0 +1,54 @@
+"""The README's commands work, and its map of files is the tree."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.dlrmctl.test_errors import criteo_lines
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def _block_after(mark: str) -> list[str]:
+    found = re.search(re.escape(mark) + r"\n```bash\n(.*?)```", README, re.DOTALL)
+    assert found, mark
+    return found[1].strip().splitlines()
+
+
+def test_the_tour_works_from_raw_files_to_torchrun(tmp_path: Path):
+    (tmp_path / "train.txt").write_text(criteo_lines(3000))
+    # The installed command stands beside the interpreter that runs the tests.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for command in _block_after("<!-- run -->"):
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=tmp_path,
+            env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert done.stdout.strip(), command
+    for run in ("first", "two-ranks", "torchrun"):
+        assert (tmp_path / "runs" / run / "results.json").exists()
+
+
+def test_set_up_commands_are_single_lines_that_ci_can_find():
+    assert _block_after("<!-- setup: train -->")[0].endswith("dlrmctl train --dataset synthetic")
+    assert _block_after("<!-- setup: tests -->")[0].endswith("pytest")
+
+
+def test_the_map_names_every_file():
+    files = {
+        str(path.relative_to(ROOT))
+        for package in ("dlrmctl", "data", "embeddings", "models", "optim")
+        for path in (ROOT / package).rglob("*.py")
+        if path.name not in ("__init__.py", "__main__.py")
+    }
+    section = README.split("## The map")[1].split("\n## ")[0]
+    named = set(re.findall(r"^\s*`?((?:dlrmctl|data|embeddings|models|optim)/[\w/]+\.py)`?", section, re.MULTILINE))
+    assert named == files
