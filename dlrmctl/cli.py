@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
+from dlrmctl.bench.commands import bench_app
 from dlrmctl.config import Config, default_run_directory, resolve
 from dlrmctl.console import print_json
-from dlrmctl.errors import UserError, nearest
+from dlrmctl.errors import UserError
 from dlrmctl.launch import launch_local, needs_launch
-from dlrmctl.options import with_settings
-from dlrmctl.settings import coerce
+from dlrmctl.options import LAUNCH_PANEL, AsJson, one_of, whole_number, with_settings
 
 app = typer.Typer(
     name="dlrmctl",
@@ -23,14 +23,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 prepare_app = typer.Typer(help="Turn raw data into a training-ready store.", no_args_is_help=True)
-bench_app = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
 app.add_typer(prepare_app, name="prepare")
 app.add_typer(bench_app, name="bench")
 
-_LAUNCH = "Launch and output"
 # Numbers arrive as text and are read by the same code as settings, so that mistakes read the same.
-Nproc = Annotated[str, typer.Option(help="Ranks to start on this machine.", metavar="N", rich_help_panel=_LAUNCH)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=_LAUNCH)]
+Nproc = Annotated[str, typer.Option(help="Ranks to start on this machine.", metavar="N", rich_help_panel=LAUNCH_PANEL)]
 
 
 @prepare_app.command("criteo")
@@ -53,17 +50,17 @@ def prepare_criteo(
     json: AsJson = False,
 ) -> None:
     """Criteo click logs (Kaggle or 1TB) -> a store for `dlrmctl train --data DIR`."""
-    _one_of("--ids", ids, ("vocabulary", "hash"))
-    _one_of("--split", split, ("order", "last-file"))
+    one_of("--ids", ids, ("vocabulary", "hash"))
+    one_of("--split", split, ("order", "last-file"))
     from dlrmctl.prepare import prepare
 
     prepare(
         sources,
         out,
-        min_count=_whole("--min-count", min_count, at_least=1),
-        hash_rows=_whole("--hash-rows", hash_rows, at_least=2) if ids == "hash" else None,
+        min_count=whole_number("--min-count", min_count, at_least=1),
+        hash_rows=whole_number("--hash-rows", hash_rows, at_least=2) if ids == "hash" else None,
         split=split,
-        max_bad_rows=None if max_bad_rows is None else _whole("--max-bad-rows", max_bad_rows, at_least=0),
+        max_bad_rows=None if max_bad_rows is None else whole_number("--max-bad-rows", max_bad_rows, at_least=0),
         as_json=json,
     )
 
@@ -72,17 +69,18 @@ def prepare_criteo(
 @with_settings
 def train(
     config: Annotated[
-        Path | None, typer.Option("--config", help="Settings file; typed flags override it.", rich_help_panel=_LAUNCH)
+        Path | None,
+        typer.Option("--config", help="Settings file; typed flags override it.", rich_help_panel=LAUNCH_PANEL),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option("--resume", help="Run directory to go on with.", rich_help_panel=_LAUNCH)
+        Path | None, typer.Option("--resume", help="Run directory to go on with.", rich_help_panel=LAUNCH_PANEL)
     ] = None,
     run_dir: Annotated[
-        Path | None, typer.Option("--run-dir", help="Directory of the new run.", rich_help_panel=_LAUNCH)
+        Path | None, typer.Option("--run-dir", help="Directory of the new run.", rich_help_panel=LAUNCH_PANEL)
     ] = None,
     nproc: Nproc = "1",
     print_plan: Annotated[
-        bool, typer.Option("--print-plan", help="Show where every table lives.", rich_help_panel=_LAUNCH)
+        bool, typer.Option("--print-plan", help="Show where every table lives.", rich_help_panel=LAUNCH_PANEL)
     ] = False,
     json: AsJson = False,
     *,
@@ -103,7 +101,7 @@ def train(
     else:
         settings = _settings(config, flags)
         run = RunDirectory(run_dir or default_run_directory(settings, time.strftime("%Y%m%d-%H%M%S")), writes=False)
-    ranks_here = _whole("--nproc", nproc, at_least=1)
+    ranks_here = whole_number("--nproc", nproc, at_least=1)
     _check_batch(settings, ranks_here)
     if needs_launch(ranks_here):
         arguments = sys.argv[1:] if resume or run_dir else [*sys.argv[1:], "--run-dir", str(run.path)]
@@ -133,8 +131,8 @@ def _run_training(settings: Config, path: Path, *, resume: bool, print_plan: boo
 @with_settings
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")],
-    checkpoint: Annotated[str, typer.Option(help="best, last or step-N.", rich_help_panel=_LAUNCH)] = "best",
-    split: Annotated[str, typer.Option(help="train, validation or test.", rich_help_panel=_LAUNCH)] = "test",
+    checkpoint: Annotated[str, typer.Option(help="best, last or step-N.", rich_help_panel=LAUNCH_PANEL)] = "best",
+    split: Annotated[str, typer.Option(help="train, validation or test.", rich_help_panel=LAUNCH_PANEL)] = "test",
     nproc: Nproc = "1",
     json: AsJson = False,
     *,
@@ -143,10 +141,10 @@ def evaluate(
     """Score a checkpoint of a run on a split of its data."""
     from dlrmctl.rundir import RunDirectory
 
-    _one_of("--split", split, ("train", "validation", "test"))
+    one_of("--split", split, ("train", "validation", "test"))
     directory = RunDirectory(run, writes=False)
     settings = resolve(directory.settings(), flags, file_name=str(run / "run.toml"))
-    ranks_here = _whole("--nproc", nproc, at_least=1)
+    ranks_here = whole_number("--nproc", nproc, at_least=1)
     _check_batch(settings, ranks_here)
     if needs_launch(ranks_here):
         raise typer.Exit(launch_local(ranks_here, sys.argv[1:]))
@@ -162,53 +160,12 @@ def evaluate(
             print_json(result) if json else print_table(title, *table_of({split: result[split]}))
 
 
-@bench_app.command("step")
-@with_settings
-def bench_step(
-    rounds: Annotated[str, typer.Option(help="Rounds; medians are over these.", metavar="N")] = "5",
-    steps: Annotated[str, typer.Option(help="Steps per round.", metavar="N")] = "20",
-    rows_cap: Annotated[str, typer.Option(help="Larger tables are cut to this many rows.", metavar="N")] = "1000000",
-    json: AsJson = False,
-    *,
-    flags: dict[str, str],
-) -> None:
-    """The training step at Criteo-Kaggle shapes, against the bare matrix products in it."""
-    settings = resolve({}, flags)
-    numbers = {
-        "rounds": _whole("--rounds", rounds, at_least=1),
-        "steps": _whole("--steps", steps, at_least=1),
-        "rows_cap": _whole("--rows-cap", rows_cap, at_least=1),
-    }
-    from dlrmctl.bench.step import bench_step as measure
-    from dlrmctl.bench.step import show_bench_step
-    from dlrmctl.ranks import process_group
-
-    with process_group(settings.train.device) as ranks:
-        result = measure(settings, ranks, **numbers)
-        if ranks.is_main:
-            print_json(result) if json else show_bench_step(result)
-
-
 def _settings(config: Path | None, flags: dict[str, str]) -> Config:
     if config is None:
         return resolve({}, flags)
     from dlrmctl.toml import read_toml
 
     return resolve(read_toml(config), flags, file_name=str(config))
-
-
-def _one_of(flag: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        close = nearest(value, choices)
-        hint = f"did you mean {close!r}?" if close else None
-        raise UserError(f"{flag} = {value!r} must be one of {', '.join(choices)}", hint)
-
-
-def _whole(flag: str, text: str, *, at_least: int) -> int:
-    number = coerce(text, int, flag)
-    if number < at_least:
-        raise UserError(f"{flag} = {number} must be at least {at_least}")
-    return number
 
 
 def _check_batch(settings: Config, world_size: int) -> None:

@@ -8,7 +8,11 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from dlrmctl.config import SECTIONS
-from dlrmctl.settings import default_of, flag_of, plain_type, shown
+from dlrmctl.errors import UserError, nearest
+from dlrmctl.settings import coerce, default_of, flag_of, plain_type, shown
+
+LAUNCH_PANEL = "Launch and output"
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=LAUNCH_PANEL)]
 
 _PANELS = {
     "data": "Data",
@@ -50,3 +54,25 @@ def _parameter(section: str, item: Any) -> inspect.Parameter:
     )
     annotation = Annotated[str | None, option]
     return inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def one_of(flag: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises:
+    UserError: if the value is none of the choices.
+    """
+    if value not in choices:
+        close = nearest(value, choices)
+        hint = f"did you mean {close!r}?" if close else None
+        raise UserError(f"{flag} = {value!r} must be one of {', '.join(choices)}", hint)
+
+
+def whole_number(flag: str, text: str, *, at_least: int) -> int:
+    """The number a flag was given as text.
+
+    Raises:
+        UserError: if it is no whole number, or too small.
+    """
+    number = coerce(text, int, flag)
+    if number < at_least:
+        raise UserError(f"{flag} = {number} must be at least {at_least}")
+    return number

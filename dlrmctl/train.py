@@ -56,8 +56,9 @@ def train(config: Config, run: RunDirectory, ranks: Ranks, *, resume: bool, prin
 class Trainer:
     """The parts of a run and the loop over them."""
 
-    def __init__(self, config: Config, source: Source, run: RunDirectory, ranks: Ranks) -> None:
+    def __init__(self, config: Config, source: Source, run: RunDirectory, ranks: Ranks, *, quiet: bool = False) -> None:
         self.config, self.source, self.run, self.ranks = config, source, run, ranks
+        self.speaks = ranks.is_main and not quiet
         self.readers = {split: self._reader(split) for split in ("train", "validation", "test")}
         reader = self.readers["train"]
         self.model: Model = build_model(config, source.schema, ranks, batch_size=reader.local_batch_size)
@@ -87,7 +88,7 @@ class Trainer:
         progress = self.progress
         with (
             StopRequest() as request,
-            TrainingDisplay(self.total_steps, progress.step, speaks=self.ranks.is_main) as display,
+            TrainingDisplay(self.total_steps, progress.step, speaks=self.speaks) as display,
         ):
             self.display = display
             self._introduce()
@@ -215,10 +216,8 @@ class Trainer:
     def _introduce(self) -> None:
         reader = self.readers["train"]
         where = f"{self.ranks.world_size} x {self.ranks.device.type}"
-        self.display.say(
-            f"{self.config.data.dataset}: {reader.num_examples:,} training examples, "
-            f"{reader.num_batches:,} steps of {reader.batch_size:,} per epoch, on {where}"
-        )
+        examples = f"{self.config.data.dataset}: {reader.num_examples:,} training examples"
+        self.display.say(f"{examples}, {reader.num_batches:,} steps of {reader.batch_size:,} per epoch, on {where}")
         sharded = self.model.sharded
         self.display.say(
             f"{len(sharded.plan)} tables, {sum(table.rows for table in sharded.plan):,} rows; with their optimizer "

@@ -6,8 +6,6 @@ that follow a power law, written to a store, and read as training reads them.
 
 import statistics
 import tempfile
-import time
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,11 @@ from torch import Tensor
 
 from data.batch import Batch
 from data.reader import Reader
+from data.source import Source
 from data.store import Store
 from data.synthetic import MAX_CARDINALITY, Synthetic
 from data.writer import write_store
+from dlrmctl.bench.timing import Laps, alternate, spread
 from dlrmctl.build import build_dense_optimizer, build_model
 from dlrmctl.config import Config
 from dlrmctl.console import output, print_table, say
@@ -54,36 +54,38 @@ def bench_step(config: Config, ranks: Ranks, *, rounds: int, steps: int, rows_ca
         source = Synthetic(0, size * (steps + WARMUP_STEPS), size, size, cardinalities=cardinalities)
         write_store(source, Path(scratch) / "store")
         store = Store(Path(scratch) / "store")
-        reader = Reader(store, "train", batch_size=size, rank=ranks.rank, world_size=ranks.world_size)
-        model = build_model(config, store.schema, ranks, batch_size=reader.local_batch_size)
+        model = build_model(config, store.schema, ranks, batch_size=size // ranks.world_size)
         laps = Laps(ranks.device)
         optimizer = build_dense_optimizer(config.optim, model.network, ranks)
         step = TrainingStep(model, optimizer, ranks, config.train.precision, lap=laps.end)
-        products = BareProducts(model.network, reader.local_batch_size, ranks.device)
-        batches = _endless(reader)
+        products = BareProducts(model.network, size // ranks.world_size, ranks.device)
+        batches = endless_batches(store, config, ranks)
         for number in range(WARMUP_STEPS):
             step(next(batches).to(ranks.device), number, stop=False)
             products()
         laps.clear()
-        step_ms, products_ms = [], []
-        for round_number in range(rounds):
-            say(f"round {round_number + 1} of {rounds}")
-            products_ms.append(_milliseconds(products, steps, ranks.device))
-            started = _now(ranks.device)
+
+        def train() -> None:
             for number in range(steps):
                 laps.start()
                 batch = next(batches).to(ranks.device, non_blocking=True)
                 laps.end("load")
                 step(batch, number, stop=False)
-            step_ms.append((_now(ranks.device) - started) * 1e3 / steps)
-    parts = laps.milliseconds()
+
+        def multiply() -> None:
+            for _ in range(steps):
+                products()
+
+        seconds = alternate({"products": multiply, "step": train}, rounds=rounds, device=ranks.device, warmup=0)
+        step_ms, products_ms = ([t * 1e3 / steps for t in seconds[name]] for name in ("step", "products"))
+    parts = laps.milliseconds(rounds * steps)
     median, bare = statistics.median(step_ms), statistics.median(products_ms)
     return {
         "examples_per_second": size * 1e3 / median,
-        "step_ms": _spread(step_ms),
-        "bare_products_ms": _spread(products_ms),
+        "step_ms": spread(step_ms),
+        "bare_products_ms": spread(products_ms),
         "bare_products_gflops": products.flop / bare / 1e6,
-        "ratio": _spread([a / b for a, b in zip(step_ms, products_ms, strict=True)]),
+        "ratio": spread([a / b for a, b in zip(step_ms, products_ms, strict=True)]),
         "load_share": parts["load"] / sum(parts.values()),
         "parts_ms": parts,
         "threads": torch.get_num_threads(),
@@ -121,30 +123,6 @@ class BareProducts:
                 grad @ weight
 
 
-class Laps:
-    """Adds up the time of named parts."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: dict[str, list[float]] = defaultdict(list)
-        self.last = 0.0
-
-    def start(self) -> None:
-        self.last = _now(self.device)
-
-    def end(self, part: str) -> None:
-        now = _now(self.device)
-        self.seconds[part].append(now - self.last)
-        self.last = now
-
-    def clear(self) -> None:
-        self.seconds.clear()
-
-    def milliseconds(self) -> dict[str, float]:
-        """Mean per step: a part that is slow on some steps only counts with all of them."""
-        return {part: statistics.fmean(times) * 1e3 for part, times in self.seconds.items()}
-
-
 def show_bench_step(result: dict[str, Any]) -> None:
     """The result for people."""
     step, bare, ratio = result["step_ms"], result["bare_products_ms"], result["ratio"]
@@ -172,25 +150,17 @@ def show_bench_step(result: dict[str, Any]) -> None:
     )
 
 
-def _endless(reader: Reader) -> Iterator[Batch]:
+def endless_batches(source: Source, config: Config, ranks: Ranks) -> Iterator[Batch]:
+    """Training batches of one epoch after another."""
+    reader = Reader(
+        source,
+        "train",
+        batch_size=config.train.batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        seed=config.train.seed,
+    )
     epoch = 0
     while True:
         yield from reader.batches(epoch)
         epoch += 1
-
-
-def _milliseconds(work: BareProducts, times: int, device: torch.device) -> float:
-    started = _now(device)
-    for _ in range(times):
-        work()
-    return (_now(device) - started) * 1e3 / times
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "fastest": min(values), "slowest": max(values)}

@@ -1,0 +1,66 @@
+"""The commands under `dlrmctl bench`."""
+
+from typing import Annotated
+
+import typer
+
+from dlrmctl.config import DENSE_OPTIMIZERS, resolve
+from dlrmctl.console import print_json
+from dlrmctl.options import AsJson, one_of, whole_number, with_settings
+from dlrmctl.settings import coerce
+
+bench_app = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
+
+
+@bench_app.command("step")
+@with_settings
+def bench_step(
+    rounds: Annotated[str, typer.Option(help="Rounds; medians are over these.", metavar="N")] = "5",
+    steps: Annotated[str, typer.Option(help="Steps per round.", metavar="N")] = "20",
+    rows_cap: Annotated[str, typer.Option(help="Larger tables are cut to this many rows.", metavar="N")] = "1000000",
+    json: AsJson = False,
+    *,
+    flags: dict[str, str],
+) -> None:
+    """The training step at Criteo-Kaggle shapes, against the bare matrix products in it."""
+    settings = resolve({}, flags)
+    numbers = {
+        "rounds": whole_number("--rounds", rounds, at_least=1),
+        "steps": whole_number("--steps", steps, at_least=1),
+        "rows_cap": whole_number("--rows-cap", rows_cap, at_least=1),
+    }
+    from dlrmctl.bench.step import bench_step as measure
+    from dlrmctl.bench.step import show_bench_step
+    from dlrmctl.ranks import process_group
+
+    with process_group(settings.train.device) as ranks:
+        result = measure(settings, ranks, **numbers)
+        if ranks.is_main:
+            print_json(result) if json else show_bench_step(result)
+
+
+@bench_app.command("convergence")
+@with_settings
+def bench_convergence(
+    optimizers: Annotated[str, typer.Option(help="Dense optimizers; the first is the baseline.")] = "adagrad,shampoo",
+    lrs: Annotated[str, typer.Option(help="Dense learning rates to try with each.")] = "0.003,0.01,0.03",
+    seeds: Annotated[str, typer.Option(help="Runs per optimizer and rate.", metavar="N")] = "3",
+    json: AsJson = False,
+    *,
+    flags: dict[str, str],
+) -> None:
+    """Steps and time until the first optimizer's best validation NE, learning rates tuned alike."""
+    settings = resolve({}, flags)
+    names = optimizers.split(",")
+    for name in names:
+        one_of("--optimizers", name, DENSE_OPTIMIZERS)
+    rates = [coerce(text, float, "--lrs") for text in lrs.split(",")]
+    number = whole_number("--seeds", seeds, at_least=1)
+    from dlrmctl.bench.convergence import bench_convergence as measure
+    from dlrmctl.bench.convergence import show_bench_convergence
+    from dlrmctl.ranks import process_group
+
+    with process_group(settings.train.device) as ranks:
+        result = measure(settings, ranks, optimizers=names, lrs=rates, seeds=number)
+        if ranks.is_main:
+            print_json(result) if json else show_bench_convergence(result)

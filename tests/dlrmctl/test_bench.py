@@ -1,0 +1,58 @@
+"""Benchmarks measure what they say; their figures are for people and machines, not for tests."""
+
+import pytest
+
+from tests.dlrmctl.commands import SMALL, in_process
+
+TINY = ["--bottom-mlp", "16-8", "--top-mlp", "16-1", "--dim", "8", "--batch-size", "64"]
+
+
+def test_bench_step_accounts_for_its_time():
+    done = in_process("bench", "step", *TINY, "--rounds", "2", "--steps", "5", "--rows-cap", "50", "--json")
+    assert done.status == 0, done.err
+    result = done.json()
+    assert set(result["parts_ms"]) == {
+        *("load", "lookup", "dense forward", "dense backward", "check", "table update", "dense update")
+    }
+    # The parts are the step: what lies between the laps is a few function calls out of milliseconds.
+    whole = result["step_ms"]
+    assert whole["fastest"] * 0.8 <= sum(result["parts_ms"].values()) <= whole["slowest"] * 1.01
+    assert result["examples_per_second"] == pytest.approx(64e3 / whole["median"])
+    # 13-16-8, then 8 + 27 * 26 / 2 = 359 into 16-1: forward and weight gradients, input gradients from the second on.
+    products = [13 * 16, 16 * 8, 359 * 16, 16]
+    flop = 2 * 64 * (3 * sum(products) - products[0])
+    assert result["bare_products_gflops"] == pytest.approx(flop / result["bare_products_ms"]["median"] / 1e6)
+
+
+def test_bench_step_for_people():
+    done = in_process("bench", "step", *TINY, "--rounds", "1", "--steps", "2", "--rows-cap", "50")
+    assert done.status == 0, done.err
+    assert "times its bare matrix products" in done.out
+    assert "table update" in done.out
+
+
+def test_bench_convergence_compares_at_the_best_rate_of_each():
+    arguments = ["--synthetic-rows", "5000", "--evaluations", "3", "--lrs", "0.0001,0.05", "--seeds", "2", "--json"]
+    done = in_process("bench", "convergence", *SMALL, *arguments, "--optimizers", "adagrad,sgd")
+    assert done.status == 0, done.err
+    result = done.json()
+    for optimizer in result["optimizers"].values():
+        means = {float(lr): ne for lr, ne in optimizer["ne_by_rate"].items()}
+        assert optimizer["ne"] == min(means.values())
+        assert means[optimizer["lr"]] == optimizer["ne"]
+    base = result["optimizers"]["adagrad"]
+    assert (base["ne_difference"], base["steps_ratio"], base["step_cost"]) == (0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["step", "--rounds", "0"], "--rounds = 0 must be at least 1"),
+        (["convergence", "--optimizers", "adagard"], "--optimizers = 'adagard' must be one of"),
+        (["convergence", "--lrs", "0.1,fast"], "--lrs = 'fast' is not a number"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments: list[str], message: str):
+    done = in_process("bench", *arguments)
+    assert done.status == 2
+    assert f"error: {message}" in done.err
