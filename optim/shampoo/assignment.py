@@ -2,25 +2,6 @@
 
 from collections.abc import Sequence
 
-from optim.shampoo.blocks import Block
-
-# An eigendecomposition with its root costs about this many n x n x n multiplications (measured on CPU, n = 64..256).
-ROOT_COST = 20
-
-
-def root_cost(block: Block) -> float:
-    """Multiplications of one refresh of the block's roots."""
-    return 0.0 if block.diagonal else float(ROOT_COST * sum(size**3 for size in block.shape))
-
-
-def step_cost(block: Block, *, frequency: int) -> float:
-    """Multiplications of the block per step, its refresh spread over `frequency` steps."""
-    elementwise = 10.0 * block.numel
-    if block.diagonal:
-        return elementwise
-    products = 2.0 * block.numel * sum(block.shape)  # one for the factor, one for the direction
-    return elementwise + products + root_cost(block) / frequency
-
 
 def spread(costs: Sequence[float], num_bins: int, loads: list[float] | None = None) -> list[int]:
     """Puts each item into the least loaded bin, the largest cost first; ties go to the earlier item and bin.

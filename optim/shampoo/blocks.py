@@ -19,7 +19,8 @@ class Block:
     """One piece of one parameter.
 
     `group` and `position` find the parameter (`param_groups[group]["params"][position]`), `number` counts the blocks
-    of that parameter. A diagonal block has no factor matrices: it takes the step of its grafting method.
+    of that parameter. `dims` are the dimensions with a factor matrix. A diagonal block has none and takes the step of
+    its grafting method.
     """
 
     group: int
@@ -27,6 +28,7 @@ class Block:
     number: int
     shape: Shape
     diagonal: bool
+    dims: tuple[int, ...]
 
     @property
     def numel(self) -> int:
@@ -38,6 +40,7 @@ class Cut:
     """The shape a parameter is seen in, and the regions of that shape that are its blocks (none if it is empty)."""
 
     shape: Shape
+    limit: int
     regions: tuple[Region, ...]
 
     def region_shape(self, number: int) -> Shape:
@@ -45,10 +48,11 @@ class Cut:
 
     def views(self, tensor: Tensor) -> list[Tensor]:
         """The blocks of `tensor` (a parameter or gradient), as views wherever its strides allow."""
-        seen = tensor if tensor.shape == self.shape else tensor.reshape(self.shape)
-        if len(self.regions) == 1:
-            return [seen]
-        return [seen[region] for region in self.regions]
+        views = [tensor if tensor.shape == self.shape else tensor.reshape(self.shape)]
+        for dim, size in enumerate(self.shape):
+            if size > self.limit:  # one split is many times faster than as many slices
+                views = [piece for view in views for piece in view.split(self.limit, dim)]
+        return views
 
 
 def block_views(cuts: Sequence[Cut], tensors: Sequence[Tensor | None]) -> dict[tuple[int, int], Tensor]:
@@ -104,4 +108,4 @@ def cut_parameter(parameter: Tensor, *, limit: int, merge: bool) -> Cut:
             shape = merged
         except RuntimeError:  # the strides do not allow it: blocks must be views, so this one stays unmerged
             pass
-    return Cut(shape, split_shape(shape, limit))
+    return Cut(shape, limit, split_shape(shape, limit))

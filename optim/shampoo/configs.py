@@ -1,7 +1,11 @@
-"""What is grafted and how blocks are preconditioned, as plain values that a state dict can carry."""
+"""How blocks are preconditioned and what is grafted, as plain values that a state dict can carry."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+ROOT_METHODS = ("eigh", "pseudo_inverse", "newton", "higher_order")
+STATISTICS = ("shampoo", "kl", "kl_mean")
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,61 @@ class AdamGrafting:
 
 @dataclass(frozen=True)
 class RootInverse:
-    """Shampoo proper: every dimension is multiplied by the inverse root of its factor matrix."""
+    """Shampoo proper: every dimension is multiplied by the inverse root of its factor matrix.
+
+    Args:
+        method: of the roots. "eigh"; "pseudo_inverse", which adds no epsilon and leaves out eigenvalues up to
+            `rank_tolerance` times the largest; "newton" and "higher_order", coupled iterations of matrix products, with
+            "eigh" wherever they fail.
+        max_iterations, tolerance: of the iterations, on the largest entry of `M - I`.
+        order: of "higher_order", >= 2 (which is Newton's).
+        rank_tolerance: None for the size of the matrix times the machine epsilon, as in torch.linalg.matrix_rank.
+        statistics: what a factor matrix sums up. "shampoo": `G G^T`. "kl": `G` is first multiplied by the other
+            dimensions' inverse roots (KL-Shampoo; with exponent 1/2 a matrix has `G R^-1 G^T`). "kl_mean": the same,
+            divided by the number of columns of the unfolded `G`, as in the paper; it keeps the scales of the factors
+            of an oblong block from drifting apart.
+        trace_scaling: divide a factor matrix by the square root of its trace before its root is taken.
+    """
+
+    method: str = "eigh"
+    max_iterations: int = 100
+    tolerance: float = 1e-6
+    order: int = 3
+    rank_tolerance: float | None = None
+    statistics: str = "shampoo"
+    trace_scaling: bool = False
+
+    def __post_init__(self) -> None:
+        _check_choice("root method", self.method, ROOT_METHODS)
+        _check_choice("statistics", self.statistics, STATISTICS)
+        _check_iterations("root", self.max_iterations, self.tolerance)
+        _check_rank_tolerance(self.rank_tolerance)
+        if self.order < 2:
+            raise ValueError(f"root order={self.order} must be at least 2, which is Newton's method")
+
+
+@dataclass(frozen=True)
+class Eigendecomposed:
+    """Shampoo that keeps the bases and eigenvalues of the factor matrices; their root is applied every step.
+
+    Args:
+        method: "eigh"; "qr", which turns the last basis by QR iterations; "pseudo_inverse" as in RootInverse.
+        max_iterations, tolerance: of "qr", as in EigenvalueCorrected.
+        rank_tolerance, statistics, trace_scaling: as in RootInverse.
+    """
+
+    method: str = "eigh"
+    max_iterations: int = 1
+    tolerance: float = 0.0
+    rank_tolerance: float | None = None
+    statistics: str = "shampoo"
+    trace_scaling: bool = False
+
+    def __post_init__(self) -> None:
+        _check_choice("eigenbasis method", self.method, ("eigh", "qr", "pseudo_inverse"))
+        _check_choice("statistics", self.statistics, STATISTICS)
+        _check_iterations("eigenbasis", self.max_iterations, self.tolerance)
+        _check_rank_tolerance(self.rank_tolerance)
 
 
 @dataclass(frozen=True)
@@ -54,25 +112,29 @@ class EigenvalueCorrected:
         method: "eigh" renews a basis exactly; "qr" turns the old one by QR iterations, which is cheaper on GPUs.
         max_iterations: of "qr", per refresh.
         tolerance: of "qr"; a basis in which the factor's off-diagonal part is at most this share of it stays.
+        ignored_basis_change_dims: {order of the block: dimensions} that keep their own basis; a matrix with one of its
+            two left is one-sided.
+        trace_scaling: as in RootInverse.
     """
 
     method: str = "qr"
     max_iterations: int = 1
-    tolerance: float = 0.01
+    tolerance: float = 0.0
+    ignored_basis_change_dims: Mapping[int, Sequence[int]] | None = None
+    trace_scaling: bool = False
 
     def __post_init__(self) -> None:
-        if self.method not in ("eigh", "qr"):
-            raise ValueError(f"eigenbasis method={self.method!r} must be 'eigh' or 'qr'")
-        if self.max_iterations < 1:
-            raise ValueError(f"eigenbasis max_iterations={self.max_iterations} must be at least 1")
-        if not 0 <= self.tolerance <= 1:
-            raise ValueError(f"eigenbasis tolerance={self.tolerance} must lie in [0, 1]")
+        _check_choice("eigenbasis method", self.method, ("eigh", "qr"))
+        _check_iterations("eigenbasis", self.max_iterations, self.tolerance)
+        for order, dims in (self.ignored_basis_change_dims or {}).items():
+            if not all(0 <= dim < order for dim in dims):
+                raise ValueError(f"ignored_basis_change_dims[{order}]={dims} must lie in 0..{order - 1}")
 
 
 Grafting = SGDGrafting | AdaGradGrafting | RMSpropGrafting | AdamGrafting
-Preconditioner = RootInverse | EigenvalueCorrected
+Preconditioner = RootInverse | Eigendecomposed | EigenvalueCorrected
 GRAFTINGS: tuple[type, ...] = (SGDGrafting, AdaGradGrafting, RMSpropGrafting, AdamGrafting)
-PRECONDITIONERS: tuple[type, ...] = (RootInverse, EigenvalueCorrected)
+PRECONDITIONERS: tuple[type, ...] = (RootInverse, Eigendecomposed, EigenvalueCorrected)
 
 
 def config_to_dict(config: Grafting | Preconditioner | None) -> dict[str, Any] | None:
@@ -104,3 +166,20 @@ def _check_epsilon(epsilon: float) -> None:
 def _check_beta2(beta2: float) -> None:
     if not 0 < beta2 < 1:
         raise ValueError(f"grafting beta2={beta2} must lie in (0, 1); for a plain sum use AdaGradGrafting")
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(choices)}")
+
+
+def _check_iterations(what: str, max_iterations: int, tolerance: float) -> None:
+    if max_iterations < 1:
+        raise ValueError(f"{what} max_iterations={max_iterations} must be at least 1")
+    if not 0 <= tolerance <= 1:
+        raise ValueError(f"{what} tolerance={tolerance} must lie in [0, 1]")
+
+
+def _check_rank_tolerance(tolerance: float | None) -> None:
+    if tolerance is not None and not 0 <= tolerance < 1:
+        raise ValueError(f"rank_tolerance={tolerance} must lie in [0, 1), or be None")

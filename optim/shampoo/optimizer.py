@@ -17,16 +17,14 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from optim.shampoo import state
-from optim.shampoo.blocks import Block, Cut, block_views
+from optim.shampoo import report, state
 from optim.shampoo.configs import AdaGradGrafting, Grafting, Preconditioner, RootInverse
-from optim.shampoo.gather import DirectionBuffer
+from optim.shampoo.costs import ParameterCost
+from optim.shampoo.division import Division
+from optim.shampoo.factors import ExponentOverride
 from optim.shampoo.gradients import checked_gradients, parameter_name
-from optim.shampoo.plan import GroupPlan, Kind, plan_group
-from optim.shampoo.preconditioner import ExponentOverride
-from optim.shampoo.scalars import rounded
 from optim.shampoo.settings import resolve
-from optim.shampoo.shard import Shard
+from optim.shampoo.timing import PartTimes, Timed, untimed
 
 _NOT_PER_GROUP = {"self", "__class__", "params", "communication_dtype", "process_group"}
 
@@ -43,6 +41,9 @@ class DistributedShampoo(Optimizer):
             which is the safer choice in float32, whatever the scale of the gradients.
         momentum, dampening, use_nesterov: heavy-ball momentum on the finished direction.
         weight_decay, use_decoupled_weight_decay: added to the direction (AdamW), or to the gradient (L2).
+        weight_decay_type: instead of the flag, also for decay that follows a schedule: "l2", "decoupled", "corrected"
+            (times lr / peak_lr) or "independent" (divided by peak_lr); see `settings.decay_of_weights`.
+        peak_lr: the highest learning rate of the schedule; None for `lr` as given here.
         max_preconditioner_dim: larger dimensions are split into blocks of this size.
         merge_small_dims: first merge neighbouring dimensions while their product is at most the size above.
         precondition_vectors: whether biases (and whatever else has one dimension) get a factor matrix; without one
@@ -52,10 +53,11 @@ class DistributedShampoo(Optimizer):
         stagger_refresh: after the first, refresh a few blocks every step instead of all at once.
         statistics_frequency: steps between two updates of the factor matrices.
         inverse_exponent_override: exponent p of F ** -p instead of 1 / (2 * order): one for all, or {order: p} or
-            {order: {dimension: p}}.
+            {order: {dimension: p}}. A dimension with exponent 0 has no factor matrix: {2: {1: 0}} is one-sided.
         use_bias_correction: of the filtered gradient and the factor matrices.
         grafting_config: whose step length is borrowed, per block; None for Shampoo's own.
-        preconditioner_config: RootInverse (Shampoo), EigenvalueCorrected (SOAP), or None: the grafting method alone.
+        preconditioner_config: RootInverse (Shampoo), Eigendecomposed (the same from kept eigenvectors),
+            EigenvalueCorrected (SOAP), or None: the grafting method alone.
         communication_dtype: type of the directions on the wire, None for their own.
         use_float32_scalars: round the learning rate and bias corrections to float32, as Meta's implementation does;
             only to repeat its trajectories in float64.
@@ -64,8 +66,9 @@ class DistributedShampoo(Optimizer):
     State is float32, or float64 for float64 parameters; weights of other types are updated from it.
 
     Attributes:
-        num_failed_roots: root inverses that could not be computed so far, on this rank; such a block goes on with its
-            last good one, or with grafting alone.
+        num_failed_roots: refreshes of blocks that failed so far, on this rank; such a block goes on with its last good
+            roots, or with grafting alone. `failed_roots_report` says which.
+        part_times: None, or where to measure the parts of a step (timing.py).
 
     Raises:
         ValueError: for a setting out of range or a parameter that is complex.
@@ -85,6 +88,8 @@ class DistributedShampoo(Optimizer):
         use_nesterov: bool = False,
         weight_decay: float = 0.0,
         use_decoupled_weight_decay: bool = True,
+        weight_decay_type: str | None = None,
+        peak_lr: float | None = None,
         max_preconditioner_dim: int = 128,
         merge_small_dims: bool = False,
         precondition_vectors: bool = True,
@@ -102,19 +107,21 @@ class DistributedShampoo(Optimizer):
     ) -> None:
         defaults = {name: value for name, value in locals().items() if name not in _NOT_PER_GROUP}
         self._process_group = process_group
-        self._communication_dtype = communication_dtype
-        self._rank = dist.get_rank(process_group) if process_group is not None else 0
-        self._world_size = dist.get_world_size(process_group) if process_group is not None else 1
-        self._loads = [0.0] * self._world_size
-        self._cuts: list[list[Cut]] = []
-        self._blocks_of_rank: dict[Kind, list[list[Block]]] = {}
-        self._buffers: dict[Kind, DirectionBuffer] = {}
-        self._shards: dict[tuple[int, Kind], Shard] = {}
+        self._division = Division(process_group, communication_dtype)
+        self.part_times: PartTimes | None = None
         super().__init__(params, defaults)
 
     @property
     def num_failed_roots(self) -> int:
-        return sum(shard.num_failed_roots for shard in self._shards.values())
+        return report.num_failed_roots(self._division)
+
+    def failed_roots_report(self) -> str:
+        """One line, "" when nothing failed: "2 root inverses failed: mlp.0.weight block 3 (kept the last good one)"."""
+        return report.failed_roots(self._division, self.param_groups)
+
+    def costs(self) -> list[ParameterCost]:
+        """Multiplications per step and bytes of state of every parameter, in order."""
+        return report.parameter_costs(self._division, self.param_groups)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -129,30 +136,16 @@ class DistributedShampoo(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        grads = checked_gradients(self.param_groups)
+        timed: Timed = self.part_times or untimed
+        with timed("gradients"):
+            grads = checked_gradients(self.param_groups)
         for group in self.param_groups:
             group["step"] += 1  # whether or not there are gradients, so that ranks agree
-        weights = [
-            block_views(cuts, [p.detach() for p in group["params"]])
-            for cuts, group in zip(self._cuts, self.param_groups, strict=True)
-        ]
-        grad_blocks = [block_views(cuts, tensors) for cuts, tensors in zip(self._cuts, grads, strict=True)]
-
-        for (g, _), shard in self._shards.items():
-            step = int(self.param_groups[g]["step"])
-            mine = [(block.position, block.number) for block in shard.blocks]
-            shard.compute(
-                step, self.param_groups[g], [grad_blocks[g].get(b) for b in mine], [weights[g][b] for b in mine]
-            )
-        for buffer in self._buffers.values():
-            buffer.exchange()
-        for buffer in self._buffers.values():
-            for g, group in enumerate(self.param_groups):
-                lr = rounded(group["lr"], float32=group["use_float32_scalars"])
-                moves = [(weights[g][b.position, b.number], view) for b, view in buffer.views.items() if b.group == g]
-                if moves:
-                    targets, directions = zip(*moves, strict=True)
-                    torch._foreach_add_(targets, directions, alpha=-lr)
+        self._division.compute(self.param_groups, grads, timed)
+        with timed("communication"):
+            self._division.exchange()
+        with timed("weights"):
+            self._division.move(self.param_groups)
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -168,40 +161,10 @@ class DistributedShampoo(Optimizer):
             self.param_groups.pop()
             raise
         group["step"] = torch.zeros((), dtype=torch.int64)
-        g = len(self.param_groups) - 1
-        plan = plan_group(g, group, self._loads)
-        self._cuts.append(plan.cuts)
-        for kind in plan.blocks_of_rank:
-            self._make_room(g, kind, plan)
-
-    def _make_room(self, g: int, kind: Kind, plan: GroupPlan) -> None:
-        """Gives the blocks of a new group their places in the buffers, and those this rank owns their state."""
-        device, dtype = kind
-        everyone = self._blocks_of_rank.setdefault(kind, [[] for _ in range(self._world_size)])
-        for blocks, new in zip(everyone, plan.blocks_of_rank[kind], strict=True):
-            blocks += new
-        self._buffers[kind] = buffer = DirectionBuffer(
-            everyone,
-            rank=self._rank,
-            process_group=self._process_group,
-            dtype=dtype,
-            communication_dtype=self._communication_dtype,
-            device=device,
-        )
-        mine = plan.blocks_of_rank[kind][self._rank]
-        start = 0
-        for (_, shard_kind), shard in self._shards.items():
-            if shard_kind == kind:
-                shard.set_out(buffer.own_N[start : start + shard.out_N.numel()])
-                start += shard.out_N.numel()
-        if not mine:
-            return
-        turns = [plan.turn_of[block] for block in mine]
-        shard = Shard(mine, turns, self.param_groups[g], dtype=dtype, out_N=buffer.own_N[start:])
-        self._shards[g, kind] = shard
-        for index, block in enumerate(mine):
-            entries = self.state[self.param_groups[g]["params"][block.position]]
-            entries |= {f"block_{block.number}/{name}": t for name, t in shard.block_state(index).items()}
+        self._division.add_group(group)
+        for block, tensors in self._division.block_states(len(self.param_groups) - 1):
+            entries = self.state[group["params"][block.position]]
+            entries |= {f"block_{block.number}/{name}": tensor for name, tensor in tensors.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch.optim, of this rank's blocks; plain data and tensors, so `weights_only=True` loads it."""

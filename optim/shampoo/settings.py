@@ -4,7 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from optim.shampoo.configs import GRAFTINGS, PRECONDITIONERS
+from optim.shampoo.configs import GRAFTINGS, PRECONDITIONERS, RootInverse
+from optim.shampoo.iterations import iterable_exponent
+
+WEIGHT_DECAY_TYPES = ("l2", "decoupled", "corrected", "independent")
 
 # These decide which blocks exist; a state dict only fits an optimizer that has them equal.
 STRUCTURAL = ("max_preconditioner_dim", "merge_small_dims", "precondition_vectors")
@@ -28,6 +31,13 @@ def resolve(settings: dict[str, Any]) -> None:
     _require(settings, "momentum", lambda mu: 0 <= mu < 1, "in [0, 1)")
     _require(settings, "dampening", lambda tau: 0 <= tau < 1, "in [0, 1)")
     _require(settings, "weight_decay", lambda decay: decay >= 0, "at least 0")
+    decay_types = ", ".join(WEIGHT_DECAY_TYPES)
+    _require(settings, "weight_decay_type", lambda t: t in (None, *WEIGHT_DECAY_TYPES), f"None or one of {decay_types}")
+    if settings["peak_lr"] is None:
+        settings["peak_lr"] = float(settings["lr"])
+    _require(settings, "peak_lr", lambda lr: lr >= 0, "at least 0, or None for lr")
+    if settings["weight_decay_type"] in ("corrected", "independent"):
+        _require(settings, "peak_lr", lambda lr: lr > 0, "above 0: the weight decay is divided by it")
     _require(settings, "max_preconditioner_dim", _is_count, "an integer of at least 1")
     _require(settings, "precondition_frequency", _is_count, "an integer of at least 1")
     if settings["start_preconditioning_step"] == -1:
@@ -49,6 +59,35 @@ def resolve(settings: dict[str, Any]) -> None:
         raise ValueError(
             f"inverse_exponent_override={override} must hold exponents of at least 0; 0.25 is a fourth root"
         )
+    config = settings["preconditioner_config"]
+    if isinstance(config, RootInverse) and config.method in ("newton", "higher_order"):
+        order = config.order if config.method == "higher_order" else None
+        bad = [e for e in flat if e != 0 and iterable_exponent(e, order=order) is None]
+        if bad:
+            form = "1 / p" if order is None else "q / p"
+            raise ValueError(
+                f"inverse_exponent_override={override}: method {config.method!r} needs exponents {form} with integers "
+                f"up to 16, and {bad[0]} is none; use 'eigh'"
+            )
+
+
+def decay_of_weights(settings: dict[str, Any]) -> tuple[float, float]:
+    """What is added of the weights to the gradient, and to the finished direction: one of the two is 0.
+
+    - "l2": `weight_decay` to the gradient; "decoupled": `weight_decay` to the direction, so that a step shrinks weights
+      by `lr * weight_decay`, as AdamW's;
+    - "corrected": `weight_decay * lr / peak_lr` to the direction: with a schedule, weights shrink by the square of the
+      factor, which keeps the ratio of gradient to weight steady (Defazio, arXiv:2506.02285);
+    - "independent": `weight_decay / peak_lr`: weights shrink by `factor * weight_decay`, whatever the learning rate.
+    """
+    decay, kind = settings["weight_decay"], settings["weight_decay_type"]
+    if kind is None:
+        kind = "decoupled" if settings["use_decoupled_weight_decay"] else "l2"
+    if decay == 0 or kind == "l2":
+        return decay, 0.0
+    if kind == "corrected":
+        return 0.0, decay * float(settings["lr"]) / settings["peak_lr"]
+    return 0.0, decay / settings["peak_lr"] if kind == "independent" else decay
 
 
 def _require(settings: dict[str, Any], name: str, rule: Any, words: str) -> None:

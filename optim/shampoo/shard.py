@@ -4,8 +4,8 @@ All blocks lie behind each other in flat buffers [N], diagonal blocks first, the
 is elementwise is one operation on a flat buffer; what is a matrix product is one batched call per shape.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -15,36 +15,18 @@ from torch import Tensor
 from optim.shampoo.assignment import refresh_due
 from optim.shampoo.blocks import Block
 from optim.shampoo.configs import AdaGradGrafting, AdamGrafting
+from optim.shampoo.factors import RootSettings
 from optim.shampoo.grafting import filter_gradient, grafted_step, has_second_moment, update_second_moment
-from optim.shampoo.memory import Layout, stack_view
-from optim.shampoo.preconditioner import FAILED, FactorStack, RootSettings, make_stack
+from optim.shampoo.memory import Layout
+from optim.shampoo.part import Part
+from optim.shampoo.preconditioner import make_stack
 from optim.shampoo.scalars import bias_correction
+from optim.shampoo.settings import decay_of_weights
+from optim.shampoo.timing import Timed, untimed
 
 Settings = dict[str, Any]  # a parameter group of the optimizer
 
 _CHUNK = 32768  # elements; the five buffers of an elementwise pass over them fit into a core's own cache
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The blocks of one shape: which blocks of the shard, where they lie in its flat buffers, and their factors."""
-
-    rows: slice
-    elements: slice
-    stack: FactorStack
-
-    def blocks(self, flat_N: Tensor) -> Tensor:
-        return stack_view(flat_N[self.elements], self.stack.num_blocks, self.stack.shape)
-
-    def graft(self, out_N: Tensor, grafted_N: Tensor) -> None:
-        """Gives every block of `out_N` the length of its grafted step; a block without roots becomes that step."""
-        out_KS, grafted_KS = self.blocks(out_N), self.blocks(grafted_N)
-        length_K = torch.linalg.vector_norm(grafted_KS.flatten(1), dim=1)
-        own_length_K = torch.linalg.vector_norm(out_KS.flatten(1), dim=1).add_(1e-16)
-        out_KS.mul_((length_K / own_length_K).view(-1, *[1] * len(self.stack.shape)))
-        for row, status in enumerate(self.stack.root_status.tolist()):
-            if status == FAILED:
-                out_KS[row] = grafted_KS[row]
 
 
 def flat_order(blocks: Sequence[Block]) -> list[Block]:
@@ -67,17 +49,18 @@ class Shard:
     ) -> None:
         self.blocks = blocks
         self.turns = turns
-        self.num_failed_roots = 0
+        self.failures: Counter[int] = Counter()  # refreshes that failed so far, by index of the block
         device, num_elements = out_N.device, out_N.numel()
         self._layout = Layout(blocks)
         self._num_diagonal = Layout([block for block in blocks if block.diagonal]).numel
-        self._parts: list[_Part] = []
+        self._parts: list[Part] = []
         preconditioned = [i for i, block in enumerate(blocks) if not block.diagonal]
         for shape, members in groupby(preconditioned, key=lambda i: blocks[i].shape):
             rows = list(members)
-            stack = make_stack(len(rows), shape, settings["preconditioner_config"], dtype=dtype, device=device)
+            config, dims = settings["preconditioner_config"], blocks[rows[0]].dims
+            stack = make_stack(len(rows), shape, dims, config, dtype=dtype, device=device)
             elements = self._layout.elements(rows[0], rows[-1])
-            self._parts.append(_Part(slice(rows[0], rows[-1] + 1), elements, stack))
+            self._parts.append(Part(slice(rows[0], rows[-1] + 1), elements, stack))
 
         def zeros(n: int) -> Tensor:
             return torch.zeros(n, dtype=dtype, device=device)
@@ -120,12 +103,20 @@ class Shard:
         return state
 
     @torch.no_grad()
-    def compute(self, step: int, settings: Settings, grads: Sequence[Tensor | None], weights: Sequence[Tensor]) -> None:
+    def compute(
+        self,
+        step: int,
+        settings: Settings,
+        grads: Sequence[Tensor | None],
+        weights: Sequence[Tensor],
+        timed: Timed = untimed,
+    ) -> None:
         """Writes the direction of every block to `out_N`; a block without a gradient keeps its state and gets zero.
 
         Args:
             step: t, counted from 1.
             grads, weights: per block, in the order of `blocks`; read only.
+            timed: measures the parts.
         """
         absent = [i for i, grad in enumerate(grads) if grad is None]
         if len(absent) == len(grads):
@@ -133,13 +124,19 @@ class Shard:
             return
         untouched = [(tensor, tensor.clone()) for i in absent for tensor in self.block_state(i).values()]
 
-        self._collect(settings, grads, weights)
-        self._accumulate(step, settings)
-        self._refresh(step, settings)
-        self._filter_and_graft(step, settings)
-        self._direct(step, settings)
-        if settings["weight_decay"] and settings["use_decoupled_weight_decay"]:
-            torch._foreach_add_(self._out_views, list(weights), alpha=settings["weight_decay"])
+        to_gradient, to_direction = decay_of_weights(settings)
+        with timed("gradients"):
+            self._collect(grads, weights, to_gradient)
+        with timed("statistics"):
+            self._accumulate(step, settings)
+        with timed("roots"):
+            self._refresh(step, settings)
+        with timed("elementwise"):
+            self._filter_and_graft(step, settings)
+        with timed("application"):
+            self._direct(step, settings)
+        if to_direction:
+            torch._foreach_add_(self._out_views, list(weights), alpha=to_direction)
         self._apply_momentum(settings)
 
         for tensor, before in untouched:
@@ -147,14 +144,14 @@ class Shard:
         for i in absent:
             self._out_views[i].zero_()
 
-    def _collect(self, settings: Settings, grads: Sequence[Tensor | None], weights: Sequence[Tensor]) -> None:
+    def _collect(self, grads: Sequence[Tensor | None], weights: Sequence[Tensor], decay: float) -> None:
         """G, a copy of the gradients in the flat order; L2 decay is added here, never to the gradient itself."""
         present = [i for i, grad in enumerate(grads) if grad is not None]
         if len(present) < len(grads):
             self._grad.zero_()
         torch._foreach_copy_([self._grad_views[i] for i in present], [g for g in grads if g is not None])
-        if settings["weight_decay"] and not settings["use_decoupled_weight_decay"]:
-            torch._foreach_add_(self._grad_views, list(weights), alpha=settings["weight_decay"])
+        if decay:
+            torch._foreach_add_(self._grad_views, list(weights), alpha=decay)
 
     def _accumulate(self, step: int, settings: Settings) -> None:
         """Every k-th product is taken, and stands for k: what the factors remember does not depend on k."""
@@ -162,9 +159,10 @@ class Shard:
         if (step - 1) % every:
             return
         decay = beta2**every
+        weight = float(every) if beta2 == 1 else 1 - decay
+        root_settings = self._root_settings(step, settings)
         for part in self._parts:
-            weight = float(every) if beta2 == 1 else 1 - decay
-            part.stack.accumulate(part.blocks(self._grad), decay=decay, weight=weight)
+            part.stack.accumulate(part.blocks(self._grad), root_settings, decay=decay, weight=weight)
 
     def _refresh(self, step: int, settings: Settings) -> None:
         frequency, start = settings["precondition_frequency"], settings["start_preconditioning_step"]
@@ -174,7 +172,8 @@ class Shard:
             turns = self.turns[part.rows]
             due = [k for k, turn in enumerate(turns) if refresh_due(step, frequency=frequency, start=start, turn=turn)]
             if due:
-                self.num_failed_roots += part.stack.refresh(due, self._root_settings(seen, settings))
+                failed = part.stack.refresh(due, self._root_settings(seen, settings))
+                self.failures.update(part.rows.start + row for row in failed)
             part.stack.observe(part.blocks(self._grad), beta2=settings["betas"][1])
 
     @staticmethod
@@ -215,6 +214,8 @@ class Shard:
             part.stack.direction(part.blocks(self._grad), root_settings, out=part.blocks(self.out_N))
             if grafting is not None:
                 part.graft(self.out_N, self._grafted)
+            else:
+                part.stop_lost(self.out_N)
 
     def _apply_momentum(self, settings: Settings) -> None:
         momentum, kept = settings["momentum"], 1 - settings["dampening"]

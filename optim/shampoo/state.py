@@ -64,6 +64,9 @@ def load_blocks_state_dict(
 
 
 def _matched(live: Mapping[str, Tensor], found: Mapping[str, Any], what: str, hint: str) -> list[tuple[Tensor, Tensor]]:
+    extra = [key for key in found if key not in live and hint]
+    if extra:
+        raise ValueError(f"{what}: {extra[0]} has no place in this optimizer, which was made with other settings")
     pairs = []
     for key, tensor in live.items():
         if key not in found:

@@ -7,7 +7,11 @@ import torch
 from torch import Tensor
 
 
-def inverse_root(factor: Tensor, exponent: float, epsilon: float) -> Tensor:
+def inverse_root(factor: Tensor, exponent: float, epsilon: float, pseudo: bool = False) -> Tensor:
+    if pseudo:
+        values, vectors = torch.linalg.eigh(factor)
+        kept = values > len(values) * torch.finfo(factor.dtype).eps * values.max()
+        return vectors @ torch.diag(torch.where(kept, values.abs() ** -exponent, 0.0)) @ vectors.T
     values, vectors = torch.linalg.eigh(factor + epsilon * torch.eye(len(factor), dtype=factor.dtype))
     if values.min() < epsilon:
         values = values - values.min() + epsilon
@@ -16,6 +20,10 @@ def inverse_root(factor: Tensor, exponent: float, epsilon: float) -> Tensor:
 
 def unfold(tensor: Tensor, dim: int) -> Tensor:
     return tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1)
+
+
+def mode_product(tensor: Tensor, matrix: Tensor, dim: int) -> Tensor:
+    return torch.tensordot(matrix, tensor, dims=([1], [dim])).movedim(0, dim)
 
 
 class ReferenceShampoo:
@@ -42,6 +50,12 @@ class ReferenceShampoo:
             "exponent": None,
             "graft": None,  # (name, epsilon, beta2)
             "soap": False,
+            "statistics": "shampoo",  # or "kl", "kl_mean"
+            "trace_scaling": False,
+            "pseudo": False,
+            "ignored": (),  # of SOAP: dimensions that keep their basis
+            "decay_type": None,
+            "peak_lr": None,
         } | settings
         self.t = 0
         self.state: dict[Any, dict[str, Any]] = {}
@@ -70,25 +84,40 @@ class ReferenceShampoo:
             state["momentum"] = torch.zeros_like(grad)
         order = grad.dim()
         beta1, beta2 = s["betas"]
-        if not s["use_decoupled_weight_decay"]:
+        kind = s["decay_type"] or ("decoupled" if s["use_decoupled_weight_decay"] else "l2")
+        if kind == "l2":
             grad = grad + s["weight_decay"] * weight
 
         for dim in range(order):
             unfolded = unfold(grad, dim)
+            if s["statistics"] != "shampoo":
+                whitened = grad
+                for other in range(order):
+                    if other != dim:
+                        whitened = mode_product(whitened, state["roots"][other], other)
+                unfolded = unfold(whitened, dim)
             share = 1.0 if beta2 == 1 else 1 - beta2
+            if s["statistics"] == "kl_mean":
+                share = share / unfolded.shape[1]
             state["factors"][dim] = beta2 * state["factors"][dim] + share * unfolded @ unfolded.T
         start = s["start_preconditioning_step"]
         if t == start or (t > start and t % s["precondition_frequency"] == 0):
             correction = 1 - beta2**t if s["use_bias_correction"] and beta2 < 1 else 1.0
-            exponent = 1 / (2 * order) if s["exponent"] is None else s["exponent"]
             for dim, factor in enumerate(state["factors"]):
+                exponent = 1 / (2 * order) if s["exponent"] is None else s["exponent"]
+                if isinstance(exponent, dict):
+                    exponent = exponent.get(order, {}).get(dim, 1 / (2 * order))
                 factor = factor / correction
+                if s["trace_scaling"]:
+                    factor = factor / float(factor.trace()) ** 0.5
                 epsilon = s["epsilon"] or s["relative_epsilon"] * float(factor.trace()) / len(factor)
-                if s["soap"]:
+                if s["soap"] and dim in s["ignored"]:
+                    state["roots"][dim] = torch.eye(len(factor), dtype=factor.dtype)
+                elif s["soap"]:
                     damped = factor + epsilon * torch.eye(len(factor), dtype=factor.dtype)
                     state["roots"][dim] = torch.linalg.eigh(damped)[1]
                 else:
-                    state["roots"][dim] = inverse_root(factor, exponent, epsilon)
+                    state["roots"][dim] = inverse_root(factor, exponent, epsilon, s["pseudo"])
         if s["soap"]:
             seen = grad
             for basis in state["roots"]:
@@ -128,8 +157,12 @@ class ReferenceShampoo:
             if graft:
                 move = move * grafted.norm() / (move.norm() + 1e-16)
 
-        if s["use_decoupled_weight_decay"]:
+        if kind == "decoupled":
             move = move + s["weight_decay"] * weight
+        elif kind == "corrected":
+            move = move + s["weight_decay"] * s["lr"] / s["peak_lr"] * weight
+        elif kind == "independent":
+            move = move + s["weight_decay"] / s["peak_lr"] * weight
         if s["momentum"] > 0:
             state["momentum"] = s["momentum"] * state["momentum"] + (1 - s["dampening"]) * move
             if s["use_nesterov"]:

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optim.shampoo.assignment import refresh_due, root_cost, spread
+from optim.shampoo.assignment import refresh_due, spread
 from optim.shampoo.blocks import Block, cut_parameter, merge_shape, squeeze_shape
+from optim.shampoo.costs import root_cost
 
 
 def test_size_one_dimensions_are_dropped_and_small_ones_merged_on_request() -> None:
@@ -64,7 +65,7 @@ def test_staggering_makes_the_worst_step_a_small_part_of_a_full_refresh() -> Non
     blocks = []
     for position, (rows, columns) in enumerate([(512, 13), (256, 512), (64, 256), (16, 64), (512, 367), (256, 512)]):
         cut = cut_parameter(torch.empty(rows, columns), limit=128, merge=False)
-        blocks += [Block(0, position, n, cut.region_shape(n), False) for n in range(len(cut.regions))]
+        blocks += [Block(0, position, n, cut.region_shape(n), False, (0, 1)) for n in range(len(cut.regions))]
     costs = [root_cost(block) for block in blocks]
     loads = [0.0] * 20
     spread(costs, 20, loads)

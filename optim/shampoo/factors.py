@@ -1,0 +1,157 @@
+"""The factor matrices of K blocks of one shape, stacked so that one call serves all of them.
+
+Shapes: K blocks of shape S = (n_1, ..., n_o); the factors of dimension k are one tensor [K, n_k, n_k].
+For a gradient G: `F_k <- decay F_k + weight G_(k) G_(k)^T`. What is made of the factors now and then, and how the
+direction follows from it, is the subclass's (preconditioner.py).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optim.shampoo.blocks import Shape
+from optim.shampoo.configs import EigenvalueCorrected, Preconditioner
+from optim.shampoo.memory import aligned_zeros
+from optim.shampoo.products import add_gram
+from optim.shampoo.roots import regularization, trace_scaled
+
+ExponentOverride = float | Mapping[int, float | Mapping[int, float]]
+
+# What a block's `root_status` says.
+NEVER_REFRESHED, GOOD, FAILED = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class RootSettings:
+    """How factors are used at one step; `correction` is `1 - beta2^t` or 1."""
+
+    correction: float
+    epsilon: float | None
+    relative_epsilon: float
+    exponent_override: ExponentOverride | None
+
+
+def exponent_of(order: int, dim: int, override: ExponentOverride | None, default: float) -> float:
+    """What the override says for blocks of this order (and this dimension), else the default."""
+    exponent: float | Mapping[int, float] | None = override.get(order) if isinstance(override, Mapping) else override
+    if isinstance(exponent, Mapping):
+        exponent = exponent.get(dim)
+    return default if exponent is None else exponent
+
+
+def preconditioned_dims(
+    order: int, config: Preconditioner | None, override: ExponentOverride | None
+) -> tuple[int, ...]:
+    """The dimensions that get a factor matrix: not those with exponent 0 or an ignored basis (one-sided Shampoo)."""
+    if config is None:
+        return ()
+    if isinstance(config, EigenvalueCorrected):
+        ignored = (config.ignored_basis_change_dims or {}).get(order, ())
+        return tuple(dim for dim in range(order) if dim not in ignored)
+    return tuple(dim for dim in range(order) if exponent_of(order, dim, override, 1.0) != 0)
+
+
+class FactorStack(ABC):
+    """Factor matrices of K equal blocks and what is made of them, one matrix per preconditioned dimension.
+
+    Args:
+        dims: from `preconditioned_dims`; `factors` and `made` have one entry for each of them.
+    """
+
+    made_name: str  # of what is made of a factor, in a state dict
+
+    def __init__(
+        self,
+        num_blocks: int,
+        shape: Shape,
+        dims: tuple[int, ...],
+        config: Preconditioner,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.num_blocks, self.shape, self.dims = num_blocks, shape, dims
+        self._dtype, self._device = dtype, device
+        self._trace_scaling = config.trace_scaling
+        self.factors = [aligned_zeros(num_blocks, (shape[d], shape[d]), dtype=dtype, device=device) for d in dims]
+        self.made = [torch.zeros_like(factor_KNN) for factor_KNN in self.factors]
+        for made_KNN in self.made:
+            made_KNN.diagonal(dim1=-2, dim2=-1).fill_(1)
+        self.root_status = torch.full((num_blocks,), NEVER_REFRESHED, dtype=torch.int64)
+        self._scratch_KS = self._buffer()
+
+    def _buffer(self) -> Tensor:
+        return aligned_zeros(self.num_blocks, self.shape, dtype=self._dtype, device=self._device)
+
+    def accumulate(self, grad_KS: Tensor, settings: RootSettings, *, decay: float, weight: float) -> None:
+        """Adds the gradient to every factor matrix."""
+        for dim, factor_KNN in zip(self.dims, self.factors, strict=True):
+            add_gram(factor_KNN, grad_KS, dim, decay=decay, weight=weight)
+
+    def refresh(self, rows: list[int], settings: RootSettings) -> list[int]:
+        """Renews what is made of the factors of the blocks in `rows`; returns the rows that failed and kept the old.
+
+        On a CPU block by block: LAPACK does so anyway, and what is left over at the end of a vectorized loop rounds
+        differently, which must not depend on the blocks beside it.
+        """
+        if not self.dims:
+            return []
+        parts = [[row] for row in rows] if self._device.type == "cpu" else [rows]
+        return [row for part in parts for row in self._refresh_part(part, settings)]
+
+    def _refresh_part(self, rows: list[int], settings: RootSettings) -> list[int]:
+        index = torch.tensor(rows, device=self._device)
+        good_K = torch.ones(len(rows), dtype=torch.bool, device=index.device)
+        renewed: list[tuple[Tensor, Tensor]] = []
+        for i in range(len(self.dims)):
+            new, usable_K = self._make(i, index, self._corrected(self.factors[i][index], settings), settings)
+            good_K &= usable_K
+            renewed += zip(self._kept(i), new, strict=True)
+        for old, new_K in renewed:
+            old[index] = torch.where(good_K.view(-1, *[1] * (new_K.dim() - 1)), new_K.to(old.dtype), old[index])
+        good_K = good_K.cpu()
+        without_K = torch.where(self.root_status[rows] == GOOD, GOOD, FAILED)
+        self.root_status[rows] = torch.where(good_K, GOOD, without_K)
+        return [row for row, good in zip(rows, good_K.tolist(), strict=True) if not good]
+
+    def _corrected(self, factor_KNN: Tensor, settings: RootSettings) -> Tensor:
+        """Without bias, and scaled; in float64 where the user lets matrix products round to less than float32."""
+        if torch.get_float32_matmul_precision() != "highest":
+            factor_KNN = factor_KNN.double()
+        corrected_KNN = factor_KNN / settings.correction
+        return trace_scaled(corrected_KNN, settings.epsilon or 0.0) if self._trace_scaling else corrected_KNN
+
+    @staticmethod
+    def _epsilon(corrected_KNN: Tensor, settings: RootSettings) -> Tensor:
+        return regularization(corrected_KNN, settings.epsilon, settings.relative_epsilon)
+
+    def _kept(self, i: int) -> tuple[Tensor, ...]:
+        """The live tensors that a refresh of dimension `dims[i]` renews, each [K, ...]."""
+        return (self.made[i],)
+
+    @abstractmethod
+    def _make(
+        self, i: int, index: Tensor, corrected_KNN: Tensor, settings: RootSettings
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """What `_kept(i)` should hold for the blocks at `index`, and for which of them that can be used, bool."""
+
+    def observe(self, grad_KS: Tensor, *, beta2: float) -> None:  # noqa: B027 (most have nothing to do)
+        """Called every step, after any refresh."""
+
+    @abstractmethod
+    def direction(self, filtered_KS: Tensor, settings: RootSettings, *, out: Tensor) -> None:
+        """Writes the direction to `out`, aligned and of the shape of `filtered_KS`."""
+
+    def block_state(self, row: int) -> dict[str, Tensor]:
+        """Live views of one block's state."""
+        state = {f"factor_{dim}": factor_KNN[row] for dim, factor_KNN in zip(self.dims, self.factors, strict=True)}
+        state |= {f"{self.made_name}_{dim}": made_KNN[row] for dim, made_KNN in zip(self.dims, self.made, strict=True)}
+        return state | {"root_status": self.root_status[row]}
+
+
+def all_finite(tensor_K: Tensor) -> Tensor:
+    """Which of K tensors are finite throughout."""
+    return tensor_K.flatten(1).isfinite().all(1)
