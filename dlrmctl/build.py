@@ -85,15 +85,7 @@ def build_model(config: Config, schema: Schema, ranks: Ranks, *, batch_size: int
         )
     except PlacementError as problem:
         raise UserError(str(problem), "--embedding qr with more --collisions, a smaller --dim, or more ranks") from None
-    network = DenseNetwork(
-        num_dense=len(schema.dense),
-        num_features=len(schema.sparse),
-        dim=settings.dim,
-        bottom=config.model.bottom_mlp,
-        top=config.model.top_mlp,
-        interaction=config.model.interaction,
-        generator=torch.Generator().manual_seed(config.train.seed),
-    ).to(ranks.device)
+    network = build_dense_network(config, schema, ranks.device)
     replicated: nn.Module = network
     if ranks.world_size > 1:
         replicated = DistributedDataParallel(
@@ -104,6 +96,19 @@ def build_model(config: Config, schema: Schema, ranks: Ranks, *, batch_size: int
             static_graph=True,
         )
     return Model(sharded, network, replicated)
+
+
+def build_dense_network(config: Config, schema: Schema, device: torch.device) -> DenseNetwork:
+    """The dense half with its initial values, which depend on the seed alone."""
+    return DenseNetwork(
+        num_dense=len(schema.dense),
+        num_features=len(schema.sparse),
+        dim=config.embeddings.dim,
+        bottom=config.model.bottom_mlp,
+        top=config.model.top_mlp,
+        interaction=config.model.interaction,
+        generator=torch.Generator().manual_seed(config.train.seed),
+    ).to(device)
 
 
 def build_dense_optimizer(settings: OptimSettings, network: nn.Module, ranks: Ranks) -> torch.optim.Optimizer:
@@ -133,7 +138,7 @@ def build_dense_optimizer(settings: OptimSettings, network: nn.Module, ranks: Ra
         precondition_vectors=False,
         stagger_refresh=True,
         statistics_frequency=settings.shampoo_statistics,
-        process_group=ranks.group,
+        process_group=ranks.group if ranks.world_size > 1 else None,
     )
 
 

@@ -61,10 +61,11 @@ class Checkpoints:
             self._barrier()
             writer = dcp.FileSystemWriter(partial, single_file_per_rank=True, sync_files=True)
             dcp.save(tensors, storage_writer=writer, process_group=self.ranks.group)
-            files = self._checksums(partial, f"__{self.ranks.rank}_")
+            mine = _checksums(partial, f"__{self.ranks.rank}_")
+            files = {name: entry for of_rank in self.ranks.gather(mine) for name, entry in of_rank.items()}
             if self.ranks.is_main:
                 _write_json(partial / "state.json", state)
-                files |= self._checksums(partial, ".metadata") | self._checksums(partial, "state.json")
+                files |= _checksums(partial, ".metadata") | _checksums(partial, "state.json")
                 _write_json(partial / "complete.json", {"format": FORMAT, "step": step, "files": files})
                 _sync_directory(partial)
                 if final.exists():
@@ -77,19 +78,6 @@ class Checkpoints:
                 shutil.rmtree(partial, ignore_errors=True)
             raise self._save_error(final, problem) from None
         return final
-
-    def _checksums(self, directory: Path, prefix: str) -> dict[str, list[int]]:
-        """Name -> [bytes, CRC-32] of the files with this prefix; for tensor files, of all ranks."""
-        mine = {
-            file.name: [file.stat().st_size, _crc32(file)]
-            for file in sorted(directory.iterdir())
-            if file.name.startswith(prefix)
-        }
-        if prefix.startswith("__") and self.ranks.world_size > 1:
-            everyone: list[Any] = [None] * self.ranks.world_size
-            dist.all_gather_object(everyone, mine, group=self.ranks.group)
-            return {name: entry for files in everyone for name, entry in files.items()}
-        return mine
 
     def _save_error(self, path: Path, problem: BaseException) -> UserError:
         causes: list[BaseException] = [problem]
@@ -170,23 +158,23 @@ def verify(path: Path, rank: int, world_size: int) -> None:
             raise _damaged(path, f"{name} does not match its checksum")
 
 
+def _problem_with(path: Path, ranks: Ranks) -> UserError | None:
+    try:
+        verify(path, ranks.rank, ranks.world_size)
+    except UserError as error:
+        return error
+    return None
+
+
 def load(path: Path, tensors: dict[str, Any], ranks: Ranks) -> None:
     """Fills tensors in place from a checkpoint written on any number of ranks. Every rank must call it.
 
     Raises:
         UserError: if a file is damaged, or the checkpoint holds other tensors than are asked for.
     """
-    problem = None
-    try:
-        verify(path, ranks.rank, ranks.world_size)
-    except UserError as error:
-        problem = error
-    if ranks.world_size > 1:
-        problems: list[Any] = [None] * ranks.world_size
-        dist.all_gather_object(problems, problem, group=ranks.group)
-        problem = next((each for each in problems if each is not None), None)
-    if problem is not None:
-        raise problem
+    for problem in ranks.gather(_problem_with(path, ranks)):
+        if problem is not None:
+            raise problem
     try:
         dcp.load(tensors, storage_reader=SafeReader(path), process_group=ranks.group)
     except CheckpointException as failure:
@@ -205,6 +193,12 @@ def _step_of(path: Path) -> int:
 
 def _damaged(path: Path, what: str) -> UserError:
     return UserError(f"{path}: damaged: {what}", f"remove {path.name} to resume from the checkpoint before it")
+
+
+def _checksums(directory: Path, prefix: str) -> dict[str, list[int]]:
+    """Name -> [bytes, CRC-32] of the files with this prefix."""
+    files = (file for file in sorted(directory.iterdir()) if file.name.startswith(prefix))
+    return {file.name: [file.stat().st_size, _crc32(file)] for file in files}
 
 
 def _crc32(path: Path) -> int:

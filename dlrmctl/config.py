@@ -73,6 +73,9 @@ class OptimSettings:
     shampoo_start: int | None = setting(
         None, "Step of the first preconditioned update. Default: the frequency.", at_least=1
     )
+    shampoo_overhead: float | None = setting(
+        None, "Percent of a step that shampoo may add; a probe chooses block and intervals.", above=0
+    )
     shampoo_epsilon: float = setting(1e-4, "Added to factor matrices, times their mean eigenvalue.", above=0)
 
 
@@ -189,6 +192,11 @@ def _checked(config: Config) -> Config:
             f"optim.shampoo_start = {optim.shampoo_start} is before the first refresh, "
             f"optim.shampoo_frequency = {optim.shampoo_frequency}",
             f"raise --shampoo-start to {optim.shampoo_frequency} or lower --shampoo-frequency",
+        )
+    if optim.shampoo_overhead is not None and optim.dense_optimizer != "shampoo":
+        raise UserError(
+            f"optim.shampoo_overhead = {optim.shampoo_overhead:g} needs optim.dense_optimizer = shampoo, "
+            f"not {optim.dense_optimizer}"
         )
     if schedule.decay == "none" and schedule.decay_steps:
         raise UserError(

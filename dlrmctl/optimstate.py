@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from dlrmctl.ranks import Ranks
 from optim.shampoo import DistributedShampoo
 
 
@@ -22,6 +23,12 @@ def dense_state(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[st
         for key, value in optimizer.state[parameter].items()
         if isinstance(value, Tensor)
     }
+
+
+def failed_roots(optimizer: torch.optim.Optimizer, ranks: Ranks) -> list[str]:
+    """One line per rank whose Shampoo blocks had roots that could not be computed. Every rank must call it."""
+    report = optimizer.failed_roots_report() if isinstance(optimizer, DistributedShampoo) else ""
+    return [text for text in ranks.gather(report) if text]
 
 
 @torch.no_grad()

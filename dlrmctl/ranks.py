@@ -42,6 +42,14 @@ class Ranks:
             dist.broadcast_object_list(box, src=0, group=self.group, device=torch.device(self.device.type))
         return box[0]
 
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order, on every rank."""
+        everyone: list[Any] = [value]
+        if self.world_size > 1:
+            everyone = [None] * self.world_size
+            dist.all_gather_object(everyone, value, group=self.group)
+        return everyone
+
 
 @contextmanager
 def process_group(device: str) -> Iterator[Ranks]:

@@ -3,10 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data.reader import Reader
 from data.source import Source
+from dlrmctl.build import Model
 from dlrmctl.console import bytes_text, messages, number_text, print_table
 from dlrmctl.datasets import optimum
 from dlrmctl.metrics import Metrics
+from dlrmctl.ranks import Ranks
 from embeddings.placement import Placement
 
 
@@ -51,6 +54,17 @@ def show_results(results: dict[str, Any]) -> None:
         f"best weights (step {results['best_step']} of {results['steps']}), {results['run']}",
         *table_of({split: results[split] for split in ("validation", "test")}),
     )
+
+
+def introduction(reader: Reader, model: Model, ranks: Ranks) -> list[str]:
+    """What is about to be trained, on what, and what it needs."""
+    plan, most = model.sharded.plan, max(model.sharded.bytes_per_rank)
+    return [
+        f"{reader.num_examples:,} training examples, {reader.num_batches:,} steps of {reader.batch_size:,} per epoch, "
+        f"on {ranks.world_size} x {ranks.device.type}",
+        f"{len(plan)} tables, {sum(table.rows for table in plan):,} rows, "
+        f"with their optimizer state at most {bytes_text(most)} per rank",
+    ]
 
 
 def show_plan(plan: Sequence[Placement]) -> None:

@@ -86,6 +86,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
                 raise ValueError
             if isinstance(value, str):
                 value = value.replace("_", "").replace(",", "")
+                value = value.removesuffix("%") if kind is float else value
             if isinstance(value, int | float | str):
                 return kind(value)
         except (ValueError, OverflowError):

@@ -9,14 +9,14 @@ from data.source import Source
 from dlrmctl.build import Model, build_dense_optimizer, build_model, build_schedule
 from dlrmctl.checkpoint import Checkpoints, load, read_state
 from dlrmctl.config import Config
-from dlrmctl.console import bytes_text
 from dlrmctl.datasets import open_source
 from dlrmctl.evaluate import evaluate, set_precision
 from dlrmctl.metrics import entropy
-from dlrmctl.optimstate import dense_state
+from dlrmctl.optimstate import dense_state, failed_roots
+from dlrmctl.overhead import within_overhead
 from dlrmctl.progress import TrainingDisplay
 from dlrmctl.ranks import Ranks, StopRequest
-from dlrmctl.results import short_text, show_plan, with_optimum
+from dlrmctl.results import introduction, short_text, show_plan, with_optimum
 from dlrmctl.resume import Progress
 from dlrmctl.rundir import RunDirectory
 from dlrmctl.step import StepSums, TrainingStep
@@ -42,6 +42,8 @@ def train(config: Config, run: RunDirectory, ranks: Ranks, *, resume: bool, prin
     """
     set_precision(config.train.precision)
     source = open_source(config.data)
+    if config.optim.shampoo_overhead is not None:
+        config = within_overhead(config, source.schema, ranks)
     trainer = Trainer(config, source, run, ranks)
     if resume:
         trainer.resume()
@@ -173,6 +175,8 @@ class Trainer:
                 progress.evaluations_without_gain += 1
             mark = ", best so far" if better else ""
             self.display.say(f"step {progress.step}  validation  {short_text(metrics)}{mark}")
+            for warning in failed_roots(self.optimizer, self.ranks):
+                self.display.say(f"step {progress.step}  {warning}")
             self._save(best=better)
 
     def _out_of_patience(self) -> bool:
@@ -214,17 +218,10 @@ class Trainer:
         self.run.forget_after(self.progress.step)
 
     def _introduce(self) -> None:
-        reader = self.readers["train"]
-        where = f"{self.ranks.world_size} x {self.ranks.device.type}"
-        examples = f"{self.config.data.dataset}: {reader.num_examples:,} training examples"
-        self.display.say(f"{examples}, {reader.num_batches:,} steps of {reader.batch_size:,} per epoch, on {where}")
-        sharded = self.model.sharded
-        self.display.say(
-            f"{len(sharded.plan)} tables, {sum(table.rows for table in sharded.plan):,} rows; with their optimizer "
-            f"state at most {bytes_text(max(sharded.bytes_per_rank))} per rank; run {self.run.path}"
-        )
-        if self.progress.step:
-            self.display.say(f"resumed at step {self.progress.step:,}")
+        for line in introduction(self.readers["train"], self.model, self.ranks):
+            self.display.say(line)
+        resumed = f", resumed at step {self.progress.step:,}" if self.progress.step else ""
+        self.display.say(f"run {self.run.path}{resumed}")
 
     def _results(self) -> dict[str, Any]:
         """Scores the best weights once on the test split."""

@@ -39,6 +39,27 @@ def bench_step(
             print_json(result) if json else show_bench_step(result)
 
 
+@bench_app.command("shampoo")
+@with_settings
+def bench_shampoo(
+    periods: Annotated[str, typer.Option(help="Refresh periods; medians are over these.", metavar="N")] = "5",
+    json: AsJson = False,
+    *,
+    flags: dict[str, str],
+) -> None:
+    """Shampoo beside Adagrad and AdamW on the MLPs, by part and by layer."""
+    settings = resolve({}, flags)
+    number = whole_number("--periods", periods, at_least=1)
+    from dlrmctl.bench.shampoo import bench_shampoo as measure
+    from dlrmctl.bench.shampoo import show_bench_shampoo
+    from dlrmctl.ranks import process_group
+
+    with process_group(settings.train.device) as ranks:
+        result = measure(settings, ranks, periods=number)
+        if ranks.is_main:
+            print_json(result) if json else show_bench_shampoo(result)
+
+
 @bench_app.command("convergence")
 @with_settings
 def bench_convergence(

@@ -1,0 +1,171 @@
+"""`dlrmctl bench shampoo`: what Shampoo costs beside Adagrad and AdamW, by part and by layer.
+
+The dense network alone: forward, backward and optimizer step, amortised over a refresh period. Variants are alternated
+step by step in one run, so that all see the same machine.
+"""
+
+import statistics
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from data.synthetic import Synthetic
+from dlrmctl.bench.timing import now, spread
+from dlrmctl.build import build_dense_network, build_dense_optimizer
+from dlrmctl.config import Config
+from dlrmctl.console import bytes_text, output, print_table, say
+from dlrmctl.evaluate import set_precision
+from dlrmctl.ranks import Ranks
+from optim.shampoo import DistributedShampoo
+from optim.shampoo.timing import PartTimes
+
+VARIANTS = ("adagrad", "adamw", "shampoo")
+
+
+class _Variant:
+    """One optimizer with a network of its own, all on the same inputs."""
+
+    def __init__(self, config: Config, optimizer: str, inputs: tuple[torch.Tensor, ...], ranks: Ranks) -> None:
+        self.config = replace(config, optim=replace(config.optim, dense_optimizer=optimizer, dense_lr=1e-4))
+        self.inputs, self.ranks = inputs, ranks
+        self.network = build_dense_network(config, Synthetic(0, 1, 1, 1).schema, ranks.device)
+        self.optimizer = build_dense_optimizer(self.config.optim, self.network, ranks)
+        self.seconds: list[float] = []
+
+    def step(self) -> float:
+        """Seconds of one forward, backward and optimizer step."""
+        dense_BI, embeddings_BFD, labels_B = self.inputs
+        started = now(self.ranks.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = functional.binary_cross_entropy_with_logits(self.network(dense_BI, embeddings_BFD), labels_B)
+        loss.backward()
+        self.optimizer.step()
+        return now(self.ranks.device) - started
+
+
+def bench_shampoo(config: Config, ranks: Ranks, *, periods: int) -> dict[str, Any]:
+    """Times refresh periods of every variant, after one period of warm-up in which shampoo starts.
+
+    Args:
+        periods: of `optim.shampoo_frequency` steps each.
+
+    Returns:
+        Plain values: milliseconds per step and ratios to Adagrad per period, the worst step of shampoo against its
+        median, parts of its step, and its layers.
+    """
+    set_precision(config.train.precision)
+    size, device = config.train.batch_size // ranks.world_size, ranks.device
+    inputs = (
+        torch.randn(size, 13, device=device),
+        torch.randn(size, 26, config.embeddings.dim, device=device, requires_grad=True),
+        (torch.rand(size, device=device) < 0.25).float(),
+    )
+    variants = {name: _Variant(config, name, inputs, ranks) for name in VARIANTS}
+    period = config.optim.shampoo_frequency
+    for number in range(periods + 1):
+        say("warm-up" if number == 0 else f"period {number} of {periods}")
+        for _ in range(period):
+            for variant in variants.values():
+                seconds = variant.step()
+                if number:
+                    variant.seconds.append(seconds)
+    means = {
+        name: [statistics.fmean(v.seconds[i : i + period]) * 1e3 for i in range(0, len(v.seconds), period)]
+        for name, v in variants.items()
+    }
+    shampoo = variants["shampoo"]
+    assert isinstance(shampoo.optimizer, DistributedShampoo)
+    return {
+        "batch_size": size,
+        "ranks": ranks.world_size,
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        "step_ms": {name: spread(values) for name, values in means.items()},
+        "ratio_to_adagrad": {
+            name: spread([a / b for a, b in zip(values, means["adagrad"], strict=True)])
+            for name, values in means.items()
+        },
+        "worst_step_over_median": {
+            name: max(_typical(v.seconds, period)) / statistics.median(v.seconds) for name, v in variants.items()
+        },
+        "parts_ms": _parts(shampoo, period),
+        "layers": [
+            {
+                "name": cost.name,
+                "shape": list(cost.shape),
+                "blocks": cost.num_blocks,
+                "state_bytes": cost.state_bytes,
+                "share": cost.cost.total / sum(each.cost.total for each in shampoo.optimizer.costs()),
+                **{f"{part}_share": getattr(cost.cost, part) / cost.cost.total for part in _COSTS},
+            }
+            for cost in shampoo.optimizer.costs()
+        ],
+        "settings": config.to_dict(),
+    }
+
+
+_COSTS = ("statistics", "roots", "application", "elementwise")
+
+
+def _typical(seconds: list[float], period: int) -> list[float]:
+    """Each step of the period at its median over the periods: a hiccup of the machine is in one of them only."""
+    return [statistics.median(seconds[place::period]) for place in range(period)]
+
+
+def _parts(variant: _Variant, period: int) -> dict[str, float]:
+    """Milliseconds per step of each part of the optimizer, over one more period."""
+    assert isinstance(variant.optimizer, DistributedShampoo)
+    device = variant.ranks.device
+    times = PartTimes((lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else None)
+    variant.optimizer.part_times = times
+    started = time.perf_counter()
+    for _ in range(period):
+        variant.step()
+    whole = time.perf_counter() - started
+    variant.optimizer.part_times = None
+    parts = {part: seconds * 1e3 / period for part, seconds in times.seconds.items()}
+    return {"forward and backward": whole * 1e3 / period - sum(parts.values())} | parts
+
+
+def show_bench_shampoo(result: dict[str, Any]) -> None:
+    """The result for people."""
+    output.print(
+        f"dense network, batch {result['batch_size']:,}, {result['ranks']} x {result['device']}, "
+        f"{result['threads']} threads; a step is forward, backward and update, the mean of a refresh period"
+    )
+    print_table(
+        "milliseconds per step, median over periods",
+        ["", "step", "to adagrad", "fastest", "slowest", "worst step / median"],
+        [
+            [
+                name,
+                f"{result['step_ms'][name]['median']:.2f}",
+                *(f"{result['ratio_to_adagrad'][name][key]:.3f}" for key in ("median", "fastest", "slowest")),
+                f"{result['worst_step_over_median'][name]:.2f}",
+            ]
+            for name in result["step_ms"]
+        ],
+    )
+    total = sum(result["parts_ms"].values())
+    print_table(
+        "parts of shampoo's step",
+        ["", "ms", "share"],
+        [[part, f"{ms:.3f}", f"{100 * ms / total:.1f} %"] for part, ms in result["parts_ms"].items()],
+    )
+    print_table(
+        "layers: share of the optimizer's estimated work, and of each layer's own",
+        ["", "shape", "blocks", "state", "work", *_COSTS],
+        [
+            [
+                layer["name"],
+                "x".join(map(str, layer["shape"])),
+                str(layer["blocks"]),
+                bytes_text(layer["state_bytes"]),
+                *(f"{100 * layer[key]:.0f} %" for key in ("share", *(f"{part}_share" for part in _COSTS))),
+            ]
+            for layer in result["layers"]
+        ],
+    )
