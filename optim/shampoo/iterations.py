@@ -70,7 +70,7 @@ def coupled_inverse_root(
     residual_K = _largest(torch.linalg.matrix_power(root_KNN, p) @ matrix_KNN - eye_NN)
     root_KNN = torch.linalg.matrix_power(root_KNN, q)
     right_K = (residual_K <= _ACCEPTED_RESIDUAL) & root_KNN.isfinite().all(-1).all(-1)
-    return root_KNN, right_K
+    return (root_KNN + root_KNN.mT) / 2, right_K  # the products lose symmetry to rounding
 
 
 def _series(away_KNN: Tensor, eye_NN: Tensor, p: int, terms: int) -> Tensor:

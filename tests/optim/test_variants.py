@@ -102,7 +102,9 @@ def test_the_eigendecomposed_form_takes_the_steps_of_the_roots(exponent: Any) ->
 def test_eigendecomposed_by_qr_is_near_and_converges_to_it() -> None:
     """With many QR iterations per refresh the bases are those of eigh."""
     ours = {"preconditioner_config": Eigendecomposed("qr", max_iterations=300), "epsilon": 1e-2}
-    _compare(ours, {"epsilon": 1e-2}, shapes=[(3, 4), (2,)], rtol=1e-4)  # the iterations converge with the ratio of two eigenvalues
+    _compare(
+        ours, {"epsilon": 1e-2}, shapes=[(3, 4), (2,)], rtol=1e-4
+    )  # the iterations converge with the ratio of two eigenvalues
 
 
 @pytest.mark.parametrize("config", [RootInverse, Eigendecomposed])
