@@ -56,3 +56,18 @@ def test_wrong_arguments_are_one_line(arguments: list[str], message: str):
     done = in_process("bench", *arguments)
     assert done.status == 2
     assert f"error: {message}" in done.err
+
+
+def test_bench_shampoo_shows_parts_and_layers():
+    done = in_process("bench", "shampoo", *TINY, "--shampoo-frequency", "4", "--periods", "2", "--json")
+    assert done.status == 0, done.err
+    result = done.json()
+    assert result["ratio_to_adagrad"]["adagrad"]["median"] == 1
+    assert {"statistics", "roots", "application", "elementwise"} <= set(result["parts_ms"])
+    assert all(ms > 0 for part, ms in result["parts_ms"].items() if part in ("statistics", "roots", "application"))
+    names = [layer["name"] for layer in result["layers"]]
+    assert "bottom.layers.0.weight" in names
+    assert sum(layer["share"] for layer in result["layers"]) == pytest.approx(1)
+    table = in_process("bench", "shampoo", *TINY, "--shampoo-frequency", "4", "--periods", "1")
+    assert table.status == 0, table.err
+    assert "bottom.layers.0.weight" in table.out
