@@ -28,8 +28,8 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
-    def create(self, config: Config, world_size: int, device: str) -> None:
-        """Makes the directory with its settings.
+    def create(self) -> None:
+        """Makes the directory.
 
         Raises:
             UserError: if it exists and is not empty, or cannot be made.
@@ -40,6 +40,14 @@ class RunDirectory:
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
                 raise UserError(f"{self.path}: already exists", f"--resume {self.path}, or another --run-dir")
             self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise UserError(f"{self.path}: cannot be written: {problem.strerror}") from None
+
+    def describe(self, config: Config, world_size: int, device: str) -> None:
+        """Writes the settings and what they run on: of a resumed run, the settings it goes on with."""
+        if not self.writes:
+            return
+        try:
             write_toml(self.path / "run.toml", config.to_dict())
             environment = _environment() | {"world_size": world_size, "device": device}
             (self.path / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")

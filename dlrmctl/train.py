@@ -48,7 +48,8 @@ def train(config: Config, run: RunDirectory, ranks: Ranks, *, resume: bool, prin
     if resume:
         trainer.resume()
     else:
-        run.create(config, ranks.world_size, ranks.device.type)
+        run.create()
+    run.describe(config, ranks.world_size, ranks.device.type)
     run.write_plan([asdict(table) for table in trainer.model.sharded.plan])
     if print_plan and ranks.is_main:
         show_plan(trainer.model.sharded.plan)

@@ -81,7 +81,7 @@ def _variant(config: Config, optimizer: str, lr: float, seed: int) -> Config:
 def _train(config: Config, source: Source, ranks: Ranks) -> Curve:
     with tempfile.TemporaryDirectory(prefix="dlrmctl-bench-") as scratch:
         run = RunDirectory(Path(ranks.broadcast(scratch)) / "run", writes=ranks.is_main)
-        run.create(config, ranks.world_size, ranks.device.type)
+        run.create()
         trainer = Trainer(config, source, run, ranks, quiet=True)
         trainer.run_to_the_end()
         entries = [json.loads(line) for line in run.metrics_file.read_text().splitlines()] if ranks.is_main else []

@@ -51,7 +51,8 @@ class Cut:
         views = [tensor if tensor.shape == self.shape else tensor.reshape(self.shape)]
         for dim, size in enumerate(self.shape):
             if size > self.limit:  # one split is many times faster than as many slices
-                views = [piece for view in views for piece in view.split(self.limit, dim)]
+                sizes = [min(self.limit, size - start) for start in range(0, size, self.limit)]
+                views = [piece for view in views for piece in view.split_with_sizes(sizes, dim)]
         return views
 
 

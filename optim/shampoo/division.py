@@ -84,8 +84,8 @@ class Division:
         grad_blocks = [block_views(cuts, tensors) for cuts, tensors in zip(self._cuts, grads, strict=True)]
         for (g, _), shard in self.shards.items():
             weights, step = self._weight_views(g, groups[g]), int(groups[g]["step"])
-            mine = [(block.position, block.number) for block in shard.blocks]
-            shard.compute(step, groups[g], [grad_blocks[g].get(b) for b in mine], [weights[b] for b in mine], timed)
+            grads_of = [grad_blocks[g].get(place) for place in shard.places]
+            shard.compute(step, groups[g], grads_of, [weights[place] for place in shard.places], timed)
 
     def exchange(self) -> None:
         """Every rank's directions to every rank."""

@@ -18,6 +18,7 @@ from optim.shampoo.memory import aligned_zeros
 from optim.shampoo.products import add_gram
 from optim.shampoo.roots import regularization, trace_scaled
 
+Index = Tensor | slice  # of some of K blocks
 ExponentOverride = float | Mapping[int, float | Mapping[int, float]]
 
 # What a block's `root_status` says.
@@ -59,28 +60,29 @@ class FactorStack(ABC):
 
     Args:
         dims: from `preconditioned_dims`; `factors` and `made` have one entry for each of them.
+        root_status: of the K blocks, int64 on the CPU, kept up to date in place.
     """
 
     made_name: str  # of what is made of a factor, in a state dict
 
     def __init__(
         self,
-        num_blocks: int,
         shape: Shape,
         dims: tuple[int, ...],
         config: Preconditioner,
         *,
+        root_status: Tensor,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.num_blocks, self.shape, self.dims = num_blocks, shape, dims
+        self.shape, self.dims, self.root_status = shape, dims, root_status
+        self.num_blocks = num_blocks = len(root_status)
         self._dtype, self._device = dtype, device
         self._trace_scaling = config.trace_scaling
         self.factors = [aligned_zeros(num_blocks, (shape[d], shape[d]), dtype=dtype, device=device) for d in dims]
         self.made = [torch.zeros_like(factor_KNN) for factor_KNN in self.factors]
         for made_KNN in self.made:
             made_KNN.diagonal(dim1=-2, dim2=-1).fill_(1)
-        self.root_status = torch.full((num_blocks,), NEVER_REFRESHED, dtype=torch.int64)
         self._scratch_KS = self._buffer()
 
     def _buffer(self) -> Tensor:
@@ -99,30 +101,34 @@ class FactorStack(ABC):
         """
         if not self.dims:
             return []
-        parts = [[row] for row in rows] if self._device.type == "cpu" else [rows]
-        return [row for part in parts for row in self._refresh_part(part, settings)]
+        if self._device.type == "cpu":  # views, not copies
+            return [row for row in rows if self._refresh_part([row], slice(row, row + 1), settings)]
+        return self._refresh_part(rows, torch.tensor(rows, device=self._device), settings)
 
-    def _refresh_part(self, rows: list[int], settings: RootSettings) -> list[int]:
-        index = torch.tensor(rows, device=self._device)
-        good_K = torch.ones(len(rows), dtype=torch.bool, device=index.device)
+    def _refresh_part(self, rows: list[int], index: Index, settings: RootSettings) -> list[int]:
+        usable_K = torch.ones(len(rows), dtype=torch.bool, device=self._device)
         renewed: list[tuple[Tensor, Tensor]] = []
         for i in range(len(self.dims)):
-            new, usable_K = self._make(i, index, self._corrected(self.factors[i][index], settings), settings)
-            good_K &= usable_K
+            new, usable_i_K = self._make(i, index, self._corrected(self.factors[i][index], settings), settings)
+            usable_K &= usable_i_K
             renewed += zip(self._kept(i), new, strict=True)
+        usable = usable_K.tolist()
         for old, new_K in renewed:
-            old[index] = torch.where(good_K.view(-1, *[1] * (new_K.dim() - 1)), new_K.to(old.dtype), old[index])
-        good_K = good_K.cpu()
-        without_K = torch.where(self.root_status[rows] == GOOD, GOOD, FAILED)
-        self.root_status[rows] = torch.where(good_K, GOOD, without_K)
-        return [row for row, good in zip(rows, good_K.tolist(), strict=True) if not good]
+            if not all(usable):
+                new_K = torch.where(usable_K.view(-1, *[1] * (new_K.dim() - 1)), new_K.to(old.dtype), old[index])
+            old[index] = new_K.to(old.dtype)
+        for row, good in zip(rows, usable, strict=True):
+            if good or self.root_status[row] != GOOD:
+                self.root_status[row] = GOOD if good else FAILED
+        return [row for row, good in zip(rows, usable, strict=True) if not good]
 
     def _corrected(self, factor_KNN: Tensor, settings: RootSettings) -> Tensor:
         """Without bias, and scaled; in float64 where the user lets matrix products round to less than float32."""
         if torch.get_float32_matmul_precision() != "highest":
             factor_KNN = factor_KNN.double()
-        corrected_KNN = factor_KNN / settings.correction
-        return trace_scaled(corrected_KNN, settings.epsilon or 0.0) if self._trace_scaling else corrected_KNN
+        if settings.correction != 1:
+            factor_KNN = factor_KNN / settings.correction
+        return trace_scaled(factor_KNN, settings.epsilon or 0.0) if self._trace_scaling else factor_KNN
 
     @staticmethod
     def _epsilon(corrected_KNN: Tensor, settings: RootSettings) -> Tensor:
@@ -134,7 +140,7 @@ class FactorStack(ABC):
 
     @abstractmethod
     def _make(
-        self, i: int, index: Tensor, corrected_KNN: Tensor, settings: RootSettings
+        self, i: int, index: Index, corrected_KNN: Tensor, settings: RootSettings
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """What `_kept(i)` should hold for the blocks at `index`, and for which of them that can be used, bool."""
 
@@ -153,5 +159,5 @@ class FactorStack(ABC):
 
 
 def all_finite(tensor_K: Tensor) -> Tensor:
-    """Which of K tensors are finite throughout."""
-    return tensor_K.flatten(1).isfinite().all(1)
+    """Which of K tensors are finite throughout, their sums included: one pass, where `isfinite` takes several."""
+    return tensor_K.flatten(1).sum(1).isfinite()

@@ -1,5 +1,6 @@
 """The gradients of a step, refused as a whole if one of them cannot be used."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -46,7 +47,7 @@ def checked_gradients(param_groups: Sequence[dict[str, Any]]) -> list[list[Tenso
                 raise ValueError(f"gradient of {name} has layout {grad.layout}; Shampoo needs dense gradients")
             by_kind[grad.device, grad.dtype].append(grad)
     norms = [torch.stack(torch._foreach_norm(tensors)).sum() for tensors in by_kind.values()]
-    if not all(norm.isfinite().item() for norm in norms):
+    if not all(math.isfinite(float(norm)) for norm in norms):
         _refuse_non_finite(param_groups, grads)
     return grads
 

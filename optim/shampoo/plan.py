@@ -37,6 +37,8 @@ def plan_group(group_index: int, group: dict[str, Any], loads: list[float]) -> G
         order, config = len(cut.shape), group["preconditioner_config"]
         diagonal = config is None or (order == 1 and not group["precondition_vectors"])
         dims = () if diagonal else preconditioned_dims(order, config, group["inverse_exponent_override"])
+        if diagonal and order == 1:  # nothing is gained by cutting what is elementwise, and biases are many
+            cuts[position] = cut = cut_parameter(group["params"][position], limit=max(*cut.shape, 1), merge=False)
         blocks += [
             Block(group_index, position, n, cut.region_shape(n), diagonal, dims) for n in range(len(cut.regions))
         ]

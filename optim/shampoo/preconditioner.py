@@ -20,7 +20,7 @@ from torch import Tensor
 
 from optim.shampoo.blocks import Shape
 from optim.shampoo.configs import Eigendecomposed, EigenvalueCorrected, Preconditioner, RootInverse
-from optim.shampoo.factors import FactorStack, RootSettings, all_finite, exponent_of
+from optim.shampoo.factors import FactorStack, Index, RootSettings, all_finite, exponent_of
 from optim.shampoo.products import add_gram, multiply
 from optim.shampoo.roots import damped, eigendecomposition, eigh, inverse_root, lifted, root_of, turned_basis
 
@@ -35,9 +35,9 @@ class _RootedStack(FactorStack):
     config: RootInverse | Eigendecomposed
 
     def __init__(
-        self, num_blocks: int, shape: Shape, dims: Dims, config: Any, *, dtype: torch.dtype, device: torch.device
+        self, shape: Shape, dims: Dims, config: Any, *, root_status: Tensor, dtype: torch.dtype, device: torch.device
     ) -> None:
-        super().__init__(num_blocks, shape, dims, config, dtype=dtype, device=device)
+        super().__init__(shape, dims, config, root_status=root_status, dtype=dtype, device=device)
         self.config = config
         self._others_KS = None if config.statistics == "shampoo" else self._buffer()
 
@@ -75,7 +75,7 @@ class RootStack(_RootedStack):
         return self.made
 
     def _make(
-        self, i: int, index: Tensor, corrected_KNN: Tensor, settings: RootSettings
+        self, i: int, index: Index, corrected_KNN: Tensor, settings: RootSettings
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         epsilon_K = self._epsilon(corrected_KNN, settings)
         root_KNN = inverse_root(corrected_KNN, self._exponent(i, settings), epsilon_K, self.config)
@@ -89,9 +89,9 @@ class EigendecomposedStack(_RootedStack):
     made_name = "basis"
 
     def __init__(
-        self, num_blocks: int, shape: Shape, dims: Dims, config: Any, *, dtype: torch.dtype, device: torch.device
+        self, shape: Shape, dims: Dims, config: Any, *, root_status: Tensor, dtype: torch.dtype, device: torch.device
     ) -> None:
-        super().__init__(num_blocks, shape, dims, config, dtype=dtype, device=device)
+        super().__init__(shape, dims, config, root_status=root_status, dtype=dtype, device=device)
         self.eigenvalues = [torch.ones_like(basis_KNN[..., 0]) for basis_KNN in self.made]
 
     def _roots(self, settings: RootSettings) -> list[Tensor]:
@@ -102,7 +102,7 @@ class EigendecomposedStack(_RootedStack):
         return self.made[i], self.eigenvalues[i]
 
     def _make(
-        self, i: int, index: Tensor, corrected_KNN: Tensor, settings: RootSettings
+        self, i: int, index: Index, corrected_KNN: Tensor, settings: RootSettings
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         epsilon_K = self._epsilon(corrected_KNN, settings)
         if self.config.method == "qr":
@@ -128,14 +128,14 @@ class EigenStack(FactorStack):
     made_name = "basis"
 
     def __init__(
-        self, num_blocks: int, shape: Shape, dims: Dims, config: Any, *, dtype: torch.dtype, device: torch.device
+        self, shape: Shape, dims: Dims, config: Any, *, root_status: Tensor, dtype: torch.dtype, device: torch.device
     ) -> None:
-        super().__init__(num_blocks, shape, dims, config, dtype=dtype, device=device)
+        super().__init__(shape, dims, config, root_status=root_status, dtype=dtype, device=device)
         self.config: EigenvalueCorrected = config
         self.eigenvalues_KS, self._seen_KS = self._buffer(), self._buffer()
 
     def _make(
-        self, i: int, index: Tensor, corrected_KNN: Tensor, settings: RootSettings
+        self, i: int, index: Index, corrected_KNN: Tensor, settings: RootSettings
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         # Damped although only the basis is wanted: it settles the directions that no gradient has had yet.
         damped_KNN = damped(corrected_KNN, self._epsilon(corrected_KNN, settings))
@@ -170,12 +170,11 @@ class EigenStack(FactorStack):
         return super().block_state(row) | {"eigenvalues": self.eigenvalues_KS[row]}
 
 
-def make_stack(
-    num_blocks: int, shape: Shape, dims: Dims, config: Preconditioner, *, dtype: torch.dtype, device: torch.device
-) -> FactorStack:
+def make_stack(shape: Shape, dims: Dims, config: Preconditioner, **where: Any) -> FactorStack:
+    """The stack for a configuration; `where` is what FactorStack takes besides."""
     kinds: dict[type, type[FactorStack]] = {
         RootInverse: RootStack,
         Eigendecomposed: EigendecomposedStack,
         EigenvalueCorrected: EigenStack,
     }
-    return kinds[type(config)](num_blocks, shape, dims, config, dtype=dtype, device=device)
+    return kinds[type(config)](shape, dims, config, **where)

@@ -15,10 +15,10 @@ from torch import Tensor
 from optim.shampoo.assignment import refresh_due
 from optim.shampoo.blocks import Block
 from optim.shampoo.configs import AdaGradGrafting, AdamGrafting
-from optim.shampoo.factors import RootSettings
+from optim.shampoo.factors import NEVER_REFRESHED, RootSettings
 from optim.shampoo.grafting import filter_gradient, grafted_step, has_second_moment, update_second_moment
 from optim.shampoo.memory import Layout
-from optim.shampoo.part import Part
+from optim.shampoo.part import Part, graft, stop_lost
 from optim.shampoo.preconditioner import make_stack
 from optim.shampoo.scalars import bias_correction
 from optim.shampoo.settings import decay_of_weights
@@ -48,20 +48,12 @@ class Shard:
         self, blocks: list[Block], turns: list[int | None], settings: Settings, *, dtype: torch.dtype, out_N: Tensor
     ) -> None:
         self.blocks = blocks
+        self.places = [(block.position, block.number) for block in blocks]
         self.turns = turns
         self.failures: Counter[int] = Counter()  # refreshes that failed so far, by index of the block
         device, num_elements = out_N.device, out_N.numel()
         self._layout = Layout(blocks)
         self._num_diagonal = Layout([block for block in blocks if block.diagonal]).numel
-        self._parts: list[Part] = []
-        preconditioned = [i for i, block in enumerate(blocks) if not block.diagonal]
-        for shape, members in groupby(preconditioned, key=lambda i: blocks[i].shape):
-            rows = list(members)
-            config, dims = settings["preconditioner_config"], blocks[rows[0]].dims
-            stack = make_stack(len(rows), shape, dims, config, dtype=dtype, device=device)
-            elements = self._layout.elements(rows[0], rows[-1])
-            self._parts.append(Part(slice(rows[0], rows[-1] + 1), elements, stack))
-
         def zeros(n: int) -> Tensor:
             return torch.zeros(n, dtype=dtype, device=device)
 
@@ -74,6 +66,7 @@ class Shard:
         # Scratch, kept because fresh pages cost more than the arithmetic on them.
         self._grad, self._grafted = zeros(num_elements), zeros(self._num_grafted)
         self._grad_views = self._layout.views(self._grad)
+        self._make_parts(settings)
         length = _CHUNK if device.type == "cpu" else max(num_elements, 1)
         bounds = sorted({*range(0, num_elements, length), self._num_grafted, num_elements})
         self._chunks = [
@@ -82,9 +75,29 @@ class Shard:
         ]
         self.set_out(out_N)
 
+    def _make_parts(self, settings: Settings) -> None:
+        rows_of = [i for i, block in enumerate(self.blocks) if not block.diagonal]
+        first = len(self.blocks) - len(rows_of)
+        self._root_status = torch.full((len(rows_of),), NEVER_REFRESHED, dtype=torch.int64)
+        self._parts: list[Part] = []
+        for shape, members in groupby(rows_of, key=lambda i: self.blocks[i].shape):
+            rows = list(members)
+            stack = make_stack(
+                shape,
+                self.blocks[rows[0]].dims,
+                settings["preconditioner_config"],
+                root_status=self._root_status[rows[0] - first : rows[-1] + 1 - first],
+                dtype=self._grad.dtype,
+                device=self._grad.device,
+            )
+            elements = self._layout.elements(rows[0], rows[-1])
+            self._parts.append(Part(slice(rows[0], rows[-1] + 1), elements, stack, self._grad, self._grafted))
+
     def set_out(self, out_N: Tensor) -> None:
         self.out_N = out_N
         self._out_views = self._layout.views(out_N)
+        for part in self._parts:
+            part.set_out(out_N)
 
     def block_state(self, index: int) -> dict[str, Tensor]:
         """Live views of the state of one block, by name."""
@@ -162,7 +175,7 @@ class Shard:
         weight = float(every) if beta2 == 1 else 1 - decay
         root_settings = self._root_settings(step, settings)
         for part in self._parts:
-            part.stack.accumulate(part.blocks(self._grad), root_settings, decay=decay, weight=weight)
+            part.stack.accumulate(part.grad_KS, root_settings, decay=decay, weight=weight)
 
     def _refresh(self, step: int, settings: Settings) -> None:
         frequency, start = settings["precondition_frequency"], settings["start_preconditioning_step"]
@@ -174,7 +187,7 @@ class Shard:
             if due:
                 failed = part.stack.refresh(due, self._root_settings(seen, settings))
                 self.failures.update(part.rows.start + row for row in failed)
-            part.stack.observe(part.blocks(self._grad), beta2=settings["betas"][1])
+            part.stack.observe(part.grad_KS, beta2=settings["betas"][1])
 
     @staticmethod
     def _root_settings(step: int, settings: Settings) -> RootSettings:
@@ -211,11 +224,13 @@ class Shard:
             return
         root_settings = self._root_settings(step, settings)
         for part in self._parts:
-            part.stack.direction(part.blocks(self._grad), root_settings, out=part.blocks(self.out_N))
-            if grafting is not None:
-                part.graft(self.out_N, self._grafted)
-            else:
-                part.stop_lost(self.out_N)
+            part.stack.direction(part.grad_KS, root_settings, out=part.out_KS)
+        if not self._parts:
+            return
+        if grafting is not None:
+            graft(self._parts, self._root_status)
+        else:
+            stop_lost(self._parts)
 
     def _apply_momentum(self, settings: Settings) -> None:
         momentum, kept = settings["momentum"], 1 - settings["dampening"]
