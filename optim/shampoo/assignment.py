@@ -25,11 +25,14 @@ def spread(costs: Sequence[float], num_bins: int, loads: list[float] | None = No
 def refresh_due(step: int, *, frequency: int, start: float, turn: int | None) -> bool:
     """Whether a block's roots are refreshed at `step` (counted from 1).
 
-    Everything is refreshed at `start`. After that, without a turn at every multiple of `frequency`; with a turn
-    (0 <= turn < frequency) once in every `frequency` steps, `turn` steps after the others begin.
+    Without a turn at `start` and then at every multiple of `frequency`. With a turn (0 <= turn < frequency) once in
+    every `frequency` steps, for the first time in the last `frequency` steps up to `start`, so that no step has more
+    to do than any other and no root in use is older than `frequency` steps. Where `start` leaves no room for that, the
+    first time is `start`.
     """
-    if step <= start:
-        return step == start
     if turn is None:
-        return step % frequency == 0
-    return (step - start - 1) % frequency == turn % frequency
+        return step == start or (step > start and step % frequency == 0)
+    first = start + 1 - frequency + turn % frequency
+    if first < 1 and step <= start:
+        return step == start
+    return step >= first and (step - first) % frequency == 0

@@ -50,7 +50,7 @@ class DistributedShampoo(Optimizer):
             they take the step of the grafting method, which is much cheaper.
         precondition_frequency: steps between two refreshes of the root inverses.
         start_preconditioning_step: the first refresh; until then grafting alone. -1: the frequency.
-        stagger_refresh: after the first, refresh a few blocks every step instead of all at once.
+        stagger_refresh: refresh a few blocks every step instead of all at once, so that no step is much longer.
         statistics_frequency: steps between two updates of the factor matrices.
         inverse_exponent_override: exponent p of F ** -p instead of 1 / (2 * order): one for all, or {order: p} or
             {order: {dimension: p}}. A dimension with exponent 0 has no factor matrix: {2: {1: 0}} is one-sided.

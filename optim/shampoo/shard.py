@@ -54,6 +54,7 @@ class Shard:
         device, num_elements = out_N.device, out_N.numel()
         self._layout = Layout(blocks)
         self._num_diagonal = Layout([block for block in blocks if block.diagonal]).numel
+
         def zeros(n: int) -> Tensor:
             return torch.zeros(n, dtype=dtype, device=device)
 

@@ -49,14 +49,17 @@ def test_roots_are_due_at_the_start_and_then_at_multiples_of_the_frequency() -> 
 
 
 @given(st.integers(1, 8), st.integers(1, 20))
-def test_staggered_every_turn_comes_once_per_cycle_after_the_start(frequency: int, start: int) -> None:
+def test_staggered_every_turn_comes_once_per_cycle_and_once_before_the_start(frequency: int, start: int) -> None:
     for turn in range(frequency):
         due = [
             t
             for t in range(1, start + 3 * frequency + 1)
             if refresh_due(t, frequency=frequency, start=start, turn=turn)
         ]
-        assert due == [start] + [start + 1 + turn + k * frequency for k in range(3)]
+        before, later = [t for t in due if t <= start], [t for t in due if t > start]
+        assert later == [start + 1 + turn + k * frequency for k in range(3)]
+        assert len(before) == 1
+        assert before[0] == start or start - frequency < before[0] == later[0] - frequency
     assert not any(refresh_due(t, frequency=3, start=float("inf"), turn=None) for t in range(1, 50))
 
 
@@ -67,6 +70,11 @@ def test_staggering_makes_the_worst_step_a_small_part_of_a_full_refresh() -> Non
         cut = cut_parameter(torch.empty(rows, columns), limit=128, merge=False)
         blocks += [Block(0, position, n, cut.region_shape(n), False, (0, 1)) for n in range(len(cut.regions))]
     costs = [root_cost(block) for block in blocks]
-    loads = [0.0] * 20
-    spread(costs, 20, loads)
-    assert max(loads) < sum(costs) / 10
+    turns = spread(costs, 20)
+    for step in range(1, 60):  # the first refreshes too
+        due = [
+            cost
+            for cost, turn in zip(costs, turns, strict=True)
+            if refresh_due(step, frequency=20, start=20, turn=turn)
+        ]
+        assert sum(due) < sum(costs) / 10
