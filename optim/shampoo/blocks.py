@@ -35,6 +35,11 @@ class Block:
         return math.prod(self.shape)
 
 
+def flat_order(blocks: Sequence[Block]) -> list[Block]:
+    """Diagonal blocks first, then by shape; otherwise in the order of the parameters."""
+    return sorted(blocks, key=lambda b: (b.group, not b.diagonal, () if b.diagonal else b.shape, b.position, b.number))
+
+
 @dataclass(frozen=True)
 class Cut:
     """The shape a parameter is seen in, and the regions of that shape that are its blocks (none if it is empty)."""

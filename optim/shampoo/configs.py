@@ -115,6 +115,9 @@ class EigenvalueCorrected:
         ignored_basis_change_dims: {order of the block: dimensions} that keep their own basis; a matrix with one of its
             two left is one-sided.
         trace_scaling: as in RootInverse.
+        max_ratio: limit of a direction in the eigenbasis, in units of the largest that any gradients could cause if the
+            basis stayed. A basis that turns fast shows old gradients to a second moment that has not seen them: with
+            "qr" at frequency 1 the ratio reaches 1e6 and training breaks. None: no limit, as in Meta's.
     """
 
     method: str = "qr"
@@ -122,10 +125,13 @@ class EigenvalueCorrected:
     tolerance: float = 0.0
     ignored_basis_change_dims: Mapping[int, Sequence[int]] | None = None
     trace_scaling: bool = False
+    max_ratio: float | None = 10.0
 
     def __post_init__(self) -> None:
         _check_choice("eigenbasis method", self.method, ("eigh", "qr"))
         _check_iterations("eigenbasis", self.max_iterations, self.tolerance)
+        if self.max_ratio is not None and self.max_ratio < 1:
+            raise ValueError(f"max_ratio={self.max_ratio} must be at least 1, or None")
         for order, dims in (self.ignored_basis_change_dims or {}).items():
             if not all(0 <= dim < order for dim in dims):
                 raise ValueError(f"ignored_basis_change_dims[{order}]={dims} must lie in 0..{order - 1}")

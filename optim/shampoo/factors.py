@@ -27,12 +27,13 @@ NEVER_REFRESHED, GOOD, FAILED = 0, 1, 2
 
 @dataclass(frozen=True)
 class RootSettings:
-    """How factors are used at one step; `correction` is `1 - beta2^t` or 1."""
+    """How factors are used at one step; `correction` is `1 - beta2^t` or 1, `largest_ratio` from scalars.py."""
 
     correction: float
     epsilon: float | None
     relative_epsilon: float
     exponent_override: ExponentOverride | None
+    largest_ratio: float
 
 
 def exponent_of(order: int, dim: int, override: ExponentOverride | None, default: float) -> float:

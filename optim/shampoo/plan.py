@@ -6,10 +6,9 @@ from typing import Any
 import torch
 
 from optim.shampoo.assignment import spread
-from optim.shampoo.blocks import Block, Cut, cut_parameter
+from optim.shampoo.blocks import Block, Cut, cut_parameter, flat_order
 from optim.shampoo.costs import StepCost, root_cost, step_cost
 from optim.shampoo.factors import preconditioned_dims
-from optim.shampoo.shard import flat_order
 
 Kind = tuple[torch.device, torch.dtype]  # where a block's state lives, and its type
 

@@ -164,6 +164,9 @@ class EigenStack(FactorStack):
         epsilon = _EIGENVALUE_EPSILON if settings.epsilon is None else settings.epsilon
         scale_KS = (self.eigenvalues_KS / settings.correction).pow_(exponent).add_(epsilon)
         corrected_KS = self._seen(filtered_KS).div_(scale_KS)
+        if exponent == 0.5 and self.config.max_ratio is not None:
+            limit = self.config.max_ratio * settings.largest_ratio
+            corrected_KS.clamp_(-limit, limit)
         multiply(corrected_KS, self.dims, self.made, out=out, scratch=self._scratch_KS)
 
     def block_state(self, row: int) -> dict[str, Tensor]:

@@ -1,5 +1,7 @@
 """The few numbers of a step that are not tensors, and the precision they are computed in."""
 
+import math
+
 import torch
 
 
@@ -17,3 +19,15 @@ def bias_correction(beta: float, step: int, *, float32: bool, factor: float = 1.
         return 1 - factor * beta**step
     power = torch.pow(beta, torch.tensor(step, dtype=torch.float32))
     return float(1 - factor * power)
+
+
+def largest_ratio(beta1: float, beta2: float) -> float:
+    """What `|m| / sqrt(v)` cannot exceed, whatever the gradients: m their average with beta1, v that of their squares.
+
+    By Cauchy and Schwarz `(sum a_k g_k)^2 <= sum a_k^2 / b_k * sum b_k g_k^2` with `a_k = (1 - beta1) beta1^k` and
+    `b_k = (1 - beta2) beta2^k` (1 for a plain sum). Infinite where v forgets too fast for a bound.
+    """
+    if beta1 * beta1 >= beta2:
+        return math.inf
+    weight = 1.0 if beta2 == 1 else 1 - beta2
+    return (1 - beta1) / math.sqrt(weight * (1 - beta1 * beta1 / beta2))

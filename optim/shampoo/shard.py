@@ -20,7 +20,7 @@ from optim.shampoo.grafting import filter_gradient, grafted_step, has_second_mom
 from optim.shampoo.memory import Layout
 from optim.shampoo.part import Part, graft, stop_lost
 from optim.shampoo.preconditioner import make_stack
-from optim.shampoo.scalars import bias_correction
+from optim.shampoo.scalars import bias_correction, largest_ratio
 from optim.shampoo.settings import decay_of_weights
 from optim.shampoo.timing import Timed, untimed
 
@@ -29,16 +29,11 @@ Settings = dict[str, Any]  # a parameter group of the optimizer
 _CHUNK = 32768  # elements; the five buffers of an elementwise pass over them fit into a core's own cache
 
 
-def flat_order(blocks: Sequence[Block]) -> list[Block]:
-    """Diagonal blocks first, then by shape; otherwise in the order of the parameters."""
-    return sorted(blocks, key=lambda b: (b.group, not b.diagonal, () if b.diagonal else b.shape, b.position, b.number))
-
-
 class Shard:
     """State and step of some blocks of one group.
 
     Args:
-        blocks: in `flat_order`.
+        blocks: in `blocks.flat_order`.
         turns: per block, the step of the refresh cycle it is due at, or None for all at once.
         settings: the parameter group; what it switches on at construction has state from then on.
         out_N: where the directions are written, one flat buffer for all blocks.
@@ -159,7 +154,7 @@ class Shard:
             self._out_views[i].zero_()
 
     def _collect(self, grads: Sequence[Tensor | None], weights: Sequence[Tensor], decay: float) -> None:
-        """G, a copy of the gradients in the flat order; L2 decay is added here, never to the gradient itself."""
+        """G, a copy of the gradients in the flat order, with L2 decay."""
         present = [i for i, grad in enumerate(grads) if grad is not None]
         if len(present) < len(grads):
             self._grad.zero_()
@@ -192,11 +187,12 @@ class Shard:
 
     @staticmethod
     def _root_settings(step: int, settings: Settings) -> RootSettings:
-        beta2, correction = settings["betas"][1], 1.0
+        (beta1, beta2), correction = settings["betas"], 1.0
         if settings["use_bias_correction"] and beta2 < 1:
             correction = bias_correction(beta2, step, float32=settings["use_float32_scalars"])
-        epsilon, relative = settings["epsilon"], settings["relative_epsilon"]
-        return RootSettings(correction, epsilon, relative, settings["inverse_exponent_override"])
+        epsilon, override = settings["epsilon"], settings["inverse_exponent_override"]
+        ratio = largest_ratio(beta1, beta2)
+        return RootSettings(correction, epsilon, settings["relative_epsilon"], override, ratio)
 
     def _filter_and_graft(self, step: int, settings: Settings) -> None:
         """V, then H in place of G, then the grafted step of H; chunk by chunk, so that it happens in the cache."""

@@ -13,6 +13,7 @@ from optim.shampoo import (
     EigenvalueCorrected,
     RootInverse,
 )
+from optim.shampoo.scalars import largest_ratio
 from tests.optim.reference import ReferenceShampoo
 
 SHAPES = [(7, 5), (7,), (4, 3, 2), (2, 1, 3, 5), (9, 9)]
@@ -165,3 +166,46 @@ def test_without_a_gradient_signal_decay_is_all_there_is(kind: str, shrink: floa
     weight.grad = torch.zeros(2, 2, dtype=torch.float64)
     optimizer.step()
     torch.testing.assert_close(weight.detach(), torch.full_like(weight, 1 - shrink), rtol=1e-15, atol=0)
+
+
+def test_a_basis_that_turns_at_every_step_does_not_break_training() -> None:
+    def losses(max_ratio: float | None) -> list[float]:
+        torch.manual_seed(0)
+        x = torch.randn(512, 13)
+        y = x.sum(1, keepdim=True).sin()
+        model = torch.nn.Sequential(torch.nn.Linear(13, 24), torch.nn.Tanh(), torch.nn.Linear(24, 1))
+        settings: dict[str, Any] = {"lr": 0.003, "betas": (0.9, 0.99), "epsilon": 1e-8, "grafting_config": None}
+        config = EigenvalueCorrected("qr", max_ratio=max_ratio)
+        optimizer = DistributedShampoo(
+            model.parameters(), **settings, precondition_frequency=1, preconditioner_config=config
+        )
+        reached = []
+        for step in range(150):
+            rows = torch.arange(64 * step, 64 * step + 64) % 512
+            optimizer.zero_grad()
+            loss = (model(x[rows]) - y[rows]).square().mean()
+            loss.backward()
+            optimizer.step()
+            reached.append(loss.item())
+        return reached
+
+    assert max(losses(None)) > 1e3
+    limited = losses(10.0)
+    assert max(limited) < 2 * limited[0]
+    assert limited[-1] < 0.9 * limited[0]
+
+
+@pytest.mark.parametrize(("beta1", "beta2"), [(0.0, 0.99), (0.9, 0.99), (0.5, 1.0), (0.9, 0.999)])
+def test_the_largest_ratio_is_reached_and_never_exceeded(beta1: float, beta2: float) -> None:
+    def ratio(gradients: list[float]) -> float:
+        m = v = 0.0
+        for g in gradients:
+            m = beta1 * m + (1 - beta1) * g
+            v = beta2 * v + (1.0 if beta2 == 1 else 1 - beta2) * g * g
+        return m / v**0.5
+
+    limit = largest_ratio(beta1, beta2)
+    worst = [(beta1 / beta2) ** k for k in reversed(range(400))]  # where Cauchy and Schwarz' inequality is equal
+    assert ratio(worst) == pytest.approx(limit, rel=1e-9)
+    assert ratio([1.0] * 400) <= limit
+    assert largest_ratio(0.9, 0.5) == float("inf")
