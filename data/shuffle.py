@@ -25,9 +25,11 @@ def words(count: int, seed: int, use: Use, first: int = 0, second: int = 0) -> n
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (Philox 4x64-10, as NumPy has it).
     """
+    # Lists would become float64 where a number needs all 64 bits.
+    key = np.array([seed, 0], dtype=np.uint64)
     # The lowest of the four counter words is left to count the draws.
-    philox = np.random.Philox(key=[seed, 0], counter=[0, first, second, int(use)])
-    return philox.random_raw(count)
+    counter = np.array([0, first, second, int(use)], dtype=np.uint64)
+    return np.random.Philox(key=key, counter=counter).random_raw(count)
 
 
 def permutation(count: int, seed: int, use: Use, first: int = 0, second: int = 0) -> np.ndarray:

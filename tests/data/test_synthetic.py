@@ -54,6 +54,16 @@ def test_known_bits_do_not_change(source: Synthetic) -> None:
     assert int(block.labels_N.sum()) == 2128
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seed", [2**63 - 1, 2**63, 2**64 - 1])
+def test_seeds_of_64_bits_are_exact(seed: int) -> None:
+    for first, second in ((1, 2), (2**63, 5), (2**64 - 1, 2**64 - 1)):
+        # Whole integers are the other way NumPy takes a key, word 0 lowest.
+        whole = np.random.Philox(key=seed, counter=first << 64 | second << 128 | int(Use.EXAMPLES) << 192)
+        assert np.array_equal(words(4, seed, Use.EXAMPLES, first, second), whole.random_raw(4))
+    assert sorted(permutation(9, seed, Use.ROW_ORDER).tolist()) == list(range(9))
+
+
 def test_examples_look_like_criteo(source: Synthetic) -> None:
     assert len(source.schema.dense) == 13
     assert [feature.rows for feature in source.schema.sparse] == [ids + 2 for ids in CARDINALITIES]
