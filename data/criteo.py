@@ -16,6 +16,7 @@ SPARSE = tuple(f"cat_{f}" for f in range(1, 27))
 MISSING_DENSE = -1.0
 DENSE_TRANSFORM = "log(max(x, -2) + 3)"  # 0 or more, so that a missing value is below every other
 _HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
+_MAX_DIGITS = 8  # of a categorical
 _SHOWN = 40  # characters of a wrong value
 
 
@@ -77,11 +78,7 @@ def parse(lines: Lines, *, labelled: bool = True) -> Rows:
     text, numbers, repaired, bad = _well_formed(lines, len(names))
     table = _read_table(text, names)
     assert table.height == len(numbers), "a line is a row"
-    parsed = table.select(
-        *([pl.col(LABEL).cast(pl.UInt8, strict=False)] if labelled else []),
-        pl.col(DENSE).cast(pl.Int64, strict=False),
-        pl.col(SPARSE).str.to_integer(base=16, strict=False).cast(pl.UInt32, strict=False),
-    )
+    parsed = _read_values(table, labelled, signs=b"+" in text or b"\t-0" in text)
     wrong = _wrong_fields(table, parsed, labelled)
     for row, column in sorted(wrong.items()):
         number = int(numbers[row])
@@ -161,7 +158,7 @@ def _line_problem(number: int, line: bytes, fields: int, num_fields: int, *, who
 
 def _is_full_value(field: bytes) -> bool:
     """Whether the field is a categorical as Criteo writes it, zeros in front included."""
-    return len(field) == 8 and _HEX_DIGITS.issuperset(field)
+    return len(field) == _MAX_DIGITS and _HEX_DIGITS.issuperset(field)
 
 
 def _lost_empty_fields(line: bytes, num_fields: int) -> bool:
@@ -177,12 +174,32 @@ def _read_table(text: bytes, names: tuple[str, ...]) -> pl.DataFrame:
     return pl.read_csv(text, has_header=False, separator="\t", quote_char=None, schema=schema)
 
 
+def _read_values(table: pl.DataFrame, labelled: bool, *, signs: bool) -> pl.DataFrame:
+    """Numbers, null where empty or wrong.
+
+    Args:
+        table: strings.
+        labelled: whether there is a label.
+        signs: whether a field may begin with "+" or "-0". Polars reads "+5" as an integer and "+5" and "-0" as
+            hexadecimal, so these files need every field checked: they are rare, and it takes as long as reading it.
+    """
+    dense, sparse = pl.col(DENSE), pl.col(SPARSE)
+    integers = dense.cast(pl.Int64, strict=False)
+    values = sparse.str.to_integer(base=16, strict=False).cast(pl.UInt32, strict=False)
+    right = sparse.str.len_bytes() <= _MAX_DIGITS
+    if signs:
+        integers = pl.when(~dense.str.starts_with("+")).then(integers)
+        right &= ~sparse.str.contains("^[+-]")
+    label = pl.when(pl.col(LABEL).is_in(["0", "1"])).then((pl.col(LABEL) == "1").cast(pl.UInt8))
+    return table.select(*([label] if labelled else []), integers, pl.when(right).then(values))
+
+
 def _wrong_fields(table: pl.DataFrame, parsed: pl.DataFrame, labelled: bool) -> dict[int, str]:
     """The first wrong column of each row that has one."""
     wrong: dict[int, str] = {}
     for name in table.columns:
         if name == LABEL and labelled:
-            rows = (parsed[name].is_null() | (parsed[name] > 1)).arg_true()
+            rows = parsed[name].is_null().arg_true()
         elif parsed[name].null_count() == table[name].null_count():
             continue
         else:
@@ -198,6 +215,8 @@ def _wrong_value(number: int, column: str, value: str | None) -> BadLine:
         problem = "the label is missing" if value is None else f"the label is {shown}, expected 0 or 1"
         return BadLine(number, "label not 0 or 1", problem)
     reason, expected = (
-        ("not an integer", "an integer") if column in DENSE else ("not hexadecimal", "at most 8 hexadecimal digits")
+        ("not an integer", "an integer")
+        if column in DENSE
+        else ("not hexadecimal", f"at most {_MAX_DIGITS} hexadecimal digits")
     )
     return BadLine(number, reason, f"{column} is {shown}, expected {expected}")

@@ -118,6 +118,36 @@ def test_a_wrong_value_is_named_and_its_neighbours_are_kept(field: int, value: s
     assert parsed.lines_N.tolist() == [1, 2, 4, 5]
 
 
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize(
+    ("fields", "right", "wrong"),
+    [
+        ([0], ["0", "1"], ["+1", "-0", "01", "00", " 1", "1 ", "1.0", "true", "2", "-1", "257"]),
+        (
+            [1, 13],
+            ["", "0", "-0", "-1", "007", "-9223372036854775808"],
+            ["+5", "+0", "1e3", " 5", "5 ", "--5", "-", "0x5", "1_000", "5.", "٣", "9223372036854775808"],
+        ),
+        (
+            [14, 39],
+            ["", "0", "1a", "1A", "00000000", "ffffffff"],
+            ["+1a", "0x1a", "-1", "-0", "+0", "-", " 1a", "1a ", "1_a", "000000001", "100000000", "g", "1.0"],
+        ),
+    ],
+)
+def test_only_plain_digits_are_numbers(fields: list[int], right: list[str], wrong: list[str], alone: bool) -> None:
+    for field in fields:
+        (row,) = make_rows(1)
+        good, bad = ([[*row[:field], value, *row[field + 1 :]] for value in values] for values in (right, wrong))
+        assert told(parse_text(as_text(good))) == [plain(row) for row in good]
+        if alone:  # what one field needs must not hang on what another one holds
+            assert [value for value, one in zip(wrong, bad, strict=True) if not parse_text(as_text([one])).bad] == []
+        else:
+            parsed = parse_text(as_text(good + bad))
+            assert [line.line for line in parsed.bad] == list(range(len(good) + 1, len(good + bad) + 1))
+            assert told(parsed) == [plain(row) for row in good]
+
+
 def test_lines_that_are_not_text_blank_or_endless_are_named() -> None:
     good = as_text(make_rows(1))
     text = good + b"\n" + good + good.replace(b"\t", b"\t\xff", 1) + b"1" * (MAX_LINE_BYTES + 1) + b"\n" + good
