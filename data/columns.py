@@ -15,7 +15,7 @@ from data.criteo import Rows
 from data.files import io_errors
 from data.vocabulary import Encoder
 
-_PIECE_ROWS = 1 << 20
+PIECE_ROWS = 1 << 20
 _LABEL_TYPE, _DENSE_TYPE, _PRESENT_TYPE, _VALUE_TYPE = (np.dtype(code) for code in ("u1", "<f2", "<u4", "<u4"))
 
 
@@ -54,15 +54,15 @@ class ColumnFiles:
 
     def present_values(self, name: str, num_rows: int) -> Iterator[np.ndarray]:
         """The values of a sparse column that are not missing, among the first `num_rows` rows, in pieces."""
-        for start in range(0, num_rows, _PIECE_ROWS):
-            count = min(_PIECE_ROWS, num_rows - start)
+        for start in range(0, num_rows, PIECE_ROWS):
+            count = min(PIECE_ROWS, num_rows - start)
             yield self._read(name, _VALUE_TYPE, start, count)[self._present(name, start, count)]
 
     def encode(self, name: str, encoder: Encoder) -> Iterator[np.ndarray]:
         """Replaces the values of a sparse column by rows, in place; gives every piece of rows, uint32."""
         with io_errors(self.path / name, "write"), (self.path / name).open("r+b") as file:
-            for start in range(0, self.rows, _PIECE_ROWS):
-                count = min(_PIECE_ROWS, self.rows - start)
+            for start in range(0, self.rows, PIECE_ROWS):
+                count = min(PIECE_ROWS, self.rows - start)
                 values = self._read(name, _VALUE_TYPE, start, count)
                 rows = encoder.encode(values, self._present(name, start, count))
                 file.seek(start * _VALUE_TYPE.itemsize)

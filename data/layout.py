@@ -87,7 +87,7 @@ def _check_shapes(schema: Schema, block: Block) -> None:
         )
     lengths_FN = block.lengths_FN
     if (lengths_FN is None) != schema.one_hot:
-        raise DataError("a block has lengths exactly if a feature of the schema has max_ids above 1")
+        raise DataError("a block has lengths exactly if a feature of the schema may have several ids")
     for f, feature in enumerate(schema.sparse):
         count = num_rows if lengths_FN is None else int(lengths_FN[f].sum())
         if len(block.ids_F[f]) != count:

@@ -5,12 +5,14 @@ then the columns are cut into the blocks of the store. Disk beside the store: ab
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from data.columns import ColumnFiles
+import numpy as np
+
+from data.columns import PIECE_ROWS, ColumnFiles
 from data.criteo import DENSE, DENSE_TRANSFORM, LABEL, MISSING_DENSE, SPARSE, parse
 from data.errors import DataError
 from data.lines import check_source, read_lines
@@ -47,15 +49,15 @@ class PrepareOptions:
 
     def __post_init__(self) -> None:
         if self.min_count < 1:
-            raise DataError(f"min_count={self.min_count} must be at least 1")
+            raise DataError(f"a minimum count of {self.min_count} must be at least 1")
         if self.hash_rows is not None and not 2 <= self.hash_rows <= 1 << 32:
-            raise DataError(f"hash_rows={self.hash_rows} must be at least 2 and at most 2**32")
+            raise DataError(f"{self.hash_rows} rows for hashed values must be at least 2 and at most 2**32")
         if self.split not in ("order", "last-file"):
-            raise DataError(f"split={self.split!r} must be 'order' or 'last-file'")
+            raise DataError(f"splitting by {self.split!r} is not known: choose 'order' or 'last-file'")
         if self.max_bad_rows is not None and self.max_bad_rows < 0:
-            raise DataError(f"max_bad_rows={self.max_bad_rows} must be at least 0")
+            raise DataError(f"a limit of {self.max_bad_rows} rejected lines must be at least 0")
         if self.block_rows < 1:
-            raise DataError(f"block_rows={self.block_rows} must be at least 1")
+            raise DataError(f"blocks of {self.block_rows} examples must have at least 1")
 
 
 def prepare_criteo(
@@ -78,7 +80,7 @@ def prepare_criteo(
     if not paths:
         raise DataError("no file to prepare")
     if options.split == "last-file" and len(paths) < 2:
-        raise DataError("split='last-file' needs at least two files", "choose split='order' for a single file")
+        raise DataError("splitting by the last file needs at least two files", "split a single file by order")
     sizes = [check_source(path) for path in paths]
     with partial_directory(out) as partial, ColumnFiles(partial / "columns", DENSE, SPARSE) as columns:
         report = _parse_all(paths, sizes, columns, options, progress)
@@ -142,8 +144,8 @@ def _check_rejected(num_bad: int, num_lines: int, examples: list[RejectedLine], 
     if num_bad > allowed:
         raise DataError(
             str(examples[0]),
-            f"{num_bad:,} of the first {num_lines:,} lines are bad, more than the {allowed:,} allowed; "
-            "the file may be cut short or of another format, or raise max_bad_rows",
+            f"{num_bad:,} of the first {num_lines:,} lines were rejected, at most {allowed:,} were allowed; "
+            "the file may be cut short or of another format; if not, allow more rejected lines",
         )
 
 
@@ -174,20 +176,31 @@ def _encode_all(
         What the manifest says of each encoder, and the reports.
     """
     entries, reports = [], []
+    counts = num_train if options.hash_rows is None else 0
+    done, total = 0, (counts + columns.rows) * len(columns.sparse)
+
+    def told(pieces: Iterable[np.ndarray], num_rows: int) -> Iterator[np.ndarray]:
+        """The pieces of a column; the progress after each, in values."""
+        nonlocal done
+        for number, piece in enumerate(pieces):
+            yield piece
+            at = min((number + 1) * PIECE_ROWS, num_rows)
+            progress(PrepareProgress("encode", done + at, total, columns.rows))
+        done += num_rows
+
     for f, name in enumerate(columns.sparse):
         encoder: Encoder
         if options.hash_rows is None:
-            counted = count_values(columns.present_values(name, num_train))
+            counted = count_values(told(columns.present_values(name, num_train), num_train))
             encoder = Vocabulary.of_counts(*counted, min_count=options.min_count)
         else:
             encoder = Hashing(options.hash_rows, f)
         missing = rare = 0
-        for rows in columns.encode(name, encoder):
+        for rows in told(columns.encode(name, encoder), columns.rows):
             missing += int((rows == MISSING_ROW).sum())
             rare += int((rows == RARE_ROW).sum()) if options.hash_rows is None else 0
         entries.append(save_encoder(store, name, encoder))
         reports.append(ColumnReport(name, encoder.rows, missing / columns.rows, rare / columns.rows))
-        progress(PrepareProgress("encode", f + 1, len(columns.sparse), columns.rows))
     return entries, reports
 
 

@@ -66,11 +66,11 @@ class Reader:
                 "choose a batch size that is a multiple of the number of ranks",
             )
         if not 0 <= rank < world_size:
-            raise DataError(f"{rank=} must be at least 0 and below {world_size=}")
+            raise DataError(f"rank {rank} must be at least 0 and below the number of ranks, {world_size}")
         if not 0 <= seed < 1 << 64:
-            raise DataError(f"{seed=} must be at least 0 and below 2**64")
+            raise DataError(f"the seed {seed} must be at least 0 and below 2**64")
         if prefetch < 0:
-            raise DataError(f"{prefetch=} must be at least 0")
+            raise DataError(f"{prefetch} blocks prepared ahead must be at least 0")
         self.source, self.split, self.seed, self.shuffle, self.prefetch = source, split, seed, shuffle, prefetch
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.local_batch_size = batch_size // world_size
@@ -91,7 +91,7 @@ class Reader:
             DataError: if `epoch` is negative or `start` lies outside the epoch.
         """
         if epoch < 0:
-            raise DataError(f"{epoch=} must be at least 0")
+            raise DataError(f"epoch {epoch} must be at least 0")
         if not 0 <= start <= self.num_batches:
             raise DataError(f"batch {start} lies outside the epoch of {self.num_batches} batches")
         return self._batches(epoch, start)

@@ -9,7 +9,7 @@ class PrepareProgress:
     """Where a preparation is.
 
     Attributes:
-        phase: "parse" (bytes of the sources as they lie on disk), then "encode" (columns), then "write" (examples).
+        phase: "parse" (bytes of the sources as they lie on disk), then "encode" (values), then "write" (examples).
         done, total: in the unit of the phase.
         rows: good rows so far.
     """

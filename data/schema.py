@@ -29,9 +29,9 @@ class SparseFeature:
         if not self.name:
             raise DataError("a sparse feature needs a name")
         if self.rows < 1:
-            raise DataError(f"sparse feature {self.name}: rows={self.rows} must be at least 1")
+            raise DataError(f"sparse feature {self.name}: {self.rows} rows must be at least 1")
         if self.max_ids < 1:
-            raise DataError(f"sparse feature {self.name}: max_ids={self.max_ids} must be at least 1")
+            raise DataError(f"sparse feature {self.name}: lists of at most {self.max_ids} ids must hold at least 1")
 
 
 @dataclass(frozen=True)

@@ -185,19 +185,21 @@ def _check(
     seed: int, sizes: dict[str, int], cardinalities: Sequence[int], lists: list[int], num_dense: int, label_rate: float
 ) -> None:
     if not 0 <= seed < 1 << 64:
-        raise DataError(f"{seed=} must be at least 0 and below 2**64")
+        raise DataError(f"the seed {seed} must be at least 0 and below 2**64")
     for split, size in sizes.items():
         if size < 1:
-            raise DataError(f"num_{split}={size} must be at least 1")
+            raise DataError(f"{size} examples in the {split} split must be at least 1")
     if len(lists) != len(cardinalities) or not cardinalities:
-        raise DataError(f"{len(lists)} values of max_ids for {len(cardinalities)} sparse features")
+        raise DataError(f"{len(lists)} longest lists for {len(cardinalities)} sparse features")
     for ids in cardinalities:
         if not 1 <= ids <= MAX_CARDINALITY:
             raise DataError(f"a cardinality of {ids} must be at least 1 and at most {MAX_CARDINALITY}")
     if num_dense < 1 or min(lists) < 1 or sum(lists) + num_dense > 4096:
-        raise DataError(f"{num_dense=} and max_ids={lists} must be at least 1 and add up to at most 4096")
+        raise DataError(
+            f"{num_dense} dense features and longest lists of {lists} ids must be at least 1 and add up to at most 4096"
+        )
     if not 0.01 <= label_rate <= 0.99:
-        raise DataError(f"{label_rate=} must be between 0.01 and 0.99")
+        raise DataError(f"a label rate of {label_rate} must be between 0.01 and 0.99")
 
 
 def _columns_of(group: int, count: int) -> list[int]:

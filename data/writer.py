@@ -29,7 +29,7 @@ class StoreWriter:
 
     def __init__(self, path: Path, schema: Schema, *, block_rows: int = STORE_BLOCK_ROWS) -> None:
         if block_rows < 1:
-            raise DataError(f"{block_rows=} must be at least 1")
+            raise DataError(f"blocks of {block_rows} examples must have at least 1")
         self.path, self.schema, self.block_rows = path, schema, block_rows
         self.bytes_written = 0
         self._files: dict[str, BinaryIO] = {}

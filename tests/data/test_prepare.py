@@ -1,6 +1,7 @@
 """Raw files become a store of exactly their good rows, or one clear line says why not."""
 
 import collections
+import functools
 import json
 import multiprocessing
 import os
@@ -11,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data import columns, prepare
 from data.columns import ColumnFiles
 from data.criteo import Rows
 from data.errors import DataError
+from data.lines import read_lines
 from data.prepare import PrepareOptions, PrepareProgress, prepare_criteo
 from data.reader import Reader
 from data.source import SPLITS
@@ -137,7 +140,7 @@ def test_too_many_bad_lines_name_the_first_and_leave_nothing(tmp_path: Path) -> 
     (tmp_path / "day_3.tsv").write_bytes(b"\n".join(lines) + b"\n")
     with pytest.raises(DataError, match=r"^day_3\.tsv, line 8: 41 fields, expected 40$") as caught:
         prepare_criteo([tmp_path / "day_3.tsv"], tmp_path / "store", PrepareOptions(max_bad_rows=1))
-    assert str(caught.value.hint).startswith("2 of the first 30 lines are bad, more than the 1 allowed")
+    assert str(caught.value.hint).startswith("2 of the first 30 lines were rejected, at most 1 were allowed")
     assert [path.name for path in tmp_path.iterdir()] == ["day_3.tsv"]
     assert prepare_criteo([tmp_path / "day_3.tsv"], tmp_path / "store", PrepareOptions(max_bad_rows=2)).rows == 28
 
@@ -177,18 +180,18 @@ def test_rows_that_do_not_fill_the_splits_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bad").write_bytes(b"hello\n")
     with pytest.raises(DataError, match=r"bad: no good row; bad, line 1: 1 field, expected 40"):
         prepare_criteo([tmp_path / "bad"], tmp_path / "store")
-    with pytest.raises(DataError, match="needs at least two files"):
+    with pytest.raises(DataError, match=r"^splitting by the last file needs at least two files$"):
         prepare_criteo([tmp_path / "few"], tmp_path / "store", PrepareOptions(split="last-file"))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"min_count": 0}, "min_count=0 must be at least 1"),
-        ({"hash_rows": 1}, "hash_rows=1 must be at least 2"),
-        ({"split": "random"}, "split='random' must be"),
-        ({"max_bad_rows": -1}, "max_bad_rows=-1 must be at least 0"),
-        ({"block_rows": 0}, "block_rows=0 must be at least 1"),
+        ({"min_count": 0}, "a minimum count of 0 must be at least 1"),
+        ({"hash_rows": 1}, "1 rows for hashed values must be at least 2"),
+        ({"split": "random"}, "splitting by 'random' is not known: choose 'order' or 'last-file'"),
+        ({"max_bad_rows": -1}, "a limit of -1 rejected lines must be at least 0"),
+        ({"block_rows": 0}, "blocks of 0 examples must have at least 1"),
     ],
 )
 def test_options_out_of_range_are_refused(settings: dict[str, int], message: str) -> None:
@@ -282,15 +285,33 @@ def test_progress_ends_complete_in_every_phase(tmp_path: Path) -> None:
     assert last["parse"].total == sum(path.stat().st_size for path in paths)
 
 
+@pytest.mark.parametrize("hash_rows", [None, 100])
+def test_progress_is_told_at_intervals_within_a_phase(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hash_rows: int | None
+) -> None:
+    monkeypatch.setattr(prepare, "read_lines", functools.partial(read_lines, piece_bytes=1000))
+    for module in (prepare, columns):
+        monkeypatch.setattr(module, "PIECE_ROWS", 16)
+    told: list[PrepareProgress] = []
+    path = write(tmp_path / "a", make_rows(70))  # 60 of them train
+    prepare_criteo([path], tmp_path / "store", PrepareOptions(hash_rows=hash_rows, block_rows=16), told.append)
+    at = {phase: [p.done for p in told if p.phase == phase] for phase in ("parse", "encode", "write")}
+    assert np.diff(at["parse"]).max() <= 1000
+    encoded = [16, 32, 48, 64, 70]
+    per_column = encoded if hash_rows else [16, 32, 48, 60, *(60 + rows for rows in encoded)]  # counted before
+    assert at["encode"] == [column * per_column[-1] + rows for column in range(26) for rows in per_column]
+    assert at["write"] == [16, 32, 48, 60, 65, 70]
+
+
 def test_column_files_count_their_rows(tmp_path: Path) -> None:
-    columns = ColumnFiles(tmp_path / "columns", ("x",), ("a", "b"))
+    files = ColumnFiles(tmp_path / "columns", ("x",), ("a", "b"))
     values, present = np.array([[7, 8], [9, 0]], np.uint32), np.array([[True, True], [True, False]])
     dense = np.array([[0.5, -1]], np.float16)
-    with columns:
-        columns.append(Rows(np.arange(2), np.array([0, 1], np.uint8), dense, values, present, 0, []))
-        columns.close()
-        assert columns.rows == 2
-        assert [piece.tolist() for piece in columns.present_values("b", 2)] == [[9]]
-        assert columns.dense_rows(1, 1).tolist() == [[-1]]
-        assert columns.labels(0, 2).tolist() == [0, 1]
+    with files:
+        files.append(Rows(np.arange(2), np.array([0, 1], np.uint8), dense, values, present, 0, []))
+        files.close()
+        assert files.rows == 2
+        assert [piece.tolist() for piece in files.present_values("b", 2)] == [[9]]
+        assert files.dense_rows(1, 1).tolist() == [[-1]]
+        assert files.labels(0, 2).tolist() == [0, 1]
     assert not (tmp_path / "columns").exists()

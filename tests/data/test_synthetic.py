@@ -177,13 +177,13 @@ def test_permutations_have_every_number_once_and_all_orders_alike() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"seed": -1}, "seed=-1"),
-        ({"num_test": 0}, "num_test=0 must be at least 1"),
+        ({"seed": -1}, "the seed -1 must be at least 0"),
+        ({"num_test": 0}, "0 examples in the test split must be at least 1"),
         ({"cardinalities": (0,)}, "a cardinality of 0 must be at least 1"),
         ({"cardinalities": (5, 2**21)}, "a cardinality of 2097152"),
-        ({"cardinalities": (5, 6), "max_ids": (1,)}, "1 values of max_ids for 2 sparse features"),
+        ({"cardinalities": (5, 6), "max_ids": (1,)}, "1 longest lists for 2 sparse features"),
         ({"max_ids": 0}, "must be at least 1"),
-        ({"label_rate": 0.0}, r"label_rate=0.0 must be between 0.01 and 0.99"),
+        ({"label_rate": 0.0}, "a label rate of 0.0 must be between 0.01 and 0.99"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, object], message: str) -> None:
