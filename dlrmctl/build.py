@@ -1,6 +1,7 @@
 """From settings to a model on its ranks: tables sharded, dense network replicated, an optimizer for each."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -9,9 +10,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.schema import Schema
 from dlrmctl.config import Config, OptimSettings
+from dlrmctl.console import bytes_text
 from dlrmctl.errors import UserError
 from dlrmctl.ranks import Ranks
+from dlrmctl.settings import shown
 from embeddings.collection import CompositionalEmbeddings
+from embeddings.memory import available_bytes
 from embeddings.sharding import PlacementError, Sharded, shard
 from embeddings.state import sparse_state
 from embeddings.tables import choose_tables
@@ -25,6 +29,8 @@ from optim.shampoo import (
     SGDGrafting,
 )
 from optim.shampoo.grafting import Grafting
+
+_DENSE_COPIES = 4  # of every weight at least: itself, its gradient, the optimizer's state and direction
 
 
 @dataclass
@@ -99,7 +105,12 @@ def build_model(config: Config, schema: Schema, ranks: Ranks, *, batch_size: int
 
 
 def build_dense_network(config: Config, schema: Schema, device: torch.device) -> DenseNetwork:
-    """The dense half with its initial values, which depend on the seed alone."""
+    """The dense half with its initial values, which depend on the seed alone.
+
+    Raises:
+        UserError: if it does not fit in memory; said before any of it is taken.
+    """
+    _check_dense_size(config, schema, device)
     return DenseNetwork(
         num_dense=len(schema.dense),
         num_features=len(schema.sparse),
@@ -111,15 +122,31 @@ def build_dense_network(config: Config, schema: Schema, device: torch.device) ->
     ).to(device)
 
 
+def _check_dense_size(config: Config, schema: Schema, device: torch.device) -> None:
+    F, D = len(schema.sparse), config.embeddings.dim
+    joined = D + F * (F + 1) // 2 if config.model.interaction == "dot" else (F + 1) * D
+    bottom, top = [len(schema.dense), *config.model.bottom_mlp], [joined, *config.model.top_mlp]
+    weights = sum(a * b for widths in (bottom, top) for a, b in pairwise(widths))
+    needed, free = 4 * weights * _DENSE_COPIES, available_bytes(device)
+    if free is not None and needed > free:
+        raise UserError(
+            f"the MLPs {shown(config.model.bottom_mlp)} and {shown(config.model.top_mlp)} have {weights:,} weights: "
+            f"{bytes_text(needed)} with gradients and optimizer state, {bytes_text(free)} are free",
+            "smaller --bottom-mlp or --top-mlp",
+        )
+
+
 def build_dense_optimizer(settings: OptimSettings, network: nn.Module, ranks: Ranks) -> torch.optim.Optimizer:
     """The optimizer of the MLPs. Tables never reach it."""
     assert settings.dense_lr is not None
     parameters, lr, decay = list(network.parameters()), settings.dense_lr, settings.weight_decay
     if settings.dense_optimizer == "adagrad":
-        return torch.optim.Adagrad(parameters, lr=lr, weight_decay=decay, foreach=True)
+        return torch.optim.Adagrad(parameters, lr=lr, weight_decay=decay, eps=settings.dense_eps, foreach=True)
     if settings.dense_optimizer == "adamw":
         betas = (settings.beta1 or 0.9, settings.beta2 if settings.beta2 < 1 else 0.999)
-        return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=decay, foreach=True)
+        return torch.optim.AdamW(
+            parameters, lr=lr, betas=betas, weight_decay=decay, eps=settings.dense_eps, foreach=True
+        )
     if settings.dense_optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=decay, foreach=True)
     assert settings.shampoo_start is not None
@@ -145,11 +172,11 @@ def build_dense_optimizer(settings: OptimSettings, network: nn.Module, ranks: Ra
 def _grafting(settings: OptimSettings) -> Grafting | None:
     beta2 = settings.beta2 if settings.beta2 < 1 else 0.999
     if settings.grafting == "adagrad":
-        return AdaGradGrafting(epsilon=1e-10)
+        return AdaGradGrafting(epsilon=settings.dense_eps)
     if settings.grafting == "rmsprop":
-        return RMSpropGrafting(beta2=beta2, epsilon=1e-8)
+        return RMSpropGrafting(beta2=beta2, epsilon=settings.dense_eps)
     if settings.grafting == "adam":
-        return AdamGrafting(beta2=beta2, epsilon=1e-8)
+        return AdamGrafting(beta2=beta2, epsilon=settings.dense_eps)
     return SGDGrafting() if settings.grafting == "sgd" else None
 
 

@@ -49,6 +49,8 @@ class Checkpoints:
     def save(self, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> Path:
         """Writes tensors and state; returns the finished checkpoint's directory. Every rank must call it.
 
+        A step is saved once: the directory must not exist.
+
         Raises:
             UserError: if it cannot be written. Earlier checkpoints stay as they were.
         """
@@ -68,8 +70,6 @@ class Checkpoints:
                 files |= _checksums(partial, ".metadata") | _checksums(partial, "state.json")
                 _write_json(partial / "complete.json", {"format": FORMAT, "step": step, "files": files})
                 _sync_directory(partial)
-                if final.exists():
-                    shutil.rmtree(final)
                 partial.rename(final)
                 _sync_directory(self.directory)
             self._barrier()
@@ -83,9 +83,12 @@ class Checkpoints:
         causes: list[BaseException] = [problem]
         if isinstance(problem, CheckpointException):
             causes = [failure[0] for failure in problem.failures.values()]
+        causes += [inner for cause in causes for inner in (cause.__cause__, cause.__context__) if inner is not None]
         kept = self.newest()
         stays = f"{kept.name} stays and can be resumed" if kept else "there is no earlier checkpoint"
-        if any(isinstance(cause, OSError) and cause.errno in _NO_SPACE for cause in causes):
+        full = any(isinstance(cause, OSError) and cause.errno in _NO_SPACE for cause in causes)
+        # torch's writer of tensors tells of a short write in its own words and drops the reason.
+        if full or any("unexpected pos" in str(cause) or "PytorchStreamWriter" in str(cause) for cause in causes):
             return UserError(f"{path}: no space left on the disk while saving; {stays}", "free space, then --resume")
         reason = str(causes[0]).strip().splitlines()[-1] if str(causes[0]).strip() else type(causes[0]).__name__
         return UserError(f"{path}: cannot be saved: {reason}; {stays}")
@@ -99,21 +102,25 @@ class Checkpoints:
             return []
         return [path for path in self.directory.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
 
-    def mark_best(self, path: Path) -> None:
-        """Points the link `best` at a checkpoint; call on one rank."""
-        link = self.directory / f".best-{os.getpid()}"
-        link.symlink_to(path.name)
-        link.replace(self.directory / "best")
+    def at(self, step: int | None) -> Path | None:
+        """The complete checkpoint of a step, if there is one."""
+        path = self.directory / f"step-{step}"
+        return path if path in self.complete() else None
 
-    def best(self) -> Path | None:
-        link = self.directory / "best"
-        return self.directory / os.readlink(link) if link.is_symlink() else None
+    def keep(self, latest: int, best_step: int | None) -> None:
+        """Removes all but the latest and the best, and what interrupted saves left; call on one rank.
 
-    def prune(self, keep: int) -> None:
-        """Removes all but the latest `keep` and the best, and what an interrupted save left; call on one rank."""
-        best = self.best()
-        for path in sorted(self.complete(), key=_step_of)[:-keep]:
-            if path != best:
+        `best` becomes a link to the best one, for people; which one it is stands in every state.json.
+        """
+        link, temporary = self.directory / "best", self.directory / ".best"
+        if self.at(best_step):
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(f"step-{best_step}")
+            temporary.replace(link)
+        else:
+            link.unlink(missing_ok=True)
+        for path in sorted(self.complete(), key=_step_of)[:-latest]:
+            if path != self.at(best_step):
                 shutil.rmtree(path, ignore_errors=True)
         for leftover in self.directory.glob("step-*.partial"):
             shutil.rmtree(leftover, ignore_errors=True)

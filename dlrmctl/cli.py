@@ -66,7 +66,7 @@ def prepare_criteo(
 
 
 @app.command()
-@with_settings
+@with_settings()
 def train(
     config: Annotated[
         Path | None,
@@ -128,7 +128,7 @@ def _run_training(settings: Config, path: Path, *, resume: bool, print_plan: boo
 
 
 @app.command()
-@with_settings
+@with_settings(only=("path", "batch_size", "device", "precision"))
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")],
     checkpoint: Annotated[str, typer.Option(help="best, last or step-N.", rich_help_panel=LAUNCH_PANEL)] = "best",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrmctl.errors import UserError, nearest
-from dlrmctl.settings import section_from, setting, shown
+from dlrmctl.settings import flag_of, section_from, setting, shown
 
 DATASETS = ("criteo", "synthetic")
 EMBEDDINGS = ("full", "hash", "qr")
@@ -22,7 +22,9 @@ class DataSettings:
     path: str | None = setting(
         None, "Directory that `dlrmctl prepare` wrote. Default: $DLRMCTL_DATA, then the cache directory.", flag="--data"
     )
-    synthetic_rows: int = setting(2_000_000, "Training examples of the synthetic data set.", at_least=1000)
+    synthetic_rows: int = setting(
+        2_000_000, "Training examples of the synthetic data set.", at_least=1000, at_most=10**10
+    )
     synthetic_seed: int = setting(0, "Seed of the synthetic teacher and its rows.", at_least=0)
 
 
@@ -55,6 +57,9 @@ class OptimSettings:
         None,
         "Learning rate of the MLPs. Default: " + ", ".join(f"{k} {v:g}" for k, v in DENSE_LR.items()) + ".",
         at_least=0,
+    )
+    dense_eps: float = setting(
+        1e-6, "Epsilon of adagrad, adamw and what shampoo grafts; keeps noise from taking full steps.", above=0
     )
     momentum: float = setting(0.0, "Momentum of shampoo and sgd.", at_least=0, below=1)
     beta1: float = setting(0.0, "Gradient filter of shampoo; adamw uses 0.9 when this is 0.", at_least=0, below=1)
@@ -156,13 +161,14 @@ def resolve(file: Mapping[str, Any], flags: Mapping[str, Any], *, file_name: str
     for section, cls in SECTIONS.items():
         for item in fields(cls):  # type: ignore[arg-type]
             if item.name in flags:
-                flag = item.metadata["flag"] or "--" + item.name.replace("_", "-")
-                given[section][item.name] = (flags[item.name], flag)
+                given[section][item.name] = (flags[item.name], flag_of(item))
     return _checked(Config(**{name: section_from(cls, given[name]) for name, cls in SECTIONS.items()}))  # type: ignore[arg-type]
 
 
 def _checked(config: Config) -> Config:
     """Fills in what follows from other settings and refuses what contradicts."""
+    if config.data.path is not None:  # a run can be gone on with from any directory
+        config = replace(config, data=replace(config.data, path=str(Path(config.data.path).resolve())))
     emb, model, optim, schedule = config.embeddings, config.model, config.optim, config.schedule
     if emb.dim % 4:
         raise UserError(f"embeddings.dim = {emb.dim} must be a multiple of 4", f"try {emb.dim + -emb.dim % 4}")

@@ -12,8 +12,16 @@ from rich.text import Text
 # A file has no width; tables there should not be folded.
 _FILE_WIDTH = 160
 
-output = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _FILE_WIDTH)
-messages = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else _FILE_WIDTH)
+
+def make_console(file: TextIO) -> Console:
+    """A console on which text is just text: no markup, no colouring of numbers."""
+    return Console(
+        file=file, highlight=False, markup=False, soft_wrap=True, width=None if file.isatty() else _FILE_WIDTH
+    )
+
+
+output = make_console(sys.stdout)
+messages = make_console(sys.stderr)
 
 
 def show_error(message: str, hint: str | None = None) -> None:
@@ -27,20 +35,20 @@ def warn(message: str) -> None:
 
 
 def say(message: str) -> None:
-    messages.print(message, markup=False)
+    messages.print(message)
 
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output; what is not a number is null."""
-    sys.stdout.write(json.dumps(_finite(value), indent=2, default=str) + "\n")
+    sys.stdout.write(json.dumps(finite(value), indent=2, default=str) + "\n")
     sys.stdout.flush()
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not (abs(value) < float("inf")):
         return None
     return value

@@ -30,6 +30,8 @@ def run_command(arguments: list[str] | None = None) -> int:
     except (UserError, DataError) as error:
         return _report(error.message, error.hint)
     except typer.TyperException as error:
+        if not error.format_message():  # a group of commands without a command: its help was shown
+            return EXIT_USER_ERROR
         return _report(error.format_message(), f"{_command_path(error)} --help")
     except (KeyboardInterrupt, typer.Abort):
         return 130

@@ -21,7 +21,7 @@ from dlrmctl.rundir import RunDirectory
 
 def evaluate(model: Model, reader: Reader, ranks: Ranks) -> Metrics:
     """The metrics of the model on everything the reader gives, over all ranks; the same on each."""
-    metrics = StreamingMetrics(ranks.device)
+    metrics = StreamingMetrics(ranks.device, ranks.world_size)
     inference = model.inference
     with torch.no_grad(), closing(reader.batches(epoch=0)) as batches:  # type: ignore[type-var]
         for batch in batches:
@@ -46,7 +46,7 @@ def evaluate_run(config: Config, run: RunDirectory, ranks: Ranks, *, checkpoint:
     set_precision(config.train.precision)
     path = ranks.broadcast(_find(Checkpoints(run.checkpoints, ranks), run, checkpoint))
     state = read_state(path)
-    same_shape(config, state["settings"], path)
+    same_shape(config, state["settings"], path, sections=("model", "embeddings"))
     source = open_source(config.data)
     reader = Reader(
         source,
@@ -69,15 +69,15 @@ def set_precision(precision: str) -> None:
 
 
 def _find(checkpoints: Checkpoints, run: RunDirectory, wanted: str) -> Path:
-    if wanted == "best":
-        path = checkpoints.best()
-    elif wanted == "last":
-        path = checkpoints.newest()
-    else:
-        path = run.checkpoints / wanted
-        if not path.is_dir():
-            there = ", ".join(sorted(p.name for p in checkpoints.complete())) or "none"
-            raise UserError(f"{run.path}: has no checkpoint {wanted!r}", f"there are: best, last, {there}")
-    if path is None:
-        raise UserError(f"{run.path}: has no {wanted} checkpoint yet")
-    return path
+    newest = checkpoints.newest()
+    if newest is None:
+        raise UserError(f"{run.path}: has no checkpoint yet")
+    if wanted == "last":
+        return newest
+    name = f"step-{read_state(newest)['progress']['best_step']}" if wanted == "best" else wanted
+    there = {path.name: path for path in checkpoints.complete()}
+    if name not in there:
+        raise UserError(
+            f"{run.path}: has no checkpoint {wanted!r}", f"there are: best, last, {', '.join(sorted(there))}"
+        )
+    return there[name]

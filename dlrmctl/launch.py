@@ -99,7 +99,10 @@ def _die_with_parent() -> None:
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
+    forwarded: set[int] = set()
+
     def forward(number: int, frame: FrameType | None) -> None:
+        forwarded.add(number)
         for process in ranks:
             if process.poll() is None:
                 process.send_signal(number)
@@ -124,6 +127,8 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
     rank, code = failed
     if code > 0:
         return code
+    if -code in forwarded:
+        return 128 - code
     name = signal.Signals(-code).name
     show_error(f"rank {rank} was ended by {name}", "if memory ran out, dmesg says so; --resume goes on")
     return 128 - code
@@ -136,17 +141,23 @@ def _failed(ranks: list[subprocess.Popen[bytes]]) -> tuple[int, int] | None:
 
 
 def claim_report() -> bool:
-    """True for the first rank on this machine that has an error to show; the others' errors only follow from it."""
-    if world_from_environment().world_size == 1:
+    """True for the first rank of a launch that has an error to show; the others' errors only follow from it."""
+    directory = _launch_directory()
+    if directory is None:
         return True
-    parent = os.getppid()  # our launcher or torchrun: one per machine and launch
-    # A process number may come again; together with its start time it does not.
-    started = Path(f"/proc/{parent}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
-        (Path(tempfile.gettempdir()) / f"dlrmctl-report-{os.getuid()}-{parent}-{started}-{attempt}").touch(
-            exist_ok=False
-        )
+        (directory / "dlrmctl-reported").touch(exist_ok=False)
     except FileExistsError:
         return False
+    except OSError:
+        return True
     return True
+
+
+def _launch_directory() -> Path | None:
+    """A directory that the ranks of this launch on this machine share and that goes with it."""
+    if RENDEZVOUS in os.environ:
+        return Path(os.environ[RENDEZVOUS].removeprefix("file://")).parent
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:  # .../attempt_0/<local rank>/error.json
+        return Path(os.environ["TORCHELASTIC_ERROR_FILE"]).parent.parent
+    return None

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 NUM_BINS = 16_384
 LOGIT_LIMIT = 16.0  # beyond it probabilities differ from 0 or 1 by 1e-7
-EXACT_LIMIT = 1 << 17  # predictions a rank keeps for the exact AUC; 1 MiB
+EXACT_LIMIT = 1 << 17  # predictions that all ranks together keep for the exact AUC; 2 MiB
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Metrics:
 class StreamingMetrics:
     """Accumulates metrics over batches; `compute` joins the ranks."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, world_size: int = 1) -> None:
+        self.world_size = world_size
         # examples, positives, predicted, loss, loss^2, loss of positives, correct
         self.sums = torch.zeros(7, dtype=torch.float64, device=device)
         self.histogram = torch.zeros(2, NUM_BINS, dtype=torch.float64, device=device)
@@ -60,7 +61,7 @@ class StreamingMetrics:
         if self.kept is not None:
             self.kept.append((logits, labels))
             self.num_kept += len(logits)
-            if self.num_kept > EXACT_LIMIT:
+            if self.num_kept * self.world_size > EXACT_LIMIT:
                 self.kept = None
 
     def compute(self, group: dist.ProcessGroup | None = None) -> Metrics:

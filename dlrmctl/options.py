@@ -1,8 +1,9 @@
 """Typer options made from the settings, so that a setting is written down once."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields
+from functools import partial
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -24,10 +25,19 @@ _PANELS = {
 }
 
 
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command one option per setting; those typed arrive as its argument `flags`, name -> text."""
+def with_settings(only: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command one option per setting; those typed arrive as its argument `flags`, name -> text.
+
+    Args:
+        only: names of the settings that matter to the command; empty for all.
+    """
+    return partial(_with_settings, only=only)
+
+
+def _with_settings(command: Callable[..., None], only: Collection[str]) -> Callable[..., None]:
     own = [p for p in inspect.signature(command).parameters.values() if p.name != "flags"]
     options = [_parameter(section, item) for section, cls in SECTIONS.items() for item in fields(cls)]  # type: ignore[arg-type]
+    options = [option for option in options if not only or option.name in only]
 
     def run(**values: Any) -> None:
         names = {option.name for option in options}

@@ -91,9 +91,9 @@ def _show(report: PrepareReport, out: Path) -> None:
     if report.repaired:
         output.print(f"repaired: {report.repaired:,} lines that had lost empty fields at their end")
     for reason, count in report.rejected.items():
-        output.print(f"rejected: {count:,} lines, {reason}", markup=False)
+        output.print(f"rejected: {count:,} lines, {reason}")
     for example in report.examples:
-        output.print(f"  {example}", markup=False)
+        output.print(f"  {example}")
     print_table(
         "splits, in the order of the files",
         ["", "examples", "label rate"],

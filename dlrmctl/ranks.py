@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from dlrmctl.console import warn
 from dlrmctl.errors import UserError
 from dlrmctl.launch import RENDEZVOUS, world_from_environment
 
+# Schedulers signal every process of a job, and launchers pass signals on: that is one request, not two.
+REPEAT_SECONDS = 3.0
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a checkpoint of large tables may hold the others up for long
 # What gloo, NCCL and the store say when a peer has died.
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
@@ -75,12 +78,14 @@ def process_group(device: str) -> Iterator[Ranks]:
                 world_size=world.world_size,
                 timeout=COLLECTIVE_TIMEOUT,
             )
-    except (dist.DistNetworkError, dist.DistStoreError) as problem:
+    except (dist.DistNetworkError, dist.DistStoreError, ValueError) as problem:
         raise _rendezvous_error(problem) from None
     try:
         group = dist.group.WORLD
         assert group is not None
         yield Ranks(world.rank, world.world_size, world.local_world_size, chosen, group)
+    except dist.DistBackendError as problem:
+        raise UserError(f"rank {world.rank}: {chosen.type} communication failed: {_last_line(problem)}") from None
     except RuntimeError as problem:
         if any(words in str(problem) for words in _LOST_PEER):
             raise UserError(
@@ -105,6 +110,10 @@ def _device(wanted: str, local_rank: int, local_world_size: int) -> torch.device
     return torch.device("cuda", local_rank % count)
 
 
+def _last_line(problem: Exception) -> str:
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[-1]
+
+
 def _rendezvous_error(problem: Exception) -> UserError:
     address, port = os.environ.get("MASTER_ADDR", "?"), os.environ.get("MASTER_PORT", "?")
     if "EADDRINUSE" in str(problem) or "address already in use" in str(problem).lower():
@@ -117,9 +126,10 @@ def _rendezvous_error(problem: Exception) -> UserError:
 
 @dataclass
 class StopRequest:
-    """SIGTERM or Ctrl-C: the first asks to finish the step, save and leave; the second leaves at once."""
+    """SIGTERM or Ctrl-C: the first asks to finish the step, save and leave; another one later leaves at once."""
 
     signal_number: int = 0
+    _since: float = 0.0
     _previous: dict[int, Any] = field(default_factory=dict)
 
     def __enter__(self) -> "StopRequest":
@@ -132,6 +142,7 @@ class StopRequest:
             signal.signal(number, previous)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_number:
+        if not self.signal_number:
+            self.signal_number, self._since = number, time.monotonic()
+        elif time.monotonic() - self._since > REPEAT_SECONDS:
             os._exit(128 + number)
-        self.signal_number = number

@@ -1,5 +1,6 @@
 """Where a run stands, and whether a checkpoint may be gone on with."""
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,20 +44,27 @@ class Progress:
         return {"progress": asdict(self), "settings": config.to_dict(), "data": source.fingerprint()}
 
 
-def same_shape(ours: Config, saved: dict[str, Any], path: Path) -> None:
-    """Refuses to resume with settings that a checkpoint's tensors or position do not fit.
+_FIXED: dict[str, set[str] | None] = {  # None: all of the section
+    "data": None,
+    "model": None,
+    "embeddings": {"embedding", "dim", "collisions", "operation", "qr_threshold"},
+    "optim": {"dense_optimizer", "grafting", "shampoo_block", "momentum", "beta1"},
+    "train": {"batch_size", "seed"},
+}
+
+
+def same_shape(ours: Config, saved: dict[str, Any], path: Path, *, sections: Collection[str] = tuple(_FIXED)) -> None:
+    """Refuses settings that a checkpoint's tensors or position do not fit.
+
+    Args:
+        sections: which of the fixed ones matter.
 
     Raises:
         UserError: naming the first setting that differs.
     """
-    fixed = {
-        "data": None,
-        "model": None,
-        "embeddings": {"embedding", "dim", "collisions", "operation", "qr_threshold"},
-        "optim": {"dense_optimizer", "grafting", "shampoo_block", "momentum", "beta1"},
-        "train": {"batch_size", "seed"},
-    }
-    for section, names in fixed.items():
+    for section, names in _FIXED.items():
+        if section not in sections:
+            continue
         for name, value in asdict(getattr(ours, section)).items():
             if section == "data" and name == "path":
                 continue  # the fingerprint decides whether moved data is the same
@@ -65,5 +73,5 @@ def same_shape(ours: Config, saved: dict[str, Any], path: Path) -> None:
             if (names is None or name in names) and value != before:
                 raise UserError(
                     f"{path}: was trained with {section}.{name} = {before}, this run asks for {value}",
-                    "resume with the same setting, or start a new run",
+                    "go on with the same setting, or start a new run",
                 )

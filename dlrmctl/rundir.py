@@ -1,15 +1,18 @@
 """A run's directory: run.toml, environment.json, plan.json, metrics.jsonl, results.json, checkpoints/."""
 
+import errno
 import importlib.metadata
 import json
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dlrmctl.config import Config
-from dlrmctl.console import _finite
+from dlrmctl.console import finite
 from dlrmctl.errors import UserError
 from dlrmctl.toml import read_toml, write_toml
 
@@ -28,6 +31,16 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns what the disk refuses into one line."""
+        try:
+            yield
+        except OSError as problem:
+            reason = problem.strerror or str(problem)
+            hint = "free space, then --resume" if problem.errno == errno.ENOSPC else None
+            raise UserError(f"{problem.filename or self.path}: cannot be written: {reason}", hint) from None
+
     def create(self) -> None:
         """Makes the directory.
 
@@ -36,28 +49,25 @@ class RunDirectory:
         """
         if not self.writes:
             return
-        try:
+        with self._writing():
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
                 raise UserError(f"{self.path}: already exists", f"--resume {self.path}, or another --run-dir")
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as problem:
-            raise UserError(f"{self.path}: cannot be written: {problem.strerror}") from None
 
     def describe(self, config: Config, world_size: int, device: str) -> None:
         """Writes the settings and what they run on: of a resumed run, the settings it goes on with."""
         if not self.writes:
             return
-        try:
+        with self._writing():
             write_toml(self.path / "run.toml", config.to_dict())
             environment = _environment() | {"world_size": world_size, "device": device}
             (self.path / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
-        except OSError as problem:
-            raise UserError(f"{self.path}: cannot be written: {problem.strerror}") from None
 
     def write_plan(self, rows: list[dict[str, Any]]) -> None:
         """Where every table lives, as plan.json."""
         if self.writes:
-            (self.path / "plan.json").write_text(json.dumps(rows, indent=1) + "\n")
+            with self._writing():
+                (self.path / "plan.json").write_text(json.dumps(rows, indent=1) + "\n")
 
     def settings(self) -> dict[str, Any]:
         """The sections of the run's run.toml.
@@ -74,8 +84,8 @@ class RunDirectory:
     def record(self, entry: dict[str, Any]) -> None:
         """Appends one line to metrics.jsonl."""
         if self.writes:
-            with self.metrics_file.open("a") as file:
-                file.write(json.dumps(_finite(entry)) + "\n")
+            with self._writing(), self.metrics_file.open("a") as file:
+                file.write(json.dumps(finite(entry)) + "\n")
 
     def forget_after(self, step: int) -> None:
         """Drops recorded lines of steps that a resumed run will take again, and a line cut short."""
@@ -89,12 +99,14 @@ class RunDirectory:
             except (json.JSONDecodeError, KeyError):
                 continue
         temporary = self.metrics_file.with_suffix(".partial")
-        temporary.write_text("".join(kept))
-        temporary.replace(self.metrics_file)
+        with self._writing():
+            temporary.write_text("".join(kept))
+            temporary.replace(self.metrics_file)
 
     def write_results(self, results: dict[str, Any]) -> None:
         if self.writes:
-            (self.path / "results.json").write_text(json.dumps(_finite(results), indent=2) + "\n")
+            with self._writing():
+                (self.path / "results.json").write_text(json.dumps(finite(results), indent=2) + "\n")
 
 
 def _environment() -> dict[str, Any]:

@@ -13,6 +13,8 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 from dlrmctl.errors import UserError
 
+_DISTRUST = "do not trust this file"
+
 
 class SafeReader(dcp.FileSystemReader):
     """Reads the metadata through an unpickler that builds descriptions of tensors and nothing else."""
@@ -20,35 +22,42 @@ class SafeReader(dcp.FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         with (Path(self.path) / ".metadata").open("rb") as file:
             metadata = _MetadataUnpickler(file).load()
-        if getattr(metadata, "storage_meta", None) is None:
-            metadata.storage_meta = StorageMeta()
+        if not isinstance(metadata, Metadata):
+            raise UserError(f"{self.path}/.metadata does not describe a checkpoint", _DISTRUST)
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    _MODULES = (
-        "torch.distributed.checkpoint.metadata",
-        "torch.distributed.checkpoint.filesystem",
-        "torch.distributed._shard",
-        "torch.distributed.remote_device",
-    )
+    """Knows the few names that describe tensors, each exactly: a prefix or a dotted name would open whole modules."""
+
     _NAMES = frozenset(
         {
-            ("torch", "Size"),
-            ("torch", "device"),
-            ("torch.serialization", "_get_layout"),
-            ("torch._C._distributed_c10d", "_remote_device"),
-            ("pathlib", "PosixPath"),
             ("collections", "OrderedDict"),
+            ("pathlib", "PosixPath"),
+            ("torch", "Size"),
+            ("torch.serialization", "_get_layout"),
+            ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+            *(
+                ("torch.distributed.checkpoint.metadata", name)
+                for name in (
+                    "ChunkStorageMetadata",
+                    "Metadata",
+                    "MetadataIndex",
+                    "StorageMeta",
+                    "TensorProperties",
+                    "TensorStorageMetadata",
+                    "_MEM_FORMAT_ENCODING",
+                )
+            ),
         }
     )
 
     def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype | torch.memory_format):
+        if module == "torch" and "." not in name and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
-        allowed = (module, name) in self._NAMES
-        if allowed or any(module == known or module.startswith(known + ".") for known in self._MODULES):
+        if (module, name) in self._NAMES:
             return super().find_class(module, name)
         raise UserError(
             f".metadata asks for {module}.{name}, which no checkpoint of ours holds", "do not trust this file"

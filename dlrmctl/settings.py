@@ -4,6 +4,7 @@ Values arrive as text from the command line or typed from TOML; both pass throug
 reads the same wherever it was made.
 """
 
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, field, fields
@@ -85,10 +86,10 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
             if kind is int and isinstance(value, float) and not value.is_integer():
                 raise ValueError
             if isinstance(value, str):
-                value = value.replace("_", "").replace(",", "")
+                value = value.replace("_", "")
                 value = value.removesuffix("%") if kind is float else value
-            if isinstance(value, int | float | str):
-                return kind(value)
+            if isinstance(value, int | float | str) and math.isfinite(number := kind(value)):
+                return number
         except (ValueError, OverflowError):
             pass
     raise UserError(f"{where} = {value!r} is not {_described(kind)}")
@@ -109,8 +110,6 @@ def check_value(item: Field[Any], value: Any, where: str) -> None:
             f"{where} = {value!r} must be one of {', '.join(choices)}", f"did you mean {close!r}?" if close else None
         )
     for single in value if isinstance(value, tuple) else (value,):
-        if isinstance(single, float) and single != single:
-            raise UserError(f"{where} = nan is not a number")
         for name, bound in item.metadata["bounds"].items():
             kept = {
                 "above": lambda x, b: x > b,

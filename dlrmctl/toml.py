@@ -33,5 +33,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 def write_toml(path: Path, sections: dict[str, Any]) -> None:
     """Writes whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(tomli_w.dumps(sections).encode())
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(tomli_w.dumps(sections).encode())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from data.source import Source
 from dlrmctl.build import Model, build_dense_optimizer, build_model, build_schedule
 from dlrmctl.checkpoint import Checkpoints, load, read_state
 from dlrmctl.config import Config
+from dlrmctl.console import say
 from dlrmctl.datasets import open_source
 from dlrmctl.evaluate import evaluate, set_precision
 from dlrmctl.metrics import entropy
@@ -73,6 +74,7 @@ class Trainer:
         self.schedule = build_schedule(config, whole_run)
         self.checkpoints = Checkpoints(run.checkpoints, ranks)
         self.progress = Progress()
+        self.saved_step = 0
 
     def _reader(self, split: str) -> Reader:
         training = split == "train"
@@ -95,11 +97,8 @@ class Trainer:
         ):
             self.display = display
             self._introduce()
-            while not progress.finished and progress.step < self.total_steps and not self._out_of_patience():
+            while not progress.finished:
                 self._epoch(request)
-            if not progress.finished:
-                progress.finished = True
-                self._save()
         return self._results()
 
     def _epoch(self, request: StopRequest) -> None:
@@ -109,20 +108,17 @@ class Trainer:
         with closing(reader.batches(progress.epoch, progress.batch)) as batches:  # type: ignore[type-var]
             for batch in batches:
                 self._set_learning_rates()
-                sums = self.take_step(
-                    batch.to(device, non_blocking=True), progress.step + 1, stop=bool(request.signal_number)
-                )
+                on_device = batch.to(device, non_blocking=True)
+                sums = self.take_step(on_device, progress.step + 1, stop=bool(request.signal_number))
                 self._advance(sums)
                 last = progress.step == self.total_steps
                 if progress.batch in evaluate_at or last:
                     self._evaluate()
-                    if self._out_of_patience():
-                        break
                 elif self.config.train.checkpoint_every and progress.step % self.config.train.checkpoint_every == 0:
                     self._save()
                 if sums.stop:
                     self._leave(request)
-                if last:
+                if progress.finished:
                     break
         if progress.batch == reader.num_batches:
             progress.epoch, progress.batch = progress.epoch + 1, 0
@@ -174,24 +170,26 @@ class Trainer:
                 progress.evaluations_without_gain = 0
             else:
                 progress.evaluations_without_gain += 1
+            progress.finished = progress.step == self.total_steps or self._out_of_patience()
             mark = ", best so far" if better else ""
             self.display.say(f"step {progress.step}  validation  {short_text(metrics)}{mark}")
             for warning in failed_roots(self.optimizer, self.ranks):
                 self.display.say(f"step {progress.step}  {warning}")
-            self._save(best=better)
+            self._save()
 
     def _out_of_patience(self) -> bool:
         patience = self.config.train.patience
         return bool(patience) and self.progress.evaluations_without_gain >= patience
 
-    def _save(self, *, best: bool = False) -> None:
+    def _save(self) -> None:
+        if self.saved_step == self.progress.step:
+            return
         with self.display.pause():
             state = self.progress.to_state(self.config, self.source)
-            path = self.checkpoints.save(self.progress.step, self._tensors(), state)
+            self.checkpoints.save(self.progress.step, self._tensors(), state)
+            self.saved_step = self.progress.step
             if self.ranks.is_main:
-                if best:
-                    self.checkpoints.mark_best(path)
-                self.checkpoints.prune(self.config.train.keep_checkpoints)
+                self.checkpoints.keep(self.config.train.keep_checkpoints, self.progress.best_step)
 
     def _tensors(self) -> dict[str, Any]:
         """Everything that a checkpoint holds; live, so that loading into it restores the run."""
@@ -211,12 +209,17 @@ class Trainer:
         path = self.ranks.broadcast(self.checkpoints.newest())
         if path is None:
             self.run.forget_after(0)
+            say(f"{self.run.path}: no checkpoint yet, starting over") if self.speaks else None
             return
         self.progress = Progress.from_state(read_state(path), self.config, self.source, path)
         load(path, self._tensors(), self.ranks)
-        if self.progress.finished and self.progress.step < self.total_steps:
-            self.progress.finished = False  # --epochs or --max-steps was raised
-        self.run.forget_after(self.progress.step)
+        self.saved_step = (progress := self.progress).step
+        progress.finished = progress.step >= self.total_steps or self._out_of_patience()
+        if self.ranks.broadcast(self.checkpoints.at(progress.best_step)) is None:
+            progress.best_ne = progress.best_step = None  # its checkpoint was removed, so the next best is taken
+        if self.ranks.is_main:
+            self.checkpoints.keep(self.config.train.keep_checkpoints, progress.best_step)
+        self.run.forget_after(progress.step)
 
     def _introduce(self) -> None:
         for line in introduction(self.readers["train"], self.model, self.ranks):
@@ -227,7 +230,7 @@ class Trainer:
     def _results(self) -> dict[str, Any]:
         """Scores the best weights once on the test split."""
         progress = self.progress
-        best = self.ranks.broadcast(self.checkpoints.best())
+        best = self.ranks.broadcast(self.checkpoints.at(progress.best_step))
         if best is not None and progress.best_step != progress.step:
             load(best, self.model.tensors(), self.ranks)
         results: dict[str, Any] = {

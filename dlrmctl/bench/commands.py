@@ -13,7 +13,7 @@ bench_app = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
 
 
 @bench_app.command("step")
-@with_settings
+@with_settings()
 def bench_step(
     rounds: Annotated[str, typer.Option(help="Rounds; medians are over these.", metavar="N")] = "5",
     steps: Annotated[str, typer.Option(help="Steps per round.", metavar="N")] = "20",
@@ -40,7 +40,7 @@ def bench_step(
 
 
 @bench_app.command("shampoo")
-@with_settings
+@with_settings()
 def bench_shampoo(
     periods: Annotated[str, typer.Option(help="Refresh periods; medians are over these.", metavar="N")] = "5",
     json: AsJson = False,
@@ -61,7 +61,7 @@ def bench_shampoo(
 
 
 @bench_app.command("convergence")
-@with_settings
+@with_settings()
 def bench_convergence(
     optimizers: Annotated[str, typer.Option(help="Dense optimizers; the first is the baseline.")] = "adagrad,shampoo",
     lrs: Annotated[str, typer.Option(help="Dense learning rates to try with each.")] = "0.003,0.01,0.03",

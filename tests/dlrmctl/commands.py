@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from dlrmctl import console, entry
 
 COMMAND = [sys.executable, "-P", "-m", "dlrmctl"]
@@ -37,7 +35,7 @@ def in_process(*arguments: str | Path) -> Done:
     """Runs a command here; fast, for what needs no ranks of its own."""
     out, err = io.StringIO(), io.StringIO()
     saved = console.messages, console.output
-    fakes = [Console(file=file, width=200, highlight=False, soft_wrap=True) for file in (err, out)]
+    fakes = [console.make_console(file) for file in (err, out)]
     modules = [module for name, module in sys.modules.items() if name.startswith("dlrmctl")]
     try:
         _swap(modules, saved, fakes)

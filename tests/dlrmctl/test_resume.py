@@ -1,15 +1,19 @@
 """Interrupted runs: killed, asked to stop, moved to another number of ranks."""
 
 import json
+import os
 import random
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.dlrmctl.checkpoints import assert_bitwise_equal, read_tensors
-from tests.dlrmctl.commands import SMALL, run, start
+from tests.dlrmctl.commands import SMALL, environment, run, start
 
 RUN = [*SMALL, "--synthetic-rows", "30000", "--checkpoint-every", "9", "--evaluations", "2"]
 STEPS = 30_000 // 256
@@ -74,24 +78,88 @@ def test_a_signal_saves_and_leaves(whole: Path, tmp_path: Path, number: signal.S
     assert _lines(path) == _lines(whole)
 
 
+def test_a_signal_to_the_whole_job_saves_and_leaves(tmp_path: Path):
+    """As schedulers send it: to the launcher and to every rank, which then hear of it twice."""
+    path = tmp_path / "run"
+    process = start("train", *RUN, "--synthetic-rows", "2000000", "--run-dir", path, "--nproc", "2", cwd=tmp_path)
+    _wait_for_checkpoint(path, 9, process)
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for pid in [process.pid, *map(int, ranks)]:
+        os.kill(pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "saved; go on with" in err
+    assert "error" not in err
+
+
+_KILLED_WHILE_TIDYING = """
+import os, signal, sys
+from dlrmctl.checkpoint import Checkpoints
+from dlrmctl.entry import main
+tidy, calls = Checkpoints.keep, []
+def keep(self, *arguments):
+    calls.append(arguments)
+    if len(calls) == 7:  # the checkpoint is written, nothing says yet which is the best
+        os.kill(os.getpid(), signal.SIGKILL)
+    tidy(self, *arguments)
+Checkpoints.keep = keep
+main()
+"""
+
+
+def test_a_kill_between_saving_and_tidying_loses_nothing(whole: Path, tmp_path: Path):
+    path = tmp_path / "run"
+    command = [sys.executable, "-c", _KILLED_WHILE_TIDYING, "train", *RUN, "--run-dir", str(path)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    done = run("train", "--resume", path, cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert_bitwise_equal(path / "checkpoints" / "best", whole / "checkpoints" / "best")
+    assert _results(path) == _results(whole)
+
+
+def test_a_best_checkpoint_that_was_removed_is_replaced_by_the_next_best(whole: Path, tmp_path: Path):
+    path = Path(shutil.copytree(whole, tmp_path / "run", symlinks=True))
+    newest = max((path / "checkpoints").glob("step-*"), key=lambda p: int(p.name[5:]))
+    assert (path / "checkpoints" / "best").resolve() == newest  # the hint for a damaged one is to remove it
+    shutil.rmtree(newest)
+    done = run("train", "--resume", path, cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert_bitwise_equal(path / "checkpoints" / "best", whole / "checkpoints" / "best")
+
+
+def test_a_run_goes_on_with_the_settings_it_was_resumed_with(whole: Path, tmp_path: Path):
+    path = Path(shutil.copytree(whole, tmp_path / "run", symlinks=True))
+    process = start("train", "--resume", path, "--epochs", "3", cwd=tmp_path)
+    _wait_for_checkpoint(path, STEPS + STEPS // 2, process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    done = run("train", "--resume", path, "--json", cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert done.json()["steps"] == 3 * STEPS
+
+
 def test_saved_on_two_ranks_resumed_on_one(tmp_path: Path):
-    """What two ranks saved at step 60 is gone on with by one and by two: the same run to rounding."""
-    common = [*RUN, "--dense-optimizer", "adagrad"]
+    """What two ranks saved at step 60 one rank goes on with: the same run to rounding."""
+    gentle = ["--dense-lr", "0.01", "--sparse-lr", "0.01", "--qr-lr", "0.01"]
+    common = [*RUN, "--dense-optimizer", "sgd", *gentle]
     first = run("train", *common, "--max-steps", "60", "--run-dir", tmp_path / "a", "--nproc", "2", cwd=tmp_path)
     assert first.status == 0, first.err
     second = run("train", "--resume", tmp_path / "a", "--max-steps", "80", "--json", cwd=tmp_path)
     assert second.status == 0, second.err
     straight = run("train", *common, "--max-steps", "80", "--run-dir", tmp_path / "b", "--json", cwd=tmp_path)
     assert straight.status == 0, straight.err
-    # Other ranks sum in another order; the walk of 80 steps amplifies 2**-24 as in test_ranks_agree.
-    assert second.json()["validation"]["log_loss"] == pytest.approx(straight.json()["validation"]["log_loss"], rel=1e-3)
+    # Two ranks sum in another order than one, 2**-24 = 6e-8 each time. These small rates of SGD do not amplify it, so
+    # what is left after 80 steps is a few dozen of them; a lost accumulator or counter shows in the second digit.
+    assert second.json()["validation"]["log_loss"] == pytest.approx(straight.json()["validation"]["log_loss"], rel=2e-6)
     ours = read_tensors(tmp_path / "a" / "checkpoints" / "step-80")
     theirs = read_tensors(tmp_path / "b" / "checkpoints" / "step-80")
     assert ours.keys() == theirs.keys()
     for name in ours:
         if name.endswith("weight"):
             scale = float(theirs[name].abs().max())
-            assert float((ours[name] - theirs[name]).abs().max()) <= 0.02 * scale, name
+            assert float((ours[name] - theirs[name]).abs().max()) <= 1e-4 * scale, name
 
 
 def test_a_finished_run_can_be_continued_and_repeated(whole: Path):
