@@ -47,8 +47,23 @@ def encode(schema: Schema, block: Block) -> bytes:
     parts = []
     for column in columns:
         content = column.tobytes()
-        parts += [content, bytes(-len(content) % _ALIGNMENT)]
+        parts += [content, bytes(_aligned(len(content)) - len(content))]
     return b"".join(parts)
+
+
+def block_bytes(schema: Schema, num_rows: int) -> tuple[int, int]:
+    """The fewest and the most bytes of a block; they differ where lists of ids have lengths."""
+    sizes = [DENSE_TYPE.itemsize * num_rows] * len(schema.dense) + [LABEL_TYPE.itemsize * num_rows]
+    most = 0
+    for feature in schema.sparse:
+        id_bytes = narrowest(feature.rows - 1).itemsize * num_rows
+        if feature.max_ids == 1:
+            sizes.append(id_bytes)
+        else:
+            sizes.append(narrowest(feature.max_ids).itemsize * num_rows)
+            most += _aligned(id_bytes * feature.max_ids)
+    fewest = sum(_aligned(size) for size in sizes)
+    return fewest, fewest + most
 
 
 def decode(schema: Schema, content: np.ndarray, num_rows: int) -> Block:
@@ -58,12 +73,11 @@ def decode(schema: Schema, content: np.ndarray, num_rows: int) -> Block:
     def column(dtype: np.dtype, count: int) -> np.ndarray:
         nonlocal at
         start, size = at, dtype.itemsize * count
-        at += size + -size % _ALIGNMENT
+        at += _aligned(size)
         return content[start : start + size].view(dtype)
 
     num_dense = len(schema.dense)
-    stride = num_rows * DENSE_TYPE.itemsize
-    stride += -stride % _ALIGNMENT
+    stride = _aligned(num_rows * DENSE_TYPE.itemsize)
     dense_IN = column(DENSE_TYPE, num_dense * stride // DENSE_TYPE.itemsize).reshape(num_dense, -1)[:, :num_rows]
     labels_N = column(LABEL_TYPE, num_rows)
     ids_F = []
@@ -76,6 +90,10 @@ def decode(schema: Schema, content: np.ndarray, num_rows: int) -> Block:
             count = int(lengths_FN[f].sum())
         ids_F.append(column(narrowest(feature.rows - 1), count))
     return Block(dense_IN, ids_F, labels_N, lengths_FN)
+
+
+def _aligned(size: int) -> int:
+    return size + -size % _ALIGNMENT
 
 
 def _check_shapes(schema: Schema, block: Block) -> None:

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from data.errors import DataError
 
 MISSING_ROW = 0  # the value was empty
 RARE_ROW = 1  # the value is outside the vocabulary
 RESERVED_ROWS = 2
+_Kind = TypeVar("_Kind", int, str, list)
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,17 @@ class Schema:
         """
         try:
             sparse = tuple(
-                SparseFeature(str(f["name"]), int(f["rows"]), int(f.get("max_ids", 1))) for f in values["sparse"]
+                SparseFeature(_as(str, f["name"]), _as(int, f["rows"]), _as(int, f.get("max_ids", 1)))
+                for f in _as(list, values["sparse"])
             )
-            return cls(tuple(str(name) for name in values["dense"]), sparse, str(values["label"]))
+            dense = tuple(_as(str, name) for name in _as(list, values["dense"]))
+            return cls(dense, sparse, _as(str, values["label"]))
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"not a schema: {error!r}") from error
+
+
+def _as(kind: type[_Kind], value: Any) -> _Kind:
+    """The value, if it has just this type: true is no number."""
+    if type(value) is not kind:
+        raise TypeError(f"{value!r} is not of type {kind.__name__}")
+    return value

@@ -56,6 +56,10 @@ class Source(Protocol):
         """Equal for equal data; a checkpoint keeps it, so that a position is not applied to other data."""
         ...
 
+    def vocabulary_fingerprint(self) -> str:
+        """Equal where ids mean the same; a model can score other data whose ids mean what its own meant."""
+        ...
+
 
 def check_split(split: str) -> None:
     """Raises:

@@ -12,12 +12,10 @@ import numpy as np
 from data.errors import DataError
 from data.files import io_errors
 from data.layout import decode
+from data.manifest import PREPARE_AGAIN, read_manifest
 from data.schema import Schema
 from data.source import SPLITS, Block, check_split
-from data.vocabulary import Encoder, load_encoders
-from data.writer import FORMAT, MANIFEST
-
-_PREPARE_AGAIN = "prepare it again from the raw files"
+from data.vocabulary import Encoder, encoders_fingerprint, load_encoders
 
 
 class Store:
@@ -32,29 +30,26 @@ class Store:
         manifest: everything `manifest.json` says.
 
     Raises:
-        DataError: if there is no store at `path`, it is of another version, or a file is missing or cut short.
+        DataError: if there is no store at `path`, it is of another version, its manifest was edited or damaged, or a
+            file is missing or cut short.
     """
 
     def __init__(self, path: Path | str, verify: bool = True) -> None:
         self.path = Path(path)
-        self.manifest = _read_manifest(self.path)
+        self.manifest = read_manifest(self.path)
         self._verify = verify
         self._verified: set[tuple[str, int]] = set()
         self._lock = threading.Lock()
-        try:
-            self.schema = Schema.from_dict(self.manifest["schema"])
-            self.block_rows = int(self.manifest["block_rows"])
-            self._splits: dict[str, dict[str, Any]] = {split: self.manifest["splits"][split] for split in SPLITS}
-            self._maps = {split: self._map(entry) for split, entry in self._splits.items()}
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{self.path / MANIFEST}: damaged: {error!r}", _PREPARE_AGAIN) from error
+        self.schema = Schema.from_dict(self.manifest["schema"])
+        self.block_rows: int = self.manifest["block_rows"]
+        self._splits: dict[str, dict[str, Any]] = {split: self.manifest["splits"][split] for split in SPLITS}
+        self._maps = {split: self._map(entry) for split, entry in self._splits.items()}
 
     def num_examples(self, split: str) -> int:
         """Examples of the split."""
         check_split(split)
-        return int(self._splits[split]["examples"])
+        examples: int = self._splits[split]["examples"]
+        return examples
 
     def read_block(self, split: str, index: int) -> Block:
         """One block, as views of the mapped file.
@@ -66,17 +61,21 @@ class Store:
         blocks = self._splits[split]["blocks"]
         if not 0 <= index < len(blocks):
             raise DataError(f"the {split} split of {self.path} has no block {index}")
-        entry = blocks[index]
-        content = self._maps[split][entry["offset"] : entry["offset"] + entry["bytes"]]
-        if self._verify and (split, index) not in self._verified:
-            if zlib.crc32(content.data) != entry["crc32"]:
-                raise DataError(
-                    f"{self.path / self._splits[split]['file']}, block {index}: changed since it was prepared",
-                    _PREPARE_AGAIN,
-                )
-            with self._lock:
-                self._verified.add((split, index))
-        return decode(self.schema, content, entry["rows"])
+        if self._verify:
+            self._verify_block(split, index)
+        return decode(self.schema, self._content(split, index), blocks[index]["rows"])
+
+    def verify(self, split: str) -> None:
+        """Compares the checksums of all blocks of a split now, so that reading them later cannot fail on that.
+
+        Blocks that this process compared before are left out; `verify=False` of the constructor does not matter.
+
+        Raises:
+            DataError: the one that reading the first wrong block would raise.
+        """
+        check_split(split)
+        for index in range(len(self._splits[split]["blocks"])):
+            self._verify_block(split, index)
 
     def encoders(self) -> dict[str, Encoder]:
         """What gives rows to new values, by sparse feature; for scoring rows that are not in the store.
@@ -94,38 +93,39 @@ class Store:
         identity = json.dumps([self.schema.to_dict(), self.block_rows, self._splits], sort_keys=True)
         return "store-1:" + hashlib.sha256(identity.encode()).hexdigest()[:32]
 
+    def vocabulary_fingerprint(self) -> str:
+        """Depends on the encoders' files and schemes; without encoders on what the copied source said of its ids.
+
+        A store that knows neither has ids that mean something in it alone, and gives the identity of its data.
+        """
+        entries = self.manifest.get("ids", {}).get("columns")
+        if entries:
+            return encoders_fingerprint(entries)
+        return str(self.manifest.get("vocabulary_fingerprint", self.fingerprint()))
+
+    def _content(self, split: str, index: int) -> np.ndarray:
+        """The bytes of a block, uint8."""
+        entry = self._splits[split]["blocks"][index]
+        return self._maps[split][entry["offset"] : entry["offset"] + entry["bytes"]]
+
+    def _verify_block(self, split: str, index: int) -> None:
+        if (split, index) in self._verified:
+            return
+        entry = self._splits[split]
+        if zlib.crc32(self._content(split, index).data) != entry["blocks"][index]["crc32"]:
+            raise DataError(f"{self.path / entry['file']}, block {index}: changed since it was prepared", PREPARE_AGAIN)
+        with self._lock:
+            self._verified.add((split, index))
+
     def _map(self, entry: dict[str, Any]) -> np.ndarray:
         """The bytes of one split's file, uint8."""
-        path, size = self.path / entry["file"], int(entry["bytes"])
+        path, size = self.path / entry["file"], entry["bytes"]
         with io_errors(path, "read"):
             found = path.stat().st_size
         if found != size:
-            raise DataError(f"{path}: {found:,} bytes, the manifest says {size:,}", _PREPARE_AGAIN)
+            raise DataError(f"{path}: {found:,} bytes, the manifest says {size:,}", PREPARE_AGAIN)
         if size == 0:  # an empty file cannot be mapped
             return np.empty(0, dtype=np.uint8)
         with io_errors(path, "read"):
             # A plain array over the map: slices of np.memmap cost several times as much.
             return np.asarray(np.memmap(path, dtype=np.uint8, mode="r")).view(np.ndarray)
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    how = "`prepare` makes a store from raw files"
-    if not path.exists():
-        raise DataError(f"{path}: there is no such directory", how)
-    if not path.is_dir():
-        raise DataError(f"{path}: a file, where a store is a directory", how)
-    if not (path / MANIFEST).exists():
-        raise DataError(f"{path}: no {MANIFEST}, so not a store, or one whose preparation did not finish", how)
-    with io_errors(path / MANIFEST, "read"):
-        content = (path / MANIFEST).read_bytes()
-    try:
-        manifest = json.loads(content)
-    except ValueError as error:
-        raise DataError(f"{path / MANIFEST}: damaged: {error}", _PREPARE_AGAIN) from error
-    if not isinstance(manifest, dict) or "format" not in manifest:
-        raise DataError(f"{path / MANIFEST}: not the manifest of a store", how)
-    if manifest["format"] != FORMAT:
-        raise DataError(
-            f"{path / MANIFEST}: the format is {manifest['format']!r}, this version reads {FORMAT!r}", _PREPARE_AGAIN
-        )
-    return manifest

@@ -71,6 +71,8 @@ class Synthetic:
         _check(seed, self._num_examples, cardinalities, lists, num_dense, label_rate)
         settings = [seed, list(self._num_examples.values()), list(cardinalities), lists, num_dense, label_rate]
         self._fingerprint = "synthetic-1:" + hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
+        meaning = json.dumps([seed, list(cardinalities)])
+        self._vocabulary_fingerprint = "synthetic-ids-1:" + hashlib.sha256(meaning.encode()).hexdigest()[:32]
         self.seed, self.block_rows = seed, BLOCK_ROWS
         sparse = [
             SparseFeature(f"cat_{f + 1}", ids + RESERVED_ROWS, longest)
@@ -105,6 +107,10 @@ class Synthetic:
     def fingerprint(self) -> str:
         """Depends on the settings alone."""
         return self._fingerprint
+
+    def vocabulary_fingerprint(self) -> str:
+        """Depends on what the effects of the ids depend on: the seed and the cardinalities."""
+        return self._vocabulary_fingerprint
 
     def read_block(self, split: str, index: int) -> Block:
         """Examples [index * 8192, (index + 1) * 8192) of the split."""

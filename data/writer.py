@@ -1,6 +1,5 @@
 """Writes a store: blocks of each split one after another, then the manifest, which makes it one."""
 
-import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,13 +7,12 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from data.errors import DataError
-from data.files import io_errors, sync_file, write_whole
+from data.files import io_errors, sync_file
 from data.layout import encode
+from data.manifest import split_file, write_manifest
 from data.schema import Schema
 from data.source import SPLITS, Block, Source
 
-FORMAT = "dlrmctl-store/1"
-MANIFEST = "manifest.json"
 STORE_BLOCK_ROWS = 65_536
 
 
@@ -35,7 +33,7 @@ class StoreWriter:
         self._files: dict[str, BinaryIO] = {}
         self._splits: dict[str, dict[str, Any]] = {}
         for split in SPLITS:
-            name = f"{split}.bin"
+            name = split_file(split)
             with io_errors(path / name, "write"):
                 self._files[split] = (path / name).open("wb")
             self._splits[split] = {"file": name, "examples": 0, "bytes": 0, "blocks": []}
@@ -66,19 +64,13 @@ class StoreWriter:
         for entry in self._splits.values():
             with io_errors(self.path / entry["file"], "write"):
                 sync_file(self.path / entry["file"])
-        manifest = {
-            "format": FORMAT,
-            "schema": self.schema.to_dict(),
-            "block_rows": self.block_rows,
-            "splits": self._splits,
-            **(about or {}),
-        }
-        write_whole(self.path / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        content = {"schema": self.schema.to_dict(), "block_rows": self.block_rows, "splits": self._splits}
+        write_manifest(self.path, {**content, **(about or {})})
 
     def close(self) -> None:
         """Closes the files; what they hold stays."""
         for split, file in self._files.items():
-            with io_errors(self.path / f"{split}.bin", "write"):
+            with io_errors(self.path / split_file(split), "write"):
                 file.close()
 
     def __enter__(self) -> "StoreWriter":
@@ -107,4 +99,4 @@ def write_store(source: Source, path: Path, about: Mapping[str, Any] | None = No
         for split in SPLITS:
             for index in range(-(-source.num_examples(split) // source.block_rows)):
                 writer.add(split, source.read_block(split, index))
-        writer.finish(about)
+        writer.finish({"vocabulary_fingerprint": source.vocabulary_fingerprint(), **(about or {})})

@@ -29,3 +29,6 @@ class Counting:
 
     def fingerprint(self) -> str:
         return f"counting-{self.count}"
+
+    def vocabulary_fingerprint(self) -> str:
+        return "counting"
