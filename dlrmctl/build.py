@@ -162,6 +162,8 @@ def build_dense_optimizer(settings: OptimSettings, network: nn.Module, ranks: Ra
         precondition_frequency=settings.shampoo_frequency,
         start_preconditioning_step=settings.shampoo_start,
         grafting_config=_grafting(settings),
+        # One side: the root of that factor alone, to the power -1/2, and none for the other.
+        inverse_exponent_override={2: {0: 0.5, 1: 0.0}} if settings.shampoo_sides == 1 else None,
         precondition_vectors=False,
         stagger_refresh=True,
         statistics_frequency=settings.shampoo_statistics,

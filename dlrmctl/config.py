@@ -74,7 +74,8 @@ class OptimSettings:
     )
     shampoo_block: int = setting(128, "Largest side of a shampoo block.", at_least=1)
     shampoo_statistics: int = setting(4, "Steps between two updates of shampoo's factor matrices.", at_least=1)
-    shampoo_frequency: int = setting(50, "Steps between two refreshes of a root inverse.", at_least=1)
+    shampoo_sides: int = setting(2, "Sides of a matrix that shampoo preconditions.", at_least=1, at_most=2)
+    shampoo_frequency: int = setting(100, "Steps between two refreshes of a root inverse.", at_least=1)
     shampoo_start: int | None = setting(
         None, "Step of the first preconditioned update. Default: the frequency.", at_least=1
     )

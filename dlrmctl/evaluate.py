@@ -48,6 +48,11 @@ def evaluate_run(config: Config, run: RunDirectory, ranks: Ranks, *, checkpoint:
     state = read_state(path)
     same_shape(config, state["settings"], path, sections=("model", "embeddings"))
     source = open_source(config.data)
+    if state["vocabulary"] != source.vocabulary_fingerprint():
+        raise UserError(
+            f"{path}: was trained with other ids than this data has ({source.vocabulary_fingerprint()})",
+            "prepare the data with the vocabulary of the training data, or name that data with --data",
+        )
     reader = Reader(
         source,
         split,

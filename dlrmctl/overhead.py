@@ -18,6 +18,7 @@ from dlrmctl.ranks import Ranks
 from optim.shampoo import DistributedShampoo
 from optim.shampoo.timing import PartTimes
 
+SIDES = (2, 1)
 BLOCKS = (256, 128, 64)
 STATISTICS = (1, 2, 4, 8, 16, 32)
 FREQUENCIES = (10, 20, 50, 100, 200, 500, 1000)
@@ -40,6 +41,7 @@ class Costs:
 class Choice:
     """Settings and the share of an Adagrad step that they add, as estimated from the measured parts."""
 
+    sides: int
     block: int
     statistics_every: int
     refresh_every: int
@@ -57,19 +59,20 @@ def choose_overhead(config: Config, schema: Schema, ranks: Ranks) -> tuple[Confi
         inside the budget it is the cheapest one; the caller can tell by `overhead`.
     """
     assert config.optim.shampoo_overhead is not None
-    batch = config.train.batch_size // ranks.world_size
-    run = _dense_step(config, schema, ranks, batch)
-    backward, parameters = run
+    backward, parameters = _dense_step(config, schema, ranks, config.train.batch_size // ranks.world_size)
     adagrad = _adagrad_seconds(parameters)
     base = backward + adagrad
-    costs = {block: measure(config, schema, ranks, block) for block in BLOCKS}
-    candidates = [
-        Choice(block, k, f, (costs[block].per_step(k, f) - adagrad) / base)
-        for block, k, f in product(BLOCKS, STATISTICS, FREQUENCIES)
-    ]
+    candidates = []
+    for sides, block in product(SIDES, BLOCKS):
+        costs = measure(config, schema, ranks, sides, block)
+        candidates += [
+            Choice(sides, block, k, f, (costs.per_step(k, f) - adagrad) / base)
+            for k, f in product(STATISTICS, FREQUENCIES)
+        ]
     chosen = ranks.broadcast(pick(candidates, config.optim.shampoo_overhead / 100))
     optim = replace(
         config.optim,
+        shampoo_sides=chosen.sides,
         shampoo_block=chosen.block,
         shampoo_statistics=chosen.statistics_every,
         shampoo_frequency=chosen.refresh_every,
@@ -85,8 +88,8 @@ def within_overhead(config: Config, schema: Schema, ranks: Ranks) -> Config:
     config, choice = choose_overhead(config, schema, ranks)
     if ranks.is_main:
         say(
-            f"shampoo: blocks of {choice.block}, statistics every {choice.statistics_every} steps, roots every "
-            f"{choice.refresh_every}: about {100 * choice.overhead:.1f} % over adagrad"
+            f"shampoo: {choice.sides}-sided blocks of {choice.block}, statistics every {choice.statistics_every} steps, "
+            f"roots every {choice.refresh_every}: about {100 * choice.overhead:.1f} % over adagrad"
         )
         if budget is not None and choice.overhead > budget / 100:
             warn(f"--shampoo-overhead = {budget:g} % is out of reach here; this is the cheapest choice")
@@ -96,17 +99,20 @@ def within_overhead(config: Config, schema: Schema, ranks: Ranks) -> Config:
 def pick(candidates: list[Choice], budget: float) -> Choice:
     """The freshest preconditioner inside the budget: roots refreshed most often, then statistics, then large blocks.
 
-    Roots are as stale as the longer of the two intervals, so that one counts first.
+    Roots are as stale as the longer of the two intervals, so that one counts first. One side is half of Shampoo and is
+    taken only where both do not fit.
     """
     inside = [choice for choice in candidates if choice.overhead <= budget]
+    inside = [choice for choice in inside if choice.sides == 2] or inside
     if not inside:
         return min(candidates, key=lambda choice: choice.overhead)
     return min(inside, key=lambda c: (max(c.refresh_every, c.statistics_every), c.statistics_every, -c.block))
 
 
-def measure(config: Config, schema: Schema, ranks: Ranks, block: int) -> Costs:
+def measure(config: Config, schema: Schema, ranks: Ranks, sides: int, block: int) -> Costs:
     """The parts of Shampoo's step on this rank alone, statistics and roots in every step."""
-    optim = replace(config.optim, shampoo_block=block, shampoo_statistics=1, shampoo_frequency=1, shampoo_start=1)
+    every_step = replace(config.optim, shampoo_statistics=1, shampoo_frequency=1, shampoo_start=1)
+    optim = replace(every_step, shampoo_sides=sides, shampoo_block=block)
     network = build_dense_network(config, schema, ranks.device)
     optimizer = build_dense_optimizer(optim, network, replace(ranks, world_size=1))
     assert isinstance(optimizer, DistributedShampoo)

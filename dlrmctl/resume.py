@@ -41,14 +41,19 @@ class Progress:
 
     def to_state(self, config: Config, source: Source) -> dict[str, Any]:
         """What a checkpoint keeps beside its tensors."""
-        return {"progress": asdict(self), "settings": config.to_dict(), "data": source.fingerprint()}
+        return {
+            "progress": asdict(self),
+            "settings": config.to_dict(),
+            "data": source.fingerprint(),
+            "vocabulary": source.vocabulary_fingerprint(),
+        }
 
 
 _FIXED: dict[str, set[str] | None] = {  # None: all of the section
     "data": None,
     "model": None,
     "embeddings": {"embedding", "dim", "collisions", "operation", "qr_threshold"},
-    "optim": {"dense_optimizer", "grafting", "shampoo_block", "momentum", "beta1"},
+    "optim": {"dense_optimizer", "grafting", "shampoo_block", "shampoo_sides", "momentum", "beta1"},
     "train": {"batch_size", "seed"},
 }
 

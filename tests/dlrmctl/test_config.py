@@ -56,7 +56,7 @@ def test_every_setting_has_its_own_flag_and_help():
         ({}, {"dim": "18"}, "embeddings.dim = 18 must be a multiple of 4", "try 20"),
         ({}, {"dim": "12", "bottom_mlp": "12", "operation": "concat"}, "multiple of 8 for operation concat", "try 16"),
         ({}, {"top_mlp": "512-2"}, "must end in 1", "512-2-1"),
-        ({}, {"shampoo_start": "10"}, "shampoo_start = 10 is before the first refresh", "--shampoo-start to 50"),
+        ({}, {"shampoo_start": "10"}, "shampoo_start = 10 is before the first refresh", "--shampoo-start to 100"),
         ({}, {"decay": "none", "decay_steps": "10"}, "decay_steps = 10 needs a decay", "--decay"),
         ({}, {"momentum": "1"}, "--momentum = 1.0 must be below 1", None),
     ],

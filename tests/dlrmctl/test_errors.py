@@ -342,6 +342,14 @@ def test_metadata_that_would_run_code_is_refused(tmp_path: Path, module: str, na
     assert not (tmp_path / "ran").exists()
 
 
+def test_data_whose_ids_mean_something_else_is_not_scored(raw: Path, store: Path, tmp_path: Path):
+    done = in_process("train", "--data", store, *SMALL[2:], "--run-dir", tmp_path / "run")
+    assert done.status == 0, done.err
+    (tmp_path / "other.txt").write_text(criteo_lines(3000, seed=7))
+    assert in_process("prepare", "criteo", tmp_path / "other.txt", "-o", tmp_path / "other").status == 0
+    _refused(in_process("evaluate", tmp_path / "run", "--data", tmp_path / "other"), "other ids", "--data")
+
+
 def test_a_checkpoint_that_is_not_there(finished: Path):
     _refused(in_process("evaluate", finished, "--checkpoint", "step-1"), "no checkpoint 'step-1'", "best, last")
     _refused(in_process("evaluate", finished, "--split", "tset"), "--split = 'tset'", "'test'")

@@ -7,22 +7,29 @@ from tests.dlrmctl.commands import SMALL, in_process
 
 
 def test_the_freshest_choice_inside_the_budget_is_taken():
-    fresh = Choice(block=128, statistics_every=1, refresh_every=10, overhead=0.09)
-    stale = Choice(block=128, statistics_every=4, refresh_every=100, overhead=0.04)
-    staler = Choice(block=256, statistics_every=4, refresh_every=200, overhead=0.03)
+    fresh = Choice(sides=2, block=128, statistics_every=1, refresh_every=10, overhead=0.09)
+    stale = Choice(sides=2, block=128, statistics_every=4, refresh_every=100, overhead=0.04)
+    staler = Choice(sides=2, block=256, statistics_every=4, refresh_every=200, overhead=0.03)
     assert pick([staler, fresh, stale], 0.10) == fresh
     assert pick([staler, fresh, stale], 0.05) == stale
 
 
 def test_larger_blocks_win_where_the_rest_is_equal():
-    small = Choice(block=64, statistics_every=1, refresh_every=10, overhead=0.01)
-    large = Choice(block=256, statistics_every=1, refresh_every=10, overhead=0.02)
+    small = Choice(sides=2, block=64, statistics_every=1, refresh_every=10, overhead=0.01)
+    large = Choice(sides=2, block=256, statistics_every=1, refresh_every=10, overhead=0.02)
     assert pick([small, large], 0.05) == large
 
 
+def test_one_side_is_taken_only_where_both_do_not_fit():
+    both = Choice(sides=2, block=64, statistics_every=32, refresh_every=1000, overhead=0.04)
+    one = Choice(sides=1, block=256, statistics_every=1, refresh_every=10, overhead=0.03)
+    assert pick([one, both], 0.05) == both
+    assert pick([one, both], 0.035) == one
+
+
 def test_the_cheapest_is_taken_where_none_is_inside_the_budget():
-    cheap = Choice(block=64, statistics_every=32, refresh_every=1000, overhead=0.07)
-    dear = Choice(block=256, statistics_every=1, refresh_every=10, overhead=2.0)
+    cheap = Choice(sides=2, block=64, statistics_every=32, refresh_every=1000, overhead=0.07)
+    dear = Choice(sides=2, block=256, statistics_every=1, refresh_every=10, overhead=2.0)
     assert pick([dear, cheap], 0.05) == cheap
 
 
@@ -31,14 +38,15 @@ def test_what_the_probe_chose_is_in_run_toml_and_not_probed_again(tmp_path: Path
     arguments = ["--synthetic-rows", "2000", "--shampoo-overhead", "1000%", "--run-dir", path]
     done = in_process("train", *SMALL, *arguments)
     assert done.status == 0, done.err
-    assert "shampoo: blocks of" in done.err
+    assert "-sided blocks of" in done.err
     stored = resolve(read_toml(path / "run.toml"), {}).optim
     assert stored.shampoo_overhead is None
     # Ten times the step is room for everything, so the probe takes the freshest there is.
-    assert (stored.shampoo_frequency, stored.shampoo_statistics, stored.shampoo_block) == (10, 1, 256)
+    assert (stored.shampoo_sides, stored.shampoo_block) == (2, 256)
+    assert (stored.shampoo_frequency, stored.shampoo_statistics) == (10, 1)
     again = in_process("train", "--resume", path, "--epochs", "2")
     assert again.status == 0, again.err
-    assert "shampoo: blocks of" not in again.err
+    assert "-sided blocks of" not in again.err
 
 
 def test_a_budget_for_another_optimizer_is_refused():
