@@ -101,13 +101,6 @@ def test_what_is_not_a_store_is_refused(path: Path, tmp_path: Path) -> None:
         Store(path)
 
 
-@pytest.mark.parametrize("changes", [{"splits": {}}, {"schema": {}}, {"block_rows": "many"}])
-def test_a_manifest_with_parts_missing_is_called_damaged(path: Path, changes: dict[str, object]) -> None:
-    edit(path, **changes)
-    with pytest.raises(DataError, match=r"not a schema|manifest\.json: damaged"):
-        Store(path)
-
-
 def test_a_block_or_split_that_is_not_there_is_refused(path: Path) -> None:
     with pytest.raises(DataError, match="has no block 3"):
         Store(path).read_block("train", 3)
