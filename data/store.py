@@ -65,6 +65,18 @@ class Store:
             self._verify_block(split, index)
         return decode(self.schema, self._content(split, index), blocks[index]["rows"])
 
+    def verify(self, split: str) -> None:
+        """Compares the checksums of all blocks of a split now, so that reading them later cannot fail on that.
+
+        Blocks that this process compared before are left out; `verify=False` of the constructor does not matter.
+
+        Raises:
+            DataError: the one that reading the first wrong block would raise.
+        """
+        check_split(split)
+        for index in range(len(self._splits[split]["blocks"])):
+            self._verify_block(split, index)
+
     def encoders(self) -> dict[str, Encoder]:
         """What gives rows to new values, by sparse feature; for scoring rows that are not in the store.
 

@@ -72,6 +72,32 @@ def test_a_damaged_block_is_found_when_it_is_first_read(path: Path) -> None:
     Store(path, verify=False).read_block("validation", 2)
 
 
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_whole_split_can_be_checked_at_once(path: Path, verify: bool) -> None:
+    content = bytearray((path / "validation.bin").read_bytes())
+    content[-9] ^= 1
+    (path / "validation.bin").write_bytes(content)
+    store = Store(path, verify=verify)
+    store.verify("train")
+    store.verify("test")
+    with pytest.raises(DataError, match=r"validation\.bin, block 2: changed since it was prepared") as caught:
+        store.verify("validation")
+    assert caught.value.hint == "prepare it again from the raw files"
+    with pytest.raises(DataError, match="there is no split 'dev'"):
+        store.verify("dev")
+
+
+def test_a_block_is_compared_once(path: Path) -> None:
+    store = Store(path)
+    store.verify("test")
+    with (path / "test.bin").open("r+b") as file:
+        file.write(b"\xff" * 8)
+    store.read_block("test", 0)
+    store.verify("test")
+    with pytest.raises(DataError, match=r"test\.bin, block 0"):
+        Store(path).verify("test")
+
+
 def test_a_file_that_is_cut_short_or_missing_is_named(path: Path) -> None:
     whole = (path / "test.bin").read_bytes()
     (path / "test.bin").write_bytes(whole[:-1])
