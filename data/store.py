@@ -15,7 +15,7 @@ from data.layout import decode
 from data.manifest import PREPARE_AGAIN, read_manifest
 from data.schema import Schema
 from data.source import SPLITS, Block, check_split
-from data.vocabulary import Encoder, load_encoders
+from data.vocabulary import Encoder, encoders_fingerprint, load_encoders
 
 
 class Store:
@@ -92,6 +92,16 @@ class Store:
         """Depends on the schema and on the checksums of all blocks."""
         identity = json.dumps([self.schema.to_dict(), self.block_rows, self._splits], sort_keys=True)
         return "store-1:" + hashlib.sha256(identity.encode()).hexdigest()[:32]
+
+    def vocabulary_fingerprint(self) -> str:
+        """Depends on the encoders' files and schemes; without encoders on what the copied source said of its ids.
+
+        A store that knows neither has ids that mean something in it alone, and gives the identity of its data.
+        """
+        entries = self.manifest.get("ids", {}).get("columns")
+        if entries:
+            return encoders_fingerprint(entries)
+        return str(self.manifest.get("vocabulary_fingerprint", self.fingerprint()))
 
     def _content(self, split: str, index: int) -> np.ndarray:
         """The bytes of a block, uint8."""

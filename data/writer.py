@@ -99,4 +99,4 @@ def write_store(source: Source, path: Path, about: Mapping[str, Any] | None = No
         for split in SPLITS:
             for index in range(-(-source.num_examples(split) // source.block_rows)):
                 writer.add(split, source.read_block(split, index))
-        writer.finish(about)
+        writer.finish({"vocabulary_fingerprint": source.vocabulary_fingerprint(), **(about or {})})

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,6 +88,38 @@ def test_new_rows_can_be_encoded_like_the_old_ones(tmp_path: Path) -> None:
     values = np.array([int(row[14] or "0", 16) for row in make_rows(100)], dtype=np.uint32)
     present = np.array([bool(row[14]) for row in make_rows(100)])
     assert encoders["cat_1"].encode(values, present)[:85].tolist() == stored_ids(store, "train")[:, 0].tolist()
+
+
+def test_stores_whose_values_get_equal_ids_say_so(tmp_path: Path) -> None:
+    rows = make_rows(100)
+    known = 0
+
+    def meaning(rows: list[Row], **settings: Any) -> str:
+        nonlocal known
+        known += 1
+        path, out = write(tmp_path / f"{known}.txt", rows), tmp_path / str(known)
+        prepare_criteo([path], out, PrepareOptions(**settings))
+        return Store(out).vocabulary_fingerprint()
+
+    plain = meaning(rows)
+    assert plain == meaning(rows, block_rows=16)
+    assert plain == meaning([*rows[:85], *make_rows(15, 1)])  # other rows validate and test
+    assert plain == meaning([[str(1 - int(row[0])), *["7"] * 13, *row[14:]] for row in rows])  # labels and integers
+    assert plain != meaning([*make_rows(85, 1), *rows[85:]])
+    swapped = [[*row[:14], row[15], row[14], *row[16:]] for row in rows]
+    assert plain != meaning(swapped)
+    assert plain != meaning(rows, min_count=1)
+    hashed = meaning(rows, hash_rows=100)
+    assert plain != hashed == meaning(make_rows(50, 3), hash_rows=100) != meaning(rows, hash_rows=101)
+
+
+def test_the_minimum_count_matters_only_through_the_values_it_keeps(tmp_path: Path) -> None:
+    rows = make_rows(10) * 12  # every value of the 102 rows that train comes ten times or more
+    path = write(tmp_path / "train.txt", rows)
+    for min_count in (1, 5, 10, 11):
+        prepare_criteo([path], tmp_path / str(min_count), PrepareOptions(min_count=min_count))
+    one, five, ten, more = (Store(tmp_path / str(n)).vocabulary_fingerprint() for n in (1, 5, 10, 11))
+    assert one == five == ten != more
 
 
 def test_hashed_ids_above_two_to_the_24th_survive(tmp_path: Path) -> None:

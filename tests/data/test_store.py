@@ -98,6 +98,19 @@ def test_a_block_is_compared_once(path: Path) -> None:
         Store(path).verify("test")
 
 
+def test_a_copied_source_keeps_the_meaning_of_its_ids(path: Path, tmp_path: Path) -> None:
+    assert Store(path).vocabulary_fingerprint() == Counting(7).vocabulary_fingerprint()
+    write_store(Store(path), tmp_path / "again")
+    assert Store(tmp_path / "again").vocabulary_fingerprint() == Counting(7).vocabulary_fingerprint()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        with StoreWriter(tmp_path / name, Counting(9).schema) as writer:
+            writer.add("train", Counting(9 if name == "a" else 8).read_block("train", 0))
+            writer.finish()
+    a, b = (Store(tmp_path / name).vocabulary_fingerprint() for name in "ab")
+    assert a == Store(tmp_path / "a").vocabulary_fingerprint() != b  # nothing is known: ids mean something here alone
+
+
 def test_a_file_that_is_cut_short_or_missing_is_named(path: Path) -> None:
     whole = (path / "test.bin").read_bytes()
     (path / "test.bin").write_bytes(whole[:-1])

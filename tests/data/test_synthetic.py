@@ -154,6 +154,13 @@ def test_lists_of_one_are_what_no_lists_are() -> None:
     assert plain.fingerprint() == listed.fingerprint() != Synthetic(6, 9000, 10, 10).fingerprint()
 
 
+def test_ids_mean_the_same_whatever_the_number_of_examples() -> None:
+    meaning = Synthetic(5, 9000, 10, 10, cardinalities=(5, 300)).vocabulary_fingerprint()
+    assert meaning == Synthetic(5, 10, 700, 20, cardinalities=[5, 300]).vocabulary_fingerprint()
+    for seed, cardinalities in ((6, (5, 300)), (5, (300, 5)), (5, (5, 301)), (5, (5, 300, 3))):
+        assert meaning != Synthetic(seed, 9000, 10, 10, cardinalities=cardinalities).vocabulary_fingerprint()
+
+
 def test_alias_tables_draw_the_distribution() -> None:
     weights = np.array([0, 5, 1, 0.001, 3, 0, 7])
     alias = Alias.of(weights)
