@@ -88,8 +88,8 @@ def within_overhead(config: Config, schema: Schema, ranks: Ranks) -> Config:
     config, choice = choose_overhead(config, schema, ranks)
     if ranks.is_main:
         say(
-            f"shampoo: {choice.sides}-sided blocks of {choice.block}, statistics every {choice.statistics_every} steps, "
-            f"roots every {choice.refresh_every}: about {100 * choice.overhead:.1f} % over adagrad"
+            f"shampoo: {choice.sides}-sided blocks of {choice.block}, "
+            f"statistics every {choice.statistics_every} steps, roots every {choice.refresh_every}: about {100 * choice.overhead:.1f} % over adagrad"
         )
         if budget is not None and choice.overhead > budget / 100:
             warn(f"--shampoo-overhead = {budget:g} % is out of reach here; this is the cheapest choice")
