@@ -47,7 +47,10 @@ def open_source(settings: DataSettings) -> Source:
     if directory is None:
         held_out = max(50_000, settings.synthetic_rows // 20)
         return Synthetic(settings.synthetic_seed, settings.synthetic_rows, held_out, held_out)
-    return Store(directory)
+    store = Store(directory)
+    for split in ("validation", "test"):  # small, and a whole training would pass before they are read
+        store.verify(split)
+    return store
 
 
 def optimum(source: Source, split: str) -> Bayes | None:

@@ -87,10 +87,9 @@ def within_overhead(config: Config, schema: Schema, ranks: Ranks) -> Config:
     budget = config.optim.shampoo_overhead
     config, choice = choose_overhead(config, schema, ranks)
     if ranks.is_main:
-        say(
-            f"shampoo: {choice.sides}-sided blocks of {choice.block}, "
-            f"statistics every {choice.statistics_every} steps, roots every {choice.refresh_every}: about {100 * choice.overhead:.1f} % over adagrad"
-        )
+        every = f"statistics every {choice.statistics_every} steps, roots every {choice.refresh_every}"
+        cost = f"about {100 * choice.overhead:.1f} % over adagrad"
+        say(f"shampoo: {choice.sides}-sided blocks of {choice.block}, {every}: {cost}")
         if budget is not None and choice.overhead > budget / 100:
             warn(f"--shampoo-overhead = {budget:g} % is out of reach here; this is the cheapest choice")
     return config

@@ -1,5 +1,6 @@
 """`dlrmctl prepare criteo`: raw files to a store, with a report of what was found in them."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, cast
@@ -10,6 +11,7 @@ from data.prepare import PrepareOptions, prepare_criteo
 from data.report import PrepareProgress, PrepareReport
 from dlrmctl.console import bytes_text, messages, output, print_json, print_table, say
 
+INTERVAL_SECONDS = 10.0  # between two lines of progress in a file
 _PHASES = {"parse": "reading", "encode": "numbering ids", "write": "writing"}
 
 
@@ -43,10 +45,11 @@ def prepare(
 
 
 class _Display:
-    """A bar on a terminal; in a file, one line per phase."""
+    """A bar on a terminal; in a file, one line per phase and interval."""
 
     def __init__(self) -> None:
         self.phase = ""
+        self.said = 0.0
         self.bar: Progress | None = None
         if messages.is_terminal:
             self.bar = Progress(
@@ -78,8 +81,10 @@ class _Display:
                 total=progress.total,
                 rows=progress.rows,
             )
-        elif progress.phase != self.phase:
-            say(f"{_PHASES[progress.phase]}, {progress.rows:,} rows so far")
+        elif progress.phase != self.phase or time.monotonic() - self.said > INTERVAL_SECONDS:
+            share = f"{100 * progress.done / progress.total:.0f} %, " if progress.total else ""
+            say(f"{_PHASES[progress.phase]}: {share}{progress.rows:,} rows so far")
+            self.said = time.monotonic()
         self.phase = progress.phase
 
 

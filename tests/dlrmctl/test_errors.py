@@ -154,6 +154,14 @@ def test_a_store_cut_short(store: Path, tmp_path: Path):
     _refused(in_process("train", "--data", copy, "--run-dir", tmp_path / "run"), data.name)
 
 
+def test_a_damaged_test_split_is_found_before_training(store: Path, tmp_path: Path):
+    copy = shutil.copytree(store, tmp_path / "store")
+    _changed(copy / "test.bin")
+    done = in_process("train", "--data", copy, "--run-dir", tmp_path / "run", "--batch-size", "64")
+    _refused(done, "test.bin", "block")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_store_with_a_changed_block(store: Path, tmp_path: Path):
     copy = shutil.copytree(store, tmp_path / "store")
     data = _largest_file(copy)
