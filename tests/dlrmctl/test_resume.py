@@ -11,9 +11,18 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 
+from dlrmctl.checkpoint import Checkpoints
+from dlrmctl.config import resolve
+from dlrmctl.datasets import open_source
+from dlrmctl.ranks import Ranks
+from dlrmctl.rundir import RunDirectory
+from dlrmctl.train import Trainer
 from tests.dlrmctl.checkpoints import assert_bitwise_equal, read_tensors
 from tests.dlrmctl.commands import SMALL, environment, run, start
+from tests.ranks import run_ranks
 
 RUN = [*SMALL, "--synthetic-rows", "30000", "--checkpoint-every", "9", "--evaluations", "2"]
 STEPS = 30_000 // 256
@@ -160,6 +169,27 @@ def test_saved_on_two_ranks_resumed_on_one(tmp_path: Path):
         if name.endswith("weight"):
             scale = float(theirs[name].abs().max())
             assert float((ours[name] - theirs[name]).abs().max()) <= 1e-4 * scale, name
+
+
+def _resume_and_save_again(run_dir: Path, out: Path) -> None:
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), dist.get_world_size(), torch.device("cpu"), dist.group.WORLD)
+    run_directory = RunDirectory(run_dir, writes=False)
+    config = resolve(run_directory.settings(), {})
+    trainer = Trainer(config, open_source(config.data), run_directory, ranks, quiet=True)
+    trainer.resume()
+    Checkpoints(out, ranks).save(1, trainer._tensors(), {})
+
+
+def test_a_checkpoint_of_two_ranks_is_the_same_state_on_one_two_and_three(tmp_path: Path):
+    """Tables, row-wise AdaGrad, MLPs and Shampoo, table-wise and row-wise, bit for bit."""
+    arguments = ["--batch-size", "240", "--max-steps", "20", "--sharding", "row_wise", "--nproc", "2"]
+    done = run("train", *RUN, *arguments, "--run-dir", tmp_path / "run", cwd=tmp_path)
+    assert done.status == 0, done.err
+    saved = tmp_path / "run" / "checkpoints" / "step-20"
+    assert any("factor" in name for name in read_tensors(saved))
+    for world_size in (1, 2, 3):
+        run_ranks(_resume_and_save_again, world_size, tmp_path / "run", tmp_path / str(world_size))
+        assert_bitwise_equal(tmp_path / str(world_size) / "step-1", saved)
 
 
 def test_a_finished_run_can_be_continued_and_repeated(whole: Path):
