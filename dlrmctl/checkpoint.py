@@ -22,6 +22,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
+from data.files import sync_file
 from dlrmctl.errors import UserError
 from dlrmctl.ranks import Ranks
 from dlrmctl.safereader import SafeReader
@@ -69,9 +70,9 @@ class Checkpoints:
                 _write_json(partial / "state.json", state)
                 files |= _checksums(partial, ".metadata") | _checksums(partial, "state.json")
                 _write_json(partial / "complete.json", {"format": FORMAT, "step": step, "files": files})
-                _sync_directory(partial)
+                sync_file(partial)
                 partial.rename(final)
-                _sync_directory(self.directory)
+                sync_file(self.directory)
             self._barrier()
         except (OSError, CheckpointException) as problem:
             if self.ranks.is_main:
@@ -221,11 +222,3 @@ def _write_json(path: Path, value: Any) -> None:
         json.dump(value, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

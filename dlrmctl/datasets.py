@@ -5,11 +5,13 @@ from pathlib import Path
 
 import platformdirs
 
+from data.reader import Reader
 from data.source import Source
 from data.store import Store
 from data.synthetic import Bayes, Synthetic
-from dlrmctl.config import DataSettings
+from dlrmctl.config import Config, DataSettings
 from dlrmctl.errors import UserError
+from dlrmctl.ranks import Ranks
 
 ENVIRONMENT = "DLRMCTL_DATA"
 
@@ -51,6 +53,20 @@ def open_source(settings: DataSettings) -> Source:
     for split in ("validation", "test"):  # small, and a whole training would pass before they are read
         store.verify(split)
     return store
+
+
+def open_reader(config: Config, source: Source, split: str, ranks: Ranks, *, training: bool) -> Reader:
+    """This rank's batches of a split: shuffled and whole for training, else in order and to the last example."""
+    return Reader(
+        source,
+        split,
+        batch_size=config.train.batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        seed=config.train.seed,
+        shuffle=training,
+        drop_last=training,
+    )
 
 
 def optimum(source: Source, split: str) -> Bayes | None:

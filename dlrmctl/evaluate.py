@@ -10,7 +10,7 @@ from data.reader import Reader
 from dlrmctl.build import Model, build_model
 from dlrmctl.checkpoint import Checkpoints, load, read_state
 from dlrmctl.config import Config
-from dlrmctl.datasets import open_source
+from dlrmctl.datasets import open_reader, open_source
 from dlrmctl.errors import UserError
 from dlrmctl.metrics import Metrics, StreamingMetrics
 from dlrmctl.ranks import Ranks
@@ -53,15 +53,7 @@ def evaluate_run(config: Config, run: RunDirectory, ranks: Ranks, *, checkpoint:
             f"{path}: was trained with other ids than this data has ({source.vocabulary_fingerprint()})",
             "prepare the data with the vocabulary of the training data, or name that data with --data",
         )
-    reader = Reader(
-        source,
-        split,
-        batch_size=config.train.batch_size,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        shuffle=False,
-        drop_last=False,
-    )
+    reader = open_reader(config, source, split, ranks, training=False)
     model = build_model(config, source.schema, ranks, batch_size=reader.local_batch_size)
     load(path, model.tensors(), ranks)
     metrics = evaluate(model, reader, ranks).to_dict()

@@ -4,13 +4,12 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
-from data.reader import Reader
 from data.source import Source
 from dlrmctl.build import Model, build_dense_optimizer, build_model, build_schedule
 from dlrmctl.checkpoint import Checkpoints, load, read_state
 from dlrmctl.config import Config
 from dlrmctl.console import say
-from dlrmctl.datasets import open_source
+from dlrmctl.datasets import open_reader, open_source
 from dlrmctl.evaluate import evaluate, set_precision
 from dlrmctl.metrics import entropy
 from dlrmctl.optimstate import dense_state, failed_roots
@@ -63,7 +62,10 @@ class Trainer:
     def __init__(self, config: Config, source: Source, run: RunDirectory, ranks: Ranks, *, quiet: bool = False) -> None:
         self.config, self.source, self.run, self.ranks = config, source, run, ranks
         self.speaks = ranks.is_main and not quiet
-        self.readers = {split: self._reader(split) for split in ("train", "validation", "test")}
+        self.readers = {
+            split: open_reader(config, source, split, ranks, training=split == "train")
+            for split in ("train", "validation", "test")
+        }
         reader = self.readers["train"]
         self.model: Model = build_model(config, source.schema, ranks, batch_size=reader.local_batch_size)
         self.optimizer = build_dense_optimizer(config.optim, self.model.network, ranks)
@@ -75,19 +77,6 @@ class Trainer:
         self.checkpoints = Checkpoints(run.checkpoints, ranks)
         self.progress = Progress()
         self.saved_step = 0
-
-    def _reader(self, split: str) -> Reader:
-        training = split == "train"
-        return Reader(
-            self.source,
-            split,
-            batch_size=self.config.train.batch_size,
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-            seed=self.config.train.seed,
-            shuffle=training,
-            drop_last=training,
-        )
 
     def run_to_the_end(self) -> dict[str, Any]:
         progress = self.progress
@@ -175,7 +164,7 @@ class Trainer:
             self.display.say(f"step {progress.step}  validation  {short_text(metrics)}{mark}")
             for warning in failed_roots(self.optimizer, self.ranks):
                 self.display.say(f"step {progress.step}  {warning}")
-            self._save()
+        self._save()
 
     def _out_of_patience(self) -> bool:
         patience = self.config.train.patience

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from data.batch import Batch
-from data.reader import Reader
 from data.source import Source
 from data.store import Store
 from data.synthetic import MAX_CARDINALITY, Synthetic
@@ -23,6 +22,7 @@ from dlrmctl.bench.timing import Laps, alternate, spread
 from dlrmctl.build import build_dense_optimizer, build_model
 from dlrmctl.config import Config
 from dlrmctl.console import output, print_table, say
+from dlrmctl.datasets import open_reader
 from dlrmctl.evaluate import set_precision
 from dlrmctl.ranks import Ranks
 from dlrmctl.step import TrainingStep
@@ -152,14 +152,7 @@ def show_bench_step(result: dict[str, Any]) -> None:
 
 def endless_batches(source: Source, config: Config, ranks: Ranks) -> Iterator[Batch]:
     """Training batches of one epoch after another."""
-    reader = Reader(
-        source,
-        "train",
-        batch_size=config.train.batch_size,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        seed=config.train.seed,
-    )
+    reader = open_reader(config, source, "train", ranks, training=True)
     epoch = 0
     while True:
         yield from reader.batches(epoch)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,15 @@ def start(*arguments: str | Path, cwd: Path, **changes: str) -> "subprocess.Pope
         cwd=cwd,
         env=environment(**changes),
     )
+
+
+def wait_for_checkpoint(run_dir: Path, process: "subprocess.Popen[str]", name: str = "step-*[0-9]") -> None:
+    """Returns once a training process has finished a checkpoint of this name."""
+    deadline = time.monotonic() + 60
+    while not list(run_dir.glob(f"checkpoints/{name}")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
 
 
 def run(*arguments: str | Path, cwd: Path, **changes: str) -> Done:

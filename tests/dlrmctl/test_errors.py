@@ -9,12 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.dlrmctl.commands import COMMAND, SMALL, Done, environment, in_process, run, start
+from tests.dlrmctl.commands import COMMAND, SMALL, Done, environment, in_process, run, start, wait_for_checkpoint
 
 
 def criteo_lines(count: int, seed: int = 0) -> str:
@@ -367,11 +366,7 @@ def test_no_space_left_while_saving_keeps_the_last_good_checkpoint(tmp_path: Pat
     path = tmp_path / "run"
     arguments = [*SMALL, "--synthetic-rows", "60000", "--checkpoint-every", "20", "--run-dir", path]
     process = start("train", *arguments, cwd=tmp_path)
-    deadline = time.monotonic() + 60
-    while not list(path.glob("checkpoints/step-*[0-9]")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_checkpoint(path, process)
     # A limit on the size of files acts as a full disk does: the write itself fails.
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
     out, err = process.communicate(timeout=60)
@@ -414,11 +409,7 @@ def test_a_rank_that_is_killed_is_named(tmp_path: Path):
     path = tmp_path / "run"
     arguments = [*SMALL, "--synthetic-rows", "2000000", "--checkpoint-every", "20", "--run-dir", path, "--nproc", "2"]
     process = start("train", *arguments, cwd=tmp_path)
-    deadline = time.monotonic() + 60
-    while not list(path.glob("checkpoints/step-*[0-9]")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_checkpoint(path, process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[1]), signal.SIGKILL)
     _, err = process.communicate(timeout=60)

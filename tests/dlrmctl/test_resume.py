@@ -21,7 +21,7 @@ from dlrmctl.ranks import Ranks
 from dlrmctl.rundir import RunDirectory
 from dlrmctl.train import Trainer
 from tests.dlrmctl.checkpoints import assert_bitwise_equal, read_tensors
-from tests.dlrmctl.commands import SMALL, environment, run, start
+from tests.dlrmctl.commands import SMALL, environment, run, start, wait_for_checkpoint
 from tests.ranks import run_ranks
 
 RUN = [*SMALL, "--synthetic-rows", "30000", "--checkpoint-every", "9", "--evaluations", "2"]
@@ -37,14 +37,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _wait_for_checkpoint(run_dir: Path, step: int, process) -> None:
-    deadline = time.monotonic() + 60
-    while not (run_dir / "checkpoints" / f"step-{step}").exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
 def _lines(run_dir: Path) -> list[dict]:
     entries = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in entry.items() if k != "examples_per_second"} for entry in entries]
@@ -58,7 +50,7 @@ def _results(run_dir: Path) -> dict:
 def test_a_killed_run_ends_like_one_that_was_never_killed(whole: Path, tmp_path: Path):
     path = tmp_path / "run"
     process = start("train", *RUN, "--run-dir", path, cwd=tmp_path)
-    _wait_for_checkpoint(path, 9 * random.randint(1, 5), process)
+    wait_for_checkpoint(path, process, f"step-{9 * random.randint(1, 5)}")
     time.sleep(random.random() * 0.1)  # anywhere: in a step, in a save
     process.kill()
     process.communicate()
@@ -75,7 +67,7 @@ def test_a_killed_run_ends_like_one_that_was_never_killed(whole: Path, tmp_path:
 def test_a_signal_saves_and_leaves(whole: Path, tmp_path: Path, number: signal.Signals):
     path = tmp_path / "run"
     process = start("train", *RUN, "--run-dir", path, cwd=tmp_path)
-    _wait_for_checkpoint(path, 9, process)
+    wait_for_checkpoint(path, process, "step-9")
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
@@ -91,7 +83,7 @@ def test_a_signal_to_the_whole_job_saves_and_leaves(tmp_path: Path):
     """As schedulers send it: to the launcher and to every rank, which then hear of it twice."""
     path = tmp_path / "run"
     process = start("train", *RUN, "--synthetic-rows", "2000000", "--run-dir", path, "--nproc", "2", cwd=tmp_path)
-    _wait_for_checkpoint(path, 9, process)
+    wait_for_checkpoint(path, process, "step-9")
     ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     for pid in [process.pid, *map(int, ranks)]:
         os.kill(pid, signal.SIGTERM)
@@ -140,7 +132,7 @@ def test_a_best_checkpoint_that_was_removed_is_replaced_by_the_next_best(whole: 
 def test_a_run_goes_on_with_the_settings_it_was_resumed_with(whole: Path, tmp_path: Path):
     path = Path(shutil.copytree(whole, tmp_path / "run", symlinks=True))
     process = start("train", "--resume", path, "--epochs", "3", cwd=tmp_path)
-    _wait_for_checkpoint(path, STEPS + STEPS // 2, process)
+    wait_for_checkpoint(path, process, f"step-{STEPS + STEPS // 2}")
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
