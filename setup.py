@@ -44,5 +44,7 @@ setup(
         "polars>=1.30,<3",
         "platformdirs>=4.2",
         "tomli-w>=1.0",
+        "matplotlib>=3.9",
+        "safetensors>=0.5",
     ]
 )

@@ -1,0 +1,49 @@
+"""Pictures of results, as PNG or SVG. Matplotlib is loaded when the first one is drawn."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dlrmctl.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SUFFIXES = (".png", ".svg")
+
+
+def check_picture(path: Path) -> Path:
+    """The path, if a picture can be written there; asked before the work that it will show.
+
+    Raises:
+        UserError: for another kind of file, or a directory that does not exist.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path}: a picture is a file ending in {' or '.join(SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent}: there is no such directory", f"mkdir -p {path.parent}")
+    return path
+
+
+@contextmanager
+def picture(path: Path, *, width: float = 7.0, height: float = 4.0) -> Iterator["Figure"]:
+    """An empty figure, written to `path` when the block ends well.
+
+    Args:
+        path: ends in .png or .svg.
+        width, height: inches.
+    """
+    check_picture(path)
+    # The figure's own canvas: no window system is asked for, and nothing global changes.
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.hashsalt": "dlrmctl", "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        try:
+            metadata = {"Date": None} if path.suffix.lower() == ".svg" else None  # equal results, equal files
+            figure.savefig(path, dpi=144, metadata=metadata)
+        except OSError as error:
+            raise UserError(f"{path}: cannot write: {(error.strerror or str(error)).lower()}") from error
