@@ -160,6 +160,17 @@ def evaluate(
             print_json(result) if json else print_table(title, *table_of({split: result[split]}))
 
 
+@app.command()
+def doctor(
+    smoke: Annotated[bool, typer.Option("--smoke/--no-smoke", help="Also train two steps on two ranks.")] = True,
+    json: AsJson = False,
+) -> None:
+    """Examine this installation and machine; for each problem, the command that mends it."""
+    from dlrmctl.doctor.command import doctor as examine
+
+    raise typer.Exit(examine(smoke=smoke, as_json=json))
+
+
 def _settings(config: Path | None, flags: dict[str, str]) -> Config:
     if config is None:
         return resolve({}, flags)

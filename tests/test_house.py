@@ -74,7 +74,7 @@ def test_files_have_one_subject():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["evaluate", "--help"], ["prepare", "criteo", "--help"]]
+    "arguments", [["--help"], ["train", "--help"], ["evaluate", "--help"], ["prepare", "criteo", "--help"], ["doctor", "--help"]]
 )
 def test_help_answers_without_torch(arguments: list[str]):
     program = (

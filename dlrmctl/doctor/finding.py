@@ -1,0 +1,37 @@
+"""What one check found, and what to do about it."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Status = Literal["ok", "warning", "problem"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one check.
+
+    Attributes:
+        area: what it belongs to, such as "packages".
+        name: what was looked at.
+        status: "problem" means that training cannot work, "warning" that it works less well or not everywhere.
+        found: what is there, or what is wrong with it.
+        remedy: the command, or the step, that mends it.
+    """
+
+    area: str
+    name: str
+    status: Status
+    found: str
+    remedy: str | None = None
+
+
+def can_train(findings: Iterable[Finding]) -> bool:
+    """Whether no finding keeps training from working."""
+    return all(finding.status != "problem" for finding in findings)
+
+
+def to_json(findings: Iterable[Finding]) -> dict[str, Any]:
+    """Plain values: the verdict, and every finding."""
+    findings = list(findings)
+    return {"can_train": can_train(findings), "findings": [asdict(finding) for finding in findings]}

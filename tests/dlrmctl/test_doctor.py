@@ -1,0 +1,131 @@
+"""`dlrmctl doctor` in environments that are really broken: packages missing, cut short, of another version."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.dlrmctl.commands import in_process
+
+REAL = Path(sysconfig.get_paths()["purelib"])
+
+
+def scratch(path: Path, *, without: tuple[str, ...] = ()) -> tuple[Path, Path]:
+    """An environment whose packages are links to this one's; its interpreter, and its site-packages."""
+    venv.create(path, with_pip=False)
+    site = next((path / "lib").glob("python*")) / "site-packages"
+    for entry in REAL.iterdir():
+        if not any(entry.name == name or entry.name.startswith(name + "-") for name in without):
+            (site / entry.name).symlink_to(entry)
+    return path / "bin" / "python", site
+
+
+def own_copy(site: Path, name: str) -> Path:
+    """Instead of the link to a package, a directory of links to its files, which can be broken alone."""
+    (site / name).unlink()
+    shutil.copytree(REAL / name, site / name, copy_function=lambda source, target: os.symlink(source, target))
+    return site / name
+
+
+def examine(python: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
+    done = subprocess.run(
+        [str(python), "-P", "-m", "dlrmctl", "doctor", "--json", *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=240,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, json.loads(done.stdout), done.stderr
+
+
+def by_name(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {finding["name"]: finding for finding in report["findings"]}
+
+
+def test_a_whole_environment_can_train_and_two_ranks_show_it():
+    status, report, _ = examine(Path(sys.executable))
+    assert status == 0
+    assert report["can_train"] is True
+    smoke = by_name(report)["2 ranks"]
+    assert smoke["status"] == "ok"
+    assert "test log loss 0." in smoke["found"]
+
+
+def _no_torch(path: Path) -> Path:
+    return scratch(path, without=("torch",))[0]
+
+
+def _torch_cut_short(path: Path) -> Path:
+    python, site = scratch(path)
+    library = own_copy(site, "torch") / "lib" / "libtorch_cpu.so"
+    content = library.read_bytes()[:4096]
+    library.unlink()
+    library.write_bytes(content)
+    return python
+
+
+def _no_fbgemm(path: Path) -> Path:
+    return scratch(path, without=("fbgemm_gpu", "fbgemm_gpu_cpu"))[0]
+
+
+def _fbgemm_cut_short(path: Path) -> Path:
+    python, site = scratch(path)
+    for library in own_copy(site, "fbgemm_gpu").rglob("*.so"):
+        library.unlink()
+        library.write_bytes(b"\x7fELF and no more")
+    return python
+
+
+def _other_torchrec(path: Path) -> Path:
+    python, site = scratch(path)
+    about = own_copy(site, next(REAL.glob("torchrec-*.dist-info")).name)
+    metadata = about / "METADATA"
+    text = metadata.read_text().replace("Version: 1.8", "Version: 1.6")
+    metadata.unlink()
+    metadata.write_text(text)
+    return python
+
+
+@pytest.mark.parametrize(
+    ("breaks", "name", "found", "remedy"),
+    [
+        (_no_torch, "import torch", "No module named 'torch'", "pip install"),
+        (_torch_cut_short, "import torch", "ended by SIG", "pip install --force-reinstall --no-deps"),
+        (_no_fbgemm, "import fbgemm_gpu", "No module named 'fbgemm_gpu'", "pip install"),
+        (_fbgemm_cut_short, "import fbgemm_gpu", "", "pip install --force-reinstall --no-deps fbgemm-gpu"),
+        (_other_torchrec, "pairing", "goes with torchrec 1.8", "pip install -e ."),
+    ],
+)
+def test_a_broken_environment_is_examined_to_the_end_and_told_how_to_mend_it(
+    tmp_path: Path, breaks: Callable[[Path], Path], name: str, found: str, remedy: str
+):
+    status, report, _ = examine(breaks(tmp_path / "env"), "--no-smoke")
+    assert status == 1
+    assert report["can_train"] is False
+    finding = by_name(report)[name]
+    assert finding["status"] == "problem"
+    assert found in finding["found"]
+    assert remedy in finding["remedy"]
+    assert by_name(report)["memory"]["status"] != "problem", "the other checks went on"
+
+
+def test_what_is_broken_shows_in_the_two_rank_training_as_well(tmp_path: Path):
+    status, report, _ = examine(_no_fbgemm(tmp_path / "env"))
+    assert status == 1
+    assert by_name(report)["2 ranks"]["status"] == "problem"
+
+
+def test_people_get_a_line_for_each_finding_and_a_verdict():
+    done = in_process("doctor", "--no-smoke")
+    assert done.status == 0
+    assert "ok" in done.out
+    assert "training can work here" in done.out
