@@ -11,8 +11,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from data.criteo import Rows
 from data.files import io_errors
+from data.raw import RawPiece
 from data.vocabulary import Encoder
 
 PIECE_ROWS = 1 << 20
@@ -35,15 +35,16 @@ class ColumnFiles:
             names = ("label", "present", *self.dense, *self.sparse)
             self._files: dict[str, BinaryIO] = {name: (path / name).open("wb") for name in names}
 
-    def append(self, rows: Rows) -> None:
+    def append(self, rows: RawPiece) -> None:
         """Adds rows to every column."""
         bits = np.left_shift(np.uint32(1), np.arange(len(self.sparse), dtype=np.uint32))
+        present_FN = np.stack([column.present_N for column in rows.sparse if column.present_N is not None])
         self._write("label", rows.labels_N.astype(_LABEL_TYPE))
-        self._write("present", np.bitwise_or.reduce(rows.present_FN * bits[:, None], axis=0).astype(_PRESENT_TYPE))
+        self._write("present", np.bitwise_or.reduce(present_FN * bits[:, None], axis=0).astype(_PRESENT_TYPE))
         for name, dense_N in zip(self.dense, rows.dense_IN, strict=True):
             self._write(name, dense_N.astype(_DENSE_TYPE))
-        for name, values_N in zip(self.sparse, rows.values_FN, strict=True):
-            self._write(name, values_N.astype(_VALUE_TYPE))
+        for name, column in zip(self.sparse, rows.sparse, strict=True):
+            self._write(name, column.values.astype(_VALUE_TYPE))
         self.rows += len(rows.labels_N)
 
     def close(self) -> None:

@@ -3,12 +3,11 @@
 N good rows, I = 13 dense features, F = 26 sparse features.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import polars as pl
 
 from data.lines import MAX_LINE_BYTES, Lines
+from data.raw import BadLine, RawColumn, RawPiece
 
 LABEL = "label"
 DENSE = tuple(f"int_{i}" for i in range(1, 14))
@@ -17,45 +16,8 @@ MISSING_DENSE = -1.0
 DENSE_TRANSFORM = "log(max(x, -2) + 3)"  # 0 or more, so that a missing value is below every other
 _HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 _MAX_DIGITS = 8  # of a categorical
+LOST_FIELDS = "lost empty fields at the end"  # a reason to repair a line
 _SHOWN = 40  # characters of a wrong value
-
-
-@dataclass(frozen=True)
-class BadLine:
-    """A line that is left out.
-
-    Attributes:
-        line: its number, counted from 1.
-        reason: one of a few, for counting.
-        problem: what is wrong with this line, with its value.
-    """
-
-    line: int
-    reason: str
-    problem: str
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The good rows of some lines.
-
-    Attributes:
-        lines_N: int64, the line each row stands on.
-        labels_N: uint8; zeros if there are no labels.
-        dense_IN: float16, transformed.
-        values_FN: uint32 categorical values; 0 where missing.
-        present_FN: bool, False where missing.
-        repaired: rows that had lost empty fields at their end.
-        bad: the other lines, in order.
-    """
-
-    lines_N: np.ndarray
-    labels_N: np.ndarray
-    dense_IN: np.ndarray
-    values_FN: np.ndarray
-    present_FN: np.ndarray
-    repaired: int
-    bad: list[BadLine]
 
 
 def transform_dense(values: np.ndarray, present: np.ndarray) -> np.ndarray:
@@ -63,7 +25,7 @@ def transform_dense(values: np.ndarray, present: np.ndarray) -> np.ndarray:
     return np.where(present, np.log(np.maximum(values, -2) + 3.0), MISSING_DENSE).astype(np.float16)
 
 
-def parse(lines: Lines, *, labelled: bool = True) -> Rows:
+def parse(lines: Lines, *, labelled: bool = True) -> RawPiece:
     """Every line as a row or as a bad line.
 
     A line with fewer fields whose last field is a categorical of 8 digits can only have lost empty fields at its end
@@ -91,13 +53,13 @@ def parse(lines: Lines, *, labelled: bool = True) -> Rows:
         bad.sort(key=lambda line: line.line)
     present = [parsed[name].is_not_null().to_numpy() for name in (*DENSE, *SPARSE)]
     numeric = [parsed[name].fill_null(0).to_numpy() for name in (*DENSE, *SPARSE)]
-    return Rows(
+    values = zip(numeric[len(DENSE) :], present[len(DENSE) :], strict=True)
+    return RawPiece(
         lines_N=numbers,
         labels_N=parsed[LABEL].to_numpy() if labelled else np.zeros(len(numbers), dtype=np.uint8),
         dense_IN=transform_dense(np.stack(numeric[: len(DENSE)]), np.stack(present[: len(DENSE)])),
-        values_FN=np.stack(numeric[len(DENSE) :]),
-        present_FN=np.stack(present[len(DENSE) :]),
-        repaired=len(repaired),
+        sparse=[RawColumn(values_N, present_N) for values_N, present_N in values],
+        repaired={LOST_FIELDS: len(repaired)} if repaired else {},
         bad=bad,
     )
 

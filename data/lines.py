@@ -11,7 +11,7 @@ from data.errors import DataError
 from data.files import io_errors
 
 MAX_LINE_BYTES = 1 << 16
-_PIECE_BYTES = 1 << 23
+PIECE_BYTES = 1 << 23
 _GZIP_MAGIC = b"\x1f\x8b"
 _UTF8_MARK = b"\xef\xbb\xbf"
 
@@ -50,7 +50,7 @@ def check_source(path: Path) -> int:
     return size
 
 
-def read_lines(path: Path, piece_bytes: int = _PIECE_BYTES) -> Iterator[Lines]:
+def read_lines(path: Path, piece_bytes: int = PIECE_BYTES) -> Iterator[Lines]:
     """The lines of a file in order, about `piece_bytes` at a time; gzip is known by its first bytes.
 
     Raises:

@@ -1,16 +1,17 @@
 """Criteo rows that are in no store, as the batches a trained model can score."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from data.batch import Batch
-from data.criteo import SPARSE, BadLine, parse
+from data.criteo import SPARSE, parse
 from data.errors import DataError
 from data.gather import join_batch, pick_rows
 from data.lines import check_source, read_lines
+from data.raw import BadLine
 from data.source import Block
 from data.vocabulary import Encoder
 
@@ -22,14 +23,14 @@ class NewRows:
     Attributes:
         block: the good rows; labels are 0 where the file has none.
         lines_N: int64, the line each row stands on, counted from 1.
-        repaired: rows that had lost empty fields at their end.
+        repaired: rows whose line had to be mended, by what was mended.
         bad: the lines left out.
     """
 
     block: Block
     lines_N: np.ndarray
-    repaired: int
-    bad: list[BadLine]
+    repaired: Mapping[str, int]
+    bad: Sequence[BadLine]
 
 
 def read_new_rows(path: Path | str, encoders: Mapping[str, Encoder], *, labelled: bool) -> Iterator[NewRows]:
@@ -52,8 +53,10 @@ def read_new_rows(path: Path | str, encoders: Mapping[str, Encoder], *, labelled
 def _read(path: Path, encoders: Mapping[str, Encoder], labelled: bool) -> Iterator[NewRows]:
     for lines in read_lines(path):
         rows = parse(lines, labelled=labelled)
-        columns = zip(SPARSE, rows.values_FN, rows.present_FN, strict=True)
-        ids_F = [encoders[name].encode(values_N, present_N) for name, values_N, present_N in columns]
+        ids_F = []
+        for name, column in zip(SPARSE, rows.sparse, strict=True):
+            assert column.present_N is not None
+            ids_F.append(encoders[name].encode(column.values, column.present_N))
         yield NewRows(Block(rows.dense_IN, ids_F, rows.labels_N), rows.lines_N, rows.repaired, rows.bad)
 
 

@@ -125,7 +125,7 @@ def _parse_all(
             rows = parse(lines)
             columns.append(rows)
             num_lines += len(rows.lines_N) + len(rows.bad)
-            repaired += rows.repaired
+            repaired += sum(rows.repaired.values())
             rejected.update(bad.reason for bad in rows.bad)
             room = SHOWN_BAD_LINES - len(examples)
             examples += [RejectedLine(path.name, bad.line, bad.problem) for bad in rows.bad[:room]]

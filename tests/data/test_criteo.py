@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from data import lines as lines_module
-from data.criteo import MISSING_DENSE, BadLine, Rows, parse, transform_dense
+from data.criteo import LOST_FIELDS, MISSING_DENSE, parse, transform_dense
 from data.errors import DataError
 from data.lines import MAX_LINE_BYTES, Lines, check_source, read_lines
+from data.raw import BadLine, RawPiece
 from tests.data.criteo_files import Row, as_text, make_rows, write
 
 
-def parse_text(text: bytes, **settings: bool) -> Rows:
+def parse_text(text: bytes, **settings: bool) -> RawPiece:
     return parse(Lines(text if text.endswith(b"\n") else text + b"\n", 1, text.endswith(b"\n"), 0), **settings)
 
 
@@ -23,11 +24,10 @@ def plain(row: Row) -> tuple[int, list[float], list[int | None]]:
     return int(row[0]), dense, [int(value, 16) if value else None for value in row[14:]]
 
 
-def told(rows: Rows) -> list[tuple[int, list[float], list[int | None]]]:
+def told(rows: RawPiece) -> list[tuple[int, list[float], list[int | None]]]:
     out = []
     for n in range(len(rows.lines_N)):
-        values = zip(rows.values_FN[:, n].tolist(), rows.present_FN[:, n], strict=True)
-        sparse = [value if there else None for value, there in values]
+        sparse = [int(c.values[n]) if c.present_N is not None and c.present_N[n] else None for c in rows.sparse]
         out.append((int(rows.labels_N[n]), rows.dense_IN[:, n].astype(float).tolist(), sparse))
     return out
 
@@ -58,7 +58,7 @@ def test_lines_that_lost_empty_fields_at_their_end_are_repaired() -> None:
     text = b"".join("\t".join(row).rstrip("\t").encode() + b"\n" for row in rows)
     parsed = parse_text(text)
     assert told(parsed) == [plain(row) for row in rows]
-    assert parsed.repaired == 4
+    assert parsed.repaired == {LOST_FIELDS: 4}
     assert not parsed.bad
 
 
@@ -84,7 +84,7 @@ def test_a_last_line_without_newline_is_kept_only_if_it_is_surely_whole() -> Non
     (row,) = make_rows(1)
     row[30] = "0badcafe"
     short = "\t".join(row[:31]).encode()
-    assert parse_text(short + b"\n").repaired == 1
+    assert parse_text(short + b"\n").repaired == {LOST_FIELDS: 1}
     assert parse_text(short).bad == [BadLine(1, "wrong number of fields", "31 fields, expected 40")]
     row[39] = "0badcafe"
     assert told(parse_text("\t".join(row).encode())) == [plain(row)]
@@ -161,7 +161,7 @@ def test_nothing_good_is_no_rows() -> None:
     parsed = parse_text(b"PK\x03\x04\x00\xff\xfe\n\n")
     assert told(parsed) == []
     assert parsed.dense_IN.shape == (13, 0)
-    assert parsed.values_FN.shape == parsed.present_FN.shape == (26, 0)
+    assert [len(column.values) for column in parsed.sparse] == [0] * 26
     assert len(parsed.bad) == 2
 
 

@@ -15,10 +15,10 @@ import pytest
 
 from data import columns, prepare
 from data.columns import ColumnFiles
-from data.criteo import Rows
 from data.errors import DataError
 from data.lines import read_lines
 from data.prepare import PrepareOptions, PrepareProgress, prepare_criteo
+from data.raw import RawColumn, RawPiece
 from data.reader import Reader
 from data.source import SPLITS
 from data.store import Store
@@ -341,7 +341,8 @@ def test_column_files_count_their_rows(tmp_path: Path) -> None:
     values, present = np.array([[7, 8], [9, 0]], np.uint32), np.array([[True, True], [True, False]])
     dense = np.array([[0.5, -1]], np.float16)
     with files:
-        files.append(Rows(np.arange(2), np.array([0, 1], np.uint8), dense, values, present, 0, []))
+        sparse = [RawColumn(*column) for column in zip(values, present, strict=True)]
+        files.append(RawPiece(np.arange(2), np.array([0, 1], np.uint8), dense, sparse, {}, []))
         files.close()
         assert files.rows == 2
         assert [piece.tolist() for piece in files.present_values("b", 2)] == [[9]]
