@@ -9,7 +9,7 @@ import typer
 
 from dlrmctl.bench.commands import bench_app
 from dlrmctl.config import Config, default_run_directory, resolve
-from dlrmctl.console import print_json
+from dlrmctl.console import print_json, say
 from dlrmctl.errors import UserError
 from dlrmctl.launch import launch_local, needs_launch
 from dlrmctl.options import LAUNCH_PANEL, AsJson, one_of, whole_number, with_settings
@@ -158,6 +158,31 @@ def evaluate(
         if ranks.is_main:
             title = f"{result['checkpoint']} of {run}"
             print_json(result) if json else print_table(title, *table_of({split: result[split]}))
+
+
+@app.command()
+def runs(
+    directory: Annotated[Path, typer.Argument(help="Where the runs are.", metavar="DIR")] = Path("runs"),
+    json: AsJson = False,
+) -> None:
+    """List the runs below a directory, the best validation NE first."""
+    from dlrmctl.history import list_runs
+
+    list_runs(directory, as_json=json)
+
+
+@app.command()
+def plot(
+    run: Annotated[list[Path], typer.Argument(help="Run directories.", metavar="RUN...")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Picture to write, .png or .svg.")],
+    metric: Annotated[str, typer.Option(help="What to draw.", metavar="ne|log_loss|auc|calibration")] = "ne",
+) -> None:
+    """Draw the learning curves of runs."""
+    from dlrmctl.curves import METRICS, plot_runs
+
+    one_of("--metric", metric, METRICS)
+    plot_runs(run, out, metric=metric)
+    say(f"{out}: written")
 
 
 @app.command()

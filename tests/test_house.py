@@ -74,7 +74,16 @@ def test_files_have_one_subject():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["evaluate", "--help"], ["prepare", "criteo", "--help"], ["doctor", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["evaluate", "--help"],
+        ["prepare", "criteo", "--help"],
+        ["doctor", "--help"],
+        ["runs", "--help"],
+        ["plot", "--help"],
+    ],
 )
 def test_help_answers_without_torch(arguments: list[str]):
     program = (
