@@ -10,19 +10,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from data.blocktable import table_file
 from data.errors import DataError
 from data.files import io_errors, write_whole
 from data.layout import block_bytes
 from data.schema import Schema
 from data.source import SPLITS
 
-FORMAT = "dlrmctl-store/1"
+FORMAT = "dlrmctl-store/2"
 MANIFEST = "manifest.json"
 PREPARE_AGAIN = "prepare it again from the raw files"
 _CHECKSUM = "crc32"
-_KINDS = {int: "a whole number", str: "a text", list: "a list", dict: "an object"}
+_KINDS = {int: "a whole number", str: "a text", dict: "an object"}
 _SHOWN = 200  # characters of what is wrong
-_Kind = TypeVar("_Kind", int, str, list, dict)
+_Kind = TypeVar("_Kind", int, str, dict)
 
 
 def split_file(split: str) -> str:
@@ -96,31 +97,25 @@ def _check(manifest: dict[str, Any]) -> None:
 
 def _check_split(schema: Schema, block_rows: int, split: str, entry: dict[str, Any]) -> None:
     where = f"splits.{split}."
-    if _take(entry, "file", str, where) != split_file(split):
-        raise DataError(f"{where}file = {entry['file']!r} must be {split_file(split)!r}")
+    for name, file in (("file", split_file(split)), ("table", table_file(split))):
+        if _take(entry, name, str, where) != file:
+            raise DataError(f"{where}{name} = {entry[name]!r} must be {file!r}")
     examples, total = _take(entry, "examples", int, where), _take(entry, "bytes", int, where)
-    blocks = _take(entry, "blocks", list, where)
-    rows_before = offset = 0
-    for index, block in enumerate(blocks):
-        place = f"{where}blocks[{index}]"
-        if type(block) is not dict:
-            raise DataError(f"{place} = {block!r} must be {_KINDS[dict]}")
-        rows, size = _take(block, "rows", int, f"{place}."), _take(block, "bytes", int, f"{place}.")
-        last = index == len(blocks) - 1
-        if not (0 < rows <= block_rows if last else rows == block_rows):
-            raise DataError(f"{place}.rows = {rows} must be {f'1 to {block_rows}' if last else block_rows}")
-        if _take(block, "offset", int, f"{place}.") != offset:
-            raise DataError(f"{place}.offset = {block['offset']} must be {offset}")
-        low, high = block_bytes(schema, rows)
-        if not low <= size <= high:
-            takes = low if low == high else f"{low} to {high}"
-            raise DataError(f"{place}.bytes = {size}, but {rows} examples of the schema take {takes}")
-        _take(block, "crc32", int, f"{place}.")
-        rows_before, offset = rows_before + rows, offset + size
-    if examples != rows_before:
-        raise DataError(f"{where}examples = {examples}, but its blocks have {rows_before}")
-    if total != offset:
-        raise DataError(f"{where}bytes = {total}, but its blocks have {offset}")
+    if examples < 0:
+        raise DataError(f"{where}examples = {examples} must be at least 0")
+    low, high = _split_bytes(schema, block_rows, examples)
+    if not low <= total <= high:
+        takes = low if low == high else f"{low} to {high}"
+        raise DataError(f"{where}bytes = {total}, but {examples} examples of the schema take {takes}")
+    _take(entry, "table_crc32", int, where)
+
+
+def _split_bytes(schema: Schema, block_rows: int, examples: int) -> tuple[int, int]:
+    """The fewest and the most bytes of a split's blocks."""
+    whole, rest = divmod(examples, block_rows)
+    low, high = block_bytes(schema, block_rows)
+    rest_low, rest_high = block_bytes(schema, rest)
+    return whole * low + rest_low, whole * high + rest_high
 
 
 def _take(values: dict[str, Any], name: str, kind: type[_Kind], where: str = "") -> _Kind:

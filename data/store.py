@@ -1,14 +1,21 @@
-"""A prepared data set on disk: a manifest and memory-mapped blocks."""
+"""A prepared data set on disk: a manifest, tables of blocks, and the blocks.
+
+Blocks are read, not mapped: a mapped file that is cut short, or a disk that fails, would end the process without a
+word; and the bytes that were compared with their checksum are then the ones that are used.
+"""
 
 import hashlib
 import json
-import threading
+import os
+import weakref
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data.blocktable import BlockTable
 from data.errors import DataError
 from data.files import io_errors
 from data.layout import decode
@@ -19,11 +26,11 @@ from data.vocabulary import Encoder, encoders_fingerprint, load_encoders
 
 
 class Store:
-    """A source that maps the files which `prepare_criteo` or `write_store` wrote.
+    """A source that reads the files which a preparation or `write_store` wrote.
 
     Args:
         path: the directory.
-        verify: compare the checksum of each block when this process first reads it.
+        verify: compare the checksum of each block when this process first reads it, and again after its file changed.
 
     Attributes:
         path: the directory.
@@ -38,35 +45,31 @@ class Store:
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
         self._verify = verify
-        self._verified: set[tuple[str, int]] = set()
-        self._lock = threading.Lock()
         self.schema = Schema.from_dict(self.manifest["schema"])
         self.block_rows: int = self.manifest["block_rows"]
-        self._splits: dict[str, dict[str, Any]] = {split: self.manifest["splits"][split] for split in SPLITS}
-        self._maps = {split: self._map(entry) for split, entry in self._splits.items()}
+        self._splits = {split: _Split(self.path, self.manifest, self.schema, split) for split in SPLITS}
 
     def num_examples(self, split: str) -> int:
         """Examples of the split."""
         check_split(split)
-        examples: int = self._splits[split]["examples"]
+        examples: int = self.manifest["splits"][split]["examples"]
         return examples
 
     def read_block(self, split: str, index: int) -> Block:
-        """One block, as views of the mapped file.
+        """One block; safe to call from several threads.
 
         Raises:
             DataError: if its bytes are not the ones that were written.
         """
         check_split(split)
-        blocks = self._splits[split]["blocks"]
-        if not 0 <= index < len(blocks):
+        table = self._splits[split].table
+        if not 0 <= index < len(table):
             raise DataError(f"the {split} split of {self.path} has no block {index}")
-        if self._verify:
-            self._verify_block(split, index)
-        return decode(self.schema, self._content(split, index), blocks[index]["rows"])
+        content = self._splits[split].read(index, verify=self._verify)
+        return decode(self.schema, content, table.rows(index))
 
     def verify(self, split: str) -> None:
-        """Compares the checksums of all blocks of a split now, so that reading them later cannot fail on that.
+        """Compares the checksums of all blocks of a split now, so that a wrong one is not found much later.
 
         Blocks that this process compared before are left out; `verify=False` of the constructor does not matter.
 
@@ -74,8 +77,7 @@ class Store:
             DataError: the one that reading the first wrong block would raise.
         """
         check_split(split)
-        for index in range(len(self._splits[split]["blocks"])):
-            self._verify_block(split, index)
+        self._splits[split].verify()
 
     def encoders(self) -> dict[str, Encoder]:
         """What gives rows to new values, by sparse feature; for scoring rows that are not in the store.
@@ -90,8 +92,8 @@ class Store:
 
     def fingerprint(self) -> str:
         """Depends on the schema and on the checksums of all blocks."""
-        identity = json.dumps([self.schema.to_dict(), self.block_rows, self._splits], sort_keys=True)
-        return "store-1:" + hashlib.sha256(identity.encode()).hexdigest()[:32]
+        identity = json.dumps([self.schema.to_dict(), self.block_rows, self.manifest["splits"]], sort_keys=True)
+        return "store-2:" + hashlib.sha256(identity.encode()).hexdigest()[:32]
 
     def vocabulary_fingerprint(self) -> str:
         """Depends on the encoders' files and schemes; without encoders on what the copied source said of its ids.
@@ -103,29 +105,60 @@ class Store:
             return encoders_fingerprint(entries)
         return str(self.manifest.get("vocabulary_fingerprint", self.fingerprint()))
 
-    def _content(self, split: str, index: int) -> np.ndarray:
-        """The bytes of a block, uint8."""
-        entry = self._splits[split]["blocks"][index]
-        return self._maps[split][entry["offset"] : entry["offset"] + entry["bytes"]]
 
-    def _verify_block(self, split: str, index: int) -> None:
-        if (split, index) in self._verified:
-            return
-        entry = self._splits[split]
-        if zlib.crc32(self._content(split, index).data) != entry["blocks"][index]["crc32"]:
-            raise DataError(f"{self.path / entry['file']}, block {index}: changed since it was prepared", PREPARE_AGAIN)
-        with self._lock:
-            self._verified.add((split, index))
+class _Split:
+    """The file with the blocks of one split, open for as long as this lives."""
 
-    def _map(self, entry: dict[str, Any]) -> np.ndarray:
-        """The bytes of one split's file, uint8."""
-        path, size = self.path / entry["file"], entry["bytes"]
-        with io_errors(path, "read"):
-            found = path.stat().st_size
-        if found != size:
-            raise DataError(f"{path}: {found:,} bytes, the manifest says {size:,}", PREPARE_AGAIN)
-        if size == 0:  # an empty file cannot be mapped
-            return np.empty(0, dtype=np.uint8)
-        with io_errors(path, "read"):
-            # A plain array over the map: slices of np.memmap cost several times as much.
-            return np.asarray(np.memmap(path, dtype=np.uint8, mode="r")).view(np.ndarray)
+    def __init__(self, store: Path, manifest: Mapping[str, Any], schema: Schema, split: str) -> None:
+        entry = manifest["splits"][split]
+        self.path = store / entry["file"]
+        try:
+            self.table = BlockTable(
+                store / entry["table"],
+                schema,
+                block_rows=manifest["block_rows"],
+                examples=entry["examples"],
+                total_bytes=entry["bytes"],
+                crc32=entry["table_crc32"],
+            )
+        except DataError as error:
+            raise DataError(error.message, error.hint or PREPARE_AGAIN) from error
+        with io_errors(self.path, "read"):
+            self._file = os.open(self.path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._file)
+            found, _ = self._stamp_now()
+        if found != entry["bytes"]:
+            raise DataError(f"{self.path}: {found:,} bytes, the manifest says {entry['bytes']:,}", PREPARE_AGAIN)
+        self._compared: dict[int, tuple[int, int]] = {}  # block -> the stamp of its file then
+
+    def read(self, index: int, *, verify: bool) -> np.ndarray:
+        """The bytes of a block, uint8.
+
+        Raises:
+            DataError: if they are not there, or not the ones that were written.
+        """
+        start, stop = self.table.offsets[index : index + 2].tolist()
+        content = np.empty(stop - start, dtype=np.uint8)
+        with io_errors(self.path, "read"):
+            at = 0
+            while count := os.preadv(self._file, [content[at:].data], start + at):
+                at += count
+            stamp = self._stamp_now()
+        if at < len(content):
+            raise DataError(f"{self.path}, block {index}: cut short", PREPARE_AGAIN)
+        if verify and self._compared.get(index) != stamp:
+            if zlib.crc32(content.data) != self.table.checksums[index]:
+                raise DataError(f"{self.path}, block {index}: changed since it was prepared", PREPARE_AGAIN)
+            self._compared[index] = stamp
+        return content
+
+    def verify(self) -> None:
+        """Reads what was not compared yet, or was written to since."""
+        for index in range(len(self.table)):
+            if self._compared.get(index) != self._stamp_now():
+                self.read(index, verify=True)
+
+    def _stamp_now(self) -> tuple[int, int]:
+        """Size and time of the last change, in nanoseconds."""
+        found = os.fstat(self._file)
+        return found.st_size, found.st_mtime_ns

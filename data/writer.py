@@ -1,19 +1,45 @@
 """Writes a store: blocks of each split one after another, then the manifest, which makes it one."""
 
+import os
 import zlib
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from data.blocktable import RECORD_BYTES, block_record, table_file
 from data.errors import DataError
-from data.files import io_errors, sync_file
+from data.files import io_errors
 from data.layout import encode
 from data.manifest import split_file, write_manifest
 from data.schema import Schema
 from data.source import SPLITS, Block, Source
 
 STORE_BLOCK_ROWS = 65_536
+
+
+@dataclass
+class _Written:
+    """How far a split is written.
+
+    Attributes:
+        examples, bytes: of its blocks so far.
+        table_crc32: CRC-32 of its table of blocks so far.
+    """
+
+    examples: int = 0
+    bytes: int = 0
+    table_crc32: int = zlib.crc32(b"")
+
+
+@dataclass
+class _SplitFiles:
+    """The two files of a split: blocks, and the table of them."""
+
+    blocks: BinaryIO
+    table: BinaryIO
+    written: _Written = field(default_factory=_Written)
 
 
 class StoreWriter:
@@ -23,20 +49,41 @@ class StoreWriter:
         path: the directory.
         schema: of every block.
         block_rows: examples of every block but the last one of a split.
+        state: goes on from here: what `state()` of an earlier writer of the same directory, schema and `block_rows`
+            gave after `sync()`. What was written later is cut off.
+
+    Raises:
+        DataError: if the files cannot be written, or hold less than `state` says.
     """
 
-    def __init__(self, path: Path, schema: Schema, *, block_rows: int = STORE_BLOCK_ROWS) -> None:
+    def __init__(
+        self,
+        path: Path,
+        schema: Schema,
+        *,
+        block_rows: int = STORE_BLOCK_ROWS,
+        state: Mapping[str, Mapping[str, int]] | None = None,
+    ) -> None:
         if block_rows < 1:
             raise DataError(f"blocks of {block_rows} examples must have at least 1")
         self.path, self.schema, self.block_rows = path, schema, block_rows
-        self.bytes_written = 0
-        self._files: dict[str, BinaryIO] = {}
-        self._splits: dict[str, dict[str, Any]] = {}
+        self._splits: dict[str, _SplitFiles] = {}
         for split in SPLITS:
-            name = split_file(split)
-            with io_errors(path / name, "write"):
-                self._files[split] = (path / name).open("wb")
-            self._splits[split] = {"file": name, "examples": 0, "bytes": 0, "blocks": []}
+            blocks, table = path / split_file(split), path / table_file(split)
+            if state is None:
+                self._splits[split] = _SplitFiles(_open(blocks, "wb"), _open(table, "wb"))
+                continue
+            written = _Written(**state[split])
+            num_blocks = -(-written.examples // block_rows)
+            files = _SplitFiles(_open(blocks, "r+b"), _open(table, "r+b"), written)
+            _cut(files.blocks, blocks, written.bytes)
+            _cut(files.table, table, num_blocks * RECORD_BYTES)
+            self._splits[split] = files
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of all blocks so far."""
+        return sum(files.written.bytes for files in self._splits.values())
 
     def add(self, split: str, block: Block) -> None:
         """Appends a block to its split.
@@ -45,33 +92,53 @@ class StoreWriter:
             DataError: if a block but the last has not `block_rows` examples, does not fit the schema, or the disk is
                 full.
         """
-        entry = self._splits[split]
-        if not 0 < len(block) <= self.block_rows or entry["examples"] % self.block_rows:
+        files = self._splits[split]
+        written = files.written
+        if not 0 < len(block) <= self.block_rows or written.examples % self.block_rows:
             raise DataError(f"only the last block of a split may have fewer than {self.block_rows} examples")
         content = encode(self.schema, block)
-        with io_errors(self.path / entry["file"], "write"):
-            self._files[split].write(content)
-        entry["blocks"].append(
-            {"rows": len(block), "offset": entry["bytes"], "bytes": len(content), "crc32": zlib.crc32(content)}
-        )
-        entry["bytes"] += len(content)
-        entry["examples"] += len(block)
-        self.bytes_written += len(content)
+        record = block_record(content)
+        with io_errors(self.path / split_file(split), "write"):
+            files.blocks.write(content)
+        with io_errors(self.path / table_file(split), "write"):
+            files.table.write(record)
+        written.examples += len(block)
+        written.bytes += len(content)
+        written.table_crc32 = zlib.crc32(record, written.table_crc32)
+
+    def state(self) -> dict[str, dict[str, int]]:
+        """How far every split is written, as small plain values for JSON; holds for the disk after `sync()`."""
+        return {split: asdict(files.written) for split, files in self._splits.items()}
+
+    def sync(self) -> None:
+        """Waits until all blocks so far are on the disk, so that a writer can go on from `state()` after a crash.
+
+        Raises:
+            DataError: if the disk is full.
+        """
+        for split, files in self._splits.items():
+            for file, name in ((files.blocks, split_file(split)), (files.table, table_file(split))):
+                with io_errors(self.path / name, "write"):
+                    file.flush()
+                    os.fsync(file.fileno())
 
     def finish(self, about: Mapping[str, Any] | None = None) -> None:
         """Brings everything to the disk and writes the manifest, with the entries of `about` besides its own."""
+        self.sync()
         self.close()
-        for entry in self._splits.values():
-            with io_errors(self.path / entry["file"], "write"):
-                sync_file(self.path / entry["file"])
-        content = {"schema": self.schema.to_dict(), "block_rows": self.block_rows, "splits": self._splits}
+        splits = {
+            split: {"file": split_file(split), "table": table_file(split), **entry}
+            for split, entry in self.state().items()
+        }
+        content = {"schema": self.schema.to_dict(), "block_rows": self.block_rows, "splits": splits}
         write_manifest(self.path, {**content, **(about or {})})
 
     def close(self) -> None:
         """Closes the files; what they hold stays."""
-        for split, file in self._files.items():
-            with io_errors(self.path / split_file(split), "write"):
-                file.close()
+        for split, files in self._splits.items():
+            for file, name in ((files.blocks, split_file(split)), (files.table, table_file(split))):
+                with io_errors(self.path / name, "write"):
+                    file.close()
 
     def __enter__(self) -> "StoreWriter":
         return self
@@ -80,11 +147,27 @@ class StoreWriter:
         if kind is None:
             self.close()
             return
-        for file in self._files.values():
-            try:
-                file.close()
-            except OSError:  # the error on its way out says more
-                continue
+        for files in self._splits.values():
+            for file in (files.blocks, files.table):
+                try:
+                    file.close()
+                except OSError:  # the error on its way out says more
+                    continue
+
+
+def _open(path: Path, mode: str) -> BinaryIO:
+    with io_errors(path, "write"):
+        return path.open(mode)  # type: ignore[return-value]
+
+
+def _cut(file: BinaryIO, path: Path, size: int) -> None:
+    """Leaves the first `size` bytes of a file, and goes on after them."""
+    with io_errors(path, "write"):
+        found = file.seek(0, os.SEEK_END)
+        if found < size:
+            raise DataError(f"{path}: {found:,} bytes, where {size:,} were written", "start over")
+        file.truncate(size)
+        file.seek(size)
 
 
 def write_store(source: Source, path: Path, about: Mapping[str, Any] | None = None) -> None:

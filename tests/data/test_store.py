@@ -1,6 +1,11 @@
 """A store gives back what was written, and says so when it cannot."""
 
 import json
+import os
+import shutil
+import time
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +13,8 @@ import pytest
 import torch
 
 from data.errors import DataError
-from data.layout import narrowest
+from data.layout import block_bytes, narrowest
+from data.manifest import write_manifest
 from data.reader import Reader
 from data.schema import Schema, SparseFeature
 from data.source import SPLITS, Block
@@ -87,15 +93,134 @@ def test_a_whole_split_can_be_checked_at_once(path: Path, verify: bool) -> None:
         store.verify("dev")
 
 
-def test_a_block_is_compared_once(path: Path) -> None:
+def test_a_block_is_compared_once_and_again_when_its_file_was_written_to(path: Path) -> None:
     store = Store(path)
     store.verify("test")
+    before = (path / "test.bin").stat()
     with (path / "test.bin").open("r+b") as file:
         file.write(b"\xff" * 8)
+    os.utime(path / "test.bin", ns=(before.st_atime_ns, before.st_mtime_ns))  # as if nobody had been here
     store.read_block("test", 0)
     store.verify("test")
-    with pytest.raises(DataError, match=r"test\.bin, block 0"):
-        Store(path).verify("test")
+    os.utime(path / "test.bin")
+    for check in (
+        lambda: store.read_block("test", 0),
+        lambda: store.verify("test"),
+        lambda: Store(path).verify("test"),
+    ):
+        with pytest.raises(DataError, match=r"test\.bin, block 0: changed since it was prepared"):
+            check()
+    store.read_block("test", 1)
+
+
+def test_a_file_that_is_cut_short_while_it_is_read_is_said_in_one_line(path: Path) -> None:
+    store = Store(path)
+    store.verify("train")
+    whole = (path / "train.bin").stat().st_size
+    os.truncate(path / "train.bin", whole - 1)
+    store.read_block("train", 1)
+    with pytest.raises(DataError, match=r"train\.bin, block 2: cut short") as caught:
+        list(Reader(store, "train", batch_size=5).batches(0))
+    assert caught.value.hint == "prepare it again from the raw files"
+
+
+def test_files_that_stand_in_each_others_place_are_refused(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 2)):
+        write_store(Synthetic(seed, 100, 100, 100, cardinalities=(5, 300)), tmp_path / name)
+    a, b = tmp_path / "a", tmp_path / "b"
+    shutil.copy(b / "train.blocks", a)
+    with pytest.raises(DataError, match=r"train\.blocks: its content does not match its checksum in the manifest, \d+"):
+        Store(a)
+    shutil.copy(b / "manifest.json", a)
+    with pytest.raises(DataError, match=r"validation\.blocks: its content does not match"):
+        Store(a)
+    for split in ("validation", "test"):
+        shutil.copy(b / f"{split}.blocks", a)
+    with pytest.raises(DataError, match=r"train\.bin, block 0: changed since it was prepared"):
+        Store(a).read_block("train", 0)  # no checksum of the tables tells that the blocks are others
+    (b / "validation.bin").rename(b / "other")
+    (b / "test.bin").rename(b / "validation.bin")
+    (b / "other").rename(b / "test.bin")
+    with pytest.raises(DataError, match=r"validation\.bin, block 0: changed since it was prepared"):
+        Store(b).verify("validation")
+
+
+def test_a_table_of_blocks_that_is_damaged_missing_or_cut_short_is_refused(path: Path) -> None:
+    table = path / "train.blocks"
+    content = table.read_bytes()
+    for at in range(len(content)):
+        table.write_bytes(content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :])
+        with pytest.raises(DataError, match=r"train\.blocks: its content does not match its checksum") as caught:
+            Store(path)
+        assert caught.value.hint == "prepare it again from the raw files"
+    table.write_bytes(content[:-1])
+    with pytest.raises(DataError, match=r"train\.blocks: 35 bytes, 3 blocks take 36"):
+        Store(path)
+    table.unlink()
+    with pytest.raises(DataError, match=r"train\.blocks: cannot read: no such file"):
+        Store(path)
+
+
+def test_a_writer_goes_on_where_another_one_was_killed(tmp_path: Path) -> None:
+    source = Counting(95, multi_hot=True)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    write_store(source, whole)
+    parts.mkdir()
+    state: str | None = None
+    left = [(split, index) for split in SPLITS for index in range(10)]
+    while left:
+        writer = StoreWriter(parts, source.schema, block_rows=10, state=None if state is None else json.loads(state))
+        for split, index in left[:7]:
+            writer.add(split, source.read_block(split, index))
+        writer.sync()
+        state, left = json.dumps(writer.state()), left[7:]
+        assert writer.bytes_written == sum((parts / f"{split}.bin").stat().st_size for split in SPLITS)
+        if left:
+            writer.add(left[0][0], Counting(10, multi_hot=True).read_block(left[0][0], 0))  # never said to be written
+            writer.close()
+    writer.finish({"vocabulary_fingerprint": source.vocabulary_fingerprint()})
+    for file in whole.iterdir():
+        assert (parts / file.name).read_bytes() == file.read_bytes()
+    assert len(list(parts.iterdir())) == len(list(whole.iterdir()))
+
+
+def test_a_writer_does_not_go_on_without_what_was_written(tmp_path: Path) -> None:
+    source = Counting(25)
+    with StoreWriter(tmp_path, source.schema, block_rows=10) as writer:
+        writer.add("train", source.read_block("train", 0))
+    os.truncate(tmp_path / "train.bin", 5)
+    with pytest.raises(DataError, match=r"train\.bin: 5 bytes, where \d+ were written") as caught:
+        StoreWriter(tmp_path, source.schema, block_rows=10, state=writer.state())
+    assert caught.value.hint == "start over"
+
+
+def test_opening_a_store_of_a_terabyte_is_quick_and_small(tmp_path: Path) -> None:
+    schema = Schema(tuple(f"int_{i}" for i in range(13)), tuple(SparseFeature(f"cat_{f}", 10**f) for f in range(8)))
+    num_blocks, block_rows = 65_536, 65_536
+    size = block_bytes(schema, block_rows)[0]
+    with StoreWriter(tmp_path, schema, block_rows=block_rows) as writer:
+        writer.finish()
+    records = np.zeros(num_blocks, dtype=[("bytes", "<u8"), ("crc32", "<u4")])
+    records["bytes"], records["crc32"] = size, np.arange(num_blocks)
+    (tmp_path / "train.blocks").write_bytes(records.tobytes())
+    os.truncate(tmp_path / "train.bin", num_blocks * size)  # a hole: nothing of it lies on the disk
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["splits"]["train"] |= {
+        "examples": num_blocks * block_rows,
+        "bytes": num_blocks * size,
+        "table_crc32": zlib.crc32(records.tobytes()),
+    }
+    write_manifest(tmp_path, {name: manifest[name] for name in ("schema", "block_rows", "splits")})
+    tracemalloc.start()
+    started = time.process_time()
+    store = Store(tmp_path)
+    seconds, (_, peak) = time.process_time() - started, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert store.num_examples("train") == 2**32
+    assert seconds < 2
+    assert peak < 10e6
+    with pytest.raises(DataError, match=r"train\.bin, block 65535: changed since it was prepared"):
+        store.read_block("train", num_blocks - 1)
 
 
 def test_a_copied_source_keeps_the_meaning_of_its_ids(path: Path, tmp_path: Path) -> None:
@@ -127,7 +252,7 @@ def test_what_is_not_a_store_is_refused(path: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train\.bin: a file, where a store is a directory"):
         Store(path / "train.bin")
     edit(path, format="dlrmctl-store/9")
-    with pytest.raises(DataError, match=r"the format is 'dlrmctl-store/9', this version reads 'dlrmctl-store/1'"):
+    with pytest.raises(DataError, match=r"the format is 'dlrmctl-store/9', this version reads 'dlrmctl-store/2'"):
         Store(path)
     (path / "manifest.json").write_text('{"format": ')
     with pytest.raises(DataError, match=r"manifest\.json: damaged"):
