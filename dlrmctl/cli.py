@@ -3,16 +3,20 @@
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dlrmctl.bench.commands import bench_app
 from dlrmctl.config import Config, default_run_directory, resolve
 from dlrmctl.console import print_json, say
+from dlrmctl.data_cli import data_app, prepare
 from dlrmctl.errors import UserError
 from dlrmctl.launch import launch_local, needs_launch
 from dlrmctl.options import LAUNCH_PANEL, AsJson, one_of, whole_number, with_settings
+
+if TYPE_CHECKING:
+    from dlrmctl.rundir import RunDirectory
 
 app = typer.Typer(
     name="dlrmctl",
@@ -22,47 +26,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-prepare_app = typer.Typer(help="Turn raw data into a training-ready store.", no_args_is_help=True)
-app.add_typer(prepare_app, name="prepare")
+app.command("prepare", no_args_is_help=True)(prepare)
+app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 
 # Numbers arrive as text and are read by the same code as settings, so that mistakes read the same.
+SPLITS = ("train", "validation", "test")
+Checkpoint = Annotated[str, typer.Option(help="best, last or step-N.", rich_help_panel=LAUNCH_PANEL)]
+Split = Annotated[str, typer.Option(help="train, validation or test.", rich_help_panel=LAUNCH_PANEL)]
 Nproc = Annotated[str, typer.Option(help="Ranks to start on this machine.", metavar="N", rich_help_panel=LAUNCH_PANEL)]
-
-
-@prepare_app.command("criteo")
-def prepare_criteo(
-    sources: Annotated[list[Path], typer.Argument(help="TSV files, plain or .gz, in order of time.", metavar="SRC...")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the new store.")],
-    ids: Annotated[str, typer.Option(help="How values become ids.", metavar="vocabulary|hash")] = "vocabulary",
-    min_count: Annotated[str, typer.Option(help="Vocabulary: rarer values share row 1.", metavar="N")] = "2",
-    hash_rows: Annotated[str, typer.Option(help="Hashing: rows per table.", metavar="N")] = "1000000",
-    split: Annotated[
-        str,
-        typer.Option(
-            help="order: first 6/7 train, the rest halved; last-file: the last file halved.", metavar="order|last-file"
-        ),
-    ] = "order",
-    max_bad_rows: Annotated[
-        str | None,
-        typer.Option(help="Refuse the data above this many rejected lines. Default: 1 % and 100 lines.", metavar="N"),
-    ] = None,
-    json: AsJson = False,
-) -> None:
-    """Criteo click logs (Kaggle or 1TB) -> a store for `dlrmctl train --data DIR`."""
-    one_of("--ids", ids, ("vocabulary", "hash"))
-    one_of("--split", split, ("order", "last-file"))
-    from dlrmctl.prepare import prepare
-
-    prepare(
-        sources,
-        out,
-        min_count=whole_number("--min-count", min_count, at_least=1),
-        hash_rows=whole_number("--hash-rows", hash_rows, at_least=2) if ids == "hash" else None,
-        split=split,
-        max_bad_rows=None if max_bad_rows is None else whole_number("--max-bad-rows", max_bad_rows, at_least=0),
-        as_json=json,
-    )
 
 
 @app.command()
@@ -131,33 +103,60 @@ def _run_training(settings: Config, path: Path, *, resume: bool, print_plan: boo
 @with_settings(only=("path", "batch_size", "device", "precision"))
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")],
-    checkpoint: Annotated[str, typer.Option(help="best, last or step-N.", rich_help_panel=LAUNCH_PANEL)] = "best",
-    split: Annotated[str, typer.Option(help="train, validation or test.", rich_help_panel=LAUNCH_PANEL)] = "test",
+    checkpoint: Checkpoint = "best",
+    split: Split = "test",
+    by: Annotated[
+        str | None, typer.Option("--slice", help="Metrics also for the ids of this feature.", metavar="FEATURE")
+    ] = None,
+    by_decile: Annotated[bool, typer.Option("--deciles", help="Calibration also by decile.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw calibration and ROC: .png or .svg.", metavar="FILE")
+    ] = None,
     nproc: Nproc = "1",
     json: AsJson = False,
     *,
     flags: dict[str, str],
 ) -> None:
     """Score a checkpoint of a run on a split of its data."""
-    from dlrmctl.rundir import RunDirectory
-
-    one_of("--split", split, ("train", "validation", "test"))
-    directory = RunDirectory(run, writes=False)
-    settings = resolve(directory.settings(), flags, file_name=str(run / "run.toml"))
-    ranks_here = whole_number("--nproc", nproc, at_least=1)
-    _check_batch(settings, ranks_here)
-    if needs_launch(ranks_here):
-        raise typer.Exit(launch_local(ranks_here, sys.argv[1:]))
-    from dlrmctl.console import print_table
-    from dlrmctl.evaluate import evaluate_run
+    one_of("--split", split, SPLITS)
+    directory, settings = _of_run(run, flags)
+    _launch_or_go_on(settings, nproc)
+    from dlrmctl.evaluate import evaluate_run, show_evaluation
     from dlrmctl.ranks import process_group
-    from dlrmctl.results import table_of
 
     with process_group(settings.train.device) as ranks:
-        result = evaluate_run(settings, directory, ranks, checkpoint=checkpoint, split=split)
+        result = evaluate_run(
+            settings, directory, ranks, checkpoint=checkpoint, split=split, feature=by, by_decile=by_decile, plot=plot
+        )
         if ranks.is_main:
-            title = f"{result['checkpoint']} of {run}"
-            print_json(result) if json else print_table(title, *table_of({split: result[split]}))
+            print_json(result) if json else show_evaluation(result)
+
+
+@app.command()
+@with_settings(only=("path", "batch_size", "device", "precision"))
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN_A")],
+    run_b: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN_B")],
+    checkpoint: Checkpoint = "best",
+    split: Split = "test",
+    nproc: Nproc = "1",
+    json: AsJson = False,
+    *,
+    flags: dict[str, str],
+) -> None:
+    """Compare two runs on the same rows: paired differences of log loss, NE and AUC."""
+    one_of("--split", split, SPLITS)
+    both = [_of_run(run, flags) for run in (run_a, run_b)]
+    settings = both[0][1]
+    _launch_or_go_on(settings, nproc)
+    from dlrmctl.compare import compare_runs, show_comparison
+    from dlrmctl.ranks import process_group
+
+    with process_group(settings.train.device) as ranks:
+        directories, configs = zip(*both, strict=True)
+        result = compare_runs(directories, configs, ranks, checkpoint=checkpoint, split=split)
+        if ranks.is_main:
+            print_json(result) if json else show_comparison(result)
 
 
 @app.command()
@@ -202,6 +201,22 @@ def _settings(config: Path | None, flags: dict[str, str]) -> Config:
     from dlrmctl.toml import read_toml
 
     return resolve(read_toml(config), flags, file_name=str(config))
+
+
+def _of_run(run: Path, flags: dict[str, str]) -> "tuple[RunDirectory, Config]":
+    """A run's directory, and its settings with the typed ones over them."""
+    from dlrmctl.rundir import RunDirectory
+
+    directory = RunDirectory(run, writes=False)
+    return directory, resolve(directory.settings(), flags, file_name=str(run / "run.toml"))
+
+
+def _launch_or_go_on(settings: Config, nproc: str) -> None:
+    """Starts `nproc` ranks of this command and leaves with their status, unless this process is one of them."""
+    ranks_here = whole_number("--nproc", nproc, at_least=1)
+    _check_batch(settings, ranks_here)
+    if needs_launch(ranks_here):
+        raise typer.Exit(launch_local(ranks_here, sys.argv[1:]))
 
 
 def _check_batch(settings: Config, world_size: int) -> None:

@@ -1,28 +1,44 @@
 """`dlrmctl evaluate`: a checkpoint on a split."""
 
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from data.reader import Reader
+from data.source import Source
 from dlrmctl.build import Model, build_model
+from dlrmctl.calibration import decile_rows, deciles, draw_calibration_and_roc
 from dlrmctl.checkpoint import Checkpoints, load, read_state
 from dlrmctl.config import Config
+from dlrmctl.console import print_table
 from dlrmctl.datasets import open_reader, open_source
 from dlrmctl.errors import UserError
 from dlrmctl.metrics import Metrics, StreamingMetrics
+from dlrmctl.plot import check_picture
 from dlrmctl.ranks import Ranks
-from dlrmctl.results import with_optimum
+from dlrmctl.results import table_of, with_optimum
 from dlrmctl.resume import same_shape
 from dlrmctl.rundir import RunDirectory
+from dlrmctl.scores import Inference, collect_scores
+from dlrmctl.slices import slice_rows, slices
 
 
-def evaluate(model: Model, reader: Reader, ranks: Ranks) -> Metrics:
-    """The metrics of the model on everything the reader gives, over all ranks; the same on each."""
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint of a run, loaded and ready to score a split. `model.inference` gives the logits."""
+
+    checkpoint: Path
+    source: Source
+    reader: Reader
+    model: Model
+
+
+def evaluate(inference: Inference, reader: Reader, ranks: Ranks) -> Metrics:
+    """The metrics of a model on everything the reader gives, over all ranks; the same on each."""
     metrics = StreamingMetrics(ranks.device, ranks.world_size)
-    inference = model.inference
     with torch.no_grad(), closing(reader.batches(epoch=0)) as batches:  # type: ignore[type-var]
         for batch in batches:
             on_device = batch.to(ranks.device, non_blocking=True)
@@ -31,14 +47,11 @@ def evaluate(model: Model, reader: Reader, ranks: Ranks) -> Metrics:
     return metrics.compute(ranks.group)
 
 
-def evaluate_run(config: Config, run: RunDirectory, ranks: Ranks, *, checkpoint: str, split: str) -> dict[str, Any]:
-    """Scores a checkpoint of a run on a split of the data that the settings name.
+def open_run(config: Config, run: RunDirectory, ranks: Ranks, *, checkpoint: str, split: str) -> Opened:
+    """Loads a checkpoint of a run, and the split of the data that the settings name.
 
     Args:
         checkpoint: "best", "last" or "step-N".
-
-    Returns:
-        {"checkpoint": ..., split: metrics}, the same on every rank.
 
     Raises:
         UserError, DataError: if checkpoint or data are not there or do not fit.
@@ -56,8 +69,63 @@ def evaluate_run(config: Config, run: RunDirectory, ranks: Ranks, *, checkpoint:
     reader = open_reader(config, source, split, ranks, training=False)
     model = build_model(config, source.schema, ranks, batch_size=reader.local_batch_size)
     load(path, model.tensors(), ranks)
-    metrics = evaluate(model, reader, ranks).to_dict()
-    return {"run": str(run.path), "checkpoint": path.name, "split": split, split: with_optimum(metrics, source, split)}
+    return Opened(path, source, reader, model)
+
+
+def evaluate_run(
+    config: Config,
+    run: RunDirectory,
+    ranks: Ranks,
+    *,
+    checkpoint: str,
+    split: str,
+    feature: str | None = None,
+    by_decile: bool = False,
+    plot: Path | None = None,
+) -> dict[str, Any]:
+    """Scores a checkpoint of a run on a split of the data that the settings name.
+
+    Args:
+        checkpoint: "best", "last" or "step-N".
+        feature: a sparse feature; the metrics are given for its most frequent ids too.
+        by_decile: calibration is given by decile too.
+        plot: a picture of calibration and ROC to write.
+
+    Returns:
+        {"checkpoint": ..., split: metrics}, and if asked for "deciles" and "slices"; the same on every rank.
+
+    Raises:
+        UserError, DataError: if checkpoint or data are not there or do not fit.
+    """
+    if plot is not None:
+        check_picture(plot)
+    opened = open_run(config, run, ranks, checkpoint=checkpoint, split=split)
+    inference, reader = opened.model.inference, opened.reader
+    result: dict[str, Any] = {"run": str(run.path), "checkpoint": opened.checkpoint.name, "split": split}
+    if feature is None and plot is None and not by_decile:
+        metrics = evaluate(inference, reader, ranks)
+        return result | {split: with_optimum(metrics.to_dict(), opened.source, split)}
+    streaming = StreamingMetrics(ranks.device, ranks.world_size)
+    scores = collect_scores(inference, reader, ranks, feature=feature, metrics=streaming)
+    result[split] = with_optimum(streaming.compute(ranks.group).to_dict(), opened.source, split)
+    if by_decile:
+        result["deciles"] = deciles(scores.logits_N, scores.labels_N)
+    if feature is not None:
+        result["slices"] = slices(scores, feature, opened.source)
+        result["feature"] = feature
+    if plot is not None and ranks.is_main:
+        draw_calibration_and_roc(scores.logits_N, scores.labels_N, plot)
+    return result
+
+
+def show_evaluation(result: dict[str, Any]) -> None:
+    """The result of `evaluate_run` as tables on standard output."""
+    split = result["split"]
+    print_table(f"{result['checkpoint']} of {result['run']}", *table_of({split: result[split]}))
+    if "deciles" in result:
+        print_table("calibration by decile of the prediction", *decile_rows(result["deciles"]))
+    if "slices" in result:
+        print_table(f"by {result['feature']}", *slice_rows(result["slices"]))
 
 
 def set_precision(precision: str) -> None:

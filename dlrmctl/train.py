@@ -151,7 +151,7 @@ class Trainer:
         """Scores the validation split, saves, and keeps the checkpoint if it is the best so far."""
         progress = self.progress
         with self.display.pause():
-            metrics = evaluate(self.model, self.readers["validation"], self.ranks)
+            metrics = evaluate(self.model.inference, self.readers["validation"], self.ranks)
             self.run.record({"kind": "validation", "step": progress.step, **metrics.to_dict()})
             better = metrics.ne is not None and (progress.best_ne is None or metrics.ne < progress.best_ne)
             if better:
@@ -228,7 +228,7 @@ class Trainer:
             "best_step": progress.best_step,
         }
         for split in ("validation", "test"):
-            metrics = evaluate(self.model, self.readers[split], self.ranks).to_dict()
+            metrics = evaluate(self.model.inference, self.readers[split], self.ranks).to_dict()
             results[split] = with_optimum(metrics, self.source, split)
         self.run.write_results(results)
         return results
