@@ -1,0 +1,1 @@
+"""Smaller tables made from trained ones: fits, the rules that read them, and files that keep them."""

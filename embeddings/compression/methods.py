@@ -1,0 +1,173 @@
+"""Ways to compress a table, each with a short name: "int8", "pca8-int4", "qr-mult16-int8", "head2%-int8+rq2x256"."""
+
+import re
+from dataclasses import dataclass, replace
+
+import torch
+
+from embeddings.compression.codebook import fit_codes
+from embeddings.compression.head import Headed, choose_head, membership
+from embeddings.compression.pack import pack, pack_chunks
+from embeddings.compression.pca import fit_pca
+from embeddings.compression.qr_fit import fit_buckets, fit_pair
+from embeddings.compression.rules import Compressed
+from embeddings.compression.shared import Codes, Hashed, Paired
+from embeddings.compression.source import TableRows
+from embeddings.partitions import QuotientRemainder, ceil_div
+
+KINDS = ("rows", "pca", "hash", "qr", "rq", "pq")
+_BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4, "int2": 2}
+_NAME_OF_BITS = {bits: name for name, bits in _BITS.items()}
+_DEFAULT_BITS = {"rows": 8, "pca": 8, "hash": 8, "qr": 8, "rq": 16, "pq": 16}
+_PATTERN = re.compile(
+    r"(?:head(?P<share>[0-9.]+)%(?:-(?P<head>fp32|fp16|int8|int4|int2))?\+)?"
+    r"(?:(?P<alone>fp32|fp16|int8|int4|int2)|(?:pca(?P<rank>\d+)|hash(?P<buckets>\d+)"
+    r"|qr-(?P<operation>mult|add|concat)(?P<collisions>\d+)(?P<large>r?)|(?P<codes>rq|pq)(?P<count>\d+)x(?P<size>\d+))"
+    r"(?:-(?P<bits>fp32|fp16|int8|int4|int2))?)(?P<search>-search)?"
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method and its sizes.
+
+    Attributes:
+        kind: "rows", "pca", "hash", "qr", "rq" (sums of codes' rows) or "pq" (codes' rows in line).
+        bits: of the stored numbers: the rows, coordinates, buckets, both tables of "qr", the codebooks.
+        rank: of "pca".
+        collisions: ids per bucket of "hash", per row of the large table of "qr".
+        operation, large: of "qr", as in `embeddings.tables.FeatureTable`.
+        num_codes, size: of "rq" and "pq"; `size` rows per codebook, 256 for codes of one byte.
+        search: look for a better range of each quantized row.
+        head_share: the share of the rows, the heaviest ones, that keep a row of their own at `head_bits` bits.
+    """
+
+    kind: str
+    bits: int
+    rank: int = 0
+    collisions: int = 0
+    operation: str = "mult"
+    large: str = "quotient"
+    num_codes: int = 0
+    size: int = 256
+    search: bool = False
+    head_share: float = 0.0
+    head_bits: int = 8
+
+    def __post_init__(self) -> None:
+        needs = {"pca": "rank", "hash": "collisions", "qr": "collisions", "rq": "num_codes", "pq": "num_codes"}
+        if self.kind not in KINDS:
+            raise ValueError(f"kind={self.kind!r} must be one of {', '.join(KINDS)}")
+        if self.kind in needs and getattr(self, needs[self.kind]) < 1:
+            raise ValueError(f"{needs[self.kind]}={getattr(self, needs[self.kind])} of {self.kind} must be at least 1")
+        if not 0 <= self.head_share < 1:
+            raise ValueError(f"a head of {self.head_share:.0%} of the rows must be at least 0 and below 100 %")
+        for bits in (self.bits, self.head_bits):
+            if bits not in _NAME_OF_BITS:
+                raise ValueError(f"{bits=} must be one of 32, 16, 8, 4, 2")
+
+    @classmethod
+    def parse(cls, name: str) -> "Method":
+        """The method with this name; the inverse of `name`.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        found = _PATTERN.fullmatch(name.replace(" ", ""))
+        if found is None:
+            raise ValueError(
+                f"method {name!r} is unknown; examples: fp16, int8, int4-search, pca8-int4, rq2x256, pq4x256, "
+                "qr-mult16-int8, hash16-int8, head2%+rq2x256"
+            )
+        kind = next(
+            (kind for kind, group in _GROUPS.items() if found[group] is not None), found["codes"] or "rows"
+        )  # fmt: skip
+        bits = found["alone"] or found["bits"]
+        return cls(
+            kind,
+            _BITS[bits] if bits else _DEFAULT_BITS[kind],
+            rank=int(found["rank"] or 0),
+            collisions=int(found["buckets"] or found["collisions"] or 0),
+            operation=found["operation"] or "mult",
+            large="remainder" if found["large"] else "quotient",
+            num_codes=int(found["count"] or 0),
+            size=int(found["size"] or 256),
+            search=found["search"] is not None,
+            head_share=float(found["share"] or 0) / 100,
+            head_bits=_BITS[found["head"] or "int8"],
+        )
+
+    @property
+    def name(self) -> str:
+        """As `parse` reads it."""
+        bits = _NAME_OF_BITS[self.bits]
+        sizes = {
+            "rows": bits,
+            "pca": f"pca{self.rank}-{bits}",
+            "hash": f"hash{self.collisions}-{bits}",
+            "qr": f"qr-{self.operation}{self.collisions}{'r' if self.large == 'remainder' else ''}-{bits}",
+        }
+        own = sizes.get(self.kind, f"{self.kind}{self.num_codes}x{self.size}-{bits}")
+        head = f"head{100 * self.head_share:g}%-{_NAME_OF_BITS[self.head_bits]}+" if self.head_share else ""
+        return head + own + ("-search" if self.search else "")
+
+    def fit(self, table: TableRows, *, seed: int = 0) -> Compressed:
+        """Compresses a table. The same seed gives the same result.
+
+        Raises:
+            ValueError: if the table holds a value that is not finite, or the method does not fit its columns.
+        """
+        largest = table.largest()
+        heads = round(self.head_share * table.num_rows)
+        if heads == 0 or heads >= table.num_rows:
+            return self._fit(table, largest, seed)
+        return self._fit_headed(table, heads, largest, seed)
+
+    def _fit_headed(self, table: TableRows, heads: int, largest: float, seed: int) -> Headed:
+        weights = table.weights if table.index is None else table.weights[table.index]
+        chosen = choose_head(weights, heads)
+        in_head = torch.zeros(table.num_rows, dtype=torch.bool)
+        in_head[slice(heads) if chosen is None else chosen] = True
+        head = Method("rows", self.head_bits, search=self.search)._fit(
+            table.subset(in_head.nonzero().squeeze(1)), largest, seed
+        )
+        tail = self._fit(table.subset((~in_head).nonzero().squeeze(1)), largest, seed)
+        return Headed(head, tail) if chosen is None else Headed(head, tail, *membership(chosen, table.num_rows))  # type: ignore[arg-type]
+
+    def _fit(self, table: TableRows, largest: float, seed: int) -> Compressed:
+        if self.kind == "rows":
+            rows = ((part, values) for part, values, _ in table.chunks("rows"))
+            return pack_chunks(rows, (table.num_rows, table.dim), self.bits, largest, search=self.search)
+        if self.kind == "pca":
+            return fit_pca(table, self.rank, self.bits, search=self.search)
+        if self.kind == "hash":
+            buckets = fit_buckets(table, ceil_div(table.num_rows, self.collisions))
+            return Hashed(table.num_rows, pack(buckets, self.bits, search=self.search))
+        if self.kind == "qr":
+            divisor = QuotientRemainder.of(table.num_rows, self.collisions, large=self.large).divisor
+            pair = fit_pair(table, divisor, self.operation)
+            tables = (pack(values, self.bits, search=self.search) for values in (pair.quotient, pair.remainder))
+            return Paired(table.num_rows, divisor, self.operation, *tables)
+        operation = "sum" if self.kind == "rq" else "concat"
+        fitted = fit_codes(table, self.num_codes, self.size, operation, seed=seed)
+        size = fitted.codebooks.shape[1]
+        codebook = pack(fitted.codebooks.flatten(0, 1), self.bits, search=self.search)
+        return Codes(fitted.codes, codebook, size, operation)
+
+
+_GROUPS = {"pca": "rank", "hash": "buckets", "qr": "operation"}
+
+
+def default_grid(dim: int) -> list[Method]:
+    """Methods of all sizes that are worth trying on a table of `dim` columns, the most exact first."""
+    names = ["fp32", "fp16", "int8"]
+    names += [f"pca{rank}-int4" for rank in sorted({dim, dim // 2, dim // 4}, reverse=True) if rank >= 4]
+    names += [f"pca{dim}-int2-search"]
+    names += [f"rq{count}x256" for count in (8, 4, 3, 2, 1) if 2 * count <= dim]
+    names += [f"head{share}%+rq{count}x256" for share in (10, 5, 2, 1) for count in (2, 1) if 2 * count <= dim]
+    return [Method.parse(name) for name in names]
+
+
+def with_head(method: Method, share: float, bits: int = 8) -> Method:
+    """The same method on the rows outside a head."""
+    return replace(method, head_share=share, head_bits=bits)
