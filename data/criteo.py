@@ -4,25 +4,21 @@ N good rows, I = 13 dense features, F = 26 sparse features.
 """
 
 import numpy as np
-import polars as pl
 
+from data.criteo_fields import MARGIN, MAX_DIGITS, MISSING_DENSE, read_fields, read_integer, transform_dense
 from data.lines import MAX_LINE_BYTES, Lines
 from data.raw import BadLine, RawColumn, RawPiece
+
+__all__ = ["DENSE", "DENSE_TRANSFORM", "LABEL", "LOST_FIELDS", "MISSING_DENSE", "SPARSE", "parse", "transform_dense"]
 
 LABEL = "label"
 DENSE = tuple(f"int_{i}" for i in range(1, 14))
 SPARSE = tuple(f"cat_{f}" for f in range(1, 27))
-MISSING_DENSE = -1.0
 DENSE_TRANSFORM = "log(max(x, -2) + 3)"  # 0 or more, so that a missing value is below every other
-_HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
-_MAX_DIGITS = 8  # of a categorical
 LOST_FIELDS = "lost empty fields at the end"  # a reason to repair a line
+_HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 _SHOWN = 40  # characters of a wrong value
-
-
-def transform_dense(values: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """`DENSE_TRANSFORM` of the integers that are present and `MISSING_DENSE` for the others, float16."""
-    return np.where(present, np.log(np.maximum(values, -2) + 3.0), MISSING_DENSE).astype(np.float16)
+_TAB, _NEWLINE = ord("\t"), ord("\n")
 
 
 def parse(lines: Lines, *, labelled: bool = True) -> RawPiece:
@@ -37,47 +33,67 @@ def parse(lines: Lines, *, labelled: bool = True) -> RawPiece:
         labelled: whether the first field is a label.
     """
     names = (LABEL, *DENSE, *SPARSE) if labelled else (*DENSE, *SPARSE)
-    text, numbers, repaired, bad = _well_formed(lines, len(names))
-    table = _read_table(text, names)
-    assert table.height == len(numbers), "a line is a row"
-    parsed = _read_values(table, labelled, signs=b"+" in text or b"\t-0" in text)
-    wrong = _wrong_fields(table, parsed, labelled)
-    for row, column in sorted(wrong.items()):
+    content = lines.content.replace(b"\r\n", b"\n") if b"\r" in lines.content else lines.content
+    text = _with_margin(content)
+    ends = np.flatnonzero(text <= _NEWLINE)  # finds other control characters too, but takes one comparison
+    repaired: dict[int, BadLine] = {}
+    bad: list[BadLine] = []
+    if lines.ended and _is_regular(text, ends, len(names)):
+        numbers = lines.first + np.arange(len(ends) // len(names))
+    else:
+        content, numbers, repaired, bad = _well_formed(content, lines, len(names))
+        text = _with_margin(content)
+        ends = np.flatnonzero((text == _TAB) | (text == _NEWLINE))
+        assert _is_regular(text, ends, len(names)), "every line has all fields"
+    ends_NK = ends.reshape(-1, len(names))
+    fields = read_fields(text, ends_NK, len(DENSE), labelled=labelled)
+    good = np.flatnonzero(~fields.wrong_N)
+    for row in np.flatnonzero(fields.wrong_N).tolist():
         number = int(numbers[row])
-        bad.append(repaired[number] if number in repaired else _wrong_value(number, column, table[row, column]))
-        repaired.pop(number, None)
-    if wrong:
-        good = np.ones(len(numbers), dtype=bool)
-        good[list(wrong)] = False
-        parsed, numbers = parsed.filter(pl.Series(good)), numbers[good]
-        bad.sort(key=lambda line: line.line)
-    present = [parsed[name].is_not_null().to_numpy() for name in (*DENSE, *SPARSE)]
-    numeric = [parsed[name].fill_null(0).to_numpy() for name in (*DENSE, *SPARSE)]
-    values = zip(numeric[len(DENSE) :], present[len(DENSE) :], strict=True)
+        line = text[MARGIN if row == 0 else ends_NK[row - 1, -1] + 1 : ends_NK[row, -1]].tobytes()
+        problem = repaired.pop(number, None) or _wrong_value(number, line, names)
+        assert problem is not None, "two ways of reading a field say the same"
+        bad.append(problem)
+    bad.sort(key=lambda line: line.line)
+    everything = len(good) == len(numbers)
+    columns = zip(fields.values_FN, fields.present_FN, strict=True)
     return RawPiece(
-        lines_N=numbers,
-        labels_N=parsed[LABEL].to_numpy() if labelled else np.zeros(len(numbers), dtype=np.uint8),
-        dense_IN=transform_dense(np.stack(numeric[: len(DENSE)]), np.stack(present[: len(DENSE)])),
-        sparse=[RawColumn(values_N, present_N) for values_N, present_N in values],
+        lines_N=numbers if everything else numbers[good],
+        labels_N=fields.labels_N if everything else fields.labels_N[good],
+        dense_IN=fields.dense_IN if everything else fields.dense_IN[:, good],
+        sparse=[
+            RawColumn(*column) if everything else RawColumn(*(part[good] for part in column)) for column in columns
+        ],
         repaired={LOST_FIELDS: len(repaired)} if repaired else {},
         bad=bad,
     )
 
 
-def _well_formed(lines: Lines, num_fields: int) -> tuple[bytes, np.ndarray, dict[int, BadLine], list[BadLine]]:
+def _with_margin(content: bytes) -> np.ndarray:
+    return np.frombuffer(b" " * MARGIN + content, dtype=np.uint8)
+
+
+def _is_regular(text: np.ndarray, ends: np.ndarray, num_fields: int) -> bool:
+    """Whether every line has `num_fields` fields, and these end at `ends`."""
+    if len(ends) % num_fields:
+        return False
+    found = text[ends].reshape(-1, num_fields)
+    return bool((found[:, :-1] == _TAB).all() and (found[:, -1] == _NEWLINE).all())
+
+
+def _well_formed(
+    content: bytes, lines: Lines, num_fields: int
+) -> tuple[bytes, np.ndarray, dict[int, BadLine], list[BadLine]]:
     """The lines with the right number of fields, repaired ones among them, and their numbers.
 
     Returns:
         Text and line numbers (int64) of these; what is wrong with each repaired one; and the bad lines.
     """
-    content = lines.content.replace(b"\r\n", b"\n")
     content_bytes = np.frombuffer(content, dtype=np.uint8)
-    ends = np.flatnonzero(content_bytes == ord("\n"))
+    ends = np.flatnonzero(content_bytes == _NEWLINE)
     starts = np.concatenate(([0], ends[:-1] + 1))
-    tabs = np.diff(np.searchsorted(np.flatnonzero(content_bytes == ord("\t")), ends), prepend=0)
-    doubtful = (tabs != num_fields - 1) | (ends - starts > MAX_LINE_BYTES)
-    if not content.isascii():
-        doubtful[np.searchsorted(ends, np.flatnonzero(content_bytes >= 0x80))] = True
+    tabs = np.diff(np.searchsorted(np.flatnonzero(content_bytes == _TAB), ends), prepend=0)
+    doubtful = tabs != num_fields - 1
     doubtful[-1] |= not lines.ended
     keep = np.ones(len(ends), dtype=bool)
     repaired: dict[int, BadLine] = {}
@@ -101,16 +117,9 @@ def _well_formed(lines: Lines, num_fields: int) -> tuple[bytes, np.ndarray, dict
 
 
 def _line_problem(number: int, line: bytes, fields: int, num_fields: int, *, whole: bool) -> BadLine | None:
-    if len(line) > MAX_LINE_BYTES:
-        return BadLine(number, "too long", f"the line is longer than {MAX_LINE_BYTES:,} bytes")
-    if not line.strip():
-        return BadLine(number, "blank", "the line is blank")
-    try:
-        line.decode()
-    except UnicodeDecodeError as error:
-        return BadLine(
-            number, "not UTF-8", f"byte {error.start + 1} of the line, {line[error.start]:#04x}, is not UTF-8"
-        )
+    problem = _not_text(number, line)
+    if problem is not None:
+        return problem
     if fields != num_fields:
         return BadLine(number, "wrong number of fields", f"{fields} field{'s'[: fields != 1]}, expected {num_fields}")
     if not whole and not _is_full_value(line.rsplit(b"\t", 1)[-1]):
@@ -118,9 +127,22 @@ def _line_problem(number: int, line: bytes, fields: int, num_fields: int, *, who
     return None
 
 
+def _not_text(number: int, line: bytes) -> BadLine | None:
+    if len(line) > MAX_LINE_BYTES:
+        return BadLine(number, "too long", f"the line is longer than {MAX_LINE_BYTES:,} bytes")
+    if not line.strip():
+        return BadLine(number, "blank", "the line is blank")
+    try:
+        line.decode()
+    except UnicodeDecodeError as error:
+        where = f"byte {error.start + 1} of the line, {line[error.start]:#04x}"
+        return BadLine(number, "not UTF-8", f"{where}, is not UTF-8")
+    return None
+
+
 def _is_full_value(field: bytes) -> bool:
     """Whether the field is a categorical as Criteo writes it, zeros in front included."""
-    return len(field) == _MAX_DIGITS and _HEX_DIGITS.issuperset(field)
+    return len(field) == MAX_DIGITS and _HEX_DIGITS.issuperset(field)
 
 
 def _lost_empty_fields(line: bytes, num_fields: int) -> bool:
@@ -128,57 +150,25 @@ def _lost_empty_fields(line: bytes, num_fields: int) -> bool:
     return num_fields - len(SPARSE) < len(fields) < num_fields and _is_full_value(fields[-1])
 
 
-def _read_table(text: bytes, names: tuple[str, ...]) -> pl.DataFrame:
-    """Strings, null where empty. Quotes have no meaning: they are wrong digits like any other."""
-    schema = dict.fromkeys(names, pl.String)
-    if not text:
-        return pl.DataFrame(schema=schema)
-    return pl.read_csv(text, has_header=False, separator="\t", quote_char=None, schema=schema)
+def _wrong_value(number: int, line: bytes, names: tuple[str, ...]) -> BadLine | None:
+    """What is wrong with a line of the right number of fields: the first wrong field, if it is text at all."""
+    problem = _not_text(number, line) if line.strip() else None
+    for name, field in zip(names, line.split(b"\t"), strict=True):
+        if problem is not None:
+            break
+        problem = _wrong_field(number, name, field)
+    return problem
 
 
-def _read_values(table: pl.DataFrame, labelled: bool, *, signs: bool) -> pl.DataFrame:
-    """Numbers, null where empty or wrong.
-
-    Args:
-        table: strings.
-        labelled: whether there is a label.
-        signs: whether a field may begin with "+" or "-0". Polars reads "+5" as an integer and "+5" and "-0" as
-            hexadecimal, so these files need every field checked: they are rare, and it takes as long as reading it.
-    """
-    dense, sparse = pl.col(DENSE), pl.col(SPARSE)
-    integers = dense.cast(pl.Int64, strict=False)
-    values = sparse.str.to_integer(base=16, strict=False).cast(pl.UInt32, strict=False)
-    right = sparse.str.len_bytes() <= _MAX_DIGITS
-    if signs:
-        integers = pl.when(~dense.str.starts_with("+")).then(integers)
-        right &= ~sparse.str.contains("^[+-]")
-    label = pl.when(pl.col(LABEL).is_in(["0", "1"])).then((pl.col(LABEL) == "1").cast(pl.UInt8))
-    return table.select(*([label] if labelled else []), integers, pl.when(right).then(values))
-
-
-def _wrong_fields(table: pl.DataFrame, parsed: pl.DataFrame, labelled: bool) -> dict[int, str]:
-    """The first wrong column of each row that has one."""
-    wrong: dict[int, str] = {}
-    for name in table.columns:
-        if name == LABEL and labelled:
-            rows = parsed[name].is_null().arg_true()
-        elif parsed[name].null_count() == table[name].null_count():
-            continue
-        else:
-            rows = (parsed[name].is_null() & table[name].is_not_null()).arg_true()
-        for row in rows.to_list():
-            wrong.setdefault(row, name)
-    return wrong
-
-
-def _wrong_value(number: int, column: str, value: str | None) -> BadLine:
-    shown = repr(value if value is None or len(value) <= _SHOWN else value[:_SHOWN] + "...")
-    if column == LABEL:
-        problem = "the label is missing" if value is None else f"the label is {shown}, expected 0 or 1"
+def _wrong_field(number: int, name: str, field: bytes) -> BadLine | None:
+    text = field.decode()
+    shown = repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
+    if name == LABEL and text not in ("0", "1"):
+        problem = f"the label is {shown}, expected 0 or 1" if text else "the label is missing"
         return BadLine(number, "label not 0 or 1", problem)
-    reason, expected = (
-        ("not an integer", "an integer")
-        if column in DENSE
-        else ("not hexadecimal", f"at most {_MAX_DIGITS} hexadecimal digits")
-    )
-    return BadLine(number, reason, f"{column} is {shown}, expected {expected}")
+    if name in DENSE and field and read_integer(field) is None:
+        return BadLine(number, "not an integer", f"{name} is {shown}, expected an integer")
+    if name in SPARSE and not (len(field) <= MAX_DIGITS and _HEX_DIGITS.issuperset(field)):
+        expected = f"at most {MAX_DIGITS} hexadecimal digits"
+        return BadLine(number, "not hexadecimal", f"{name} is {shown}, expected {expected}")
+    return None
