@@ -70,7 +70,7 @@ def parse(lines: Lines, *, labelled: bool = True) -> RawPiece:
 
 
 def _with_margin(content: bytes) -> np.ndarray:
-    return np.frombuffer(b" " * MARGIN + content, dtype=np.uint8)
+    return np.frombuffer(b" " * MARGIN + content + b" " * MARGIN, dtype=np.uint8)
 
 
 def _is_regular(text: np.ndarray, ends: np.ndarray, num_fields: int) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MARGIN = 8  # bytes of no meaning that `read_fields` wants in front of the text
+MARGIN = 8  # bytes without meaning that `read_fields` wants before and behind the text
 MAX_DIGITS = 8  # of a categorical, and of a word
 MISSING_DENSE = -1.0
 _BLOCK_ROWS = 1024  # a block's words and what is made of them stay in a core's cache
@@ -69,14 +69,14 @@ def read_fields(text: np.ndarray, ends: np.ndarray, num_dense: int, *, labelled:
     """Reads rows of which every field is followed by one byte, and the last one by the next row.
 
     Args:
-        text: uint8, `MARGIN` bytes and then the rows.
+        text: uint8, the rows between `MARGIN` bytes before and behind them.
         ends: int64 [N, fields], where in `text` each field ends.
         num_dense: how many fields are decimal integers; they stand behind the label, if there is one.
         labelled: whether the first field is a label; the last fields are hexadecimal.
     """
     num_rows, first_dense = len(ends), int(labelled)
     first_sparse = first_dense + num_dense
-    words = np.ndarray(len(text) - MAX_DIGITS + 1, dtype="<u8", buffer=text.data, strides=(1,))
+    words = np.frombuffer(text, dtype="<u8", count=len(text) // 8)
     fields = Fields(
         np.zeros(num_rows, dtype=np.uint8),
         np.empty((num_dense, num_rows), dtype=np.float16),
@@ -154,7 +154,16 @@ def _read_sparse(words: np.ndarray, ends: np.ndarray, lengths: np.ndarray, wrong
 
 def _field_words(words: np.ndarray, ends: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """The last eight characters of each field, "0" in front of shorter ones, uint64 [X]."""
-    word = words[ends - MAX_DIGITS]
+    # They lie in two words of the text; reading these is faster than reading a word that is not aligned.
+    place = ends >> 3
+    word, before = words.take(place, mode="clip"), words.take(place - 1, mode="clip")
+    np.bitwise_and(ends, 7, out=place)
+    place <<= 3
+    shift = place.view(np.uint64)
+    before >>= shift
+    np.subtract(np.uint64(64), shift, out=shift)
+    word <<= shift  # by 64: zero
+    word |= before
     mask = _FIELD_BYTES.take(lengths, mode="clip")
     word &= mask
     np.invert(mask, out=mask)
