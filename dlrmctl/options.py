@@ -53,16 +53,18 @@ def _with_settings(command: Callable[..., None], only: Collection[str]) -> Calla
 def _parameter(section: str, item: Any) -> inspect.Parameter:
     hint = get_type_hints(SECTIONS[section])[item.name]
     choices = item.metadata["choices"]
+    is_switch = plain_type(hint) is bool
     metavar = "|".join(choices) if choices else {int: "N", float: "X", str: "TEXT"}.get(plain_type(hint), "W-W-...")
     default = default_of(item)
+    flag = flag_of(item)
     option = typer.Option(
-        flag_of(item),
+        f"{flag}/--no-{flag.removeprefix('--')}" if is_switch else flag,
         help=item.metadata["help"] + ("" if default is None else f" [default: {shown(default)}]"),
-        metavar=metavar,
+        metavar=None if is_switch else metavar,
         show_default=False,
         rich_help_panel=_PANELS[section],
     )
-    annotation = Annotated[str | None, option]
+    annotation = Annotated[bool | None, option] if is_switch else Annotated[str | None, option]
     return inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

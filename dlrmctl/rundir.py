@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ _PACKAGES = ("dlrmctl", "torch", "torchrec", "fbgemm-gpu", "numpy", "polars")
 
 
 class RunDirectory:
-    """Paths and files of one run. Only rank 0 writes."""
+    """Paths and files of one run. Only rank 0 writes; `listeners` hear every recorded line there."""
 
     def __init__(self, path: Path, *, writes: bool) -> None:
         self.path = path
         self.writes = writes
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
         self.metrics_file = path / "metrics.jsonl"
 
     @property
@@ -82,8 +83,10 @@ class RunDirectory:
         return read_toml(self.path / "run.toml")
 
     def record(self, entry: dict[str, Any]) -> None:
-        """Appends one line to metrics.jsonl."""
+        """Appends one line to metrics.jsonl, and tells it to the listeners."""
         if self.writes:
+            for listener in self.listeners:
+                listener(entry)
             with self._writing(), self.metrics_file.open("a") as file:
                 file.write(json.dumps(finite(entry)) + "\n")
 

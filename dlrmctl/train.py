@@ -1,6 +1,6 @@
 """`dlrmctl train`: file -> reader -> batch -> model -> loss -> updates -> metrics -> checkpoint."""
 
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +20,7 @@ from dlrmctl.results import introduction, short_text, show_plan, with_optimum
 from dlrmctl.resume import Progress
 from dlrmctl.rundir import RunDirectory
 from dlrmctl.step import StepSums, TrainingStep
+from dlrmctl.tensorboard import EventWriter
 from embeddings.state import sparse_state
 
 
@@ -53,7 +54,11 @@ def train(config: Config, run: RunDirectory, ranks: Ranks, *, resume: bool, prin
     run.write_plan([asdict(table) for table in trainer.model.sharded.plan])
     if print_plan and ranks.is_main:
         show_plan(trainer.model.sharded.plan)
-    return trainer.run_to_the_end()
+    with ExitStack() as events:
+        if config.train.tensorboard and ranks.is_main:
+            writer = EventWriter(run.path / "events", first_step=trainer.progress.step + 1 if resume else 0)
+            run.listeners.append(events.enter_context(writer))
+        return trainer.run_to_the_end()
 
 
 class Trainer:
