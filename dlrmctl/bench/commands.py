@@ -85,3 +85,33 @@ def bench_convergence(
         result = measure(settings, ranks, optimizers=names, lrs=rates, seeds=number)
         if ranks.is_main:
             print_json(result) if json else show_bench_convergence(result)
+
+
+@bench_app.command("embeddings")
+@with_settings()
+def bench_embeddings(
+    methods: Annotated[
+        str,
+        typer.Option(help="Kinds of tables, also with settings (qr:operation=add); the first is the baseline."),
+    ] = "full,hash,qr",
+    factors: Annotated[str, typer.Option(help="Factors of the tables' learning rates to try with each.")] = "0.3,1,3",
+    seeds: Annotated[str, typer.Option(help="Runs per method after tuning.", metavar="N")] = "3",
+    json: AsJson = False,
+    *,
+    flags: dict[str, str],
+) -> None:
+    """What smaller tables cost in NE: tuned alike on one seed, compared on others."""
+    settings = resolve({}, flags)
+    names = methods.split(",")
+    numbers = [coerce(text, float, "--factors") for text in factors.split(",")]
+    count = whole_number("--seeds", seeds, at_least=1)
+    from dlrmctl.bench.embeddings import bench_embeddings as measure
+    from dlrmctl.bench.embeddings import method_settings, show_bench_embeddings
+    from dlrmctl.ranks import process_group
+
+    for name in names:
+        method_settings(settings, name)
+    with process_group(settings.train.device) as ranks:
+        result = measure(settings, ranks, methods=names, factors=numbers, seeds=count)
+        if ranks.is_main:
+            print_json(result) if json else show_bench_embeddings(result)

@@ -50,6 +50,8 @@ def test_bench_convergence_compares_at_the_best_rate_of_each():
         (["step", "--rounds", "0"], "--rounds = 0 must be at least 1"),
         (["convergence", "--optimizers", "adagard"], "--optimizers = 'adagard' must be one of"),
         (["convergence", "--lrs", "0.1,fast"], "--lrs = 'fast' is not a number"),
+        (["embeddings", "--methods", "full,qrr"], "--methods qrr: embeddings.embedding = 'qrr' must be one of"),
+        (["embeddings", "--methods", "qr:add"], "--methods: 'add' of 'qr:add' is not a setting and its value"),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments: list[str], message: str):
@@ -71,3 +73,23 @@ def test_bench_shampoo_shows_parts_and_layers():
     table = in_process("bench", "shampoo", *TINY, "--shampoo-frequency", "4", "--periods", "1")
     assert table.status == 0, table.err
     assert "bottom.layers.0.weight" in table.out
+
+
+def test_bench_embeddings_tunes_on_one_seed_and_pairs_the_others():
+    arguments = ["--synthetic-rows", "3000", "--evaluations", "1", "--dense-optimizer", "adagrad", "--json"]
+    methods = ["--methods", "full,qr:operation=add:collisions=16", "--factors", "0.5,2", "--seeds", "2"]
+    done = in_process("bench", "embeddings", *SMALL, *arguments, *methods)
+    assert done.status == 0, done.err
+    result = done.json()
+    full, small = result["methods"]["full"], result["methods"]["qr:operation=add:collisions=16"]
+    assert small["bytes"] < full["bytes"]
+    for method in (full, small):
+        tried = {float(factor): ne for factor, ne in method["validation_ne_by_factor"].items()}
+        assert tried[method["factor"]] == min(tried.values())
+        assert [run["seed"] for run in method["runs"]] == [1, 2]
+    (pair,) = result["differences"]
+    differences = [b["ne"] - a["ne"] for a, b in zip(full["runs"], small["runs"], strict=True)]
+    assert small["ne_difference"] == pair["ne"] == pytest.approx(sum(differences) / 2)
+    # The standard error of two values' mean is half their distance.
+    assert pair["se"] == pytest.approx(abs(differences[0] - differences[1]) / 2)
+    assert (full["ne_difference"], full["ne_difference_se"]) == (0, 0)

@@ -1,0 +1,173 @@
+"""`dlrmctl bench embeddings`: what smaller tables cost in NE, tuned alike and paired over seeds.
+
+Every method tries the same factors on its learning rates with seed 0 and keeps the one with the best validation NE.
+Then each is trained with that factor on seeds 1, 2, ..., which fix the initial values, the order of the examples and,
+of synthetic data, the teacher and its rows; the test NE of a seed is compared within the seed.
+"""
+
+import math
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dlrmctl.config import Config, resolve
+from dlrmctl.console import bytes_text, print_table, say
+from dlrmctl.datasets import open_source
+from dlrmctl.errors import UserError
+from dlrmctl.evaluate import set_precision
+from dlrmctl.ranks import Ranks
+from dlrmctl.rundir import RunDirectory
+from dlrmctl.train import Trainer
+
+TUNING_SEED = 0
+
+
+def method_settings(config: Config, method: str) -> Config:
+    """The settings with those of a method on top.
+
+    Args:
+        config: what the method leaves open.
+        method: a kind of tables and more settings, such as "qr" or "qr:operation=add:collisions=16".
+
+    Raises:
+        UserError: if it does not read as that, or a setting is wrong.
+    """
+    kind, *changes = method.split(":")
+    flags = {"embedding": kind}
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not equals:
+            raise UserError(f"--methods: {change!r} of {method!r} is not a setting and its value", "qr:operation=add")
+        flags[name.replace("-", "_")] = value
+    section = config.to_dict()["embeddings"] | flags
+    return resolve(config.to_dict() | {"embeddings": section}, {}, file_name=f"--methods {method}")
+
+
+def bench_embeddings(
+    config: Config, ranks: Ranks, *, methods: Sequence[str], factors: Sequence[float], seeds: int
+) -> dict[str, Any]:
+    """Trains every method with every factor once, and with its best factor on every seed.
+
+    Args:
+        config: everything else.
+        methods: as for `method_settings`; the first is what the others are held against.
+        factors: of all learning rates of tables.
+        seeds: 1, 2, ..., seeds.
+
+    Returns:
+        Plain values: per method its factor, bytes, test NE by seed, mean, and the paired difference to the first.
+    """
+    settings = {method: method_settings(config, method) for method in methods}
+    set_precision(config.train.precision)
+    found: dict[str, dict[str, Any]] = {}
+    for method in methods:
+        tried = {}
+        for factor in factors if len(factors) > 1 else ():
+            results = _train(_variant(settings[method], factor, TUNING_SEED), ranks)
+            tried[factor] = results["validation"]["ne"]
+            _tell(ranks, method, factor, TUNING_SEED, results["validation"])
+        best = min(tried, key=lambda factor: tried[factor]) if tried else factors[0]
+        found[method] = {"factor": best, "validation_ne_by_factor": tried, "runs": []}
+    for seed in range(1, seeds + 1):
+        for method in methods:
+            results = _train(_variant(settings[method], found[method]["factor"], seed), ranks)
+            found[method]["runs"].append({"seed": seed, "bytes": results["bytes"], **results["test"]})
+            _tell(ranks, method, found[method]["factor"], seed, results["test"])
+    base = [run["ne"] for run in found[methods[0]]["runs"]]
+    return {
+        "baseline": methods[0],
+        "seeds": seeds,
+        "factors": list(factors),
+        "methods": {method: entry | _summary(entry["runs"], base) for method, entry in found.items()},
+        "differences": _all_pairs({method: [run["ne"] for run in entry["runs"]] for method, entry in found.items()}),
+        "settings": config.to_dict(),
+    }
+
+
+def _variant(config: Config, factor: float, seed: int) -> Config:
+    optim = config.optim
+    return replace(
+        config,
+        data=replace(config.data, synthetic_seed=seed),
+        optim=replace(optim, sparse_lr=optim.sparse_lr * factor, qr_lr=optim.qr_lr * factor),
+        train=replace(config.train, seed=seed, keep_checkpoints=1),
+    )
+
+
+def _train(config: Config, ranks: Ranks) -> dict[str, Any]:
+    """The results of a run, and the bytes of its tables with their optimizer state."""
+    with tempfile.TemporaryDirectory(prefix="dlrmctl-bench-") as scratch:
+        run = RunDirectory(Path(ranks.broadcast(scratch)) / "run", writes=ranks.is_main)
+        run.create()
+        trainer = Trainer(config, open_source(config.data), run, ranks, quiet=True)
+        results = trainer.run_to_the_end()
+        return results | {"bytes": sum(table.bytes for table in trainer.model.sharded.plan)}
+
+
+def _tell(ranks: Ranks, method: str, factor: float, seed: int, metrics: Mapping[str, Any]) -> None:
+    if ranks.is_main:
+        gap = f"  gap closed {100 * metrics['gap_closed']:.1f} %" if "gap_closed" in metrics else ""
+        say(f"{method}  factor {factor:g}  seed {seed}  NE {metrics['ne']:.5f}{gap}")
+
+
+def _summary(runs: Sequence[Mapping[str, Any]], base: Sequence[float]) -> dict[str, Any]:
+    nes = [run["ne"] for run in runs]
+    mean, error = paired_difference(nes, base)
+    gaps = [run["gap_closed"] for run in runs if "gap_closed" in run]
+    return {
+        "bytes": runs[0]["bytes"],
+        "ne": statistics.fmean(nes),
+        "auc": statistics.fmean(run["auc"] for run in runs),
+        "ne_difference": mean,
+        "ne_difference_se": error,
+        "gap_closed": statistics.fmean(gaps) if gaps else None,
+    }
+
+
+def paired_difference(values: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
+    """Mean of the differences and its standard error; NaN with fewer than two."""
+    differences = [a - b for a, b in zip(values, base, strict=True)]
+    error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
+    return statistics.fmean(differences), error
+
+
+def _all_pairs(nes: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+    """Every later method against every earlier one."""
+    names = list(nes)
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    found = [(a, b, *paired_difference(nes[b], nes[a])) for a, b in pairs]
+    return [{"of": b, "to": a, "ne": mean, "se": error} for a, b, mean, error in found]
+
+
+def show_bench_embeddings(result: dict[str, Any]) -> None:
+    """The result for people."""
+    base, methods = result["baseline"], result["methods"]
+    rows = [
+        [
+            name,
+            bytes_text(m["bytes"]),
+            f"{m['bytes'] / methods[base]['bytes']:.3f}",
+            f"{m['factor']:g}",
+            f"{m['ne']:.5f}",
+            f"{m['ne_difference']:+.5f} ±{m['ne_difference_se']:.5f}",
+            "-" if m["gap_closed"] is None else f"{100 * m['gap_closed']:.1f} %",
+        ]
+        for name, m in methods.items()
+    ]
+    columns = ["", "tables", "size", "rates x", "test NE", f"against {base}", "gap closed"]
+    print_table(f"test NE, mean of {result['seeds']} seeds, differences paired by seed ± standard error", columns, rows)
+    print_table(
+        "every pair",
+        ["", "test NE", "in standard errors"],
+        [
+            [f"{p['of']} against {p['to']}", f"{p['ne']:+.5f} ±{p['se']:.5f}", f"{_ratio(p['ne'], p['se']):.1f}"]
+            for p in result["differences"]
+        ],
+    )
+
+
+def _ratio(mean: float, error: float) -> float:
+    return mean / error if error else math.nan
