@@ -290,8 +290,11 @@ def test_a_killed_preparation_leaves_no_store_and_is_started_over(tmp_path: Path
     assert sorted(path.name for path in out.iterdir()) == [
         "manifest.json",
         "test.bin",
+        "test.blocks",
         "train.bin",
+        "train.blocks",
         "validation.bin",
+        "validation.blocks",
         "vocabulary",
     ]
 
