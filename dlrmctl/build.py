@@ -14,11 +14,11 @@ from dlrmctl.console import bytes_text
 from dlrmctl.errors import UserError
 from dlrmctl.ranks import Ranks
 from dlrmctl.settings import shown
+from embeddings.choose import choose_tables
 from embeddings.collection import CompositionalEmbeddings
 from embeddings.memory import available_bytes
 from embeddings.sharding import PlacementError, Sharded, shard
 from embeddings.state import sparse_state
-from embeddings.tables import choose_tables
 from models import DLRM, DenseNetwork
 from optim.schedule import Schedule
 from optim.shampoo import (

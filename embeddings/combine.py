@@ -1,106 +1,92 @@
 """From one vector per table to one vector per feature, in one pass over memory.
 
-Dimensions: B examples, F features, D columns; P columns of a source, which holds the vectors of several tables side by
-side, in whatever order the sharding plan left them.
+Dimensions: B examples, F vectors (one per feature, or several where each row is a feature of its own), D columns. A
+source holds the vectors of several tables side by side, in whatever order the sharding plan left them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from embeddings.local import Columns
+from embeddings.path import follow_path
 
 
 @dataclass(frozen=True)
 class Part:
-    """Columns [column, column + width) of one feature's vector, and what they are made of.
+    """Columns [column, column + width) of one vector, and what they are made of.
 
     Attributes:
-        operation: "copy" of the key `first`, or "mult" or "add" of the keys `first` and `second`.
+        operation: "copy" of one key; "mult" or "add" of several; "path" of the keys of a vector and of its network.
+        keys: what it is made of.
+        accumulate: whether it is added to what other parts have written.
     """
 
-    feature: int
+    vector: int
     column: int
     width: int
     operation: str
-    first: str
-    second: str | None = None
+    keys: tuple[str, ...]
+    accumulate: bool = False
 
 
 @dataclass(frozen=True)
 class _Run:
-    """Neighbouring features whose part is made alike from neighbouring columns of one source: one operation."""
+    """Neighbouring vectors whose part is made alike from neighbouring columns: one operation.
+
+    `places` says for each key of the first vector in which source it is, where it begins, and how wide it is.
+    """
 
     operation: str
-    feature: int
+    accumulate: bool
+    vector: int
     count: int
     column: int
     width: int
-    source: int
-    first: int
-    second: int | None
+    places: tuple[tuple[int, int, int], ...]
 
     def of_output(self, out_BFD: Tensor) -> Tensor:
-        return out_BFD[:, self.feature : self.feature + self.count, self.column : self.column + self.width]
+        return out_BFD[:, self.vector : self.vector + self.count, self.column : self.column + self.width]
 
-    def of_first(self, sources: Sequence[Tensor]) -> Tensor:
-        return self._columns(sources[self.source], self.first)
-
-    def of_second(self, sources: Sequence[Tensor]) -> Tensor:
-        assert self.second is not None
-        return self._columns(sources[self.source], self.second)
-
-    def _columns(self, source_BP: Tensor, start: int) -> Tensor:
-        return source_BP[:, start : start + self.count * self.width].unflatten(1, (self.count, self.width))
+    def of(self, sources: Sequence[Tensor]) -> list[Tensor]:
+        """The columns of each key, [B, count, width of the key]."""
+        return [
+            sources[source][:, start : start + self.count * width].unflatten(1, (self.count, width))
+            for source, start, width in self.places
+        ]
 
     def extended_by(self, other: "_Run") -> "_Run | None":
         """The two as one run, if `other` goes on where this one ends."""
-        columns = self.count * self.width
-        goes_on = _Run(
-            self.operation,
-            self.feature + self.count,
-            other.count,
-            self.column,
-            self.width,
-            self.source,
-            self.first + columns,
-            None if self.second is None else self.second + columns,
-        )
-        if other != goes_on:
+        after = tuple((source, start + self.count * width, width) for source, start, width in self.places)
+        if other != replace(self, vector=self.vector + self.count, count=other.count, places=after):
             return None
-        return _Run(
-            self.operation,
-            self.feature,
-            self.count + other.count,
-            self.column,
-            self.width,
-            self.source,
-            self.first,
-            self.second,
-        )
+        return replace(self, count=self.count + other.count)
 
 
 class Combiner:
     """Makes [B, F, D] from the columns of one or more sources.
 
     Args:
-        parts: of all features; parts that can be made together should stand in the order of their features.
-        num_features, dim: F and D.
+        parts: of all vectors; parts that can be made together should stand in the order of their vectors.
+        num_vectors, dim: F and D.
     """
 
-    def __init__(self, parts: Sequence[Part], num_features: int, dim: int) -> None:
-        self.parts = sorted(parts, key=lambda part: (part.operation, part.column, part.width, part.feature))
-        self.num_features = num_features
+    def __init__(self, parts: Sequence[Part], num_vectors: int, dim: int) -> None:
+        self.parts = sorted(
+            parts, key=lambda part: (part.accumulate, part.operation, len(part.keys), part.column, part.vector)
+        )
+        self.num_vectors = num_vectors
         self.dim = dim
         self._runs: tuple[list[list[str]], list[_Run]] | None = None
 
     def __call__(self, columns: Sequence[Columns]) -> Tensor:
         """
         Args:
-            columns: of all parts; both halves of a pair in the same one.
+            columns: of all parts.
 
         Returns:
             [B, F, D]; shares memory with a source that is the result already.
@@ -110,21 +96,20 @@ class Combiner:
             self._runs = (keys, self._plan(columns))
         runs = self._runs[1]
         if len(runs) == 1 and runs[0].operation == "copy" and runs[0].width == self.dim and len(sources) == 1:
-            return sources[0].unflatten(1, (self.num_features, self.dim))
-        return _Combine.apply(runs, self.num_features, self.dim, *sources)
+            return sources[0].unflatten(1, (self.num_vectors, self.dim))
+        return _Combine.apply(runs, self.num_vectors, self.dim, *sources)
 
     def _plan(self, columns: Sequence[Columns]) -> list[_Run]:
-        place: dict[str, tuple[int, int]] = {}
+        place: dict[str, tuple[int, int, int]] = {}
         for source, vectors in enumerate(columns):
             start = 0
             for name, width in zip(vectors.keys, vectors.widths, strict=True):
-                place[name] = (source, start)
+                place[name] = (source, start, width)
                 start += width
         runs: list[_Run] = []
         for part in self.parts:
-            source, first = place[part.first]
-            second = None if part.second is None else place[part.second][1]
-            run = _Run(part.operation, part.feature, 1, part.column, part.width, source, first, second)
+            places = tuple(place[key] for key in part.keys)
+            run = _Run(part.operation, part.accumulate, part.vector, 1, part.column, part.width, places)
             longer = runs[-1].extended_by(run) if runs else None
             if longer is None:
                 runs.append(run)
@@ -137,18 +122,12 @@ class _Combine(torch.autograd.Function):
     """Writes every run once, forward and backward; indexing and cat would each copy everything again."""
 
     @staticmethod
-    def forward(ctx: Any, runs: list[_Run], num_features: int, dim: int, *sources: Tensor) -> Tensor:
+    def forward(ctx: Any, runs: list[_Run], num_vectors: int, dim: int, *sources: Tensor) -> Tensor:
         ctx.runs = runs
         ctx.save_for_backward(*sources)
-        out_BFD = sources[0].new_empty(sources[0].shape[0], num_features, dim)
-        for run in runs:
-            out = run.of_output(out_BFD)
-            if run.operation == "copy":
-                out.copy_(run.of_first(sources))
-            elif run.operation == "mult":
-                torch.mul(run.of_first(sources), run.of_second(sources), out=out)
-            else:
-                torch.add(run.of_first(sources), run.of_second(sources), out=out)
+        out_BFD = sources[0].new_empty(sources[0].shape[0], num_vectors, dim)
+        for run in runs:  # those that accumulate come last
+            _write(run, run.of(sources), run.of_output(out_BFD))
         return out_BFD
 
     @staticmethod
@@ -157,12 +136,45 @@ class _Combine(torch.autograd.Function):
         # Every column of a source belongs to one part, so every element is written.
         gradients = [torch.empty_like(source) for source in sources]
         for run in ctx.runs:
-            grad = run.of_output(grads[0])
-            if run.operation == "mult":
-                torch.mul(grad, run.of_second(sources), out=run.of_first(gradients))
-                torch.mul(grad, run.of_first(sources), out=run.of_second(gradients))
-            else:
-                run.of_first(gradients).copy_(grad)
-                if run.operation == "add":
-                    run.of_second(gradients).copy_(grad)
+            _write_gradients(run, run.of(sources), run.of_output(grads[0]), run.of(gradients))
         return (None, None, None, *gradients)
+
+
+def _write(run: _Run, values: list[Tensor], out: Tensor) -> None:
+    if run.accumulate:
+        out += values[0] if run.operation == "copy" else _combined(run.operation, values)
+    elif run.operation == "copy":
+        out.copy_(values[0])
+    elif run.operation == "path":
+        out.copy_(_combined("path", values))
+    else:
+        combine = torch.mul if run.operation == "mult" else torch.add
+        combine(values[0], values[1], out=out)
+        for value in values[2:]:
+            combine(out, value, out=out)
+
+
+def _combined(operation: str, values: list[Tensor]) -> Tensor:
+    """The vectors of one operation as a new tensor."""
+    if operation == "path":
+        x, maps = (value.flatten(0, -2) for value in values)
+        return follow_path(x, maps).view(values[0].shape)
+    return reduce(torch.mul if operation == "mult" else torch.add, values)
+
+
+def _write_gradients(run: _Run, values: list[Tensor], grad: Tensor, outs: list[Tensor]) -> None:
+    if run.operation == "mult":
+        for index, out in enumerate(outs):
+            first, *others = values[:index] + values[index + 1 :]
+            torch.mul(grad, first, out=out)
+            for other in others:
+                out *= other
+    elif run.operation == "path":
+        with torch.enable_grad():
+            inputs = [value.detach().requires_grad_() for value in values]
+            combined = _combined("path", inputs)
+        for out, gradient in zip(outs, torch.autograd.grad(combined, inputs, grad), strict=True):
+            out.copy_(gradient)
+    else:
+        for out in outs:
+            out.copy_(grad)

@@ -32,8 +32,8 @@ def attach_rowwise_adagrad(
     """Marks every table for row-wise AdaGrad in backward; call it before sharding.
 
     Args:
-        sparse_lr: learning rate of full and hashed tables.
-        qr_lr: learning rate of quotient and remainder tables. The two rates stay apart even where they are equal.
+        sparse_lr: learning rate of tables whose rows are used as they are: full, hashed, and the head of a "head".
+        qr_lr: learning rate of tables whose rows are combined. The two rates stay apart even where they are equal.
         eps: added to the root.
 
     Raises:
@@ -54,8 +54,8 @@ def attach_rowwise_adagrad(
 
 
 def qr_table_names(embeddings: CompositionalEmbeddings) -> set[str]:
-    """Names of all quotient and remainder tables."""
-    return {t.name for f in embeddings.features if f.kind == "qr" for t in f.tables(embeddings.dim)}
+    """Names of all tables whose rows are combined with those of another."""
+    return {key for feature in embeddings.features for key in feature.combined_keys}
 
 
 def kernels(model: nn.Module) -> Iterator[tuple[BaseBatchedEmbedding | BaseBatchedEmbeddingBag, list[str]]]:

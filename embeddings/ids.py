@@ -4,15 +4,16 @@ Dimensions: B examples, F features, K tables (= keys of the rows).
 """
 
 from collections import deque
-from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Hashable, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from embeddings.partitions import Hash, QuotientRemainder
-from embeddings.tables import FeatureTable
+from embeddings.arithmetic import Stage, joint_stage, per_value, single_stage, without_missing
+from embeddings.heads import Head, Tail
+from embeddings.tables import FeatureTable, Lookup
 
 _NO_BOUND = 2**63 - 1
 
@@ -37,28 +38,36 @@ class OneHotTest:
 class RowIds(nn.Module):
     """A KJT of feature ids in, a KJT of table rows out: one key per table, in the order of `keys`.
 
-    Features with one table come first, in their order, then all quotients, then all remainders: so the vectors of the
-    first need not be moved afterwards, and each kind of arithmetic works on long slices. There are no parameters; the
-    module goes wherever the model goes.
+    Lookups in one table come first, in their order, then those in several, alike ones together: all their first
+    tables, all their second ones, and so on. So the vectors of the first need not be moved afterwards, and each kind
+    of arithmetic works on long slices. There are no parameters; the module goes wherever the model goes.
+
+    Args:
+        lookups: of the features.
+        is_one_hot: shared by whatever looks at the same batches.
     """
 
-    moduli: Tensor
-    divisors: Tensor
-
-    def __init__(self, features: Sequence[FeatureTable], is_one_hot: OneHotTest) -> None:
+    def __init__(self, lookups: Sequence[Lookup], is_one_hot: OneHotTest) -> None:
         super().__init__()
         self._is_one_hot = is_one_hot
-        split = {f.name: f.partition.divisor for f in features if isinstance(f.partition, QuotientRemainder)}
-        single = {f.name: f.partition for f in features if f.name not in split}
-        self.sources = [*single, *split, *split]
-        self.keys = [*single, *(f"{name}@q" for name in split), *(f"{name}@r" for name in split)]
-        self.num_single, self.num_split = len(single), len(split)
-        self.hashed_runs = _runs([isinstance(partition, Hash) for partition in single.values()])
-        self.register_buffer("moduli", torch.tensor([p.table_rows[0] for p in single.values()]), persistent=False)
-        self.register_buffer("divisors", torch.tensor(list(split.values())), persistent=False)
-        self.common_divisor = next(iter(split.values())) if len(set(split.values())) == 1 else None
+        self.keys: list[str] = []
+        self.sources: list[str] = []
+        stages: list[Stage | None] = []
+        single, joint = _grouped(lookups)
+        for group in single:
+            stages.append(single_stage(len(self.keys), [lookup.partition for lookup in group]))
+            self._add(group, 1)
+        for group in joint:
+            stages.append(joint_stage(len(self.keys), [lookup.partition for lookup in group]))
+            self._add(group, len(group[0].keys))
+        self.stages = nn.ModuleList(stage for stage in stages if stage is not None)
+        self.may_miss = any(isinstance(lookup.partition, Head | Tail) for lookup in lookups)
         self._order: tuple[list[str], list[int], Tensor] | None = None  # keys of the last KJT, what to take of it
         self._ones: tuple[Tensor, Tensor] | None = None  # lengths and offsets of the last one-hot result
+
+    def _add(self, group: list[Lookup], parts: int) -> None:
+        self.keys += [lookup.keys[part] for part in range(parts) for lookup in group]
+        self.sources += [lookup.feature for _ in range(parts) for lookup in group]
 
     def forward(self, kjt: KeyedJaggedTensor) -> KeyedJaggedTensor:
         """
@@ -69,7 +78,7 @@ class RowIds(nn.Module):
             ValueError: if a feature is missing.
         """
         names, batch_size = kjt.keys(), kjt.stride()
-        if not self.hashed_runs and self.num_split == 0 and names == self.keys:
+        if len(self.stages) == 0 and names == self.keys:
             return kjt
         indices, index_K = self._take(names, kjt.values().device)
         if self._is_one_hot(kjt):
@@ -82,27 +91,17 @@ class RowIds(nn.Module):
             rows, length_per_key = taken.values(), taken.length_per_key()
             self._compute_rows(rows, length_per_key)
             lengths, offsets = taken.lengths(), None
+        if self.may_miss:
+            rows, lengths, length_per_key = without_missing(rows, lengths, len(self.keys))
+            offsets = None
         return KeyedJaggedTensor(
             self.keys, rows, lengths=lengths, offsets=offsets, stride=batch_size, length_per_key=length_per_key
         )
 
     def _compute_rows(self, ids: Tensor, sizes: list[int]) -> None:
         """Turns ids, laid out by table, into rows, in place; `sizes` says how much of dimension 0 each table has."""
-        starts = [0, *accumulate(sizes)]
-        for first, last in self.hashed_runs:
-            hashed = ids[starts[first] : starts[last]]
-            hashed.remainder_(_repeated(self.moduli[first:last], sizes[first:last], like=ids))
-        if self.num_split == 0:
-            return
-        first, middle = self.num_single, self.num_single + self.num_split
-        quotients, remainders = ids[starts[first] : starts[middle]], ids[starts[middle] :]
-        if self.common_divisor is not None:
-            quotients.floor_divide_(self.common_divisor)
-            remainders.sub_(quotients, alpha=self.common_divisor)  # a second division would cost twice as much
-        else:
-            divisors = _repeated(self.divisors, sizes[first:middle], like=ids)
-            quotients.floor_divide_(divisors)
-            remainders.addcmul_(quotients, divisors, value=-1)
+        for stage in self.stages:
+            stage(ids, sizes)
 
     def _take(self, names: list[str], device: torch.device) -> tuple[list[int], Tensor]:
         """Which keys of the incoming KJT to take, one for each table."""
@@ -149,7 +148,7 @@ class IdCheck:
             low, high = torch.aminmax(values.view(len(names), -1), dim=1)
             wrong = bool((low < 0).any()) or bool((high >= rows).any())
         else:
-            limit = _per_value(rows, kjt.length_per_key())
+            limit = per_value(rows, kjt.length_per_key())
             wrong = bool(((values < 0) | (values >= limit)).any())
             wrong = wrong or bool((kjt.lengths().view(len(names), -1).amax(dim=1) > max_ids).any())
         if wrong:
@@ -175,20 +174,15 @@ class IdCheck:
                 )
 
 
-def _runs(flags: list[bool]) -> list[tuple[int, int]]:
-    """First and one past the last index of every unbroken row of True."""
-    edges = [i for i, (a, b) in enumerate(pairwise([False, *flags, False])) if a != b]
-    return list(zip(edges[::2], edges[1::2], strict=True))
-
-
-def _per_value(numbers_K: Tensor, lengths: list[int]) -> Tensor:
-    """One number per value, given one per key and the values each key has."""
-    repeats = torch.tensor(lengths, device=numbers_K.device)
-    return numbers_K.repeat_interleave(repeats, output_size=sum(lengths))
-
-
-def _repeated(numbers_K: Tensor, sizes: list[int], *, like: Tensor) -> Tensor:
-    """One number for each part of dimension 0 of `like`, of its dtype, so that the two can be combined."""
-    if like.dim() == 2:  # one row per key
-        return numbers_K.to(like.dtype)[:, None]
-    return _per_value(numbers_K, sizes).to(like.dtype)
+def _grouped(lookups: Sequence[Lookup]) -> tuple[list[list[Lookup]], list[list[Lookup]]]:
+    """Lookups in one table by unbroken rows of the same kind, heads last; those in several by what they compute."""
+    single = [lookup for lookup in lookups if len(lookup.keys) == 1]
+    single.sort(key=lambda lookup: isinstance(lookup.partition, Head))
+    joint: dict[Hashable, list[Lookup]] = {}
+    for lookup in lookups:
+        if len(lookup.keys) > 1:
+            partition = lookup.partition
+            kind = (Tail, type(partition.inner)) if isinstance(partition, Tail) else type(partition)
+            joint.setdefault((kind, len(lookup.keys)), []).append(lookup)
+    runs = groupby(single, key=lambda lookup: type(lookup.partition))
+    return [list(group) for _, group in runs], list(joint.values())

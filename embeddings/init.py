@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from embeddings.path import PATH_NOISE, path_half_width
 from embeddings.tables import FeatureTable
 
 BLOCK_ROWS = 65_536
@@ -33,23 +34,29 @@ class Uniform:
         return Uniform(-half_width, half_width)
 
 
-def initial_distributions(feature: FeatureTable) -> tuple[Uniform, ...]:
+def initial_distributions(feature: FeatureTable, dim: int) -> tuple[Uniform, ...]:
     """Distribution of the initial values of each of the feature's tables, in the order of `feature.tables`.
 
-    "mult": the large table is at the scale of a plain one, the small one near 1. With r ~ U(1 - a, 1 + a) the product
-    has variance Var(q) E[r^2] = Var(q) (1 + a^2 / 3), which the bound of q makes up for.
-    "add": each has half the variance. "concat": each half is a plain one.
+    "mult": the large table is at the scale of a plain one, the others near 1. With r ~ U(1 - a, 1 + a) a product
+    has variance Var(q) E[r^2] = Var(q) (1 + a^2 / 3), once per factor, which the bound of q makes up for.
+    "path": likewise, by what the networks add to the variance. "add": each of k tables has 1 / k of the variance.
+    "concat", "features": each is a plain one. The head of a "head" is a plain one, beside any of these.
     """
-    bound = 1 / math.sqrt(feature.rows)
-    if feature.kind != "qr":
-        return (Uniform.around_zero(bound),)
-    if feature.operation == "concat":
-        return (Uniform.around_zero(bound),) * 2
-    if feature.operation == "add":
-        return (Uniform.around_zero(bound / math.sqrt(2)),) * 2
-    values = Uniform.around_zero(bound / math.sqrt(1 + FACTOR_NOISE**2 / 3))
-    factor = Uniform(1 - FACTOR_NOISE, 1 + FACTOR_NOISE)
-    return (values, factor) if feature.large == "quotient" else (factor, values)
+    bound, parts = 1 / math.sqrt(feature.rows), len(feature.combined_keys)
+    plain = Uniform.around_zero(bound)
+    if feature.combination is None:
+        return (plain,)
+    combined = [plain] * parts
+    if feature.combination == "add":
+        combined = [Uniform.around_zero(bound / math.sqrt(parts))] * parts
+    elif feature.combination == "mult":
+        combined = [Uniform(1 - FACTOR_NOISE, 1 + FACTOR_NOISE)] * parts
+        growth = (1 + FACTOR_NOISE**2 / 3) ** (parts - 1)
+        combined[feature.value_part] = Uniform.around_zero(bound / math.sqrt(growth))
+    elif feature.combination == "path":
+        combined = [Uniform.around_zero(path_half_width(dim))] * parts
+        combined[feature.value_part] = Uniform.around_zero(bound / math.sqrt(1 + PATH_NOISE))
+    return (*[plain] * (len(feature.lookups) - 1), *combined)
 
 
 @torch.no_grad()
@@ -77,5 +84,5 @@ def table_distributions(features: Sequence[FeatureTable], dim: int) -> dict[str,
     return {
         table.name: distribution
         for feature in features
-        for table, distribution in zip(feature.tables(dim), initial_distributions(feature), strict=True)
+        for table, distribution in zip(feature.tables(dim), initial_distributions(feature, dim), strict=True)
     }

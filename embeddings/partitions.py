@@ -5,13 +5,19 @@ integer arithmetic: through float32 ids above 2**24 come out wrong, and rows out
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
 
 class Partition(Protocol):
-    """Maps the ids of one feature to a row in each of its tables."""
+    """Maps the ids of one feature to a row in each of its tables.
+
+    `complementary` says whether any two ids differ in the row of at least one table, so that no two look the same.
+    A row of -1 means that the id looks nothing up in that table.
+    """
+
+    complementary: ClassVar[bool]
 
     @property
     def table_rows(self) -> tuple[int, ...]:
@@ -28,9 +34,10 @@ class Full:
     """One row per id."""
 
     rows: int
+    complementary: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _at_least("rows", self.rows, 1)
+        at_least("rows", self.rows, 1)
 
     @property
     def table_rows(self) -> tuple[int]:
@@ -46,10 +53,11 @@ class Hash:
 
     rows: int
     buckets: int
+    complementary: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _at_least("rows", self.rows, 1)
-        _at_least("buckets", self.buckets, 1)
+        at_least("rows", self.rows, 1)
+        at_least("buckets", self.buckets, 1)
 
     @property
     def table_rows(self) -> tuple[int]:
@@ -72,10 +80,11 @@ class QuotientRemainder:
 
     rows: int
     divisor: int
+    complementary: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _at_least("rows", self.rows, 1)
-        _at_least("divisor", self.divisor, 1)
+        at_least("rows", self.rows, 1)
+        at_least("divisor", self.divisor, 1)
 
     @classmethod
     def of(cls, rows: int, collisions: int, *, large: str = "quotient") -> "QuotientRemainder":
@@ -90,8 +99,8 @@ class QuotientRemainder:
         Raises:
             ValueError: if a number is below 1 or `large` is another word.
         """
-        _at_least("rows", rows, 1)
-        _at_least("collisions", collisions, 1)
+        at_least("rows", rows, 1)
+        at_least("collisions", collisions, 1)
         if large == "quotient":
             return cls(rows, collisions)
         if large == "remainder":
@@ -111,6 +120,10 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _at_least(name: str, value: int, bound: int) -> None:
+def at_least(name: str, value: int, bound: int) -> None:
+    """
+    Raises:
+        ValueError: if the value is below the bound.
+    """
     if value < bound:
         raise ValueError(f"{name}={value} must be at least {bound}")

@@ -44,7 +44,7 @@ class Sharded:
     learning_rates: LearningRates
 
     def set_learning_rates(self, *, sparse_lr: float, qr_lr: float) -> None:
-        """Sets the learning rates of full and hashed tables, and of quotient and remainder tables.
+        """Sets the learning rates of tables used as they are, and of those that are combined.
 
         They hold from the next backward on.
         """
@@ -200,8 +200,9 @@ def _initialize_tables(dmp: nn.Module, embeddings: CompositionalEmbeddings, seed
 
 def _dense_parameters(dmp: nn.Module, embeddings: CompositionalEmbeddings) -> dict[str, nn.Parameter]:
     dense = {name: p for name, p in dmp.named_parameters() if not hasattr(p, "_in_backward_optimizers")}
-    tables = {table.name for table in embeddings.tables}
-    escaped = [name for name in dense if tables & set(name.split("."))]
+    # TorchRec calls them ....embedding_bags.<table>.weight and ....embeddings.<table>.weight.
+    tables = {f"{kind}.{table.name}.weight" for table in embeddings.tables for kind in ("embedding_bags", "embeddings")}
+    escaped = [name for name in dense if ".".join(name.split(".")[-3:]) in tables]
     assert not escaped, f"tables that are not trained in backward: {escaped}"
     return dense
 

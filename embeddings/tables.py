@@ -1,13 +1,21 @@
 """Which tables each sparse feature has: the configuration that everything else in this package is built from."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
+from embeddings.hashing import DoubleHash
+from embeddings.heads import Head, HeadHash, HeadTail, Tail
 from embeddings.partitions import Full, Hash, Partition, QuotientRemainder, ceil_div
+from embeddings.path import map_width
+from embeddings.radix import ChineseRemainder, MixedRadix
 
-KINDS = ("full", "hash", "qr")
-OPERATIONS = ("mult", "add", "concat")
+KINDS = ("full", "hash", "qr", "kway", "crt", "head", "double-hash")
+OPERATIONS = ("mult", "add", "concat", "features", "path")
 LARGE = ("quotient", "remainder")
+TAILS = ("hash", "qr")
+# What can be done with the rows of a kind; the others have one row per id, or add two.
+OPERATIONS_OF = {"qr": OPERATIONS, "kway": OPERATIONS[:4], "crt": OPERATIONS[:4], "head": OPERATIONS[:3]}
 
 
 @dataclass(frozen=True)
@@ -20,17 +28,34 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Lookup:
+    """The tables of one feature that are found by one partition, named by their keys."""
+
+    feature: str
+    keys: tuple[str, ...]
+    partition: Partition
+
+
+@dataclass(frozen=True)
 class FeatureTable:
-    """How one sparse feature is embedded.
+    """How one sparse feature is embedded. Plain values throughout: `to_dict` and back.
 
     Attributes:
         name: the feature's key, without the signs . / @.
         rows: number of different ids, >= 1.
         max_ids: the most ids one example can have; 1 means one-hot.
-        kind: "full" (a row per id), "hash" (id modulo a smaller table) or "qr" (quotient and remainder tables).
-        collisions: ids that share a row of the hashed table, or of the larger one of the two.
-        operation: how the two rows of a "qr" feature become one vector: "mult", "add" or "concat" (two halves).
-        large: which of the two tables is the large one, "quotient" or "remainder".
+        kind: "full" (a row per id), "hash" (id modulo a smaller table), "qr" (quotient and remainder tables), "kway"
+            (digits in a mixed radix), "crt" (remainders by coprime moduli), "head" (the ids below `head` keep a row of
+            their own, the rest is compressed) or "double-hash" (the sum of two hashed rows).
+        collisions: ids that share a row of the hashed table, or of the largest one; of "head", among the ids of the
+            tail. The two tables of "double-hash" have rows / collisions together.
+        operation: how the rows of an id become one vector: "mult", "add", "concat" (side by side, each narrower) or
+            "path" (a row of the large table through a small network that the other row holds); or "features": they
+            stay vectors of their own. See `OPERATIONS_OF`.
+        large: which table of a "qr" is the large one, "quotient" or "remainder".
+        ways: tables of a "kway" or "crt".
+        head: ids of a "head" that are exact, >= 1.
+        tail: what a "head" does with the other ids: "hash" or "qr".
     """
 
     name: str
@@ -40,6 +65,9 @@ class FeatureTable:
     collisions: int = 1
     operation: str = "mult"
     large: str = "quotient"
+    ways: int = 3
+    head: int = 0
+    tail: str = "hash"
 
     def __post_init__(self) -> None:
         if not self.name or set(self.name) & set("./@"):
@@ -49,18 +77,93 @@ class FeatureTable:
         _one_of("kind", self.kind, KINDS, self.name)
         _one_of("operation", self.operation, OPERATIONS, self.name)
         _one_of("large", self.large, LARGE, self.name)
-        for field in ("rows", "max_ids", "collisions"):
+        _one_of("tail", self.tail, TAILS, self.name)
+        for field, bound in {"rows": 1, "max_ids": 1, "collisions": 1, "ways": 2, "head": 0}.items():
             value = getattr(self, field)
-            if value < 1:
-                raise ValueError(f"feature {self.name}: {field}={value} must be at least 1")
+            if value < bound:
+                raise ValueError(f"feature {self.name}: {field}={value} must be at least {bound}")
+        if self.kind == "head" and not 1 <= self.head < self.rows:
+            raise ValueError(f"feature {self.name}: head={self.head} must be at least 1 and below rows={self.rows}")
+        if self.combination is not None and self.operation not in OPERATIONS_OF.get(self.kind, OPERATIONS):
+            raise ValueError(
+                f"feature {self.name}: operation={self.operation!r} of kind {self.kind!r} must be one of "
+                f"{', '.join(OPERATIONS_OF[self.kind])}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that `from_dict` takes back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "FeatureTable":
+        """
+        Raises:
+            ValueError: for a name that is no attribute, or a value that is refused.
+        """
+        unknown = sorted(set(values) - {item.name for item in fields(cls)})
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is not an attribute of a feature's table")
+        return cls(**values)
+
+    @property
+    def combination(self) -> str | None:
+        """How the rows of `lookups[-1]` meet, one of `OPERATIONS`; None where it has one table."""
+        if self.kind == "double-hash":
+            return "add"
+        if self.kind in ("full", "hash") or (self.kind == "head" and self.tail == "hash"):
+            return None
+        return self.operation
+
+    @property
+    def lookups(self) -> tuple[Lookup, ...]:
+        """The feature's partitions: one, or that of the head and that of the tail, whose ids have no row in common."""
+        name, rows, collisions, head = self.name, self.rows, self.collisions, self.head
+        if self.kind == "full":
+            return (Lookup(name, (name,), Full(rows)),)
+        if self.kind == "hash":
+            return (Lookup(name, (name,), Hash(rows, ceil_div(rows, collisions))),)
+        if self.kind == "qr":
+            return (Lookup(name, self._keys("q", "r"), QuotientRemainder.of(rows, collisions, large=self.large)),)
+        if self.kind == "double-hash":
+            return (Lookup(name, self._keys("1", "2"), DoubleHash(rows, ceil_div(rows, 2 * collisions))),)
+        if self.kind == "head" and self.tail == "hash":
+            return (Lookup(name, (name,), HeadHash(rows, head, ceil_div(rows - head, collisions))),)
+        if self.kind == "head":
+            inner = QuotientRemainder.of(rows - head, collisions, large=self.large)
+            head_lookup = Lookup(name, self._keys("h"), Head(rows, head))
+            return (head_lookup, Lookup(name, self._keys("q", "r"), Tail(head, inner)))
+        many = MixedRadix if self.kind == "kway" else ChineseRemainder
+        keys = self._keys(*map(str, range(1, self.ways + 1)))
+        return (Lookup(name, keys, many.of(rows, self.ways, collisions)),)
+
+    def _keys(self, *parts: str) -> tuple[str, ...]:
+        return tuple(f"{self.name}@{part}" for part in parts)
 
     @property
     def partition(self) -> Partition:
-        if self.kind == "full":
-            return Full(self.rows)
-        if self.kind == "hash":
-            return Hash(self.rows, ceil_div(self.rows, self.collisions))
-        return QuotientRemainder.of(self.rows, self.collisions, large=self.large)
+        """All tables by one partition, in the order of `tables`."""
+        *heads, last = self.lookups
+        if not heads:
+            return last.partition
+        head, tail = heads[0].partition, last.partition
+        assert isinstance(head, Head)
+        assert isinstance(tail, Tail)
+        return HeadTail(head, tail)
+
+    @property
+    def combined_keys(self) -> tuple[str, ...]:
+        """Keys of the tables whose rows are combined."""
+        return () if self.combination is None else self.lookups[-1].keys
+
+    @property
+    def value_part(self) -> int:
+        """Which of the combined tables is the large one, whose rows the others multiply or transform."""
+        return int(self.kind in ("qr", "head") and self.large == "remainder")
+
+    @property
+    def vectors(self) -> int:
+        """How many vectors the feature gives to the interaction."""
+        return len(self.combined_keys) if self.combination == "features" else 1
 
     @property
     def pools_before_combining(self) -> bool:
@@ -68,56 +171,36 @@ class FeatureTable:
 
         It does when the combination is linear, and when there is at most one id to sum over.
         """
-        return self.kind != "qr" or self.operation != "mult" or self.max_ids == 1
+        return self.combination not in ("mult", "path") or self.max_ids == 1
 
     def tables(self, dim: int) -> tuple[Table, ...]:
         """The feature's tables when its embedding has `dim` columns.
 
         Raises:
-            ValueError: if `dim`, or its half with "concat", is not a multiple of 4.
+            ValueError: if `dim`, or its part with "concat", is not a multiple of 4.
         """
-        width = dim // 2 if self.kind == "qr" and self.operation == "concat" else dim
         if dim < 1 or dim % 4 != 0:
             raise ValueError(
                 f"{dim=} must be a positive multiple of 4: the embedding kernels move four columns at once"
             )
-        if width % 4 != 0:
-            raise ValueError(
-                f"feature {self.name}: with operation 'concat' the embedding is two halves of dim/2={width} columns, "
-                f"which must be a multiple of 4; use a dim that is a multiple of 8 instead of {dim}, or 'mult' or 'add'"
-            )
-        names = (f"{self.name}@q", f"{self.name}@r") if self.kind == "qr" else (self.name,)
-        return tuple(Table(name, rows, width) for name, rows in zip(names, self.partition.table_rows, strict=True))
+        combined, widths = self.combined_keys, dict.fromkeys(self.combined_keys, dim)
+        if self.combination == "concat":
+            widths = dict.fromkeys(combined, self._part_width(dim))
+        elif self.combination == "path":
+            widths[combined[1 - self.value_part]] = map_width(dim)
+        names = [key for lookup in self.lookups for key in lookup.keys]
+        rows = [rows for lookup in self.lookups for rows in lookup.partition.table_rows]
+        return tuple(Table(n, r, widths.get(n, dim)) for n, r in zip(names, rows, strict=True))
 
-
-def choose_tables(
-    features: Sequence[tuple[str, int, int]],
-    *,
-    kind: str = "full",
-    collisions: int = 4,
-    operation: str = "mult",
-    threshold: int = 200,
-    large: str = "quotient",
-) -> list[FeatureTable]:
-    """Decides per feature: the small ones stay full, the others become what `kind` says.
-
-    Args:
-        features: (name, rows, max_ids) of each.
-        kind, collisions, operation, large: of the features that are compressed; see `FeatureTable`.
-        threshold: features with fewer rows stay full. One whose tables would not become smaller stays full too.
-
-    Raises:
-        ValueError: for an unknown word, a number below 1, or a feature name that appears twice.
-    """
-    names = [name for name, _, _ in features]
-    if len(set(names)) != len(names):
-        raise ValueError(f"feature names must differ, {sorted({n for n in names if names.count(n) > 1})} are repeated")
-    chosen = []
-    for name, rows, max_ids in features:
-        compressed = FeatureTable(name, rows, max_ids, kind, collisions, operation, large)
-        worthwhile = rows >= threshold and sum(compressed.partition.table_rows) < rows
-        chosen.append(compressed if worthwhile else FeatureTable(name, rows, max_ids))
-    return chosen
+    def _part_width(self, dim: int) -> int:
+        parts = len(self.combined_keys)
+        if dim % (4 * parts) == 0:
+            return dim // parts
+        words = {2: "two halves of dim/2"}.get(parts, f"{parts} parts of dim/{parts}")
+        raise ValueError(
+            f"feature {self.name}: with operation 'concat' the embedding is {words}={dim / parts:g} columns, which "
+            f"must be a multiple of 4; use a dim that is a multiple of {4 * parts} instead of {dim}, or 'mult' or 'add'"
+        )
 
 
 def _one_of(field: str, value: str, allowed: tuple[str, ...], feature: str) -> None:

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,8 +23,31 @@ ONE_HOT = [
     FeatureTable("mult2", 37, 1, "qr", 3, "mult", "remainder"),
     FeatureTable("tiny", 3),
 ]
-MULTI_HOT = [FeatureTable(f.name, f.rows, 4, f.kind, f.collisions, f.operation, f.large) for f in ONE_HOT]
+MULTI_HOT = [replace(f, max_ids=4) for f in ONE_HOT]
 MIXED = [*ONE_HOT[:4], *MULTI_HOT[4:]]
+
+# The same of the ways to partition into more tables, to combine otherwise, and to keep a head.
+_K = {"ways": 3, "collisions": 9}
+MORE_ONE_HOT = [
+    FeatureTable("kway-mult", 90, kind="kway", operation="mult", **_K),
+    FeatureTable("head", 50, kind="head", collisions=4, head=10),
+    FeatureTable("qr-path", 50, kind="qr", collisions=4, operation="path"),
+    FeatureTable("crt-add", 90, kind="crt", operation="add", **_K),
+    FeatureTable("head-mult", 70, kind="head", collisions=5, head=12, tail="qr"),
+    FeatureTable("full2", 40),
+    FeatureTable("kway-features", 90, kind="kway", operation="features", **_K),
+    FeatureTable("double", 80, kind="double-hash", collisions=4),
+    FeatureTable("head-concat", 70, kind="head", collisions=5, operation="concat", head=12, tail="qr"),
+    FeatureTable("crt-mult", 90, kind="crt", operation="mult", **_K),
+    FeatureTable("kway-add2", 90, kind="kway", operation="add", ways=4, collisions=40),
+    FeatureTable("head-add", 70, 1, "head", 5, "add", "remainder", head=12, tail="qr"),
+    FeatureTable("path2", 50, 1, "qr", 4, "path", "remainder"),
+    FeatureTable("qr-features", 50, kind="qr", collisions=7, operation="features"),
+    FeatureTable("kway-concat", 90, kind="kway", operation="concat", ways=2, collisions=9),
+    FeatureTable("head-hash2", 60, kind="head", collisions=9, head=1),
+]
+MORE_MULTI_HOT = [replace(f, max_ids=4) for f in MORE_ONE_HOT]
+EVERYTHING = [*ONE_HOT[:3], *MORE_MULTI_HOT[:8], *MULTI_HOT[3:], *MORE_ONE_HOT[8:]]
 
 
 def make_bags(features: Sequence[FeatureTable], batch_size: int, seed: int) -> Bags:
@@ -55,31 +79,69 @@ def part_of(bags: Bags, rank: int, world_size: int) -> Bags:
 
 
 def embed(features: Sequence[FeatureTable], tables: dict[str, Tensor], bags: Bags, dim: int) -> Tensor:
-    """[B, F, D]: for each example and feature the sum over its ids of the combined rows."""
+    """[B, F, D]: for each example and vector the sum over its ids of the combined rows."""
     examples = []
     for b in range(len(next(iter(bags.values())))):
         vectors = []
         for feature in features:
-            total = torch.zeros(dim, dtype=torch.float64)
+            count = feature.ways if feature.kind in ("kway", "crt") else 2
+            totals = [torch.zeros(dim, dtype=torch.float64)] * (count if feature.operation == "features" else 1)
             for id_ in bags[feature.name][b]:
-                total = total + _vector(feature, tables, id_)
-            vectors.append(total)
+                totals = [t + v for t, v in zip(totals, _vectors(feature, tables, id_), strict=True)]
+            vectors += totals
         examples.append(torch.stack(vectors))
     return torch.stack(examples)
 
 
-def _vector(feature: FeatureTable, tables: dict[str, Tensor], id_: int) -> Tensor:
+def _vectors(feature: FeatureTable, tables: dict[str, Tensor], id_: int) -> list[Tensor]:
     name = feature.name
     if feature.kind == "full":
-        return tables[name][id_]
-    big = math.ceil(feature.rows / feature.collisions)
+        return [tables[name][id_]]
     if feature.kind == "hash":
-        return tables[name][id_ % big]
+        return [tables[name][id_ % math.ceil(feature.rows / feature.collisions)]]
+    if feature.kind == "head" and feature.tail == "hash":
+        buckets = math.ceil((feature.rows - feature.head) / feature.collisions)
+        return [tables[name][id_ if id_ < feature.head else feature.head + (id_ - feature.head) % buckets]]
+    if feature.kind == "double-hash":
+        pair = [tables[f"{name}@{part}"] for part in (1, 2)]
+        return [pair[0][splitmix64(id_, 0) % len(pair[0])] + pair[1][splitmix64(id_, 1) % len(pair[1])]]
+    if feature.kind in ("kway", "crt"):
+        rows = []
+        for part in range(1, feature.ways + 1):
+            table = tables[f"{name}@{part}"]
+            rows.append(table[id_ % len(table)])
+            if feature.kind == "kway":
+                id_ //= len(table)
+        return _combined(feature, rows)
+    if feature.kind == "head" and id_ < feature.head:
+        return [tables[f"{name}@h"][id_]]
+    id_ -= feature.head
+    big = math.ceil((feature.rows - feature.head) / feature.collisions)
     divisor = feature.collisions if feature.large == "quotient" else big
-    q, r = tables[f"{name}@q"][id_ // divisor], tables[f"{name}@r"][id_ % divisor]
+    return _combined(feature, [tables[f"{name}@q"][id_ // divisor], tables[f"{name}@r"][id_ % divisor]])
+
+
+def _combined(feature: FeatureTable, rows: list[Tensor]) -> list[Tensor]:
+    if feature.operation == "features":
+        return rows
     if feature.operation == "concat":
-        return torch.cat([q, r])
-    return q * r if feature.operation == "mult" else q + r
+        return [torch.cat(rows)]
+    if feature.operation == "path":
+        x, network = rows if feature.large == "quotient" else rows[::-1]
+        down, up = network.view(2, -1, len(x))
+        return [x + sum(torch.clamp(v @ x, min=0) * u for v, u in zip(down, up, strict=True))]
+    total = rows[0]
+    for row in rows[1:]:
+        total = total * row if feature.operation == "mult" else total + row
+    return [total]
+
+
+def splitmix64(state: int, seed: int) -> int:
+    """Output number `seed` from a state, without its highest bit, in whole numbers of any size."""
+    z = (state + (seed + 1) * 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return (z ^ (z >> 31)) % 2**63
 
 
 def rowwise_adagrad(weight: Tensor, state: Tensor, grad: Tensor, lr: float, eps: float) -> None:

@@ -7,11 +7,20 @@ from embeddings.fused import attach_rowwise_adagrad, kernels
 from embeddings.sharding import shard
 from embeddings.state import sparse_state
 from embeddings.tables import FeatureTable
-from tests.embeddings.reference import MULTI_HOT, ONE_HOT, embed, make_bags, rowwise_adagrad, to_kjt
+from tests.embeddings.reference import (
+    MORE_MULTI_HOT,
+    MORE_ONE_HOT,
+    MULTI_HOT,
+    ONE_HOT,
+    embed,
+    make_bags,
+    rowwise_adagrad,
+    to_kjt,
+)
 from tests.ranks import run_ranks
 
 DIM, BATCH, STEPS, EPS = 8, 12, 6, 1e-8
-FEATURES = {"one-hot": ONE_HOT, "multi-hot": MULTI_HOT}
+FEATURES = {"one-hot": ONE_HOT, "multi-hot": MULTI_HOT, "more-one-hot": MORE_ONE_HOT, "more-multi-hot": MORE_MULTI_HOT}
 
 
 def _trained(which: str, rates: list[tuple[float, float]]) -> tuple[dict, dict]:
@@ -32,7 +41,8 @@ def _trained(which: str, rates: list[tuple[float, float]]) -> tuple[dict, dict]:
         sharded.set_learning_rates(sparse_lr=sparse_lr, qr_lr=qr_lr)
         if step == 2:
             sharded.dmp.fused_optimizer.zero_grad()  # writes its own copy of the rate into the kernels
-        sharded.dmp(to_kjt(make_bags(features, BATCH, step))).backward(_upstream(len(features), step))
+        out = sharded.dmp(to_kjt(make_bags(features, BATCH, step)))
+        out.backward(_upstream(out.shape[1], step))
     return initial, {name: value.clone() for name, value in live.items()}
 
 
@@ -45,16 +55,17 @@ def test_steps_equal_a_float64_loop_while_learning_rates_change(which):
     rates = [(0.05 / (1 + step), 0.2 * (1 + step)) for step in range(STEPS)]
     [(initial, final)] = run_ranks(_trained, 1, which, rates)
     features = FEATURES[which]
-    qr_tables = {t.name for f in features if f.kind == "qr" for t in f.tables(DIM)}
     names = [name.split("/")[0] for name in initial if name.endswith("/weight")]
     tables = {name: initial[f"{name}/weight"].double() for name in names}
     sums = {name: torch.zeros(len(table), dtype=torch.float64) for name, table in tables.items()}
     for step, (sparse_lr, qr_lr) in enumerate(rates):
         leaves = {name: table.clone().requires_grad_() for name, table in tables.items()}
-        embed(features, leaves, make_bags(features, BATCH, step), DIM).backward(_upstream(len(features), step).double())
+        out = embed(features, leaves, make_bags(features, BATCH, step), DIM)
+        out.backward(_upstream(out.shape[1], step).double())
         for name, table in tables.items():
             if leaves[name].grad is not None:
-                rowwise_adagrad(table, sums[name], leaves[name].grad, qr_lr if name in qr_tables else sparse_lr, EPS)
+                lr = qr_lr if "@" in name and "@h" not in name else sparse_lr
+                rowwise_adagrad(table, sums[name], leaves[name].grad, lr, EPS)
     for name in names:
         # Errors of float32 gradients, 2**-24 relative per occurrence, compound over 6 steps of size up to lr = 1.2.
         assert torch.allclose(final[f"{name}/weight"].double(), tables[name], rtol=1e-5, atol=1e-5), name

@@ -1,10 +1,12 @@
+from functools import reduce
 from itertools import pairwise
 
 import pytest
 import torch
 
-from embeddings.init import BLOCK_ROWS, Uniform, fill_rows, initial_distributions
-from embeddings.tables import FeatureTable
+from embeddings.init import BLOCK_ROWS, FACTOR_NOISE, Uniform, fill_rows, initial_distributions
+from embeddings.path import follow_path
+from embeddings.tables import LARGE, OPERATIONS, OPERATIONS_OF, FeatureTable
 
 UNIT = Uniform(-1.0, 1.0)
 
@@ -13,38 +15,63 @@ def _combined(feature: FeatureTable, dim: int, seed: int) -> torch.Tensor:
     """Initial vectors of all ids of a feature, [rows, dim]."""
     rows = feature.partition(torch.arange(feature.rows))
     vectors = []
-    for table, distribution, index in zip(feature.tables(dim), initial_distributions(feature), rows, strict=True):
+    for table, distribution, index in zip(feature.tables(dim), initial_distributions(feature, dim), rows, strict=True):
         weight = torch.empty(table.rows, table.dim)
         fill_rows(weight, distribution, table=table.name, seed=seed)
-        vectors.append(weight[index])
-    if feature.kind != "qr":
-        return vectors[0]
-    if feature.operation == "concat":
-        return torch.cat(vectors, dim=1)
-    return vectors[0] * vectors[1] if feature.operation == "mult" else vectors[0] + vectors[1]
+        vectors.append(weight[index.clamp(min=0)] * (index >= 0)[:, None])  # no row is no vector
+    heads = vectors[: len(feature.lookups) - 1]
+    combined = vectors[len(heads) :]
+    if feature.combination is None:
+        return combined[0]
+    if feature.combination == "path":
+        value = feature.value_part
+        return follow_path(combined[value], combined[1 - value])
+    if feature.combination in ("concat", "features"):
+        tail = torch.cat(combined, dim=1)
+    else:
+        tail = reduce(torch.mul if feature.combination == "mult" else torch.add, combined)
+    return tail + sum(heads)
 
 
-@pytest.mark.parametrize("large", ["quotient", "remainder"])
-@pytest.mark.parametrize(
-    ("kind", "operation"), [("full", "mult"), ("hash", "mult"), ("qr", "mult"), ("qr", "add"), ("qr", "concat")]
-)
-def test_the_combined_vector_has_mean_and_variance_of_a_plain_table(kind, operation, large):
-    n, dim = 40_000, 64
-    feature = FeatureTable("a", n, kind=kind, collisions=200, operation=operation, large=large)
-    x = _combined(feature, dim, seed=5)
+def _moments_over_seeds(feature: FeatureTable, dim: int) -> tuple[float, float, float, float]:
+    """Mean and mean square of the combined vectors over seeds, each with its standard error."""
+    samples = [_combined(feature, dim, seed).double() for seed in range(SEEDS)]
+    means, squares = (torch.stack(x) for x in zip(*((x.mean(), x.square().mean()) for x in samples), strict=True))
+    return (
+        means.mean().item(),
+        means.std().item() / SEEDS**0.5,
+        squares.mean().item(),
+        squares.std().item() / SEEDS**0.5,
+    )
+
+
+SEEDS = 24
+EVERY_WAY = [
+    *((kind, "mult", "hash", "quotient") for kind in ("full", "hash", "double-hash", "head")),
+    *((kind, operation, "hash", "quotient") for kind in ("kway", "crt") for operation in OPERATIONS_OF[kind]),
+    *(("qr", operation, "hash", large) for operation in OPERATIONS for large in LARGE),
+    *(("head", operation, "qr", large) for operation in OPERATIONS_OF["head"] for large in LARGE),
+]
+
+
+@pytest.mark.parametrize(("kind", "operation", "tail", "large"), EVERY_WAY)
+def test_the_combined_vector_has_mean_and_variance_of_a_plain_table(kind, operation, tail, large):
+    n, dim = 900, 48
+    feature = FeatureTable("a", n, 1, kind, 30, operation, large, ways=3, head=200, tail=tail)
+    mean, mean_error, variance, variance_error = _moments_over_seeds(feature, dim)
     plain = 1 / (3 * n)
-    # Both tables have 200 rows x 64 columns, 12,800 independent values: the variance of a uniform sample of that size
-    # has a relative standard error of sqrt(0.8 / 12,800) = 0.8 %, and 1 % for the product. 4 % is four of them.
-    assert abs(x.var() / plain - 1) < 0.04
-    # A mean of 12,800 values of standard deviation sqrt(plain), six standard errors.
-    assert abs(x.mean()) < 6 * (plain / 12_800) ** 0.5
+    # t with 23 degrees of freedom is outside 6 standard errors in 4 of a million cases. With these errors a forgotten
+    # factor shows: the least is 1 + FACTOR_NOISE**2 / 3.
+    assert abs(variance - plain) < 6 * variance_error
+    assert 6 * variance_error < FACTOR_NOISE**2 / 3 * plain
+    assert abs(mean) < 6 * mean_error
 
 
 def test_the_factor_of_a_product_is_near_one_and_never_zero():
-    values, factor = initial_distributions(FeatureTable("a", 100, kind="qr", collisions=4))
+    values, factor = initial_distributions(FeatureTable("a", 100, kind="qr", collisions=4), 8)
     assert (values.low, factor.low > 0, (factor.low + factor.high) / 2) == (-values.high, True, 1.0)
     swapped = FeatureTable("a", 100, kind="qr", collisions=4, large="remainder")
-    assert initial_distributions(swapped) == (factor, values)
+    assert initial_distributions(swapped, 8) == (factor, values)
 
 
 @pytest.mark.parametrize("cuts", [[1], [65_000], [BLOCK_ROWS], [3, 65_536, 65_537, 131_072]])

@@ -3,15 +3,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embeddings.partitions import Full, Hash, QuotientRemainder
+from embeddings.partitions import Full, Hash, Partition, QuotientRemainder
 
 LARGE = 40_000_000
 
 
-def _pairs(partition, ids):
-    quotients, remainders = partition(ids)
-    # Both are below 2**31, so one integer holds the pair.
-    return quotients * 2**31 + remainders
+def assert_distinct(partition: Partition, ids: torch.Tensor) -> None:
+    """No two of the ids share all their rows, and every row exists."""
+    rows = partition(ids)
+    assert torch.stack(rows).unique(dim=1).shape[1] == ids.numel()
+    for used, num_rows in zip(rows, partition.table_rows, strict=True):
+        assert int(used.min()) >= -1  # -1 is no row
+        assert int(used.max()) < num_rows
+
+
+def neighbourhoods() -> torch.Tensor:
+    """Ids below `LARGE` in groups of 64 neighbours, where rounding would make two one; the end is where it would leave
+    the table."""
+    generator = torch.Generator().manual_seed(0)
+    starts = torch.cat([torch.randint(LARGE - 64, (2000,), generator=generator), torch.tensor([LARGE - 64, 2**24])])
+    return (starts[:, None] + torch.arange(64)).unique()
 
 
 @settings(max_examples=60, deadline=None)
@@ -19,7 +30,8 @@ def _pairs(partition, ids):
 def test_every_id_has_its_own_pair_of_rows_and_all_rows_exist(rows, collisions, large):
     partition = QuotientRemainder.of(rows, collisions, large=large)
     ids = torch.arange(rows)
-    assert _pairs(partition, ids).unique().numel() == rows
+    assert partition.complementary
+    assert_distinct(partition, ids)
     for used, num_rows in zip(partition(ids), partition.table_rows, strict=True):
         assert used.min() == 0
         assert used.max() == num_rows - 1
@@ -28,14 +40,14 @@ def test_every_id_has_its_own_pair_of_rows_and_all_rows_exist(rows, collisions, 
 @pytest.mark.parametrize("collisions", [4, 60, 7919])
 @pytest.mark.parametrize("large", ["quotient", "remainder"])
 def test_pairs_stay_distinct_at_forty_million_rows(collisions, large):
-    partition = QuotientRemainder.of(LARGE, collisions, large=large)
-    generator = torch.Generator().manual_seed(0)
-    # Neighbourhoods are where rounding would make two ids one; the end is where it would leave the table.
-    starts = torch.cat([torch.randint(LARGE - 64, (2000,), generator=generator), torch.tensor([LARGE - 64, 2**24])])
-    ids = (starts[:, None] + torch.arange(64)).unique()
-    assert _pairs(partition, ids).unique().numel() == ids.numel()
-    for used, num_rows in zip(partition(ids), partition.table_rows, strict=True):
-        assert used.max() < num_rows
+    assert_distinct(QuotientRemainder.of(LARGE, collisions, large=large), neighbourhoods())
+
+
+def test_hashing_tells_only_full_tables_apart():
+    assert Full(9).complementary
+    assert not Hash(9, 4).complementary
+    assert_distinct(Full(9), torch.arange(9))
+    assert Hash(9, 4)(torch.arange(9))[0].unique().numel() == 4
 
 
 @pytest.mark.parametrize("id_", [2**24 + 1, 2**31 + 1, 2**40 + 3, 2**53 + 1, 2**62 + 1])

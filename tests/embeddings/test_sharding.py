@@ -10,18 +10,34 @@ from embeddings.collection import CompositionalEmbeddings
 from embeddings.sharding import PlacementError, Sharded, shard
 from embeddings.state import sparse_state
 from embeddings.tables import FeatureTable
-from tests.embeddings.reference import MIXED, MULTI_HOT, ONE_HOT, make_bags, part_of, to_kjt
+from tests.embeddings.reference import (
+    EVERYTHING,
+    MIXED,
+    MORE_MULTI_HOT,
+    MORE_ONE_HOT,
+    MULTI_HOT,
+    ONE_HOT,
+    make_bags,
+    part_of,
+    to_kjt,
+)
 from tests.ranks import run_ranks
 
 DIM, BATCH, STEPS = 8, 16, 20
 CPU = torch.device("cpu")
+LISTS = {
+    "one-hot": ONE_HOT,
+    "multi-hot": MULTI_HOT,
+    "more-one-hot": MORE_ONE_HOT,
+    "more-multi-hot": MORE_MULTI_HOT,
+}
 
 
 class _Model(nn.Module):
     def __init__(self, features: list[FeatureTable]) -> None:
         super().__init__()
         self.embeddings = CompositionalEmbeddings(features, DIM)
-        self.head = nn.Sequential(nn.Linear(len(features) * DIM, 8), nn.ReLU(), nn.Linear(8, 1))
+        self.head = nn.Sequential(nn.Linear(self.embeddings.num_vectors * DIM, 8), nn.ReLU(), nn.Linear(8, 1))
 
     def forward(self, kjt):
         return self.head(self.embeddings(kjt).flatten(1)).squeeze(1)
@@ -76,14 +92,14 @@ def _train(features: list[FeatureTable], sharding: str) -> tuple[list[float], di
 
 @pytest.fixture(scope="module")
 def one_rank():
-    return {len(f) and f[-1].max_ids: run_ranks(_train, 1, f, "auto")[0] for f in (ONE_HOT, MULTI_HOT)}
+    return {name: run_ranks(_train, 1, features, "auto")[0] for name, features in LISTS.items()}
 
 
 @pytest.mark.parametrize("sharding", ["table_wise", "row_wise", "auto"])
-@pytest.mark.parametrize("features", [ONE_HOT, MULTI_HOT], ids=["one-hot", "multi-hot"])
-def test_two_ranks_take_the_same_steps_as_one(one_rank, features, sharding):
-    losses, initial, final = one_rank[features[-1].max_ids]
-    for other_losses, other_initial, other_final in run_ranks(_train, 2, features, sharding):
+@pytest.mark.parametrize("which", LISTS)
+def test_two_ranks_take_the_same_steps_as_one(one_rank, which, sharding):
+    losses, initial, final = one_rank[which]
+    for other_losses, other_initial, other_final in run_ranks(_train, 2, LISTS[which], sharding):
         for name, value in initial.items():
             assert torch.equal(value, other_initial[name]), name
         # Gradients are summed in another order, which changes them by a few units of 2**-24. AdaGrad divides by the
@@ -239,7 +255,9 @@ def _both_ways(features: list[FeatureTable]) -> list[dict]:
     return results
 
 
-@pytest.mark.parametrize("features", [ONE_HOT, MULTI_HOT, MIXED, [FeatureTable("a", 9), FeatureTable("b", 8, 3)]])
+@pytest.mark.parametrize(
+    "features", [*LISTS.values(), MIXED, EVERYTHING, [FeatureTable("a", 9), FeatureTable("b", 8, 3)]]
+)
 def test_lookups_without_the_exchange_equal_those_of_torchrec(features):
     [(local, torchrec)] = run_ranks(_both_ways, 1, features)
     assert all(torch.equal(value, torchrec[name]) for name, value in local.items())
@@ -283,14 +301,14 @@ def _with_given_gradients(features: list[FeatureTable], sharding: str) -> dict[s
     size = BATCH // world_size
     for step in range(5):
         out = sharded.embeddings(to_kjt(part_of(make_bags(features, BATCH, step), rank, world_size)))
-        grad = torch.randn(BATCH, len(features), DIM, generator=torch.Generator().manual_seed(step))
+        grad = torch.randn(BATCH, sharded.embeddings.num_vectors, DIM, generator=torch.Generator().manual_seed(step))
         # TorchRec averages over ranks; multiplying by 2 and dividing by 2 are exact.
         out.backward(grad[rank * size : (rank + 1) * size] * world_size)
     return {name: value for name, value in _whole(sharded).items() if name not in sharded.dense}
 
 
 @pytest.mark.parametrize("sharding", ["table_wise", "row_wise"])
-@pytest.mark.parametrize("features", [ONE_HOT, MULTI_HOT], ids=["one-hot", "multi-hot"])
+@pytest.mark.parametrize("features", LISTS.values(), ids=LISTS)
 def test_tables_are_bitwise_those_of_one_rank_when_the_gradients_are(features, sharding):
     [expected] = run_ranks(_with_given_gradients, 1, features, "auto")
     for tables in run_ranks(_with_given_gradients, 2, features, sharding):

@@ -1,6 +1,7 @@
 import pytest
 
-from embeddings.tables import FeatureTable, Table, choose_tables
+from embeddings.choose import choose_tables
+from embeddings.tables import FeatureTable, Table
 
 
 def test_small_features_stay_full():
@@ -32,8 +33,14 @@ def test_compression_reaches_the_ratio_asked_for():
     [
         (lambda: FeatureTable("a.b", 5), r"feature name 'a.b' must not be empty or contain any of \. / @"),
         (lambda: FeatureTable("", 5), "feature name '' must not be empty"),
-        (lambda: FeatureTable("a", 5, kind="tree"), "feature a: kind='tree' must be one of full, hash, qr"),
-        (lambda: FeatureTable("a", 5, operation="xor"), "feature a: operation='xor' must be one of mult, add, concat"),
+        (
+            lambda: FeatureTable("a", 5, kind="tree"),
+            "feature a: kind='tree' must be one of full, hash, qr, kway, crt, head, double-hash",
+        ),
+        (
+            lambda: FeatureTable("a", 5, operation="xor"),
+            "feature a: operation='xor' must be one of mult, add, concat, features, path",
+        ),
         (lambda: FeatureTable("a", 5, large="both"), "feature a: large='both' must be one of quotient, remainder"),
         (lambda: FeatureTable("a", 0), "feature a: rows=0 must be at least 1"),
         (lambda: FeatureTable("a", 5, collisions=0), "feature a: collisions=0 must be at least 1"),

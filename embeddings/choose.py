@@ -1,0 +1,180 @@
+"""Decides which features are compressed, and how far: by a method for each, or to a ratio for all."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from embeddings.partitions import at_least, ceil_div
+from embeddings.tables import FeatureTable
+
+Feature = tuple[str, int, int]  # name, rows, max_ids
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is done with features of at least `threshold` rows; smaller ones stay full.
+
+    Attributes:
+        kind, operation, large, ways, tail: see `FeatureTable`.
+        collisions: how many times fewer rows there are, roughly: ids that share a row of the large table. "head" counts
+            both its parts: head and tail together have rows / collisions rows (and a remainder table, if any).
+        head_share: of the rows of a "head", the share that belongs to the head, between 0 and 1.
+    """
+
+    kind: str = "full"
+    collisions: int = 4
+    operation: str = "mult"
+    large: str = "quotient"
+    ways: int = 3
+    head_share: float = 0.7
+    tail: str = "hash"
+    threshold: int = 200
+
+    def table(self, feature: Feature) -> FeatureTable:
+        """The feature's tables; full ones if it has too few rows or would not become smaller.
+
+        Raises:
+            ValueError: for an unknown word or a number out of bounds.
+        """
+        name, rows, max_ids = feature
+        if not 0 < self.head_share < 1:
+            raise ValueError(f"feature {name}: head_share={self.head_share} must be above 0 and below 1")
+        at_least("collisions", self.collisions, 1)
+        full = FeatureTable(name, rows, max_ids)
+        collisions, head = self.collisions, 0
+        if self.kind == "head":
+            budget = ceil_div(rows, collisions)
+            head = min(max(1, int(budget * self.head_share)), budget - 1)
+            if head < 1:
+                return full
+            collisions = ceil_div(rows - head, budget - head)
+        table = FeatureTable(
+            name, rows, max_ids, self.kind, collisions, self.operation, self.large, self.ways, head, self.tail
+        )
+        # Widths are multiples of the dimension, whatever it is; this one can be cut into as many parts as there are.
+        dim = 4 * max(1, len(table.combined_keys))
+        return table if rows >= self.threshold and num_parameters([table], dim) < rows * dim else full
+
+
+def choose_tables(
+    features: Sequence[Feature],
+    *,
+    kind: str = "full",
+    collisions: int = 4,
+    operation: str = "mult",
+    threshold: int = 200,
+    large: str = "quotient",
+    ways: int = 3,
+    head_share: float = 0.7,
+    tail: str = "hash",
+) -> list[FeatureTable]:
+    """One method for all features; see `Method`.
+
+    Raises:
+        ValueError: for an unknown word, a number out of bounds, or a feature name that appears twice.
+    """
+    method = Method(kind, collisions, operation, large, ways, head_share, tail, threshold)
+    return [method.table(feature) for feature in checked_names(features)]
+
+
+def checked_names(features: Sequence[Feature]) -> Sequence[Feature]:
+    """The features themselves.
+
+    Raises:
+        ValueError: if a name appears twice.
+    """
+    names = [name for name, _, _ in features]
+    if len(set(names)) != len(names):
+        raise ValueError(f"feature names must differ, {sorted({n for n in names if names.count(n) > 1})} are repeated")
+    return features
+
+
+def num_parameters(tables: Sequence[FeatureTable], dim: int) -> int:
+    """Weights of all tables."""
+    return sum(table.rows * table.dim for feature in tables for table in feature.tables(dim))
+
+
+class RatioError(ValueError):
+    """The ratio cannot be reached.
+
+    Attributes:
+        best: the largest ratio that can.
+    """
+
+    def __init__(self, ratio: float, best: float) -> None:
+        super().__init__(
+            f"tables {ratio:g} times smaller cannot be had: {best:.2f} times is the most with these settings"
+        )
+        self.best = best
+
+
+def fit_ratio(
+    features: Sequence[Feature], methods: Sequence[Method], fixed: Sequence[bool], *, ratio: float, dim: int
+) -> list[FeatureTable]:
+    """Tables with at most 1 / ratio of the weights of full ones, and as close to that as whole collisions allow.
+
+    All compressed features get the same collisions, the fewest with which the weights fit; then, the largest first,
+    one collision less where that still fits. A feature whose tables would grow again with more collisions (a remainder
+    table has a row for each) stops where they are smallest.
+
+    Args:
+        methods: one per feature.
+        fixed: of features that keep the collisions of their method; their weights count.
+        ratio: above 1.
+
+    Raises:
+        ValueError: if the ratio is not above 1, or what `Method.table` raises. RatioError: if it is out of reach.
+    """
+    if not ratio > 1:
+        raise ValueError(f"{ratio=} must be above 1")
+    checked_names(features)
+    full = sum(rows * dim for _, rows, _ in features)
+    budget = int(full / ratio)
+    limits = [
+        method.collisions if keep else _most_collisions(feature, method, dim)
+        for feature, method, keep in zip(features, methods, fixed, strict=True)
+    ]
+
+    def tables(collisions: Sequence[int]) -> list[FeatureTable]:
+        return [
+            (method if keep else replace(method, collisions=min(c, limit))).table(feature)
+            for feature, method, keep, limit, c in zip(features, methods, fixed, limits, collisions, strict=True)
+        ]
+
+    def weights(common: int) -> int:
+        return num_parameters(tables([common] * len(features)), dim)
+
+    most = max(limits, default=1)
+    if weights(most) > budget:
+        raise RatioError(ratio, full / weights(most))
+    common = _first(lambda c: weights(c) <= budget, most)
+    chosen = tables([common] * len(features))
+    sizes = [num_parameters([table], dim) for table in chosen]
+    left = budget - sum(sizes)
+    fewer = tables([max(1, common - 1)] * len(features))
+    for index in sorted(range(len(features)), key=lambda i: -features[i][1]):
+        growth = num_parameters([fewer[index]], dim) - sizes[index]
+        if growth <= left:
+            chosen[index] = fewer[index]
+            left -= growth
+    return chosen
+
+
+def _most_collisions(feature: Feature, method: Method, dim: int) -> int:
+    """The collisions with which the feature has the fewest weights."""
+
+    def weights(collisions: int) -> int:
+        return num_parameters([replace(method, collisions=collisions).table(feature)], dim)
+
+    rows = feature[1]
+    # Powers of 1.1 up to one row: the minimum is flat, and nothing is gained by finding it more exactly.
+    candidates = sorted({min(rows, round(1.1**k)) for k in range(len(bin(rows)) * 8)})
+    return min(candidates, key=weights)
+
+
+def _first(holds: Callable[[int], bool], known: int) -> int:
+    """The smallest number that holds, given one that does and that all after the smallest do."""
+    low, high = 1, known
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
