@@ -19,6 +19,7 @@ _SAMPLE_ROWS = 65_536
 _RIDGE = 1e-6
 # Rows of all codebooks of a sum: their equations are a matrix of this height, here of 128 MB.
 _MOST_EQUATIONS = 4096
+_SAMPLE_SWEEPS = 5
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class FittedCodes:
     Attributes:
         codes: uint8 or int16 [N, L].
         codebooks: float32 [L, K, W].
-        losses: weighted squared error each time all rows had been coded; never rises.
+        losses: weighted squared error each time all rows had been coded; but for rounding it never rises.
     """
 
     codes: Tensor
@@ -96,7 +97,7 @@ class _Codebooks:
     def start(
         cls, values: Tensor, weights: Tensor, num_codes: int, size: int, operation: str, generator: torch.Generator
     ) -> "_Codebooks":
-        """Codebook after codebook on what those before leave over."""
+        """Codebook after codebook on what those before leave over, and then together."""
         width = values.shape[1] // num_codes if operation == "concat" else values.shape[1]
         codebooks = torch.zeros(num_codes, size, width)
         size = min(size, len(values))
@@ -106,7 +107,13 @@ class _Codebooks:
             centers = fit_centers(left[:, columns].contiguous(), weights, size, generator)
             codebooks[index, :size] = centers
             left[:, columns] -= centers[nearest(left[:, columns].contiguous(), centers)]
-        return cls(codebooks, operation)
+        model = cls(codebooks, operation)
+        codes = None
+        for _ in range(_SAMPLE_SWEEPS if operation == "sum" and num_codes > 1 else 0):
+            codes, sums = model.encode(values, codes), _Sums(model)
+            sums.add(codes, values - model.decode(codes), weights)
+            model.move(sums)
+        return model
 
     def encode(self, values: Tensor, codes: Tensor | None) -> Tensor:
         """Codes [n, L]: greedily one after the other, or better than those given, one at a time."""

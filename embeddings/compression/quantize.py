@@ -50,7 +50,7 @@ def encode_rows(rows_ND: Tensor, bits: int, *, search: bool = False) -> Tensor:
     rows_NP = rows_ND if missing == 0 else torch.cat([rows_ND, rows_ND[:, :1].expand(-1, missing)], 1)
     low, high = torch.aminmax(rows_NP, dim=1, keepdim=True)
     if search:
-        low, high = _search_range(rows_NP, low, high, bits)
+        low, high = _search_range(rows_ND, low, high, bits)
     scale, bias = _scale_and_bias(low, high, bits)
     packed = _pack(_codes(rows_NP, scale, bias, bits).to(torch.uint8), bits)
     scale_bias = torch.cat([scale, bias], 1).half().view(torch.uint8)
@@ -76,7 +76,7 @@ def _codes(rows_NP: Tensor, scale: Tensor, bias: Tensor, bits: int) -> Tensor:
     return ((rows_NP - bias) * (1 / scale)).round_().clamp_(0, 2**bits - 1)
 
 
-def _search_range(rows_NP: Tensor, low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def _search_range(rows_ND: Tensor, low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """The best of a small grid of ranges inside each row's own."""
     best_low, best_high, least = low, high, torch.full_like(low, torch.inf)
     width = high - low
@@ -84,7 +84,7 @@ def _search_range(rows_NP: Tensor, low: Tensor, high: Tensor, bits: int) -> tupl
         for cut_high in _SHRINK:
             tried = (low + cut_low * width, high - cut_high * width)
             scale, bias = _scale_and_bias(*tried, bits)
-            error = (_codes(rows_NP, scale, bias, bits).mul_(scale).add_(bias).sub_(rows_NP)).square_()
+            error = (_codes(rows_ND, scale, bias, bits).mul_(scale).add_(bias).sub_(rows_ND)).square_()
             error = error.sum(1, keepdim=True)
             better = error < least
             best_low, best_high = torch.where(better, tried[0], best_low), torch.where(better, tried[1], best_high)

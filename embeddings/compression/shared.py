@@ -151,13 +151,19 @@ class Codes(Compressed):
         return self.codebook(codes_NL.flatten()).view(-1, self.num_codes, self.dim).sum(1)
 
     def spec(self) -> dict[str, Any]:
-        codebook = self.codebook.spec()
-        return {"rule": self.rule, "size": self.size, "operation": self.operation, "codebook": codebook}
+        return {
+            "rule": self.rule,
+            "rows": self.num_rows,
+            "size": self.size,
+            "operation": self.operation,
+            "codebook": self.codebook.spec(),
+        }
 
     @classmethod
     def build(cls, spec: Mapping[str, Any], parts: Mapping[str, Tensor]) -> "Codes":
         codes, inner = parts["codes"], spec["codebook"]
-        expect(codes.dim() == 2 and codes.numel() > 0, f"codes of shape {tuple(codes.shape)}")
+        fits = codes.dim() == 2 and codes.shape[0] == spec["rows"] and codes.numel() > 0
+        expect(fits, f"codes of shape {tuple(codes.shape)} for {spec['rows']} rows")
         codebook = rows_at(spec, parts, "codebook", rows=inner["rows"], dim=inner["dim"])
         return cls(codes, codebook, spec["size"], spec["operation"])
 
