@@ -7,36 +7,38 @@ makes any part, bit for bit, and a split does not change when another one grows.
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from data.alias import Alias
 from data.errors import DataError
+from data.powerlaw import MAX_IDS
 from data.schema import MISSING_ROW, RESERVED_ROWS, Schema, SparseFeature
-from data.shuffle import Use, permutation, words
+from data.shuffle import Use, words
 from data.source import SPLITS, Block, check_split
-from data.teacher import (
-    PROBABILITIES,
-    THRESHOLDS,
-    Bayes,
-    Teacher,
-    bias_only,
-    random_effects,
-    score_teacher,
-    smooth_effects,
-)
+from data.synthetic_columns import MOST_IN_TABLES, DenseColumn, sparse_column
+from data.synthetic_sizes import CARDINALITIES
+from data.teacher import THRESHOLDS, Bayes, Tally, Teacher
 
-# fmt: off
-CARDINALITIES = (3, 4, 5, 8, 10, 10, 15, 20, 20, 30, 30, 50, 50, 100, 100, 100, 200, 300, 500,
-                 1000, 2000, 3000, 5000, 5000, 10000, 10000)
-# fmt: on
 BLOCK_ROWS = 8192
-MAX_CARDINALITY = 1 << 20
-_EXPONENT = 1.05  # of the power law of the ids
-_LEVELS = 4096  # different draws of a dense feature
-_MISSING_DENSE = -1.0
+MAX_CARDINALITY = MAX_IDS
 _CALIBRATION = len(SPLITS)  # a stream of its own, in no split
 _CALIBRATION_BLOCKS = 16
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A block and how it came about, N examples.
+
+    Attributes:
+        block: what a model sees.
+        levels_IN: the levels of the dense features, as their columns number them.
+        steps_N: the places of the true probabilities in `data.teacher.PROBABILITIES`.
+    """
+
+    block: Block
+    levels_IN: np.ndarray
+    steps_N: np.ndarray
 
 
 class Synthetic:
@@ -49,6 +51,9 @@ class Synthetic:
         max_ids: longest list of ids, for all features or for each; lists have 1 to `max_ids` ids.
         num_dense: dense features, already transformed by log(x + 3), missing ones -1.
         label_rate: mean of the true probabilities.
+
+    Attributes:
+        dense: the dense columns.
 
     Raises:
         DataError: if a number is out of its range.
@@ -70,9 +75,9 @@ class Synthetic:
         self._num_examples = dict(zip(SPLITS, (num_train, num_validation, num_test), strict=True))
         _check(seed, self._num_examples, cardinalities, lists, num_dense, label_rate)
         settings = [seed, list(self._num_examples.values()), list(cardinalities), lists, num_dense, label_rate]
-        self._fingerprint = "synthetic-1:" + hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
-        meaning = json.dumps([seed, list(cardinalities)])
-        self._vocabulary_fingerprint = "synthetic-ids-1:" + hashlib.sha256(meaning.encode()).hexdigest()[:32]
+        version = 1 if max(cardinalities) <= MOST_IN_TABLES else 2
+        self._fingerprint = f"synthetic-{version}:" + _digest(settings)
+        self._vocabulary_fingerprint = f"synthetic-ids-{version}:" + _digest([seed, list(cardinalities)])
         self.seed, self.block_rows = seed, BLOCK_ROWS
         sparse = [
             SparseFeature(f"cat_{f + 1}", ids + RESERVED_ROWS, longest)
@@ -80,19 +85,10 @@ class Synthetic:
         ]
         self.schema = Schema(tuple(f"int_{i + 1}" for i in range(num_dense)), tuple(sparse))
         slots = sum(lists) + num_dense
-        self._first = [Alias.of(_row_weights(f.rows, seed, column)) for column, f in enumerate(sparse)]
-        self._more = [
-            Alias.of(_row_weights(f.rows, seed, column, may_miss=False)) if f.max_ids > 1 else None
-            for column, f in enumerate(sparse)
+        self._columns = [
+            sparse_column(ids, seed, column, slots, lists=lists[column] > 1) for column, ids in enumerate(cardinalities)
         ]
-        self._effects = [
-            _paired(column, random_effects(f.rows, slots, seed, column)) for column, f in enumerate(sparse)
-        ]
-        self._dense_values = [_dense_levels(seed, column) for column in range(num_dense)]
-        self._dense_effects = [
-            _paired(column, _dense_effects(values, slots, seed, len(sparse) + column))
-            for column, values in enumerate(self._dense_values)
-        ]
+        self.dense = [DenseColumn(seed, column, len(sparse) + column, slots) for column in range(num_dense)]
         samples = [self._examples(_CALIBRATION, index, BLOCK_ROWS)[:2] for index in range(_CALIBRATION_BLOCKS)]
         sums = [self._groups(block, levels) for block, levels in samples]
         self._teacher = Teacher(
@@ -114,27 +110,25 @@ class Synthetic:
 
     def read_block(self, split: str, index: int) -> Block:
         """Examples [index * 8192, (index + 1) * 8192) of the split."""
-        return self._labelled(split, index)[0]
+        return self.read_examples(split, index).block
 
     def bayes(self, split: str) -> Bayes:
         """Scores of the true probabilities on the whole split, found block by block."""
-        # [label, step]: all examples of a step share one probability, so counts are enough, and exact.
-        counts = np.zeros((2, len(PROBABILITIES)), dtype=np.int64)
+        tally = Tally()
         for index in range(-(-self.num_examples(split) // BLOCK_ROWS)):
-            block, steps = self._labelled(split, index)
-            for label in (0, 1):
-                counts[label] += np.bincount(steps[block.labels_N == label], minlength=len(PROBABILITIES))
-        return score_teacher(counts)
+            examples = self.read_examples(split, index)
+            tally.add(examples.block.labels_N, examples.steps_N)
+        return tally.bayes()
 
-    def _labelled(self, split: str, index: int) -> tuple[Block, np.ndarray]:
-        """A block and, for each example, the place of its probability."""
+    def read_examples(self, split: str, index: int) -> Examples:
+        """A block with what its labels were drawn from."""
         rows = min(BLOCK_ROWS, self.num_examples(split) - index * BLOCK_ROWS)
         if index < 0 or rows <= 0:
             raise DataError(f"the {split} split has no block {index}")
         block, levels, label_words = self._examples(SPLITS.index(split), index, rows)
         steps = self._teacher.steps(*self._groups(block, levels))
         np.less(label_words, THRESHOLDS[steps], out=block.labels_N)
-        return block, steps
+        return Examples(block, levels, steps)
 
     def _examples(self, stream: int, index: int, rows: int) -> tuple[Block, np.ndarray, np.ndarray]:
         """A block with labels not yet given, the levels of its dense features [I, rows], and the labels' words."""
@@ -148,22 +142,21 @@ class Synthetic:
         halves = halves.reshape(num_halves, BLOCK_ROWS)[:, :rows]
         levels_IN = halves[: len(self.schema.dense)] >> 4
         dense_IN = np.empty(levels_IN.shape, dtype=np.float32)
-        for column, values in enumerate(self._dense_values):
-            dense_IN[column] = values[levels_IN[column]]
+        for column, dense in enumerate(self.dense):
+            dense_IN[column] = dense.values[levels_IN[column]]
         labels_N = np.empty(rows, dtype=np.bool_)
         if self.schema.one_hot:
             ids_FN = np.empty((len(lists), rows), dtype=np.int32)
-            for column, alias in enumerate(self._first):
-                ids_FN[column] = alias.draw(full[column])
+            for column, sparse in enumerate(self._columns):
+                ids_FN[column] = sparse.draw(full[column])
             return Block(dense_IN, list(ids_FN), labels_N), levels_IN, full[-1]
         ids_F, lengths_FN = [], np.empty((len(lists), rows), dtype=np.int32)
         at = 0
         for column, longest in enumerate(lists):
             ids_NL = np.empty((rows, longest), dtype=np.int32)
-            ids_NL[:, 0] = self._first[column].draw(full[at])
-            more = self._more[column]
-            if more is not None:
-                ids_NL[:, 1:] = more.draw(full[at + 1 : at + longest]).T
+            ids_NL[:, 0] = self._columns[column].draw(full[at])
+            if longest > 1:
+                ids_NL[:, 1:] = self._columns[column].draw_more(full[at + 1 : at + longest]).T
             drawn = 1 + (halves[len(self.schema.dense) + column].astype(np.int32) * longest >> 16)
             lengths_FN[column] = np.where(ids_NL[:, 0] == MISSING_ROW, 1, drawn)
             ids_F.append(ids_NL[np.arange(longest) < lengths_FN[column][:, None]])
@@ -176,9 +169,9 @@ class Synthetic:
         for group in (0, 1):
             total = np.zeros(len(block), dtype=np.uint64)
             for column in _columns_of(1 - group, len(levels_IN)):
-                total += self._dense_effects[column][levels_IN[column]]
-            for column in _columns_of(group, len(self._effects)):
-                effects = self._effects[column][block.ids_F[column]]
+                total += self.dense[column].effects[levels_IN[column]]
+            for column in _columns_of(group, len(self._columns)):
+                effects = self._columns[column].effects(block.ids_F[column])
                 if block.lengths_FN is not None:
                     starts = np.cumsum(block.lengths_FN[column]) - block.lengths_FN[column]
                     effects = np.add.reduceat(effects, starts)
@@ -208,42 +201,10 @@ def _check(
         raise DataError(f"a label rate of {label_rate} must be between 0.01 and 0.99")
 
 
+def _digest(values: object) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]
+
+
 def _columns_of(group: int, count: int) -> list[int]:
     """Three columns belong to one group, the next three to the other, and so on."""
     return [column for column in range(count) if column // 3 % 2 == group]
-
-
-def _paired(column: int, effects: np.ndarray) -> np.ndarray:
-    """Effects whose vectors count in one column of three: with more, pairs are many and small, and slow to learn."""
-    return effects if column % 3 == 1 else bias_only(effects)
-
-
-def _row_weights(rows: int, seed: int, column: int, *, may_miss: bool = True) -> np.ndarray:
-    """Probabilities of the rows of a table: a power law in an order of its own, and a share of missing values."""
-    weights = np.zeros(rows)
-    order = permutation(rows - RESERVED_ROWS, seed, Use.ID_ORDER, column)
-    weights[RESERVED_ROWS + order] = np.arange(1, rows - RESERVED_ROWS + 1) ** -_EXPONENT
-    weights /= weights.sum()
-    # From nothing missing in the first column to a third of the values, in steps of one fifteenth.
-    missing = (column * 7 % 6) / 15 if may_miss else 0.0
-    weights *= 1 - missing
-    weights[MISSING_ROW] = missing
-    return weights
-
-
-def _dense_levels(seed: int, column: int) -> np.ndarray:
-    """log(x + 3) at `_LEVELS` equally likely levels, float32; x is a whole number, heavy-tailed, -1 where missing."""
-    u = (np.arange(_LEVELS) + 0.5) / _LEVELS
-    typical, tail = 2.0 ** (column % 7), 0.6 + 0.1 * (column % 5)
-    values = np.log(np.floor(typical * (u / (1 - u)) ** tail) + 3)
-    missing = _LEVELS * (column * 5 % 7) // 20
-    values[permutation(_LEVELS, seed, Use.MISSING_LEVELS, column)[:missing]] = _MISSING_DENSE
-    return values.astype(np.float32)
-
-
-def _dense_effects(values: np.ndarray, slots: int, seed: int, table: int) -> np.ndarray:
-    """Packed effects of a dense feature's levels: smooth in the value, and free where it is missing."""
-    low, high = np.log(3.0), values.max()
-    effects = smooth_effects(np.clip((values - low) / (high - low), 0, 1), slots, seed, table)
-    effects[values == _MISSING_DENSE] = random_effects(1, slots, seed, table)
-    return effects

@@ -14,8 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.shuffle import Use, words
+from data.vocabulary import mix
 
 LANES = 4  # a bias, and a vector of three
+_BYTES = np.uint64(0x00FF00FF00FF00FF)
+_EVEN_LANES = np.uint64(0x0000FFFF0000FFFF)
 _STEPS = 512  # of the logit, per unit
 _LIMIT = 16  # logits are cut to (-16, 16)
 _MAIN_DEVIATION, _PAIR_DEVIATION = 1.35, 0.3  # in logits; together they give a Bayes AUC near .8
@@ -53,6 +56,25 @@ def random_effects(num_rows: int, slots: int, seed: int, table: int) -> np.ndarr
     # The sum of four uniform numbers is nearly normal, and bounded.
     parts = words(num_rows * LANES, seed, Use.EFFECTS, table).view(np.uint16).reshape(num_rows, LANES, 4)
     return _pack(parts.sum(axis=2, dtype=np.int64) * (_levels(slots) - 1) >> 18)
+
+
+def hashed_effects(rows: np.ndarray, slots: int, seed: int, table: int) -> np.ndarray:
+    """Packed effects of independent rows of a table too large to be listed, uint64 of the shape of `rows`.
+
+    Args:
+        rows: whole numbers >= 0.
+        slots, seed, table: as for `random_effects`.
+    """
+    keys = words(2, seed, Use.EFFECTS, table)
+    first = mix(rows.astype(np.uint64) ^ keys[0])
+    total = np.zeros(first.shape, dtype=np.uint64)
+    for bits in (first, mix(first ^ keys[1])):  # four bytes for each lane, added in all lanes at once
+        total += bits & _BYTES
+        total += bits >> np.uint64(8) & _BYTES
+    scale = np.uint64(_levels(slots) - 1)
+    even = (total & _EVEN_LANES) * scale >> np.uint64(10) & _EVEN_LANES  # sums of four bytes are below 1,024
+    odd = (total >> np.uint64(16) & _EVEN_LANES) * scale >> np.uint64(10) & _EVEN_LANES
+    return even | odd << np.uint64(16)
 
 
 def smooth_effects(values: np.ndarray, slots: int, seed: int, table: int) -> np.ndarray:
@@ -115,6 +137,22 @@ class Teacher:
 def bias_only(packed: np.ndarray) -> np.ndarray:
     """The same effects with their vectors set to zero."""
     return packed & np.uint64(0xFFFF)
+
+
+class Tally:
+    """Counts examples by label and probability: all examples of a step share one, so that scores are exact."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros((2, len(PROBABILITIES)), dtype=np.int64)
+
+    def add(self, labels_N: np.ndarray, steps_N: np.ndarray) -> None:
+        """More examples: labels, and places in `PROBABILITIES`."""
+        for label in (0, 1):
+            self.counts[label] += np.bincount(steps_N[labels_N == label], minlength=len(PROBABILITIES))
+
+    def bayes(self) -> Bayes:
+        """The scores of all of them; there must be one at least."""
+        return score_teacher(self.counts)
 
 
 def score_teacher(counts: np.ndarray) -> Bayes:

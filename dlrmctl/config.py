@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from dlrmctl.embedding_settings import EmbeddingSettings, TableChanges, check_embeddings, table_changes
 from dlrmctl.errors import UserError, nearest
 from dlrmctl.settings import flag_of, section_from, setting, shown
 
 DATASETS = ("criteo", "synthetic")
-EMBEDDINGS = ("full", "hash", "qr")
-OPERATIONS = ("mult", "add", "concat")
+SYNTHETIC_SIZES = ("small", "medium", "kaggle")
 DENSE_OPTIMIZERS = ("shampoo", "adagrad", "adamw", "sgd")
 # Where a learning rate is not given, the dense optimizer decides it.
 DENSE_LR = {"shampoo": 0.01, "adagrad": 0.01, "adamw": 0.001, "sgd": 0.1}
@@ -21,6 +21,11 @@ class DataSettings:
     dataset: str = setting("criteo", "Where examples come from.", choices=DATASETS)
     path: str | None = setting(
         None, "Directory that `dlrmctl prepare` wrote. Default: $DLRMCTL_DATA, then the cache directory.", flag="--data"
+    )
+    synthetic_size: str = setting(
+        "small",
+        "Ids per table: up to 10,000; up to 200,000; or as many as Criteo's Kaggle data has.",
+        choices=SYNTHETIC_SIZES,
     )
     synthetic_rows: int = setting(
         2_000_000, "Training examples of the synthetic data set.", at_least=1000, at_most=10**10
@@ -38,19 +43,9 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
-class EmbeddingSettings:
-    embedding: str = setting("qr", "Kind of the large tables.", choices=EMBEDDINGS)
-    dim: int = setting(16, "Columns of every embedding; a multiple of 4.", at_least=4)
-    collisions: int = setting(4, "Ids that share a row (hash) or a quotient row (qr).", at_least=1)
-    operation: str = setting("mult", "How quotient and remainder combine.", choices=OPERATIONS)
-    qr_threshold: int = setting(200, "Tables with fewer rows stay full.", at_least=0)
-    sharding: str = setting("auto", "How tables are spread over ranks.", choices=("auto", "table_wise", "row_wise"))
-
-
-@dataclass(frozen=True)
 class OptimSettings:
-    sparse_lr: float = setting(0.1, "Learning rate of full and hash tables (row-wise AdaGrad).", at_least=0)
-    qr_lr: float = setting(0.3, "Learning rate of quotient and remainder tables.", at_least=0)
+    sparse_lr: float = setting(0.1, "Learning rate of full, hash and head tables (row-wise AdaGrad).", at_least=0)
+    qr_lr: float = setting(0.3, "Learning rate of tables whose rows are combined, such as those of qr.", at_least=0)
     sparse_eps: float = setting(1e-8, "Epsilon of row-wise AdaGrad, outside the root.", above=0)
     dense_optimizer: str = setting("shampoo", "Optimizer of the MLPs.", choices=DENSE_OPTIMIZERS)
     dense_lr: float | None = setting(
@@ -116,7 +111,10 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class Config:
-    """The settings tree. Checked when built by `resolve`; frozen afterwards."""
+    """The settings tree. Checked when built by `resolve`; frozen afterwards.
+
+    `tables` is the section `embeddings.tables`: what single tables have otherwise.
+    """
 
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -124,10 +122,11 @@ class Config:
     optim: OptimSettings = field(default_factory=OptimSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    tables: TableChanges = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain data for TOML: lists for tuples, absent keys for None."""
-        return {
+        sections = {
             section: {
                 name: list(value) if isinstance(value, tuple) else value
                 for name, value in values.items()
@@ -135,9 +134,13 @@ class Config:
             }
             for section, values in asdict(self).items()
         }
+        tables = sections.pop("tables")
+        if tables:
+            sections["embeddings"]["tables"] = tables
+        return sections
 
 
-SECTIONS = {item.name: item.default_factory for item in fields(Config)}
+SECTIONS = {item.name: item.default_factory for item in fields(Config) if item.name != "tables"}
 
 
 def resolve(file: Mapping[str, Any], flags: Mapping[str, Any], *, file_name: str = "run.toml") -> Config:
@@ -152,6 +155,7 @@ def resolve(file: Mapping[str, Any], flags: Mapping[str, Any], *, file_name: str
         UserError: for an unknown or mistyped setting, a value out of range, or settings that contradict.
     """
     given: dict[str, dict[str, tuple[Any, str]]] = {name: {} for name in SECTIONS}
+    tables: TableChanges = {}
     for section, values in file.items():
         if section not in SECTIONS:
             close = nearest(section, SECTIONS)
@@ -159,12 +163,16 @@ def resolve(file: Mapping[str, Any], flags: Mapping[str, Any], *, file_name: str
         if not isinstance(values, dict):
             raise UserError(f"{file_name}: {section} = {values!r} must be a section, [{section}]")
         for name, value in values.items():
-            given[section][name] = (value, f"{file_name}: {section}.{name}")
+            if (section, name) == ("embeddings", "tables"):
+                tables = table_changes(value, f"{file_name}: embeddings.tables")
+            else:
+                given[section][name] = (value, f"{file_name}: {section}.{name}")
     for section, cls in SECTIONS.items():
         for item in fields(cls):  # type: ignore[arg-type]
             if item.name in flags:
                 given[section][item.name] = (flags[item.name], flag_of(item))
-    return _checked(Config(**{name: section_from(cls, given[name]) for name, cls in SECTIONS.items()}))  # type: ignore[arg-type]
+    sections = {name: section_from(cls, given[name]) for name, cls in SECTIONS.items()}  # type: ignore[arg-type]
+    return _checked(Config(**sections, tables=tables))
 
 
 def _checked(config: Config) -> Config:
@@ -172,13 +180,7 @@ def _checked(config: Config) -> Config:
     if config.data.path is not None:  # a run can be gone on with from any directory
         config = replace(config, data=replace(config.data, path=str(Path(config.data.path).resolve())))
     emb, model, optim, schedule = config.embeddings, config.model, config.optim, config.schedule
-    if emb.dim % 4:
-        raise UserError(f"embeddings.dim = {emb.dim} must be a multiple of 4", f"try {emb.dim + -emb.dim % 4}")
-    if emb.embedding == "qr" and emb.operation == "concat" and emb.dim % 8:
-        raise UserError(
-            f"embeddings.dim = {emb.dim} must be a multiple of 8 for operation concat, which halves it",
-            f"try {emb.dim + -emb.dim % 8}",
-        )
+    check_embeddings(emb, config.tables)
     if model.bottom_mlp[-1] != emb.dim:
         mended = shown((*model.bottom_mlp[:-1], emb.dim))
         raise UserError(

@@ -8,7 +8,9 @@ import platformdirs
 from data.reader import Reader
 from data.source import Source
 from data.store import Store
-from data.synthetic import Bayes, Synthetic
+from data.synthetic import Synthetic
+from data.synthetic_sizes import SIZES
+from data.teacher import Bayes
 from dlrmctl.config import Config, DataSettings
 from dlrmctl.errors import UserError
 from dlrmctl.ranks import Ranks
@@ -48,7 +50,13 @@ def open_source(settings: DataSettings) -> Source:
     directory = data_directory(settings)
     if directory is None:
         held_out = max(50_000, settings.synthetic_rows // 20)
-        return Synthetic(settings.synthetic_seed, settings.synthetic_rows, held_out, held_out)
+        return Synthetic(
+            settings.synthetic_seed,
+            settings.synthetic_rows,
+            held_out,
+            held_out,
+            cardinalities=SIZES[settings.synthetic_size],
+        )
     store = Store(directory)
     for split in ("validation", "test"):  # small, and a whole training would pass before they are read
         store.verify(split)

@@ -17,6 +17,7 @@ from data.batch import Batch
 from data.source import Source
 from data.store import Store
 from data.synthetic import MAX_CARDINALITY, Synthetic
+from data.synthetic_sizes import KAGGLE
 from data.writer import write_store
 from dlrmctl.bench.timing import Laps, alternate, spread
 from dlrmctl.build import build_dense_optimizer, build_model
@@ -27,11 +28,6 @@ from dlrmctl.evaluate import set_precision
 from dlrmctl.ranks import Ranks
 from dlrmctl.step import TrainingStep
 
-# Distinct values per categorical column of Criteo's Kaggle data set, as counted by facebookresearch/dlrm.
-# fmt: off
-KAGGLE = (1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194, 27, 14992, 5461306, 10,
-          5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572)
-# fmt: on
 WARMUP_STEPS = 10
 
 

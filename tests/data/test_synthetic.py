@@ -8,7 +8,8 @@ from data.errors import DataError
 from data.reader import Reader
 from data.shuffle import Use, permutation, words
 from data.source import SPLITS, Block
-from data.synthetic import BLOCK_ROWS, CARDINALITIES, Synthetic
+from data.synthetic import BLOCK_ROWS, Synthetic
+from data.synthetic_sizes import CARDINALITIES
 from data.teacher import PROBABILITIES, THRESHOLDS
 
 SIZES = {"num_train": 100_000, "num_validation": 20_000, "num_test": 20_000}
@@ -99,8 +100,8 @@ def test_the_optimum_is_known_and_worth_reaching(source: Synthetic) -> None:
 
 def test_bayes_scores_are_those_of_a_slow_count() -> None:
     source = Synthetic(3, 700, 10, 10)
-    block, steps = source._labelled("train", 0)
-    p, y = PROBABILITIES[steps], block.labels_N.astype(float)
+    examples = source.read_examples("train", 0)
+    p, y = PROBABILITIES[examples.steps_N], examples.block.labels_N.astype(float)
     log_loss = -np.mean(y * np.log(p) + (1 - y) * np.log(1 - p))
     base = y.mean()
     entropy = -(base * np.log(base) + (1 - base) * np.log(1 - base))
@@ -115,11 +116,11 @@ def test_bayes_scores_are_those_of_a_slow_count() -> None:
 def test_labels_are_drawn_with_the_teachers_probabilities(source: Synthetic) -> None:
     expected, found, variance = np.zeros(8), np.zeros(8), np.zeros(8)
     for index in range(12):
-        block, steps = source._labelled("train", index)
-        p = PROBABILITIES[steps]
+        examples = source.read_examples("train", index)
+        p = PROBABILITIES[examples.steps_N]
         group = np.minimum((p * 8).astype(int), 7)
         expected += np.bincount(group, p, minlength=8)
-        found += np.bincount(group, block.labels_N, minlength=8)
+        found += np.bincount(group, examples.block.labels_N, minlength=8)
         variance += np.bincount(group, p * (1 - p), minlength=8)
     assert (abs(found - expected) < 4 * np.sqrt(variance) + 1).all()
     np.testing.assert_array_equal(THRESHOLDS / 2**32, PROBABILITIES)
@@ -187,7 +188,7 @@ def test_permutations_have_every_number_once_and_all_orders_alike() -> None:
         ({"seed": -1}, "the seed -1 must be at least 0"),
         ({"num_test": 0}, "0 examples in the test split must be at least 1"),
         ({"cardinalities": (0,)}, "a cardinality of 0 must be at least 1"),
-        ({"cardinalities": (5, 2**21)}, "a cardinality of 2097152"),
+        ({"cardinalities": (5, 2**27)}, "a cardinality of 134217728"),
         ({"cardinalities": (5, 6), "max_ids": (1,)}, "1 longest lists for 2 sparse features"),
         ({"max_ids": 0}, "must be at least 1"),
         ({"label_rate": 0.0}, "a label rate of 0.0 must be between 0.01 and 0.99"),
