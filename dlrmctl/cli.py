@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dlrmctl.bench.commands import bench_app
+from dlrmctl.compress.cli import compress_embeddings
 from dlrmctl.config import Config, default_run_directory, resolve
 from dlrmctl.console import print_json, say
 from dlrmctl.data_cli import data_app, prepare
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.command("prepare", no_args_is_help=True)(prepare)
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
+app.command("compress-embeddings")(compress_embeddings)
 
 # Numbers arrive as text and are read by the same code as settings, so that mistakes read the same.
 SPLITS = ("train", "validation", "test")

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from data.reader import Reader
 from data.source import Source
-from dlrmctl.build import Model, build_model
+from dlrmctl.build import build_model
 from dlrmctl.calibration import decile_rows, deciles, draw_calibration_and_roc
 from dlrmctl.checkpoint import Checkpoints, load, read_state
+from dlrmctl.compress.model import is_compressed, load_model, open_artifact
 from dlrmctl.config import Config
 from dlrmctl.console import print_table
 from dlrmctl.datasets import open_reader, open_source
@@ -24,16 +26,23 @@ from dlrmctl.resume import same_shape
 from dlrmctl.rundir import RunDirectory
 from dlrmctl.scores import Inference, collect_scores
 from dlrmctl.slices import slice_rows, slices
+from models import DLRM
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A checkpoint of a run, loaded and ready to score a split. `model.inference` gives the logits."""
+    """A checkpoint of a run, loaded and ready to score a split."""
 
     checkpoint: Path
     source: Source
     reader: Reader
-    model: Model
+    embeddings: nn.Module
+    network: nn.Module
+
+    @property
+    def inference(self) -> DLRM:
+        """Gives the logits."""
+        return DLRM(self.embeddings, self.network)
 
 
 def evaluate(inference: Inference, reader: Reader, ranks: Ranks) -> Metrics:
@@ -51,25 +60,35 @@ def open_run(config: Config, run: RunDirectory, ranks: Ranks, *, checkpoint: str
     """Loads a checkpoint of a run, and the split of the data that the settings name.
 
     Args:
-        checkpoint: "best", "last" or "step-N".
+        run: of a run, or the directory of its compressed model.
+        checkpoint: "best", "last" or "step-N"; a compressed model has but one.
 
     Raises:
         UserError, DataError: if checkpoint or data are not there or do not fit.
     """
     set_precision(config.train.precision)
+    source = open_source(config.data)
+    reader = open_reader(config, source, split, ranks, training=False)
+    if is_compressed(run.path):
+        artifact = open_artifact(run.path)
+        _same_ids(run.path, artifact.source.get("vocabulary"), source)
+        small = load_model(run.path, artifact, config, source.schema, ranks.device)
+        return Opened(run.path, source, reader, small.embeddings, small.dense)
     path = ranks.broadcast(_find(Checkpoints(run.checkpoints, ranks), run, checkpoint))
     state = read_state(path)
     same_shape(config, state["settings"], path, sections=("model", "embeddings"))
-    source = open_source(config.data)
-    if state["vocabulary"] != source.vocabulary_fingerprint():
+    _same_ids(path, state["vocabulary"], source)
+    model = build_model(config, source.schema, ranks, batch_size=reader.local_batch_size)
+    load(path, model.tensors(), ranks)
+    return Opened(path, source, reader, model.embeddings, model.network)
+
+
+def _same_ids(path: Path, vocabulary: str | None, source: Source) -> None:
+    if vocabulary != source.vocabulary_fingerprint():
         raise UserError(
             f"{path}: was trained with other ids than this data has ({source.vocabulary_fingerprint()})",
             "prepare the data with the vocabulary of the training data, or name that data with --data",
         )
-    reader = open_reader(config, source, split, ranks, training=False)
-    model = build_model(config, source.schema, ranks, batch_size=reader.local_batch_size)
-    load(path, model.tensors(), ranks)
-    return Opened(path, source, reader, model)
 
 
 def evaluate_run(
@@ -100,7 +119,7 @@ def evaluate_run(
     if plot is not None:
         check_picture(plot)
     opened = open_run(config, run, ranks, checkpoint=checkpoint, split=split)
-    inference, reader = opened.model.inference, opened.reader
+    inference, reader = opened.inference, opened.reader
     result: dict[str, Any] = {"run": str(run.path), "checkpoint": opened.checkpoint.name, "split": split}
     if feature is None and plot is None and not by_decile:
         metrics = evaluate(inference, reader, ranks)

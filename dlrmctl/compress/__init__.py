@@ -1,0 +1,1 @@
+"""`dlrmctl compress-embeddings`: smaller tables after training, to a method, a ratio or a budget of NE."""

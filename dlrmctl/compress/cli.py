@@ -1,0 +1,104 @@
+"""The flags of `dlrmctl compress-embeddings`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dlrmctl.errors import UserError
+from dlrmctl.options import AsJson, one_of, whole_number, with_settings
+from dlrmctl.settings import coerce
+
+WEIGHTS = ("auto", "adagrad", "counts", "uniform")
+GOAL, WHERE = "What to reach: one of these", "Output"
+
+
+@with_settings(only=("path", "batch_size"))
+def compress_embeddings(
+    source: Annotated[
+        Path,
+        typer.Argument(help="Run, checkpoint, or file of tensors (.safetensors, .pt).", metavar="CKPT"),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to write.", rich_help_panel=WHERE)],
+    max_ne_increase: Annotated[
+        str | None,
+        typer.Option(
+            help="Smallest tables whose NE rises by at most this share.", metavar="0.1%", rich_help_panel=GOAL
+        ),
+    ] = None,
+    target_ratio: Annotated[
+        str | None, typer.Option(help="Least error at this size.", metavar="16x", rich_help_panel=GOAL)
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="Every table alike: fp16, int8, int4, int2, pca8-int4, rq2x256, pq4x256, qr-mult16-int8, hash16-int8.",
+            rich_help_panel=GOAL,
+        ),
+    ] = None,
+    expand: Annotated[
+        bool, typer.Option("--expand", help="Write a compressed CKPT's tables as plain ones.", rich_help_panel=GOAL)
+    ] = False,
+    keep_head: Annotated[
+        str, typer.Option(help="With --method: share of rows, the heaviest, kept at 8 bits.", metavar="2%")
+    ] = "0%",
+    tables: Annotated[str, typer.Option(help="Patterns of the tables to compress.", metavar="GLOB,...")] = "*",
+    min_rows: Annotated[str, typer.Option(help="Smaller tables stay float32.", metavar="N")] = "100",
+    weights: Annotated[str, typer.Option(help="What rows weigh by.", metavar="|".join(WEIGHTS))] = "auto",
+    checkpoint: Annotated[str, typer.Option(help="Of a run: best, last or step-N.")] = "best",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report, write nothing.", rich_help_panel=WHERE)] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show every evaluation behind the choice.", rich_help_panel=WHERE)
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the frontier: .png or .svg.", metavar="FILE", rich_help_panel=WHERE)
+    ] = None,
+    json: AsJson = False,
+    *,
+    flags: dict[str, str],
+) -> None:
+    """Make the embedding tables of a trained model smaller: to a method, a ratio, or a budget of NE."""
+    goals = {"--max-ne-increase": max_ne_increase, "--target-ratio": target_ratio, "--method": method}
+    named = [flag for flag, value in goals.items() if value is not None] + ["--expand"] * expand
+    if len(named) != 1:
+        found = " and ".join(named) if named else "none"
+        raise UserError(
+            f"one of {', '.join(goals)}, --expand is needed, found {found}", "--max-ne-increase 0.1% chooses by itself"
+        )
+    one_of("--weights", weights, WEIGHTS)
+    ratio = None if target_ratio is None else coerce(target_ratio.removesuffix("x"), float, "--target-ratio")
+    if ratio is not None and ratio <= 1:
+        raise UserError(f"--target-ratio = {target_ratio} must be above 1")
+    budget = None if max_ne_increase is None else share("--max-ne-increase", max_ne_increase)
+    if budget is not None and budget <= 0:
+        raise UserError(f"--max-ne-increase = {max_ne_increase} must be above 0")
+    head = share("--keep-head", keep_head)
+    if head and method is None:
+        raise UserError(f"--keep-head = {keep_head} needs --method", "the other goals choose heads by themselves")
+    rows = whole_number("--min-rows", min_rows, at_least=1)
+    from dlrmctl.compress.command import Given, compress_embeddings
+    from dlrmctl.compress.command import expand as write_plain
+    from dlrmctl.compress.request import Request, parse_method
+
+    if expand:
+        write_plain(source, out)
+        return
+    if method is not None:
+        parse_method(method, 16, head)
+    goal = "method" if method is not None else "ratio" if ratio is not None else "budget"
+    request = Request(goal, method, ratio, budget, head, tables, rows, weights)  # type: ignore[arg-type]
+    given = Given(source, out, checkpoint, flags, dry_run, explain, plot, json)
+    compress_embeddings(given, request)
+
+
+def share(flag: str, text: str) -> float:
+    """A share given as a number or in per cent.
+
+    Raises:
+        UserError: if it is neither, or not from 0 to below 1.
+    """
+    number = coerce(text, float, flag)
+    value: float = number / 100 if text.strip().endswith("%") else number
+    if not 0 <= value < 1:
+        raise UserError(f"{flag} = {text} must be at least 0 and below 100 %")
+    return value

@@ -1,0 +1,80 @@
+"""Compressed tables beside their dense network: written as a directory that opens like a run, and opened again.
+
+OUT/manifest.json, tables-*.safetensors   the tables; see `embeddings.compression.artifact`
+    dense.safetensors                     the dense network
+    run.toml                              the settings of the run it came from
+    report.json                           what the compression cost
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from data.schema import Schema
+from dlrmctl.build import build_dense_network
+from dlrmctl.config import Config
+from dlrmctl.errors import UserError
+from embeddings.compression.artifact import FORMAT, Artifact
+from embeddings.compression.module import CompressedEmbeddings
+from models import DLRM, DenseNetwork
+
+DENSE_FILE = "dense.safetensors"
+MANIFEST = "manifest.json"
+REPORT = "report.json"
+
+
+def is_compressed(path: Path) -> bool:
+    """Whether a directory holds compressed tables."""
+    manifest = path / MANIFEST
+    return manifest.is_file() and FORMAT in manifest.read_text(errors="replace")[:200]
+
+
+def open_artifact(path: Path) -> Artifact:
+    """The compressed tables in a directory, held against their checksums.
+
+    Raises:
+        UserError: if they are damaged or of another version.
+    """
+    try:
+        return Artifact(path)
+    except ValueError as problem:
+        raise UserError(str(problem), "compress the checkpoint again") from None
+
+
+def load_model(path: Path, artifact: Artifact, config: Config, schema: Schema, device: torch.device) -> DLRM:
+    """The whole model for evaluation.
+
+    Raises:
+        UserError: if it was made from tensors alone, or for other features than the data has.
+    """
+    if artifact.source.get("kind") != "checkpoint":
+        raise UserError(f"{path}: holds tables without a model, so it cannot be evaluated")
+    missing = [name for name in schema.keys if name not in artifact.tables]
+    if missing:
+        raise UserError(f"{path}: has no table for feature {missing[0]!r} of this data")
+    for feature in schema.sparse:
+        rows = artifact.tables[feature.name]["rows"]
+        if rows != feature.rows:
+            raise UserError(f"{path}: table {feature.name} has {rows:,} rows, this data has {feature.rows:,} ids")
+    try:
+        tables = CompressedEmbeddings({name: artifact.read(name) for name in schema.keys})
+    except ValueError as problem:
+        raise UserError(str(problem)) from None
+    network = build_dense_network(config, schema, torch.device("cpu"))
+    load_network(network, load_file(path / DENSE_FILE), path)
+    return DLRM(tables, network).to(device)
+
+
+def load_network(network: DenseNetwork, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Fills the dense network.
+
+    Raises:
+        UserError: if the weights are of another shape.
+    """
+    try:
+        network.load_state_dict(dict(weights))
+    except RuntimeError as problem:
+        raise UserError(f"{path}: does not fit this model: {str(problem).splitlines()[-1].strip()}") from None

@@ -1,0 +1,197 @@
+"""What a compression cost: as plain values, as tables, and as a picture of the frontier."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlrmctl.compress.run import Compression
+from dlrmctl.compress.trial import Trial
+from dlrmctl.console import bytes_text, output, print_table
+from dlrmctl.plot import picture
+
+_DRAWN_POINTS = 400
+
+
+def make_report(compression: Compression, trials: dict[str, Trial]) -> dict[str, Any]:
+    """Plain values.
+
+    Args:
+        trials: by name of the split; the measured differences are given for each.
+    """
+    search = compression.search
+    tables: list[dict[str, Any]] = []
+    for number, (table, index) in enumerate(zip(compression.tables, compression.choice.indices, strict=True)):
+        fitted = table.fitted[index]
+        entry: dict[str, Any] = {
+            "name": table.name,
+            "rows": table.rows,
+            "dim": table.dim,
+            "bytes_before": table.num_bytes,
+            "bytes_after": fitted.num_bytes,
+            "method": fitted.method,
+            "weights": table.weights_kind,
+            **asdict(fitted.quality),
+        }
+        if search is not None:
+            entry["predicted_ne_increase"] = search.constants[number] * fitted.proxy
+            method, rise, se = search.calibrations[number]
+            entry["calibration"] = {"method": method, "ne_increase": rise, "se": se}
+        tables.append(entry)
+    for shape in compression.kept:
+        kept = {"bytes_before": shape.num_bytes, "bytes_after": shape.num_bytes, "method": "fp32"}
+        tables.append({"name": shape.name, "rows": shape.rows, "dim": shape.dim, **kept})
+    report: dict[str, Any] = {
+        "goal": compression.request.goal,
+        "bytes_before": compression.bytes_before,
+        "bytes_after": compression.bytes_after,
+        "ratio": compression.ratio,
+        "tables": sorted(tables, key=lambda entry: -entry["bytes_before"]),
+    }
+    if compression.request.budget is not None:
+        report["max_ne_increase"] = compression.request.budget
+    if search is not None and compression.joint is not None:
+        report["predicted_ne_increase"] = compression.joint.predicted
+        fixed = sum(shape.num_bytes for shape in compression.kept)
+        report["evaluated"] = [
+            {
+                "bytes": tried.choice.num_bytes + fixed,
+                "predicted_ne_increase": tried.predicted,
+                "ne_increase": tried.measured,
+                "se": tried.se,
+            }
+            for tried in search.joints
+        ]
+    for split, trial in trials.items():
+        report[split] = measured(compression, trial)
+    return report
+
+
+def measured(compression: Compression, trial: Trial) -> dict[str, Any]:
+    """Differences on a split: B is the compressed model."""
+    found = trial.differences(compression.replaced())
+    values: dict[str, Any] = {name: difference.to_dict() for name, difference in found.items()}
+    values["examples"] = len(trial.labels_N)
+    if "ne" in found:
+        values["ne_increase"] = found["ne"].difference / found["ne"].a
+        values["ne_increase_se"] = found["ne"].se / found["ne"].a
+    return values
+
+
+def show_report(report: dict[str, Any], out: Path | None, *, explain: bool) -> None:
+    """Tables on standard output.
+
+    Args:
+        out: the written directory; None if nothing was written.
+        explain: also what each table was calibrated by, and every choice that was evaluated.
+    """
+    size = f"{bytes_text(report['bytes_before'])} of tables become {bytes_text(report['bytes_after'])}"
+    written = f"{out}: " if out is not None else "nothing written: "
+    files = f", {bytes_text(sum(report['files'].values()))} of files" if "files" in report else ""
+    output.print(f"{written}{size}, {report['ratio']:.1f} times smaller{files}")
+    for split in ("validation", "test"):
+        if split in report and "ne" in report[split]:
+            output.print(_split_text(split, report[split]))
+    columns = ["", "rows", "dim", "before", "after", "ratio", "method", "weighted error", "distortion p99"]
+    predicts = any("predicted_ne_increase" in entry for entry in report["tables"])
+    if predicts:
+        columns.append("predicted NE")
+    print_table("tables", columns, [_row(entry, predicts) for entry in report["tables"]])
+    if explain and "evaluated" in report:
+        _explain(report)
+
+
+def _split_text(split: str, part: dict[str, Any]) -> str:
+    ne, auc = part["ne"], part["auc"]
+    return (
+        f"{split}, {part['examples']:,} examples: NE {ne['a']:.5f} -> {ne['b']:.5f}, "
+        f"{100 * part['ne_increase']:+.4f} ±{100 * part['ne_increase_se']:.4f} %; "
+        f"AUC {auc['difference']:+.5f} ±{auc['se']:.5f}"
+    )
+
+
+def _row(entry: dict[str, Any], predicts: bool) -> list[str]:
+    row = [
+        entry["name"],
+        f"{entry['rows']:,}",
+        str(entry["dim"]),
+        bytes_text(entry["bytes_before"]),
+        bytes_text(entry["bytes_after"]),
+        f"{entry['bytes_before'] / entry['bytes_after']:.1f}",
+        entry["method"],
+        f"{entry['weighted_relative_error']:.4f}" if "weighted_relative_error" in entry else "-",
+        f"{entry['distortion_p99']:.3f}" if "distortion_p99" in entry else "-",
+    ]
+    if predicts:
+        rise = entry.get("predicted_ne_increase")
+        row.append("-" if rise is None else f"{100 * rise:+.4f} %")
+    return row
+
+
+def _explain(report: dict[str, Any]) -> None:
+    print_table(
+        "each table alone: the evaluation that calibrates the prediction",
+        ["", "method", "NE"],
+        [
+            [
+                entry["name"],
+                entry["calibration"]["method"],
+                f"{100 * entry['calibration']['ne_increase']:+.4f} ±{100 * entry['calibration']['se']:.4f} %",
+            ]
+            for entry in report["tables"]
+            if "calibration" in entry
+        ],
+    )
+    print_table(
+        f"all tables together, budget {100 * report['max_ne_increase']:g} %",
+        ["", "bytes", "ratio", "predicted", "measured"],
+        [
+            [
+                str(number + 1),
+                bytes_text(tried["bytes"]),
+                f"{report['bytes_before'] / tried['bytes']:.1f}",
+                f"{100 * tried['predicted_ne_increase']:+.4f} %",
+                f"{100 * tried['ne_increase']:+.4f} ±{100 * tried['se']:.4f} %",
+            ]
+            for number, tried in enumerate(report["evaluated"])
+        ],
+    )
+
+
+def draw_frontier(compression: Compression, report: dict[str, Any], out: Path) -> None:
+    """Writes the picture: ratio against the rise of NE, predicted as a line, measured as points."""
+    fixed = sum(shape.num_bytes for shape in compression.kept)
+    frontier = compression.frontier
+    shown = np.unique(np.linspace(0, len(frontier.num_bytes) - 1, _DRAWN_POINTS).astype(int))
+    ratios = compression.bytes_before / (frontier.num_bytes[shown] + fixed)
+    with picture(out) as figure:
+        axes = figure.subplots()
+        if compression.search is not None:
+            axes.plot(ratios, 100 * frontier.errors[shown], label="predicted")
+            tried = report["evaluated"]
+            axes.errorbar(
+                [report["bytes_before"] / entry["bytes"] for entry in tried],
+                [100 * entry["ne_increase"] for entry in tried],
+                yerr=[200 * entry["se"] for entry in tried],
+                fmt="o",
+                markersize=3,
+                color="grey",
+                label="validation, two standard errors",
+            )
+            axes.axhline(100 * report["max_ne_increase"], color="red", linestyle=":", label="budget")
+            axes.set_ylabel("rise of NE, %")
+            axes.set_ylim(top=4 * 100 * report["max_ne_increase"], bottom=-100 * report["max_ne_increase"])
+        else:
+            axes.plot(ratios, frontier.errors[shown], label="weighted error")
+            axes.set_ylabel("weighted error")
+            axes.set_yscale("log")
+        if "test" in report and "ne_increase" in report["test"]:
+            part = report["test"]
+            height, error = 100 * part["ne_increase"], 200 * part["ne_increase_se"]
+            if compression.search is not None:
+                axes.errorbar([report["ratio"]], [height], yerr=[error], fmt="*", markersize=10, label="chosen, test")
+        axes.axvline(report["ratio"], color="black", linewidth=0.5)
+        axes.set_xlabel("times smaller")
+        axes.set_xscale("log")
+        axes.legend(frameon=False)

@@ -1,0 +1,76 @@
+"""What a compression is asked for, checked before anything is read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dlrmctl.errors import UserError
+from embeddings.compression.methods import Method, default_grid
+
+Goal = Literal["method", "ratio", "budget"]
+_SHORT = {"qr": "qr-mult4-int8", "hash": "hash4-int8", "rq": "rq2x256", "pq": "pq4x256"}
+_SMALL_CODEBOOKS = (16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One compression.
+
+    Attributes:
+        goal: "method" (the same for every table), "ratio" (of all tables together) or "budget" (of NE).
+        method: its name, for "method".
+        ratio: bytes before over bytes after, for "ratio".
+        budget: relative rise of NE, such as .001, for "budget".
+        keep_head: share of the rows, the heaviest, that stay at 8 bits, for "method"; 0 for none.
+        tables: comma-separated patterns of the tables to compress.
+        min_rows: smaller tables stay float32.
+        weights: "auto", "adagrad", "counts" or "uniform".
+    """
+
+    goal: Goal
+    method: str | None = None
+    ratio: float | None = None
+    budget: float | None = None
+    keep_head: float = 0.0
+    tables: str = "*"
+    min_rows: int = 100
+    weights: str = "auto"
+
+    def methods(self, rows: int, dim: int) -> list[Method]:
+        """What to try on a table, float32 as it is always among them."""
+        if self.goal == "method":
+            assert self.method is not None
+            return [Method.parse("fp32"), parse_method(self.method, dim, self.keep_head)]
+        methods = default_grid(dim)
+        methods += [
+            Method.parse(f"rq{count}x{size}") for size in _SMALL_CODEBOOKS for count in (1, 2, 3) if size * count < rows
+        ]
+        return methods
+
+
+def parse_method(name: str, dim: int, keep_head: float = 0.0) -> Method:
+    """A method by its full name, or by its kind alone with a usual size.
+
+    Raises:
+        UserError: if there is none of that name.
+    """
+    full = f"pca{max(4, dim // 2)}-int4" if name == "pca" else _SHORT.get(name, name)
+    if keep_head and not full.startswith("head"):
+        full = f"head{100 * keep_head:g}%+{full}"
+    try:
+        return Method.parse(full)
+    except ValueError as problem:
+        raise UserError(f"--method: {problem}") from None
+
+
+def check_output(out: Path) -> Path:
+    """The path, if nothing is there yet.
+
+    Raises:
+        UserError: if it exists, or its directory does not.
+    """
+    if out.exists():
+        raise UserError(f"{out}: exists already", "choose another output directory, or remove this one")
+    if not out.resolve().parent.is_dir():
+        raise UserError(f"{out.parent}: there is no such directory", f"mkdir -p {out.parent}")
+    return out
