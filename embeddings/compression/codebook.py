@@ -71,9 +71,19 @@ def fit_codes(
     if operation == "sum" and num_codes > 1 and num_codes * size > _MOST_EQUATIONS:
         raise ValueError(f"{num_codes} codebooks of {size} rows are more than {_MOST_EQUATIONS} rows; use smaller ones")
     generator = torch.Generator().manual_seed(seed)
-    model = _Codebooks.start(*weighted_sample(table, sample_rows, generator), num_codes, size, operation, generator)
-    codes = torch.zeros(table.num_rows, num_codes, dtype=dtype)
-    losses: list[float] = []
+    sample = TableRows(*weighted_sample(table, sample_rows, generator), name=table.name)
+    model = _Codebooks.start(sample, num_codes, size, operation, generator)
+    if operation == "sum" and num_codes > 1:
+        _alternate(model, sample, torch.empty(sample.num_rows, num_codes, dtype=dtype), _SAMPLE_SWEEPS)
+    del sample
+    codes = torch.empty(table.num_rows, num_codes, dtype=dtype)
+    losses = _alternate(model, table, codes, passes)
+    return FittedCodes(codes, model.codebooks, losses)
+
+
+def _alternate(model: "_Codebooks", table: TableRows, codes: Tensor, passes: int) -> list[float]:
+    """Codes all rows (into `codes`) and refits the codebooks, several times; the loss after each coding."""
+    losses = []
     for number in range(passes):
         sums = _Sums(model)
         loss = torch.zeros((), dtype=torch.float64)
@@ -82,10 +92,10 @@ def fit_codes(
             residual = values - model.decode(chosen)
             loss += (residual.square().sum(1) * weights).sum(dtype=torch.float64)
             sums.add(chosen, residual, weights)
-            codes[part] = chosen.to(dtype)
+            codes[part] = chosen.to(codes.dtype)
         losses.append(float(loss))
         model.move(sums)
-    return FittedCodes(codes, model.codebooks, losses)
+    return losses
 
 
 class _Codebooks:
@@ -95,25 +105,19 @@ class _Codebooks:
 
     @classmethod
     def start(
-        cls, values: Tensor, weights: Tensor, num_codes: int, size: int, operation: str, generator: torch.Generator
+        cls, sample: TableRows, num_codes: int, size: int, operation: str, generator: torch.Generator
     ) -> "_Codebooks":
-        """Codebook after codebook on what those before leave over, and then together."""
-        width = values.shape[1] // num_codes if operation == "concat" else values.shape[1]
+        """Codebook after codebook on what those before leave over."""
+        width = sample.dim // num_codes if operation == "concat" else sample.dim
         codebooks = torch.zeros(num_codes, size, width)
-        size = min(size, len(values))
-        left = values.clone()
+        size = min(size, sample.num_rows)
+        left = sample.weight.clone()
         for index in range(num_codes):
             columns = slice(index * width, (index + 1) * width) if operation == "concat" else slice(None)
-            centers = fit_centers(left[:, columns].contiguous(), weights, size, generator)
+            centers = fit_centers(left[:, columns].contiguous(), sample.weights, size, generator)
             codebooks[index, :size] = centers
             left[:, columns] -= centers[nearest(left[:, columns].contiguous(), centers)]
-        model = cls(codebooks, operation)
-        codes = None
-        for _ in range(_SAMPLE_SWEEPS if operation == "sum" and num_codes > 1 else 0):
-            codes, sums = model.encode(values, codes), _Sums(model)
-            sums.add(codes, values - model.decode(codes), weights)
-            model.move(sums)
-        return model
+        return cls(codebooks, operation)
 
     def encode(self, values: Tensor, codes: Tensor | None) -> Tensor:
         """Codes [n, L]: greedily one after the other, or better than those given, one at a time."""

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Rows whose scores against all centers are held at once: 8 MB of float32 for 256 centers, which stays in the cache.
-_SCORES = 2**21
+# Rows whose scores against all centers are held at once: 4 MB of float32 for 256 centers, which stays in the cache.
+_SCORES = 2**20
 _SEED_ROWS = 16_384
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 # What a fit is doing, and how many of how many rows it has done.
 Progress = Callable[[str, int, int], None]
-# Values read at once: 4 MB of float32, so that a handful of temporaries stay small beside any table worth compressing.
-CHUNK_VALUES = 2**20
+# Values read at once: 1 MB of float32, so that a handful of temporaries stay small beside any table worth compressing.
+CHUNK_VALUES = 2**18
 
 
 def _silent(phase: str, done: int, total: int) -> None:

@@ -1,6 +1,9 @@
 import fbgemm_gpu  # noqa: F401
 import pytest
 import torch
+from fbgemm_gpu.split_embedding_configs import SparseType
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
+from fbgemm_gpu.split_table_batched_embeddings_ops_inference import IntNBitTableBatchedEmbeddingBagsCodegen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,6 +39,25 @@ def test_a_row_of_16_columns_takes_20_12_and_8_bytes():
         assert encode_rows(rows, bits).shape == (5, expected)
         assert fbgemm.FloatToFusedNBitRowwiseQuantizedSBHalf(rows, bits).shape == (5, expected)
     assert fbgemm.FloatToFused8BitRowwiseQuantized(rows).shape == (5, 24)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_fbgemm_serves_the_stored_bytes(bits: int):
+    rows = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
+    stored = pack(rows, bits, search=True)
+    kernel = IntNBitTableBatchedEmbeddingBagsCodegen(
+        embedding_specs=[("t", 300, 16, SparseType[f"INT{bits}"], EmbeddingLocation.HOST)],
+        row_alignment=1,
+        output_dtype=SparseType.FP32,
+        device="cpu",
+    )
+    kernel.initialize_weights()
+    kernel.assign_embedding_weights([(stored.values[:, :-4], stored.values[:, -4:])])
+    assert kernel.weights_host.numel() == stored.num_bytes
+    ids = torch.randint(300, (80,), dtype=torch.int32, generator=torch.Generator().manual_seed(1))
+    served = kernel(ids, torch.arange(81, dtype=torch.int32))
+    # One product and one sum of numbers below 4, fused there.
+    assert torch.allclose(served, stored(ids.long()), rtol=0, atol=1e-6)
 
 
 @settings(max_examples=60, deadline=None)

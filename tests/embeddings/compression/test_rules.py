@@ -116,7 +116,8 @@ def test_a_head_keeps_its_rows_and_saves_the_weighted_error():
     table = table_rows(5000)
     plain, headed = (Method.parse(name).fit(table) for name in ("rq1x64", "head2%-fp32+rq1x64"))
     assert isinstance(headed, Headed)
-    heavy = torch.topk(table.weights, 100).indices
+    heavy = (table.weights > torch.topk(table.weights, 100).values[-1]).nonzero().squeeze(1)
+    assert len(heavy) > 80  # the others are tied
     assert torch.equal(headed.lookup(heavy), table.weight[heavy])
     assert weighted_error(table, headed.expand()) < 0.5 * weighted_error(table, plain.expand())
     blocks = -(-5000 // 256)
