@@ -53,7 +53,7 @@ def test_fbgemm_serves_the_stored_bytes(bits: int):
     )
     kernel.initialize_weights()
     kernel.assign_embedding_weights([(stored.values[:, :-4], stored.values[:, -4:])])
-    assert kernel.weights_host.numel() == stored.num_bytes
+    assert 0 <= kernel.weights_host.numel() - stored.num_bytes < 128  # a whole table is filled up to its lines
     ids = torch.randint(300, (80,), dtype=torch.int32, generator=torch.Generator().manual_seed(1))
     served = kernel(ids, torch.arange(81, dtype=torch.int32))
     # One product and one sum of numbers below 4, fused there.
