@@ -14,7 +14,7 @@ from dlrmctl.console import bytes_text
 from dlrmctl.errors import UserError
 from dlrmctl.ranks import Ranks
 from dlrmctl.settings import shown
-from embeddings.choose import choose_tables
+from dlrmctl.tables import feature_tables
 from embeddings.collection import CompositionalEmbeddings
 from embeddings.memory import available_bytes
 from embeddings.sharding import PlacementError, Sharded, shard
@@ -66,16 +66,10 @@ def build_model(config: Config, schema: Schema, ranks: Ranks, *, batch_size: int
         batch_size: examples per rank and step, for the plan.
 
     Raises:
-        UserError: if the tables do not fit in memory; said before any of it is taken.
+        UserError: if the tables do not fit the settings or the memory; said before any of it is taken.
     """
     settings = config.embeddings
-    tables = choose_tables(
-        [(feature.name, feature.rows, feature.max_ids) for feature in schema.sparse],
-        kind=settings.embedding,
-        collisions=settings.collisions,
-        operation=settings.operation,
-        threshold=settings.qr_threshold,
-    )
+    tables = feature_tables(config, schema)
     try:
         sharded = shard(
             CompositionalEmbeddings(tables, settings.dim),
@@ -90,7 +84,7 @@ def build_model(config: Config, schema: Schema, ranks: Ranks, *, batch_size: int
             sharding=settings.sharding,
         )
     except PlacementError as problem:
-        raise UserError(str(problem), "--embedding qr with more --collisions, a smaller --dim, or more ranks") from None
+        raise UserError(str(problem), "a larger --compress-ratio, a smaller --dim, or more ranks") from None
     network = build_dense_network(config, schema, ranks.device)
     replicated: nn.Module = network
     if ranks.world_size > 1:
@@ -113,7 +107,7 @@ def build_dense_network(config: Config, schema: Schema, device: torch.device) ->
     _check_dense_size(config, schema, device)
     return DenseNetwork(
         num_dense=len(schema.dense),
-        num_features=len(schema.sparse),
+        num_features=sum(table.vectors for table in feature_tables(config, schema)),
         dim=config.embeddings.dim,
         bottom=config.model.bottom_mlp,
         top=config.model.top_mlp,
@@ -123,7 +117,7 @@ def build_dense_network(config: Config, schema: Schema, device: torch.device) ->
 
 
 def _check_dense_size(config: Config, schema: Schema, device: torch.device) -> None:
-    F, D = len(schema.sparse), config.embeddings.dim
+    F, D = sum(table.vectors for table in feature_tables(config, schema)), config.embeddings.dim
     joined = D + F * (F + 1) // 2 if config.model.interaction == "dot" else (F + 1) * D
     bottom, top = [len(schema.dense), *config.model.bottom_mlp], [joined, *config.model.top_mlp]
     weights = sum(a * b for widths in (bottom, top) for a, b in pairwise(widths))

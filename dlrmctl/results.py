@@ -10,6 +10,7 @@ from dlrmctl.console import bytes_text, messages, number_text, print_table
 from dlrmctl.datasets import optimum
 from dlrmctl.metrics import Metrics
 from dlrmctl.ranks import Ranks
+from dlrmctl.tables import summary
 from embeddings.placement import Placement
 
 
@@ -64,6 +65,7 @@ def introduction(reader: Reader, model: Model, ranks: Ranks) -> list[str]:
         f"on {ranks.world_size} x {ranks.device.type}",
         f"{len(plan)} tables, {sum(table.rows for table in plan):,} rows, "
         f"with their optimizer state at most {bytes_text(most)} per rank",
+        summary(model.sharded.embeddings.features, model.sharded.embeddings.dim),
     ]
 
 

@@ -1,12 +1,13 @@
 """Where a run stands, and whether a checkpoint may be gone on with."""
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from data.source import Source
 from dlrmctl.config import Config
+from dlrmctl.embedding_settings import EmbeddingSettings
 from dlrmctl.errors import UserError
 
 
@@ -52,7 +53,7 @@ class Progress:
 _FIXED: dict[str, set[str] | None] = {  # None: all of the section
     "data": None,
     "model": None,
-    "embeddings": {"embedding", "dim", "collisions", "operation", "qr_threshold"},
+    "embeddings": {item.name for item in fields(EmbeddingSettings)} - {"sharding"},
     "optim": {"dense_optimizer", "grafting", "shampoo_block", "shampoo_sides", "momentum", "beta1"},
     "train": {"batch_size", "seed"},
 }
@@ -70,13 +71,20 @@ def same_shape(ours: Config, saved: dict[str, Any], path: Path, *, sections: Col
     for section, names in _FIXED.items():
         if section not in sections:
             continue
-        for name, value in asdict(getattr(ours, section)).items():
+        for item in fields(getattr(ours, section)):
+            name, value = item.name, getattr(getattr(ours, section), item.name)
             if section == "data" and name == "path":
                 continue  # the fingerprint decides whether moved data is the same
-            value = list(value) if isinstance(value, tuple) else value
-            before = saved.get(section, {}).get(name)
+            value, default = (list(v) if isinstance(v, tuple) else v for v in (value, item.default))
+            before = saved.get(section, {}).get(name, default)  # a setting that came later had its default
             if (names is None or name in names) and value != before:
                 raise UserError(
                     f"{path}: was trained with {section}.{name} = {before}, this run asks for {value}",
                     "go on with the same setting, or start a new run",
                 )
+    before = saved.get("embeddings", {}).get("tables", {})
+    if "embeddings" in sections and list(ours.tables.items()) != list(before.items()):  # their order counts
+        raise UserError(
+            f"{path}: was trained with embeddings.tables = {before}, this run asks for {ours.tables}",
+            "go on with the same tables, or start a new run",
+        )

@@ -25,8 +25,12 @@ def setting(
     at_most: float | None = None,
     choices: tuple[str, ...] = (),
     flag: str | None = None,
+    unit: str = "",
 ) -> Any:
-    """One line of a settings dataclass; None as the default means "follows from other settings"."""
+    """One line of a settings dataclass; None as the default means "follows from other settings".
+
+    Text may end in the `unit`.
+    """
     bounds = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
     return field(
         default=default,
@@ -35,6 +39,7 @@ def setting(
             "bounds": {name: bound for name, bound in bounds.items() if bound is not None},
             "choices": choices,
             "flag": flag,
+            "unit": unit,
         },
     )
 
@@ -123,6 +128,15 @@ def check_value(item: Field[Any], value: Any, where: str) -> None:
 
 def section_from(cls: type, given: Mapping[str, tuple[Any, str]]) -> Any:
     """Builds one section from `name -> (value, where it came from)`; what is absent keeps its default."""
+    return cls(**checked_values(cls, given))
+
+
+def checked_values(cls: type, given: Mapping[str, tuple[Any, str]]) -> dict[str, Any]:
+    """The values of `name -> (value, where it came from)` in the types of a section, held against its bounds.
+
+    Raises:
+        UserError: for an unknown setting, or a value that is mistyped or out of range.
+    """
     known = {item.name: item for item in fields(cls)}
     hints = get_type_hints(cls)
     values = {}
@@ -130,9 +144,11 @@ def section_from(cls: type, given: Mapping[str, tuple[Any, str]]) -> Any:
         if name not in known:
             close = nearest(name, known)
             raise UserError(f"{where} is not a setting", f"did you mean {close!r}?" if close else None)
+        if isinstance(raw, str) and (unit := known[name].metadata["unit"]):
+            raw = raw.removesuffix(unit)
         values[name] = coerce(raw, hints[name], where)
         check_value(known[name], values[name], where)
-    return cls(**values)
+    return values
 
 
 def default_of(item: Field[Any]) -> Any:

@@ -51,6 +51,7 @@ class DenseNetwork(nn.Module):
             raise ValueError(f"the top MLP ends in {top[-1]} units; a logit is one")
         if interaction not in INTERACTIONS:
             raise ValueError(f"{interaction=} must be one of {', '.join(INTERACTIONS)}")
+        self.num_features = num_features
         self.bottom = MLP(num_dense, bottom, generator=generator)
         self.interaction = INTERACTIONS[interaction](num_features, dim)
         self.top = MLP(self.interaction.out_features, top, last_relu=False, generator=generator)

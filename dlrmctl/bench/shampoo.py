@@ -19,6 +19,7 @@ from dlrmctl.config import Config
 from dlrmctl.console import bytes_text, output, print_table, say
 from dlrmctl.evaluate import set_precision
 from dlrmctl.ranks import Ranks
+from dlrmctl.tables import feature_tables
 from optim.shampoo import DistributedShampoo
 from optim.shampoo.timing import PartTimes
 
@@ -58,9 +59,10 @@ def bench_shampoo(config: Config, ranks: Ranks, *, periods: int) -> dict[str, An
     """
     set_precision(config.train.precision)
     size, device = config.train.batch_size // ranks.world_size, ranks.device
+    num_vectors = sum(table.vectors for table in feature_tables(config, Synthetic(0, 1, 1, 1).schema))
     inputs = (
         torch.randn(size, 13, device=device),
-        torch.randn(size, 26, config.embeddings.dim, device=device, requires_grad=True),
+        torch.randn(size, num_vectors, config.embeddings.dim, device=device, requires_grad=True),
         (torch.rand(size, device=device) < 0.25).float(),
     )
     variants = {name: _Variant(config, name, inputs, ranks) for name in VARIANTS}

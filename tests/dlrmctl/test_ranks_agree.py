@@ -9,6 +9,7 @@ from data.reader import Reader
 from data.synthetic import Synthetic
 from dlrmctl.build import build_dense_optimizer, build_model
 from dlrmctl.config import resolve
+from dlrmctl.embedding_settings import OPERATIONS
 from dlrmctl.errors import UserError
 from dlrmctl.ranks import Ranks
 from dlrmctl.step import TrainingStep
@@ -39,10 +40,20 @@ def _losses(flags: dict[str, str], max_ids: int) -> list[float]:
 @pytest.mark.parametrize("sharding", ["table_wise", "row_wise"])
 @pytest.mark.parametrize(
     ("embedding", "operation", "max_ids"),
-    [("full", "mult", 1), ("qr", "mult", 1), ("qr", "add", 1), ("qr", "concat", 1), ("qr", "mult", 3)],
+    [
+        ("full", "mult", 1),
+        *(("qr", operation, 1) for operation in OPERATIONS),
+        ("qr", "mult", 3),
+        ("qr", "path", 3),
+        ("kway", "mult", 3),
+        ("crt", "concat", 1),
+        ("head", "mult", 3),
+        ("double-hash", "mult", 3),
+    ],
 )
 def test_two_ranks_take_the_same_steps_as_one(sharding: str, embedding: str, operation: str, max_ids: int):
     flags = {"embedding": embedding, "operation": operation, "sharding": sharding, "dense_optimizer": "adagrad"}
+    flags |= {"tail": "qr", "ways": "3" if embedding == "kway" else "2"}
     [alone] = run_ranks(_losses, 1, flags, max_ids)
     together = run_ranks(_losses, 2, flags, max_ids)
     assert together[0] == together[1]

@@ -1,0 +1,64 @@
+"""From settings to tables: which table every sparse feature of the data has."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from data.schema import Schema
+from dlrmctl.config import Config
+from dlrmctl.embedding_settings import changes_of_table, check_patterns
+from dlrmctl.errors import UserError
+from embeddings.choose import Method, RatioError, fit_ratio, num_parameters
+from embeddings.tables import FeatureTable
+
+
+def feature_tables(config: Config, schema: Schema) -> list[FeatureTable]:
+    """The tables of every sparse feature, in their order.
+
+    Raises:
+        UserError: if a section of a single table matches none, its settings contradict, or a ratio is out of reach.
+    """
+    features = [(feature.name, feature.rows, feature.max_ids) for feature in schema.sparse]
+    names = [feature.name for feature in schema.sparse]
+    check_patterns(config.tables, names)
+    changes = [changes_of_table(config.tables, name) for name in names]
+    each = [replace(config.embeddings, **change) for change in changes]
+    methods = [
+        Method(
+            kind=settings.embedding,
+            collisions=settings.collisions,
+            operation=settings.operation,
+            large=settings.qr_layout,
+            ways=settings.ways,
+            head_share=settings.head_share,
+            tail=settings.tail,
+            threshold=settings.qr_threshold,
+        )
+        for settings in each
+    ]
+    ratio, dim = config.embeddings.compress_ratio, config.embeddings.dim
+    try:
+        if ratio is None:
+            tables = [method.table(feature) for method, feature in zip(methods, features, strict=True)]
+            num_parameters(tables, dim)  # widths that no kernel has are refused here
+            return tables
+        given = ["collisions" in change for change in changes]
+        return fit_ratio(features, methods, given, ratio=ratio, dim=dim)
+    except RatioError as problem:
+        raise UserError(f"embeddings.compress_ratio: {problem}", _BEYOND) from None
+    except ValueError as problem:
+        raise UserError(str(problem), "see [embeddings] and [embeddings.tables] of the settings") from None
+
+
+# A remainder table has a row for every collision, so the others have a smallest size.
+_BEYOND = "--embedding hash has no lower bound; a lower --qr-threshold compresses smaller tables too"
+
+
+def summary(tables: Sequence[FeatureTable], dim: int) -> str:
+    """What the tables are, and how much smaller than full ones, in one line."""
+    full, kept = sum(table.rows * dim for table in tables), num_parameters(tables, dim)
+    counts: dict[str, int] = {}
+    for table in tables:
+        way = table.kind if table.combination is None else f"{table.kind} {table.combination}"
+        counts[way] = counts.get(way, 0) + 1
+    kinds = ", ".join(f"{count} {way}" for way, count in counts.items())
+    return f"{full:,} weights of embeddings in {kept:,}, {full / kept:.2f}x smaller: {kinds}"
