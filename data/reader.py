@@ -5,16 +5,16 @@ order. Global batch g is the stream's rows [g * G, (g + 1) * G), and rank r of W
 it. So a position is (epoch, g), whatever the number of ranks.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from data.batch import Batch
 from data.errors import DataError
-from data.gather import Rows, join_batch, pick_rows
+from data.gather import Piece, Rows, join_batch, pick_rows
 from data.shuffle import Use, permutation
 from data.source import Source, check_split
 
@@ -40,7 +40,8 @@ class Reader:
         shuffle: False keeps the order of the source.
         drop_last: True leaves out the last, incomplete global batch of an epoch. False fills it with repeats of the
             last example, `num_valid` says how many count on this rank (0 is possible).
-        prefetch: blocks prepared ahead in a background thread; 0 prepares them when they are needed.
+        prefetch: how far ahead batches are made in a background thread, in blocks; 0 makes them when they are needed.
+        pin_memory: batches in page-locked memory, from which copies to a GPU can be asynchronous; needs CUDA.
 
     Raises:
         DataError: if a number does not fit, or the split has no complete batch and `drop_last` is set.
@@ -58,6 +59,7 @@ class Reader:
         shuffle: bool = True,
         drop_last: bool = True,
         prefetch: int = 1,
+        pin_memory: bool = False,
     ) -> None:
         check_split(split)
         if batch_size < 1 or world_size < 1 or batch_size % world_size:
@@ -71,9 +73,10 @@ class Reader:
             raise DataError(f"the seed {seed} must be at least 0 and below 2**64")
         if prefetch < 0:
             raise DataError(f"{prefetch} blocks prepared ahead must be at least 0")
-        self.source, self.split, self.seed, self.shuffle, self.prefetch = source, split, seed, shuffle, prefetch
+        self.source, self.split, self.seed, self.shuffle, self.pin_memory = source, split, seed, shuffle, pin_memory
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.local_batch_size = batch_size // world_size
+        self.batches_ahead = -(-prefetch * source.block_rows // batch_size)
         self.num_examples = source.num_examples(split)
         self.num_batches = self.num_examples // batch_size if drop_last else -(-self.num_examples // batch_size)
         if self.num_batches == 0:
@@ -94,15 +97,15 @@ class Reader:
             raise DataError(f"epoch {epoch} must be at least 0")
         if not 0 <= start <= self.num_batches:
             raise DataError(f"batch {start} lies outside the epoch of {self.num_batches} batches")
-        return self._batches(epoch, start)
+        return _ahead(self._batches(epoch, start), self.batches_ahead)
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        parts = self._parts(epoch, start)
         size = self.local_batch_size
-        pieces: list[tuple[Rows, int, int]] = []
+        pieces: list[Piece] = []
         filled, batch = 0, start
-        for rows in _ahead([partial(self._prepare, epoch, start, part) for part in parts], self.prefetch):
-            at, count = 0, len(rows.labels_N)
+        for part in self._parts(epoch, start):
+            rows = self._pick(epoch, start, part)
+            at, count = 0, len(rows)
             while at < count:
                 take = min(size - filled, count - at)
                 pieces.append((rows, at, at + take))
@@ -110,7 +113,7 @@ class Reader:
                 if filled == size:
                     first = batch * self.batch_size + self.rank * size
                     num_valid = min(max(self.num_examples - first, 0), size)
-                    yield join_batch(pieces, self.source.schema.keys, num_valid)
+                    yield join_batch(pieces, self.source.schema.keys, num_valid, pin_memory=self.pin_memory)
                     pieces, filled, batch = [], 0, batch + 1
 
     def _parts(self, epoch: int, start: int) -> list[_Part]:
@@ -126,32 +129,37 @@ class Reader:
             at = stop
         return parts
 
-    def _prepare(self, epoch: int, first_batch: int, part: _Part) -> Rows:
+    def _pick(self, epoch: int, first_batch: int, part: _Part) -> Rows:
         """This rank's rows of a block, in the order of the stream."""
+        block = self.source.read_block(self.split, part.block)
         end = self.num_batches * self.batch_size
+        start = max(part.start, first_batch * self.batch_size)
         # The padding of the last batch belongs to the last block of the stream, as repeats of its last example.
         stop = end if part.stop == self.num_examples else min(part.stop, end)
-        stream = np.arange(max(part.start, first_batch * self.batch_size), stop)
+        if not self.shuffle and self.world_size == 1 and stop <= part.stop:
+            return pick_rows(block, slice(start - part.start, stop - part.start))
+        stream = np.arange(start, stop)
         if self.world_size > 1:
             stream = stream[stream % self.batch_size // self.local_batch_size == self.rank]
         places = np.minimum(stream, part.stop - 1) - part.start
         if self.shuffle:
             places = permutation(part.stop - part.start, self.seed, Use.ROW_ORDER, epoch, part.block)[places]
-        return pick_rows(self.source.read_block(self.split, part.block), places)
+        return pick_rows(block, places)
 
 
-def _ahead(tasks: Sequence[Callable[[], Rows]], depth: int) -> Iterator[Rows]:
-    """The results of the tasks in order, with up to `depth` of them worked on while the caller is busy."""
+def _ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
+    """The same batches, with up to `depth` of them made in a background thread while the caller is busy."""
     if depth == 0:
-        yield from (task() for task in tasks)
+        yield from batches
         return
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="data-reader")
     try:
-        waiting: list[Future[Rows]] = [executor.submit(task) for task in tasks[: depth + 1]]
-        for index in range(len(tasks)):
-            rows = waiting.pop(0).result()
-            yield rows
-            if index + depth + 1 < len(tasks):
-                waiting.append(executor.submit(tasks[index + depth + 1]))
+        waiting = deque(executor.submit(next, batches, None) for _ in range(depth))
+        while True:
+            waiting.append(executor.submit(next, batches, None))
+            batch = waiting.popleft().result()
+            if batch is None:
+                return
+            yield batch
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
