@@ -150,6 +150,14 @@ class Tally:
         for label in (0, 1):
             self.counts[label] += np.bincount(steps_N[labels_N == label], minlength=len(PROBABILITIES))
 
+    def merge(self, other: "Tally") -> None:
+        """The examples of another tally too."""
+        self.counts += other.counts
+
+    @property
+    def label_rate(self) -> float:
+        return float(self.counts[1].sum() / self.counts.sum())
+
     def bayes(self) -> Bayes:
         """The scores of all of them; there must be one at least."""
         return score_teacher(self.counts)

@@ -5,8 +5,10 @@ from typing import Annotated
 
 import typer
 
+from dlrmctl.config import SYNTHETIC_SIZES
+from dlrmctl.console import print_json
 from dlrmctl.errors import UserError, nearest
-from dlrmctl.options import AsJson, one_of, whole_number
+from dlrmctl.options import AsJson, large_number, one_of, whole_number
 
 FORMATS = ("criteo",)
 
@@ -69,3 +71,35 @@ def _format_and_files(words: list[str]) -> tuple[str, list[str]]:
     if not files:
         raise UserError(f"no file after {first!r}", f"dlrmctl prepare {first} SRC... -o DIR")
     return first, files
+
+
+@data_app.command("synthesize")
+def synthesize(
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="File, compressed if it ends in .gz; {n} is a number.", metavar="NAME")
+    ],
+    rows: Annotated[str, typer.Option(help="Rows of all files, such as 20M or 500k.", metavar="N")] = "1M",
+    size: Annotated[
+        str,
+        typer.Option(
+            help="Ids per table: up to 10,000; up to 200,000; or as in Criteo's Kaggle data.",
+            metavar="|".join(SYNTHETIC_SIZES),
+        ),
+    ] = "small",
+    seed: Annotated[str, typer.Option(help="Seed of the teacher and its rows.", metavar="N")] = "0",
+    files: Annotated[str | None, typer.Option(help="Cut the rows into so many files.", metavar="N")] = None,
+    rows_per_file: Annotated[str | None, typer.Option(help="Cut the rows into files of so many.", metavar="N")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Generated rows with a known optimum, as files in Criteo's format."""
+    one_of("--size", size, SYNTHETIC_SIZES)
+    num_rows = large_number("--rows", rows, at_least=1)
+    num_files = None if files is None else whole_number("--files", files, at_least=1)
+    most = None if rows_per_file is None else large_number("--rows-per-file", rows_per_file, at_least=1)
+    number = whole_number("--seed", seed, at_least=0)
+    from dlrmctl.synthesize import show_synthesis
+    from dlrmctl.synthesize import synthesize as run
+
+    result = run(out, rows=num_rows, num_files=num_files, rows_per_file=most, size=size, seed=number, force=force)
+    print_json(result) if json else show_synthesis(result)
