@@ -74,6 +74,7 @@ def open_reader(config: Config, source: Source, split: str, ranks: Ranks, *, tra
         seed=config.train.seed,
         shuffle=training,
         drop_last=training,
+        pin_memory=ranks.device.type == "cuda",
     )
 
 
