@@ -98,18 +98,19 @@ class Digits(Stage):
         blocks = ids.split([sum(sizes[: self.features])] * self.digits)
         if self.lowest_last:
             blocks = blocks[::-1]
+        # The remainder by a product and a difference: a second division would cost twice as much.
+        if self.common is not None:
+            low, high = blocks
+            high.floor_divide_(self.common)
+            low.sub_(high, alpha=self.common)
+            return
         for digit, modulus in enumerate(self.moduli.view(self.digits - 1, self.features)):
             low, high = blocks[digit], blocks[digit + 1]
             if digit:
                 high.copy_(low)
-            # The remainder by a product and a difference: a second division would cost twice as much.
-            if self.common is not None:
-                high.floor_divide_(self.common)
-                low.sub_(high, alpha=self.common)
-            else:
-                divisors = _repeated(modulus, sizes[: self.features], like=ids)
-                high.floor_divide_(divisors)
-                low.addcmul_(high, divisors, value=-1)
+            divisors = _repeated(modulus, sizes[: self.features], like=ids)
+            high.floor_divide_(divisors)
+            low.addcmul_(high, divisors, value=-1)
 
 
 class Hashes(Stage):

@@ -55,7 +55,7 @@ class _Run:
     def of(self, sources: Sequence[Tensor]) -> list[Tensor]:
         """The columns of each key, [B, count, width of the key]."""
         return [
-            sources[source][:, start : start + self.count * width].unflatten(1, (self.count, width))
+            sources[source][:, start : start + self.count * width].view(len(sources[source]), self.count, width)
             for source, start, width in self.places
         ]
 
@@ -136,7 +136,7 @@ class _Combine(torch.autograd.Function):
         # Every column of a source belongs to one part, so every element is written.
         gradients = [torch.empty_like(source) for source in sources]
         for run in ctx.runs:
-            _write_gradients(run, run.of(sources), run.of_output(grads[0]), run.of(gradients))
+            _write_gradients(run, sources, run.of_output(grads[0]), run.of(gradients))
         return (None, None, None, *gradients)
 
 
@@ -162,8 +162,9 @@ def _combined(operation: str, values: list[Tensor]) -> Tensor:
     return reduce(torch.mul if operation == "mult" else torch.add, values)
 
 
-def _write_gradients(run: _Run, values: list[Tensor], grad: Tensor, outs: list[Tensor]) -> None:
+def _write_gradients(run: _Run, sources: Sequence[Tensor], grad: Tensor, outs: list[Tensor]) -> None:
     if run.operation == "mult":
+        values = run.of(sources)
         for index, out in enumerate(outs):
             first, *others = values[:index] + values[index + 1 :]
             torch.mul(grad, first, out=out)
@@ -171,7 +172,7 @@ def _write_gradients(run: _Run, values: list[Tensor], grad: Tensor, outs: list[T
                 out *= other
     elif run.operation == "path":
         with torch.enable_grad():
-            inputs = [value.detach().requires_grad_() for value in values]
+            inputs = [value.detach().requires_grad_() for value in run.of(sources)]
             combined = _combined("path", inputs)
         for out, gradient in zip(outs, torch.autograd.grad(combined, inputs, grad), strict=True):
             out.copy_(gradient)
