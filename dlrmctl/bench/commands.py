@@ -6,6 +6,7 @@ import typer
 
 from dlrmctl.config import DENSE_OPTIMIZERS, resolve
 from dlrmctl.console import print_json
+from dlrmctl.errors import UserError
 from dlrmctl.options import AsJson, one_of, whole_number, with_settings
 from dlrmctl.settings import coerce
 
@@ -103,7 +104,11 @@ def bench_embeddings(
     """What smaller tables cost in NE: tuned alike on one seed, compared on others."""
     settings = resolve({}, flags)
     names = methods.split(",")
+    if len(set(names)) < len(names):
+        raise UserError(f"--methods = {methods!r} names one method twice")
     numbers = [coerce(text, float, "--factors") for text in factors.split(",")]
+    if min(numbers) <= 0:
+        raise UserError(f"--factors = {factors!r} must all be above 0")
     count = whole_number("--seeds", seeds, at_least=1)
     from dlrmctl.bench.embeddings import bench_embeddings as measure
     from dlrmctl.bench.embeddings import method_settings, show_bench_embeddings

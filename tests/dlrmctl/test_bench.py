@@ -51,6 +51,8 @@ def test_bench_convergence_compares_at_the_best_rate_of_each():
         (["convergence", "--optimizers", "adagard"], "--optimizers = 'adagard' must be one of"),
         (["convergence", "--lrs", "0.1,fast"], "--lrs = 'fast' is not a number"),
         (["embeddings", "--methods", "full,qrr"], "--methods qrr: embeddings.embedding = 'qrr' must be one of"),
+        (["embeddings", "--methods", "qr,full,qr"], "--methods = 'qr,full,qr' names one method twice"),
+        (["embeddings", "--factors", "1,0"], "--factors = '1,0' must all be above 0"),
         (["embeddings", "--methods", "qr:add"], "--methods: 'add' of 'qr:add' is not a setting and its value"),
     ],
 )
