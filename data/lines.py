@@ -1,81 +1,143 @@
-"""Whole lines from plain and gzip files, in pieces of bounded size."""
+"""Whole lines from a stream of text, in pieces of bounded size that are the same wherever one starts to read."""
 
-import gzip
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, cast
 
+import numpy as np
+
+from data.archives import find_texts
 from data.errors import DataError
-from data.files import io_errors
+from data.streams import Readable
+from data.texts import open_text
 
 MAX_LINE_BYTES = 1 << 16
 PIECE_BYTES = 1 << 23
-_GZIP_MAGIC = b"\x1f\x8b"
+PIECE_LINES = 1 << 16  # more of them, which are too short to be good, would take more memory than their text
 _UTF8_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A place between two lines of a text.
+
+    Attributes:
+        offset: bytes of text before it.
+        line: number of the line behind it, counted from 1.
+        crc32: of the text before it.
+    """
+
+    offset: int = 0
+    line: int = 1
+    crc32: int = 0
+
+
+START = Mark()
+
+
+@dataclass(frozen=True)
 class Lines:
-    """Consecutive lines of a file.
+    """Consecutive lines of a text.
 
     Attributes:
         content: the lines, each ended by a newline; a line longer than `MAX_LINE_BYTES` may be cut, not below that.
         first: number of the first line, counted from 1.
-        ended: False if the file stopped before the newline of the last line (`content` has one all the same).
-        position: bytes of the file consumed so far, as they lie on disk.
+        ended: False if the text stopped before the newline of the last line (`content` has one all the same).
+        end: the place behind the lines; without a checksum if none was asked for.
     """
 
     content: bytes
     first: int
     ended: bool
-    position: int
+    end: Mark = START
+    position: int = 0
+
+
+def cut_lines(
+    stream: Readable, start: Mark = START, piece_bytes: int = PIECE_BYTES, *, checked: bool = True
+) -> Iterator[Lines]:
+    """The lines of a text from a place on, about `piece_bytes` at a time.
+
+    A piece is what follows from the text behind its beginning alone, so that reading can go on at any of them.
+
+    Args:
+        stream: the text; stands at `start`.
+        start: where a piece begins.
+        piece_bytes: of text in a piece, at most, except for a longer line.
+        checked: whether `Lines.end` needs a checksum.
+    """
+    mark, rest = start, b""
+    while window := rest + stream.read(piece_bytes - len(rest)):
+        at_end = len(window) < piece_bytes
+        cut = _piece_end(window)
+        consumed = content = window[:cut]
+        rest, ended, length = window[cut:], True, cut
+        if not content and at_end:
+            consumed, rest, ended, length = window, b"", False, len(window)
+            content = consumed + b"\n"
+        crc32 = zlib.crc32(consumed, mark.crc32) if checked else 0
+        if not consumed:
+            content, rest, ended, length, crc32 = _long_line(stream, window, piece_bytes, mark, checked)
+        if mark.offset == 0:
+            content = content.removeprefix(_UTF8_MARK)
+        end = Mark(mark.offset + length, mark.line + content.count(b"\n"), crc32)
+        if content != b"\n" or ended:  # a text of nothing but a mark has no line
+            yield Lines(content, mark.line, ended, end)
+        mark = end
+
+
+def _piece_end(window: bytes) -> int:
+    """Bytes of the whole lines that make a piece; 0 if no line ends."""
+    cut = window.rfind(b"\n") + 1
+    if window.count(b"\n") > PIECE_LINES:
+        cut = int(np.flatnonzero(np.frombuffer(window, dtype=np.uint8) == ord("\n"))[PIECE_LINES - 1]) + 1
+    return cut
+
+
+def _long_line(
+    stream: Readable, window: bytes, piece_bytes: int, mark: Mark, checked: bool
+) -> tuple[bytes, bytes, bool, int, int]:
+    """A line longer than a piece, by itself: what is kept of it is bounded, and still too long to be a good one.
+
+    Returns:
+        What is kept, ended by a newline; what was read behind the line; whether it ended; its length; the checksum.
+    """
+    kept, length, crc32 = window[: MAX_LINE_BYTES + 1], 0, mark.crc32
+    while window:
+        end = window.find(b"\n")
+        part = window if end < 0 else window[: end + 1]
+        length += len(part)
+        crc32 = zlib.crc32(part, crc32) if checked else 0
+        if length > len(part):
+            kept += part.removesuffix(b"\n")[: MAX_LINE_BYTES + 1 - len(kept)]
+        if end >= 0:
+            return kept + b"\n", window[end + 1 :], True, length, crc32
+        window = stream.read(piece_bytes)
+    return kept + b"\n", b"", False, length, crc32
+
+
+def skip_text(stream: Readable, mark: Mark, name: str, piece_bytes: int = PIECE_BYTES) -> None:
+    """Reads up to a place, to go on behind it.
+
+    Raises:
+        DataError: if the text before it is not what it was.
+    """
+    left, crc32 = mark.offset, 0
+    while left and (part := stream.read(min(left, piece_bytes))):
+        crc32 = zlib.crc32(part, crc32)
+        left -= len(part)
+    if left or crc32 != mark.crc32:
+        what = f"ends before byte {mark.offset:,}" if left else f"its first {mark.offset:,} bytes are others"
+        raise DataError(f"{name}: the text has changed since it was read before: {what}", "start from the beginning")
 
 
 def check_source(path: Path) -> int:
-    """Size of a file in bytes.
-
-    Raises:
-        DataError: if it does not exist, is a directory, is empty or cannot be read.
-    """
-    if path.is_dir():
-        raise DataError(f"{path}: a directory, expected a file", "name the files inside it")
-    with io_errors(path, "read"):
-        size = path.stat().st_size
-        with path.open("rb"):
-            pass
-    if size == 0:
-        raise DataError(f"{path}: the file is empty", "download it again")
-    return size
+    return sum(text.num_bytes for text in find_texts(str(path)))
 
 
 def read_lines(path: Path, piece_bytes: int = PIECE_BYTES) -> Iterator[Lines]:
-    """The lines of a file in order, about `piece_bytes` at a time; gzip is known by its first bytes.
-
-    Raises:
-        DataError: if the file cannot be read, or is gzip and cut short or damaged.
-    """
-    with io_errors(path, "read"), path.open("rb") as raw:
-        compressed = raw.read(2) == _GZIP_MAGIC
-        raw.seek(0)
-        stream = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if compressed else raw
-        first, rest = 1, b""
-        while piece := _read(stream, piece_bytes, path):
-            content = rest + (piece.removeprefix(_UTF8_MARK) if first == 1 and not rest else piece)
-            cut = content.rfind(b"\n") + 1
-            # What is kept of a line without end stays too long to be a good one, and bounded.
-            content, rest = content[:cut], content[cut:][: MAX_LINE_BYTES + 1]
-            if content:
-                yield Lines(content, first, True, raw.tell())
-                first += content.count(b"\n")
-        if rest:
-            yield Lines(rest + b"\n", first, False, raw.tell())
-
-
-def _read(stream: BinaryIO, size: int, path: Path) -> bytes:
-    try:
-        return stream.read(size)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        how = "cut short" if isinstance(error, EOFError) else "damaged"
-        raise DataError(f"{path}: the gzip file is {how}", "download it again") from error
+    for source in find_texts(str(path)):
+        with open_text(source) as text:
+            for lines in cut_lines(text, piece_bytes=piece_bytes):
+                yield replace(lines, position=text.bytes_read())

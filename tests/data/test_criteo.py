@@ -1,21 +1,16 @@
 """Good lines become rows, certain losses are repaired, and everything else is named."""
 
-import gzip
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from data import lines as lines_module
 from data.criteo import LOST_FIELDS, MISSING_DENSE, parse, transform_dense
-from data.errors import DataError
-from data.lines import MAX_LINE_BYTES, Lines, check_source, read_lines
+from data.lines import MAX_LINE_BYTES, Lines
 from data.raw import BadLine, RawPiece
-from tests.data.criteo_files import Row, as_text, make_rows, write
+from tests.data.criteo_files import Row, as_text, make_rows
 
 
 def parse_text(text: bytes, **settings: bool) -> RawPiece:
-    return parse(Lines(text if text.endswith(b"\n") else text + b"\n", 1, text.endswith(b"\n"), 0), **settings)
+    return parse(Lines(text if text.endswith(b"\n") else text + b"\n", 1, text.endswith(b"\n")), **settings)
 
 
 def plain(row: Row) -> tuple[int, list[float], list[int | None]]:
@@ -171,57 +166,3 @@ def test_rows_without_labels_can_be_read() -> None:
     assert [row[1:] for row in told(parsed)] == [plain(row)[1:] for row in rows]
     (bad,) = parse_text(as_text(rows[:1]), labelled=False).bad
     assert bad.problem == "40 fields, expected 39"
-
-
-@pytest.mark.parametrize("name", ["day_0", "day_0.gz"])
-@pytest.mark.parametrize("piece_bytes", [7, 300, 5000, 1 << 20])
-def test_the_size_of_the_pieces_does_not_matter(tmp_path: Path, name: str, piece_bytes: int) -> None:
-    rows = make_rows(60)
-    path = write(tmp_path / name, rows)
-    pieces = list(read_lines(path, piece_bytes))
-    assert b"".join(piece.content for piece in pieces) == as_text(rows)
-    assert [row for piece in pieces for row in told(parse(piece))] == [plain(row) for row in rows]
-    assert [n for piece in pieces for n in parse(piece).lines_N] == list(range(1, 61))
-    assert all(piece.ended for piece in pieces)
-    assert pieces[-1].position == check_source(path)
-
-
-def test_a_line_without_end_takes_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines_module, "MAX_LINE_BYTES", 1000)
-    good = as_text(make_rows(1))
-    (tmp_path / "day_0").write_bytes(good + b"\t" * 50_000 + b"\n" + good + b"x" * 50_000)
-    pieces = list(read_lines(tmp_path / "day_0", 128))
-    assert max(len(piece.content) for piece in pieces) < 1000 + 128 + 3
-    assert b"".join(piece.content for piece in pieces).count(b"\n") == 4
-    assert pieces[-1].first == 4
-    assert not pieces[-1].ended
-
-
-def test_a_byte_order_mark_is_not_a_part_of_the_label(tmp_path: Path) -> None:
-    rows = make_rows(3)
-    (tmp_path / "day_0").write_bytes(b"\xef\xbb\xbf" + as_text(rows))
-    (piece,) = read_lines(tmp_path / "day_0")
-    assert told(parse(piece)) == [plain(row) for row in rows]
-
-
-def test_a_damaged_gzip_file_is_named(tmp_path: Path) -> None:
-    packed = gzip.compress(as_text(make_rows(200)))
-    (tmp_path / "short.gz").write_bytes(packed[:-200])
-    with pytest.raises(DataError, match=r"short\.gz: the gzip file is cut short"):
-        list(read_lines(tmp_path / "short.gz"))
-    changed = bytearray(packed)
-    changed[len(packed) // 2] ^= 0xFF
-    (tmp_path / "changed.gz").write_bytes(changed)
-    with pytest.raises(DataError, match=r"changed\.gz: the gzip file is damaged"):
-        list(read_lines(tmp_path / "changed.gz"))
-
-
-def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
-    (tmp_path / "empty").touch()
-    for name, message in {
-        "nowhere": "nowhere: cannot read: no such file or directory",
-        "empty": "empty: the file is empty",
-        ".": "a directory, expected a file",
-    }.items():
-        with pytest.raises(DataError, match=message):
-            check_source(tmp_path / name)
