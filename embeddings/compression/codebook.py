@@ -150,7 +150,7 @@ class _Codebooks:
             step = sums.residual / sums.totals.clamp(min=1e-30)[:, None]
         else:
             sums.together.diagonal().add_(sums.totals + _RIDGE * float(sums.totals.mean()))
-            step = torch.linalg.solve(sums.together, sums.residual)
+            step = torch.cholesky_solve(sums.residual, torch.linalg.cholesky(sums.together))
         self.codebooks = (self.codebooks.double() + step.view_as(self.codebooks)).float()
 
 

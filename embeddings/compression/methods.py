@@ -18,7 +18,7 @@ from embeddings.partitions import QuotientRemainder, ceil_div
 KINDS = ("rows", "pca", "hash", "qr", "rq", "pq")
 _BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4, "int2": 2}
 _NAME_OF_BITS = {bits: name for name, bits in _BITS.items()}
-_DEFAULT_BITS = {"rows": 8, "pca": 8, "hash": 8, "qr": 8, "rq": 16, "pq": 16}
+_DEFAULT_BITS = {"rows": 8, "pca": 8, "hash": 8, "qr": 8, "rq": 8, "pq": 8}
 _PATTERN = re.compile(
     r"(?:head(?P<share>[0-9.]+)%(?:-(?P<head>fp32|fp16|int8|int4|int2))?\+)?"
     r"(?:(?P<alone>fp32|fp16|int8|int4|int2)|(?:pca(?P<rank>\d+)|hash(?P<buckets>\d+)"

@@ -121,7 +121,7 @@ def test_a_head_keeps_its_rows_and_saves_the_weighted_error():
     assert torch.equal(headed.lookup(heavy), table.weight[heavy])
     assert weighted_error(table, headed.expand()) < 0.5 * weighted_error(table, plain.expand())
     blocks = -(-5000 // 256)
-    assert headed.num_bytes == 100 * 64 + 4900 + 64 * 16 * 2 + blocks * (32 + 4)
+    assert headed.num_bytes == 100 * 64 + 4900 + 64 * 20 + blocks * (32 + 4)
 
 
 def test_ids_sorted_by_weight_need_no_bitmap():
