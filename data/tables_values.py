@@ -1,0 +1,168 @@
+"""From the columns of a table to raw examples: numbers transformed, sparse values as 64-bit words, wrong rows left out.
+
+N rows, I dense features, F sparse features.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+
+from data.raw import BadLine, RawColumn, RawPiece
+from data.tables_schema import DenseColumn, SparseColumn, TableSchema
+from data.tables_words import is_one_of, numbers, words
+
+_SHOWN = 40  # characters of a wrong value
+_LARGEST = float(np.finfo(np.float16).max)
+
+
+@dataclass
+class _Faults:
+    """The first thing that is wrong with each row."""
+
+    frame: pl.DataFrame
+    by_row: dict[int, tuple[str, str]] = field(default_factory=dict)
+
+    def add(self, wrong_N: np.ndarray, name: str, reason: str, expected: str) -> None:
+        for row in np.flatnonzero(wrong_N).tolist():
+            if row not in self.by_row:
+                value = self.frame[name][row]
+                value = value.to_list() if isinstance(value, pl.Series) else value
+                shown = repr(value)
+                shown = shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."
+                problem = f"{name} is missing" if value is None or value == "" else f"{name} is {shown}"
+                self.by_row[row] = (reason, f"{problem}, expected {expected}")
+
+
+def to_piece(
+    schema: TableSchema,
+    frame: pl.DataFrame,
+    lines_N: np.ndarray,
+    bad: Sequence[BadLine] = (),
+    *,
+    labelled: bool = True,
+) -> RawPiece:
+    """The good rows of a piece of a table, and what is wrong with the others.
+
+    Args:
+        schema: of the table.
+        frame: its columns by name; text where the table is text.
+        lines_N: int64, the line or row each of them stands on.
+        bad: lines that are left out already, in order.
+        labelled: whether there is a label.
+    """
+    faults = _Faults(frame)
+    labels_N = _labels(schema, frame, faults) if labelled else np.zeros(len(frame), dtype=np.uint8)
+    dense_IN = np.empty((len(schema.dense), len(frame)), dtype=np.float16)
+    for dense_N, column in zip(dense_IN, schema.dense, strict=True):
+        dense_N[:] = _dense(column, frame[column.name], faults)
+    sparse, shortened = [], {}
+    for feature in schema.sparse:
+        if feature.max_ids == 1:
+            sparse.append(_single(feature, frame[feature.name], faults))
+        else:
+            values, short_N = _lists(feature, frame[feature.name], schema.list_separator, faults)
+            sparse.append(values)
+            if feature.truncate != "reject":
+                shortened[f"{feature.name} cut to its {feature.truncate} {feature.max_ids} values"] = short_N
+    good_N = np.ones(len(frame), dtype=bool)
+    good_N[list(faults.by_row)] = False
+    mended = {reason: int((short_N & good_N).sum()) for reason, short_N in shortened.items()}
+    wrong = [BadLine(int(lines_N[row]), *faults.by_row[row]) for row in sorted(faults.by_row)]
+    return RawPiece(
+        lines_N=lines_N[good_N],
+        labels_N=labels_N[good_N],
+        dense_IN=np.ascontiguousarray(dense_IN[:, good_N]),
+        sparse=[_chosen(column, good_N) for column in sparse],
+        repaired={reason: count for reason, count in mended.items() if count},
+        bad=sorted([*bad, *wrong], key=lambda line: line.line),
+    )
+
+
+def _chosen(column: RawColumn, good_N: np.ndarray) -> RawColumn:
+    if good_N.all():
+        return column
+    if column.lengths_N is None:
+        assert column.present_N is not None
+        return RawColumn(column.values[good_N], present_N=column.present_N[good_N])
+    return RawColumn(column.values[np.repeat(good_N, column.lengths_N)], lengths_N=column.lengths_N[good_N])
+
+
+def _labels(schema: TableSchema, frame: pl.DataFrame, faults: _Faults) -> np.ndarray:
+    """uint8, 0 or 1; 0 where wrong."""
+    series = frame[schema.label]
+    if series.dtype == pl.Boolean or isinstance(series.dtype, pl.Categorical | pl.Enum):
+        series = series.cast(pl.String)
+    numbers_N, given_N, wrong_N = numbers(series, ())
+    positive_N = numbers_N == 1
+    if schema.threshold is not None:
+        operator, bound = schema.threshold
+        positive_N = _COMPARE[operator](numbers_N, bound)
+        expected = "a number"
+    elif schema.positive is not None:
+        positive_N, wrong_N = is_one_of(series, schema.positive), np.zeros(len(series), dtype=bool)
+        expected = "a value"
+    else:
+        if series.dtype == pl.String:
+            text = series.str.to_lowercase()
+            true_N, false_N = ((text == word).fill_null(False).to_numpy() for word in ("true", "false"))
+            positive_N, wrong_N = positive_N | true_N, wrong_N & ~true_N & ~false_N
+            numbers_N = np.where(true_N | false_N, 0, numbers_N)
+        wrong_N |= (numbers_N != 0) & (numbers_N != 1)
+        expected = "0 or 1"
+    faults.add(wrong_N | ~given_N, schema.label, "label is wrong or missing", expected)
+    return (positive_N & given_N & ~wrong_N).astype(np.uint8)
+
+
+_COMPARE: Mapping[str, Callable[[np.ndarray, float], np.ndarray]] = {
+    ">=": np.greater_equal,
+    "<=": np.less_equal,
+    ">": np.greater,
+    "<": np.less,
+}
+
+
+def _dense(column: DenseColumn, series: pl.Series, faults: _Faults) -> np.ndarray:
+    """float64, transformed; `missing_value` where missing."""
+    numbers_N, given_N, wrong_N = numbers(series, column.missing)
+    faults.add(wrong_N, column.name, "not a number", "a number")
+    if column.transform == "log":
+        numbers_N = np.log(np.maximum(numbers_N, -2) + 3)
+    elif column.transform == "log1p":
+        numbers_N = np.log1p(np.maximum(numbers_N, 0))
+    large_N = given_N & ~wrong_N & (np.abs(numbers_N) > _LARGEST)
+    faults.add(large_N, column.name, "too large", f"at most {_LARGEST:.0f}, or transform = 'log'")
+    return np.where(given_N & ~large_N, numbers_N, column.missing_value)
+
+
+def _single(feature: SparseColumn, series: pl.Series, faults: _Faults) -> RawColumn:
+    values_N, given_N, wrong_N = words(feature, series)
+    faults.add(wrong_N, feature.name, "not an integer", "an integer")
+    return RawColumn(np.where(given_N & ~wrong_N, values_N, np.uint64(0)), present_N=given_N)
+
+
+def _lists(feature: SparseColumn, series: pl.Series, separator: str, faults: _Faults) -> tuple[RawColumn, np.ndarray]:
+    """The lists, and which of them were cut."""
+    if series.dtype == pl.String:
+        series = series.str.split(separator)
+    elif isinstance(series.dtype, pl.Array):
+        series = series.arr.to_list()
+    lengths_N = series.list.len().fill_null(0).to_numpy().astype(np.int64)
+    values, given, wrong = words(feature, series.filter(pl.Series(lengths_N > 0)).explode())
+    owner = np.repeat(np.arange(len(series)), lengths_N)
+    wrong_N = np.zeros(len(series), dtype=bool)
+    wrong_N[owner[wrong]] = True
+    faults.add(wrong_N, feature.name, "not an integer", "integers")
+    values, owner = values[given], owner[given]  # an empty place in a list is no value
+    lengths_N = np.bincount(owner, minlength=len(series))
+    long_N = lengths_N > feature.max_ids
+    if long_N.any():
+        if feature.truncate == "reject":
+            faults.add(long_N, feature.name, "list too long", f"at most {feature.max_ids} values")
+        place = np.arange(len(owner)) - np.repeat(np.cumsum(lengths_N) - lengths_N, lengths_N)
+        first = place < feature.max_ids
+        last = place >= np.repeat(lengths_N, lengths_N) - feature.max_ids
+        values = values[last if feature.truncate == "last" else first]
+        lengths_N = np.minimum(lengths_N, feature.max_ids)
+    return RawColumn(values, lengths_N=lengths_N.astype(np.int32)), long_N
