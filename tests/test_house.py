@@ -80,6 +80,7 @@ def test_files_have_one_subject():
         ["train", "--help"],
         ["evaluate", "--help"],
         ["prepare", "criteo", "--help"],
+        ["data", "synthesize", "--help"],
         ["doctor", "--help"],
         ["runs", "--help"],
         ["plot", "--help"],
