@@ -29,43 +29,39 @@ def parse(lines: Lines, *, labelled: bool = True) -> RawPiece:
     been cut anywhere: it is kept if it ends with such a categorical in its 26th place, and never repaired.
 
     Args:
-        lines: from `read_lines`.
+        lines: from `cut_lines`.
         labelled: whether the first field is a label.
     """
     names = (LABEL, *DENSE, *SPARSE) if labelled else (*DENSE, *SPARSE)
     content = lines.content.replace(b"\r\n", b"\n") if b"\r" in lines.content else lines.content
     text = _with_margin(content)
-    ends = np.flatnonzero(text <= _NEWLINE)  # finds other control characters too, but takes one comparison
+    # Finds other control characters too, but takes one comparison; a line with one is not regular, and wrong.
+    ends_NK = _field_ends(text, text <= _NEWLINE, len(names)) if lines.ended else None
     repaired: dict[int, BadLine] = {}
     bad: list[BadLine] = []
-    if lines.ended and _is_regular(text, ends, len(names)):
-        numbers = lines.first + np.arange(len(ends) // len(names))
+    if ends_NK is not None:
+        numbers = lines.first + np.arange(len(ends_NK))
     else:
         content, numbers, repaired, bad = _well_formed(content, lines, len(names))
         text = _with_margin(content)
-        ends = np.flatnonzero((text == _TAB) | (text == _NEWLINE))
-        assert _is_regular(text, ends, len(names)), "every line has all fields"
-    ends_NK = ends.reshape(-1, len(names))
+        ends_NK = _field_ends(text, (text == _TAB) | (text == _NEWLINE), len(names))
+        assert ends_NK is not None, "every line has all fields"
     fields = read_fields(text, ends_NK, len(DENSE), labelled=labelled)
-    good = np.flatnonzero(~fields.wrong_N)
     for row in np.flatnonzero(fields.wrong_N).tolist():
         number = int(numbers[row])
         line = text[MARGIN if row == 0 else ends_NK[row - 1, -1] + 1 : ends_NK[row, -1]].tobytes()
         problem = repaired.pop(number, None) or _wrong_value(number, line, names)
         assert problem is not None, "two ways of reading a field say the same"
         bad.append(problem)
-    bad.sort(key=lambda line: line.line)
-    everything = len(good) == len(numbers)
-    columns = zip(fields.values_FN, fields.present_FN, strict=True)
+    if fields.wrong_N.any():
+        numbers, fields = numbers[~fields.wrong_N], fields.right()
     return RawPiece(
-        lines_N=numbers if everything else numbers[good],
-        labels_N=fields.labels_N if everything else fields.labels_N[good],
-        dense_IN=fields.dense_IN if everything else fields.dense_IN[:, good],
-        sparse=[
-            RawColumn(*column) if everything else RawColumn(*(part[good] for part in column)) for column in columns
-        ],
+        lines_N=numbers,
+        labels_N=fields.labels_N,
+        dense_IN=fields.dense_IN,
+        sparse=[RawColumn(*column) for column in zip(fields.values_FN, fields.present_FN, strict=True)],
         repaired={LOST_FIELDS: len(repaired)} if repaired else {},
-        bad=bad,
+        bad=sorted(bad, key=lambda line: line.line),
     )
 
 
@@ -73,12 +69,20 @@ def _with_margin(content: bytes) -> np.ndarray:
     return np.frombuffer(b" " * MARGIN + content + b" " * MARGIN, dtype=np.uint8)
 
 
-def _is_regular(text: np.ndarray, ends: np.ndarray, num_fields: int) -> bool:
-    """Whether every line has `num_fields` fields, and these end at `ends`."""
-    if len(ends) % num_fields:
-        return False
-    found = text[ends].reshape(-1, num_fields)
-    return bool((found[:, :-1] == _TAB).all() and (found[:, -1] == _NEWLINE).all())
+def _field_ends(text: np.ndarray, is_end: np.ndarray, num_fields: int) -> np.ndarray | None:
+    """Where the fields end, int64 [N, num_fields], or None if a line has another number of them.
+
+    Args:
+        text: uint8.
+        is_end: bool, where tabs and newlines stand, and perhaps other bytes that no regular line has.
+        num_fields: expected in every line.
+    """
+    if np.count_nonzero(is_end) != num_fields * np.count_nonzero(text == _NEWLINE):
+        return None
+    ends_NK = np.flatnonzero(is_end).reshape(-1, num_fields)
+    found = text[ends_NK]
+    regular = (found[:, :-1] == _TAB).all() and (found[:, -1] == _NEWLINE).all()
+    return ends_NK if regular else None
 
 
 def _well_formed(
@@ -92,7 +96,7 @@ def _well_formed(
     content_bytes = np.frombuffer(content, dtype=np.uint8)
     ends = np.flatnonzero(content_bytes == _NEWLINE)
     starts = np.concatenate(([0], ends[:-1] + 1))
-    tabs = np.diff(np.searchsorted(np.flatnonzero(content_bytes == _TAB), ends), prepend=0)
+    tabs = np.add.reduceat(content_bytes == _TAB, starts, dtype=np.int64)
     doubtful = tabs != num_fields - 1
     doubtful[-1] |= not lines.ended
     keep = np.ones(len(ends), dtype=bool)

@@ -64,6 +64,12 @@ class Fields:
     present_FN: np.ndarray
     wrong_N: np.ndarray
 
+    def right(self) -> "Fields":
+        """The rows that are not wrong."""
+        right_N = ~self.wrong_N
+        dense_IN, values_FN, present_FN = (x[:, right_N] for x in (self.dense_IN, self.values_FN, self.present_FN))
+        return Fields(self.labels_N[right_N], dense_IN, values_FN, present_FN, self.wrong_N[right_N])
+
 
 def read_fields(text: np.ndarray, ends: np.ndarray, num_dense: int, *, labelled: bool) -> Fields:
     """Reads rows of which every field is followed by one byte, and the last one by the next row.

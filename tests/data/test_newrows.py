@@ -34,8 +34,9 @@ def test_bad_lines_among_new_rows_are_told_by_number(tmp_path: Path) -> None:
     prepare_criteo([write(tmp_path / "train.txt", rows)], tmp_path / "store")
     store = Store(tmp_path / "store")
     (tmp_path / "new").write_bytes(as_text([row[1:] for row in rows[:2]]) + b"x\n" + as_text([rows[3][1:]]))
-    (piece,) = read_new_rows(tmp_path / "new", store.encoders(), labelled=False)
+    (piece,) = read_new_rows(str(tmp_path / "n?w"), store.encoders(), labelled=False)
     assert piece.lines_N.tolist() == [1, 2, 4]
+    assert piece.source == "new"
     assert [(bad.line, bad.problem) for bad in piece.bad] == [(3, "1 field, expected 39")]
     with pytest.raises(DataError, match="nowhere: cannot read"):
         read_new_rows(tmp_path / "nowhere", store.encoders(), labelled=False)
