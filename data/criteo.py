@@ -70,7 +70,7 @@ def _with_margin(content: bytes) -> np.ndarray:
 
 
 def _field_ends(text: np.ndarray, is_end: np.ndarray, num_fields: int) -> np.ndarray | None:
-    """Where the fields end, int64 [N, num_fields], or None if a line has another number of them.
+    """Where the fields end, int64 [N, num_fields], or None if a line has another number of them or is too long.
 
     Args:
         text: uint8.
@@ -82,6 +82,7 @@ def _field_ends(text: np.ndarray, is_end: np.ndarray, num_fields: int) -> np.nda
     ends_NK = np.flatnonzero(is_end).reshape(-1, num_fields)
     found = text[ends_NK]
     regular = (found[:, :-1] == _TAB).all() and (found[:, -1] == _NEWLINE).all()
+    regular &= (np.diff(ends_NK[:, -1], prepend=MARGIN - 1) <= MAX_LINE_BYTES + 1).all()
     return ends_NK if regular else None
 
 
@@ -97,7 +98,7 @@ def _well_formed(
     ends = np.flatnonzero(content_bytes == _NEWLINE)
     starts = np.concatenate(([0], ends[:-1] + 1))
     tabs = np.add.reduceat(content_bytes == _TAB, starts, dtype=np.int64)
-    doubtful = tabs != num_fields - 1
+    doubtful = (tabs != num_fields - 1) | (ends - starts > MAX_LINE_BYTES)
     doubtful[-1] |= not lines.ended
     keep = np.ones(len(ends), dtype=bool)
     repaired: dict[int, BadLine] = {}

@@ -103,14 +103,15 @@ def _long_line(
     Returns:
         What is kept, ended by a newline; what was read behind the line; whether it ended; its length; the checksum.
     """
-    kept, length, crc32 = window[: MAX_LINE_BYTES + 1], 0, mark.crc32
+    most = MAX_LINE_BYTES + 2  # a carriage return at its end may be taken off
+    kept, length, crc32 = window[:most], 0, mark.crc32
     while window:
         end = window.find(b"\n")
         part = window if end < 0 else window[: end + 1]
         length += len(part)
         crc32 = zlib.crc32(part, crc32) if checked else 0
         if length > len(part):
-            kept += part.removesuffix(b"\n")[: MAX_LINE_BYTES + 1 - len(kept)]
+            kept += part.removesuffix(b"\n")[: most - len(kept)]
         if end >= 0:
             return kept + b"\n", window[end + 1 :], True, length, crc32
         window = stream.read(piece_bytes)

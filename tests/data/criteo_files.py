@@ -1,10 +1,17 @@
-"""Small files in Criteo's format, made up here, with the values they hold."""
+"""Small files in Criteo's format, made up here, with the values they hold, and a slow and plain way to read them."""
 
+import codecs
 import gzip
 import random
+import re
 from pathlib import Path
 
+import numpy as np
+
+from data.lines import MAX_LINE_BYTES
+
 Row = list[str]
+Example = tuple[int, list[float], list[int | None]]  # label, transformed integers, categoricals
 
 
 def make_rows(count: int, seed: int = 0) -> list[Row]:
@@ -30,3 +37,43 @@ def write(path: Path, rows: list[Row], end: str = "\n") -> Path:
     text = as_text(rows, end)
     path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
     return path
+
+
+def read_slowly(text: bytes, *, labelled: bool = True) -> tuple[dict[int, Example], set[int], set[int]]:
+    """What a text says, line by line and field by field.
+
+    Returns:
+        The examples by their line; the lines among them that were mended; and the lines left out.
+    """
+    lines = text.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    cut = lines.pop()
+    examples, mended, bad = {}, set(), set()
+    for number, line in enumerate([*lines, cut] if cut else lines, start=1):
+        fields = line.removesuffix(b"\r").split(b"\t")
+        whole, num_fields = number <= len(lines), 39 + labelled
+        surely_ended = re.fullmatch(rb"[0-9a-fA-F]{8}", fields[-1]) is not None
+        lost = num_fields - len(fields)
+        if whole and surely_ended and 0 < lost < 26:
+            fields += [b""] * lost
+        example = _read_fields(fields if labelled else [b"0", *fields])
+        if example is None or len(line.removesuffix(b"\r")) > MAX_LINE_BYTES or not (whole or surely_ended):
+            bad.add(number)
+        else:
+            examples[number] = example
+            mended |= {number} if lost else set()
+    return examples, mended, bad
+
+
+def _read_fields(fields: list[bytes]) -> Example | None:
+    if len(fields) != 40 or fields[0] not in (b"0", b"1"):
+        return None
+    dense: list[float] = []
+    for field in fields[1:14]:
+        match = re.fullmatch(rb"(-?)0*([0-9]{1,19})", field)
+        value = int(match[1] + match[2]) if match else 0
+        if field and not (match and -(2**63) <= value < 2**63):
+            return None
+        dense.append(float(np.float16(np.log(max(value, -2) + 3.0))) if field else -1.0)
+    if not all(re.fullmatch(rb"[0-9a-fA-F]{0,8}", field) for field in fields[14:]):
+        return None
+    return int(fields[0]), dense, [int(field, 16) if field else None for field in fields[14:]]
