@@ -77,8 +77,8 @@ def decode(schema: Schema, content: np.ndarray, num_rows: int) -> Block:
         return content[start : start + size].view(dtype)
 
     num_dense = len(schema.dense)
-    stride = _aligned(num_rows * DENSE_TYPE.itemsize)
-    dense_IN = column(DENSE_TYPE, num_dense * stride // DENSE_TYPE.itemsize).reshape(num_dense, -1)[:, :num_rows]
+    stride = _aligned(num_rows * DENSE_TYPE.itemsize) // DENSE_TYPE.itemsize
+    dense_IN = column(DENSE_TYPE, num_dense * stride).reshape(num_dense, stride)[:, :num_rows]
     labels_N = column(LABEL_TYPE, num_rows)
     ids_F = []
     lengths_FN = None if schema.one_hot else np.ones((len(schema.sparse), num_rows), dtype=np.int32)

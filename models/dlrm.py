@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from models.interaction import INTERACTIONS
-from models.mlp import MLP
+from models.mlp import MLP, LearnedVector
 
 
 class DenseNetwork(nn.Module):
     """Everything of a DLRM but its tables: bottom MLP, interaction, top MLP.
 
     Args:
-        num_dense: I, the dense features.
+        num_dense: I, the dense features; 0 puts one learned vector in the place of the bottom MLP.
         num_features: F, the sparse features.
         dim: D, the width of the embeddings; must equal the last width of the bottom MLP.
         bottom: widths of the bottom MLP's layers.
@@ -52,7 +52,9 @@ class DenseNetwork(nn.Module):
         if interaction not in INTERACTIONS:
             raise ValueError(f"{interaction=} must be one of {', '.join(INTERACTIONS)}")
         self.num_features = num_features
-        self.bottom = MLP(num_dense, bottom, generator=generator)
+        self.bottom = (
+            MLP(num_dense, bottom, generator=generator) if num_dense else LearnedVector(dim, generator=generator)
+        )
         self.interaction = INTERACTIONS[interaction](num_features, dim)
         self.top = MLP(self.interaction.out_features, top, last_relu=False, generator=generator)
 

@@ -1,4 +1,4 @@
-"""Stacks of fully connected layers with ReLU between them."""
+"""Stacks of fully connected layers with ReLU between them, and what stands for one that has no input."""
 
 import math
 from collections.abc import Sequence
@@ -54,3 +54,23 @@ class MLP(nn.Module):
             if i < last or self.last_relu:
                 x = functional.relu_(x)  # in place: the linear layer's output is needed by nobody else
         return x
+
+
+class LearnedVector(nn.Module):
+    """What a bottom MLP is without dense features: one learned vector for every example, starting from N(0, 1 / D).
+
+    Args:
+        dim: D.
+        generator: source of the initial values; None takes torch's global one.
+
+    Shapes:
+        input [B, 0], output [B, D].
+    """
+
+    def __init__(self, dim: int, *, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.vector = nn.Parameter(torch.empty(dim))
+        nn.init.normal_(self.vector, std=math.sqrt(1 / dim), generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.vector.expand(len(x), -1)

@@ -57,6 +57,21 @@ def test_forward_and_gradients_equal_the_float64_reference(interaction: str):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
+def test_without_dense_features_every_example_starts_from_one_learned_vector():
+    network = DenseNetwork(num_dense=0, num_features=3, dim=4, bottom=[8, 4], top=[6, 1]).double()
+    _, embeddings = _inputs()
+    logits = network(torch.empty(7, 0, dtype=torch.float64), embeddings)
+    [vector] = network.bottom.parameters()
+    joined = reference.dot_interaction(vector.expand(7, 4), embeddings)
+    layers = network.top.layers
+    expected = reference.mlp(joined, [x.weight for x in layers], [x.bias for x in layers], last_relu=False).squeeze(1)
+    # float64 on both sides, sums of at most 10 terms in another order: a few units in the last place.
+    torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-14)
+    logits.sum().backward()
+    assert vector.grad is not None
+    assert vector.grad.abs().sum() > 0
+
+
 def test_dot_interaction_passes_gradcheck():
     dense, embeddings = _inputs()
     interaction = DotInteraction(3, 4)
