@@ -1,5 +1,6 @@
 """The commands under `dlrmctl bench`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -120,3 +121,21 @@ def bench_embeddings(
         result = measure(settings, ranks, methods=names, factors=numbers, seeds=count)
         if ranks.is_main:
             print_json(result) if json else show_bench_embeddings(result)
+
+
+@bench_app.command("data")
+def bench_data(
+    data: Annotated[
+        Path | None, typer.Option("--data", help="A store to read, in place of generated rows.", metavar="DIR")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few rows; the figures are rough.")] = False,
+    rounds: Annotated[str, typer.Option(help="Rounds; medians are over these.", metavar="N")] = "3",
+    json: AsJson = False,
+) -> None:
+    """Reading a store and preparing one: rows per second of a core, beside the machine's limits and other tools."""
+    number = whole_number("--rounds", rounds, at_least=1)
+    from dlrmctl.bench.data import bench_data as measure
+    from dlrmctl.bench.data import show_bench_data
+
+    result = measure(data, rounds=number, quick=quick)
+    print_json(result) if json else show_bench_data(result)

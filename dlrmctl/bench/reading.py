@@ -1,0 +1,156 @@
+"""What the reader of a store costs, beside the bare copying and gathering in it."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import embeddings.quiet  # noqa: F401
+from data.reader import Reader
+from data.source import Block
+from data.store import Store
+from data.synthetic import Synthetic
+from data.writer import STORE_BLOCK_ROWS, StoreWriter
+from dlrmctl.bench.timing import spread
+
+BATCH_SIZES = (2048, 8192)
+MOST_ROWS = 2_000_000  # of one measurement
+_MAX_IDS = 5
+
+
+def measure_reading(stores: Mapping[str, Store], *, rounds: int, most_rows: int = MOST_ROWS) -> dict[str, Any]:
+    """Times epochs, or their first rows, of every kind, alternated after a round that warms the page cache.
+
+    Args:
+        stores: by what their reading is called; checksums are left out, and given apart.
+        rounds: medians are over these.
+        most_rows: of one measurement.
+
+    Returns:
+        By kind: rows, nanoseconds of CPU per row (all threads), rows per CPU second and per second, and milliseconds
+        of the calling thread per batch.
+    """
+    kinds: dict[str, tuple[Reader, int]] = {}
+    for name, store in stores.items():
+        for shuffle in (False, True):
+            for size in BATCH_SIZES:
+                if size <= store.num_examples("train"):
+                    order = "shuffled" if shuffle else "sequential"
+                    reader = Reader(store, "train", batch_size=size, shuffle=shuffle)
+                    batches = min(reader.num_batches, max(1, most_rows // size))
+                    kinds[f"{name}, {order}, batch {size:,}"] = reader, batches
+    seen: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in kinds}
+    for number in range(rounds + 1):
+        for kind, (reader, batches) in kinds.items():
+            seconds = _read(reader, batches)
+            if number > 0:
+                seen[kind].append(seconds)
+    results = {}
+    for kind, (reader, batches) in kinds.items():
+        rows = batches * reader.batch_size
+        cpu, wall, foreground = zip(*seen[kind], strict=True)
+        results[kind] = {
+            "rows": rows,
+            "cpu_ns_per_row": spread([seconds / rows * 1e9 for seconds in cpu]),
+            "rows_per_cpu_second": rows / statistics.median(cpu),
+            "rows_per_second": rows / statistics.median(wall),
+            "foreground_ms_per_batch": statistics.median(foreground) / batches * 1e3,
+        }
+    return results
+
+
+def _read(reader: Reader, batches: int) -> tuple[float, float, float]:
+    """Seconds of all threads, of the clock, and of this thread, for the first batches of an epoch as KJTs."""
+    started = time.process_time(), time.perf_counter(), time.thread_time()
+    with closing(reader.batches(epoch=0)) as stream:  # type: ignore[type-var]
+        for batch in islice(stream, batches):
+            batch.kjt()
+    ended = time.process_time(), time.perf_counter(), time.thread_time()
+    cpu, wall, foreground = (b - a for a, b in zip(started, ended, strict=True))
+    return cpu, wall, foreground
+
+
+def measure_first_read(path: Path, *, rounds: int, most_rows: int = MOST_ROWS) -> dict[str, float]:
+    """What the first read of a block costs besides: its checksum. Rows per CPU second, and bytes."""
+    rates = []
+    for _ in range(rounds):
+        store = Store(path)
+        count = max(1, min(store.num_examples("train"), most_rows) // store.block_rows)
+
+        def read(store: Store = store, count: int = count) -> float:
+            started = time.process_time()
+            for index in range(count):
+                store.read_block("train", index)
+            return time.process_time() - started
+
+        first, again = read(), read()
+        rates.append(count / max(first - again, 1e-9))
+    entry = store.manifest["splits"]["train"]
+    blocks_per_second = statistics.median(rates)
+    rows = min(store.block_rows, entry["examples"])
+    return {
+        "rows_per_cpu_second": blocks_per_second * rows,
+        "gigabytes_per_cpu_second": blocks_per_second * rows * entry["bytes"] / entry["examples"] / 1e9,
+    }
+
+
+def measure_machine(*, rounds: int, copied_bytes: int) -> dict[str, float]:
+    """Limits of one core: gigabytes copied per second, and random values of a block's column taken per second.
+
+    Args:
+        rounds: the fastest counts.
+        copied_bytes: more than caches hold.
+    """
+    source, target = np.ones(copied_bytes, np.uint8), np.empty(copied_bytes, np.uint8)
+    column = np.arange(STORE_BLOCK_ROWS, dtype=np.uint32)
+    order = np.random.default_rng(0).permutation(STORE_BLOCK_ROWS)
+    out = np.empty_like(column)
+    copy = _best(lambda: np.copyto(target, source), rounds)
+    repeats = 100
+
+    def gather() -> None:
+        for _ in range(repeats):
+            column.take(order, out=out)
+
+    return {
+        "copy_gigabytes_per_second": copied_bytes / copy / 1e9,
+        "gather_values_per_second": repeats * len(order) / _best(gather, rounds),
+    }
+
+
+def write_multi_hot(path: Path, *, rows: int) -> Store:
+    """A store of generated lists of 1 to 5 ids per feature, in blocks as large as a preparation makes them."""
+    source = Synthetic(0, rows, 1, 1, max_ids=_MAX_IDS)
+    path.mkdir()
+    with StoreWriter(path, source.schema) as writer:
+        per_block = STORE_BLOCK_ROWS // source.block_rows
+        indices = list(range(-(-rows // source.block_rows)))
+        for start in range(0, len(indices), per_block):
+            writer.add("train", _joined([source.read_block("train", i) for i in indices[start : start + per_block]]))
+        writer.finish()
+    return Store(path, verify=False)
+
+
+def _joined(blocks: list[Block]) -> Block:
+    """One block of the rows of several that have lengths."""
+    return Block(
+        np.concatenate([block.dense_IN for block in blocks], axis=1),
+        [np.concatenate(ids) for ids in zip(*(block.ids_F for block in blocks), strict=True)],
+        np.concatenate([block.labels_N for block in blocks]),
+        np.concatenate([block.lengths_FN for block in blocks if block.lengths_FN is not None], axis=1),
+    )
+
+
+def _best(work: Callable[[], None], rounds: int) -> float:
+    """CPU seconds of the fastest round: what the machine can do."""
+    seconds = []
+    for _ in range(rounds + 1):
+        started = time.process_time()
+        work()
+        seconds.append(time.process_time() - started)
+    return min(seconds)
