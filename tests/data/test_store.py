@@ -16,10 +16,11 @@ from data.errors import DataError
 from data.layout import block_bytes, narrowest
 from data.manifest import write_manifest
 from data.reader import Reader
-from data.schema import Schema, SparseFeature
+from data.schema import RESERVED_ROWS, Schema, SparseFeature
 from data.source import SPLITS, Block
 from data.store import Store
 from data.synthetic import Synthetic
+from data.synthetic_sizes import SIZES
 from data.writer import StoreWriter, write_store
 from tests.data.sources import Counting
 
@@ -55,6 +56,13 @@ def test_ids_lie_in_the_narrowest_type(path: Path) -> None:
     block = Store(path).read_block("train", 0)
     assert [column.dtype for column in block.ids_F] == [np.uint8, np.uint32]
     assert [narrowest(n).itemsize for n in (255, 256, 65_535, 65_536, 2**32 - 1, 2**32)] == [1, 2, 2, 4, 4, 8]
+
+
+def test_a_row_of_criteo_takes_less_than_100_bytes() -> None:
+    sparse = tuple(SparseFeature(f"cat_{f}", ids + RESERVED_ROWS) for f, ids in enumerate(SIZES["kaggle"]))
+    schema = Schema(tuple(f"int_{i}" for i in range(13)), sparse)
+    # 13 * 2 bytes dense, 1 of the label; ids: 8 columns of 1 byte, 10 of 2, 8 of 4.
+    assert block_bytes(schema, 65_536) == ((26 + 1 + 8 * 1 + 10 * 2 + 8 * 4) * 65_536,) * 2
 
 
 def test_equal_data_has_an_equal_fingerprint(tmp_path: Path) -> None:
