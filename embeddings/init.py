@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from embeddings.path import PATH_NOISE, path_half_width
+from embeddings.path import PATH_HALF_WIDTH, PATH_NOISE
 from embeddings.tables import FeatureTable
 
 BLOCK_ROWS = 65_536
@@ -34,7 +34,7 @@ class Uniform:
         return Uniform(-half_width, half_width)
 
 
-def initial_distributions(feature: FeatureTable, dim: int) -> tuple[Uniform, ...]:
+def initial_distributions(feature: FeatureTable) -> tuple[Uniform, ...]:
     """Distribution of the initial values of each of the feature's tables, in the order of `feature.tables`.
 
     "mult": the large table is at the scale of a plain one, the others near 1. With r ~ U(1 - a, 1 + a) a product
@@ -54,7 +54,7 @@ def initial_distributions(feature: FeatureTable, dim: int) -> tuple[Uniform, ...
         growth = (1 + FACTOR_NOISE**2 / 3) ** (parts - 1)
         combined[feature.value_part] = Uniform.around_zero(bound / math.sqrt(growth))
     elif feature.combination == "path":
-        combined = [Uniform.around_zero(path_half_width(dim))] * parts
+        combined = [Uniform.around_zero(PATH_HALF_WIDTH)] * parts
         combined[feature.value_part] = Uniform.around_zero(bound / math.sqrt(1 + PATH_NOISE))
     return (*[plain] * (len(feature.lookups) - 1), *combined)
 
@@ -84,5 +84,5 @@ def table_distributions(features: Sequence[FeatureTable], dim: int) -> dict[str,
     return {
         table.name: distribution
         for feature in features
-        for table, distribution in zip(feature.tables(dim), initial_distributions(feature, dim), strict=True)
+        for table, distribution in zip(feature.tables(dim), initial_distributions(feature), strict=True)
     }

@@ -129,7 +129,8 @@ def _combined(feature: FeatureTable, rows: list[Tensor]) -> list[Tensor]:
     if feature.operation == "path":
         x, network = rows if feature.large == "quotient" else rows[::-1]
         down, up = network.view(2, -1, len(x))
-        return [x + sum(torch.clamp(v @ x, min=0) * u for v, u in zip(down, up, strict=True))]
+        hidden = [torch.clamp(v @ x / len(x) ** 0.5, min=0) for v in down]
+        return [x + sum(h * u for h, u in zip(hidden, up, strict=True)) / len(up) ** 0.5]
     total = rows[0]
     for row in rows[1:]:
         total = total * row if feature.operation == "mult" else total + row

@@ -15,7 +15,7 @@ def _combined(feature: FeatureTable, dim: int, seed: int) -> torch.Tensor:
     """Initial vectors of all ids of a feature, [rows, dim]."""
     rows = feature.partition(torch.arange(feature.rows))
     vectors = []
-    for table, distribution, index in zip(feature.tables(dim), initial_distributions(feature, dim), rows, strict=True):
+    for table, distribution, index in zip(feature.tables(dim), initial_distributions(feature), rows, strict=True):
         weight = torch.empty(table.rows, table.dim)
         fill_rows(weight, distribution, table=table.name, seed=seed)
         vectors.append(weight[index.clamp(min=0)] * (index >= 0)[:, None])  # no row is no vector
@@ -68,10 +68,10 @@ def test_the_combined_vector_has_mean_and_variance_of_a_plain_table(kind, operat
 
 
 def test_the_factor_of_a_product_is_near_one_and_never_zero():
-    values, factor = initial_distributions(FeatureTable("a", 100, kind="qr", collisions=4), 8)
+    values, factor = initial_distributions(FeatureTable("a", 100, kind="qr", collisions=4))
     assert (values.low, factor.low > 0, (factor.low + factor.high) / 2) == (-values.high, True, 1.0)
     swapped = FeatureTable("a", 100, kind="qr", collisions=4, large="remainder")
-    assert initial_distributions(swapped, 8) == (factor, values)
+    assert initial_distributions(swapped) == (factor, values)
 
 
 @pytest.mark.parametrize("cuts", [[1], [65_000], [BLOCK_ROWS], [3, 65_536, 65_537, 131_072]])

@@ -1,6 +1,6 @@
 import torch
 
-from embeddings.path import HIDDEN, PATH_NOISE, follow_path, map_width, path_half_width
+from embeddings.path import HIDDEN, PATH_HALF_WIDTH, PATH_NOISE, follow_path, map_width
 
 
 def test_a_path_is_a_small_residual_network_per_vector():
@@ -9,8 +9,9 @@ def test_a_path_is_a_small_residual_network_per_vector():
     maps = torch.rand(5, map_width(12), generator=generator, dtype=torch.float64) - 0.5
     for one, weights, out in zip(x, maps, follow_path(x, maps), strict=True):
         down, up = weights[: HIDDEN * 12].view(HIDDEN, 12), weights[HIDDEN * 12 :].view(HIDDEN, 12)
+        hidden = torch.relu(down @ one / 12**0.5)
         # Sums of 20 float64 numbers below 1.
-        assert torch.allclose(out, one + up.T @ torch.relu(down @ one), rtol=0, atol=1e-14)
+        assert torch.allclose(out, one + up.T @ hidden / HIDDEN**0.5, rtol=0, atol=1e-14)
 
 
 def test_a_network_of_zeros_changes_nothing():
@@ -21,7 +22,7 @@ def test_a_network_of_zeros_changes_nothing():
 def test_networks_of_the_initial_width_add_the_variance_they_should():
     dim, samples = 16, 20_000
     generator = torch.Generator().manual_seed(1)
-    width = path_half_width(dim)
+    width = PATH_HALF_WIDTH
     x = torch.empty(samples, dim).uniform_(-1, 1, generator=generator)
     maps = torch.empty(samples, map_width(dim)).uniform_(-width, width, generator=generator)
     squares = follow_path(x, maps).square().mean(dim=1)

@@ -1,18 +1,11 @@
+import json
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from embeddings.choose import choose_tables
 from embeddings.tables import FeatureTable, Table
-
-
-def test_small_features_stay_full():
-    chosen = choose_tables([("a", 199, 1), ("b", 200, 3)], kind="qr", collisions=4, operation="add", threshold=200)
-    assert chosen == [FeatureTable("a", 199), FeatureTable("b", 200, 3, "qr", 4, "add")]
-
-
-def test_a_feature_whose_tables_would_not_shrink_stays_full():
-    assert choose_tables([("a", 300, 1)], kind="qr", collisions=1, threshold=1)[0].kind == "full"
-    assert choose_tables([("a", 5, 1)], kind="qr", collisions=5, threshold=1)[0].kind == "full"
-    assert choose_tables([("a", 300, 1)], kind="hash", collisions=1, threshold=1)[0].kind == "full"
+from tests.embeddings.reference import EVERYTHING
 
 
 def test_tables_of_each_kind():
@@ -21,11 +14,43 @@ def test_tables_of_each_kind():
     assert FeatureTable("a", 10, kind="qr", collisions=3).tables(8) == (Table("a@q", 4, 8), Table("a@r", 3, 8))
     concat = FeatureTable("a", 10, kind="qr", collisions=3, operation="concat", large="remainder")
     assert concat.tables(8) == (Table("a@q", 3, 4), Table("a@r", 4, 4))
+    kway = FeatureTable("a", 1000, kind="kway", collisions=40, operation="features")
+    assert kway.tables(8) == (Table("a@1", 25, 8), Table("a@2", 7, 8), Table("a@3", 6, 8))
+    assert kway.vectors == 3
+    crt = FeatureTable("a", 1000, kind="crt", collisions=40, operation="concat", ways=2)  # 32 x 33
+    assert crt.tables(8) == (Table("a@1", 33, 4), Table("a@2", 32, 4))
+    double = FeatureTable("a", 1000, kind="double-hash", collisions=40)
+    assert double.tables(8) == (Table("a@1", 13, 8), Table("a@2", 13, 8))
+    head = FeatureTable("a", 1000, kind="head", collisions=40, head=200)
+    assert head.tables(8) == (Table("a", 220, 8),)
+    both = FeatureTable("a", 1000, kind="head", collisions=40, head=200, tail="qr", operation="concat")
+    assert both.tables(8) == (Table("a@h", 200, 8), Table("a@q", 20, 4), Table("a@r", 40, 4))
 
 
-def test_compression_reaches_the_ratio_asked_for():
-    chosen = choose_tables([("a", 1_000_000, 1)], kind="qr", collisions=50)
-    assert sum(t.rows for t in chosen[0].tables(16)) == 20_000 + 50
+@pytest.mark.parametrize(("large", "widths"), [("quotient", [8, 128]), ("remainder", [128, 8])])
+def test_the_small_table_of_a_path_holds_networks(large, widths):
+    tables = FeatureTable("a", 1000, kind="qr", collisions=10, operation="path", large=large).tables(8)
+    assert [table.dim for table in tables] == widths
+
+
+def test_partitions_have_the_rows_of_the_tables():
+    for feature in EVERYTHING:
+        assert feature.partition.table_rows == tuple(table.rows for table in feature.tables(24))
+
+
+def test_plain_values_give_the_table_back():
+    for feature in EVERYTHING:
+        assert FeatureTable.from_dict(json.loads(json.dumps(feature.to_dict()))) == feature
+    assert FeatureTable.from_dict({"name": "a", "rows": 9}) == FeatureTable("a", 9)
+    with pytest.raises(ValueError, match="'large_table' is not an attribute of a feature's table"):
+        FeatureTable.from_dict({"name": "a", "rows": 9, "large_table": "q"})
+
+
+@given(max_ids=st.integers(1, 5))
+def test_only_what_is_linear_is_summed_first(max_ids):
+    for operation, linear in {"mult": False, "path": False, "add": True, "concat": True, "features": True}.items():
+        feature = FeatureTable("a", 90, max_ids, "qr", 3, operation)
+        assert feature.pools_before_combining == (linear or max_ids == 1)
 
 
 @pytest.mark.parametrize(
@@ -33,21 +58,30 @@ def test_compression_reaches_the_ratio_asked_for():
     [
         (lambda: FeatureTable("a.b", 5), r"feature name 'a.b' must not be empty or contain any of \. / @"),
         (lambda: FeatureTable("", 5), "feature name '' must not be empty"),
-        (
-            lambda: FeatureTable("a", 5, kind="tree"),
-            "feature a: kind='tree' must be one of full, hash, qr, kway, crt, head, double-hash",
-        ),
-        (
-            lambda: FeatureTable("a", 5, operation="xor"),
-            "feature a: operation='xor' must be one of mult, add, concat, features, path",
-        ),
+        (lambda: FeatureTable("a", 5, kind="tree"), "feature a: kind='tree' must be one of full, hash, qr, kway"),
+        (lambda: FeatureTable("a", 5, operation="xor"), "feature a: operation='xor' must be one of mult, add, concat"),
         (lambda: FeatureTable("a", 5, large="both"), "feature a: large='both' must be one of quotient, remainder"),
+        (lambda: FeatureTable("a", 5, tail="cut"), "feature a: tail='cut' must be one of hash, qr"),
         (lambda: FeatureTable("a", 0), "feature a: rows=0 must be at least 1"),
         (lambda: FeatureTable("a", 5, collisions=0), "feature a: collisions=0 must be at least 1"),
         (lambda: FeatureTable("a", 5, 0), "feature a: max_ids=0 must be at least 1"),
+        (lambda: FeatureTable("a", 5, ways=1), "feature a: ways=1 must be at least 2"),
+        (lambda: FeatureTable("a", 5, kind="head"), "feature a: head=0 must be at least 1 and below rows=5"),
+        (lambda: FeatureTable("a", 5, kind="head", head=5), "feature a: head=5 must be at least 1 and below rows=5"),
+        (
+            lambda: FeatureTable("a", 5, kind="kway", operation="path"),
+            "feature a: operation='path' of kind 'kway' must be one of mult, add, concat, features",
+        ),
+        (
+            lambda: FeatureTable("a", 5, kind="head", head=2, tail="qr", operation="features"),
+            "operation='features' of kind 'head' must be one of mult, add, concat",
+        ),
         (lambda: FeatureTable("a", 5).tables(6), "dim=6 must be a positive multiple of 4"),
         (lambda: FeatureTable("a", 5, kind="qr", operation="concat").tables(12), r"dim/2=6 .*multiple of 4.* of 12"),
-        (lambda: choose_tables([("a", 5, 1), ("a", 6, 1)]), r"feature names must differ, \['a'\] are repeated"),
+        (
+            lambda: FeatureTable("a", 50, kind="kway", operation="concat").tables(16),
+            r"3 parts of dim/3=5.33333 columns, which must be a multiple of 4; use a dim that is a multiple of 12",
+        ),
     ],
 )
 def test_mistakes_are_named(make, message):
