@@ -5,7 +5,7 @@ N good rows, I = 13 dense features, F = 26 sparse features.
 
 import numpy as np
 
-from data.criteo_fields import MARGIN, MAX_DIGITS, MISSING_DENSE, read_fields, read_integer, transform_dense
+from data.criteo_fields import MAX_DIGITS, MISSING_DENSE, read_fields, read_integer, transform_dense
 from data.lines import MAX_LINE_BYTES, Lines
 from data.raw import BadLine, RawColumn, RawPiece
 
@@ -34,26 +34,21 @@ def parse(lines: Lines, *, labelled: bool = True) -> RawPiece:
     """
     names = (LABEL, *DENSE, *SPARSE) if labelled else (*DENSE, *SPARSE)
     content = lines.content.replace(b"\r\n", b"\n") if b"\r" in lines.content else lines.content
-    text = _with_margin(content)
-    # Finds other control characters too, but takes one comparison; a line with one is not regular, and wrong.
-    ends_NK = _field_ends(text, text <= _NEWLINE, len(names)) if lines.ended else None
+    fields = read_fields(content, len(names), len(DENSE), labelled=labelled) if lines.ended else None
+    numbers = lines.first + np.arange(content.count(b"\n"))
     repaired: dict[int, BadLine] = {}
     bad: list[BadLine] = []
-    if ends_NK is not None:
-        numbers = lines.first + np.arange(len(ends_NK))
-    else:
+    if fields is None:
         content, numbers, repaired, bad = _well_formed(content, lines, len(names))
-        text = _with_margin(content)
-        ends_NK = _field_ends(text, (text == _TAB) | (text == _NEWLINE), len(names))
-        assert ends_NK is not None, "every line has all fields"
-    fields = read_fields(text, ends_NK, len(DENSE), labelled=labelled)
-    for row in np.flatnonzero(fields.wrong_N).tolist():
-        number = int(numbers[row])
-        line = text[MARGIN if row == 0 else ends_NK[row - 1, -1] + 1 : ends_NK[row, -1]].tobytes()
-        problem = repaired.pop(number, None) or _wrong_value(number, line, names)
-        assert problem is not None, "two ways of reading a field say the same"
-        bad.append(problem)
+        fields = read_fields(content, len(names), len(DENSE), labelled=labelled)
+        assert fields is not None, "every line has all fields"
     if fields.wrong_N.any():
+        text = content.split(b"\n")
+        for row in np.flatnonzero(fields.wrong_N).tolist():
+            number = int(numbers[row])
+            problem = repaired.pop(number, None) or _wrong_value(number, text[row], names)
+            assert problem is not None, "two ways of reading a field say the same"
+            bad.append(problem)
         numbers, fields = numbers[~fields.wrong_N], fields.right()
     return RawPiece(
         lines_N=numbers,
@@ -63,27 +58,6 @@ def parse(lines: Lines, *, labelled: bool = True) -> RawPiece:
         repaired={LOST_FIELDS: len(repaired)} if repaired else {},
         bad=sorted(bad, key=lambda line: line.line),
     )
-
-
-def _with_margin(content: bytes) -> np.ndarray:
-    return np.frombuffer(b" " * MARGIN + content + b" " * MARGIN, dtype=np.uint8)
-
-
-def _field_ends(text: np.ndarray, is_end: np.ndarray, num_fields: int) -> np.ndarray | None:
-    """Where the fields end, int64 [N, num_fields], or None if a line has another number of them or is too long.
-
-    Args:
-        text: uint8.
-        is_end: bool, where tabs and newlines stand, and perhaps other bytes that no regular line has.
-        num_fields: expected in every line.
-    """
-    if np.count_nonzero(is_end) != num_fields * np.count_nonzero(text == _NEWLINE):
-        return None
-    ends_NK = np.flatnonzero(is_end).reshape(-1, num_fields)
-    found = text[ends_NK]
-    regular = (found[:, :-1] == _TAB).all() and (found[:, -1] == _NEWLINE).all()
-    regular &= (np.diff(ends_NK[:, -1], prepend=MARGIN - 1) <= MAX_LINE_BYTES + 1).all()
-    return ends_NK if regular else None
 
 
 def _well_formed(

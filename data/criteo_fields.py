@@ -1,6 +1,6 @@
 """The digits of Criteo's fields as numbers, many fields at once.
 
-N rows, I dense features, F sparse features, R rows of a block, X any shape.
+N rows, K fields of each, I of them dense and F sparse features; R rows of a block; X any shape.
 
 The eight bytes that end where a field ends are one 64-bit word. The bytes in front of the field become "0", and then a
 table says for each pair of digits what it is worth, or that it is not a pair of digits.
@@ -12,10 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MARGIN = 8  # bytes without meaning that `read_fields` wants before and behind the text
+from data.lines import MAX_LINE_BYTES
+
 MAX_DIGITS = 8  # of a categorical, and of a word
 MISSING_DENSE = -1.0
-_BLOCK_ROWS = 1024  # a block's words and what is made of them stay in a core's cache
+_BLOCK_BYTES = 1 << 19  # more than a line; these and what is made of them stay in a core's cache
+_MARGIN = b" " * MAX_DIGITS  # around a block: the words of its first and last field reach over its edges
+_TAB, _NEWLINE = ord("\t"), ord("\n")
 _INTEGER = re.compile(rb"-?[0-9]+")
 _NOT_DIGITS = 0x8000
 _ANY_NOT_DIGITS = np.uint64(0x8000800080008000)
@@ -71,42 +74,62 @@ class Fields:
         return Fields(self.labels_N[right_N], dense_IN, values_FN, present_FN, self.wrong_N[right_N])
 
 
-def read_fields(text: np.ndarray, ends: np.ndarray, num_dense: int, *, labelled: bool) -> Fields:
-    """Reads rows of which every field is followed by one byte, and the last one by the next row.
+def read_fields(content: bytes, num_fields: int, num_dense: int, *, labelled: bool) -> Fields | None:
+    """Reads lines of fields between tabs, or None if a line has another number of them or is too long.
 
     Args:
-        text: uint8, the rows between `MARGIN` bytes before and behind them.
-        ends: int64 [N, fields], where in `text` each field ends.
+        content: lines, each ended by a newline.
+        num_fields: K, of every line.
         num_dense: how many fields are decimal integers; they stand behind the label, if there is one.
         labelled: whether the first field is a label; the last fields are hexadecimal.
     """
-    num_rows, first_dense = len(ends), int(labelled)
+    num_rows, first_dense = content.count(b"\n"), int(labelled)
     first_sparse = first_dense + num_dense
-    words = np.frombuffer(text, dtype="<u8", count=len(text) // 8)
+    num_sparse = num_fields - first_sparse
     fields = Fields(
         np.zeros(num_rows, dtype=np.uint8),
         np.empty((num_dense, num_rows), dtype=np.float16),
-        np.empty((ends.shape[1] - first_sparse, num_rows), dtype=np.uint32),
-        np.empty((ends.shape[1] - first_sparse, num_rows), dtype=bool),
+        np.empty((num_sparse, num_rows), dtype=np.uint32),
+        np.empty((num_sparse, num_rows), dtype=bool),
         np.zeros(num_rows, dtype=bool),
     )
-    row_ends = np.concatenate(([MARGIN - 1], ends[:, -1]))
-    for start in range(0, num_rows, _BLOCK_ROWS):
-        rows = slice(start, min(start + _BLOCK_ROWS, num_rows))
-        ends_R = np.empty((ends.shape[1] + 1, rows.stop - start), dtype=np.int64)
-        ends_R[0], ends_R[1:] = row_ends[rows], ends[rows].T
-        lengths_R = ends_R[1:] - ends_R[:-1]
-        lengths_R -= 1
-        ends_R, wrong_R = ends_R[1:], fields.wrong_N[rows]
+    start = row = 0
+    while start < len(content):
+        stop = content.rfind(b"\n", start, start + _BLOCK_BYTES) + 1
+        text = np.frombuffer(_MARGIN + content[start:stop] + _MARGIN, dtype=np.uint8)
+        ends_RK = _field_ends(text, num_fields)
+        if ends_RK is None:
+            return None
+        rows = slice(row, row + len(ends_RK))
+        # With the place before the first field, which is where a line before would end.
+        ends = np.empty((num_fields + 1, len(ends_RK)), dtype=np.int64)
+        ends[0, 0], ends[0, 1:], ends[1:] = len(_MARGIN) - 1, ends_RK[:-1, -1], ends_RK.T
+        lengths = ends[1:] - ends[:-1]
+        lengths -= 1
+        ends, wrong_R = ends[1:], fields.wrong_N[rows]
         if labelled:
-            digits = text[ends_R[0] - 1] ^ ord("0")
+            digits = text[ends[0] - 1] ^ ord("0")
             fields.labels_N[rows] = digits
-            wrong_R |= (digits > 1) | (lengths_R[0] != 1)
+            wrong_R |= (digits > 1) | (lengths[0] != 1)
+        words = np.frombuffer(text, dtype="<u8", count=len(text) // 8)
         dense, sparse = slice(first_dense, first_sparse), slice(first_sparse, None)
-        fields.dense_IN[:, rows] = _read_dense(text, words, ends_R[dense], lengths_R[dense], wrong_R)
-        fields.values_FN[:, rows] = _read_sparse(words, ends_R[sparse], lengths_R[sparse], wrong_R)
-        np.not_equal(lengths_R[sparse], 0, out=fields.present_FN[:, rows])
+        fields.dense_IN[:, rows] = _read_dense(text, words, ends[dense], lengths[dense], wrong_R)
+        fields.values_FN[:, rows] = _read_sparse(words, ends[sparse], lengths[sparse], wrong_R)
+        np.not_equal(lengths[sparse], 0, out=fields.present_FN[:, rows])
+        start, row = stop, rows.stop
     return fields
+
+
+def _field_ends(text: np.ndarray, num_fields: int) -> np.ndarray | None:
+    """Where the fields end, int64 [R, K], or None if a line is not regular or there is none."""
+    ends = np.flatnonzero((text == _TAB) | (text == _NEWLINE))
+    if len(ends) % num_fields or len(ends) == 0:
+        return None
+    ends_RK = ends.reshape(-1, num_fields)
+    found = text[ends_RK]
+    regular = (found[:, :-1] == _TAB).all() and (found[:, -1] == _NEWLINE).all()
+    regular &= (np.diff(ends_RK[:, -1], prepend=len(_MARGIN) - 1) <= MAX_LINE_BYTES + 1).all()
+    return ends_RK if regular else None
 
 
 def read_integer(field: bytes) -> int | None:
