@@ -71,19 +71,22 @@ def open_run(config: Config, run: RunDirectory, ranks: Ranks, *, checkpoint: str
     reader = open_reader(config, source, split, ranks, training=False)
     if is_compressed(run.path):
         artifact = open_artifact(run.path)
-        _same_ids(run.path, artifact.source.get("vocabulary"), source)
+        same_ids(run.path, artifact.source.get("vocabulary"), source)
         small = load_model(run.path, artifact, config, source.schema, ranks.device)
         return Opened(run.path, source, reader, small.embeddings, small.dense)
-    path = ranks.broadcast(_find(Checkpoints(run.checkpoints, ranks), run, checkpoint))
+    path = ranks.broadcast(find_checkpoint(Checkpoints(run.checkpoints, ranks), run, checkpoint))
     state = read_state(path)
     same_shape(config, state["settings"], path, sections=("model", "embeddings"))
-    _same_ids(path, state["vocabulary"], source)
+    same_ids(path, state["vocabulary"], source)
     model = build_model(config, source.schema, ranks, batch_size=reader.local_batch_size)
     load(path, model.tensors(), ranks)
     return Opened(path, source, reader, model.embeddings, model.network)
 
 
-def _same_ids(path: Path, vocabulary: str | None, source: Source) -> None:
+def same_ids(path: Path, vocabulary: str | None, source: Source) -> None:
+    """Raises:
+    UserError: if ids of the data mean other values than those a model was trained on.
+    """
     if vocabulary != source.vocabulary_fingerprint():
         raise UserError(
             f"{path}: was trained with other ids than this data has ({source.vocabulary_fingerprint()})",
@@ -152,7 +155,12 @@ def set_precision(precision: str) -> None:
     torch.set_float32_matmul_precision("medium" if precision == "medium" else "highest")
 
 
-def _find(checkpoints: Checkpoints, run: RunDirectory, wanted: str) -> Path:
+def find_checkpoint(checkpoints: Checkpoints, run: RunDirectory, wanted: str) -> Path:
+    """The checkpoint of a run that is called "best", "last" or "step-N".
+
+    Raises:
+        UserError: if there is none.
+    """
     newest = checkpoints.newest()
     if newest is None:
         raise UserError(f"{run.path}: has no checkpoint yet")

@@ -31,8 +31,11 @@ class Joint:
 
     @property
     def upper(self) -> float:
-        """The rise with two standard errors to spare."""
-        return self.measured + 2 * self.se
+        """The larger of the two with two standard errors to spare.
+
+        The smallest choice whose measurement is low enough is often one that was lucky; its prediction is not.
+        """
+        return max(self.measured, self.predicted) + 2 * self.se
 
 
 @dataclass
@@ -121,14 +124,14 @@ def _pooled(common: float, proxy: float, rise: float, se: float) -> float:
 
 
 def within_budget(search: Search, trial: Trial, budget: float, *, tell: Tell) -> Joint | None:
-    """The smallest choice found whose measured rise with two standard errors keeps the budget; None if there is none.
+    """The smallest choice found whose rise with two standard errors keeps the budget; None if there is none.
 
     Args:
         budget: relative rise of NE, such as .001.
     """
     low, high = 0.0, math.inf  # predicted rises that kept and broke the budget
     best: Joint | None = None
-    limit = budget
+    limit = budget / 2
     tried: set[tuple[int, ...]] = set()
     for _ in range(_JOINT_EVALUATIONS):
         try:
@@ -156,9 +159,8 @@ def within_budget(search: Search, trial: Trial, budget: float, *, tell: Tell) ->
 
 
 def _next_limit(limit: float, joint: Joint, budget: float, low: float, high: float) -> float:
-    """Where the measured rise would meet the budget if prediction and measurement stayed in proportion."""
-    room = budget - 2 * joint.se
-    wanted = joint.predicted * room / joint.measured if room > 0 and joint.measured > 0 else limit * 2
+    """Where the rise would meet the budget if both stayed in proportion; else half way to what is known."""
+    wanted = limit * budget / joint.upper if joint.upper > 0 else limit * 2
     if not low < wanted < high:
         wanted = limit * 2 if math.isinf(high) else (low + high) / 2
     return wanted

@@ -43,7 +43,7 @@ def compress_embeddings(
         str, typer.Option(help="With --method: share of rows, the heaviest, kept at 8 bits.", metavar="2%")
     ] = "0%",
     tables: Annotated[str, typer.Option(help="Patterns of the tables to compress.", metavar="GLOB,...")] = "*",
-    min_rows: Annotated[str, typer.Option(help="Smaller tables stay float32.", metavar="N")] = "100",
+    min_rows: Annotated[str, typer.Option(help="Smaller tables stay float32.", metavar="N")] = "16",
     weights: Annotated[str, typer.Option(help="What rows weigh by.", metavar="|".join(WEIGHTS))] = "auto",
     checkpoint: Annotated[str, typer.Option(help="Of a run: best, last or step-N.")] = "best",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Report, write nothing.", rich_help_panel=WHERE)] = False,

@@ -1,6 +1,7 @@
 """`dlrmctl compress-embeddings` behind its flags."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,21 +9,24 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dlrmctl.compress.model import is_compressed, open_artifact
+from dlrmctl.build import build_dense_network, feature_tables
+from dlrmctl.checkpoint import Checkpoints
+from dlrmctl.compress.model import is_compressed, load_network, open_artifact
 from dlrmctl.compress.progress import Telling
 from dlrmctl.compress.report import draw_frontier, make_report, show_report
 from dlrmctl.compress.request import Request, check_output
-from dlrmctl.compress.run import compress, write
+from dlrmctl.compress.run import as_it_is, compress, write
 from dlrmctl.compress.sources import CheckpointTables, TableSource, TensorFiles
 from dlrmctl.compress.trial import Trial
 from dlrmctl.config import Config, resolve
 from dlrmctl.console import output, print_json
-from dlrmctl.datasets import open_reader
+from dlrmctl.datasets import open_reader, open_source
 from dlrmctl.errors import UserError
-from dlrmctl.evaluate import open_run
+from dlrmctl.evaluate import find_checkpoint, same_ids
 from dlrmctl.plot import check_picture
 from dlrmctl.ranks import process_group
 from dlrmctl.rundir import RunDirectory
+from embeddings.compression.composed import compose
 
 _EXPAND_ROWS = 1 << 18
 
@@ -64,11 +68,20 @@ def compress_embeddings(given: Given, request: Request) -> None:
         _finish(given, request, tables, {})
         return
     with process_group("cpu") as ranks:
-        opened = open_run(config, run, ranks, checkpoint=_checkpoint_name(given, run), split="validation")
-        trials = {"validation": Trial(opened.embeddings, opened.network, opened.reader)}
-        reader = open_reader(config, opened.source, "test", ranks, training=False)
-        trials["test"] = Trial(opened.embeddings, opened.network, reader)
-        _finish(given, request, CheckpointTables(opened.checkpoint), trials)
+        checkpoint = find_checkpoint(Checkpoints(run.checkpoints, ranks), run, _checkpoint_name(given, run))
+        tables = CheckpointTables(checkpoint)
+        source = open_source(config.data)
+        same_ids(checkpoint, tables.state["vocabulary"], source)
+        features = feature_tables(config, source.schema)
+        network = build_dense_network(config, source.schema, ranks.device)
+        load_network(network, tables.network(), checkpoint)
+        original = {table.name: as_it_is(tables, table) for table in tables.tables}
+        together = partial(compose, features, config.embeddings.dim)
+        trials = {
+            split: Trial(together, original, network, open_reader(config, source, split, ranks, training=False))
+            for split in ("validation", "test")
+        }
+        _finish(given, request, tables, trials)
 
 
 def _checkpoint_name(given: Given, run: RunDirectory) -> str:

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from data.schema import Schema
-from dlrmctl.build import build_dense_network
+from dlrmctl.build import build_dense_network, feature_tables
 from dlrmctl.config import Config
 from dlrmctl.errors import UserError
 from embeddings.compression.artifact import FORMAT, Artifact
-from embeddings.compression.module import CompressedEmbeddings
+from embeddings.compression.composed import compose
 from models import DLRM, DenseNetwork
 
 DENSE_FILE = "dense.safetensors"
@@ -52,20 +52,16 @@ def load_model(path: Path, artifact: Artifact, config: Config, schema: Schema, d
     """
     if artifact.source.get("kind") != "checkpoint":
         raise UserError(f"{path}: holds tables without a model, so it cannot be evaluated")
-    missing = [name for name in schema.keys if name not in artifact.tables]
-    if missing:
-        raise UserError(f"{path}: has no table for feature {missing[0]!r} of this data")
-    for feature in schema.sparse:
-        rows = artifact.tables[feature.name]["rows"]
-        if rows != feature.rows:
-            raise UserError(f"{path}: table {feature.name} has {rows:,} rows, this data has {feature.rows:,} ids")
+    features = feature_tables(config, schema)
     try:
-        tables = CompressedEmbeddings({name: artifact.read(name) for name in schema.keys})
+        names = [table.name for feature in features for table in feature.tables(config.embeddings.dim)]
+        tables = {name: artifact.read(name) for name in names}
+        embeddings = compose(features, config.embeddings.dim, tables)
     except ValueError as problem:
-        raise UserError(str(problem)) from None
+        raise UserError(f"{path}: does not fit this data: {problem}") from None
     network = build_dense_network(config, schema, torch.device("cpu"))
     load_network(network, load_file(path / DENSE_FILE), path)
-    return DLRM(tables, network).to(device)
+    return DLRM(embeddings, network).to(device)
 
 
 def load_network(network: DenseNetwork, weights: Mapping[str, Tensor], path: Path) -> None:

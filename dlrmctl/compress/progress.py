@@ -12,13 +12,12 @@ class Telling:
 
     def __init__(self) -> None:
         self.started = self.said = time.monotonic()
-        self.context = ""
 
     def __call__(self, message: str) -> None:
         self.said = time.monotonic()
         say(f"{self.said - self.started:6.1f} s  {message}")
 
-    def rows(self, phase: str, done: int, total: int) -> None:
+    def rows(self, table: str, phase: str, done: int, total: int) -> None:
         """For fits: a pass over the rows of a table."""
         if time.monotonic() - self.said > INTERVAL_SECONDS:
-            self(f"{self.context}: {phase}, {done:,} of {total:,} rows")
+            self(f"{table}: {phase}, {done:,} of {total:,} rows")

@@ -88,7 +88,7 @@ def show_report(report: dict[str, Any], out: Path | None, *, explain: bool) -> N
     """
     size = f"{bytes_text(report['bytes_before'])} of tables become {bytes_text(report['bytes_after'])}"
     written = f"{out}: " if out is not None else "nothing written: "
-    files = f", {bytes_text(sum(report['files'].values()))} of files" if "files" in report else ""
+    files = f"; {bytes_text(sum(report['files'].values()))} of files in all" if "files" in report else ""
     output.print(f"{written}{size}, {report['ratio']:.1f} times smaller{files}")
     for split in ("validation", "test"):
         if split in report and "ne" in report[split]:

@@ -33,7 +33,7 @@ class Request:
     budget: float | None = None
     keep_head: float = 0.0
     tables: str = "*"
-    min_rows: int = 100
+    min_rows: int = 16
     weights: str = "auto"
 
     def methods(self, rows: int, dim: int) -> list[Method]:

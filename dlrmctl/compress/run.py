@@ -2,7 +2,9 @@
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,7 @@ from dlrmctl.errors import UserError
 from dlrmctl.toml import write_toml
 from embeddings.compression.artifact import Artifact, Writer
 from embeddings.compression.budget import Choice, Frontier, predicted_options
-from embeddings.compression.methods import Method
-from embeddings.compression.rules import Compressed
-from embeddings.compression.source import TableRows
-from embeddings.compression.weights import importance
+from embeddings.compression.rules import Compressed, Rows
 
 
 @dataclass
@@ -111,23 +110,35 @@ def compress(
 def _fit_all(
     source: TableSource, request: Request, names: set[str], counts: dict[str, Tensor], tell: Telling
 ) -> list[TableOptions]:
-    tables = []
-    for number, shape in enumerate(table for table in source.tables if table.name in names):
-        tell.context = f"{shape.name} ({shape.rows:,} x {shape.dim})"
-        methods = request.methods(shape.rows, shape.dim)
+    """The options of all chosen tables; a table per core at a time."""
+    shapes = [table for table in source.tables if table.name in names]
+    done = 0
+
+    def fit(shape: TableShape) -> TableOptions:
+        nonlocal done
+        context = f"{shape.name} ({shape.rows:,} x {shape.dim})"
         found = fit_options(
             source,
             shape.name,
-            methods,
+            request.methods(shape.rows, shape.dim),
             weights=request.weights,
             counts=counts.get(shape.name),
-            progress=tell.rows,
+            progress=partial(tell.rows, context),
             must_fit=request.goal == "method",
         )
-        if request.goal == "method" and len(found.fitted) == 1:
-            warn(f"{shape.name}, {shape.rows:,} x {shape.dim}: {methods[-1].name} is not smaller; it stays float32")
-        tables.append(found)
-        tell(f"fitted {number + 1} of {len(names)}: {tell.context}, {len(found.fitted)} ways")
+        done += 1
+        tell(f"fitted {done} of {len(shapes)}: {context}, {len(found.fitted)} ways")
+        return found
+
+    # Large tables first, so that the last one to end is small. Their products are too small for several threads.
+    order = sorted(shapes, key=lambda shape: -shape.num_bytes)
+    with ThreadPoolExecutor(torch.get_num_threads(), initializer=lambda: torch.set_num_threads(1)) as pool:
+        by_name = {table.name: table for table in pool.map(fit, order)}
+    tables = [by_name[shape.name] for shape in shapes]
+    for table in tables:
+        if request.goal == "method" and len(table.fitted) == 1:
+            name = request.methods(table.rows, table.dim)[-1].name
+            warn(f"{table.name}, {table.rows:,} x {table.dim}: {name} is not smaller; it stays float32")
     if any(table.weights_kind == "uniform" for table in tables) and request.weights != "uniform":
         warn(
             "no AdaGrad state and no counts: every row weighs the same, which costs several times as much NE "
@@ -167,6 +178,4 @@ def write(compression: Compression, out: Path, report: dict[str, Any]) -> Artifa
 
 def as_it_is(source: TableSource, shape: TableShape) -> Compressed:
     """A table as float32 rows."""
-    weights = importance("uniform", shape.rows).weights
-    with torch.no_grad():
-        return Method.parse("fp32").fit(TableRows(source.weight(shape.name), weights, name=shape.name))
+    return Rows(source.weight(shape.name).float(), shape.dim, 32)
