@@ -70,29 +70,31 @@ def cut_lines(
     mark, rest = start, b""
     while window := rest + stream.read(piece_bytes - len(rest)):
         at_end = len(window) < piece_bytes
-        cut = _piece_end(window)
+        cut, num_lines = _piece_end(window)
         consumed = content = window[:cut]
         rest, ended, length = window[cut:], True, cut
         if not content and at_end:
-            consumed, rest, ended, length = window, b"", False, len(window)
+            consumed, rest, ended, length, num_lines = window, b"", False, len(window), 1
             content = consumed + b"\n"
         crc32 = zlib.crc32(consumed, mark.crc32) if checked else 0
         if not consumed:
             content, rest, ended, length, crc32 = _long_line(stream, window, piece_bytes, mark, checked)
+            num_lines = 1
         if mark.offset == 0:
             content = content.removeprefix(_UTF8_MARK)
-        end = Mark(mark.offset + length, mark.line + content.count(b"\n"), crc32)
+        end = Mark(mark.offset + length, mark.line + num_lines, crc32)
         if content != b"\n" or ended:  # a text of nothing but a mark has no line
             yield Lines(content, mark.line, ended, end)
         mark = end
 
 
-def _piece_end(window: bytes) -> int:
-    """Bytes of the whole lines that make a piece; 0 if no line ends."""
-    cut = window.rfind(b"\n") + 1
-    if window.count(b"\n") > PIECE_LINES:
-        cut = int(np.flatnonzero(np.frombuffer(window, dtype=np.uint8) == ord("\n"))[PIECE_LINES - 1]) + 1
-    return cut
+def _piece_end(window: bytes) -> tuple[int, int]:
+    """Bytes and number of the whole lines that make a piece."""
+    num_lines = window.count(b"\n")
+    if num_lines > PIECE_LINES:
+        ends = np.flatnonzero(np.frombuffer(window, dtype=np.uint8) == ord("\n"))
+        return int(ends[PIECE_LINES - 1]) + 1, PIECE_LINES
+    return window.rfind(b"\n") + 1, num_lines
 
 
 def _long_line(
