@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from data.errors import DataError
 
 
@@ -23,6 +25,8 @@ def io_errors(path: Path, doing: str) -> Iterator[None]:
         hint = None
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             hint = "free some space, or choose an output directory on another disk"
+        elif error.errno == errno.EFBIG:
+            hint = "a file may not grow so large here: raise the limit (`ulimit -f`), or choose another disk"
         elif error.errno in (errno.EACCES, errno.EPERM):
             hint = "check the permissions of the file and of its directory"
         reason = (error.strerror or str(error)).lower()
@@ -50,3 +54,20 @@ def write_whole(path: Path, content: bytes) -> None:
         sync_file(temporary)
         temporary.replace(path)
         sync_file(path.parent)
+
+
+def read_array(path: Path, dtype: np.dtype, count: int, offset: int = 0) -> np.ndarray:
+    """`count` numbers that begin at byte `offset` of a file.
+
+    Raises:
+        DataError: if it cannot be read, or ends before.
+    """
+    array = np.empty(count, dtype)
+    content, at = array.view(np.uint8).data, 0
+    with io_errors(path, "read"), path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        while at < len(content) and (read := file.readinto(content[at:])):
+            at += read
+    if at < len(content):
+        raise DataError(f"{path}: {offset + at:,} bytes, expected at least {offset + len(content):,}")
+    return array

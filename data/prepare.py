@@ -1,63 +1,43 @@
-"""Raw Criteo files to a store, in memory that does not grow with the rows.
+"""Raw files to a store, in memory that does not grow with the rows, by all cores, and from wherever it was interrupted.
 
-One pass parses the text into column files; then each sparse column is counted over the training rows and encoded;
-then the columns are cut into the blocks of the store. Disk beside the store: about 135 bytes per row, for a while.
+The input is parsed into parts; each sparse column is counted over the training examples and encoded; labels, dense
+features and rows become the blocks of the store, and the parts go. What is on the disk is in the journal, so that the
+same call goes on after a kill and makes the same bytes. Disk beside the store, for a while: about 135 bytes per row of
+Criteo for the parts, and the store's ids once more.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Sequence
+from functools import partial as bind
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-
-from data.columns import PIECE_ROWS, ColumnFiles
-from data.criteo import DENSE, DENSE_TRANSFORM, LABEL, MISSING_DENSE, SPARSE, parse
+from data.blocks import Blocks, write_blocks
+from data.counting import MOST_IN_MEMORY
+from data.criteo_input import CriteoInput
+from data.encoding import ColumnEncoder
 from data.errors import DataError
-from data.lines import check_source, read_lines
-from data.partial import partial_directory
-from data.report import ColumnReport, PrepareProgress, PrepareReport, RejectedLine, SourceReport, SplitReport
-from data.schema import MISSING_ROW, RARE_ROW, Schema, SparseFeature
-from data.source import SPLITS, Block
-from data.vocabulary import Encoder, Hashing, Vocabulary, count_values, save_encoder
-from data.writer import STORE_BLOCK_ROWS, StoreWriter
+from data.files import io_errors
+from data.journal import Journal
+from data.manifest import read_manifest
+from data.options import PrepareOptions
+from data.partial import clear, partial_directory, publish
+from data.parts import Parts
+from data.raw import Input
+from data.reading import PART_ROWS, read_input
+from data.report import PrepareProgress, PrepareReport
+from data.reuse import ReusedEncoders
+from data.schema import Schema, SparseFeature
+from data.selection import Selection, cut_splits
+from data.summary import manifest_entries, summarize
+from data.tally import Tally, join_dense_tallies
+from data.workers import Workers
+from data.writer import StoreWriter
 
-SHOWN_BAD_LINES = 10
+__all__ = ["PrepareOptions", "PrepareProgress", "PrepareReport", "prepare", "prepare_criteo"]
+
+SAVE_SECONDS = 5.0  # between two entries of the journal
 Progress = Callable[[PrepareProgress], None]
-
-
-@dataclass(frozen=True)
-class PrepareOptions:
-    """Decisions of a preparation.
-
-    Attributes:
-        min_count: a value seen less often among the training rows has no row of its own. The default of 2 gives the
-            rare row examples to learn from.
-        hash_rows: rows of every table, filled by hashing without a vocabulary; None makes vocabularies.
-        split: "order": the first 6/7 of the rows train, half of the rest validates, the other half tests.
-            "last-file": all files but the last train, and its halves validate and test.
-        max_bad_rows: lines that may be left out; None allows 100 and 1 % of the lines read so far.
-        block_rows: examples of a block of the store.
-    """
-
-    min_count: int = 2
-    hash_rows: int | None = None
-    split: Literal["order", "last-file"] = "order"
-    max_bad_rows: int | None = None
-    block_rows: int = STORE_BLOCK_ROWS
-
-    def __post_init__(self) -> None:
-        if self.min_count < 1:
-            raise DataError(f"a minimum count of {self.min_count} must be at least 1")
-        if self.hash_rows is not None and not 2 <= self.hash_rows <= 1 << 32:
-            raise DataError(f"{self.hash_rows} rows for hashed values must be at least 2 and at most 2**32")
-        if self.split not in ("order", "last-file"):
-            raise DataError(f"splitting by {self.split!r} is not known: choose 'order' or 'last-file'")
-        if self.max_bad_rows is not None and self.max_bad_rows < 0:
-            raise DataError(f"a limit of {self.max_bad_rows} rejected lines must be at least 0")
-        if self.block_rows < 1:
-            raise DataError(f"blocks of {self.block_rows} examples must have at least 1")
 
 
 def prepare_criteo(
@@ -66,155 +46,156 @@ def prepare_criteo(
     options: PrepareOptions | None = None,
     progress: Progress | None = None,
 ) -> PrepareReport:
-    """Makes the store `out` from Criteo files, plain or gzip, in the given order.
+    """Makes the store `out` from Criteo files, plain or gzip, in the given order; see `prepare`."""
+    return prepare(CriteoInput(sources), out, options, progress)
 
-    Until it is complete, the output is `OUT.partial`: that is removed after an error, and started over after a kill.
+
+def prepare(
+    input: Input,
+    out: Path | str,
+    options: PrepareOptions | None = None,
+    progress: Progress | None = None,
+    *,
+    workers: int | None = None,
+    part_rows: int = PART_ROWS,
+    most_in_memory: int = MOST_IN_MEMORY,
+    save_seconds: float = SAVE_SECONDS,
+) -> PrepareReport:
+    """Makes the store `out` from any input.
+
+    Until it is complete, the work is in `OUT.partial`. That stays after an interruption or a failure of the system,
+    and the same call goes on with it; after an error in the data it is removed.
+
+    Args:
+        input: what to read.
+        out: directory of the new store.
+        options: decisions; the defaults if None.
+        progress: hears where the preparation is, in the calling thread.
+        workers: threads; None takes one for each core. The result is the same for any number.
+        part_rows: rows of a part, at least.
+        most_in_memory: values of a column's vocabulary in memory at a time. The result is the same for any number.
+        save_seconds: of work that a kill may lose, besides the part or the column it is in.
 
     Raises:
-        DataError: if a file cannot be used, too many lines are bad, the rows do not fill three splits, `out` exists,
-            or the disk is full.
+        DataError: if a source cannot be used, too many lines are bad, the rows do not fill three splits, `out` exists,
+            `OUT.partial` was begun from other sources or with other options, or the disk is full.
     """
-    options = options or PrepareOptions()
-    progress = progress or (lambda _: None)
-    paths, out = [Path(source) for source in sources], Path(out)
-    if not paths:
-        raise DataError("no file to prepare")
-    if options.split == "last-file" and len(paths) < 2:
+    options, out = options or PrepareOptions(), Path(out)
+    if options.split == "last-file" and len(input.sources) < 2:
         raise DataError("splitting by the last file needs at least two files", "split a single file by order")
-    sizes = [check_source(path) for path in paths]
-    with partial_directory(out) as partial, ColumnFiles(partial / "columns", DENSE, SPARSE) as columns:
-        report = _parse_all(paths, sizes, columns, options, progress)
-        splits = _split_rows(report, options.split)
-        entries, column_reports = _encode_all(columns, splits["train"].stop, partial, options, progress)
-        schema = Schema(DENSE, tuple(SparseFeature(column.name, column.rows) for column in column_reports), LABEL)
-        with StoreWriter(partial, schema, block_rows=options.block_rows) as writer:
-            split_reports = _write_all(columns, splits, writer, progress)
-            report = replace(
-                report,
-                splits=split_reports,
-                columns=column_reports,
-                store_bytes=writer.bytes_written,
-                bytes_per_row=writer.bytes_written / report.rows,
-            )
-            writer.finish(
-                {
-                    "dense_transform": {"formula": DENSE_TRANSFORM, "missing": MISSING_DENSE, "type": "float16"},
-                    "ids": {
-                        "missing_row": MISSING_ROW,
-                        "rare_row": RARE_ROW if options.hash_rows is None else None,
-                        "min_count": options.min_count if options.hash_rows is None else None,
-                        "columns": entries,
-                    },
-                    "split": options.split,
-                    "report": report.to_dict(),
-                }
-            )
+    reused = None if options.vocabulary_from is None else ReusedEncoders(Path(options.vocabulary_from), input)
+    begun = out.with_name(out.name + ".partial") / "journal.json"
+    if out.exists() and not begun.exists():
+        raise DataError(f"{out}: exists already", "choose another output directory, or remove this one")
+    with partial_directory(out) as partial, Workers(workers) as threads:
+        vocabulary = reused.fingerprint() if reused else None
+        task = {"input": dict(input.identity()), "options": {**options.to_dict(), "vocabulary": vocabulary}}
+        journal = Journal(partial, task)
+        if out.exists() and not journal.state.get("complete"):
+            raise DataError(f"{out}: exists already", "choose another output directory, or remove this one")
+        if not out.exists():
+            run = _Run(input, partial, options, reused, journal, threads, progress or (lambda _: None))
+            run.to_the_end(part_rows, most_in_memory, save_seconds)
+            journal.state["complete"] = True
+            journal.save()
+            publish(run.store, out)
+        report = PrepareReport.from_dict(read_manifest(out)["report"])
+        clear(partial)
     return report
 
 
-def _parse_all(
-    paths: list[Path], sizes: list[int], columns: ColumnFiles, options: PrepareOptions, progress: Progress
-) -> PrepareReport:
-    """All good rows into `columns`; the report's part about lines."""
-    rejected: Counter[str] = Counter()
-    examples: list[RejectedLine] = []
-    sources, num_lines, repaired = [], 0, 0
-    for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
-        lines_before, rows_before = num_lines, columns.rows
-        for lines in read_lines(path):
-            rows = parse(lines)
-            columns.append(rows)
-            num_lines += len(rows.lines_N) + len(rows.bad)
-            repaired += sum(rows.repaired.values())
-            rejected.update(bad.reason for bad in rows.bad)
-            room = SHOWN_BAD_LINES - len(examples)
-            examples += [RejectedLine(path.name, bad.line, bad.problem) for bad in rows.bad[:room]]
-            _check_rejected(rejected.total(), num_lines, examples, options.max_bad_rows)
-            progress(PrepareProgress("parse", sum(sizes[:number]) + lines.position, sum(sizes), columns.rows))
-        sources.append(SourceReport(path.name, size, num_lines - lines_before, columns.rows - rows_before))
-    columns.close()
-    if columns.rows == 0:
-        first = f"; {examples[0]}" if examples else ""
-        raise DataError(f"{paths[0]}: no good row{first}", "the format is Criteo's: 40 fields, separated by tabs")
-    return PrepareReport(num_lines, columns.rows, repaired, dict(rejected), examples, sources)
+class _Run:
+    """The phases, and what each leaves in the journal."""
 
+    def __init__(
+        self,
+        input: Input,
+        partial: Path,
+        options: PrepareOptions,
+        reused: ReusedEncoders | None,
+        journal: Journal,
+        workers: Workers,
+        progress: Progress,
+    ) -> None:
+        self.store, self._work = partial / "store", partial / "work"
+        self._input, self._options, self._reused, self._journal = input, options, reused, journal
+        self._workers, self._progress = workers, progress
+        with io_errors(partial, "write"):
+            self.store.mkdir(exist_ok=True)
+            self._work.mkdir(exist_ok=True)
 
-def _check_rejected(num_bad: int, num_lines: int, examples: list[RejectedLine], limit: int | None) -> None:
-    allowed = 100 + num_lines // 100 if limit is None else limit
-    if num_bad > allowed:
-        raise DataError(
-            str(examples[0]),
-            f"{num_bad:,} of the first {num_lines:,} lines were rejected, at most {allowed:,} were allowed; "
-            "the file may be cut short or of another format; if not, allow more rejected lines",
+    def to_the_end(self, part_rows: int, most_in_memory: int, save_seconds: float) -> None:
+        """Whatever is left to do."""
+        tally, dense, parts = self._parts(part_rows)
+        cut = cut_splits(tally, self._options.split)
+        selection = Selection(parts, cut, self._options, self._work / "kept", self._journal.state.get("kept"))
+        if "kept" not in self._journal.state:
+            self._journal.state["kept"] = selection.state()
+            self._journal.save()
+        encoder = ColumnEncoder(
+            parts,
+            selection,
+            self.store,
+            self._work / "columns",
+            self._options,
+            self._reused,
+            self._workers,
+            most_in_memory,
         )
-
-
-def _split_rows(report: PrepareReport, how: str) -> dict[str, range]:
-    """Which rows belong to which split."""
-    num_train = report.rows * 6 // 7 if how == "order" else report.rows - report.sources[-1].rows
-    num_validation = (report.rows - num_train) // 2
-    ends = (num_train, num_train + num_validation, report.rows)
-    splits = dict(zip(SPLITS, (range(a, b) for a, b in zip((0, *ends), ends, strict=False)), strict=True))
-    for split, rows in splits.items():
-        if not rows:
-            sizes = ", ".join(f"{len(r)} in {name}" for name, r in splits.items())
-            raise DataError(
-                f"{report.rows} good rows leave the {split} split empty ({sizes})",
-                "at least 14 rows fill every split" if how == "order" else "both parts need rows",
+        columns = self._encode(encoder, tally, save_seconds)
+        sparse = [
+            SparseFeature(feature.name, column["entry"]["rows"], feature.max_ids)
+            for feature, column in zip(self._input.sparse, columns, strict=True)
+        ]
+        schema = Schema(tuple(self._input.dense), tuple(sparse), self._input.label)
+        files = [encoder.rows_file(f) for f in range(len(sparse))]
+        blocks = Blocks(parts, selection, self._input.sparse, columns, files, schema)
+        written = self._journal.state.get("written", {}).get("state")
+        with StoreWriter(self.store, schema, block_rows=self._options.block_rows, state=written) as writer:
+            num_examples = int(selection.starts[-1])
+            begun = sum(split["examples"] for split in writer.state().values())
+            positives = write_blocks(
+                blocks,
+                selection,
+                parts,
+                writer,
+                self._journal,
+                self._workers,
+                told=lambda done: self._progress(PrepareProgress("write", done, num_examples, tally.rows, begun)),
+                save_seconds=save_seconds,
             )
-    return splits
+            report = summarize(self._input, tally, dense, cut, selection, columns, positives, writer.bytes_written)
+            fingerprint = self._reused.fingerprint() if self._reused else None
+            entries = [column["entry"] for column in columns]
+            writer.finish(manifest_entries(self._input, self._options, entries, fingerprint, report))
 
+    def _parts(self, part_rows: int) -> tuple[Tally, list[tuple[int, int, float, float, float]], Parts]:
+        """The first phase: all rows on disk, what was counted, and the tallies of the dense features."""
+        directory, sparse, state = self._work / "parts", self._input.sparse, self._journal.state
+        parts = Parts(directory, self._input.dense, sparse, state.get("parts", ()))
+        if "parts" not in state:
+            tally = read_input(self._input, parts, self._options, self._workers, self._progress, part_rows)
+            state["tally"] = tally.to_dict()
+            by_feature = zip(*(info["dense"] for info in parts.infos), strict=True)
+            state["dense"] = [list(join_dense_tallies(tallies)) for tallies in by_feature]
+            state["parts"] = [{**info, "dense": []} for info in parts.infos]
+            self._journal.save()
+        return Tally.from_dict(state["tally"]), [tuple(dense) for dense in state["dense"]], parts
 
-def _encode_all(
-    columns: ColumnFiles, num_train: int, store: Path, options: PrepareOptions, progress: Progress
-) -> tuple[list[dict[str, Any]], list[ColumnReport]]:
-    """Values to rows in every sparse column; the vocabulary is counted over the training rows alone.
+    def _encode(self, encoder: ColumnEncoder, tally: Tally, save_seconds: float) -> list[dict[str, Any]]:
+        """The second phase: the columns that are not done yet."""
+        columns: list[dict[str, Any]] = self._journal.state.setdefault("columns", [])
+        features, begun, saved, saved_at = self._input.sparse, len(columns), len(columns), time.monotonic()
 
-    One column's vocabulary is in memory at a time.
+        def told(f: int, share: float) -> None:
+            done, total = int((f + share) * tally.rows), len(features) * tally.rows
+            self._progress(PrepareProgress("encode", done, total, tally.rows, begun * tally.rows))
 
-    Returns:
-        What the manifest says of each encoder, and the reports.
-    """
-    entries, reports = [], []
-    counts = num_train if options.hash_rows is None else 0
-    done, total = 0, (counts + columns.rows) * len(columns.sparse)
-
-    def told(pieces: Iterable[np.ndarray], num_rows: int) -> Iterator[np.ndarray]:
-        """The pieces of a column; the progress after each, in values."""
-        nonlocal done
-        for number, piece in enumerate(pieces):
-            yield piece
-            at = min((number + 1) * PIECE_ROWS, num_rows)
-            progress(PrepareProgress("encode", done + at, total, columns.rows))
-        done += num_rows
-
-    for f, name in enumerate(columns.sparse):
-        encoder: Encoder
-        if options.hash_rows is None:
-            counted = count_values(told(columns.present_values(name, num_train), num_train))
-            encoder = Vocabulary.of_counts(*counted, min_count=options.min_count)
-        else:
-            encoder = Hashing(options.hash_rows, f)
-        missing = rare = 0
-        for rows in told(columns.encode(name, encoder), columns.rows):
-            missing += int((rows == MISSING_ROW).sum())
-            rare += int((rows == RARE_ROW).sum()) if options.hash_rows is None else 0
-        entries.append(save_encoder(store, name, encoder))
-        reports.append(ColumnReport(name, encoder.rows, missing / columns.rows, rare / columns.rows))
-    return entries, reports
-
-
-def _write_all(
-    columns: ColumnFiles, splits: dict[str, range], writer: StoreWriter, progress: Progress
-) -> dict[str, SplitReport]:
-    reports = {}
-    for split, rows in splits.items():
-        positives = 0
-        for start in range(rows.start, rows.stop, writer.block_rows):
-            count = min(writer.block_rows, rows.stop - start)
-            labels = columns.labels(start, count)
-            writer.add(split, Block(columns.dense_rows(start, count), columns.sparse_rows(start, count), labels))
-            positives += int(labels.sum())
-            progress(PrepareProgress("write", start + count, columns.rows, columns.rows))
-        reports[split] = SplitReport(len(rows), positives / len(rows))
-    return reports
+        for f in range(begun, len(features)):
+            feature = features[f]
+            columns.append(encoder.encode(f, feature, tally.largest.get(feature.name, 0), bind(told, f)))
+            if f == len(features) - 1 or time.monotonic() - saved_at >= save_seconds:
+                encoder.sync(columns[saved:])
+                self._journal.save()
+                saved, saved_at = len(columns), time.monotonic()
+        return columns

@@ -1,5 +1,6 @@
 """What a preparation did, as plain values: for printing, for the manifest, for tests."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -10,42 +11,68 @@ class PrepareProgress:
 
     Attributes:
         phase: "parse" (bytes of the sources as they lie on disk), then "encode" (values), then "write" (examples).
-        done, total: in the unit of the phase.
+        done, total: in the unit of the phase; a total of 0 is not known.
         rows: good rows so far.
+        begun: how much of `done` an earlier run did that was interrupted; so this one does (done - begun) per time.
     """
 
     phase: Literal["parse", "encode", "write"]
     done: int
     total: int
     rows: int
+    begun: int = 0
 
 
 @dataclass(frozen=True)
 class SourceReport:
-    """One file: its base name, its size on disk, its lines and the rows among them that were kept."""
+    """One file: its name, its size on disk, its lines, the rows among them that were kept, their share labelled 1."""
 
     name: str
     bytes: int
     lines: int
     rows: int
+    label_rate: float = 0.0
 
 
 @dataclass(frozen=True)
 class SplitReport:
-    """Examples of a split and the share of them labelled 1."""
+    """Examples of a split and the share of them labelled 1; that share before negatives were sampled, if they were."""
 
     examples: int
     label_rate: float
+    label_rate_before: float | None = None
+
+
+@dataclass(frozen=True)
+class DenseReport:
+    """A dense feature over all good rows: share missing; mean, lowest and highest of the other values, transformed."""
+
+    name: str
+    missing: float
+    mean: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
 class ColumnReport:
-    """A sparse feature: rows of its table, and the shares of all examples with a missing and with a rare value."""
+    """A sparse feature.
+
+    Attributes:
+        rows: of its table.
+        missing: share of the examples without a value.
+        rare: share of the ids that are rare, in all splits.
+        cardinality: different values among the training examples; None if they were not counted.
+        rare_train, rare_held_out: as `rare`, in the training split, and in the other two.
+    """
 
     name: str
     rows: int
     missing: float
     rare: float
+    cardinality: int | None = None
+    rare_train: float = 0.0
+    rare_held_out: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -66,25 +93,31 @@ class PrepareReport:
 
     Attributes:
         lines: read from all sources.
-        rows: kept.
-        repaired: kept rows that had lost empty fields at their end.
+        rows: good ones; negative sampling leaves fewer examples.
+        repaired: good rows whose line had to be mended, by what was mended.
         rejected: lines left out, by reason.
         examples: the first few of them.
-        sources, splits, columns: see there.
+        sources, splits, dense, columns: see there.
         store_bytes: of the examples.
-        bytes_per_row: `store_bytes` over `rows`.
+        bytes_per_row: `store_bytes` over the examples of all splits.
     """
 
     lines: int
     rows: int
-    repaired: int
+    repaired: dict[str, int]
     rejected: dict[str, int]
     examples: list[RejectedLine]
     sources: list[SourceReport]
     splits: dict[str, SplitReport] = field(default_factory=dict)
+    dense: list[DenseReport] = field(default_factory=list)
     columns: list[ColumnReport] = field(default_factory=list)
     store_bytes: int = 0
     bytes_per_row: float = 0.0
+
+    @property
+    def num_repaired(self) -> int:
+        """Rows whose line was mended."""
+        return sum(self.repaired.values())
 
     @property
     def num_rejected(self) -> int:
@@ -94,3 +127,17 @@ class PrepareReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PrepareReport":
+        """The report that `to_dict` described."""
+        return cls(
+            **{
+                **values,
+                "examples": [RejectedLine(**line) for line in values["examples"]],
+                "sources": [SourceReport(**source) for source in values["sources"]],
+                "splits": {name: SplitReport(**split) for name, split in values["splits"].items()},
+                "dense": [DenseReport(**column) for column in values["dense"]],
+                "columns": [ColumnReport(**column) for column in values["columns"]],
+            }
+        )

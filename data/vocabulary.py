@@ -1,21 +1,28 @@
-"""From 32-bit values of a categorical column to rows of its table: a counted vocabulary, or a hash."""
+"""From the values of a categorical column to rows of its table: a counted vocabulary, a hash, or as they are.
+
+Values are uint32 or uint64.
+"""
 
 import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import quote
 
 import numpy as np
 
 from data.errors import DataError
-from data.files import io_errors, write_whole
-from data.schema import MISSING_ROW, RARE_ROW, RESERVED_ROWS
+from data.files import io_errors, read_array
+from data.lookup import Lookup
+from data.schema import MISSING_ROW, RESERVED_ROWS
 
-_DIRECTORY = "vocabulary"
-_MERGE_AT = 1 << 24  # values that wait before they are merged, at least
+VOCABULARY = "vocabulary"  # directory in a store
+_AGAIN = "prepare it again from the raw files"
+_PIECE_BYTES = 1 << 24
 
 
 class Encoder(Protocol):
@@ -26,8 +33,8 @@ class Encoder(Protocol):
         """Of the table, the reserved ones included."""
         ...
 
-    def encode(self, values: np.ndarray, present: np.ndarray) -> np.ndarray:
-        """Rows of uint32 `values`, uint32; `MISSING_ROW` where `present` is False."""
+    def encode(self, values: np.ndarray, present: np.ndarray | None) -> np.ndarray:
+        """Rows of `values`, an unsigned type; `MISSING_ROW` where `present` is False. None: all are present."""
         ...
 
 
@@ -36,41 +43,28 @@ class Vocabulary:
     """The values that have a row of their own, most frequent first.
 
     Attributes:
-        values: uint32; values[i] has row i + 2. Every other value has `RARE_ROW`.
+        values: uint32 or uint64; values[i] has row first_row + i. Every other value has `RARE_ROW`.
+        first_row: 2, or more for a piece of a vocabulary.
     """
 
     values: np.ndarray
-    _order: np.ndarray = field(init=False, repr=False, compare=False)
-    _sorted: np.ndarray = field(init=False, repr=False, compare=False)
+    first_row: int = RESERVED_ROWS
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_order", np.argsort(self.values).astype(np.uint32))
-        object.__setattr__(self, "_sorted", self.values[self._order])
+    @cached_property
+    def _lookup(self) -> Lookup:
+        return Lookup(self.values, self.first_row)
 
     @property
     def rows(self) -> int:
-        return len(self.values) + RESERVED_ROWS
+        return len(self.values) + self.first_row
 
-    @classmethod
-    def of_counts(cls, values: np.ndarray, counts: np.ndarray, *, min_count: int) -> "Vocabulary":
-        """The values counted `min_count` times or more, by falling count, and by value where counts are equal.
-
-        Args:
-            values: uint32, rising.
-            counts: of each value.
-        """
-        enough = counts >= min_count
-        values, counts = values[enough], counts[enough]
-        return cls(values[np.argsort(-counts, kind="stable")])
-
-    def encode(self, values: np.ndarray, present: np.ndarray) -> np.ndarray:
-        if len(self.values) == 0:
-            return np.where(present, np.uint32(RARE_ROW), np.uint32(MISSING_ROW))
-        places = np.minimum(np.searchsorted(self._sorted, values), len(self.values) - 1)
-        rows = np.where(
-            self._sorted[places] == values, self._order[places] + np.uint32(RESERVED_ROWS), np.uint32(RARE_ROW)
-        )
-        rows[~present] = MISSING_ROW
+    def encode(self, values: np.ndarray, present: np.ndarray | None) -> np.ndarray:
+        if values.dtype.itemsize < self.values.dtype.itemsize:
+            values = values.astype(self.values.dtype)
+        assert values.dtype == self.values.dtype
+        rows = self._lookup.rows(values)
+        if present is not None:
+            rows[~present] = MISSING_ROW
         return rows
 
 
@@ -86,11 +80,33 @@ class Hashing:
     rows: int
     column: int
 
-    def encode(self, values: np.ndarray, present: np.ndarray) -> np.ndarray:
+    def encode(self, values: np.ndarray, present: np.ndarray | None) -> np.ndarray:
         mixed = mix(values.astype(np.uint64) + np.uint64(self.column + 1 << 32))
         rows = (mixed % np.uint64(self.rows - 1) + np.uint64(1)).astype(np.uint32)
-        rows[~present] = MISSING_ROW
+        if present is not None:
+            rows[~present] = MISSING_ROW
         return rows
+
+
+@dataclass(frozen=True)
+class AsRows:
+    """Values that are rows already.
+
+    Attributes:
+        rows: of the table; no value reaches it.
+    """
+
+    rows: int
+
+    def encode(self, values: np.ndarray, present: np.ndarray | None) -> np.ndarray:
+        """The values.
+
+        Raises:
+            DataError: if one lies outside the table.
+        """
+        if len(values) and int(values.max()) >= self.rows:
+            raise DataError(f"row {int(values.max())} lies outside a table of {self.rows:,} rows")
+        return values if present is None else np.where(present, values, values.dtype.type(MISSING_ROW))
 
 
 def mix(values: np.ndarray) -> np.ndarray:
@@ -106,49 +122,53 @@ def mix(values: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def count_values(pieces: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Different values (uint32, rising) and how often each occurs (int64), in memory proportional to their number."""
-    counted: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0, np.uint32), np.empty(0, np.int64))]
-    waiting = 0
-    for piece in pieces:
-        counted.append(np.unique(piece, return_counts=True))
-        waiting += len(counted[-1][0])
-        # Merging when as much waits as is merged already keeps the whole work at n log n.
-        if waiting >= max(_MERGE_AT, len(counted[0][0])):
-            counted, waiting = [_merge(counted)], 0
-    return _merge(counted)
+def vocabulary_file(name: str, dtype: np.dtype) -> str:
+    """Where a store keeps the values of a column, in the order of their rows."""
+    return f"{VOCABULARY}/{quote(name, safe='')}.u{dtype.itemsize}"
 
 
-def _merge(counted: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    values = np.concatenate([values for values, _ in counted])
-    counts = np.concatenate([counts for _, counts in counted])
-    order = np.argsort(values, kind="stable")
-    values, counts = values[order], counts[order]
-    starts = np.flatnonzero(np.diff(values, prepend=values[:1] ^ np.uint32(1))) if len(values) else np.empty(0, int)
-    return values[starts], np.add.reduceat(counts, starts) if len(starts) else counts
+def counts_file(name: str) -> str:
+    """Where a store keeps how often each row of a column occurs in the training split."""
+    return f"{VOCABULARY}/{quote(name, safe='')}.counts"
 
 
-def save_encoder(path: Path, name: str, encoder: Encoder) -> dict[str, Any]:
-    """Keeps the encoder of a column in the directory of a store; what the manifest has to say of it."""
-    entry: dict[str, Any] = {"name": name, "rows": encoder.rows}
+def encoder_entry(path: Path, name: str, encoder: Hashing | AsRows | np.dtype) -> dict[str, Any]:
+    """What a manifest says of the encoder of a column.
+
+    Args:
+        path: of the store.
+        name: of the column.
+        encoder: or the type of the values of a vocabulary, whose file is in place.
+    """
     if isinstance(encoder, Hashing):
-        return {**entry, "scheme": "hash", "column": encoder.column}
-    assert isinstance(encoder, Vocabulary)
-    file, content = f"{_DIRECTORY}/{name}.u4", encoder.values.astype("<u4").tobytes()
-    with io_errors(path / _DIRECTORY, "write"):
-        (path / _DIRECTORY).mkdir(exist_ok=True)
-    write_whole(path / file, content)
-    return {**entry, "scheme": "vocabulary", "file": file, "crc32": zlib.crc32(content)}
+        return {"name": name, "rows": encoder.rows, "scheme": "hash", "column": encoder.column}
+    if isinstance(encoder, AsRows):
+        return {"name": name, "rows": encoder.rows, "scheme": "rows"}
+    file = vocabulary_file(name, encoder)
+    with io_errors(path / file, "read"):
+        num_values = (path / file).stat().st_size // encoder.itemsize
+    entry = {"name": name, "rows": num_values + RESERVED_ROWS, "scheme": "vocabulary"}
+    return {**entry, "file": file, "crc32": _file_crc32(path / file)}
+
+
+def counts_entry(path: Path, name: str, dtype: np.dtype) -> dict[str, Any]:
+    """What a manifest says of the counts of a column, whose file is in place."""
+    file = counts_file(name)
+    return {"file": file, "type": f"<u{dtype.itemsize}", "crc32": _file_crc32(path / file)}
 
 
 def encoders_fingerprint(entries: Iterable[Mapping[str, Any]]) -> str:
-    """Equal where the encoders of the entries that `save_encoder` made give equal values equal rows in every column."""
+    """Equal where the encoders that these entries describe give equal values equal rows in every column."""
     identity = [[entry.get(key) for key in ("name", "rows", "scheme", "column", "crc32")] for entry in entries]
     return "vocabulary-1:" + hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
 
 def load_encoders(path: Path, entries: Iterable[Mapping[str, Any]]) -> dict[str, Encoder]:
-    """The encoders of the entries that `save_encoder` made, by name of the column.
+    """The encoders that these entries describe, by name of the column.
+
+    Args:
+        path: of the store.
+        entries: `manifest["ids"]["columns"]`.
 
     Raises:
         DataError: if a file is missing or changed.
@@ -157,11 +177,51 @@ def load_encoders(path: Path, entries: Iterable[Mapping[str, Any]]) -> dict[str,
     for entry in entries:
         if entry["scheme"] == "hash":
             encoders[entry["name"]] = Hashing(int(entry["rows"]), int(entry["column"]))
-            continue
-        file = path / entry["file"]
-        with io_errors(file, "read"):
-            content = file.read_bytes()
-        if zlib.crc32(content) != entry["crc32"]:
-            raise DataError(f"{file}: changed since it was prepared", "prepare it again from the raw files")
-        encoders[entry["name"]] = Vocabulary(np.frombuffer(content, dtype="<u4"))
+        elif entry["scheme"] == "rows":
+            encoders[entry["name"]] = AsRows(int(entry["rows"]))
+        else:
+            dtype = value_type(entry)
+            encoders[entry["name"]] = Vocabulary(_load(path / entry["file"], dtype, int(entry["crc32"])))
     return encoders
+
+
+def load_counts(path: Path, entry: Mapping[str, Any]) -> np.ndarray:
+    """How often each row of a column occurs in the training split: uint32 or uint64 [rows].
+
+    Rows 0 and 1 are those of missing and of rare values.
+
+    Args:
+        path: of the store.
+        entry: of the column, out of `manifest["ids"]["columns"]`.
+
+    Raises:
+        DataError: if the store keeps no counts of the column, or its file is missing or changed.
+    """
+    if not entry.get("counts"):
+        raise DataError(
+            f"{path}: keeps no counts of {entry['name']}", "tables of very many hashed rows are not counted"
+        )
+    counts = entry["counts"]
+    return _load(path / counts["file"], np.dtype(counts["type"]), int(counts["crc32"]))
+
+
+def value_type(entry: Mapping[str, Any]) -> np.dtype:
+    """The type of the values of a vocabulary."""
+    return np.dtype("<" + str(entry["file"]).rpartition(".")[2])
+
+
+def _load(path: Path, dtype: np.dtype, crc32: int) -> np.ndarray:
+    with io_errors(path, "read"):
+        size = path.stat().st_size
+    array = read_array(path, dtype, size // dtype.itemsize)
+    if zlib.crc32(array.data) != crc32 or size % dtype.itemsize:
+        raise DataError(f"{path}: changed since it was prepared", _AGAIN)
+    return array
+
+
+def _file_crc32(path: Path) -> int:
+    crc32 = 0
+    with io_errors(path, "read"), path.open("rb") as file:
+        while piece := file.read(_PIECE_BYTES):
+            crc32 = zlib.crc32(piece, crc32)
+    return crc32

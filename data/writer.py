@@ -92,17 +92,24 @@ class StoreWriter:
             DataError: if a block but the last has not `block_rows` examples, does not fit the schema, or the disk is
                 full.
         """
+        self.add_encoded(split, len(block), encode(self.schema, block))
+
+    def add_encoded(self, split: str, num_examples: int, content: bytes) -> None:
+        """Appends a block that `data.layout.encode` made for the schema, for callers that encode in threads.
+
+        Raises:
+            DataError: if a block but the last has not `block_rows` examples, or the disk is full.
+        """
         files = self._splits[split]
         written = files.written
-        if not 0 < len(block) <= self.block_rows or written.examples % self.block_rows:
+        if not 0 < num_examples <= self.block_rows or written.examples % self.block_rows:
             raise DataError(f"only the last block of a split may have fewer than {self.block_rows} examples")
-        content = encode(self.schema, block)
         record = block_record(content)
         with io_errors(self.path / split_file(split), "write"):
             files.blocks.write(content)
         with io_errors(self.path / table_file(split), "write"):
             files.table.write(record)
-        written.examples += len(block)
+        written.examples += num_examples
         written.bytes += len(content)
         written.table_crc32 = zlib.crc32(record, written.table_crc32)
 

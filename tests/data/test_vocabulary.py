@@ -1,34 +1,30 @@
 """Every value has its row, by counting or by hashing, in integer arithmetic."""
 
-import collections
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data import vocabulary
 from data.errors import DataError
-from data.vocabulary import Encoder, Hashing, Vocabulary, count_values, load_encoders, mix, save_encoder
+from data.vocabulary import (
+    AsRows,
+    Hashing,
+    Vocabulary,
+    encoder_entry,
+    encoders_fingerprint,
+    load_encoders,
+    mix,
+    vocabulary_file,
+)
 
 
-def test_counting_in_pieces_is_counting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vocabulary, "_MERGE_AT", 50)
-    values = (np.random.default_rng(0).zipf(1.3, 3000) % 2**32).astype(np.uint32)
-    expected = sorted(collections.Counter(values.tolist()).items())
-    for pieces in (1, 2, 7, 100):
-        counted = count_values(np.array_split(values, pieces))
-        assert list(zip(*(part.tolist() for part in counted), strict=True)) == expected
-    assert [part.tolist() for part in count_values([])] == [[], []]
-    assert [part.tolist() for part in count_values([np.zeros(3, np.uint32)])] == [[0], [3]]
-
-
-def test_rows_follow_the_counts_and_then_the_values() -> None:
-    values, counts = np.array([1, 5, 7, 9, 2**32 - 1], dtype=np.uint32), np.array([2, 4, 1, 2, 9])
-    known = Vocabulary.of_counts(values, counts, min_count=2)
-    assert known.values.tolist() == [2**32 - 1, 5, 1, 9]
+def test_rows_are_those_of_the_values_in_order() -> None:
+    known = Vocabulary(np.array([2**32 - 1, 5, 1, 9], dtype=np.uint32))
     asked = np.array([2**32 - 1, 5, 1, 9, 7, 8, 0, 5], dtype=np.uint32)
     present = np.array([True] * 7 + [False])
     assert known.encode(asked, present).tolist() == [2, 3, 4, 5, 1, 1, 1, 0]
+    assert known.encode(asked, None).tolist() == [2, 3, 4, 5, 1, 1, 1, 3]
     assert known.rows == 6
 
 
@@ -64,13 +60,28 @@ def test_the_hash_is_the_published_one() -> None:
 
 
 def test_encoders_are_kept_beside_the_store(tmp_path: Path) -> None:
-    encoders: dict[str, Encoder] = {"a": Vocabulary(np.array([9, 3, 7], np.uint32)), "b": Hashing(10, 1)}
-    entries = [save_encoder(tmp_path, name, encoder) for name, encoder in encoders.items()]
-    loaded = load_encoders(tmp_path, entries)
+    values = {"a": np.array([9, 3, 7], "<u4"), "b/c": np.array([2**40, 3], "<u8")}
+    (tmp_path / "vocabulary").mkdir()
+    for name, array in values.items():
+        (tmp_path / vocabulary_file(name, array.dtype)).write_bytes(array.tobytes())
+    entries = [encoder_entry(tmp_path, name, array.dtype) for name, array in values.items()]
+    entries += [encoder_entry(tmp_path, "d", Hashing(10, 1)), encoder_entry(tmp_path, "e", AsRows(12))]
+    loaded = load_encoders(tmp_path, json.loads(json.dumps(entries)))
+    assert [(name, encoder.rows) for name, encoder in loaded.items()] == [("a", 5), ("b/c", 4), ("d", 10), ("e", 12)]
     asked, present = np.arange(12, dtype=np.uint32), np.arange(12) > 0
-    for name, encoder in encoders.items():
-        assert loaded[name].rows == encoder.rows
-        assert loaded[name].encode(asked, present).tolist() == encoder.encode(asked, present).tolist()
+    assert loaded["a"].encode(asked, present).tolist() == [0, 1, 1, 3, 1, 1, 1, 4, 1, 2, 1, 1]
+    assert loaded["b/c"].encode(np.array([2**40, 2**40 + 3, 3], np.uint64), None).tolist() == [2, 1, 3]
+    assert loaded["d"].encode(asked, present).tolist() == Hashing(10, 1).encode(asked, present).tolist()
+    assert loaded["e"].encode(asked, present).tolist() == asked.tolist()
+    with pytest.raises(DataError, match="row 12 lies outside a table of 12 rows"):
+        loaded["e"].encode(np.array([12], np.uint64), None)
     (tmp_path / "vocabulary" / "a.u4").write_bytes(b"\0" * 12)
     with pytest.raises(DataError, match=r"a\.u4: changed since it was prepared"):
         load_encoders(tmp_path, entries)
+
+
+def test_only_equal_encoders_have_equal_fingerprints(tmp_path: Path) -> None:
+    entry = {"name": "a", "rows": 5, "scheme": "vocabulary", "file": "a.u4", "crc32": 1}
+    assert encoders_fingerprint([entry]) == encoders_fingerprint([{**entry, "counts": {"crc32": 7}}])
+    others = [{**entry, "crc32": 2}, {**entry, "name": "b"}, {"name": "a", "rows": 5, "scheme": "rows"}]
+    assert len({encoders_fingerprint([other]) for other in (entry, *others)}) == 4

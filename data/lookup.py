@@ -1,0 +1,71 @@
+"""A table of values and their rows that answers for many values at once: open addressing, a probe for all at a time.
+
+N values, S slots.
+"""
+
+import numpy as np
+
+from data.schema import RARE_ROW
+
+_CHUNK = 1 << 16  # values looked up at a time: what is between the steps stays in the cache
+_FACTORS = {4: np.uint32(0x9E3779B1), 8: np.uint64(0x9E3779B97F4A7C15)}  # golden ratio, odd
+
+
+class Lookup:
+    """Rows of values.
+
+    Args:
+        values_N: uint32 or uint64, all different; the ones in front are found fastest.
+        first_row: the row of values_N[0]; the others follow. At least 1.
+    """
+
+    def __init__(self, values_N: np.ndarray, first_row: int) -> None:
+        assert first_row >= 1  # 0 marks an empty slot
+        self._bits = max((2 * len(values_N) - 1).bit_length(), 4)  # half full at most
+        self._last = (1 << self._bits) - 1
+        self._values_S = np.zeros(1 << self._bits, values_N.dtype)
+        self._rows_S = np.zeros(1 << self._bits, np.uint32)
+        rows_N = np.arange(first_row, first_row + len(values_N), dtype=np.uint32)
+        for start in range(0, len(values_N), _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            self._insert(values_N[chunk], rows_N[chunk])
+
+    def rows(self, values_N: np.ndarray) -> np.ndarray:
+        """uint32 [N]; `RARE_ROW` for a value that is not known."""
+        rows_N = np.empty(len(values_N), np.uint32)
+        for start in range(0, len(values_N), _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            self._find(values_N[chunk], rows_N[chunk])
+        return rows_N
+
+    def _find(self, values_N: np.ndarray, out_N: np.ndarray) -> None:
+        slots_N = self._home(values_N)
+        out_N[:] = self._rows_S[slots_N]
+        differs_N = self._values_S[slots_N] != values_N
+        rest = np.flatnonzero(differs_N & (out_N != 0))
+        out_N[differs_N | (out_N == 0)] = RARE_ROW
+        slots, values = slots_N[rest].astype(np.int64), values_N[rest]
+        while len(rest):
+            slots = (slots + 1) & self._last
+            rows = self._rows_S[slots]
+            same = (self._values_S[slots] == values) & (rows != 0)
+            out_N[rest[same]] = rows[same]
+            on = ~same & (rows != 0)
+            rest, slots, values = rest[on], slots[on], values[on]
+
+    def _insert(self, values: np.ndarray, rows: np.ndarray) -> None:
+        slots = self._home(values).astype(np.int64)
+        while len(rows):
+            free = self._rows_S[slots] == 0
+            # Where several want a slot, the last one to be written has it: that is the first of them.
+            self._rows_S[slots[free][::-1]] = rows[free][::-1]
+            won = self._rows_S[slots] == rows
+            self._values_S[slots[won]] = values[won]
+            values, rows, slots = values[~won], rows[~won], (slots[~won] + 1) & self._last
+
+    def _home(self, values: np.ndarray) -> np.ndarray:
+        width = 8 * values.dtype.itemsize
+        mixed = values ^ values >> values.dtype.type(width // 2)
+        mixed *= _FACTORS[values.dtype.itemsize]
+        mixed >>= values.dtype.type(width - self._bits)
+        return mixed
