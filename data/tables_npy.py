@@ -14,7 +14,7 @@ import numpy as np
 from data.errors import DataError
 from data.raw import BadLine, Position, RawColumn, RawFeature, RawPiece, SourceFile, Task
 from data.tables_npz import ArrayFile
-from data.tables_triplets import open_triplets
+from data.tables_triplets import Triplet, open_triplets
 
 PIECE_ROWS = 1 << 16
 READER_VERSION = 1
@@ -73,8 +73,6 @@ class NpyInput:
 
     def _day_tasks(self, number: int, before: int, skip: int) -> Iterator[Task]:
         day, size = self._days[number], self.sources[number].num_bytes
-        dense, labels = day.dense.mapped(), day.labels.mapped()
-        mapped = [array.mapped() if array.start >= 0 else None for array in day.ids]
         with ExitStack() as stack:
             streams = [stack.enter_context(array.unpacked()) if array.start < 0 else None for array in day.ids]
             for array, stream in zip(day.ids, streams, strict=True):
@@ -82,19 +80,21 @@ class NpyInput:
                     _skip(stream, skip * array.dtype.itemsize * array.shape[1])
             for start in range(skip, day.rows, self._piece_rows):
                 stop = min(start + self._piece_rows, day.rows)
-                ids = [
-                    _unpack(array, stream, stop - start) if whole is None else whole[start:stop]
-                    for array, whole, stream in zip(day.ids, mapped, streams, strict=True)
+                unpacked = [
+                    None if stream is None else _unpack(array, stream, stop - start)
+                    for array, stream in zip(day.ids, streams, strict=True)
                 ]
-                read = partial(self._read, start, dense[start:stop], ids, labels[start:stop].reshape(-1), day.multi_hot)
+                read = partial(self._read, day, start, stop, unpacked)
                 yield Task(number, {"source": number, "row": stop}, before + size * stop // day.rows, read)
 
-    def _read(
-        self, start: int, dense_NI: np.ndarray, ids: list[np.ndarray], labels_N: np.ndarray, multi_hot: bool
-    ) -> RawPiece:
-        ids_F = ids if multi_hot else [ids[0][:, f : f + 1] for f in range(ids[0].shape[1])]
-        lines_N = np.arange(start + 1, start + len(labels_N) + 1)
-        dense_NI, labels_N = np.asarray(dense_NI), np.asarray(labels_N)
+    def _read(self, day: Triplet, start: int, stop: int, unpacked: list[np.ndarray | None]) -> RawPiece:
+        dense_NI, labels_N = day.dense.rows(start, stop), day.labels.rows(start, stop).reshape(-1)
+        ids = [
+            array.rows(start, stop) if ids_NK is None else ids_NK
+            for array, ids_NK in zip(day.ids, unpacked, strict=True)
+        ]
+        ids_F = ids if day.multi_hot else [ids[0][:, f : f + 1] for f in range(ids[0].shape[1])]
+        lines_N = np.arange(start + 1, stop + 1)
         problems: dict[int, BadLine] = {}
 
         def bad(wrong_N: np.ndarray, reason: str, problem: str) -> None:
@@ -126,8 +126,7 @@ def _column(feature: RawFeature, ids_NK: np.ndarray) -> RawColumn:
     return RawColumn(values, lengths_N=np.full(len(ids_NK), ids_NK.shape[1], dtype=np.int32))
 
 
-def _unpack(array: ArrayFile, stream: IO[bytes] | None, count: int) -> np.ndarray:
-    assert stream is not None
+def _unpack(array: ArrayFile, stream: IO[bytes], count: int) -> np.ndarray:
     size = count * array.shape[1] * array.dtype.itemsize
     content = stream.read(size)
     if len(content) < size:

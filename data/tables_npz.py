@@ -1,4 +1,4 @@
-"""Arrays in .npy files and .npz archives, mapped where they lie as they are, read from front to back where packed."""
+"""Arrays in .npy files and .npz archives, a range of rows at a time; archives are not unpacked to the disk."""
 
 import struct
 import zipfile
@@ -36,20 +36,22 @@ class ArrayFile:
     start: int
     member: str | None = None
 
-    def mapped(self) -> np.ndarray:
-        """The array as a view of the file.
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """A range of rows of an array that is not packed.
 
         Raises:
             DataError: if the file is cut short.
         """
+        row_items = int(np.prod(self.shape[1:]))
+        row_bytes, count = row_items * self.dtype.itemsize, (stop - start) * row_items
         with io_errors(self.path, "read"):
-            found = self.path.stat().st_size - self.start
-            needed = self.dtype.itemsize * int(np.prod(self.shape))
-            if found < needed:
-                raise DataError(f"{self.name}: {needed:,} bytes of values expected, {found:,} found", "it is cut short")
-            if needed == 0:
-                return np.empty(self.shape, dtype=self.dtype)
-            return np.memmap(self.path, dtype=self.dtype, mode="r", offset=self.start, shape=self.shape)
+            # Read and not mapped: mapped pages count as this program's memory, and a file cut short would end it.
+            values = np.fromfile(self.path, self.dtype, count, offset=self.start + start * row_bytes)
+        if len(values) < count:
+            raise DataError(
+                f"{self.name}: the file is cut short after row {start + len(values) // max(row_items, 1):,}"
+            )
+        return values.reshape(stop - start, *self.shape[1:])
 
     @contextmanager
     def unpacked(self) -> Iterator[IO[bytes]]:

@@ -1,5 +1,6 @@
 """Triplets of NumPy files: read as they are, whatever their packing; whatever does not fit is named."""
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from data.errors import DataError
 from data.raw import RawPiece
 from data.tables_npy import NpyInput
+from data.tables_npz import open_npz
 
 HOT = (3, 1, 2)
 
@@ -97,13 +99,17 @@ def test_reading_goes_on_after_any_piece(tmp_path: Path, packed: bool):
     assert tasks[-1].bytes_done == sum(file.num_bytes for file in source.sources)
 
 
-def test_an_archive_is_mapped_and_not_read(tmp_path: Path):
+def test_nothing_of_an_archive_is_read_before_its_turn(tmp_path: Path):
     _save(tmp_path, "day_0", 50, multi_hot=True)
-    with zipfile.ZipFile(tmp_path / "day_0_sparse_multi_hot.npz") as archive:
+    path = tmp_path / "day_0_sparse_multi_hot.npz"
+    with zipfile.ZipFile(path) as archive:
         assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}
-    [task] = NpyInput([tmp_path]).tasks()
-    ids = task.read.args[2]  # type: ignore[attr-defined]
-    assert all(isinstance(array, np.memmap) for array in ids)
+    first, *_, last = NpyInput([tmp_path], piece_rows=10).tasks()
+    array = open_npz(path)["2"]
+    os.truncate(path, array.start + 10 * 2 * array.dtype.itemsize)
+    assert len(first.read()) == 10
+    with pytest.raises(DataError, match="array 2: the file is cut short after row 40"):
+        last.read()
 
 
 def test_wrong_values_are_left_out_and_named(tmp_path: Path):
@@ -188,7 +194,7 @@ def _other_features(path: Path) -> None:
         (_of_objects, "day_0_dense.npy: an array of objects"),
         (_by_column, "column after column"),
         (_no_array, "not a NumPy array"),
-        (_cut_short, "72 bytes of values expected, 68 found"),
+        (_cut_short, "day_0_sparse.npy: the file is cut short after row 5"),
         (_two_kinds_of_ids, "both day_0_sparse.npy and day_0_sparse_multi_hot.npz"),
         (_other_keys, "the keys are ids"),
         (_no_archive, "cut short or damaged"),
