@@ -1,67 +1,88 @@
-"""`dlrmctl prepare criteo`: raw files to a store, with a report of what was found in them."""
+"""`dlrmctl prepare`: raw data to a store, with its progress and a report of what was found."""
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any
 
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from data.prepare import PrepareOptions, prepare_criteo
-from data.report import PrepareProgress, PrepareReport
-from dlrmctl.console import bytes_text, messages, output, print_json, print_table, say
+from data.criteo_input import CriteoInput
+from data.prepare import PrepareOptions
+from data.prepare import prepare as run_preparation
+from data.raw import Input
+from data.report import PrepareProgress
+from data.tables_input import TableInput
+from data.tables_npy import NpyInput
+from data.tables_schema import read_schema
+from dlrmctl.console import messages, print_json, say
+from dlrmctl.datashow import show_report
+from dlrmctl.toml import read_toml
 
 INTERVAL_SECONDS = 10.0  # between two lines of progress in a file
 _PHASES = {"parse": "reading", "encode": "numbering ids", "write": "writing"}
 
 
 def prepare(
-    sources: Sequence[Path],
+    format: str,
+    sources: Sequence[str],
     out: Path,
     *,
-    min_count: int,
-    hash_rows: int | None,
-    split: str,
-    max_bad_rows: int | None,
+    schema: Path | None,
+    ids_are_rows: bool,
+    options: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Prepares and reports.
 
+    Args:
+        format: "criteo", "npy", or "table" with a schema.
+        sources: in the order of time.
+        out: directory of the new store.
+        schema: TOML file that says what the columns of a table are.
+        ids_are_rows: for npy.
+        options: of `PrepareOptions`.
+        as_json: prints the report as JSON.
+
     Raises:
         DataError: for whatever is wrong with the files or the options.
+        UserError: if the schema is no TOML file.
     """
-    options = PrepareOptions(
-        min_count=min_count,
-        hash_rows=hash_rows,
-        split=cast(Literal["order", "last-file"], split),
-        max_bad_rows=max_bad_rows,
-    )
+    decisions = PrepareOptions(**options)
+    source = open_input(format, sources, schema, ids_are_rows=ids_are_rows)
     with _Display() as display:
-        report = prepare_criteo(sources, out, options, display.update)
+        report = run_preparation(source, out, decisions, display.update)
     if as_json:
         print_json({"store": str(out), **report.to_dict()})
     else:
-        _show(report, out)
+        show_report(report, str(out))
+
+
+def open_input(format: str, sources: Sequence[str], schema: Path | None, *, ids_are_rows: bool) -> Input:
+    """What the sources are read as."""
+    if format == "npy":
+        return NpyInput(sources, as_rows=ids_are_rows)
+    if format == "criteo":
+        return CriteoInput(sources)
+    assert schema is not None
+    return TableInput(read_schema(read_toml(schema), str(schema)), sources)
 
 
 class _Display:
     """A bar on a terminal; in a file, one line per phase and interval."""
 
     def __init__(self) -> None:
-        self.phase = ""
-        self.said = 0.0
+        self.phase, self.started, self.said = "", time.monotonic(), 0.0
         self.bar: Progress | None = None
         if messages.is_terminal:
             self.bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
                 TaskProgressColumn(),
-                TextColumn("{task.fields[rows]:,} rows"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[about]}"),
                 console=messages,
             )
-            self.task = self.bar.add_task("", total=None, rows=0)
+            self.task = self.bar.add_task("", total=None, about="")
 
     def __enter__(self) -> "_Display":
         if self.bar:
@@ -73,39 +94,45 @@ class _Display:
             self.bar.stop()
 
     def update(self, progress: PrepareProgress) -> None:
+        now = time.monotonic()
+        if progress.phase != self.phase and self.phase:
+            self.started = now
+        about = about_progress(progress, now - self.started)
         if self.bar:
             self.bar.update(
                 self.task,
                 description=_PHASES[progress.phase],
                 completed=progress.done,
-                total=progress.total,
-                rows=progress.rows,
+                total=progress.total or None,
+                about=about,
             )
-        elif progress.phase != self.phase or time.monotonic() - self.said > INTERVAL_SECONDS:
+        elif progress.phase != self.phase or now - self.said > INTERVAL_SECONDS:
             share = f"{100 * progress.done / progress.total:.0f} %, " if progress.total else ""
-            say(f"{_PHASES[progress.phase]}: {share}{progress.rows:,} rows so far")
-            self.said = time.monotonic()
+            say(f"{_PHASES[progress.phase]}: {share}{about}")
+            self.said = now
         self.phase = progress.phase
 
 
-def _show(report: PrepareReport, out: Path) -> None:
-    output.print(
-        f"{out}: {report.rows:,} rows of {report.lines:,} lines, "
-        f"{bytes_text(report.store_bytes)}, {report.bytes_per_row:.0f} bytes per row"
-    )
-    if report.num_repaired:
-        output.print(f"repaired: {report.num_repaired:,} lines that had lost empty fields at their end")
-    for reason, count in report.rejected.items():
-        output.print(f"rejected: {count:,} lines, {reason}")
-    for example in report.examples:
-        output.print(f"  {example}")
-    print_table(
-        "splits, in the order of the files",
-        ["", "examples", "label rate"],
-        [[name, f"{part.examples:,}", f"{part.label_rate:.4f}"] for name, part in report.splits.items()],
-    )
-    print_table(
-        "sparse features",
-        ["", "rows", "missing", "rare"],
-        [[c.name, f"{c.rows:,}", f"{100 * c.missing:.1f} %", f"{100 * c.rare:.1f} %"] for c in report.columns],
-    )
+def about_progress(progress: PrepareProgress, seconds: float) -> str:
+    """Rows, their rate and the time that is left, from what was done in the `seconds` since the phase began."""
+    parts = [f"{progress.rows:,} rows"]
+    own = progress.done - progress.begun
+    if progress.phase == "encode" and progress.rows:
+        columns = progress.total // progress.rows
+        parts.append(f"column {min(progress.done // progress.rows + 1, columns)} of {columns}")
+    elif own > 0 and seconds > 0:
+        rows = progress.rows * own / progress.done if progress.phase == "parse" else own
+        parts.append(f"{rows / seconds:,.0f} rows/s")
+    if own > 0 and progress.total > progress.done:
+        parts.append(f"{duration((progress.total - progress.done) * seconds / own)} left")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """As people say it: 42 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -80,6 +80,8 @@ def test_files_have_one_subject():
         ["train", "--help"],
         ["evaluate", "--help"],
         ["prepare", "criteo", "--help"],
+        ["prepare", "--help"],
+        ["data", "show", "--help"],
         ["data", "synthesize", "--help"],
         ["doctor", "--help"],
         ["runs", "--help"],
