@@ -69,6 +69,7 @@ def build_model(config: Config, schema: Schema, ranks: Ranks, *, batch_size: int
         UserError: if the tables do not fit the settings or the memory; said before any of it is taken.
     """
     settings = config.embeddings
+    assert config.optim.qr_lr is not None
     tables = feature_tables(config, schema)
     try:
         sharded = shard(

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from dlrmctl.embedding_settings import EmbeddingSettings, TableChanges, check_embeddings, table_changes
+from dlrmctl.embedding_settings import EmbeddingSettings, TableChanges, check_embeddings, default_qr_lr, table_changes
 from dlrmctl.errors import UserError, nearest
 from dlrmctl.settings import flag_of, section_from, setting, shown
 
@@ -45,7 +45,9 @@ class ModelSettings:
 @dataclass(frozen=True)
 class OptimSettings:
     sparse_lr: float = setting(0.1, "Learning rate of full, hash and head tables (row-wise AdaGrad).", at_least=0)
-    qr_lr: float = setting(0.3, "Learning rate of tables whose rows are combined, such as those of qr.", at_least=0)
+    qr_lr: float | None = setting(
+        None, "Learning rate of tables whose rows are combined. Default: mult 0.3, otherwise 0.1.", at_least=0
+    )
     sparse_eps: float = setting(1e-8, "Epsilon of row-wise AdaGrad, outside the root.", above=0)
     dense_optimizer: str = setting("shampoo", "Optimizer of the MLPs.", choices=DENSE_OPTIMIZERS)
     dense_lr: float | None = setting(
@@ -192,6 +194,8 @@ def _checked(config: Config) -> Config:
         raise UserError(
             f"model.top_mlp = {shown(model.top_mlp)} must end in 1", f"--top-mlp {shown((*model.top_mlp, 1))}"
         )
+    if optim.qr_lr is None:
+        optim = replace(optim, qr_lr=default_qr_lr(emb))
     if optim.dense_lr is None:
         optim = replace(optim, dense_lr=DENSE_LR[optim.dense_optimizer])
     if optim.shampoo_start is None:

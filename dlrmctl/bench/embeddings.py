@@ -16,6 +16,7 @@ from typing import Any
 from dlrmctl.config import Config, resolve
 from dlrmctl.console import bytes_text, print_table, say
 from dlrmctl.datasets import open_source
+from dlrmctl.embedding_settings import default_qr_lr
 from dlrmctl.errors import UserError
 from dlrmctl.evaluate import set_precision
 from dlrmctl.ranks import Ranks
@@ -42,8 +43,11 @@ def method_settings(config: Config, method: str) -> Config:
         if not equals:
             raise UserError(f"--methods: {change!r} of {method!r} is not a setting and its value", "qr:operation=add")
         flags[name.replace("-", "_")] = value
-    section = config.to_dict()["embeddings"] | flags
-    return resolve(config.to_dict() | {"embeddings": section}, {}, file_name=f"--methods {method}")
+    sections = config.to_dict()
+    sections["embeddings"] |= flags
+    if config.optim.qr_lr == default_qr_lr(config.embeddings):
+        del sections["optim"]["qr_lr"]  # the method's operation decides it again
+    return resolve(sections, {}, file_name=f"--methods {method}")
 
 
 def bench_embeddings(
@@ -89,6 +93,7 @@ def bench_embeddings(
 
 def _variant(config: Config, factor: float, seed: int) -> Config:
     optim = config.optim
+    assert optim.qr_lr is not None
     return replace(
         config,
         data=replace(config.data, synthetic_seed=seed),

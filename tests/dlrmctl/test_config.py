@@ -12,6 +12,10 @@ from dlrmctl.toml import read_toml, write_toml
 def test_defaults_are_consistent():
     config = resolve({}, {})
     assert config.optim.dense_lr == 0.01
+    assert config.optim.qr_lr == 0.3
+    assert resolve({}, {"operation": "add"}).optim.qr_lr == 0.1
+    assert resolve({}, {"embedding": "double-hash"}).optim.qr_lr == 0.1
+    assert resolve({}, {"operation": "add", "qr_lr": "0.2"}).optim.qr_lr == 0.2
     assert config.optim.shampoo_start == config.optim.shampoo_frequency
 
 
