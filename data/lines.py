@@ -2,15 +2,12 @@
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
-from data.archives import find_texts
 from data.errors import DataError
 from data.streams import Readable
-from data.texts import open_text
 
 MAX_LINE_BYTES = 1 << 16
 PIECE_BYTES = 1 << 23
@@ -51,7 +48,6 @@ class Lines:
     first: int
     ended: bool
     end: Mark = START
-    position: int = 0
 
 
 def cut_lines(
@@ -133,14 +129,3 @@ def skip_text(stream: Readable, mark: Mark, name: str, piece_bytes: int = PIECE_
     if left or crc32 != mark.crc32:
         what = f"ends before byte {mark.offset:,}" if left else f"its first {mark.offset:,} bytes are others"
         raise DataError(f"{name}: the text has changed since it was read before: {what}", "start from the beginning")
-
-
-def check_source(path: Path) -> int:
-    return sum(text.num_bytes for text in find_texts(str(path)))
-
-
-def read_lines(path: Path, piece_bytes: int = PIECE_BYTES) -> Iterator[Lines]:
-    for source in find_texts(str(path)):
-        with open_text(source) as text:
-            for lines in cut_lines(text, piece_bytes=piece_bytes):
-                yield replace(lines, position=text.bytes_read())
