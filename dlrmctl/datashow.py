@@ -17,7 +17,7 @@ from dlrmctl.console import bytes_text, output, print_json, print_table, say
 from dlrmctl.plot import picture
 
 _SHARES = (0.001, 0.01, 0.1, 0.5)  # of a table's rows
-_BLOCKS = " ▁▂▃▄▅▆▇█"
+_BLOCKS = "·▁▂▃▄▅▆▇█"
 _CURVE_WIDTH = 16  # characters
 _POINTS = 200  # of a curve in a picture
 _MOST_SOURCES = 30
@@ -30,14 +30,15 @@ class Frequencies:
     Attributes:
         name: of the feature.
         lookups: of all rows together.
-        covered: share of the lookups that go to the most frequent rows, for each of `_SHARES` of the rows.
+        covered: share of the lookups that go to the most frequent rows, for each of `_SHARES` of the rows; None where
+            that is less than a row.
         ranks, counts: points of the curve: the rank of a row, 1 for the most frequent one, and its count.
     """
 
     name: str
     rows: int
     lookups: int
-    covered: tuple[float, ...]
+    covered: tuple[float | None, ...]
     ranks: tuple[int, ...]
     counts: tuple[int, ...]
 
@@ -46,7 +47,8 @@ class Frequencies:
         top = math.log1p(self.counts[0]) or 1.0
         ranks = np.geomspace(1, self.rows, _CURVE_WIDTH)
         counts = np.interp(np.log(ranks), np.log(self.ranks), np.log1p(self.counts))
-        return "".join(_BLOCKS[math.ceil(count / top * (len(_BLOCKS) - 1))] for count in counts)
+        most = len(_BLOCKS) - 1  # interpolated counts may lie above the highest one by their rounding
+        return "".join(_BLOCKS[min(math.ceil(count / top * most), most)] for count in counts)
 
 
 def show_data(path: Path, *, plot: Path | None, as_json: bool) -> None:
@@ -162,16 +164,19 @@ def read_frequencies(store: Store) -> Iterator[Frequencies]:
     for entry in entries:
         if entry.get("counts"):
             counts = np.sort(load_counts(store.path, entry))[::-1]
-            yield _frequencies(entry["name"], counts)
+            yield frequencies_of(entry["name"], counts)
 
 
-def _frequencies(name: str, counts: np.ndarray) -> Frequencies:
-    """Args:
-    counts: falling.
+def frequencies_of(name: str, counts: np.ndarray) -> Frequencies:
+    """What is told of one table.
+
+    Args:
+        name: of the feature.
+        counts: lookups of each row, falling.
     """
     rows, lookups = len(counts), int(counts.sum(dtype=np.uint64))
-    tops = [max(1, round(share * rows)) for share in _SHARES]
-    covered = tuple(int(counts[:top].sum(dtype=np.uint64)) / max(lookups, 1) for top in tops)
+    tops = [int(share * rows) for share in _SHARES]
+    covered = tuple(int(counts[:top].sum(dtype=np.uint64)) / max(lookups, 1) if top else None for top in tops)
     ranks = np.unique(np.geomspace(1, rows, _POINTS).round().astype(np.int64))
     points = tuple(int(count) for count in counts[ranks - 1])
     return Frequencies(name, rows, lookups, covered, tuple(ranks.tolist()), points)
@@ -184,7 +189,13 @@ def show_frequencies(frequencies: Sequence[Frequencies]) -> None:
         "training lookups that go to the most frequent rows of each table; the curve is log count over log rank",
         ["", "lookups", "rows", *tops, "curve"],
         [
-            [f.name, f"{f.lookups:,}", f"{f.rows:,}", *(f"{100 * share:.1f} %" for share in f.covered), f.blocks()]
+            [
+                f.name,
+                f"{f.lookups:,}",
+                f"{f.rows:,}",
+                *("-" if share is None else _percent(share) for share in f.covered),
+                f.blocks(),
+            ]
             for f in frequencies
         ],
     )

@@ -16,6 +16,7 @@ from data.synthetic import Synthetic
 from data.tables_schema import EXAMPLE, read_schema
 from data.vocabulary import load_counts
 from data.writer import write_store
+from dlrmctl.datashow import frequencies_of
 from dlrmctl.prepare import about_progress, duration
 from tests.dlrmctl.commands import Done, in_process
 from tests.dlrmctl.test_errors import criteo_lines
@@ -302,11 +303,23 @@ def test_the_curve_is_that_of_the_counts(store: Path):
         counts = np.sort(load_counts(store, entry))[::-1]
         assert curve["lookups"] == counts.sum()
         assert curve["rows"] == len(counts)
-        top = max(1, round(0.1 * len(counts)))
-        assert curve["covered"]["top 10 %"] == counts[:top].sum() / counts.sum()
+        top = len(counts) // 10
+        assert curve["covered"]["top 10 %"] == (counts[:top].sum() / counts.sum() if top else None)
         assert curve["curve"]["count"] == [counts[rank - 1] for rank in curve["curve"]["rank"]]
         assert curve["curve"]["rank"][0] == 1
         assert curve["curve"]["rank"][-1] == len(counts)
+
+
+def test_the_blocks_fall_from_full_to_empty_whatever_the_counts():
+    draw = np.random.default_rng(0)
+    for rows in (1, 2, 3, 10, 1000):
+        for _ in range(300):
+            counts = np.sort(draw.zipf(1.3, rows).clip(max=10**6) - draw.integers(0, 2))[::-1]
+            blocks = frequencies_of("x", counts).blocks()
+            assert len(blocks) == 16
+            assert list(blocks) == sorted(blocks, key="·▁▂▃▄▅▆▇█".index, reverse=True)
+            assert blocks[0] == ("█" if counts[0] else "·")
+            assert (blocks[-1] == "·") == (counts[-1] == 0)
 
 
 @pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml")])
