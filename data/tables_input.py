@@ -19,7 +19,7 @@ from data.tables_records import PIECE_BYTES, Place, Records, read_records
 from data.tables_schema import TRANSFORMS, TableSchema
 from data.tables_text import Dialect, read_header, to_frame
 from data.tables_values import to_piece
-from data.texts import HEAD_BYTES, refuse_others
+from data.texts import HEAD_BYTES, STANDARD_INPUT, is_tar, is_zip, refuse_others
 
 PIECE_ROWS = 1 << 16
 READER_VERSION = 1  # another one reads other examples out of the same files
@@ -133,7 +133,10 @@ class TableInput:
     def _text_file(self, path: Path) -> _File:
         dialect = self._dialect(path)
         with io_errors(path, "read"), path.open("rb") as file:
-            refuse_others(str(path), file.read(HEAD_BYTES))
+            head = file.read(HEAD_BYTES)
+        refuse_others(str(path), head)
+        if is_zip(head) or is_tar(head):
+            raise DataError(f"{path}: an archive, expected a table", "unpack it first; .gz is read as it is")
         header = read_header(path, dialect)
         other = next((c for c in ",;\t|" if c in header[0]), None) if len(header) == 1 else None
         if other and header[0] not in self._names:
@@ -174,6 +177,8 @@ def check_file(name: str) -> Path:
         DataError: if it is not a file with something in it.
     """
     path = Path(name)
+    if name == STANDARD_INPUT:
+        raise DataError("tables cannot be read from standard input", "name files")
     with io_errors(path, "read"):
         if path.is_dir():
             raise DataError(f"{path}: a directory, expected a file", f"name the files inside it: '{path}/*'")

@@ -1,7 +1,9 @@
 """A user's own tables: each value becomes what the schema says, and each that cannot is named with its file and row."""
 
+import bz2
 import datetime
 import gzip
+import zipfile
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -343,6 +345,17 @@ def test_a_type_that_does_not_fit_is_refused(tmp_path: Path, column: dict[str, A
 def test_files_of_two_formats_are_refused(tmp_path: Path):
     with pytest.raises(DataError, match="not a Parquet file, as"):
         _read([_parquet(tmp_path, _many(3)), _text(tmp_path, _csv(_many(3)))])
+
+
+def test_what_is_no_table_is_refused(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "t.zip", "w") as archive:
+        archive.writestr("t.csv", "clicked,age,user\n")
+    (tmp_path / "t.csv.bz2").write_bytes(bz2.compress(b"clicked,age,user\n"))
+    for name, message in (("t.zip", "an archive"), ("t.csv.bz2", "bzip2"), (".", "a directory")):
+        with pytest.raises(DataError, match=message):
+            _read(tmp_path / name)
+    with pytest.raises(DataError, match="standard input"):
+        _read(Path("-"))
 
 
 def test_a_damaged_parquet_file_is_refused(tmp_path: Path):
