@@ -144,17 +144,19 @@ def show_bench_data(result: dict[str, Any]) -> None:
         "reading, checksums apart",
         [
             "",
+            "values",
             "million rows / CPU s",
             "million rows/s",
             "CPU ns/row",
             "fastest",
             "slowest",
             "/ gather",
-            "caller ms/batch",
+            "caller ms",
         ],
         [
             [
                 kind,
+                f"{row['values_per_row']:.0f}",
                 f"{row['rows_per_cpu_second'] / 1e6:.2f}",
                 f"{row['rows_per_second'] / 1e6:.2f}",
                 *(f"{row['cpu_ns_per_row'][key]:.0f}" for key in ("median", "fastest", "slowest")),
@@ -175,8 +177,8 @@ def show_bench_data(result: dict[str, Any]) -> None:
                 "fastest",
                 "slowest",
                 "/ ours",
-                "peak",
-                "start",
+                "memory",
+                "imports",
             ],
             [
                 [

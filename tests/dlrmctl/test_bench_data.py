@@ -1,16 +1,20 @@
 """`bench data` measures reading and preparing on the same rows, and says how they compare."""
 
+import io
 from pathlib import Path
 
 import pytest
 
 from data.synthetic import Synthetic
 from data.writer import write_store
+from dlrmctl import console
+from dlrmctl.bench import data as bench
 from dlrmctl.bench.reading import measure_first_read, measure_reading, write_multi_hot
+from dlrmctl.console import bytes_text
 from tests.dlrmctl.commands import in_process
 
 
-def test_bench_data_compares_on_the_same_rows():
+def test_bench_data_compares_on_the_same_rows(monkeypatch: pytest.MonkeyPatch):
     done = in_process("bench", "data", "--quick", "--rounds", "1", "--json")
     assert done.status == 0, done.err
     result = done.json()
@@ -37,6 +41,15 @@ def test_bench_data_compares_on_the_same_rows():
         for method in methods.values():
             assert method["times_ours"] == pytest.approx(method["cpu_ns_per_row"]["median"] / ours)
             assert method["peak_bytes"] > method["bytes_before"] > 0
+    text = io.StringIO()
+    for module in (console, bench):
+        monkeypatch.setattr(module, "output", console.make_console(text))
+    bench.show_bench_data(result)
+    added = few["torchrec"]["peak_bytes"] - few["torchrec"]["bytes_before"]
+    [header, line] = [line for line in text.getvalue().splitlines() if "memory" in line or "torchrec" in line][:2]
+    assert header.split()[-2:] == ["memory", "imports"]
+    assert bytes_text(added) in line
+    assert line.endswith(bytes_text(few["torchrec"]["bytes_before"]))
 
 
 def test_reading_is_measured_in_rows_of_the_store(tmp_path: Path):
