@@ -3,7 +3,7 @@
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -15,9 +15,8 @@ from dlrmctl.data_cli import data_app, prepare
 from dlrmctl.errors import UserError
 from dlrmctl.launch import launch_local, needs_launch
 from dlrmctl.options import LAUNCH_PANEL, AsJson, one_of, whole_number, with_settings
-
-if TYPE_CHECKING:
-    from dlrmctl.rundir import RunDirectory
+from dlrmctl.scoring_cli import compare, evaluate, predict
+from dlrmctl.starting import Nproc, check_batch
 
 app = typer.Typer(
     name="dlrmctl",
@@ -30,13 +29,9 @@ app = typer.Typer(
 app.command("prepare", no_args_is_help=True)(prepare)
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
+for command in (evaluate, compare, predict):
+    app.command()(command)
 app.command("compress-embeddings")(compress_embeddings)
-
-# Numbers arrive as text and are read by the same code as settings, so that mistakes read the same.
-SPLITS = ("train", "validation", "test")
-Checkpoint = Annotated[str, typer.Option(help="best, last or step-N.", rich_help_panel=LAUNCH_PANEL)]
-Split = Annotated[str, typer.Option(help="train, validation or test.", rich_help_panel=LAUNCH_PANEL)]
-Nproc = Annotated[str, typer.Option(help="Ranks to start on this machine.", metavar="N", rich_help_panel=LAUNCH_PANEL)]
 
 
 @app.command()
@@ -76,7 +71,7 @@ def train(
         settings = _settings(config, flags)
         run = RunDirectory(run_dir or default_run_directory(settings, time.strftime("%Y%m%d-%H%M%S")), writes=False)
     ranks_here = whole_number("--nproc", nproc, at_least=1)
-    _check_batch(settings, ranks_here)
+    check_batch(settings, ranks_here)
     if needs_launch(ranks_here):
         arguments = sys.argv[1:] if resume or run_dir else [*sys.argv[1:], "--run-dir", str(run.path)]
         raise typer.Exit(launch_local(ranks_here, arguments))
@@ -90,7 +85,7 @@ def _run_training(settings: Config, path: Path, *, resume: bool, print_plan: boo
     from dlrmctl.train import Interrupted, train
 
     with process_group(settings.train.device) as ranks:
-        _check_batch(settings, ranks.world_size)
+        check_batch(settings, ranks.world_size)
         # Clocks differ between ranks: rank 0 names the directory.
         run = RunDirectory(ranks.broadcast(path), writes=ranks.is_main)
         try:
@@ -99,66 +94,6 @@ def _run_training(settings: Config, path: Path, *, resume: bool, print_plan: boo
             raise typer.Exit(interruption.exit_status) from None
         if ranks.is_main:
             print_json(results) if as_json else show_results(results)
-
-
-@app.command()
-@with_settings(only=("path", "batch_size", "device", "precision"))
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")],
-    checkpoint: Checkpoint = "best",
-    split: Split = "test",
-    by: Annotated[
-        str | None, typer.Option("--slice", help="Metrics also for the ids of this feature.", metavar="FEATURE")
-    ] = None,
-    by_decile: Annotated[bool, typer.Option("--deciles", help="Calibration also by decile.")] = False,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", help="Draw calibration and ROC: .png or .svg.", metavar="FILE")
-    ] = None,
-    nproc: Nproc = "1",
-    json: AsJson = False,
-    *,
-    flags: dict[str, str],
-) -> None:
-    """Score a checkpoint of a run on a split of its data."""
-    one_of("--split", split, SPLITS)
-    directory, settings = _of_run(run, flags)
-    _launch_or_go_on(settings, nproc)
-    from dlrmctl.evaluate import evaluate_run, show_evaluation
-    from dlrmctl.ranks import process_group
-
-    with process_group(settings.train.device) as ranks:
-        result = evaluate_run(
-            settings, directory, ranks, checkpoint=checkpoint, split=split, feature=by, by_decile=by_decile, plot=plot
-        )
-        if ranks.is_main:
-            print_json(result) if json else show_evaluation(result)
-
-
-@app.command()
-@with_settings(only=("path", "batch_size", "device", "precision"))
-def compare(
-    run_a: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN_A")],
-    run_b: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN_B")],
-    checkpoint: Checkpoint = "best",
-    split: Split = "test",
-    nproc: Nproc = "1",
-    json: AsJson = False,
-    *,
-    flags: dict[str, str],
-) -> None:
-    """Compare two runs on the same rows: paired differences of log loss, NE and AUC."""
-    one_of("--split", split, SPLITS)
-    both = [_of_run(run, flags) for run in (run_a, run_b)]
-    settings = both[0][1]
-    _launch_or_go_on(settings, nproc)
-    from dlrmctl.compare import compare_runs, show_comparison
-    from dlrmctl.ranks import process_group
-
-    with process_group(settings.train.device) as ranks:
-        directories, configs = zip(*both, strict=True)
-        result = compare_runs(directories, configs, ranks, checkpoint=checkpoint, split=split)
-        if ranks.is_main:
-            print_json(result) if json else show_comparison(result)
 
 
 @app.command()
@@ -203,28 +138,3 @@ def _settings(config: Path | None, flags: dict[str, str]) -> Config:
     from dlrmctl.toml import read_toml
 
     return resolve(read_toml(config), flags, file_name=str(config))
-
-
-def _of_run(run: Path, flags: dict[str, str]) -> "tuple[RunDirectory, Config]":
-    """A run's directory, and its settings with the typed ones over them."""
-    from dlrmctl.rundir import RunDirectory
-
-    directory = RunDirectory(run, writes=False)
-    return directory, resolve(directory.settings(), flags, file_name=str(run / "run.toml"))
-
-
-def _launch_or_go_on(settings: Config, nproc: str) -> None:
-    """Starts `nproc` ranks of this command and leaves with their status, unless this process is one of them."""
-    ranks_here = whole_number("--nproc", nproc, at_least=1)
-    _check_batch(settings, ranks_here)
-    if needs_launch(ranks_here):
-        raise typer.Exit(launch_local(ranks_here, sys.argv[1:]))
-
-
-def _check_batch(settings: Config, world_size: int) -> None:
-    size = settings.train.batch_size
-    if size % world_size:
-        raise UserError(
-            f"train.batch_size = {size} cannot be cut into {world_size} equal parts, one per rank",
-            f"--batch-size {size + -size % world_size}",
-        )

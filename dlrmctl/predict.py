@@ -1,0 +1,185 @@
+"""`dlrmctl predict`: probabilities for rows that are in no store, in their order, in bounded memory."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from polars.io.plugins import register_io_source
+
+from data.criteo_input import CriteoInput
+from data.newrows import NewRows, cut_batches, read_new_rows
+from data.raw import Input
+from data.store import Store
+from data.tables_input import TableInput
+from data.tables_npy import NpyInput
+from data.tables_schema import read_schema
+from dlrmctl.config import Config
+from dlrmctl.console import output, say
+from dlrmctl.datasets import open_source
+from dlrmctl.errors import UserError
+from dlrmctl.evaluate import open_run
+from dlrmctl.metrics import Metrics, StreamingMetrics
+from dlrmctl.ranks import Ranks
+from dlrmctl.results import short_text
+from dlrmctl.rundir import RunDirectory
+from dlrmctl.toml import read_toml
+
+SUFFIXES = (".parquet", ".csv")
+SHOWN_BAD_LINES = 10
+
+
+@dataclass
+class _Found:
+    """What was read and predicted so far."""
+
+    rows: int = 0
+    repaired: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, piece: NewRows) -> None:
+        self.rows += len(piece.block)
+        self.repaired.update(piece.repaired)
+        self.rejected.update(bad.reason for bad in piece.bad)
+        room = SHOWN_BAD_LINES - len(self.examples)
+        self.examples += [f"{piece.source}, line {bad.line}: {bad.problem}" for bad in piece.bad[:room]]
+
+
+def predict(
+    config: Config,
+    run: RunDirectory,
+    ranks: Ranks,
+    *,
+    checkpoint: str,
+    sources: Sequence[str],
+    schema: Path | None,
+    labelled: bool,
+    out: Path,
+) -> dict[str, Any]:
+    """Scores the rows of the sources.
+
+    Args:
+        checkpoint: "best", "last" or "step-N".
+        sources: in the format that the training data was prepared from.
+        schema: for tables: what their columns are.
+        labelled: whether the rows have labels; the metrics are given then.
+        out: .parquet or .csv; has a row for every good row, in order: source, line, probability, label if there.
+
+    Returns:
+        What was read, and the metrics if there are labels.
+
+    Raises:
+        UserError, DataError: if something is not there or does not fit.
+    """
+    if out.suffix not in SUFFIXES:
+        raise UserError(f"{out}: predictions are written to a file ending in {' or '.join(SUFFIXES)}")
+    if out.exists():
+        raise UserError(f"{out}: exists already", "choose another file, or remove this one")
+    store = open_source(config.data)
+    if not isinstance(store, Store):
+        raise UserError("generated data has no raw rows to score", "dlrmctl evaluate scores its splits")
+    opened = open_run(config, run, ranks, checkpoint=checkpoint, split="test")
+    rows = read_new_rows(_input(store, sources, schema, labelled=labelled), store.encoders(), store.schema)
+    found, metrics = _Found(), StreamingMetrics(torch.device("cpu"))
+    scored = _scored(rows, opened.inference, store, config.train.batch_size, ranks, found, metrics, labelled=labelled)
+    _write(scored, out, labelled=labelled)
+    result: dict[str, Any] = {
+        "out": str(out),
+        "checkpoint": opened.checkpoint.name,
+        "rows": found.rows,
+        "repaired": dict(found.repaired),
+        "rejected": dict(found.rejected),
+        "examples": found.examples,
+    }
+    return result | ({"metrics": metrics.compute().to_dict()} if labelled else {})
+
+
+def _input(store: Store, sources: Sequence[str], schema: Path | None, *, labelled: bool) -> Input:
+    """The sources as an input of the kind that the store was made from."""
+    format = store.manifest.get("input")
+    if schema is not None:
+        return TableInput(read_schema(read_toml(schema), str(schema)), sources, labelled=labelled)
+    if format == "criteo":
+        return CriteoInput(sources, labelled=labelled)
+    if format == "npy":
+        return NpyInput(sources)
+    if format is None:
+        raise UserError(f"{store.path}: was not made from raw rows, so new ones cannot be read like them")
+    raise UserError(f"{store.path}: was made from tables with a schema", "--schema my.toml")
+
+
+def _scored(
+    rows: Iterator[NewRows],
+    inference: Any,
+    store: Store,
+    batch_size: int,
+    ranks: Ranks,
+    found: _Found,
+    metrics: StreamingMetrics,
+    *,
+    labelled: bool,
+) -> Iterator[pl.DataFrame]:
+    """Predictions in frames of a batch; batches are as large as evaluation's, which gives a row the same bits."""
+    places: list[tuple[str, int]] = []
+
+    def blocks() -> Iterator[Any]:
+        for piece in rows:
+            found.add(piece)
+            places.extend((piece.source, line) for line in piece.lines_N.tolist())
+            if len(piece.block):
+                yield piece.block
+
+    for batch in cut_batches(blocks(), store.schema.keys, batch_size):
+        on_device = batch.to(ranks.device)
+        with torch.no_grad():  # for this call: polars may ask for the next frame from another thread
+            logits_B = inference(on_device.dense_BI, on_device.kjt())[: batch.num_valid].float().cpu()
+        labels_B = batch.labels_B[: batch.num_valid]
+        names, lines = zip(*places[: batch.num_valid], strict=True)
+        del places[: batch.num_valid]
+        columns = {"source": list(names), "line": list(lines), "probability": logits_B.sigmoid().numpy()}
+        if labelled:
+            metrics.update(logits_B, labels_B)
+            columns["label"] = labels_B.to(torch.uint8).numpy()
+        yield pl.DataFrame(columns, schema=_columns(labelled))
+
+
+def _columns(labelled: bool) -> dict[str, Any]:
+    columns: dict[str, Any] = {"source": pl.String, "line": pl.Int64, "probability": pl.Float32}
+    return columns | ({"label": pl.UInt8} if labelled else {})
+
+
+def _write(frames: Iterator[pl.DataFrame], out: Path, *, labelled: bool) -> None:
+    """Streams the frames into a file that appears when it is whole."""
+    problems: list[BaseException] = []
+
+    def stream(columns: Any, predicate: Any, rows: Any, size: Any) -> Iterator[pl.DataFrame]:
+        try:
+            yield from frames
+        except BaseException as problem:  # polars would tell it as one of its own
+            problems.append(problem)
+
+    partial = out.with_name(out.name + ".partial")
+    lazy = register_io_source(stream, schema=_columns(labelled))
+    try:
+        lazy.sink_parquet(partial) if out.suffix == ".parquet" else lazy.sink_csv(partial)
+        if problems:
+            raise problems[0]
+        partial.replace(out)
+    except OSError as problem:
+        raise UserError(f"{out}: cannot be written: {problem.strerror or problem}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def show_prediction(result: dict[str, Any]) -> None:
+    """What was read and written, on standard output; bad lines among the messages."""
+    for example in result["examples"]:
+        say(example)
+    bad, mended = sum(result["rejected"].values()), sum(result["repaired"].values())
+    output.print(f"{result['out']}: {result['rows']:,} predictions, {mended:,} lines repaired, {bad:,} left out")
+    if "metrics" in result:
+        output.print(short_text(Metrics(**result["metrics"])))

@@ -1,0 +1,84 @@
+"""`dlrmctl predict` on raw rows: what evaluation would have predicted, to the bit."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from tests.dlrmctl.commands import SMALL, in_process
+from tests.dlrmctl.test_errors import criteo_lines
+
+MODEL = [*SMALL[2:], "--batch-size", "64"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("predict")
+    (directory / "train.txt").write_text(criteo_lines(1400))
+    assert in_process("prepare", "criteo", directory / "train.txt", "-o", directory / "store").status == 0
+    done = in_process("train", *MODEL, "--data", directory / "store", "--run-dir", directory / "run")
+    assert done.status == 0, done.err
+    return directory
+
+
+def test_rows_of_the_test_split_get_the_metrics_of_evaluation_bit_for_bit(place: Path):
+    lines = (place / "train.txt").read_text().splitlines(keepends=True)
+    test = json.loads((place / "run" / "results.json").read_text())["test"]
+    (place / "new.tsv").write_text("".join(lines[-test["examples"] :]))
+    out = place / "labelled.parquet"
+    done = in_process("predict", place / "run", place / "new.tsv", "-o", out, "--labelled", "--json")
+    assert done.status == 0, done.err
+    assert done.json()["metrics"] == test
+    frame = pl.read_parquet(out)
+    assert frame["line"].to_list() == list(range(1, test["examples"] + 1))
+    assert frame["label"].to_list() == [int(line[0]) for line in lines[-test["examples"] :]]
+
+
+def test_unlabelled_rows_get_the_same_probabilities_in_their_order(place: Path):
+    lines = (place / "train.txt").read_text().splitlines(keepends=True)[:300]
+    (place / "with.tsv").write_text("".join(lines))
+    (place / "without.tsv").write_text("".join(line.split("\t", 1)[1] for line in lines))
+    assert in_process("predict", place / "run", place / "with.tsv", "-o", place / "a.csv", "--labelled").status == 0
+    assert in_process("predict", place / "run", place / "without.tsv", "-o", place / "b.parquet").status == 0
+    with_labels, without = pl.read_csv(place / "a.csv"), pl.read_parquet(place / "b.parquet")
+    assert without.columns == ["source", "line", "probability"]
+    found = with_labels["probability"].cast(pl.Float32).to_numpy()
+    assert np.array_equal(found, without["probability"].to_numpy())  # CSV holds every digit of a float32
+
+
+def test_bad_lines_are_left_out_and_said_and_unknown_values_are_rare(place: Path):
+    good = (place / "train.txt").read_text().splitlines()[0].split("\t", 1)[1].split("\t")
+    unknown = "\t".join([*good[:13], *[f"ffffff{i:02x}" for i in range(26)]])
+    (place / "mixed.tsv").write_text("\t".join(good) + "\nbroken\n" + unknown + "\n")
+    done = in_process("predict", place / "run", place / "mixed.tsv", "-o", place / "mixed.csv")
+    assert done.status == 0
+    assert "mixed.tsv, line 2: 1 field, expected 39" in done.err
+    assert "2 predictions, 0 lines repaired, 1 left out" in done.out
+    frame = pl.read_csv(place / "mixed.csv")
+    assert frame["line"].to_list() == [1, 3]
+    assert frame["probability"].n_unique() == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "run", "new.tsv", "-o", "x.txt"], "ending in .parquet or .csv"),
+        (
+            ["predict", "run", "train.txt", "-o", "train.csv", "--data", "nowhere"],
+            "nowhere: there is no such directory",
+        ),
+        (["predict", "run", "absent.tsv", "-o", "x.csv"], "absent.tsv: cannot read"),
+        (["predict", "store", "train.txt", "-o", "x.csv"], "is not a run directory"),
+    ],
+)
+def test_what_cannot_be_predicted_is_one_line(
+    place: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+):
+    monkeypatch.chdir(place)
+    done = in_process(*arguments)
+    assert done.status == 2
+    assert message in done.err
+    assert done.err.count("error: ") == 1
+    assert not (place / arguments[4]).exists()
