@@ -16,7 +16,7 @@ from dlrmctl.checkpoint import Checkpoints, load, read_state
 from dlrmctl.compress.model import is_compressed, load_model, open_artifact
 from dlrmctl.config import Config
 from dlrmctl.console import print_table
-from dlrmctl.datasets import open_reader, open_source
+from dlrmctl.datasets import logit_offset, open_reader, open_source
 from dlrmctl.errors import UserError
 from dlrmctl.metrics import Metrics, StreamingMetrics
 from dlrmctl.plot import check_picture
@@ -48,10 +48,11 @@ class Opened:
 def evaluate(inference: Inference, reader: Reader, ranks: Ranks) -> Metrics:
     """The metrics of a model on everything the reader gives, over all ranks; the same on each."""
     metrics = StreamingMetrics(ranks.device, ranks.world_size)
+    offset = logit_offset(reader.source, reader.split)
     with torch.no_grad(), closing(reader.batches(epoch=0)) as batches:  # type: ignore[type-var]
         for batch in batches:
             on_device = batch.to(ranks.device, non_blocking=True)
-            logits_B = inference(on_device.dense_BI, on_device.kjt())
+            logits_B = inference(on_device.dense_BI, on_device.kjt()) + offset
             metrics.update(logits_B[: batch.num_valid], on_device.labels_B[: batch.num_valid])
     return metrics.compute(ranks.group)
 

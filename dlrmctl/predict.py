@@ -19,7 +19,7 @@ from data.tables_npy import NpyInput
 from data.tables_schema import read_schema
 from dlrmctl.config import Config
 from dlrmctl.console import output, say
-from dlrmctl.datasets import open_source
+from dlrmctl.datasets import logit_offset, open_source
 from dlrmctl.errors import UserError
 from dlrmctl.evaluate import open_run
 from dlrmctl.metrics import Metrics, StreamingMetrics
@@ -124,6 +124,7 @@ def _scored(
     labelled: bool,
 ) -> Iterator[pl.DataFrame]:
     """Predictions in frames of a batch; batches are as large as evaluation's, which gives a row the same bits."""
+    offset = logit_offset(store, None)
     places: list[tuple[str, int]] = []
 
     def blocks() -> Iterator[Any]:
@@ -136,7 +137,7 @@ def _scored(
     for batch in cut_batches(blocks(), store.schema.keys, batch_size):
         on_device = batch.to(ranks.device)
         with torch.no_grad():  # for this call: polars may ask for the next frame from another thread
-            logits_B = inference(on_device.dense_BI, on_device.kjt())[: batch.num_valid].float().cpu()
+            logits_B = (inference(on_device.dense_BI, on_device.kjt()) + offset)[: batch.num_valid].float().cpu()
         labels_B = batch.labels_B[: batch.num_valid]
         names, lines = zip(*places[: batch.num_valid], strict=True)
         del places[: batch.num_valid]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data.reader import Reader
+from dlrmctl.datasets import logit_offset
 from dlrmctl.errors import UserError, nearest
 from dlrmctl.metrics import StreamingMetrics
 from dlrmctl.ranks import Ranks
@@ -52,11 +53,12 @@ def collect_scores(
     """
     schema = reader.source.schema
     column = _column(feature, schema.keys, [f.max_ids for f in schema.sparse]) if feature is not None else None
+    offset = logit_offset(reader.source, reader.split)
     batches: list[list[np.ndarray]] = []
     with torch.no_grad(), closing(reader.batches(epoch=0)) as stream:  # type: ignore[type-var]
         for batch in stream:
             on_device = batch.to(ranks.device, non_blocking=True)
-            logits_B = inference(on_device.dense_BI, on_device.kjt())
+            logits_B = inference(on_device.dense_BI, on_device.kjt()) + offset
             if metrics is not None:
                 metrics.update(logits_B[: batch.num_valid], on_device.labels_B[: batch.num_valid])
             columns = [logits_B.float().cpu().numpy(), batch.labels_B.numpy() > 0.5]

@@ -9,6 +9,7 @@ from torch import nn
 
 from data.batch import Batch
 from data.reader import Reader
+from dlrmctl.datasets import logit_offset
 from dlrmctl.paired import Difference, compare_scores
 from embeddings.compression.rules import Compressed
 
@@ -35,6 +36,7 @@ class Trial:
         kept_bytes: int = KEPT_BYTES,
     ) -> None:
         self._compose, self._original, self._network = compose, original, network
+        self._offset = logit_offset(reader.source, reader.split)
         self._batches: list[Batch] = []
         used = 0
         with closing(reader.batches(epoch=0)) as batches:  # type: ignore[type-var]
@@ -52,7 +54,7 @@ class Trial:
         """Logits with some tables replaced, float32 [N]."""
         embeddings = self._compose({**self._original, **replaced})
         found = [self._network(batch.dense_BI, embeddings(batch.kjt()))[: batch.num_valid] for batch in self._batches]
-        logits_N: np.ndarray = torch.cat(found).numpy()
+        logits_N: np.ndarray = torch.cat(found).numpy() + np.float32(self._offset)
         return logits_N
 
     def differences(self, replaced: Mapping[str, Compressed]) -> dict[str, Difference]:
