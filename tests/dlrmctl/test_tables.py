@@ -14,6 +14,7 @@ from dlrmctl.resume import same_shape
 from dlrmctl.tables import feature_tables, summary
 from embeddings import tables as library
 from embeddings.choose import num_parameters
+from tests.dlrmctl.commands import SMALL, in_process
 
 SCHEMA: Schema = Synthetic(0, 1, 1, 1, cardinalities=(3, 400, 5000, 90_000, 300_000)).schema
 NAMES = [feature.name for feature in SCHEMA.sparse]
@@ -132,3 +133,42 @@ def test_checkpoints_from_before_a_setting_had_its_default():
         del saved["embeddings"][name]
     same_shape(resolve({}, {}), resolve(saved, {}).to_dict(), Path("run"))
     same_shape(Config(), saved, Path("run"))
+
+
+RUN_TOML = """
+[embeddings]
+embedding = "kway"
+operation = "features"
+compress_ratio = 5
+[embeddings.tables."cat_2*"]
+embedding = "head"
+operation = "mult"
+tail = "qr"
+[embeddings.tables.%s]
+embedding = "qr"
+operation = "path"
+"""
+
+
+def test_a_run_with_tables_of_many_kinds_trains_and_is_scored_again(tmp_path: Path):
+    (tmp_path / "settings.toml").write_text(RUN_TOML % "cat_19")
+    run_dir = tmp_path / "run"
+    common = [*SMALL, "--synthetic-rows", "30000", "--batch-size", "4096", "--max-steps", "6", "--print-plan"]
+    done = in_process("train", *common, "--config", tmp_path / "settings.toml", "--run-dir", run_dir, "--json")
+    assert done.status == 0, done.err
+    assert "16 full, 2 kway features, 1 qr path, 7 head mult" in done.err
+    for table in ("cat_17@3", "cat_19@r", "cat_25@h", "cat_25@q"):
+        assert table in done.err
+    again = in_process("evaluate", run_dir, "--json")
+    assert again.status == 0, again.err
+    assert again.json()["test"]["ne"] == done.json()["test"]["ne"]
+
+
+def test_a_section_for_no_table_is_one_line(tmp_path: Path):
+    (tmp_path / "settings.toml").write_text(RUN_TOML % "cat19")
+    done = in_process("train", *SMALL, "--config", tmp_path / "settings.toml", "--run-dir", tmp_path / "run")
+    assert done.status == 2
+    assert done.err.splitlines() == [
+        'error: embeddings.tables."cat19" matches no sparse feature of the data',
+        "hint: there are cat_19, cat_9, cat_1",
+    ]
