@@ -82,16 +82,13 @@ def _run_training(settings: Config, path: Path, *, resume: bool, print_plan: boo
     from dlrmctl.ranks import process_group
     from dlrmctl.results import show_results
     from dlrmctl.rundir import RunDirectory
-    from dlrmctl.train import Interrupted, train
+    from dlrmctl.train import train
 
     with process_group(settings.train.device) as ranks:
         check_batch(settings, ranks.world_size)
         # Clocks differ between ranks: rank 0 names the directory.
         run = RunDirectory(ranks.broadcast(path), writes=ranks.is_main)
-        try:
-            results = train(settings, run, ranks, resume=resume, print_plan=print_plan)
-        except Interrupted as interruption:
-            raise typer.Exit(interruption.exit_status) from None
+        results = train(settings, run, ranks, resume=resume, print_plan=print_plan)
         if ranks.is_main:
             print_json(results) if as_json else show_results(results)
 

@@ -220,4 +220,6 @@ def _checked(config: Config) -> Config:
 
 
 def default_run_directory(config: Config, stamp: str) -> Path:
-    return Path("runs") / f"{config.data.dataset}-{config.embeddings.embedding}-{stamp}"
+    """A name that says which data and which tables."""
+    data = config.data.dataset if config.data.path is None else Path(config.data.path).name
+    return Path("runs") / f"{data}-{config.embeddings.embedding}-{stamp}"

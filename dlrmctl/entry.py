@@ -9,7 +9,7 @@ import typer
 from data.errors import DataError
 from dlrmctl.cli import app
 from dlrmctl.console import say, show_error
-from dlrmctl.errors import EXIT_USER_ERROR, UserError
+from dlrmctl.errors import EXIT_USER_ERROR, Interrupted, UserError
 from dlrmctl.launch import claim_report
 
 
@@ -33,6 +33,8 @@ def run_command(arguments: list[str] | None = None) -> int:
         if not error.format_message():  # a group of commands without a command: its help was shown
             return EXIT_USER_ERROR
         return _report(error.format_message(), f"{_command_path(error)} --help")
+    except Interrupted as interruption:
+        return interruption.exit_status
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except Exception:

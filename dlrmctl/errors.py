@@ -1,4 +1,4 @@
-"""Mistakes a user can fix: one sentence, perhaps a hint, exit status 2."""
+"""How work ends early: mistakes a user can fix, in one sentence with exit status 2, and signals."""
 
 import difflib
 from collections.abc import Iterable
@@ -21,6 +21,14 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, str | None]]:
         return type(self), (self.message, self.hint)
+
+
+class Interrupted(Exception):
+    """A signal ended the work after what must be saved was saved; the exit status says which signal."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"signal {signal_number}")
+        self.exit_status = 128 + signal_number
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -10,6 +10,7 @@ from dlrmctl.checkpoint import Checkpoints, load, read_state
 from dlrmctl.config import Config
 from dlrmctl.console import say
 from dlrmctl.datasets import open_reader, open_source
+from dlrmctl.errors import Interrupted
 from dlrmctl.evaluate import evaluate, set_precision
 from dlrmctl.metrics import entropy
 from dlrmctl.optimstate import dense_state, failed_roots
@@ -22,14 +23,6 @@ from dlrmctl.rundir import RunDirectory
 from dlrmctl.step import StepSums, TrainingStep
 from dlrmctl.tensorboard import EventWriter
 from embeddings.state import sparse_state
-
-
-class Interrupted(Exception):
-    """A signal ended the run after its state was saved."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(f"signal {signal_number}")
-        self.exit_status = 128 + signal_number
 
 
 def train(config: Config, run: RunDirectory, ranks: Ranks, *, resume: bool, print_plan: bool = False) -> dict[str, Any]:
