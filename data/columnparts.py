@@ -54,7 +54,9 @@ class ColumnParts:
     def count(self, part: int) -> tuple[np.ndarray, np.ndarray]:
         """The different values of the training examples in a part, rising, and how often each occurs."""
         values, present_N, _ = self._examples(part, self._selection.train_rows[part])
-        return np.unique(values if present_N is None else values[present_N], return_counts=True)
+        if present_N is not None and not present_N.all():
+            values = values[present_N]
+        return np.unique(values, return_counts=True)
 
     def encode(
         self, part: int, encoder: Encoder, row_type: np.dtype, *, known: tuple[Path, int] | None, count: bool

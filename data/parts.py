@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -77,22 +77,22 @@ class Parts:
         with io_errors(path, "write"):
             self.path.mkdir(exist_ok=True)
             with unfinished.open("wb") as file:
-                _write_column(file, np.concatenate([piece.labels_N for piece in pieces]).astype(LABEL_TYPE, copy=False))
+                _write_column(file, LABEL_TYPE, [piece.labels_N for piece in pieces])
                 for i in range(len(self._dense)):
                     dense_N = np.concatenate([piece.dense_IN[i] for piece in pieces]).astype(DENSE_TYPE, copy=False)
                     info["dense"].append(dense_tally(dense_N, missing_dense))
-                    _write_column(file, dense_N)
+                    _write_column(file, DENSE_TYPE, [dense_N])
                 for f, feature in enumerate(self._sparse):
                     columns = [piece.sparse[f] for piece in pieces]
-                    values = np.concatenate([column.values for column in columns])
                     if feature.max_ids == 1:
-                        _write_column(file, np.packbits(np.concatenate([column.present_N for column in columns])))
+                        present_N = np.concatenate([column.present_N for column in columns])
+                        _write_column(file, np.dtype("u1"), [np.packbits(present_N)])
                     else:
-                        lengths_N = np.concatenate([column.lengths_N for column in columns])
-                        _write_column(file, lengths_N.astype(narrowest(feature.max_ids)))
-                        info["values"][feature.name] = len(values)
-                        assert int(lengths_N.sum()) == len(values), feature.name
-                    _write_column(file, values.astype(feature.value_type, copy=False))
+                        lengths = [column.lengths_N for column in columns if column.lengths_N is not None]
+                        _write_column(file, narrowest(feature.max_ids), lengths)
+                        info["values"][feature.name] = sum(len(column.values) for column in columns)
+                        assert sum(int(lengths_N.sum()) for lengths_N in lengths) == info["values"][feature.name]
+                    _write_column(file, np.dtype(feature.value_type), [column.values for column in columns])
                 content = json.dumps(info).encode()
                 file.write(content + np.array([len(content)], _END).tobytes())
                 file.flush()
@@ -156,6 +156,10 @@ class Parts:
         return self.path / f"{part:06}.part"
 
 
-def _write_column(file: Any, column: np.ndarray) -> None:
-    file.write(column.data)
-    file.write(bytes(-column.nbytes % _ALIGNMENT))
+def _write_column(file: BinaryIO, dtype: np.dtype, pieces: Sequence[np.ndarray]) -> None:
+    size = 0
+    for piece in pieces:
+        content = np.ascontiguousarray(piece, dtype)
+        file.write(content.data)
+        size += content.nbytes
+    file.write(bytes(-size % _ALIGNMENT))

@@ -7,8 +7,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -49,10 +48,10 @@ class Vocabulary:
 
     values: np.ndarray
     first_row: int = RESERVED_ROWS
+    _lookup: Lookup = field(init=False, repr=False, compare=False)
 
-    @cached_property
-    def _lookup(self) -> Lookup:
-        return Lookup(self.values, self.first_row)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_lookup", Lookup(self.values, self.first_row))
 
     @property
     def rows(self) -> int:
@@ -64,7 +63,7 @@ class Vocabulary:
         assert values.dtype == self.values.dtype
         rows = self._lookup.rows(values)
         if present is not None:
-            rows[~present] = MISSING_ROW
+            np.copyto(rows, MISSING_ROW, where=~present)
         return rows
 
 
