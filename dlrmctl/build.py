@@ -85,7 +85,9 @@ def build_model(config: Config, schema: Schema, ranks: Ranks, *, batch_size: int
             sharding=settings.sharding,
         )
     except PlacementError as problem:
-        raise UserError(str(problem), "a larger --compress-ratio, a smaller --dim, or more ranks") from None
+        raise UserError(
+            str(problem), "--embedding qr with a larger --compress-ratio, a smaller --dim, or more ranks"
+        ) from None
     network = build_dense_network(config, schema, ranks.device)
     replicated: nn.Module = network
     if ranks.world_size > 1:
