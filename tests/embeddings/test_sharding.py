@@ -112,23 +112,23 @@ def test_two_ranks_take_the_same_steps_as_one(one_rank, which, sharding):
 
 
 def _outputs_without_gradient(sharding: str) -> torch.Tensor:
-    sharded = _sharded(MIXED, sharding)
-    kjt = to_kjt(part_of(make_bags(MIXED, BATCH, 0), dist.get_rank(), dist.get_world_size()))
+    sharded = _sharded(EVERYTHING, sharding)
+    kjt = to_kjt(part_of(make_bags(EVERYTHING, BATCH, 0), dist.get_rank(), dist.get_world_size()))
     with torch.no_grad():
         return sharded.embeddings(kjt)
 
 
 @pytest.mark.parametrize("sharding", ["table_wise", "row_wise"])
 def test_a_sharded_module_returns_what_a_whole_one_does(sharding):
-    whole = CompositionalEmbeddings(MIXED, DIM, device="cpu", seed=3)
-    expected = whole(to_kjt(make_bags(MIXED, BATCH, 0)))
+    whole = CompositionalEmbeddings(EVERYTHING, DIM, device="cpu", seed=3)
+    expected = whole(to_kjt(make_bags(EVERYTHING, BATCH, 0)))
     out = torch.cat(run_ranks(_outputs_without_gradient, 2, sharding))
     # Row-wise shards are summed over ranks in another order than one table is.
     assert torch.allclose(out, expected, rtol=0, atol=1e-6 if sharding == "row_wise" else 1e-7)
 
 
 def _facts(sharding: str) -> dict:
-    sharded = _sharded(MIXED, sharding)
+    sharded = _sharded(EVERYTHING, sharding)
     return {
         "plan": sharded.plan,
         "bytes": sharded.bytes_per_rank,
@@ -142,7 +142,7 @@ def _facts(sharding: str) -> dict:
 
 def test_the_plan_says_where_every_byte_is():
     facts = run_ranks(_facts, 2, "table_wise")
-    tables = [table for feature in MIXED for table in feature.tables(DIM)]
+    tables = [table for feature in EVERYTHING for table in feature.tables(DIM)]
     for rank, seen in enumerate(facts):
         assert seen["plan"] == facts[0]["plan"]
         assert [(p.table, p.rows, p.dim) for p in seen["plan"]] == [(t.name, t.rows, t.dim) for t in tables]

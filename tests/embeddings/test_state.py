@@ -6,7 +6,7 @@ import torch.distributed.checkpoint as dcp
 from embeddings.collection import CompositionalEmbeddings
 from embeddings.sharding import Sharded, shard
 from embeddings.state import sparse_state
-from tests.embeddings.reference import MIXED, make_bags, part_of, to_kjt
+from tests.embeddings.reference import EVERYTHING, make_bags, part_of, to_kjt
 from tests.ranks import run_ranks
 
 DIM, BATCH = 8, 12
@@ -14,7 +14,7 @@ DIM, BATCH = 8, 12
 
 def _make(seed: int, sharding: str) -> Sharded:
     return shard(
-        CompositionalEmbeddings(MIXED, DIM),
+        CompositionalEmbeddings(EVERYTHING, DIM),
         device=torch.device("cpu"),
         batch_size=BATCH,
         seed=seed,
@@ -26,7 +26,7 @@ def _make(seed: int, sharding: str) -> Sharded:
 
 def _step(sharded: Sharded, step: int) -> torch.Tensor:
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    out = sharded.dmp(to_kjt(part_of(make_bags(MIXED, BATCH, step), rank, world_size)))
+    out = sharded.dmp(to_kjt(part_of(make_bags(EVERYTHING, BATCH, step), rank, world_size)))
     # A sum over examples on every rank; TorchRec averages gradients over ranks, so this is a mean with weight 1/ranks.
     (out.square().sum() * world_size).backward()
     return out.detach()
@@ -79,11 +79,11 @@ def test_a_checkpoint_loads_bitwise_on_other_ranks(tmp_path, sharding, ranks):
 
 def test_a_checkpoint_loads_into_a_whole_module_without_ranks(tmp_path):
     saved = run_ranks(_save, 2, str(tmp_path), "row_wise")
-    module = CompositionalEmbeddings(MIXED, DIM, device="cpu")
+    module = CompositionalEmbeddings(EVERYTHING, DIM, device="cpu")
     weights = {f"{name.split('.')[-2]}/weight": p.detach() for name, p in module.named_parameters()}
     dcp.load({"sparse": weights}, checkpoint_id=str(tmp_path), no_dist=True)
     for name, value in _assemble([r[0] for r in saved]).items():
         if name.endswith("/weight"):
             assert torch.equal(value, weights[name]), name
-    out = module(to_kjt(make_bags(MIXED, BATCH, 3)))
+    out = module(to_kjt(make_bags(EVERYTHING, BATCH, 3)))
     assert torch.allclose(out, torch.cat([r[1] for r in saved]), rtol=0, atol=1e-6)
