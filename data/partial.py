@@ -14,6 +14,11 @@ _LOCK = "unfinished.lock"
 CONTINUES = "the same command goes on from there"
 
 
+def partial_path(out: Path) -> Path:
+    """Where the work on `out` lies until it is complete."""
+    return out.with_name(out.name + ".partial")
+
+
 @contextmanager
 def partial_directory(out: Path) -> Iterator[Path]:
     """The directory `OUT.partial`, for this process alone, with whatever an interrupted process left in it.
@@ -24,7 +29,7 @@ def partial_directory(out: Path) -> Iterator[Path]:
     Raises:
         DataError: if another process is at work on it, or `OUT.partial` is somebody else's.
     """
-    partial = out.with_name(out.name + ".partial")
+    partial = partial_path(out)
     lock = partial / _LOCK
     with io_errors(partial, "write"):
         if partial.exists() and not lock.exists() and (not partial.is_dir() or any(partial.iterdir())):

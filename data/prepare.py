@@ -21,7 +21,7 @@ from data.files import io_errors
 from data.journal import Journal
 from data.manifest import read_manifest
 from data.options import PrepareOptions
-from data.partial import clear, partial_directory, publish
+from data.partial import clear, partial_directory, partial_path, publish
 from data.parts import Parts
 from data.raw import Input
 from data.reading import PART_ROWS, read_input
@@ -84,7 +84,7 @@ def prepare(
     if options.split == "last-file" and len(input.sources) < 2:
         raise DataError("splitting by the last file needs at least two files", "split a single file by order")
     reused = None if options.vocabulary_from is None else ReusedEncoders(Path(options.vocabulary_from), input)
-    begun = out.with_name(out.name + ".partial") / "journal.json"
+    begun = partial_path(out) / "journal.json"
     if out.exists() and not begun.exists():
         raise DataError(f"{out}: exists already", "choose another output directory, or remove this one")
     with partial_directory(out) as partial, Workers(workers) as threads:

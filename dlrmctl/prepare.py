@@ -1,13 +1,17 @@
 """`dlrmctl prepare`: raw data to a store, with its progress and a report of what was found."""
 
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from data.criteo_input import CriteoInput
+from data.partial import CONTINUES, partial_path
 from data.prepare import PrepareOptions
 from data.prepare import prepare as run_preparation
 from data.raw import Input
@@ -17,6 +21,7 @@ from data.tables_npy import NpyInput
 from data.tables_schema import read_schema
 from dlrmctl.console import messages, print_json, say
 from dlrmctl.datashow import show_report
+from dlrmctl.errors import Interrupted
 from dlrmctl.toml import read_toml
 
 INTERVAL_SECONDS = 10.0  # between two lines of progress in a file
@@ -50,12 +55,31 @@ def prepare(
     """
     decisions = PrepareOptions(**options)
     source = open_input(format, sources, schema, ids_are_rows=ids_are_rows)
-    with _Display() as display:
+    with _interruptions(out), _Display() as display:
         report = run_preparation(source, out, decisions, display.update)
     if as_json:
         print_json({"store": str(out), **report.to_dict()})
     else:
         show_report(report, str(out))
+
+
+@contextmanager
+def _interruptions(out: Path) -> Iterator[None]:
+    """Lets SIGTERM end the work as Ctrl-C does, and says that it is kept."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted):
+        partial = partial_path(out)
+        if partial.exists():
+            say(f"{partial} is kept: {CONTINUES}")
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def open_input(format: str, sources: Sequence[str], schema: Path | None, *, ids_are_rows: bool) -> Input:
