@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from embeddings.local import Columns
-from embeddings.path import follow_path
+from embeddings.path import follow_path, write_path_gradients
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,7 @@ def _write(run: _Run, values: list[Tensor], out: Tensor) -> None:
 def _combined(operation: str, values: list[Tensor]) -> Tensor:
     """The vectors of one operation as a new tensor."""
     if operation == "path":
-        x, maps = (value.flatten(0, -2) for value in values)
-        return follow_path(x, maps).view(values[0].shape)
+        return follow_path(*values)
     return reduce(torch.mul if operation == "mult" else torch.add, values)
 
 
@@ -171,11 +170,8 @@ def _write_gradients(run: _Run, sources: Sequence[Tensor], grad: Tensor, outs: l
             for other in others:
                 out *= other
     elif run.operation == "path":
-        with torch.enable_grad():
-            inputs = [value.detach().requires_grad_() for value in run.of(sources)]
-            combined = _combined("path", inputs)
-        for out, gradient in zip(outs, torch.autograd.grad(combined, inputs, grad), strict=True):
-            out.copy_(gradient)
+        x, maps = run.of(sources)
+        write_path_gradients(x, maps, grad, x_grad=outs[0], maps_grad=outs[1])
     else:
         for out in outs:
             out.copy_(grad)
