@@ -59,7 +59,7 @@ def _parameter(section: str, item: Any) -> inspect.Parameter:
     flag = flag_of(item)
     option = typer.Option(
         f"{flag}/--no-{flag.removeprefix('--')}" if is_switch else flag,
-        help=item.metadata["help"] + ("" if default is None else f" [default: {shown(default)}]"),
+        help=item.metadata["help"] + ("" if default is None else rf" \[default: {shown(default)}]"),
         metavar=None if is_switch else metavar,
         show_default=False,
         rich_help_panel=_PANELS[section],
