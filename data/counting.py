@@ -11,7 +11,7 @@ import numpy as np
 
 from data.files import io_errors, read_array
 
-MOST_IN_MEMORY = 1 << 24  # different values: about 0.5 GiB while they are merged
+MOST_IN_MEMORY = 1 << 22  # different values: about 0.2 GiB while they are merged
 _COUNT = np.dtype("<u8")
 _MERGE_AT = 1 << 18  # values that wait before they are merged, at least
 _Counted = tuple[np.ndarray, np.ndarray]  # values_K, counts_K

@@ -15,7 +15,7 @@ from data.tally import SourceTally, Tally
 from data.workers import Workers
 
 Progress = Callable[[PrepareProgress], None]
-PART_ROWS = 1 << 19
+PART_ROWS = 1 << 18
 
 
 def read_input(
