@@ -10,7 +10,7 @@ from dlrmctl.console import bytes_text, messages, number_text, print_table
 from dlrmctl.datasets import optimum
 from dlrmctl.metrics import Metrics
 from dlrmctl.ranks import Ranks
-from dlrmctl.tables import summary
+from dlrmctl.tables import summary, unsorted_heads
 from embeddings.placement import Placement
 
 
@@ -60,12 +60,14 @@ def show_results(results: dict[str, Any]) -> None:
 def introduction(reader: Reader, model: Model, ranks: Ranks) -> list[str]:
     """What is about to be trained, on what, and what it needs."""
     plan, most = model.sharded.plan, max(model.sharded.bytes_per_rank)
+    tables = model.sharded.embeddings.features
     return [
         f"{reader.num_examples:,} training examples, {reader.num_batches:,} steps of {reader.batch_size:,} per epoch, "
         f"on {ranks.world_size} x {ranks.device.type}",
         f"{len(plan)} tables, {sum(table.rows for table in plan):,} rows, "
         f"with their optimizer state at most {bytes_text(most)} per rank",
-        summary(model.sharded.embeddings.features, model.sharded.embeddings.dim),
+        summary(tables, model.sharded.embeddings.dim),
+        *unsorted_heads(tables, reader.source),
     ]
 
 

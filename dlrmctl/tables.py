@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from data.schema import Schema
+from data.source import Source
+from data.store import Store
 from dlrmctl.config import Config
 from dlrmctl.embedding_settings import changes_of_table, check_patterns
 from dlrmctl.errors import UserError
@@ -51,6 +53,20 @@ def feature_tables(config: Config, schema: Schema) -> list[FeatureTable]:
 
 # A remainder table has a row for every collision, so the others have a smallest size.
 _BEYOND = "--embedding hash has no lower bound; a lower --qr-threshold compresses smaller tables too"
+
+
+def unsorted_heads(tables: Sequence[FeatureTable], source: Source) -> list[str]:
+    """A warning, if exact heads are given to ids that are not known to be sorted by frequency."""
+    entries = source.manifest.get("ids", {}).get("columns", []) if isinstance(source, Store) else []
+    is_sorted = {entry["name"] for entry in entries if entry.get("scheme") == "vocabulary"}
+    heads = [table.name for table in tables if table.kind == "head" and table.name not in is_sorted]
+    if not heads:
+        return []
+    which = heads[0] if len(heads) == 1 else f"{heads[0]} and {len(heads) - 1} more"
+    return [
+        f"warning: the ids of {which} are not sorted by frequency, so that the head of the table is for any ids; "
+        "`dlrmctl prepare` with a vocabulary sorts them"
+    ]
 
 
 def summary(tables: Sequence[FeatureTable], dim: int) -> str:

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from data.schema import Schema
+from data.store import Store
 from data.synthetic import Synthetic
 from dlrmctl import embedding_settings
 from dlrmctl.config import Config, resolve
 from dlrmctl.errors import UserError
 from dlrmctl.resume import same_shape
-from dlrmctl.tables import feature_tables, summary
+from dlrmctl.tables import feature_tables, summary, unsorted_heads
 from embeddings import tables as library
 from embeddings.choose import num_parameters
 from tests.dlrmctl.commands import SMALL, in_process
@@ -157,6 +158,7 @@ def test_a_run_with_tables_of_many_kinds_trains_and_is_scored_again(tmp_path: Pa
     done = in_process("train", *common, "--config", tmp_path / "settings.toml", "--run-dir", run_dir, "--json")
     assert done.status == 0, done.err
     assert "16 full, 2 kway features, 1 qr path, 7 head mult" in done.err
+    assert "warning: the ids of cat_20 and 6 more are not sorted by frequency" in done.err
     for table in ("cat_17@3", "cat_19@r", "cat_25@h", "cat_25@q"):
         assert table in done.err
     again = in_process("evaluate", run_dir, "--json")
@@ -172,3 +174,16 @@ def test_a_section_for_no_table_is_one_line(tmp_path: Path):
         'error: embeddings.tables."cat19" matches no sparse feature of the data',
         "hint: there are cat_19, cat_9, cat_1",
     ]
+
+
+def test_only_ids_sorted_by_frequency_have_a_head(tmp_path: Path):
+    raw = tmp_path / "raw.tsv"
+    assert in_process("data", "synthesize", "--rows", "2000", "--out", raw).status == 0
+    for kind, warnings in (("vocabulary", 0), ("hash", 1)):
+        store = tmp_path / kind
+        done = in_process("prepare", "criteo", raw, "-o", store, "--ids", kind)
+        assert done.status == 0, done.err
+        source = Store(store)
+        tables = feature_tables(resolve({}, {"embedding": "head"}), source.schema)
+        assert any(table.kind == "head" for table in tables)
+        assert len(unsorted_heads(tables, source)) == warnings
