@@ -12,6 +12,7 @@ import pytest
 
 from data.criteo_input import CriteoInput
 from data.errors import DataError
+from data.files import io_errors
 from data.partial import clear
 from data.prepare import PrepareOptions, PrepareProgress, prepare
 from data.report import PrepareReport
@@ -242,3 +243,11 @@ def test_clearing_leaves_nothing(tmp_path: Path) -> None:
         (tmp_path / "x" / name).touch()
     clear(tmp_path / "x")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_named_with_what_helps() -> None:
+    full = Path("/dev/full")
+    with pytest.raises(DataError, match="^/dev/full: cannot write: no space left on device$") as caught:
+        with io_errors(full, "write"), full.open("wb", buffering=0) as file:
+            file.write(b"x")
+    assert "free some space" in str(caught.value.hint)
