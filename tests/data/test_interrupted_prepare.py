@@ -247,7 +247,7 @@ def test_clearing_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_named_with_what_helps() -> None:
     full = Path("/dev/full")
-    with pytest.raises(DataError, match="^/dev/full: cannot write: no space left on device$") as caught:
+    with pytest.raises(DataError, match=r"^/dev/full: cannot write: no space left on device$") as caught:
         with io_errors(full, "write"), full.open("wb", buffering=0) as file:
             file.write(b"x")
     assert "free some space" in str(caught.value.hint)
