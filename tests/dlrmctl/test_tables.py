@@ -184,6 +184,6 @@ def test_only_ids_sorted_by_frequency_have_a_head(tmp_path: Path):
         done = in_process("prepare", "criteo", raw, "-o", store, "--ids", kind)
         assert done.status == 0, done.err
         source = Store(store)
-        tables = feature_tables(resolve({}, {"embedding": "head"}), source.schema)
+        tables = feature_tables(resolve({}, {"embedding": "head", "qr_threshold": "9"}), source.schema)
         assert any(table.kind == "head" for table in tables)
         assert len(unsorted_heads(tables, source)) == warnings
