@@ -44,7 +44,12 @@ class EmbeddingSettings:
     operation: str = setting(
         "mult", "How the rows of an id meet (qr, kway, crt, head with a qr tail).", choices=OPERATIONS
     )
-    qr_layout: str = setting("quotient", "Which table of a qr is the large one.", choices=("quotient", "remainder"))
+    # Ids are sorted by frequency: with a large quotient table, the most frequent ones would share rows with each other.
+    qr_layout: str = setting(
+        "remainder",
+        "Large table of a qr: ids far apart share its rows (remainder), or neighbours do (quotient).",
+        choices=("quotient", "remainder"),
+    )
     ways: int = setting(3, "Tables of a kway or crt.", at_least=2, at_most=8)
     head_share: float = setting(
         0.7, "Share of the rows of a head table that frequent ids have to themselves.", above=0, below=1

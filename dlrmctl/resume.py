@@ -59,6 +59,9 @@ _FIXED: dict[str, set[str] | None] = {  # None: all of the section
 }
 
 
+_BEFORE = {"qr_layout": "quotient"}
+
+
 def same_shape(ours: Config, saved: dict[str, Any], path: Path, *, sections: Collection[str] = tuple(_FIXED)) -> None:
     """Refuses settings that a checkpoint's tensors or position do not fit.
 
@@ -76,7 +79,8 @@ def same_shape(ours: Config, saved: dict[str, Any], path: Path, *, sections: Col
             if section == "data" and name == "path":
                 continue  # the fingerprint decides whether moved data is the same
             value, default = (list(v) if isinstance(v, tuple) else v for v in (value, item.default))
-            before = saved.get(section, {}).get(name, default)  # a setting that came later had its default
+            # A setting that came later had its default, or another one then.
+            before = saved.get(section, {}).get(name, _BEFORE.get(name, default))
             if (names is None or name in names) and value != before:
                 raise UserError(
                     f"{path}: was trained with {section}.{name} = {before}, this run asks for {value}",

@@ -42,8 +42,8 @@ def test_settings_know_the_kinds_and_operations_of_the_library():
 
 def test_every_setting_reaches_the_tables():
     assert [t.kind for t in _tables({}, qr_threshold="1000")] == ["full", "full", "qr", "qr", "qr"]
-    assert _tables({}, qr_layout="remainder", collisions="7", operation="add")[3] == library.FeatureTable(
-        NAMES[3], 90_002, 1, "qr", 7, "add", "remainder"
+    assert _tables({}, qr_layout="quotient", collisions="7", operation="add")[3] == library.FeatureTable(
+        NAMES[3], 90_002, 1, "qr", 7, "add", "quotient"
     )
     assert _tables({}, embedding="crt", ways="4")[2].ways == 4
     head = _tables({}, embedding="head", head_share="0.5", collisions="10", tail="qr")[3]
@@ -112,7 +112,7 @@ def test_the_summary_says_how_much_smaller():
 
 @pytest.mark.parametrize(
     "change",
-    [{"ways": "4"}, {"qr_layout": "remainder"}, {"head_share": "0.5"}, {"tail": "qr"}, {"compress_ratio": "9"}],
+    [{"ways": "4"}, {"qr_layout": "quotient"}, {"head_share": "0.5"}, {"tail": "qr"}, {"compress_ratio": "9"}],
 )
 def test_a_checkpoint_is_not_gone_on_with_by_other_tables(change: dict[str, str]):
     saved, [name] = resolve({}, {}).to_dict(), change
@@ -132,8 +132,9 @@ def test_checkpoints_from_before_a_setting_had_its_default():
     saved = Config().to_dict()
     for name in ("qr_layout", "ways", "head_share", "tail"):
         del saved["embeddings"][name]
-    same_shape(resolve({}, {}), resolve(saved, {}).to_dict(), Path("run"))
-    same_shape(Config(), saved, Path("run"))
+    same_shape(resolve({}, {"qr_layout": "quotient"}), saved, Path("run"), sections=["embeddings"])
+    with pytest.raises(UserError, match=r"was trained with embeddings\.qr_layout = quotient"):
+        same_shape(resolve({}, {}), saved, Path("run"), sections=["embeddings"])
 
 
 RUN_TOML = """
