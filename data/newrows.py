@@ -49,7 +49,7 @@ def read_new_rows(input: Input, encoders: Mapping[str, Encoder], schema: Schema)
         ("sparse", schema.keys, tuple(feature.name for feature in input.sparse)),
     ):
         if ours != theirs:
-            other = next((name for name in (*ours, *theirs) if (name in ours) != (name in theirs)), theirs[0])
+            other = next((name for name in (*ours, *theirs) if (name in ours) != (name in theirs)), "their order")
             raise DataError(
                 f"the rows have the {what} features {_few(theirs)}, the model has {_few(ours)}; {other!r} differs",
                 "give the rows as the training data was given to `prepare`",

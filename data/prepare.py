@@ -84,6 +84,8 @@ def prepare(
     if options.split == "last-file" and len(input.sources) < 2:
         raise DataError("splitting by the last file needs at least two files", "split a single file by order")
     reused = None if options.vocabulary_from is None else ReusedEncoders(Path(options.vocabulary_from), input)
+    if not out.name:  # "." or "/"
+        raise DataError(f"{out}: exists already", "choose another output directory")
     begun = partial_path(out) / "journal.json"
     if out.exists() and not begun.exists():
         raise DataError(f"{out}: exists already", "choose another output directory, or remove this one")

@@ -78,7 +78,9 @@ def prepare(
             help="Keep this share of the training rows labelled 0.", metavar="RATE", rich_help_panel=_ROWS_PANEL
         ),
     ] = None,
-    seed: Annotated[str, typer.Option(help="Of that sample.", metavar="N", rich_help_panel=_ROWS_PANEL)] = "0",
+    seed: Annotated[
+        Number, typer.Option(help="Of that sample. \\[default: 0]", metavar="N", rich_help_panel=_ROWS_PANEL)
+    ] = None,
     max_bad_rows: Annotated[
         Number,
         typer.Option(
@@ -109,6 +111,8 @@ def prepare(
     ):
         if value is not None and chosen != wanted:
             raise UserError(f"{flag} is for --ids {wanted}, not for {chosen}")
+    if seed is not None and sample_negatives is None:
+        raise UserError("--seed is for --sample-negatives: nothing else of a preparation is random")
     if vocabulary_from is not None and min_count is not None:
         raise UserError("--min-count and --vocabulary-from contradict: the other store has chosen its values already")
     options = {
@@ -119,7 +123,7 @@ def prepare(
         "split": split,
         "limit": _number("--limit", limit, at_least=1),
         "sample_negatives": _share("--sample-negatives", sample_negatives),
-        "seed": whole_number("--seed", seed, at_least=0),
+        "seed": whole_number("--seed", seed or "0", at_least=0),
         "max_bad_rows": _number("--max-bad-rows", max_bad_rows, at_least=0),
     }
     from dlrmctl.prepare import prepare as run

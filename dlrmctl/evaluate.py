@@ -144,7 +144,10 @@ def evaluate_run(
 def show_evaluation(result: dict[str, Any]) -> None:
     """The result of `evaluate_run` as tables on standard output."""
     split = result["split"]
-    print_table(f"{result['checkpoint']} of {result['run']}", *table_of({split: result[split]}))
+    alone = result["checkpoint"] == Path(result["run"]).name  # a compressed model has no checkpoints
+    print_table(
+        result["run"] if alone else f"{result['checkpoint']} of {result['run']}", *table_of({split: result[split]})
+    )
     if "deciles" in result:
         print_table("calibration by decile of the prediction", *decile_rows(result["deciles"]))
     if "slices" in result:

@@ -1,11 +1,13 @@
 """`dlrmctl predict`: probabilities for rows that are in no store, in their order, in bounded memory."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 from polars.io.plugins import register_io_source
@@ -13,12 +15,13 @@ from polars.io.plugins import register_io_source
 from data.criteo_input import CriteoInput
 from data.newrows import NewRows, cut_batches, read_new_rows
 from data.raw import Input
+from data.schema import MISSING_ROW, RARE_ROW
 from data.store import Store
 from data.tables_input import TableInput
 from data.tables_npy import NpyInput
 from data.tables_schema import read_schema
 from dlrmctl.config import Config
-from dlrmctl.console import output, say
+from dlrmctl.console import output, say, warn
 from dlrmctl.datasets import logit_offset, open_source
 from dlrmctl.errors import UserError
 from dlrmctl.evaluate import open_run
@@ -30,6 +33,7 @@ from dlrmctl.toml import read_toml
 
 SUFFIXES = (".parquet", ".csv")
 SHOWN_BAD_LINES = 10
+SUSPICIOUS = 20  # values of a feature that are all unknown
 
 
 @dataclass
@@ -40,13 +44,33 @@ class _Found:
     repaired: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
+    values: Counter[int] = field(default_factory=Counter)
+    known: Counter[int] = field(default_factory=Counter)
 
     def add(self, piece: NewRows) -> None:
         self.rows += len(piece.block)
+        for f, ids in enumerate(piece.block.ids_F):
+            self.values[f] += int(np.count_nonzero(ids > MISSING_ROW))
+            self.known[f] += int(np.count_nonzero(ids > RARE_ROW))
         self.repaired.update(piece.repaired)
         self.rejected.update(bad.reason for bad in piece.bad)
         room = SHOWN_BAD_LINES - len(self.examples)
         self.examples += [f"{piece.source}, line {bad.line}: {bad.problem}" for bad in piece.bad[:room]]
+
+    def unknown(self, keys: Sequence[str]) -> list[str]:
+        """Features whose values, of which there are some, are all outside the vocabulary."""
+        return [name for f, name in enumerate(keys) if self.values[f] >= SUSPICIOUS and not self.known[f]]
+
+    def refuse_nothing(self) -> None:
+        """Raises:
+        UserError: if there was no good row.
+        """
+        if self.rows:
+            return
+        first = self.examples[0] if self.examples else "there are no rows"
+        fields = re.search(r"(\d+) fields, expected (\d+)", first)
+        one_more = fields is not None and int(fields[1]) == int(fields[2]) + 1
+        raise UserError(f"no good row; {first}", "--labelled, if the rows have labels" if one_more else None)
 
 
 def predict(
@@ -79,6 +103,8 @@ def predict(
         raise UserError(f"{out}: predictions are written to a file ending in {' or '.join(SUFFIXES)}")
     if out.exists():
         raise UserError(f"{out}: exists already", "choose another file, or remove this one")
+    if not out.resolve().parent.is_dir():
+        raise UserError(f"{out.parent}: there is no such directory", f"mkdir -p {out.parent}")
     store = open_source(config.data)
     if not isinstance(store, Store):
         raise UserError("generated data has no raw rows to score", "dlrmctl evaluate scores its splits")
@@ -87,6 +113,8 @@ def predict(
     found, metrics = _Found(), StreamingMetrics(torch.device("cpu"))
     scored = _scored(rows, opened.inference, store, config.train.batch_size, ranks, found, metrics, labelled=labelled)
     _write(scored, out, labelled=labelled)
+    for name in found.unknown(store.schema.keys):
+        warn(f"{name}: none of its values is known to the model; is it of the type that the training data had?")
     result: dict[str, Any] = {
         "out": str(out),
         "checkpoint": opened.checkpoint.name,
@@ -146,6 +174,7 @@ def _scored(
             metrics.update(logits_B, labels_B)
             columns["label"] = labels_B.to(torch.uint8).numpy()
         yield pl.DataFrame(columns, schema=_columns(labelled))
+    found.refuse_nothing()
 
 
 def _columns(labelled: bool) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from data.prepare import PrepareOptions
 from data.prepare import prepare as run_preparation
 from data.raw import Input
 from data.report import PrepareProgress
+from data.schema import RESERVED_ROWS
 from data.tables_input import TableInput
 from data.tables_npy import NpyInput
 from data.tables_schema import read_schema
-from dlrmctl.console import messages, print_json, say
+from dlrmctl.console import messages, print_json, say, warn
 from dlrmctl.datashow import show_report
 from dlrmctl.errors import Interrupted
 from dlrmctl.toml import read_toml
@@ -57,6 +58,10 @@ def prepare(
     source = open_input(format, sources, schema, ids_are_rows=ids_are_rows)
     with _interruptions(out), _Display() as display:
         report = run_preparation(source, out, decisions, display.update)
+    for column in report.columns:
+        # With what is missing that is every value of the column.
+        if decisions.vocabulary_from and column.rows > RESERVED_ROWS and column.rare_train + column.missing > 0.9999:
+            warn(f"{column.name}: {decisions.vocabulary_from} knows none of its values; had they another type there?")
     if as_json:
         print_json({"store": str(out), **report.to_dict()})
     else:

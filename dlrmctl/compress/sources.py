@@ -4,6 +4,7 @@ Tables are read one at a time, so that the largest decides the memory and not th
 """
 
 import fnmatch
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from torch import Tensor
 from dlrmctl.checkpoint import read_state, verify
 from dlrmctl.errors import UserError, nearest
 from dlrmctl.safereader import SafeReader
+
+# Where torch's reader of checkpoints finds that this process is alone, as it should be.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
 
 @dataclass(frozen=True)
@@ -173,9 +177,11 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: no such run, checkpoint or file of tensors")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as problem:  # torch raises many kinds, for zip files, pickles and types alike
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-        raise UserError(f"{path}: cannot be read as a state dict: {reason}") from None
+    except Exception:  # torch raises many kinds, for zip files, pickles and types alike
+        raise UserError(
+            f"{path}: is neither a run nor a file of tensors that torch.save or safetensors wrote",
+            "a file that needs more than tensors to be read is not opened, because it could run code",
+        ) from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):

@@ -45,3 +45,6 @@ def test_bad_lines_among_new_rows_are_told_by_number(tmp_path: Path) -> None:
     other = replace(store.schema, dense=(*store.schema.dense[:-1], "age"))
     with pytest.raises(DataError, match="the rows have the dense features int_1 to int_13, the model has int_1 to age"):
         read_new_rows(CriteoInput([tmp_path / "new"], labelled=False), store.encoders(), other)
+    none = replace(store.schema, dense=())
+    with pytest.raises(DataError, match="the rows have the dense features int_1 to int_13, the model has "):
+        read_new_rows(CriteoInput([tmp_path / "new"], labelled=False), store.encoders(), none)

@@ -49,7 +49,8 @@ def test_unlabelled_rows_get_the_same_probabilities_in_their_order(place: Path):
 
 
 def test_bad_lines_are_left_out_and_said_and_unknown_values_are_rare(place: Path):
-    good = (place / "train.txt").read_text().splitlines()[0].split("\t", 1)[1].split("\t")
+    lines = (place / "train.txt").read_text().splitlines()
+    good = lines[0].split("\t", 1)[1].split("\t")
     unknown = "\t".join([*good[:13], *[f"ffffff{i:02x}" for i in range(26)]])
     (place / "mixed.tsv").write_text("\t".join(good) + "\nbroken\n" + unknown + "\n")
     done = in_process("predict", place / "run", place / "mixed.tsv", "-o", place / "mixed.csv")
@@ -65,6 +66,8 @@ def test_bad_lines_are_left_out_and_said_and_unknown_values_are_rare(place: Path
     ("arguments", "message"),
     [
         (["predict", "run", "new.tsv", "-o", "x.txt"], "ending in .parquet or .csv"),
+        (["predict", "run", "train.txt", "-o", "x.csv"], "no good row; train.txt, line 1: 40 fields, expected 39"),
+        (["predict", "run", "train.txt", "-o", "no/x.csv"], "no: there is no such directory"),
         (
             ["predict", "run", "train.txt", "-o", "train.csv", "--data", "nowhere"],
             "nowhere: there is no such directory",
@@ -82,3 +85,14 @@ def test_what_cannot_be_predicted_is_one_line(
     assert message in done.err
     assert done.err.count("error: ") == 1
     assert not (place / arguments[4]).exists()
+
+
+def test_a_feature_whose_values_are_all_unknown_is_a_warning(place: Path):
+    rows = [line.split("\t")[1:] for line in (place / "train.txt").read_text().splitlines()[:40]]
+    for number, row in enumerate(rows):
+        row[15] = f"fffffe{number:02x}"
+    (place / "other.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
+    done = in_process("predict", place / "run", place / "other.tsv", "-o", place / "other.csv")
+    assert done.status == 0
+    assert "warning: cat_3: none of its values is known to the model" in done.err
+    assert done.err.count("warning:") == 1
