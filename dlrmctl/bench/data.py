@@ -5,6 +5,7 @@ Rows are generated with Criteo Kaggle's cardinalities, as text; the text is prep
 
 import tempfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from data.writer import STORE_BLOCK_ROWS
 from dlrmctl.bench.preparers import OURS, PARSING, TORCHREC
 from dlrmctl.bench.preparing import measure_preparing
 from dlrmctl.bench.reading import measure_first_read, measure_machine, measure_reading, write_multi_hot
-from dlrmctl.console import bytes_text, output, print_table, say
+from dlrmctl.console import bytes_text, output, print_table, say, warn
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,13 @@ def bench_data(path: Path | None, *, rounds: int, quick: bool) -> dict[str, Any]
         reading = measure_reading(stores, rounds=rounds)
         first_read = measure_first_read(store.path, rounds=rounds)
         say("preparing")
+        peers = [PARSING, OURS]
+        if find_spec("iopath") is None:
+            warn("TorchRec's scripts are left out: they need iopath, which `pip install iopath` brings")
+        else:
+            peers.append(TORCHREC)
         preparing = {
-            str(few): measure_preparing(texts[few], few, [PARSING, OURS, TORCHREC], scratch, rounds=rounds),
+            str(few): measure_preparing(texts[few], few, peers, scratch, rounds=rounds),
             str(many): measure_preparing(texts[many], many, [PARSING, OURS], scratch, rounds=rounds),
         }
     return {
