@@ -3,11 +3,14 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
 
 # A file has no width; tables there should not be folded.
 _FILE_WIDTH = 160
@@ -22,6 +25,34 @@ def make_console(file: TextIO) -> Console:
 
 output = make_console(sys.stdout)
 messages = make_console(sys.stderr)
+
+
+class BarDisplay:
+    """A live bar while the block lasts, where messages go to a terminal; `bar` is None where they do not.
+
+    Args:
+        columns: of the bar.
+        total: of its only task, `task`.
+        shown: False for a process that does not speak.
+        fields: of the task.
+    """
+
+    def __init__(self, *columns: "ProgressColumn", total: float | None, shown: bool = True, **fields: Any) -> None:
+        self.bar: Progress | None = None
+        if shown and messages.is_terminal:
+            from rich import progress  # not needed to start, nor in a file
+
+            self.bar = progress.Progress(*columns, console=messages)
+            self.task = self.bar.add_task("", total=total, **fields)
+
+    def __enter__(self) -> Self:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.bar:
+            self.bar.stop()
 
 
 def show_error(message: str, hint: str | None = None) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 
 from data.criteo_input import CriteoInput
 from data.partial import CONTINUES, partial_path
@@ -20,7 +20,7 @@ from data.schema import RESERVED_ROWS
 from data.tables_input import TableInput
 from data.tables_npy import NpyInput
 from data.tables_schema import read_schema
-from dlrmctl.console import messages, print_json, say, warn
+from dlrmctl.console import BarDisplay, print_json, say, warn
 from dlrmctl.datashow import show_report
 from dlrmctl.errors import Interrupted
 from dlrmctl.toml import read_toml
@@ -97,30 +97,13 @@ def open_input(format: str, sources: Sequence[str], schema: Path | None, *, ids_
     return TableInput(read_schema(read_toml(schema), str(schema)), sources)
 
 
-class _Display:
+class _Display(BarDisplay):
     """A bar on a terminal; in a file, one line per phase and interval."""
 
     def __init__(self) -> None:
         self.phase, self.started, self.said = "", time.monotonic(), 0.0
-        self.bar: Progress | None = None
-        if messages.is_terminal:
-            self.bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                TaskProgressColumn(),
-                TextColumn("{task.fields[about]}"),
-                console=messages,
-            )
-            self.task = self.bar.add_task("", total=None, about="")
-
-    def __enter__(self) -> "_Display":
-        if self.bar:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self.bar:
-            self.bar.stop()
+        columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn()
+        super().__init__(*columns, TextColumn("{task.fields[about]}"), total=None, about="")
 
     def update(self, progress: PrepareProgress) -> None:
         now = time.monotonic()

@@ -3,15 +3,14 @@
 import resource
 import time
 from collections.abc import Mapping
-from types import TracebackType
 
 import torch
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from dlrmctl.console import bytes_text, messages, number_text, say
+from dlrmctl.console import BarDisplay, bytes_text, number_text, say
 
 
-class TrainingDisplay:
+class TrainingDisplay(BarDisplay):
     """Shows step, loss, NE, examples per second and time left.
 
     Args:
@@ -22,30 +21,19 @@ class TrainingDisplay:
 
     def __init__(self, total: int, done: int, *, speaks: bool) -> None:
         self.speaks = speaks
-        self.bar: Progress | None = None
         self.examples = 0
         self.since = time.perf_counter()
-        if speaks and messages.is_terminal:
-            self.bar = Progress(
-                TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
-                BarColumn(bar_width=24),
-                TaskProgressColumn(),
-                TextColumn("{task.fields[status]}"),
-                TimeRemainingColumn(compact=True),
-                console=messages,
-            )
-            self.task = self.bar.add_task("", total=total, completed=done, status="")
-
-    def __enter__(self) -> "TrainingDisplay":
-        if self.bar:
-            self.bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.bar:
-            self.bar.stop()
+        super().__init__(
+            TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(compact=True),
+            total=total,
+            shown=speaks,
+            completed=done,
+            status="",
+        )
 
     def advance(self, examples: int) -> None:
         """One step is done."""

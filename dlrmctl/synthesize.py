@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from data.criteo_writer import file_names, whole_file
 from data.source import SPLITS
@@ -15,7 +15,7 @@ from data.synthetic import Synthetic
 from data.synthetic_criteo import chunk, chunk_edges
 from data.synthetic_sizes import SIZES
 from data.teacher import Tally
-from dlrmctl.console import bytes_text, messages, number_text, output, print_table, say
+from dlrmctl.console import BarDisplay, bytes_text, number_text, output, print_table, say
 from dlrmctl.errors import UserError
 
 INTERVAL_SECONDS = 10.0  # between two lines of progress in a file
@@ -131,32 +131,21 @@ def _splits(rows: int, ends: Sequence[int]) -> dict[str, dict[str, _Part]]:
     return splits
 
 
-class _Display:
+class _Display(BarDisplay):
     """A bar on a terminal; in a file, one line per interval."""
 
     def __init__(self, rows: int) -> None:
         self.rows, self.started = rows, time.monotonic()
         self.said = self.started
-        self.bar: Progress | None = None
-        if messages.is_terminal:
-            self.bar = Progress(
-                TextColumn("writing"),
-                BarColumn(bar_width=24),
-                TaskProgressColumn(),
-                TextColumn("{task.completed:,.0f} rows  {task.fields[rate]}"),
-                TimeRemainingColumn(compact=True),
-                console=messages,
-            )
-            self.task = self.bar.add_task("", total=rows, rate="")
-
-    def __enter__(self) -> "_Display":
-        if self.bar:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self.bar:
-            self.bar.stop()
+        super().__init__(
+            TextColumn("writing"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TextColumn("{task.completed:,.0f} rows  {task.fields[rate]}"),
+            TimeRemainingColumn(compact=True),
+            total=rows,
+            rate="",
+        )
 
     def update(self, done: int) -> None:
         now = time.monotonic()
