@@ -11,8 +11,11 @@ from torch import Tensor
 
 from dlrmctl.build import build_dense_network, feature_tables
 from dlrmctl.checkpoint import Checkpoints
+from dlrmctl.compress.counts import RowCounts, no_counts
 from dlrmctl.compress.model import is_compressed, load_network, open_artifact
+from dlrmctl.compress.options import Counts
 from dlrmctl.compress.progress import Telling
+from dlrmctl.compress.reach import check_reach
 from dlrmctl.compress.report import draw_frontier, make_report, show_report
 from dlrmctl.compress.request import Request, check_output
 from dlrmctl.compress.run import as_it_is, compress, write
@@ -65,13 +68,20 @@ def compress_embeddings(given: Given, request: Request) -> None:
         if is_compressed(given.source):
             raise UserError(f"{given.source}: is compressed already", "--expand writes its plain tables")
         tables = _checkpoint_or_files(given.source, request)
-        _finish(given, request, tables, {})
+        check_reach(tables, request)
+        _finish(given, request, tables, {}, no_counts)
         return
     with process_group("cpu") as ranks:
         checkpoint = find_checkpoint(Checkpoints(run.checkpoints, ranks), run, _checkpoint_name(given, run))
         tables = CheckpointTables(checkpoint)
+        check_reach(tables, request)
         source = open_source(config.data)
         same_ids(checkpoint, tables.state["vocabulary"], source)
+        if request.goal == "budget" and not source.num_examples("validation"):
+            raise UserError(
+                "--max-ne-increase needs a validation split to measure NE on; this data has none",
+                "--target-ratio or --method need none, or name other data of the same vocabulary with --data",
+            )
         features = feature_tables(config, source.schema)
         network = build_dense_network(config, source.schema, ranks.device)
         load_network(network, tables.network(), checkpoint)
@@ -80,8 +90,9 @@ def compress_embeddings(given: Given, request: Request) -> None:
         trials = {
             split: Trial(together, original, network, open_reader(config, source, split, ranks, training=False))
             for split in ("validation", "test")
+            if source.num_examples(split)
         }
-        _finish(given, request, tables, trials)
+        _finish(given, request, tables, trials, RowCounts(source, features))
 
 
 def _checkpoint_name(given: Given, run: RunDirectory) -> str:
@@ -90,8 +101,8 @@ def _checkpoint_name(given: Given, run: RunDirectory) -> str:
     return inside.name if inside != run.path.resolve() else given.checkpoint
 
 
-def _finish(given: Given, request: Request, tables: TableSource, trials: dict[str, Trial]) -> None:
-    compression = compress(tables, request, trial=trials.get("validation"), counts={}, tell=Telling())
+def _finish(given: Given, request: Request, tables: TableSource, trials: dict[str, Trial], counts: Counts) -> None:
+    compression = compress(tables, request, trial=trials.get("validation"), counts=counts, tell=Telling())
     report = {"source": str(given.source), **make_report(compression, trials)}
     if not given.dry_run:
         write(compression, given.out, report)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 
 from torch import Tensor
 
@@ -9,12 +10,33 @@ from dlrmctl.compress.sources import TableSource
 from dlrmctl.errors import UserError
 from embeddings.compression.methods import Method
 from embeddings.compression.quality import Quality, measure
-from embeddings.compression.rules import Compressed
+from embeddings.compression.rules import Compressed, Rows
 from embeddings.compression.source import Progress, TableRows
 from embeddings.compression.weights import Importance, importance
 
-_KEPT_BYTES = 64 << 20  # larger fits are made again when they are needed: the seed makes them the same
 _EXACT = Method.parse("fp32")
+Counts = Callable[[str], Tensor | None]  # table -> times each row was looked up in training
+_KINDS = ("adagrad", "counts", "uniform")  # in the order in which "auto" takes them
+
+
+class Kept:
+    """Fitted tables that may be wanted again, up to so many bytes.
+
+    The others are fitted again when they are: the seed makes them the same.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._left, self._lock = most_bytes, Lock()
+        self._tables: dict[tuple[str, str], Compressed] = {}
+
+    def get(self, name: str, method: str) -> Compressed | None:
+        return self._tables.get((name, method))
+
+    def put(self, name: str, method: str, table: Compressed) -> None:
+        with self._lock:
+            if table.num_bytes <= self._left:
+                self._left -= table.num_bytes
+                self._tables[name, method] = table
 
 
 @dataclass(frozen=True)
@@ -43,8 +65,8 @@ class TableOptions:
     dim: int
     weights_kind: str
     load: Callable[[], TableRows]
+    kept: Kept
     fitted: list[Fitted] = field(default_factory=list)
-    _kept: dict[str, Compressed] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:
@@ -53,9 +75,10 @@ class TableOptions:
 
     def table(self, method: str) -> Compressed:
         """The table by one of the fitted methods."""
-        if method not in self._kept:
-            return Method.parse(method).fit(self.load())
-        return self._kept[method]
+        if method == _EXACT.name:
+            return Rows(self.load().weight.float(), self.dim, 32)  # the trained table itself, not a copy
+        kept = self.kept.get(self.name, method)
+        return Method.parse(method).fit(self.load()) if kept is None else kept
 
     def add(self, rows: TableRows, method: Method, scale: float, *, must_fit: bool = False) -> Fitted | None:
         """Fits a method; None if the result would not be smaller than the trained table, or it does not fit the table.
@@ -63,20 +86,24 @@ class TableOptions:
         Raises:
             UserError: if the table holds values that are not finite, or the method must fit and does not.
         """
+        if method == _EXACT:
+            return self._found(method, self.num_bytes, Quality.exact(), 0.0)
         try:
             table = method.fit(rows)
         except ValueError as problem:
             if must_fit or "not finite" in str(problem):
                 raise UserError(f"table {self.name}: {problem}".replace(f"table {self.name}: table", "table")) from None
             return None
-        if table.num_bytes >= self.num_bytes and method != _EXACT:
+        if table.num_bytes >= self.num_bytes:
             return None
         quality = measure(rows, table)
-        found = Fitted(method.name, table.num_bytes, quality, quality.weighted_error * scale)
-        self.fitted.append(found)
-        if table.num_bytes <= _KEPT_BYTES:
-            self._kept[method.name] = table
-        return found
+        if method.kind != "rows":  # rounding again is quick
+            self.kept.put(self.name, method.name, table)
+        return self._found(method, table.num_bytes, quality, quality.weighted_error * scale)
+
+    def _found(self, method: Method, num_bytes: int, quality: Quality, proxy: float) -> Fitted:
+        self.fitted.append(Fitted(method.name, num_bytes, quality, proxy))
+        return self.fitted[-1]
 
 
 def fit_options(
@@ -85,58 +112,50 @@ def fit_options(
     methods: Sequence[Method],
     *,
     weights: str,
-    counts: Tensor | None = None,
+    counts: Counts,
     progress: Progress,
+    kept: Kept,
     must_fit: bool = False,
 ) -> TableOptions:
     """All methods on one table.
 
     Args:
         weights: "auto" (AdaGrad's sums, else counts, else uniform), "adagrad", "counts" or "uniform".
-        counts: times each row was looked up in training, if known.
+        counts: times each row was looked up in training, where that is known.
+        kept: takes fitted tables.
         must_fit: a method that cannot be used on this table is an error, and not left out.
 
     Raises:
         UserError: if the weights asked for are not there, a value is not finite, or a method that must does not fit.
     """
     shape = next(table for table in source.tables if table.name == name)
-    kind = choose_weights(source, name, weights, counts)
+    found = weigh(source, name, weights, counts)
 
     def load() -> TableRows:
-        found = weigh(source, name, kind, counts)
-        return TableRows(source.weight(name), found.weights, name=name, progress=progress)
+        weights_now = weigh(source, name, weights, counts).weights
+        return TableRows(source.weight(name), weights_now, name=name, progress=progress)
 
-    options = TableOptions(name, shape.rows, shape.dim, kind, load)
-    rows, scale = load(), weigh(source, name, kind, counts).scale
+    options = TableOptions(name, shape.rows, shape.dim, found.kind, load, kept)
+    rows = TableRows(source.weight(name), found.weights, name=name, progress=progress)
     for method in methods:
-        options.add(rows, method, scale, must_fit=must_fit)
+        options.add(rows, method, found.scale, must_fit=must_fit)
     return options
 
 
-def choose_weights(source: TableSource, name: str, asked: str, counts: Tensor | None) -> str:
-    """The kind of importance to use for a table.
+def weigh(source: TableSource, name: str, asked: str, counts: Counts) -> Importance:
+    """The importance of each row of a table.
 
     Raises:
-        UserError: if the one asked for is not there.
+        UserError: if the kind asked for is not there, or not usable.
     """
-    there = {"adagrad": source.sums(name) is not None, "counts": counts is not None, "uniform": True}
-    if asked == "auto":
-        return next(kind for kind, known in there.items() if known)
-    if not there[asked]:
-        hint = (
-            "--weights auto takes what there is"
-            if asked == "adagrad"
-            else "prepare the data with this version, or --weights auto"
-        )
-        raise UserError(f"--weights {asked}: table {name} has none", hint)
-    return asked
-
-
-def weigh(source: TableSource, name: str, kind: str, counts: Tensor | None) -> Importance:
-    """The importance of each row."""
     rows = next(table.rows for table in source.tables if table.name == name)
-    values = source.sums(name) if kind == "adagrad" else counts if kind == "counts" else None
-    try:
-        return importance(kind, rows, values, name=name)
-    except ValueError as problem:
-        raise UserError(str(problem)) from None
+    for kind in _KINDS if asked == "auto" else (asked,):
+        values = source.sums(name) if kind == "adagrad" else counts(name) if kind == "counts" else None
+        if values is None and kind != "uniform":
+            continue
+        try:
+            return importance(kind, rows, values, name=name)
+        except ValueError as problem:
+            raise UserError(str(problem)) from None
+    where = "a run's checkpoint carries it" if asked == "adagrad" else "`dlrmctl prepare` counts ids"
+    raise UserError(f"--weights {asked}: table {name} has none", f"{where}; --weights auto takes what there is")

@@ -2,28 +2,28 @@
 
 import json
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from dlrmctl.compress.budget import Joint, Search, calibrate, realize, within_budget
+from dlrmctl.compress.fitting import fit_all
 from dlrmctl.compress.model import DENSE_FILE, REPORT
-from dlrmctl.compress.options import TableOptions, fit_options
+from dlrmctl.compress.options import Counts, Kept, TableOptions
 from dlrmctl.compress.progress import Telling
+from dlrmctl.compress.reach import out_of_reach, split_tables
 from dlrmctl.compress.request import Request
-from dlrmctl.compress.sources import CheckpointTables, TableShape, TableSource, choose_tables
+from dlrmctl.compress.sources import CheckpointTables, TableShape, TableSource
 from dlrmctl.compress.trial import Trial
-from dlrmctl.console import finite, warn
+from dlrmctl.console import finite
 from dlrmctl.errors import UserError
 from dlrmctl.toml import write_toml
 from embeddings.compression.artifact import Artifact, Writer
 from embeddings.compression.budget import Choice, Frontier, predicted_options
 from embeddings.compression.rules import Compressed, Rows
+
+_LEAST_WORKING_BYTES = 32 << 20  # of fitted tables that are kept, and of tables that wait to be written
+_MOST_FILE_BYTES = 256 << 20
 
 
 @dataclass
@@ -57,27 +57,26 @@ class Compression:
 
 
 def compress(
-    source: TableSource, request: Request, *, trial: Trial | None, counts: dict[str, Tensor], tell: Telling
+    source: TableSource, request: Request, *, trial: Trial | None, counts: Counts, tell: Telling
 ) -> Compression:
     """Fits options and chooses among them.
 
     Args:
         trial: on validation rows; needed for a budget.
-        counts: times each row was looked up, for the tables where that is known.
+        counts: times each row was looked up, where that is known.
 
     Raises:
         UserError: if a table cannot be compressed as asked, or the goal is out of reach.
     """
-    names = choose_tables(source.tables, request.tables, request.min_rows)
-    if not names:
-        most = max(table.rows for table in source.tables)
-        raise UserError(f"--min-rows {request.min_rows:,}: no table has as many rows", f"the largest has {most:,}")
-    tables = _fit_all(source, request, names, counts, tell)
-    kept = [table for table in source.tables if table.name not in names]
+    shapes, kept = split_tables(source, request)
+    total = sum(table.num_bytes for table in source.tables)
+    # A model that is evaluated has all its tables in memory anyway; otherwise the largest alone shall matter.
+    working = total if trial is not None else _working_bytes(source)
+    tables = fit_all(source, request, shapes, counts, kept=Kept(working), tell=tell)
     sizes = [[fitted.num_bytes for fitted in table.fitted] for table in tables]
     proxies = [[fitted.proxy for fitted in table.fitted] for table in tables]
     frontier = Frontier(predicted_options(sizes, proxies, 1.0))
-    fixed, total = sum(table.num_bytes for table in kept), sum(table.num_bytes for table in source.tables)
+    fixed = sum(table.num_bytes for table in kept)
     if request.goal == "method":
         last = tuple(len(table.fitted) - 1 for table in tables)
         choice = Choice(last, sum(s[i] for s, i in zip(sizes, last, strict=True)), 0.0)
@@ -87,11 +86,7 @@ def compress(
         try:
             choice = frontier.within_bytes(math.floor(total / request.ratio) - fixed)
         except ValueError:
-            best = total / (int(frontier.num_bytes[0]) + fixed)
-            raise UserError(
-                f"--target-ratio {request.ratio:g}x is out of reach: the smallest tables give {best:.1f}x",
-                "lower --min-rows to compress more tables" if fixed else None,
-            ) from None
+            raise out_of_reach(request, total / (int(frontier.num_bytes[0]) + fixed), kept) from None
         return Compression(request, source, tables, kept, choice, frontier)
     assert trial is not None
     assert request.budget is not None
@@ -107,44 +102,9 @@ def compress(
     return Compression(request, source, tables, kept, joint.choice, search.frontier, search, joint)
 
 
-def _fit_all(
-    source: TableSource, request: Request, names: set[str], counts: dict[str, Tensor], tell: Telling
-) -> list[TableOptions]:
-    """The options of all chosen tables; a table per core at a time."""
-    shapes = [table for table in source.tables if table.name in names]
-    done = 0
-
-    def fit(shape: TableShape) -> TableOptions:
-        nonlocal done
-        context = f"{shape.name} ({shape.rows:,} x {shape.dim})"
-        found = fit_options(
-            source,
-            shape.name,
-            request.methods(shape.rows, shape.dim),
-            weights=request.weights,
-            counts=counts.get(shape.name),
-            progress=partial(tell.rows, context),
-            must_fit=request.goal == "method",
-        )
-        done += 1
-        tell(f"fitted {done} of {len(shapes)}: {context}, {len(found.fitted)} ways")
-        return found
-
-    # Large tables first, so that the last one to end is small. Their products are too small for several threads.
-    order = sorted(shapes, key=lambda shape: -shape.num_bytes)
-    with ThreadPoolExecutor(torch.get_num_threads(), initializer=lambda: torch.set_num_threads(1)) as pool:
-        by_name = {table.name: table for table in pool.map(fit, order)}
-    tables = [by_name[shape.name] for shape in shapes]
-    for table in tables:
-        if request.goal == "method" and len(table.fitted) == 1:
-            name = request.methods(table.rows, table.dim)[-1].name
-            warn(f"{table.name}, {table.rows:,} x {table.dim}: {name} is not smaller; it stays float32")
-    if any(table.weights_kind == "uniform" for table in tables) and request.weights != "uniform":
-        warn(
-            "no AdaGrad state and no counts: every row weighs the same, which costs several times as much NE "
-            "at the same size"
-        )
-    return tables
+def _working_bytes(source: TableSource) -> int:
+    """What may be held beside the table that is worked on."""
+    return max(_LEAST_WORKING_BYTES, max(table.num_bytes for table in source.tables) // 4)
 
 
 def write(compression: Compression, out: Path, report: dict[str, Any]) -> Artifact:
@@ -155,7 +115,8 @@ def write(compression: Compression, out: Path, report: dict[str, Any]) -> Artifa
     """
     source = compression.source
     try:
-        with Writer(out, source=finite(source.describe())) as writer:
+        file_bytes = min(_working_bytes(source), _MOST_FILE_BYTES)
+        with Writer(out, source=finite(source.describe()), file_bytes=file_bytes) as writer:
             for table in compression.tables:
                 fitted = table.fitted[compression.choice.indices[compression.tables.index(table)]]
                 writer.add(table.name, table.table(fitted.method), {"method": fitted.method})

@@ -119,6 +119,11 @@ def membership(ids: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
     return bitmap, (counts.cumsum(0) - counts).to(torch.int32)
 
 
+def bitmap_bytes(num_rows: int) -> int:
+    """Of the bitmap and its ranks."""
+    return -(-num_rows // BLOCK) * (_BLOCK_BYTES + 4)
+
+
 def _ones(values: Tensor) -> Tensor:
     """The number of bits set in each byte."""
     values = values - ((values >> 1) & 0x55)

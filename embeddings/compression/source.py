@@ -49,6 +49,7 @@ class TableRows:
         self.name, self.index, self.progress = name, index, progress
         self.num_rows = weight.shape[0] if index is None else index.numel()
         self.dim = weight.shape[1]
+        self._largest: float | None = None
 
     @property
     def chunk_rows(self) -> int:
@@ -83,11 +84,13 @@ class TableRows:
         return TableRows(self.weight, self.weights, name=self.name, index=index, progress=self.progress)
 
     def largest(self) -> float:
-        """The largest absolute value.
+        """The largest absolute value; looked for once.
 
         Raises:
             ValueError: naming the first row that is not finite.
         """
+        if self._largest is not None:
+            return self._largest
         largest = 0.0
         for part, values, _ in self.chunks("check"):
             low, high = torch.aminmax(values)
@@ -98,4 +101,5 @@ class TableRows:
                     f"table {self.name}: row {row:,} holds a value that is not finite; was the training diverging?"
                 )
             largest = max(largest, -float(low), float(high))
+        self._largest = largest
         return largest

@@ -1,0 +1,68 @@
+"""How often each row of every table was looked up in training, out of the counts that a prepared store keeps."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.source import Source
+from data.store import Store
+from data.vocabulary import load_counts
+from embeddings.partitions import Full
+from embeddings.tables import FeatureTable
+
+_CHUNK_IDS = 1 << 20
+
+
+class RowCounts:
+    """Counts by table.
+
+    Args:
+        source: what the model was trained on; only a `Store` keeps counts.
+        features: whose partitions say which ids share a row.
+    """
+
+    def __init__(self, source: Source, features: Sequence[FeatureTable]) -> None:
+        self._store = source if isinstance(source, Store) else None
+        self._features = {key: feature for feature in features for lookup in feature.lookups for key in lookup.keys}
+
+    def __call__(self, table: str) -> Tensor | None:
+        """float32 [rows], the sums over the ids that share each row; None where the store keeps none.
+
+        Raises:
+            DataError: if the file of the counts is missing or changed.
+        """
+        feature = self._features.get(table)
+        if self._store is None or feature is None:
+            return None
+        entries = self._store.manifest.get("ids", {}).get("columns", [])
+        for entry in entries:
+            if entry["name"] == feature.name and entry.get("counts"):
+                return counts_of_rows(load_counts(self._store.path, entry), feature, table)
+        return None
+
+
+def no_counts(table: str) -> Tensor | None:
+    """For tables of unknown data."""
+    return None
+
+
+def counts_of_rows(counts: np.ndarray, feature: FeatureTable, table: str) -> Tensor:
+    """The sums over the ids that share each row of one of a feature's tables, float32 [rows].
+
+    Args:
+        counts: unsigned [rows of the feature], by id.
+        table: one of the keys of the feature's lookups.
+    """
+    lookup = next(lookup for lookup in feature.lookups if table in lookup.keys)
+    part = lookup.keys.index(table)
+    if isinstance(lookup.partition, Full):
+        return torch.from_numpy(counts.astype(np.float32))
+    sums = torch.zeros(lookup.partition.table_rows[part], dtype=torch.float64)  # exact up to 2**53 look-ups
+    for start in range(0, len(counts), _CHUNK_IDS):
+        values = torch.from_numpy(counts[start : start + _CHUNK_IDS].astype(np.float64))
+        rows = lookup.partition(torch.arange(start, start + len(values)))[part]
+        inside = rows >= 0  # an id of a head looks nothing up in the tail, and the other way round
+        sums.index_add_(0, rows[inside], values[inside])
+    return sums.float()

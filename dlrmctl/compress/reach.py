@@ -1,0 +1,51 @@
+"""What a compression can reach, said before anything is fitted: bytes follow from the shapes of the tables."""
+
+import math
+
+from dlrmctl.compress.request import Request
+from dlrmctl.compress.sources import TableShape, TableSource, choose_tables
+from dlrmctl.console import bytes_text
+from dlrmctl.errors import UserError
+from embeddings.compression.sizes import least_bytes
+
+
+def split_tables(source: TableSource, request: Request) -> tuple[list[TableShape], list[TableShape]]:
+    """The tables to compress, and those that stay float32.
+
+    Raises:
+        UserError: if there are none to compress.
+    """
+    names = choose_tables(source.tables, request.tables, request.min_rows)
+    if not names:
+        most = max(table.rows for table in source.tables)
+        raise UserError(f"--min-rows {request.min_rows:,}: no table has as many rows", f"the largest has {most:,}")
+    chosen = [table for table in source.tables if table.name in names]
+    return chosen, [table for table in source.tables if table.name not in names]
+
+
+def check_reach(source: TableSource, request: Request) -> None:
+    """
+    Raises:
+        UserError: if no table is chosen, or no methods make tables as small as the request says.
+    """
+    chosen, kept = split_tables(source, request)
+    if request.ratio is None:
+        return
+    least = sum(table.num_bytes for table in kept)
+    for table in chosen:
+        methods = request.methods(table.rows, table.dim)
+        least += min(least_bytes(method, table.rows, table.dim) for method in methods)
+    best = sum(table.num_bytes for table in source.tables) / least
+    if best < request.ratio:
+        raise out_of_reach(request, best, kept)
+
+
+def out_of_reach(request: Request, best: float, kept: list[TableShape]) -> UserError:
+    """The error, with the ratio that can be reached."""
+    best = math.floor(10 * best) / 10
+    hint = f"--target-ratio {best:.1f}x"
+    if kept:
+        fixed = bytes_text(sum(table.num_bytes for table in kept))
+        hint += f"; a lower --min-rows or more --tables compress what stays float32 now, {fixed}"
+    message = f"--target-ratio {request.ratio:g}x is out of reach: the smallest tables give {best:.1f}x"
+    return UserError(message, hint)
