@@ -13,6 +13,7 @@ from dlrmctl.config import Config, default_run_directory, resolve
 from dlrmctl.console import print_json, say
 from dlrmctl.data_cli import data_app, prepare
 from dlrmctl.errors import UserError
+from dlrmctl.export.cli import export
 from dlrmctl.launch import launch_local, needs_launch
 from dlrmctl.options import LAUNCH_PANEL, AsJson, one_of, whole_number, with_settings
 from dlrmctl.scoring_cli import compare, evaluate, predict
@@ -32,6 +33,7 @@ app.add_typer(bench_app, name="bench")
 for command in (evaluate, compare, predict):
     app.command()(command)
 app.command("compress-embeddings")(compress_embeddings)
+app.command()(export)
 
 
 @app.command()

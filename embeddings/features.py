@@ -36,12 +36,12 @@ def feature_parts(features: Sequence[FeatureTable], dim: int) -> list[Part]:
             width = dim // len(last.keys)
             parts += [Part(vector, i * width, width, "copy", (key,), accumulate) for i, key in enumerate(last.keys)]
         else:
-            parts.append(Part(vector, 0, dim, operation, _operands(feature), accumulate))
+            parts.append(Part(vector, 0, dim, operation, operand_keys(feature), accumulate))
         vector += feature.vectors
     return parts
 
 
-def _operands(feature: FeatureTable) -> tuple[str, ...]:
+def operand_keys(feature: FeatureTable) -> tuple[str, ...]:
     """Keys of the tables that are combined, in the order of the operation: a path starts at the large table."""
     keys = feature.combined_keys
     return keys[::-1] if feature.combination == "path" and feature.value_part == 1 else keys
@@ -74,7 +74,7 @@ class UnpooledFeatures:
         """
         summed_B = []
         for (operation, parts), group in self._groups.items():
-            operands = [_operands(feature) for feature in group]
+            operands = [operand_keys(feature) for feature in group]
             values = [torch.cat([rows[keys[part]].values() for keys in operands]) for part in range(parts)]
             combined_ND = follow_path(*values) if operation == "path" else reduce(torch.mul, values)
             lengths = torch.cat([rows[keys[0]].lengths() for keys in operands])

@@ -1,0 +1,1 @@
+"""`dlrmctl export`: a trained model as one file that plain torch serves."""

@@ -1,0 +1,129 @@
+"""A trained model in plain torch operations, from dense features and ids to probabilities, as torch.export takes it.
+
+Dimensions: B examples, I dense features, F features with one id each, L ids of a list, N ids, D columns.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from embeddings.compression.rules import Compressed
+from embeddings.features import operand_keys
+from embeddings.heads import Head, Tail
+from embeddings.partitions import Partition
+from embeddings.path import follow_path
+from embeddings.tables import FeatureTable
+
+PADDING = -1  # fills up lists of ids
+
+
+class ServedModel(nn.Module):
+    """What evaluation computes, without TorchRec: partitions, tables, dense network, and the sigmoid.
+
+    Args:
+        features: in the order of the data.
+        tables: one for each table of the features, by its name; float or quantized.
+        network: takes dense features and the vectors of all features.
+        num_dense: I.
+        logit_offset: added to the logit; see negative sampling.
+
+    Raises:
+        KeyError: if a table is missing.
+    """
+
+    rows_F: Tensor
+
+    def __init__(
+        self,
+        features: Sequence[FeatureTable],
+        tables: Mapping[str, Compressed],
+        network: nn.Module,
+        *,
+        num_dense: int,
+        logit_offset: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.features, self.network = tuple(features), network
+        self.num_dense, self.logit_offset = num_dense, logit_offset
+        self.one_hot = tuple(feature.name for feature in features if feature.max_ids == 1)
+        keys = [key for feature in features for lookup in feature.lookups for key in lookup.keys]
+        self._places = {key: place for place, key in enumerate(keys)}
+        self.tables = nn.ModuleList(tables[key] for key in keys)  # a list: names of features may hold anything
+        rows = [feature.rows for feature in features if feature.max_ids == 1]
+        self.register_buffer("rows_F", torch.tensor(rows, dtype=torch.int64), persistent=False)
+
+    def forward(self, dense: Tensor, ids: Tensor, lists: dict[str, Tensor] | None = None) -> Tensor:
+        """
+        Args:
+            dense: float32 [B, I], transformed as the training data was.
+            ids: int64 [B, F], 0 <= id < rows, of the features with one id each, in their order.
+            lists: int64 [B, L] of every other feature by its name, shorter lists filled up with -1.
+
+        Returns:
+            float32 [B], probabilities.
+        """
+        torch.ops.aten._assert_async.msg(
+            ((ids >= 0) & (ids < self.rows_F)).all(), "an id is below 0, or not below the rows of its feature"
+        )
+        vectors: list[Tensor] = []
+        for feature in self.features:
+            if feature.max_ids == 1:
+                vectors += self._vectors(feature, ids[:, self.one_hot.index(feature.name)])
+            else:
+                assert lists is not None
+                vectors += self._summed(feature, lists[feature.name])
+        logits_B = self.network(dense, torch.stack(vectors, 1)) + self.logit_offset
+        return logits_B.sigmoid()
+
+    def named_tables(self) -> Iterator[tuple[str, Compressed]]:
+        """Every table with its name."""
+        for key, table in zip(self._places, self.tables, strict=True):
+            assert isinstance(table, Compressed)
+            yield key, table
+
+    def _summed(self, feature: FeatureTable, ids_BL: Tensor) -> list[Tensor]:
+        """[B, D] each: the sums over the ids of each list, 0 for an empty one."""
+        there_BL = ids_BL != PADDING
+        torch.ops.aten._assert_async.msg(
+            ((ids_BL >= PADDING) & (ids_BL < feature.rows)).all(),
+            f"{feature.name}: an id is below -1, or not below the feature's {feature.rows} rows",
+        )
+        # An id may be any row where its vector is multiplied by 0.
+        vectors = self._vectors(feature, ids_BL.clamp(min=0).flatten())
+        shape = (*ids_BL.shape, -1)
+        return [(vector_ND.view(shape) * there_BL.unsqueeze(-1)).sum(1) for vector_ND in vectors]
+
+    def _vectors(self, feature: FeatureTable, ids_N: Tensor) -> list[Tensor]:
+        """[N, D] each: what each id is alone; one vector, or those of operation "features"."""
+        *heads, last = feature.lookups
+        rows = dict(zip(last.keys, self._rows(last.keys, last.partition, ids_N), strict=True))
+        vectors = _combined(feature, rows)
+        for head in heads:  # an id has no row in the head's table, or none in the tail's
+            (row_ND,) = self._rows(head.keys, head.partition, ids_N)
+            vectors = [row_ND + vector_ND for vector_ND in vectors]
+        return vectors
+
+    def _rows(self, keys: Sequence[str], partition: Partition, ids_N: Tensor) -> list[Tensor]:
+        """The rows of each table; 0 for an id that looks nothing up."""
+        found = []
+        for key, row_N in zip(keys, partition(ids_N), strict=True):
+            table = self.tables[self._places[key]]
+            if isinstance(partition, Head | Tail):
+                found.append(table(row_N.clamp(min=0)) * (row_N >= 0).unsqueeze(-1))
+            else:
+                found.append(table(row_N))
+        return found
+
+
+def _combined(feature: FeatureTable, rows: Mapping[str, Tensor]) -> list[Tensor]:
+    operation = feature.combination
+    if operation is None or operation == "features":
+        return list(rows.values())
+    if operation == "concat":
+        return [torch.cat(list(rows.values()), 1)]
+    parts = [rows[key] for key in operand_keys(feature)]
+    if operation == "path":
+        return [follow_path(*parts)]
+    return [reduce(torch.mul if operation == "mult" else torch.add, parts)]

@@ -1,0 +1,88 @@
+"""What stands beside the graph in an exported file: everything its server has to know, as plain values."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from data.criteo import DENSE_TRANSFORM, MISSING_DENSE
+from data.schema import MISSING_ROW, RARE_ROW, Schema
+from data.source import Source
+from data.store import Store
+from dlrmctl.config import Config
+from dlrmctl.export.graph import PADDING, ServedModel
+from embeddings.compression.rules import Compressed
+
+FORMAT = "dlrmctl-export/1"
+
+
+def describe(model: ServedModel, source: Source, config: Config, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs and how they are made, the tables, and where the weights come from.
+
+    Args:
+        origin: run, checkpoint, precision.
+    """
+    return {
+        "format": FORMAT,
+        **origin,
+        "inputs": _inputs(source.schema),
+        "output": {"shape": ["batch"], "type": "float32", "is": "the probability of label 1"},
+        "dense_transform": _dense_transform(source),
+        "ids": _ids(source),
+        "logit_offset": model.logit_offset,
+        "model": config.to_dict()["model"] | {"dim": config.embeddings.dim},
+        "features": [feature.to_dict() for feature in model.features],
+        "tables": {name: _table(table) for name, table in model.named_tables()},
+        "torch": torch.__version__,
+    }
+
+
+def _inputs(schema: Schema) -> dict[str, Any]:
+    """By the names of the graph's arguments, in their order."""
+    ones = [feature for feature in schema.sparse if feature.max_ids == 1]
+    lists = [feature for feature in schema.sparse if feature.max_ids > 1]
+    inputs: dict[str, Any] = {
+        "dense": {"shape": ["batch", len(schema.dense)], "type": "float32", "columns": list(schema.dense)},
+        "ids": {
+            "shape": ["batch", len(ones)],
+            "type": "int64",
+            "columns": [{"name": feature.name, "rows": feature.rows} for feature in ones],
+        },
+    }
+    if lists:
+        inputs["lists"] = {
+            feature.name: {
+                "shape": ["batch", f"1 to {feature.max_ids}"],
+                "type": "int64",
+                "rows": feature.rows,
+                "padding": PADDING,
+            }
+            for feature in lists
+        }
+    return inputs
+
+
+def _dense_transform(source: Source) -> Any:
+    """What the server does to raw numbers before the call; the graph begins behind it."""
+    if isinstance(source, Store):
+        return source.manifest.get("dense_transform")
+    return {"formula": DENSE_TRANSFORM, "missing": MISSING_DENSE, "type": "float32"}
+
+
+def _ids(source: Source) -> dict[str, Any]:
+    """How raw values become ids."""
+    found: dict[str, Any] = {"missing": MISSING_ROW, "rare": RARE_ROW, "vocabulary": source.vocabulary_fingerprint()}
+    if isinstance(source, Store):
+        found["columns"] = source.manifest.get("ids", {}).get("columns")
+    return found
+
+
+def _table(table: Compressed) -> dict[str, Any]:
+    spec = table.spec()
+    stored = {32: "float32", 16: "float16"}.get(spec.get("bits", 0), f"int{spec.get('bits')}")
+    return {
+        "rows": table.num_rows,
+        "dim": table.dim,
+        "stored": stored if table.rule == "rows" else table.rule,
+        "bytes": table.num_bytes,
+    }

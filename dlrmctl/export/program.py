@@ -1,0 +1,102 @@
+"""A served model as a file: through torch.export with a dynamic batch, written aside, and scored again from there.
+
+Dimensions: N rows, B examples of a batch.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.export import Dim
+
+from dlrmctl.errors import UserError
+from dlrmctl.export import check
+from dlrmctl.export.graph import ServedModel
+from dlrmctl.export.sample import Inputs
+
+METADATA = "dlrmctl.json"  # name inside the file
+_EXAMPLES = 4  # rows the program is traced with; any number but 0 and 1, which torch would take for constants
+
+
+@torch.no_grad()
+def score(model: ServedModel, inputs: Inputs) -> np.ndarray:
+    """float32 [N]: probabilities, computed here, in the batches of the check."""
+    parts = check.batches(len(inputs.dense))
+    scores = [model(*inputs.cut(part.start, part.stop).arguments()) for part in parts]
+    return torch.cat(scores).numpy()
+
+
+@torch.no_grad()
+def to_program(model: ServedModel) -> torch.export.ExportedProgram:
+    """The model as a graph for batches of any size, and lists of any length up to the feature's."""
+    batch = Dim("batch", min=1)
+    shapes: list[Any] = [{0: batch}, {0: batch}]
+    most = {feature.name: feature.max_ids for feature in model.features if feature.max_ids > 1}
+    dense = torch.zeros(_EXAMPLES, model.num_dense)
+    example = Inputs(
+        dense,
+        torch.zeros(_EXAMPLES, len(model.one_hot), dtype=torch.int64),
+        {name: torch.zeros(_EXAMPLES, longest, dtype=torch.int64) for name, longest in most.items()},
+    )
+    if most:
+        lengths = {name: Dim(f"list_{i}", min=1, max=longest) for i, (name, longest) in enumerate(most.items())}
+        shapes.append({name: {0: batch, 1: length} for name, length in lengths.items()})
+    program = torch.export.export(model, example.arguments(), dynamic_shapes=tuple(shapes), strict=False)
+    for node in program.graph.nodes:  # which line of ours a node comes from takes half of the graph's bytes
+        node.meta.pop("stack_trace", None)
+        node.meta.pop("torch_fn", None)
+    return program
+
+
+@contextmanager
+def place_beside(out: Path) -> Iterator[Path]:
+    """A directory on the disk of `out` for what is not complete; nothing of it stays."""
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        yield partial
+    except OSError as problem:
+        reason = problem.strerror or problem
+        raise UserError(f"{out}: cannot be written: {reason}", "free space and try again") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_program(program: torch.export.ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Writes the program with its metadata as one file.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    try:
+        torch.export.save(program, path, extra_files={METADATA: json.dumps(metadata, indent=1)})
+    except RuntimeError as problem:  # what torch's writer makes of a full disk
+        raise OSError(str(problem).splitlines()[0]) from None
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def score_file(path: Path, inputs: Inputs) -> np.ndarray:
+    """float32 [N]: probabilities of the file's program, loaded by a new process that has torch alone.
+
+    Raises:
+        UserError: if it cannot be loaded there.
+    """
+    rows, scores = path.with_name("rows.pt"), path.with_name("scores.pt")
+    torch.save({"dense": inputs.dense, "ids": inputs.ids, "lists": inputs.lists}, rows)
+    command = [sys.executable, "-P", check.__file__, str(path), str(rows), str(scores)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        raise UserError(f"{path.name}: torch alone could not score rows with the file: {reason}")
+    found: np.ndarray = torch.load(scores, weights_only=True).numpy()
+    return found
