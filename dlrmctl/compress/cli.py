@@ -10,7 +10,7 @@ from dlrmctl.options import AsJson, one_of, whole_number, with_settings
 from dlrmctl.settings import coerce
 
 WEIGHTS = ("auto", "adagrad", "counts", "uniform")
-GOAL, WHERE = "What to reach: one of these", "Output"
+GOAL, TUNE, WHERE = "What to reach: one of these", "Training afterwards", "Output"
 
 
 @with_settings(only=("path", "batch_size"))
@@ -46,6 +46,22 @@ def compress_embeddings(
     min_rows: Annotated[str, typer.Option(help="Smaller tables stay float32.", metavar="N")] = "16",
     weights: Annotated[str, typer.Option(help="What rows weigh by.", metavar="|".join(WEIGHTS))] = "auto",
     checkpoint: Annotated[str, typer.Option(help="Of a run: best, last or step-N.")] = "best",
+    finetune_data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Store of fresh examples, prepared with --vocabulary-from.", metavar="DIR", rich_help_panel=TUNE
+        ),
+    ] = None,
+    finetune_steps: Annotated[
+        str | None,
+        typer.Option(help="Batches to train on; all of DIR if not given.", metavar="N", rich_help_panel=TUNE),
+    ] = None,
+    finetune_lr: Annotated[
+        str, typer.Option(help="Times the run's learning rates at first.", metavar="X", rich_help_panel=TUNE)
+    ] = "0.3",
+    freeze_mlps: Annotated[
+        bool, typer.Option("--freeze-mlps", help="Train the tables alone.", rich_help_panel=TUNE)
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Report, write nothing.", rich_help_panel=WHERE)] = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show every evaluation behind the choice.", rich_help_panel=WHERE)
@@ -76,18 +92,30 @@ def compress_embeddings(
     if head and method is None:
         raise UserError(f"--keep-head = {keep_head} needs --method", "the other goals choose heads by themselves")
     rows = whole_number("--min-rows", min_rows, at_least=1)
+    lr_factor = coerce(finetune_lr, float, "--finetune-lr")
+    if not lr_factor > 0:
+        raise UserError(f"--finetune-lr = {finetune_lr} must be above 0")
+    steps = None if finetune_steps is None else whole_number("--finetune-steps", finetune_steps, at_least=1)
+    if finetune_data is None and (steps is not None or freeze_mlps):
+        raise UserError(
+            f"{'--freeze-mlps' if steps is None else '--finetune-steps'} needs --finetune-data",
+            "dlrmctl prepare criteo NEW_FILES --vocabulary-from STORE -o DIR makes it",
+        )
     from dlrmctl.compress.command import Given, compress_embeddings
     from dlrmctl.compress.command import expand as write_plain
-    from dlrmctl.compress.request import Request, parse_method
+    from dlrmctl.compress.request import FineTuneRequest, Request, parse_method
 
     if expand:
+        if finetune_data is not None:
+            raise UserError("--finetune-data does not go with --expand", "it belongs to the compression itself")
         write_plain(source, out)
         return
     if method is not None:
         parse_method(method, 16, head)
     goal = "method" if method is not None else "ratio" if ratio is not None else "budget"
     request = Request(goal, method, ratio, budget, head, tables, rows, weights)  # type: ignore[arg-type]
-    given = Given(source, out, checkpoint, flags, dry_run, explain, plot, json)
+    tuning = None if finetune_data is None else FineTuneRequest(finetune_data, steps, lr_factor, not freeze_mlps)
+    given = Given(source, out, checkpoint, flags, dry_run, explain, plot, json, tuning)
     compress_embeddings(given, request)
 
 

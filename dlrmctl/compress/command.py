@@ -12,13 +12,14 @@ from torch import Tensor
 from dlrmctl.build import build_dense_network, feature_tables
 from dlrmctl.checkpoint import Checkpoints
 from dlrmctl.compress.counts import RowCounts, no_counts
+from dlrmctl.compress.finetune import Tuned, Tuner
+from dlrmctl.compress.finetuned import fine_tune, open_fresh
 from dlrmctl.compress.model import is_compressed, load_network, open_artifact
-from dlrmctl.compress.options import Counts
 from dlrmctl.compress.progress import Telling
 from dlrmctl.compress.reach import check_reach
 from dlrmctl.compress.report import draw_frontier, make_report, show_report
-from dlrmctl.compress.request import Request, check_output
-from dlrmctl.compress.run import as_it_is, compress, write
+from dlrmctl.compress.request import FineTuneRequest, Request, check_output
+from dlrmctl.compress.run import Compression, as_it_is, compress, write
 from dlrmctl.compress.sources import CheckpointTables, TableSource, TensorFiles
 from dlrmctl.compress.trial import Trial
 from dlrmctl.config import Config, resolve
@@ -46,6 +47,7 @@ class Given:
     explain: bool
     plot: Path | None
     as_json: bool
+    finetune: FineTuneRequest | None = None
 
 
 def compress_embeddings(given: Given, request: Request) -> None:
@@ -69,7 +71,10 @@ def compress_embeddings(given: Given, request: Request) -> None:
             raise UserError(f"{given.source}: is compressed already", "--expand writes its plain tables")
         tables = _checkpoint_or_files(given.source, request)
         check_reach(tables, request)
-        _finish(given, request, tables, {}, no_counts)
+        if given.finetune is not None:
+            raise UserError(f"--finetune-data needs the model of a run to train; {given.source} holds tensors alone")
+        compression = compress(tables, request, trial=None, counts=no_counts, tell=Telling())
+        _finish(given, compression, make_report(compression, {}))
         return
     with process_group("cpu") as ranks:
         checkpoint = find_checkpoint(Checkpoints(run.checkpoints, ranks), run, _checkpoint_name(given, run))
@@ -92,7 +97,15 @@ def compress_embeddings(given: Given, request: Request) -> None:
             for split in ("validation", "test")
             if source.num_examples(split)
         }
-        _finish(given, request, tables, trials, RowCounts(source, features))
+        tell = Telling()
+        fresh = open_fresh(given.finetune, config, tables.state, ranks) if given.finetune is not None else None
+        counts = RowCounts(source, features)
+        compression = compress(tables, request, trial=trials.get("validation"), counts=counts, tell=tell)
+        report, tuned = make_report(compression, trials), None
+        if fresh is not None:
+            tuner = Tuner(together, tables.sums, network, config, checkpoint, ranks)
+            tuned = fine_tune(tuner, fresh, trials, original, compression.replaced(), report, tell)
+        _finish(given, compression, report, tuned)
 
 
 def _checkpoint_name(given: Given, run: RunDirectory) -> str:
@@ -101,11 +114,10 @@ def _checkpoint_name(given: Given, run: RunDirectory) -> str:
     return inside.name if inside != run.path.resolve() else given.checkpoint
 
 
-def _finish(given: Given, request: Request, tables: TableSource, trials: dict[str, Trial], counts: Counts) -> None:
-    compression = compress(tables, request, trial=trials.get("validation"), counts=counts, tell=Telling())
-    report = {"source": str(given.source), **make_report(compression, trials)}
+def _finish(given: Given, compression: Compression, report: dict[str, Any], tuned: Tuned | None = None) -> None:
+    report = {"source": str(given.source), **report}
     if not given.dry_run:
-        write(compression, given.out, report)
+        write(compression, given.out, report, tuned)
     if given.plot is not None:
         draw_frontier(compression, report, given.plot)
     if given.as_json:

@@ -17,7 +17,12 @@ class Telling:
         self.said = time.monotonic()
         say(f"{self.said - self.started:6.1f} s  {message}")
 
+    @property
+    def due(self) -> bool:
+        """Whether nothing was said for a while."""
+        return time.monotonic() - self.said > INTERVAL_SECONDS
+
     def rows(self, table: str, phase: str, done: int, total: int) -> None:
         """For fits: a pass over the rows of a table."""
-        if time.monotonic() - self.said > INTERVAL_SECONDS:
+        if self.due:
             self(f"{table}: {phase}, {done:,} of {total:,} rows")

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from dlrmctl.compress.finetuned import show_finetuning
+from dlrmctl.compress.measured import measured
 from dlrmctl.compress.run import Compression
 from dlrmctl.compress.trial import Trial
 from dlrmctl.console import bytes_text, output, print_table
@@ -64,19 +66,8 @@ def make_report(compression: Compression, trials: dict[str, Trial]) -> dict[str,
             for tried in search.joints
         ]
     for split, trial in trials.items():
-        report[split] = measured(compression, trial)
+        report[split] = measured(trial, trial.logits_N, trial.logits(compression.replaced()))
     return report
-
-
-def measured(compression: Compression, trial: Trial) -> dict[str, Any]:
-    """Differences on a split: B is the compressed model."""
-    found = trial.differences(compression.replaced())
-    values: dict[str, Any] = {name: difference.to_dict() for name, difference in found.items()}
-    values["examples"] = len(trial.labels_N)
-    if "ne" in found:
-        values["ne_increase"] = found["ne"].difference / found["ne"].a
-        values["ne_increase_se"] = found["ne"].se / found["ne"].a
-    return values
 
 
 def show_report(report: dict[str, Any], out: Path | None, *, explain: bool) -> None:
@@ -93,6 +84,8 @@ def show_report(report: dict[str, Any], out: Path | None, *, explain: bool) -> N
     for split in ("validation", "test"):
         if split in report and "ne" in report[split]:
             output.print(_split_text(split, report[split]))
+    if "finetune" in report:
+        show_finetuning(report)
     columns = ["", "rows", "dim", "before", "after", "ratio", "method", "weighted error", "distortion p99"]
     predicts = any("predicted_ne_increase" in entry for entry in report["tables"])
     if predicts:

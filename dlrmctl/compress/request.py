@@ -48,6 +48,23 @@ class Request:
         return methods
 
 
+@dataclass(frozen=True)
+class FineTuneRequest:
+    """Training after the compression.
+
+    Attributes:
+        data: a prepared store with fresh examples; those of its training split are used.
+        steps: None for one pass.
+        lr_factor: of the run's learning rates, at the first step.
+        mlps: whether the dense network is trained too.
+    """
+
+    data: Path
+    steps: int | None
+    lr_factor: float
+    mlps: bool
+
+
 def parse_method(name: str, dim: int, keep_head: float = 0.0) -> Method:
     """A method by its full name, or by its kind alone with a usual size.
 

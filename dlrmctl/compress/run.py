@@ -2,11 +2,14 @@
 
 import json
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dlrmctl.compress.budget import Joint, Search, calibrate, realize, within_budget
+from dlrmctl.compress.finetune import Tuned
 from dlrmctl.compress.fitting import fit_all
 from dlrmctl.compress.model import DENSE_FILE, REPORT
 from dlrmctl.compress.options import Counts, Kept, TableOptions
@@ -50,6 +53,14 @@ class Compression:
     @property
     def ratio(self) -> float:
         return self.bytes_before / self.bytes_after
+
+    def results(self) -> Iterator[tuple[str, str, Callable[[], Compressed]]]:
+        """Name and method of every table, and what makes it, one after the other."""
+        for table, index in zip(self.tables, self.choice.indices, strict=True):
+            method = table.fitted[index].method
+            yield table.name, method, partial(table.table, method)
+        for shape in self.kept:
+            yield shape.name, "fp32", partial(as_it_is, self.source, shape)
 
     def replaced(self) -> dict[str, Compressed]:
         """The compressed tables by name."""
@@ -107,23 +118,23 @@ def _working_bytes(source: TableSource) -> int:
     return max(_LEAST_WORKING_BYTES, max(table.num_bytes for table in source.tables) // 4)
 
 
-def write(compression: Compression, out: Path, report: dict[str, Any]) -> Artifact:
+def write(compression: Compression, out: Path, report: dict[str, Any], tuned: Tuned | None = None) -> Artifact:
     """Writes the directory, whole or not at all; its bytes go into the report.
+
+    Args:
+        tuned: tables and dense network to write in place of the fitted and the trained ones.
 
     Raises:
         UserError: if the disk refuses.
     """
     source = compression.source
+    file_bytes = min(_working_bytes(source), _MOST_FILE_BYTES)
     try:
-        file_bytes = min(_working_bytes(source), _MOST_FILE_BYTES)
         with Writer(out, source=finite(source.describe()), file_bytes=file_bytes) as writer:
-            for table in compression.tables:
-                fitted = table.fitted[compression.choice.indices[compression.tables.index(table)]]
-                writer.add(table.name, table.table(fitted.method), {"method": fitted.method})
-            for shape in compression.kept:
-                writer.add(shape.name, as_it_is(source, shape), {"method": "fp32"})
+            for name, method, fitted in compression.results():
+                writer.add(name, tuned.tables[name] if tuned else fitted(), {"method": method})
             if isinstance(source, CheckpointTables):
-                writer.add_tensors(DENSE_FILE, source.network())
+                writer.add_tensors(DENSE_FILE, tuned.network.state_dict() if tuned else source.network())
         artifact = Artifact(out, verify=False)
         if isinstance(source, CheckpointTables):
             write_toml(out / "run.toml", source.state["settings"])

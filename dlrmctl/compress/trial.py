@@ -50,10 +50,10 @@ class Trial:
         self.logits_N = self.logits({})
 
     @torch.no_grad()
-    def logits(self, replaced: Mapping[str, Compressed]) -> np.ndarray:
-        """Logits with some tables replaced, float32 [N]."""
-        embeddings = self._compose({**self._original, **replaced})
-        found = [self._network(batch.dense_BI, embeddings(batch.kjt()))[: batch.num_valid] for batch in self._batches]
+    def logits(self, replaced: Mapping[str, Compressed], network: nn.Module | None = None) -> np.ndarray:
+        """Logits with some tables replaced, and the dense half if one is given, float32 [N]."""
+        embeddings, network = self._compose({**self._original, **replaced}), network or self._network
+        found = [network(batch.dense_BI, embeddings(batch.kjt()))[: batch.num_valid] for batch in self._batches]
         logits_N: np.ndarray = torch.cat(found).numpy() + np.float32(self._offset)
         return logits_N
 

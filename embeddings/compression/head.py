@@ -50,12 +50,12 @@ class Headed(Compressed):
         self.register_buffer("ranks", ranks)
 
     def forward(self, ids: Tensor) -> Tensor:
-        in_head, position = self._place(ids)
+        in_head, position = self.place(ids)
         rows = self.tail(torch.where(in_head, 0, position))
         chosen = in_head.nonzero().squeeze(1)
         return rows.index_copy(0, chosen, self.head(position[chosen]))
 
-    def _place(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def place(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Whether each id is in the head, and its row there or in the tail."""
         if self.bitmap is None or self.ranks is None:
             in_head = ids < self.head.num_rows

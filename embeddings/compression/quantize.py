@@ -59,9 +59,11 @@ def encode_rows(rows_ND: Tensor, bits: int, *, search: bool = False) -> Tensor:
 
 def decode_rows(packed: Tensor, bits: int, dim: int) -> Tensor:
     """The float32 [N, D] values of rows that `encode_rows` wrote; D = `dim`."""
-    codes = _unpack(packed[:, :-SCALE_BIAS_BYTES], bits)[:, :dim]
-    scale_bias = packed[:, -SCALE_BIAS_BYTES:].contiguous().view(torch.float16).float()
-    return codes * scale_bias[:, :1] + scale_bias[:, 1:]
+    # Few operations: an exported graph has them once per table.
+    bytes_of_codes, scale_bias = packed.split([packed.shape[1] - SCALE_BIAS_BYTES, SCALE_BIAS_BYTES], 1)
+    scale, bias = scale_bias.contiguous().view(torch.float16).float().split(1, 1)
+    codes = _unpack(bytes_of_codes, bits)
+    return (codes if codes.shape[1] == dim else codes[:, :dim]) * scale + bias
 
 
 def _scale_and_bias(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:

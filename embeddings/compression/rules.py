@@ -29,6 +29,7 @@ class Compressed(nn.Module, ABC):
     """
 
     rule: ClassVar[str]
+    _fixed: ClassVar[bool] = False  # a rule whose numbers must not move
     num_rows: int
     dim: int
 
@@ -71,12 +72,23 @@ class Compressed(nn.Module, ABC):
         """Bytes of all stored tensors."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.parts().values())
 
-    def trainable(self) -> "Compressed":
-        """A copy whose numbers are float32 parameters; codes and bitmaps stay as they are."""
+    @property
+    def can_train(self) -> bool:
+        """Whether `trainable` gives something to train; a map with a certificate stays what it is."""
+        return not any(isinstance(module, Compressed) and module._fixed for module in self.modules())
+
+    def trainable(self, *, sparse: bool = False) -> "Compressed":
+        """A copy whose numbers are float32 parameters; codes and bitmaps stay as they are.
+
+        Args:
+            sparse: gradients of rows are sparse tensors, which hold what was looked up and no more.
+        """
         twin = copy.deepcopy(self)
         for module in twin.modules():
             if isinstance(module, Compressed):
                 module._make_trainable()
+            if isinstance(module, Rows):
+                module.sparse = sparse
         return twin
 
     def _make_trainable(self) -> None:
@@ -139,14 +151,14 @@ class Rows(Compressed):
         expect(values.shape == (values.shape[0], width), f"{tuple(values.shape)} instead of {width} in a row")
         expect(values.dtype == dtype, f"{values.dtype} for {bits} bits")
         expect(abs(exponent) <= _MOST_EXPONENT, f"{exponent=}")
-        self.bits, self.exponent = bits, exponent
+        self.bits, self.exponent, self.sparse = bits, exponent, False
         self.register_buffer("values", values)
 
     def forward(self, ids: Tensor) -> Tensor:
         if self.bits in INTEGER_BITS:
             rows = decode_rows(self.values.index_select(0, ids), self.bits, self.dim)
         else:
-            rows = nn.functional.embedding(ids, self.values).float()
+            rows = nn.functional.embedding(ids, self.values, sparse=self.sparse).float()
         return rows * 2.0**-self.exponent if self.exponent else rows
 
     def spec(self) -> dict[str, Any]:
