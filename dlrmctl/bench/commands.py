@@ -5,122 +5,139 @@ from typing import Annotated
 
 import typer
 
-from dlrmctl.config import DENSE_OPTIMIZERS, resolve
-from dlrmctl.console import print_json
-from dlrmctl.errors import UserError
-from dlrmctl.options import AsJson, one_of, whole_number, with_settings
-from dlrmctl.settings import coerce
+from dlrmctl.bench import measurements
+from dlrmctl.bench.delivery import Against, Delivery, Out, Plot, Quick
+from dlrmctl.bench.everything import all_measurements
+from dlrmctl.bench.measurements import Measurement
+from dlrmctl.bench.quick import described
+from dlrmctl.options import AsJson, whole_number, with_settings
+from dlrmctl.starting import Nproc, check_batch, launch_or_go_on
 
 bench_app = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
+
+_LIST = "A,B,..."
 
 
 @bench_app.command("step")
 @with_settings()
 def bench_step(
-    rounds: Annotated[str, typer.Option(help="Rounds; medians are over these.", metavar="N")] = "5",
-    steps: Annotated[str, typer.Option(help="Steps per round.", metavar="N")] = "20",
-    rows_cap: Annotated[str, typer.Option(help="Larger tables are cut to this many rows.", metavar="N")] = "1000000",
+    precisions: Annotated[str | None, typer.Option(help="Precisions to compare.", metavar=_LIST)] = None,
+    embeddings: Annotated[str | None, typer.Option(help="Kinds of tables to compare.", metavar=_LIST)] = None,
+    optimizers: Annotated[str | None, typer.Option(help="Dense optimizers to compare.", metavar=_LIST)] = None,
+    batch_sizes: Annotated[str | None, typer.Option(help="Batch sizes to compare.", metavar=_LIST)] = None,
+    rounds: Annotated[
+        str | None, typer.Option(help=f"Rounds; medians are over these. {described('step', 'rounds')}", metavar="N")
+    ] = None,
+    steps: Annotated[
+        str | None, typer.Option(help=f"Steps per round. {described('step', 'steps')}", metavar="N")
+    ] = None,
+    rows_cap: Annotated[
+        str | None,
+        typer.Option(help=f"Larger tables are cut to this many rows. {described('step', 'rows_cap')}", metavar="N"),
+    ] = None,
+    nproc: Nproc = "1",
+    quick: Quick = False,
     json: AsJson = False,
+    out: Out = None,
+    plot: Plot = None,
+    against: Against = None,
     *,
     flags: dict[str, str],
 ) -> None:
-    """The training step at Criteo-Kaggle shapes, against the bare matrix products in it."""
-    settings = resolve({}, flags)
-    numbers = {
-        "rounds": whole_number("--rounds", rounds, at_least=1),
-        "steps": whole_number("--steps", steps, at_least=1),
-        "rows_cap": whole_number("--rows-cap", rows_cap, at_least=1),
-    }
-    from dlrmctl.bench.step import bench_step as measure
-    from dlrmctl.bench.step import show_bench_step
-    from dlrmctl.ranks import process_group
+    """The training step by part, against its floor and the machine's limits.
 
-    with process_group(settings.train.device) as ranks:
-        result = measure(settings, ranks, **numbers)
-        if ranks.is_main:
-            print_json(result) if json else show_bench_step(result)
+    Lists compare: every value is a variant that differs from the settings in this alone.
+    """
+    lists = {"precision": precisions, "embedding": embeddings, "dense_optimizer": optimizers, "batch_size": batch_sizes}
+    numbers = {"rounds": rounds, "steps": steps, "rows_cap": rows_cap}
+    work = measurements.step(flags, lists | numbers, quick=quick)
+    _deliver(work, Delivery("step", json, out, plot, against), nproc)
 
 
 @bench_app.command("shampoo")
 @with_settings()
 def bench_shampoo(
-    periods: Annotated[str, typer.Option(help="Refresh periods; medians are over these.", metavar="N")] = "5",
+    periods: Annotated[
+        str | None,
+        typer.Option(help=f"Refresh periods; medians are over these. {described('shampoo', 'periods')}", metavar="N"),
+    ] = None,
+    nproc: Nproc = "1",
+    quick: Quick = False,
     json: AsJson = False,
+    out: Out = None,
+    plot: Plot = None,
+    against: Against = None,
     *,
     flags: dict[str, str],
 ) -> None:
     """Shampoo beside Adagrad and AdamW on the MLPs, by part and by layer."""
-    settings = resolve({}, flags)
-    number = whole_number("--periods", periods, at_least=1)
-    from dlrmctl.bench.shampoo import bench_shampoo as measure
-    from dlrmctl.bench.shampoo import show_bench_shampoo
-    from dlrmctl.ranks import process_group
-
-    with process_group(settings.train.device) as ranks:
-        result = measure(settings, ranks, periods=number)
-        if ranks.is_main:
-            print_json(result) if json else show_bench_shampoo(result)
+    work = measurements.shampoo(flags, {"periods": periods}, quick=quick)
+    _deliver(work, Delivery("shampoo", json, out, plot, against), nproc)
 
 
 @bench_app.command("convergence")
 @with_settings()
 def bench_convergence(
-    optimizers: Annotated[str, typer.Option(help="Dense optimizers; the first is the baseline.")] = "adagrad,shampoo",
-    lrs: Annotated[str, typer.Option(help="Dense learning rates to try with each.")] = "0.003,0.01,0.03",
-    seeds: Annotated[str, typer.Option(help="Runs per optimizer and rate.", metavar="N")] = "3",
+    optimizers: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Dense optimizers; the first is the baseline. {described('convergence', 'optimizers')}",
+            metavar=_LIST,
+        ),
+    ] = None,
+    lrs: Annotated[
+        str | None,
+        typer.Option(help=f"Dense learning rates to try with each. {described('convergence', 'lrs')}", metavar=_LIST),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help=f"Runs per optimizer and rate. {described('convergence', 'seeds')}", metavar="N")
+    ] = None,
+    quick: Quick = False,
     json: AsJson = False,
+    out: Out = None,
+    plot: Plot = None,
+    against: Against = None,
     *,
     flags: dict[str, str],
 ) -> None:
     """Steps and time until the first optimizer's best validation NE, learning rates tuned alike."""
-    settings = resolve({}, flags)
-    names = optimizers.split(",")
-    for name in names:
-        one_of("--optimizers", name, DENSE_OPTIMIZERS)
-    rates = [coerce(text, float, "--lrs") for text in lrs.split(",")]
-    number = whole_number("--seeds", seeds, at_least=1)
-    from dlrmctl.bench.convergence import bench_convergence as measure
-    from dlrmctl.bench.convergence import show_bench_convergence
-    from dlrmctl.ranks import process_group
-
-    with process_group(settings.train.device) as ranks:
-        result = measure(settings, ranks, optimizers=names, lrs=rates, seeds=number)
-        if ranks.is_main:
-            print_json(result) if json else show_bench_convergence(result)
+    work = measurements.convergence(flags, {"optimizers": optimizers, "lrs": lrs, "seeds": seeds}, quick=quick)
+    _deliver(work, Delivery("convergence", json, out, plot, against))
 
 
 @bench_app.command("embeddings")
 @with_settings()
 def bench_embeddings(
     methods: Annotated[
-        str,
-        typer.Option(help="Kinds of tables, also with settings (qr:operation=add); the first is the baseline."),
-    ] = "full,hash,qr",
-    factors: Annotated[str, typer.Option(help="Factors of the tables' learning rates to try with each.")] = "0.3,1,3",
-    seeds: Annotated[str, typer.Option(help="Runs per method after tuning.", metavar="N")] = "3",
+        str | None,
+        typer.Option(
+            help="Kinds of tables, also with settings (qr:operation=add); the first is the baseline. "
+            + described("embeddings", "methods"),
+            metavar=_LIST,
+        ),
+    ] = None,
+    factors: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Factors of the tables' learning rates to try with each. {described('embeddings', 'factors')}",
+            metavar=_LIST,
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help=f"Runs per method after tuning. {described('embeddings', 'seeds')}", metavar="N"),
+    ] = None,
+    quick: Quick = False,
     json: AsJson = False,
+    out: Out = None,
+    plot: Plot = None,
+    against: Against = None,
     *,
     flags: dict[str, str],
 ) -> None:
     """What smaller tables cost in NE: tuned alike on one seed, compared on others."""
-    settings = resolve({}, flags)
-    names = methods.split(",")
-    if len(set(names)) < len(names):
-        raise UserError(f"--methods = {methods!r} names one method twice")
-    numbers = [coerce(text, float, "--factors") for text in factors.split(",")]
-    if min(numbers) <= 0:
-        raise UserError(f"--factors = {factors!r} must all be above 0")
-    count = whole_number("--seeds", seeds, at_least=1)
-    from dlrmctl.bench.embeddings import bench_embeddings as measure
-    from dlrmctl.bench.embeddings import method_settings, show_bench_embeddings
-    from dlrmctl.ranks import process_group
-
-    for name in names:
-        method_settings(settings, name)
-    with process_group(settings.train.device) as ranks:
-        result = measure(settings, ranks, methods=names, factors=numbers, seeds=count)
-        if ranks.is_main:
-            print_json(result) if json else show_bench_embeddings(result)
+    work = measurements.embeddings(flags, {"methods": methods, "factors": factors, "seeds": seeds}, quick=quick)
+    _deliver(work, Delivery("embeddings", json, out, plot, against))
 
 
 @bench_app.command("data")
@@ -128,14 +145,41 @@ def bench_data(
     data: Annotated[
         Path | None, typer.Option("--data", help="A store to read, in place of generated rows.", metavar="DIR")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Few rows; the figures are rough.")] = False,
-    rounds: Annotated[str, typer.Option(help="Rounds; medians are over these.", metavar="N")] = "3",
+    rounds: Annotated[
+        str | None, typer.Option(help=f"Rounds; medians are over these. {described('data', 'rounds')}", metavar="N")
+    ] = None,
+    quick: Quick = False,
     json: AsJson = False,
+    out: Out = None,
+    plot: Plot = None,
+    against: Against = None,
 ) -> None:
     """Reading a store and preparing one: rows per second of a core, beside the machine's limits and other tools."""
-    number = whole_number("--rounds", rounds, at_least=1)
-    from dlrmctl.bench.data import bench_data as measure
-    from dlrmctl.bench.data import show_bench_data
+    work = measurements.data(data, {"rounds": rounds}, quick=quick)
+    _deliver(work, Delivery("data", json, out, plot, against))
 
-    result = measure(data, rounds=number, quick=quick)
-    print_json(result) if json else show_bench_data(result)
+
+@bench_app.command("all")
+@with_settings()
+def bench_all(
+    only: Annotated[str | None, typer.Option(help="Some of them alone.", metavar=_LIST)] = None,
+    quick: Quick = False,
+    json: AsJson = False,
+    out: Out = None,
+    plot: Plot = None,
+    against: Against = None,
+    *,
+    flags: dict[str, str],
+) -> None:
+    """All of them, each as its own command runs it with these settings."""
+    _deliver(all_measurements(flags, only=only, quick=quick), Delivery("all", json, out, plot, against))
+
+
+def _deliver(work: Measurement, delivery: Delivery, nproc: str = "1") -> None:
+    for config in work.configs:
+        check_batch(config, whole_number("--nproc", nproc, at_least=1))
+    if work.configs:
+        launch_or_go_on(work.configs[0], nproc)
+    measured = work.run()
+    if measured is not None:
+        delivery.deliver(measured, work.show, work.options)

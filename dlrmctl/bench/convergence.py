@@ -90,7 +90,7 @@ def _train(config: Config, source: Source, ranks: Ranks) -> Curve:
 
 def _step_times(config: Config, source: Source, ranks: Ranks, optimizers: Sequence[str]) -> dict[str, float]:
     """Milliseconds per whole training step, amortised over a refresh period, variants alternated."""
-    from dlrmctl.bench.step import endless_batches
+    from dlrmctl.bench.variants import endless_batches
 
     works = {}
     for name in optimizers:

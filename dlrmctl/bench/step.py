@@ -1,155 +1,127 @@
-"""`dlrmctl bench step`: the training step against the bare matrix products it contains, loading included.
+"""`dlrmctl bench step`: the training step at the shapes of the Criteo Kaggle data, against its floor and the machine.
 
-The reference shapes are those of the Criteo Kaggle data: 13 dense features, 26 tables. Examples are made up with ids
-that follow a power law, written to a store, and read as training reads them.
+13 dense features, 26 tables. Examples are made up with ids that follow a power law, written to a store, and read as
+training reads them. Variants differ from the settings in one thing each and are alternated with them in one run.
 """
 
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from data.batch import Batch
-from data.source import Source
 from data.store import Store
 from data.synthetic import MAX_CARDINALITY, Synthetic
 from data.synthetic_sizes import KAGGLE
 from data.writer import write_store
-from dlrmctl.bench.timing import Laps, alternate, spread
-from dlrmctl.build import build_dense_optimizer, build_model
+from dlrmctl.bench.floor import PARTS
+from dlrmctl.bench.limits import measure_limits
+from dlrmctl.bench.measurements import BASE
+from dlrmctl.bench.timing import alternate, spread, spread_of_rates
+from dlrmctl.bench.traced import collective_milliseconds, peak_bytes
+from dlrmctl.bench.variants import Variant
 from dlrmctl.config import Config
-from dlrmctl.console import output, print_table, say
-from dlrmctl.datasets import open_reader
-from dlrmctl.evaluate import set_precision
+from dlrmctl.console import say
 from dlrmctl.ranks import Ranks
-from dlrmctl.step import TrainingStep
 
-WARMUP_STEPS = 10
+_MOST_STORED = 1 << 20  # examples written; rounds beyond them read them again
 
 
-def bench_step(config: Config, ranks: Ranks, *, rounds: int, steps: int, rows_cap: int) -> dict[str, Any]:
-    """Times rounds of training steps, each after a round of the bare products.
+def bench_step(
+    configs: Mapping[str, Config], ranks: Ranks, *, rounds: int, steps: int, rows_cap: int
+) -> dict[str, Any]:
+    """Times rounds of training steps of every variant, each after a round of its floor, and one round of warm-up.
 
     Args:
+        configs: by name; `BASE` comes first and is what the others are held against.
         rounds: medians are over these.
-        steps: per round.
+        steps: of the first variant per round; the others see as many examples.
         rows_cap: larger tables are cut to this many rows.
 
     Returns:
-        Plain values: milliseconds (median, fastest, slowest round), ratios, GFLOP/s, examples/s, parts of the step.
+        Plain values: "limits" of the machine, "variants" with times, shares of the floor, ratios and bytes, and of the
+        first variant "parts_ms", "floor_parts_ms", "against_limits" and "communication_ms".
     """
-    set_precision(config.train.precision)
-    size = config.train.batch_size
+    examples = steps * configs[BASE].train.batch_size
+    sizes = {config.train.batch_size for config in configs.values()}
+    stored = max(2 * max(sizes), min(_MOST_STORED, (2 * rounds + 2) * examples))
     cardinalities = [min(rows, rows_cap, MAX_CARDINALITY) for rows in KAGGLE]
-    with tempfile.TemporaryDirectory(prefix="dlrmctl-bench-") as scratch:
-        say(f"writing {size * (steps + WARMUP_STEPS):,} examples")
-        source = Synthetic(0, size * (steps + WARMUP_STEPS), size, size, cardinalities=cardinalities)
-        write_store(source, Path(scratch) / "store")
+    with tempfile.TemporaryDirectory(prefix="dlrmctl-bench-") as scratch, ExitStack() as readers:
+        _tell(ranks, f"writing {stored:,} examples")
+        write_store(Synthetic(0, stored, 1, 1, cardinalities=cardinalities), Path(scratch) / "store")
         store = Store(Path(scratch) / "store")
-        model = build_model(config, store.schema, ranks, batch_size=size // ranks.world_size)
-        laps = Laps(ranks.device)
-        optimizer = build_dense_optimizer(config.optim, model.network, ranks)
-        step = TrainingStep(model, optimizer, ranks, config.train.precision, lap=laps.end)
-        products = BareProducts(model.network, size // ranks.world_size, ranks.device)
-        batches = endless_batches(store, config, ranks)
-        for number in range(WARMUP_STEPS):
-            step(next(batches).to(ranks.device), number, stop=False)
-            products()
-        laps.clear()
-
-        def train() -> None:
-            for number in range(steps):
-                laps.start()
-                batch = next(batches).to(ranks.device, non_blocking=True)
-                laps.end("load")
-                step(batch, number, stop=False)
-
-        def multiply() -> None:
-            for _ in range(steps):
-                products()
-
-        seconds = alternate({"products": multiply, "step": train}, rounds=rounds, device=ranks.device, warmup=0)
-        step_ms, products_ms = ([t * 1e3 / steps for t in seconds[name]] for name in ("step", "products"))
-    parts = laps.milliseconds(rounds * steps)
-    median, bare = statistics.median(step_ms), statistics.median(products_ms)
-    return {
-        "examples_per_second": size * 1e3 / median,
-        "step_ms": spread(step_ms),
-        "bare_products_ms": spread(products_ms),
-        "bare_products_gflops": products.flop / bare / 1e6,
-        "ratio": spread([a / b for a, b in zip(step_ms, products_ms, strict=True)]),
-        "load_share": parts["load"] / sum(parts.values()),
-        "parts_ms": parts,
-        "threads": torch.get_num_threads(),
+        rows, dim = sum(f.rows for f in store.schema.sparse), configs[BASE].embeddings.dim
+        table_RD = torch.ones(rows, dim, device=ranks.device)
+        variants: dict[str, Variant] = {}
+        for name, config in configs.items():
+            _tell(ranks, f"building {name}")
+            variants[name] = readers.enter_context(closing(Variant(config, store, ranks, table_RD, examples=examples)))
+        base = variants[BASE]
+        _tell(ranks, "measuring the machine")
+        limits = measure_limits(table_RD, num_ids=len(base.floor.rows), rounds=rounds)
+        works = {}
+        for name, variant in variants.items():
+            works[f"floor of {name}"] = variant.bare
+            works[name] = variant.train
+        _tell(ranks, f"{rounds} rounds of {examples:,} examples each")
+        seconds = alternate(works, rounds=rounds, device=ranks.device)
+        parts = [base.split() for _ in range(rounds)]
+        communication = collective_milliseconds(base.train, base.steps) if ranks.world_size > 1 else {}
+        measured = {name: _variant(variant, name, seconds, seconds[BASE], base) for name, variant in variants.items()}
+    result = {
+        "limits": limits,
+        "variants": measured,
+        "parts_ms": {part: spread([each[part] for each in parts]) for part in parts[0]},
+        "floor_parts_ms": {part: spread([each[part] for each in base.floor_parts[1:]]) for part in PARTS},
+        "communication_ms": communication,
         "ranks": ranks.world_size,
-        "device": ranks.device.type,
+        "rows": rows,
+        "settings": configs[BASE].to_dict(),
+    }
+    return result | {"against_limits": _against_limits(result, base)}
+
+
+def _variant(
+    variant: Variant, name: str, seconds: Mapping[str, list[float]], base_seconds: list[float], base: Variant
+) -> dict[str, Any]:
+    size = variant.config.train.batch_size
+    step_ms, floor_ms = ([s * 1e3 / variant.steps for s in seconds[key]] for key in (name, f"floor of {name}"))
+    ahead = variant.steps * size / (base.steps * base.config.train.batch_size)
+    set_aside = peak_bytes(lambda: variant.train(steps=1), variant.ranks.device)
+    return {
         "batch_size": size,
-        "rows": sum(f.rows for f in store.schema.sparse),
-        "settings": config.to_dict(),
+        "steps": variant.steps,
+        "examples_per_second": size * 1e3 / statistics.median(step_ms),
+        "step_ms": spread(step_ms),
+        "floor_ms": spread(floor_ms),
+        "floor_share": spread_of_rates([f / s for f, s in zip(floor_ms, step_ms, strict=True)]),
+        "to_base": spread_of_rates([ahead * b / s for s, b in zip(seconds[name], base_seconds, strict=True)]),
+        "held_bytes": variant.held_bytes(),
+        "step_bytes": set_aside,
     }
 
 
-class BareProducts:
-    """The matrix products of the MLPs alone: forward, weight gradients, and input gradients where they are needed.
-
-    Args:
-        network: whose linear layers set the shapes.
-        batch: examples.
-    """
-
-    def __init__(self, network: torch.nn.Module, batch: int, device: torch.device) -> None:
-        self.operands: list[tuple[Tensor, Tensor, Tensor]] = []
-        for layer in network.modules():
-            if isinstance(layer, torch.nn.Linear):
-                x = torch.randn(batch, layer.in_features, device=device)
-                grad = torch.randn(batch, layer.out_features, device=device)
-                self.operands.append((x, torch.randn_like(layer.weight), grad))
-        sizes = [2 * batch * weight.numel() for _, weight, _ in self.operands]
-        self.flop = 3 * sum(sizes) - sizes[0]  # nobody needs the gradient of the dense features
-
-    def __call__(self) -> None:
-        for i, (x, weight, grad) in enumerate(self.operands):
-            x @ weight.T
-            grad.T @ x
-            if i > 0:
-                grad @ weight
+def _against_limits(result: Mapping[str, Any], base: Variant) -> dict[str, dict[str, float]]:
+    """Rates of the first variant beside the machine's."""
+    limits, parts, floor_parts = result["limits"], result["parts_ms"], result["floor_parts_ms"]
+    kind = "sgemm_gflops" if base.config.train.precision == "fp32" else "bf16_gemm_gflops"
+    product = list(limits[kind].values())[-1]["median"]
+    moved = base.floor.taken_ND.nbytes
+    rates = {
+        "GFLOP/s, bare products": (base.floor.flop / floor_parts["products"]["median"] / 1e6, product),
+        "GFLOP/s, whole step": (base.floor.flop / result["variants"][BASE]["step_ms"]["median"] / 1e6, product),
+        "GB/s, lookup": (moved / parts["lookup"]["median"] / 1e6, limits["gather_gigabytes_per_second"]["median"]),
+        "GB/s, sparse update": (
+            moved / parts["sparse update"]["median"] / 1e6,
+            limits["scatter_gigabytes_per_second"]["median"],
+        ),
+    }
+    return {name: {"ours": ours, "limit": limit, "share": ours / limit} for name, (ours, limit) in rates.items()}
 
 
-def show_bench_step(result: dict[str, Any]) -> None:
-    """The result for people."""
-    step, bare, ratio = result["step_ms"], result["bare_products_ms"], result["ratio"]
-    output.print(
-        f"batch {result['batch_size']:,}, {result['rows']:,} rows, {result['ranks']} x {result['device']}, "
-        f"{result['threads']} threads"
-    )
-    output.print(
-        f"{result['examples_per_second']:,.0f} examples/s; the step takes {ratio['median']:.2f} times its bare matrix "
-        f"products ({result['bare_products_gflops']:.0f} GFLOP/s), loading included"
-    )
-    print_table(
-        "milliseconds per step",
-        ["", "median", "fastest", "slowest"],
-        [
-            [name, *(f"{spread[key]:.2f}" for key in ("median", "fastest", "slowest"))]
-            for name, spread in (("whole step", step), ("bare products", bare), ("ratio", ratio))
-        ],
-    )
-    total = sum(result["parts_ms"].values())
-    print_table(
-        "parts of the step, mean",
-        ["", "ms", "share"],
-        [[part, f"{ms:.2f}", f"{100 * ms / total:.1f} %"] for part, ms in result["parts_ms"].items()],
-    )
-
-
-def endless_batches(source: Source, config: Config, ranks: Ranks) -> Iterator[Batch]:
-    """Training batches of one epoch after another."""
-    reader = open_reader(config, source, "train", ranks, training=True)
-    epoch = 0
-    while True:
-        yield from reader.batches(epoch)
-        epoch += 1
+def _tell(ranks: Ranks, message: str) -> None:
+    if ranks.is_main:
+        say(message)

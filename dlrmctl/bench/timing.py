@@ -4,6 +4,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
@@ -30,28 +31,43 @@ def alternate(
 
 
 def spread(values: list[float]) -> dict[str, float]:
+    """Median and range of times, or of ratios of times."""
     return {"median": statistics.median(values), "fastest": min(values), "slowest": max(values)}
 
 
+def spread_of_rates(values: list[float]) -> dict[str, float]:
+    """As `spread`, for values of which the largest is the fastest."""
+    return {"median": statistics.median(values), "fastest": max(values), "slowest": min(values)}
+
+
 class Laps:
-    """Adds up the time of named parts."""
+    """Times the named parts of a step; on CUDA by events in the stream, so that the host is not held up."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.seconds: dict[str, list[float]] = defaultdict(list)
-        self.last = 0.0
+        self._marks: list[tuple[str | None, Any]] = []
 
     def start(self) -> None:
-        self.last = now(self.device)
+        self._mark(None)
 
     def end(self, part: str) -> None:
-        moment = now(self.device)
-        self.seconds[part].append(moment - self.last)
-        self.last = moment
+        self._mark(part)
 
-    def clear(self) -> None:
-        self.seconds.clear()
+    def _mark(self, part: str | None) -> None:
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append((part, event))
+        else:
+            self._marks.append((part, time.perf_counter()))
 
-    def milliseconds(self, steps: int) -> dict[str, float]:
-        """Per step: a part that runs on some steps only counts with all of them."""
-        return {part: sum(times) * 1e3 / steps for part, times in self.seconds.items()}
+    def take(self, steps: int) -> dict[str, float]:
+        """Milliseconds per step by part since the last call: a part that runs on some steps only counts with all."""
+        now(self.device)
+        total: dict[str, float] = defaultdict(float)
+        for (_, before), (part, after) in zip(self._marks, self._marks[1:], strict=False):
+            if part is not None:
+                elapsed = before.elapsed_time(after) if self.device.type == "cuda" else (after - before) * 1e3
+                total[part] += elapsed
+        self._marks.clear()
+        return {part: milliseconds / steps for part, milliseconds in total.items()}

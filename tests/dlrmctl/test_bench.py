@@ -1,40 +1,120 @@
 """Benchmarks measure what they say; their figures are for people and machines, not for tests."""
 
-import pytest
+from pathlib import Path
 
-from tests.dlrmctl.commands import SMALL, in_process
+import pytest
+import torch
+
+from dlrmctl.bench.floor import PARTS, Floor
+from dlrmctl.bench.measurements import step_variants
+from dlrmctl.bench.timing import Laps
+from dlrmctl.bench.traced import peak_bytes
+from dlrmctl.errors import UserError
+from models import DenseNetwork
+from tests.dlrmctl.commands import SMALL, in_process, run
 
 TINY = ["--bottom-mlp", "16-8", "--top-mlp", "16-1", "--dim", "8", "--batch-size", "64"]
+SHORT = ["--rounds", "2", "--steps", "3", "--rows-cap", "50"]
+STEP_PARTS = {
+    *("load", "lookup", "bottom", "interaction", "top", "loss", "backward", "check", "sparse update", "dense update")
+}
 
 
 def test_bench_step_accounts_for_its_time():
-    done = in_process("bench", "step", *TINY, "--rounds", "2", "--steps", "5", "--rows-cap", "50", "--json")
+    done = in_process("bench", "step", *TINY, *SHORT, "--json")
     assert done.status == 0, done.err
     result = done.json()
-    assert set(result["parts_ms"]) == {
-        *("load", "lookup", "dense forward", "dense backward", "check", "table update", "dense update")
-    }
-    # The parts are the step: what lies between the laps is a few function calls out of milliseconds.
-    whole = result["step_ms"]
-    assert whole["fastest"] * 0.8 <= sum(result["parts_ms"].values()) <= whole["slowest"] * 1.01
-    assert result["examples_per_second"] == pytest.approx(64e3 / whole["median"])
+    assert (result["command"], result["options"]["rounds"]) == ("step", 2)
+    assert set(result["parts_ms"]) == STEP_PARTS
+    assert set(result["floor_parts_ms"]) == set(PARTS)
+    assert all(figures["fastest"] > 0 for figures in result["parts_ms"].values())
+    limits = result["limits"]
+    assert list(limits["sgemm_gflops"])[-1] == str(torch.get_num_threads())
+    assert all(limits[f"{kind}_gigabytes_per_second"]["slowest"] > 0 for kind in ("copy", "gather", "scatter"))
+    (variant,) = result["variants"].values()
+    assert variant["examples_per_second"] == pytest.approx(64e3 / variant["step_ms"]["median"])
+    assert variant["to_base"] == {"median": 1, "fastest": 1, "slowest": 1}
+    assert variant["floor_share"]["slowest"] <= variant["floor_share"]["median"] <= variant["floor_share"]["fastest"]
+    share = result["against_limits"]["GFLOP/s, whole step"]
+    assert share["share"] == pytest.approx(share["ours"] / share["limit"])
     # 13-16-8, then 8 + 27 * 26 / 2 = 359 into 16-1: forward and weight gradients, input gradients from the second on.
     products = [13 * 16, 16 * 8, 359 * 16, 16]
     flop = 2 * 64 * (3 * sum(products) - products[0])
-    assert result["bare_products_gflops"] == pytest.approx(flop / result["bare_products_ms"]["median"] / 1e6)
+    assert share["ours"] == pytest.approx(flop / variant["step_ms"]["median"] / 1e6)
 
 
-def test_bench_step_for_people():
-    done = in_process("bench", "step", *TINY, "--rounds", "1", "--steps", "2", "--rows-cap", "50")
+def test_every_variant_differs_in_one_setting():
+    lists = {"precision": "fp32,bf16", "embedding": "full,qr", "dense_optimizer": "sgd", "batch_size": "64,128"}
+    configs = step_variants({"batch_size": "64"}, lists)
+    assert list(configs) == ["base", "bf16", "full", "sgd", "batch 128"]
+    base = configs["base"]
+    assert configs["sgd"].train == base.train
+    assert (configs["sgd"].optim.dense_lr, base.optim.dense_lr) == (0.1, 0.01)  # what follows from it follows
+    assert configs["batch 128"].train.batch_size == 128
+    with pytest.raises(UserError, match="fp64"):
+        step_variants({}, {"precision": "fp64"})
+
+
+def test_bench_step_has_a_row_per_variant():
+    lists = ["--precisions", "fp32,bf16", "--embeddings", "full", "--optimizers", "adagrad", "--batch-sizes", "64,256"]
+    done = in_process("bench", "step", *TINY, *SHORT, *lists)
     assert done.status == 0, done.err
-    assert "times its bare matrix products" in done.out
-    assert "table update" in done.out
+    rows = {line.split("  ")[0]: line for line in done.out.splitlines()}
+    assert {"base", "bf16", "full", "adagrad", "batch 256"} <= set(rows)
+    assert " 256 " in rows["batch 256"]
+    assert "sparse update" in done.out
+    assert "limits of the machine" in done.out
 
 
-def test_bench_convergence_compares_at_the_best_rate_of_each():
+def test_two_ranks_show_their_collectives(tmp_path: Path):
+    done = run("bench", "step", *TINY, *SHORT, "--nproc", "2", "--json", cwd=tmp_path)
+    assert done.status == 0, done.err
+    result = done.json()
+    assert result["ranks"] == 2
+    assert result["communication_ms"]["all reduce"] > 0
+    assert set(result["parts_ms"]) == STEP_PARTS
+
+
+def test_the_floor_leaves_the_table_as_it_is():
+    network = DenseNetwork(num_dense=3, num_features=2, dim=4, bottom=[8, 4], top=[8, 1])
+    table_RD = torch.randn(10, 4)
+    before = table_RD.clone()
+    floor = Floor(network, torch.tensor([[0, 7], [3, 7], [0, 9]]), table_RD, torch.float32)
+    laps = Laps(torch.device("cpu"))
+    floor(laps)
+    assert torch.equal(table_RD, before)
+    assert set(laps.take(1)) == set(PARTS)
+    assert laps.take(1) == {}
+
+
+def test_laps_add_up_to_the_time_between_start_and_end(monkeypatch: pytest.MonkeyPatch):
+    clock = iter([1.0, 1.5, 2.0, 10.0, 10.25])
+    monkeypatch.setattr("dlrmctl.bench.timing.time.perf_counter", lambda: next(clock))
+    laps = Laps(torch.device("cpu"))
+    for parts in (["a", "b"], ["a"]):
+        laps.start()
+        for part in parts:
+            laps.end(part)
+    monkeypatch.undo()
+    assert laps.take(2) == {"a": 375.0, "b": 250.0}  # half of 500 + 250, half of 500
+
+
+def test_the_peak_of_memory_is_what_was_held_at_once():
+    def work() -> None:
+        for _ in range(3):
+            kept = torch.empty(1 << 20)  # 4 MiB, freed before the next
+            del kept
+
+    assert peak_bytes(work, torch.device("cpu")) == 4 << 20
+
+
+def test_bench_convergence_compares_at_the_best_rate_of_each(tmp_path: Path):
     arguments = ["--synthetic-rows", "5000", "--evaluations", "3", "--lrs", "0.0001,0.05", "--seeds", "2", "--json"]
-    done = in_process("bench", "convergence", *SMALL, *arguments, "--optimizers", "adagrad,sgd")
+    done = in_process(
+        "bench", "convergence", *SMALL, *arguments, "--optimizers", "adagrad,sgd", "--plot", tmp_path / "a.png"
+    )
     assert done.status == 0, done.err
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     result = done.json()
     for optimizer in result["optimizers"].values():
         means = {float(lr): ne for lr, ne in optimizer["ne_by_rate"].items()}
@@ -48,6 +128,13 @@ def test_bench_convergence_compares_at_the_best_rate_of_each():
     ("arguments", "message"),
     [
         (["step", "--rounds", "0"], "--rounds = 0 must be at least 1"),
+        (["step", "--rows-cap", "many"], "--rows-cap = 'many' is not a whole number"),
+        (["step", "--precisions", "fp32,fp8"], "--precision = 'fp8' must be one of fp32, medium, bf16"),
+        (["step", "--batch-sizes", "64,65", "--nproc", "2"], "train.batch_size = 65 cannot be cut into 2 equal parts"),
+        (["shampoo", "--periods", "-1"], "--periods = -1 must be at least 1"),
+        (["convergence", "--seeds", "0"], "--seeds = 0 must be at least 1"),
+        (["data", "--rounds", "x"], "--rounds = 'x' is not a whole number"),
+        (["all", "--only", "step,everything"], "--only = 'everything' must be one of step, shampoo, convergence"),
         (["convergence", "--optimizers", "adagard"], "--optimizers = 'adagard' must be one of"),
         (["convergence", "--lrs", "0.1,fast"], "--lrs = 'fast' is not a number"),
         (["embeddings", "--methods", "full,qrr"], "--methods qrr: embeddings.embedding = 'qrr' must be one of"),
@@ -77,11 +164,12 @@ def test_bench_shampoo_shows_parts_and_layers():
     assert "bottom.layers.0.weight" in table.out
 
 
-def test_bench_embeddings_tunes_on_one_seed_and_pairs_the_others():
+def test_bench_embeddings_tunes_on_one_seed_and_pairs_the_others(tmp_path: Path):
     arguments = ["--synthetic-rows", "3000", "--evaluations", "1", "--dense-optimizer", "adagrad", "--json"]
     methods = ["--methods", "full,qr:operation=add:collisions=16", "--factors", "0.5,2", "--seeds", "2"]
-    done = in_process("bench", "embeddings", *SMALL, *arguments, *methods)
+    done = in_process("bench", "embeddings", *SMALL, *arguments, *methods, "--plot", tmp_path / "a.svg")
     assert done.status == 0, done.err
+    assert (tmp_path / "a.svg").read_bytes().startswith(b"<?xml")
     result = done.json()
     full, small = result["methods"]["full"], result["methods"]["qr:operation=add:collisions=16"]
     assert small["bytes"] < full["bytes"]

@@ -14,11 +14,21 @@ from dlrmctl.console import bytes_text
 from tests.dlrmctl.commands import in_process
 
 
-def test_bench_data_compares_on_the_same_rows(monkeypatch: pytest.MonkeyPatch):
-    done = in_process("bench", "data", "--quick", "--rounds", "1", "--json")
+def test_bench_data_compares_on_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    done = in_process("bench", "data", "--quick", "--rounds", "1", "--json", "--plot", tmp_path / "data.png")
     assert done.status == 0, done.err
     result = done.json()
-    assert set(result) == {"machine", "store", "first_read", "reading", "preparing"}
+    assert (tmp_path / "data.png").read_bytes().startswith(b"\x89PNG")
+    assert set(result) == {
+        "command",
+        "options",
+        "environment",
+        "machine",
+        "store",
+        "first_read",
+        "reading",
+        "preparing",
+    }
     assert all(value > 0 for value in result["machine"].values())
     assert 0 < result["store"]["bytes_per_row"] < 100
     kinds = {

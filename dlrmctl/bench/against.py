@@ -1,0 +1,128 @@
+"""Two results of one benchmark: what changed beyond the noise, and what else was different."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dlrmctl.console import output, print_table
+
+_RANGE = {"median", "fastest", "slowest"}
+_CONDITIONS = ("environment", "options", "settings")
+_ERRORS = 2.0  # standard errors of a difference that chance seldom exceeds (5 %)
+_MEMORY = 0.05  # the allocator alone moves the peak of a process by a few percent
+_LARGER_IS_BETTER = ("per_second", "gflops", "share", "to_base", "auc", "gap_closed")
+_TIMES = ("_ms", "ns_per_row", "seconds", "per_second", "gflops")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured value and how far it may be off: the range of its rounds, or a standard error."""
+
+    value: float
+    low: float
+    high: float
+    error: float | None = None
+
+    def differs(self, other: "Figure") -> bool:
+        """Whether the ranges do not overlap; with standard errors, whether the difference is above 2 of its own."""
+        if self.error is not None and other.error is not None:
+            return abs(self.value - other.value) > _ERRORS * math.hypot(self.error, other.error)
+        return self.high < other.low or other.high < self.low
+
+
+def figures(result: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Figure]]:
+    """Every value of a result that has a spread, and every size in bytes, by its place in the result."""
+    if not isinstance(result, Mapping):
+        return
+    if set(result) >= _RANGE and all(isinstance(result[key], int | float) for key in _RANGE):
+        values = [float(result[key]) for key in _RANGE]
+        yield path, Figure(float(result["median"]), min(values), max(values))
+        return
+    for key, value in result.items():
+        error = result.get(f"{key}_se")
+        if isinstance(value, int | float) and isinstance(error, int | float):
+            yield (*path, key), Figure(value, value, value, error)
+        elif isinstance(value, int | float) and key.endswith("bytes"):
+            yield (*path, key), Figure(value, value * (1 - _MEMORY), value * (1 + _MEMORY))
+        elif key not in _CONDITIONS:
+            yield from figures(value, (*path, key))
+
+
+def compare(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """What two results of one command say about each other.
+
+    Returns:
+        "compared": figures that both have; "changes": those beyond the noise, each with "figure", "earlier", "now" and
+        "verdict"; "different": settings, options and properties of the machine with other values.
+    """
+    before, after = dict(figures(earlier)), dict(figures(now))
+    both = [path for path in after if path in before]
+    changes = [
+        {
+            "figure": ", ".join(path).replace("_", " "),
+            "earlier": before[path].value,
+            "now": after[path].value,
+            "verdict": _verdict(path, before[path].value, after[path].value),
+        }
+        for path in both
+        if after[path].differs(before[path])
+    ]
+    old, new = dict(_conditions(earlier)), dict(_conditions(now))
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    different = [{"what": name, "earlier": old.get(name), "now": new.get(name)} for name in names]
+    return {"compared": len(both), "changes": changes, "different": different}
+
+
+def show_comparison(file: str, comparison: Mapping[str, Any]) -> None:
+    """The comparison for people."""
+    changes, compared = comparison["changes"], comparison["compared"]
+    for each in comparison["different"]:
+        output.print(f"not alike: {each['what']} = {_text(each['now'])} now, {_text(each['earlier'])} in {file}")
+    if not changes:
+        output.print(f"against {file}: nothing changed beyond the noise, of {compared} figures")
+        return
+    print_table(
+        f"against {file}: {len(changes)} of {compared} figures changed beyond the noise",
+        ["", "earlier", "now", "ratio", ""],
+        [
+            [
+                each["figure"],
+                f"{each['earlier']:,.4g}",
+                f"{each['now']:,.4g}",
+                f"{each['now'] / each['earlier']:.3f}" if each["earlier"] else "-",
+                each["verdict"],
+            ]
+            for each in changes
+        ],
+    )
+
+
+def _verdict(path: tuple[str, ...], earlier: float, now: float) -> str:
+    name = " ".join(path)
+    if name.endswith("bytes"):
+        return "larger" if now > earlier else "smaller"
+    better = (now > earlier) == any(word in name for word in _LARGER_IS_BETTER)
+    if any(word in name for word in _TIMES):
+        return "faster" if better else "slower"
+    return "better" if better else "worse"
+
+
+def _conditions(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What a result was measured with, and what its parts were."""
+    for section in _CONDITIONS:
+        yield from _leaves(result.get(section, {}))
+    for command, part in result.get("results", {}).items():
+        yield from ((f"{command}: {name}", value) for name, value in _conditions(part))
+
+
+def _leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _leaves(value, (*path, str(key)))
+    else:
+        yield ".".join(path), tree
+
+
+def _text(value: Any) -> str:
+    return "nothing" if value is None else str(value)

@@ -1,0 +1,169 @@
+"""What becomes of a benchmark's result: a table or JSON, a file, a picture, and a comparison with an earlier one.
+
+No torch here: everything that can be wrong with the files is said before anything is measured.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dlrmctl.console import finite, print_json, say
+from dlrmctl.errors import UserError
+from dlrmctl.options import LAUNCH_PANEL
+from dlrmctl.plot import check_picture
+
+Quick = Annotated[
+    bool,
+    typer.Option("--quick", help="Small and short; the figures are rough.", rich_help_panel=LAUNCH_PANEL),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="File for the result as JSON.", metavar="JSON", rich_help_panel=LAUNCH_PANEL),
+]
+Plot = Annotated[
+    Path | None,
+    typer.Option("--plot", help="Picture of the result, .png or .svg.", metavar="FILE", rich_help_panel=LAUNCH_PANEL),
+]
+Against = Annotated[
+    Path | None,
+    typer.Option(
+        "--against",
+        help="An earlier result; says what changed beyond the noise.",
+        metavar="JSON",
+        rich_help_panel=LAUNCH_PANEL,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Where the result of a benchmark goes.
+
+    Args:
+        command: "step", "shampoo", ...
+        as_json: on standard output, in place of tables.
+        out, plot: files to write.
+        against: a file that an earlier run wrote.
+
+    Raises:
+        UserError: if a file cannot be written, or `against` holds no result of this command.
+    """
+
+    command: str
+    as_json: bool
+    out: Path | None
+    plot: Path | None
+    against: Path | None
+
+    def __post_init__(self) -> None:
+        if self.plot is not None:
+            check_picture(self.plot)
+        if self.out is not None and not self.out.parent.is_dir():
+            raise UserError(f"{self.out.parent}: there is no such directory", f"mkdir -p {self.out.parent}")
+        if self.out is not None and self.out.is_dir():
+            raise UserError(f"{self.out}: is a directory; --out names a file")
+        if self.against is not None:
+            self.earlier()
+
+    def earlier(self) -> dict[str, Any]:
+        """The result that this one is held against."""
+        assert self.against is not None
+        return read_result(self.against, self.command)
+
+    def deliver(
+        self, measured: Mapping[str, Any], show: Callable[[dict[str, Any]], None], options: Mapping[str, Any]
+    ) -> None:
+        """Shows and writes a result.
+
+        Args:
+            measured: plain values.
+            show: prints it for people.
+            options: with which it was measured, besides the settings.
+        """
+        result: dict[str, Any] = tagged(self.command, measured, options)
+        earlier = self.earlier() if self.against is not None else None  # before --out writes over it
+        if self.out is not None:
+            _write(self.out, result)
+        if self.plot is not None:
+            from dlrmctl.bench.pictures import draw
+
+            draw(result, self.plot)
+        if earlier is not None:
+            from dlrmctl.bench.against import compare, show_comparison
+
+            comparison = compare(earlier, result)
+            result["against"] = {"file": str(self.against), **comparison}
+        if self.as_json:
+            print_json(result)
+            return
+        show(result)
+        if earlier is not None:
+            show_comparison(str(self.against), comparison)
+
+
+def tagged(command: str, measured: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    """A result with what it depends on, of plain values as a file gives them back."""
+    result = {"command": command, "options": options, "environment": environment(measured), **measured}
+    return json.loads(json.dumps(finite(result), default=str))
+
+
+def read_result(path: Path, command: str) -> dict[str, Any]:
+    """A result that `--out` wrote.
+
+    Raises:
+        UserError: if it is not there, or is no result of this command.
+    """
+    hint = f"write one with: dlrmctl bench {command} -o {path.name}"
+    try:
+        result = json.loads(path.read_text())
+    except OSError as problem:
+        raise UserError(f"{path}: cannot be read: {(problem.strerror or str(problem)).lower()}", hint) from None
+    except ValueError:
+        raise UserError(f"{path}: is no JSON, so no result of a benchmark", hint) from None
+    if not isinstance(result, dict) or not isinstance(result.get("environment"), dict) or "command" not in result:
+        raise UserError(f"{path}: is no result of a benchmark", hint)
+    if result["command"] != command:
+        raise UserError(f"{path}: is a result of `bench {result['command']}`, not of `bench {command}`", hint)
+    return result
+
+
+def environment(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What figures depend on besides settings."""
+    import torch
+
+    settings = measured.get("settings", {})
+    device = settings.get("train", {}).get("device", "auto")
+    on_gpu = torch.cuda.is_available() and device != "cpu"
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchrec": version("torchrec"),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    try:
+        path.write_text(json.dumps(result, indent=2) + "\n")
+    except OSError as problem:
+        raise UserError(f"{path}: cannot write: {(problem.strerror or str(problem)).lower()}") from None
+    say(f"{path}: written")

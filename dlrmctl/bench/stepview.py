@@ -1,0 +1,94 @@
+"""The result of `dlrmctl bench step` as tables."""
+
+from typing import Any
+
+from dlrmctl.console import bytes_text, output, print_table
+
+
+def show_bench_step(result: dict[str, Any]) -> None:
+    """The result for people."""
+    environment = result["environment"]
+    output.print(
+        f"batch {result['settings']['train']['batch_size']:,}, {result['rows']:,} rows, {result['ranks']} x "
+        f"{environment['device']}, {environment['threads']} threads, {environment['processor']}"
+    )
+    _show_machine(result)
+    _show_variants(result["variants"])
+    _show_parts("parts of the step, base, ms", result["parts_ms"])
+    _show_parts("parts of its floor, ms", result["floor_parts_ms"])
+    if result["communication_ms"]:
+        print_table(
+            "collectives under way, ms per step, traced; backward goes on meanwhile",
+            ["", "ms"],
+            [[name, f"{ms:.2f}"] for name, ms in result["communication_ms"].items()],
+        )
+
+
+def _show_machine(result: dict[str, Any]) -> None:
+    limits = result["limits"]
+    rows = [
+        (f"{name}, GFLOP/s, threads {threads}", figures)
+        for name, kind in (("sgemm", "sgemm_gflops"), ("bf16 gemm", "bf16_gemm_gflops"))
+        for threads, figures in limits[kind].items()
+    ]
+    rows += [
+        (f"{what}, GB/s", limits[f"{kind}_gigabytes_per_second"])
+        for what, kind in (("copy", "copy"), ("rows read at random", "gather"), ("rows written at random", "scatter"))
+    ]
+    print_table(
+        "limits of the machine",
+        ["", "median", "fastest", "slowest"],
+        [[name, *(f"{figures[key]:.1f}" for key in ("median", "fastest", "slowest"))] for name, figures in rows],
+    )
+    print_table(
+        "beside them, base",
+        ["", "ours", "limit", "share"],
+        [
+            [name, f"{row['ours']:.1f}", f"{row['limit']:.1f}", f"{100 * row['share']:.0f} %"]
+            for name, row in result["against_limits"].items()
+        ],
+    )
+
+
+def _show_variants(variants: dict[str, Any]) -> None:
+    print_table(
+        "a row per variant, medians and ranges over rounds",
+        ["", "batch", "examples/s", "x base", "range", "ms", "floor ms", "of floor", "range", "held", "in a step"],
+        [
+            [
+                name,
+                f"{row['batch_size']:,}",
+                f"{row['examples_per_second']:,.0f}",
+                f"{row['to_base']['median']:.2f}",
+                _range(row["to_base"], 1, "{:.2f}"),
+                f"{row['step_ms']['median']:.2f}",
+                f"{row['floor_ms']['median']:.2f}",
+                f"{100 * row['floor_share']['median']:.0f} %",
+                _range(row["floor_share"], 100, "{:.0f}"),
+                bytes_text(row["held_bytes"]),
+                bytes_text(row["step_bytes"]),
+            ]
+            for name, row in variants.items()
+        ],
+    )
+
+
+def _range(figures: dict[str, float], scale: float, form: str) -> str:
+    low, high = sorted((figures["fastest"], figures["slowest"]))
+    return f"{form.format(scale * low)}-{form.format(scale * high)}"
+
+
+def _show_parts(title: str, parts: dict[str, Any]) -> None:
+    total = sum(figures["median"] for figures in parts.values())
+    print_table(
+        title,
+        ["", "median", "fastest", "slowest", "share"],
+        [
+            [
+                part,
+                *(f"{figures[key]:.2f}" for key in ("median", "fastest", "slowest")),
+                f"{100 * figures['median'] / total if total else 0:.1f} %",
+            ]
+            for part, figures in parts.items()
+        ],
+    )

@@ -1,0 +1,159 @@
+"""A benchmark's result can be kept, drawn, and held against an earlier one."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlrmctl.bench.against import compare
+from tests.dlrmctl.commands import Done, in_process
+
+TINY = ["--bottom-mlp", "16-8", "--top-mlp", "16-1", "--dim", "8", "--batch-size", "64"]
+STEP = ["bench", "step", *TINY, "--rounds", "2", "--steps", "2", "--rows-cap", "50"]
+PNG, SVG = b"\x89PNG\r\n", b"<?xml"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A result of `bench step`."""
+    path = tmp_path_factory.mktemp("bench") / "step.json"
+    done = in_process(*STEP, "-o", path, "--plot", path.with_suffix(".png"))
+    assert done.status == 0, done.err
+    return path
+
+
+def _spreads(tree: Any) -> list[dict[str, float]]:
+    if not isinstance(tree, dict):
+        return []
+    here = [tree] if {"median", "fastest", "slowest"} <= set(tree) else []
+    return here + [found for value in tree.values() for found in _spreads(value)]
+
+
+def _doctored(saved: Path, path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    result = json.loads(saved.read_text())
+    change(result)
+    path.write_text(json.dumps(result))
+    return path
+
+
+def _wide(result: dict[str, Any]) -> None:
+    """Rounds so far apart that no later run lies outside."""
+    for figures in _spreads(result):
+        figures["fastest"], figures["slowest"] = sorted((0.0, 1e12), reverse=figures["fastest"] > figures["slowest"])
+
+
+def test_a_result_is_saved_and_drawn(saved: Path):
+    result = json.loads(saved.read_text())
+    assert result["command"] == "step"
+    assert result["settings"]["train"]["batch_size"] == 64
+    assert result["environment"]["threads"] >= 1
+    assert saved.with_suffix(".png").read_bytes().startswith(PNG)
+
+
+def test_nothing_changed_within_the_noise(saved: Path, tmp_path: Path):
+    earlier = _doctored(saved, tmp_path / "wide.json", _wide)
+    done = in_process(*STEP, "--against", earlier)
+    assert done.status == 0, done.err
+    assert "nothing changed beyond the noise" in done.out
+    assert "not alike" not in done.out
+
+
+def test_a_slower_and_a_faster_past_are_told(saved: Path, tmp_path: Path):
+    def slow(result: dict[str, Any]) -> None:
+        _wide(result)
+        result["variants"]["base"]["step_ms"] = {"median": 1e6, "fastest": 1e6, "slowest": 1e6}
+        result["parts_ms"]["top"] = {"median": 1e-9, "fastest": 1e-9, "slowest": 1e-9}
+        result["variants"]["base"]["held_bytes"] *= 2
+
+    earlier = _doctored(saved, tmp_path / "slow.json", slow)
+    done = in_process(*STEP, "--against", earlier, "--json")
+    assert done.status == 0, done.err
+    verdicts = {each["figure"]: each["verdict"] for each in done.json()["against"]["changes"]}
+    assert verdicts == {
+        "variants, base, step ms": "faster",
+        "parts ms, top": "slower",
+        "variants, base, held bytes": "smaller",
+    }
+    told = in_process(*STEP, "--against", earlier)
+    assert "3 of" in told.out
+    assert "figures changed beyond the noise" in told.out
+
+
+def test_other_settings_and_another_machine_are_told(saved: Path, tmp_path: Path):
+    def other(result: dict[str, Any]) -> None:
+        _wide(result)
+        result["settings"]["train"]["batch_size"] = 32
+        result["environment"]["processor"] = "abacus"
+
+    earlier = _doctored(saved, tmp_path / "other.json", other)
+    done = in_process(*STEP, "--against", earlier)
+    assert f"not alike: train.batch_size = 64 now, 32 in {earlier}" in done.out
+    assert f", abacus in {earlier}" in done.out
+
+
+def test_ranges_that_touch_are_no_change_and_errors_are_added_in_squares():
+    def result(low: float, high: float, ne: float, error: float) -> dict[str, Any]:
+        spread = {"median": low, "fastest": low, "slowest": high}
+        return {"step_ms": {"a": spread}, "ne_difference": ne, "ne_difference_se": error}
+
+    assert compare(result(1, 2, 0, 1), result(2, 3, 2, 1))["changes"] == []  # 2 of 2 x 1.41
+    changes = compare(result(1, 2, 0, 1), result(2.1, 3, 3, 1))["changes"]
+    assert [(each["figure"], each["verdict"]) for each in changes] == [
+        ("step ms, a", "slower"),
+        ("ne difference", "worse"),
+    ]
+    higher = {"floor_share": {"median": 0.5, "fastest": 0.6, "slowest": 0.4}}
+    lower = {"floor_share": {"median": 0.2, "fastest": 0.3, "slowest": 0.1}}
+    (change,) = compare(higher, lower)["changes"]
+    assert (change["verdict"], change["earlier"], change["now"]) == ("worse", 0.5, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cannot be read: no such file"),
+        ("rows 12", "is no JSON, so no result of a benchmark"),
+        ("[1, 2]", "is no result of a benchmark"),
+        ('{"command": "data", "environment": {}}', "is a result of `bench data`, not of `bench step`"),
+    ],
+)
+def test_what_is_no_such_result_is_one_line(tmp_path: Path, text: str | None, message: str):
+    path = tmp_path / "result.json"
+    if text is not None:
+        path.write_text(text)
+    assert _is_one_line(in_process(*STEP, "--against", path), f"{path}: {message}")
+
+
+def test_files_that_cannot_be_written_are_one_line_before_the_work(tmp_path: Path):
+    nowhere = tmp_path / "nowhere"
+    assert _is_one_line(in_process(*STEP, "-o", nowhere / "a.json"), f"{nowhere}: there is no such directory")
+    assert _is_one_line(in_process(*STEP, "-o", tmp_path), "is a directory; --out names a file")
+    assert _is_one_line(in_process(*STEP, "--plot", tmp_path / "a.txt"), "a picture is a file ending in .png or .svg")
+
+
+def _is_one_line(done: Done, message: str) -> bool:
+    errors = [line for line in done.err.splitlines() if not line.startswith("hint: ")]
+    return done.status == 2 and len(errors) == 1 and errors[0].startswith("error: ") and message in errors[0]
+
+
+def test_bench_all_is_one_result_and_one_picture(tmp_path: Path):
+    path, drawing = tmp_path / "all.json", tmp_path / "all.svg"
+    parts = ["step", "shampoo"]
+    arguments = [*TINY, "--shampoo-frequency", "3", "--only", ",".join(parts), "--quick"]
+    done = in_process("bench", "all", *arguments, "-o", path, "--plot", drawing)
+    assert done.status == 0, done.err
+    result = json.loads(path.read_text())
+    assert list(result["results"]) == parts
+    assert [each["command"] for each in result["results"].values()] == parts
+    assert "medium" in result["results"]["step"]["variants"]
+    assert drawing.read_bytes().startswith(SVG)
+    for title in ("limits of the machine", "parts of shampoo's step"):
+        assert title in done.out
+    # The parts are the commands' own results.
+    part = tmp_path / "shampoo.json"
+    part.write_text(json.dumps(result["results"]["shampoo"]))
+    again = in_process("bench", "shampoo", *TINY, "--shampoo-frequency", "3", "--quick", "--against", part, "--json")
+    assert again.status == 0, again.err
+    assert again.json()["against"]["different"] == []
