@@ -73,4 +73,4 @@ class LearnedVector(nn.Module):
         nn.init.normal_(self.vector, std=math.sqrt(1 / dim), generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.vector.expand(len(x), -1)
+        return self.vector.expand(x.shape[0], -1)  # len() would fix the batch of an exported graph

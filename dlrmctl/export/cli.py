@@ -35,8 +35,9 @@ def export(
     rows = whole_number("--check-rows", check_rows, at_least=1)
     rise = share("--max-ne-increase", max_ne_increase)
     directory, settings = settings_of_run(run, flags)
-    from dlrmctl.export.command import Wanted, show_export
+    from dlrmctl.export.command import Wanted
     from dlrmctl.export.command import export as write
+    from dlrmctl.export.report import show_export
     from dlrmctl.ranks import process_group
 
     with process_group("cpu") as ranks:

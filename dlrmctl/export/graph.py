@@ -45,7 +45,7 @@ class ServedModel(nn.Module):
         logit_offset: float = 0.0,
     ) -> None:
         super().__init__()
-        self.features, self.network = tuple(features), network
+        self.features, self.network = tuple(features), network.requires_grad_(False)
         self.num_dense, self.logit_offset = num_dense, logit_offset
         self.one_hot = tuple(feature.name for feature in features if feature.max_ids == 1)
         keys = [key for feature in features for lookup in feature.lookups for key in lookup.keys]
@@ -68,9 +68,10 @@ class ServedModel(nn.Module):
             ((ids >= 0) & (ids < self.rows_F)).all(), "an id is below 0, or not below the rows of its feature"
         )
         vectors: list[Tensor] = []
+        columns = dict(zip(self.one_hot, ids.unbind(1), strict=True))
         for feature in self.features:
             if feature.max_ids == 1:
-                vectors += self._vectors(feature, ids[:, self.one_hot.index(feature.name)])
+                vectors += self._vectors(feature, columns[feature.name])
             else:
                 assert lists is not None
                 vectors += self._summed(feature, lists[feature.name])
