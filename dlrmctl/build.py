@@ -1,22 +1,19 @@
 """From settings to a model on its ranks: tables sharded, dense network replicated, an optimizer for each."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.schema import Schema
 from dlrmctl.config import Config, OptimSettings
-from dlrmctl.console import bytes_text
 from dlrmctl.errors import UserError
 from dlrmctl.ranks import Ranks
-from dlrmctl.settings import shown
 from dlrmctl.tables import feature_tables
 from embeddings.collection import CompositionalEmbeddings
-from embeddings.memory import available_bytes
 from embeddings.sharding import PlacementError, Sharded, shard
 from embeddings.state import sparse_state
 from models import DLRM, DenseNetwork
@@ -29,8 +26,6 @@ from optim.shampoo import (
     SGDGrafting,
 )
 from optim.shampoo.grafting import Grafting
-
-_DENSE_COPIES = 4  # of every weight at least: itself, its gradient, the optimizer's state and direction
 
 
 @dataclass
@@ -59,11 +54,14 @@ class Model:
         return {"tables": tables, "network": self.network.state_dict()}
 
 
-def build_model(config: Config, schema: Schema, ranks: Ranks, *, batch_size: int) -> Model:
+def build_model(
+    config: Config, schema: Schema, ranks: Ranks, *, batch_size: int, memory_bytes: int | None = None
+) -> Model:
     """The model of the settings with its initial values, which depend on the seed alone.
 
     Args:
         batch_size: examples per rank and step, for the plan.
+        memory_bytes: what each rank may use for tables; default: what the device has left.
 
     Raises:
         UserError: if the tables do not fit the settings or the memory; said before any of it is taken.
@@ -83,6 +81,7 @@ def build_model(config: Config, schema: Schema, ranks: Ranks, *, batch_size: int
             qr_lr=config.optim.qr_lr,
             eps=config.optim.sparse_eps,
             sharding=settings.sharding,
+            memory_bytes=memory_bytes,
         )
     except PlacementError as problem:
         raise UserError(
@@ -102,12 +101,7 @@ def build_model(config: Config, schema: Schema, ranks: Ranks, *, batch_size: int
 
 
 def build_dense_network(config: Config, schema: Schema, device: torch.device) -> DenseNetwork:
-    """The dense half with its initial values, which depend on the seed alone.
-
-    Raises:
-        UserError: if it does not fit in memory; said before any of it is taken.
-    """
-    _check_dense_size(config, schema, device)
+    """The dense half with its initial values, which depend on the seed alone."""
     return DenseNetwork(
         num_dense=len(schema.dense),
         num_features=sum(table.vectors for table in feature_tables(config, schema)),
@@ -119,22 +113,15 @@ def build_dense_network(config: Config, schema: Schema, device: torch.device) ->
     ).to(device)
 
 
-def _check_dense_size(config: Config, schema: Schema, device: torch.device) -> None:
-    F, D = sum(table.vectors for table in feature_tables(config, schema)), config.embeddings.dim
-    joined = D + F * (F + 1) // 2 if config.model.interaction == "dot" else (F + 1) * D
-    bottom, top = [len(schema.dense), *config.model.bottom_mlp], [joined, *config.model.top_mlp]
-    weights = sum(a * b for widths in (bottom, top) for a, b in pairwise(widths))
-    needed, free = 4 * weights * _DENSE_COPIES, available_bytes(device)
-    if free is not None and needed > free:
-        raise UserError(
-            f"the MLPs {shown(config.model.bottom_mlp)} and {shown(config.model.top_mlp)} have {weights:,} weights: "
-            f"{bytes_text(needed)} with gradients and optimizer state, {bytes_text(free)} are free",
-            "smaller --bottom-mlp or --top-mlp",
-        )
-
-
 def build_dense_optimizer(settings: OptimSettings, network: nn.Module, ranks: Ranks) -> torch.optim.Optimizer:
     """The optimizer of the MLPs. Tables never reach it."""
+    return dense_optimizer(settings, network, ranks.group if ranks.world_size > 1 else None)
+
+
+def dense_optimizer(
+    settings: OptimSettings, network: nn.Module, group: dist.ProcessGroup | None
+) -> torch.optim.Optimizer:
+    """The same for the ranks of `group`, or for this process alone."""
     assert settings.dense_lr is not None
     parameters, lr, decay = list(network.parameters()), settings.dense_lr, settings.weight_decay
     if settings.dense_optimizer == "adagrad":
@@ -164,7 +151,7 @@ def build_dense_optimizer(settings: OptimSettings, network: nn.Module, ranks: Ra
         precondition_vectors=False,
         stagger_refresh=True,
         statistics_frequency=settings.shampoo_statistics,
-        process_group=ranks.group if ranks.world_size > 1 else None,
+        process_group=group,
     )
 
 

@@ -15,6 +15,7 @@ from dlrmctl.evaluate import evaluate, set_precision
 from dlrmctl.metrics import entropy
 from dlrmctl.optimstate import dense_state, failed_roots
 from dlrmctl.overhead import within_overhead
+from dlrmctl.plan.check import check_memory
 from dlrmctl.progress import TrainingDisplay
 from dlrmctl.ranks import Ranks, StopRequest
 from dlrmctl.results import introduction, short_text, show_plan, with_optimum
@@ -58,6 +59,7 @@ class Trainer:
     """The parts of a run and the loop over them."""
 
     def __init__(self, config: Config, source: Source, run: RunDirectory, ranks: Ranks, *, quiet: bool = False) -> None:
+        table_room = check_memory(config, source.schema, ranks)
         self.config, self.source, self.run, self.ranks = config, source, run, ranks
         self.speaks = ranks.is_main and not quiet
         self.readers = {
@@ -65,7 +67,9 @@ class Trainer:
             for split in ("train", "validation", "test")
         }
         reader = self.readers["train"]
-        self.model: Model = build_model(config, source.schema, ranks, batch_size=reader.local_batch_size)
+        self.model: Model = build_model(
+            config, source.schema, ranks, batch_size=reader.local_batch_size, memory_bytes=table_room
+        )
         self.optimizer = build_dense_optimizer(config.optim, self.model.network, ranks)
         self.take_step = TrainingStep(self.model, self.optimizer, ranks, config.train.precision)
         whole_run = config.train.epochs * reader.num_batches

@@ -12,7 +12,18 @@ _STATE_BYTES = 4  # one float32 per row: the sum of row-wise AdaGrad
 
 def table_bytes(table: Table, rows: int | None = None) -> int:
     """Bytes of `rows` rows (default: all) of a table with their optimizer state."""
-    return (table.rows if rows is None else rows) * (table.dim * _WEIGHT_BYTES + _STATE_BYTES)
+    count = table.rows if rows is None else rows
+    return weight_bytes(count, table.dim) + state_bytes(count)
+
+
+def weight_bytes(rows: int, dim: int) -> int:
+    """Bytes of the weights of a table, or of a part of it."""
+    return rows * dim * _WEIGHT_BYTES
+
+
+def state_bytes(rows: int) -> int:
+    """Bytes of the optimizer state of a table, or of a part of it."""
+    return rows * _STATE_BYTES
 
 
 def available_bytes(device: torch.device, local_ranks: int = 1) -> int | None:

@@ -26,7 +26,7 @@ SHARDINGS = ("auto", "table_wise", "row_wise")
 _UNLIMITED_BYTES = 2**60
 # Between CPU ranks, loopback or a fast network: an order of magnitude. The planner's own default is NVLink's 600 GiB/s,
 # with which it cuts every table, and the sums that row-wise sharding exchanges made a step 1.3-1.5 times as long.
-_CPU_BYTES_PER_MILLISECOND = 2 * 2**30 / 1000
+CPU_BYTES_PER_SECOND = 2.0 * 2**30
 
 
 class PlacementError(ValueError):
@@ -75,8 +75,11 @@ def make_plan(
     batch_size: int,
     sharding: str = "auto",
     memory_bytes: int | None = None,
+    bandwidths: tuple[float, float] | None = None,
 ) -> tuple[ShardingPlan, list[Placement]]:
     """Plans the tables of `embeddings` inside `model` on this process alone; nothing is allocated.
+
+    The ranks need not exist: no process group is asked.
 
     Args:
         world_size, local_world_size: ranks in all and on each host.
@@ -84,6 +87,8 @@ def make_plan(
         batch_size: examples per rank and step, for the planner's estimates.
         sharding: one of `SHARDINGS`; "auto" lets the planner choose between the other two for each table.
         memory_bytes: what each rank has for tables, their optimizer state and lookups; None: no limit.
+        bandwidths: between ranks of one host and of two, bytes per second each; None: what the planner assumes of GPUs,
+            or of CPU ranks what is said above.
 
     Raises:
         ValueError: for an unknown `sharding`.
@@ -108,11 +113,7 @@ def make_plan(
             ),
             kernel_config=KernelConfig(
                 compute_device=device_type,
-                generalized_comms_bandwidths=BasicCommsBandwidths(
-                    inter_host_bw=_CPU_BYTES_PER_MILLISECOND, intra_host_bw=_CPU_BYTES_PER_MILLISECOND
-                )
-                if device_type == "cpu"
-                else None,
+                generalized_comms_bandwidths=_planner_bandwidths(bandwidths, device_type),
             ),
         ),
         batch_size=batch_size,
@@ -134,6 +135,14 @@ def make_plan(
             raise
         raise _does_not_fit(tables, world_size, memory_bytes, "with the inputs and outputs of lookups") from error
     return plan, describe(plan, tables)
+
+
+def _planner_bandwidths(bandwidths: tuple[float, float] | None, device_type: str) -> BasicCommsBandwidths | None:
+    if bandwidths is None and device_type != "cpu":
+        return None
+    cpu = CPU_BYTES_PER_SECOND
+    intra, inter = bandwidths or (cpu, cpu)
+    return BasicCommsBandwidths(intra_host_bw=intra / 1000, inter_host_bw=inter / 1000)  # per millisecond
 
 
 def describe(plan: ShardingPlan, tables: Sequence[Table]) -> list[Placement]:

@@ -1,0 +1,61 @@
+"""The check before a training takes any memory: does it fit these ranks? The same numbers as `dlrmctl plan`."""
+
+from data.schema import Schema
+from dlrmctl.config import Config
+from dlrmctl.console import bytes_text
+from dlrmctl.errors import UserError
+from dlrmctl.plan.cluster import these_ranks
+from dlrmctl.plan.memory import PARTS, MemoryPlan, plan_memory
+from dlrmctl.ranks import Ranks
+from dlrmctl.settings import shown
+
+_SMALLER_TABLES = (
+    "--embedding qr with a larger --compress-ratio, a smaller --dim, or more ranks; `dlrmctl plan` with the same flags "
+    "shows every table and what would fit"
+)
+
+
+def check_memory(config: Config, schema: Schema, ranks: Ranks) -> int | None:
+    """Bytes that each rank has for tables and their lookups; None where it is not known. A collective.
+
+    Raises:
+        UserError: on every rank, if the training does not fit; nothing has been allocated then.
+    """
+    cluster = these_ranks(ranks)
+    outcome: int | UserError | None = None
+    if ranks.is_main:
+        try:
+            plan = plan_memory(config, schema, cluster)
+            outcome = plan.table_room if plan.fits else refusal(config, plan)
+        except UserError as problem:
+            outcome = problem
+    outcome = ranks.broadcast(outcome)
+    if isinstance(outcome, UserError):
+        raise outcome
+    return outcome
+
+
+def refusal(config: Config, plan: MemoryPlan) -> UserError:
+    """One line with the numbers of the fullest rank, and what to change first."""
+    cluster = plan.cluster
+    if plan.problem is not None and max(plan.totals) <= (cluster.memory_bytes or 0):
+        return UserError(plan.problem, _SMALLER_TABLES)  # the planner wants more for lookups than is counted here
+    assert cluster.memory_bytes is not None
+    rank = max(range(cluster.world_size), key=lambda r: plan.totals[r])
+    needs = {name: plan.parts[name][rank] for name in PARTS if plan.parts[name][rank]}
+    listed = ", ".join(f"{name} {bytes_text(needs[name])}" for name in sorted(needs, key=lambda name: -needs[name])[:4])
+    where = "it" if cluster.world_size == 1 else f"rank {rank} of {cluster.world_size}"
+    message = (
+        f"the training does not fit in memory: {where} needs {bytes_text(plan.totals[rank])} ({listed}) and has "
+        f"{bytes_text(cluster.memory_bytes)}"
+    )
+    if plan.fixed_bytes <= cluster.memory_bytes:
+        largest = max(plan.placements, key=lambda table: table.bytes)
+        message += f"; the largest table, {largest.table}, has {largest.rows:,} rows of {largest.dim}"
+        return UserError(message, _SMALLER_TABLES)
+    dense = sum(needs.get(name, 0) for name in ("MLPs", "gradients", "optimizer"))
+    if dense > cluster.memory_bytes:
+        mlps = f"{shown(config.model.bottom_mlp)} and {shown(config.model.top_mlp)}"
+        message += f"; the MLPs {mlps} have {plan.dense.num_weights:,} weights"
+        return UserError(message, "smaller --bottom-mlp or --top-mlp")
+    return UserError(f"{message}; train.batch_size = {config.train.batch_size:,}", "a smaller --batch-size")

@@ -1,0 +1,91 @@
+"""The ranks that a plan is for: those of this machine, or of a cluster described in numbers."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dlrmctl.errors import UserError
+from dlrmctl.ranks import Ranks
+from embeddings.memory import available_bytes
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Equal ranks on equal nodes.
+
+    Attributes:
+        ranks_per_node: ranks 0 to ranks_per_node - 1 are on the first node, and so on.
+        device_type: "cpu" or "cuda".
+        memory_bytes: of each rank; None where it is not known.
+        process_bytes: what each rank takes of it before there is a model: Python and its libraries.
+        described: given in numbers, not the machine that this runs on.
+        intra_bandwidth, inter_bandwidth: of one rank, to ranks of its node and of others, in bytes per second; None
+            where not given.
+    """
+
+    world_size: int
+    ranks_per_node: int
+    device_type: str
+    memory_bytes: int | None
+    process_bytes: int = 0
+    described: bool = False
+    intra_bandwidth: float | None = None
+    inter_bandwidth: float | None = None
+
+    @property
+    def nodes(self) -> int:
+        return self.world_size // self.ranks_per_node
+
+    @property
+    def bandwidths(self) -> tuple[float, float] | None:
+        """Both, if any is given; the other is then the same."""
+        intra, inter = self.intra_bandwidth, self.inter_bandwidth
+        if intra is None and inter is None:
+            return None
+        return intra or inter or 0.0, inter or intra or 0.0
+
+    @property
+    def name(self) -> str:
+        kind = "GPU" if self.device_type == "cuda" else "CPU rank"
+        each = "" if self.nodes == 1 else f" on {self.nodes} nodes"
+        return f"{self.world_size} {kind}{'s' if self.world_size > 1 else ''}{each}"
+
+
+def this_machine(device: str, nproc: int, *, intra_bandwidth: float | None = None) -> Cluster:
+    """The ranks that `--nproc` would start here, with the memory that is free now.
+
+    Args:
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        UserError: if the device is not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.device = cuda, but torch sees no CUDA device", "--hbm 80GiB plans for GPUs elsewhere")
+    if device != "cpu" and torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        free = [available_bytes(torch.device("cuda", i)) or 0 for i in range(min(nproc, count))]
+        shared = -(-nproc // count)  # ranks on one GPU
+        return Cluster(nproc, nproc, "cuda", min(free) // shared, intra_bandwidth=intra_bandwidth)
+    free_bytes, own = available_bytes(torch.device("cpu")), own_bytes()
+    # What this process takes will be free when it has ended, and is what each rank takes before it has a model.
+    memory = None if free_bytes is None else (free_bytes + own) // nproc
+    return Cluster(nproc, nproc, "cpu", memory, process_bytes=own, intra_bandwidth=intra_bandwidth)
+
+
+def these_ranks(ranks: Ranks) -> Cluster:
+    """The ranks of a running training, each with the least that any of them has free. A collective."""
+    free = ranks.gather(available_bytes(ranks.device, ranks.local_world_size))
+    known = [number for number in free if number is not None]
+    return Cluster(ranks.world_size, ranks.local_world_size, ranks.device.type, min(known) if known else None)
+
+
+def own_bytes() -> int:
+    """Memory of this process that no other shares; 0 where the system does not say."""
+    try:
+        lines = Path(f"/proc/{os.getpid()}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)

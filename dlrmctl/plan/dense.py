@@ -1,0 +1,84 @@
+"""What the dense network needs on every rank: weights, gradients, optimizer state and scratch; from shapes alone.
+
+The network is built on "meta", where tensors have shapes and no memory, and any number of ranks can be asked about
+without being there.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from data.schema import Schema
+from dlrmctl.build import dense_optimizer
+from dlrmctl.config import Config
+from dlrmctl.plan.shampoo import shampoo_shares
+from dlrmctl.tables import feature_tables
+from models import DenseNetwork
+from optim.shampoo import DistributedShampoo
+
+_FLOAT = 4
+# What an optimizer allocates while it steps and keeps of every weight, in weights. Torch's own work on lists of
+# tensors, so that their intermediates exist for all weights at once.
+_STATE = {"adagrad": 1, "adamw": 2, "sgd": 0}
+_SCRATCH = {"adagrad": 2, "adamw": 1, "sgd": 0}
+
+
+@dataclass(frozen=True)
+class DenseNeed:
+    """Bytes; tuples have one entry per rank.
+
+    Attributes:
+        num_weights: of the MLPs and biases.
+        products: of one example through all linear layers, in multiplications.
+        state: what the optimizer remembers.
+        scratch: what else it takes while it steps: intermediates, padding, and the directions of all ranks.
+        optimizer_products: multiplications of the optimizer per step.
+        exchanged: bytes of directions that every rank receives in a step.
+    """
+
+    num_weights: int
+    products: int
+    weights: int
+    gradients: int
+    state: tuple[int, ...]
+    scratch: tuple[int, ...]
+    optimizer_products: tuple[float, ...]
+    exchanged: int
+
+
+def meta_network(config: Config, schema: Schema) -> DenseNetwork:
+    """The dense half without memory."""
+    with torch.device("meta"):
+        return DenseNetwork(
+            num_dense=len(schema.dense),
+            num_features=sum(table.vectors for table in feature_tables(config, schema)),
+            dim=config.embeddings.dim,
+            bottom=config.model.bottom_mlp,
+            top=config.model.top_mlp,
+            interaction=config.model.interaction,
+        )
+
+
+def dense_need(config: Config, schema: Schema, world_size: int) -> DenseNeed:
+    """What the dense half of the settings needs on each of `world_size` ranks."""
+    network = meta_network(config, schema)
+    num_weights = sum(p.numel() for p in network.parameters())
+    layers = [layer.weight.numel() for layer in network.modules() if isinstance(layer, nn.Linear)]
+    optimizer = dense_optimizer(config.optim, nn.Linear(1, 1, device="meta"), None)  # for its settings alone
+    weights = num_weights * _FLOAT
+    if isinstance(optimizer, DistributedShampoo):
+        shares = shampoo_shares(network.parameters(), optimizer.param_groups[0], world_size)
+        longest = max(share.buffer for share in shares)
+        exchanged = world_size * longest if world_size > 1 else 0
+        state = tuple(share.state for share in shares)
+        scratch = tuple(share.scratch + longest + exchanged for share in shares)
+        products = tuple(share.products for share in shares)
+    else:
+        name, momentum = config.optim.dense_optimizer, config.optim.momentum > 0
+        kept = 1 if name == "sgd" and momentum else _STATE[name]
+        decayed = 1 if name == "sgd" and config.optim.weight_decay else 0
+        state = (kept * weights,) * world_size
+        scratch = ((_SCRATCH[name] + decayed) * weights,) * world_size
+        products, exchanged = (0.0,) * world_size, 0
+    return DenseNeed(num_weights, sum(layers), weights, weights, state, scratch, products, exchanged)

@@ -1,0 +1,222 @@
+"""The memory that a training needs on every rank, part by part, against what there is.
+
+    tables and their row-wise AdaGrad, where TorchRec's planner puts them    (exact)
+    MLPs, their gradients, their optimizer's state and scratch               (exact)
+    batches, lookups, activations, exchanges between ranks                   (from shapes; an upper estimate)
+
+Nothing is allocated, and no rank is asked. `dlrmctl plan` shows this, `dlrmctl train` refuses by it.
+Dimensions: B examples of a rank, G of all ranks, I dense features, F vectors, D columns, N = F + 1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data.schema import Schema
+from dlrmctl.config import Config
+from dlrmctl.plan.cluster import Cluster
+from dlrmctl.plan.dense import DenseNeed, dense_need
+from dlrmctl.tables import feature_tables
+from embeddings.collection import CompositionalEmbeddings
+from embeddings.fused import attach_rowwise_adagrad
+from embeddings.memory import state_bytes, weight_bytes
+from embeddings.placement import Placement, PlacementError, make_plan
+
+PARTS = ("process", "tables", "table state", "MLPs", "gradients", "optimizer", "batches", "lookups", "activations")
+_FLOAT, _ID = 4, 8
+# The allocator of a CPU keeps what it had and cannot always use it again: measured 0.9 to 1.7 times what is counted.
+_CPU_ALLOCATOR = 1.7
+_READ_AHEAD_ROWS = 2 * 65_536  # a block of the store being shuffled and one of batches that wait, over all ranks
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What every rank needs and has.
+
+    Attributes:
+        parts: name -> bytes per rank, the names of `PARTS`.
+        placements: of every table; where they do not fit, where they would be without a limit.
+        table_room: bytes that each rank has for tables and lookups; None where not known.
+        problem: the planner's reason why the tables do not fit, or None.
+    """
+
+    cluster: Cluster
+    dense: DenseNeed
+    embeddings: CompositionalEmbeddings
+    parts: dict[str, tuple[int, ...]]
+    placements: list[Placement]
+    table_room: int | None
+    problem: str | None
+
+    @property
+    def totals(self) -> tuple[int, ...]:
+        """Bytes per rank."""
+        return tuple(map(sum, zip(*self.parts.values(), strict=True)))
+
+    @property
+    def fits(self) -> bool:
+        limit = self.cluster.memory_bytes
+        return self.problem is None and (limit is None or max(self.totals) <= limit)
+
+    @property
+    def fixed_bytes(self) -> int:
+        """The most that any rank needs besides tables and lookups."""
+        names = [name for name in PARTS if name not in ("tables", "table state", "lookups")]
+        return max(map(sum, zip(*(self.parts[name] for name in names), strict=True)))
+
+
+def plan_memory(config: Config, schema: Schema, cluster: Cluster, *, sharding: str | None = None) -> MemoryPlan:
+    """Plans a training of these settings on these ranks.
+
+    Args:
+        sharding: instead of that of the settings.
+
+    Raises:
+        UserError: for settings that do not go with the data.
+    """
+    world_size, batch = cluster.world_size, config.train.batch_size // cluster.world_size
+    embeddings = _embeddings(config, schema)
+    dense = dense_need(config, schema, world_size)
+    each = {
+        "process": cluster.process_bytes,
+        "MLPs": dense.weights,
+        "gradients": dense.gradients,
+        "batches": _batches(schema, cluster, batch),
+        "activations": _activations(config, embeddings, dense, cluster, batch),
+    }
+    parts = {name: (value,) * world_size for name, value in each.items()}
+    parts["optimizer"] = tuple(map(sum, zip(dense.state, dense.scratch, strict=True)))
+    fixed = max(map(sum, zip(*parts.values(), strict=True)))
+    room = None if cluster.memory_bytes is None else cluster.memory_bytes - fixed
+    placements, problem = _placements(config, embeddings, cluster, batch, room, sharding)
+    parts["tables"] = _per_rank(placements, world_size, weights=True)
+    parts["table state"] = _per_rank(placements, world_size, weights=False)
+    lookups = table_exchange(embeddings, placements, cluster, batch)
+    parts["lookups"] = tuple(_allocated(both.looked_up + both.received, cluster) for both in lookups)
+    return MemoryPlan(cluster, dense, embeddings, {name: parts[name] for name in PARTS}, placements, room, problem)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What one rank looks up and exchanges in a step.
+
+    Attributes:
+        rows, row_bytes: rows it reads from its tables, and their bytes.
+        looked_up: bytes of ids, sums and their gradients that belong to its tables.
+        received: bytes of vectors of its own examples and their gradients; 0 on a single rank.
+        sent: bytes of sums that go to other ranks; as many gradients come back.
+        sent_ids: bytes of ids that go to other ranks.
+    """
+
+    rows: float
+    row_bytes: float
+    looked_up: int
+    received: int
+    sent: int
+    sent_ids: int
+
+
+def table_exchange(
+    embeddings: CompositionalEmbeddings, placements: Sequence[Placement], cluster: Cluster, batch: int
+) -> list[Exchange]:
+    """Per rank. A whole table serves the batches of all ranks; of a cut one every rank has sums for all of them."""
+    world_size = cluster.world_size
+    longest = {feature.name: feature.max_ids for feature in embeddings.features}
+    unpooled = set(embeddings.row_ids.keys)
+    rows, row_bytes, looked_up, width = ([0.0] * world_size for _ in range(4))
+    examples = batch * world_size
+    received = ids_of_rank = 0
+    for table in placements:
+        ids = longest[table.table.split("@")[0]]
+        vectors = ids if table.table in unpooled else 1
+        received += batch * vectors * table.dim * _FLOAT * 2
+        ids_of_rank += batch * ids * _ID
+        share = 1 / len(table.ranks)
+        for rank in table.ranks:
+            rows[rank] += examples * ids * share
+            row_bytes[rank] += examples * ids * share * table.dim * _FLOAT
+            vectors_here = vectors * share if table.table in unpooled else 1
+            looked_up[rank] += examples * (vectors_here * table.dim * _FLOAT * 2 + ids * share * _ID)
+            width[rank] += vectors_here * table.dim * _FLOAT
+    others = (world_size - 1) / world_size
+    return [
+        Exchange(
+            rows=rows[rank],
+            row_bytes=row_bytes[rank],
+            looked_up=int(looked_up[rank]),
+            received=received if world_size > 1 else 0,
+            sent=int(width[rank] * examples * others),
+            sent_ids=int(ids_of_rank * others),
+        )
+        for rank in range(world_size)
+    ]
+
+
+def activation_floats(config: Config, num_vectors: int) -> int:
+    """Numbers per example that the dense network keeps for its backward, and the most that it adds on the way."""
+    N, D = num_vectors + 1, config.embeddings.dim
+    joined = D + N * (N - 1) // 2 if config.model.interaction == "dot" else N * D
+    kept = sum(config.model.bottom_mlp) + N * D + joined + sum(config.model.top_mlp)
+    products = N * N if config.model.interaction == "dot" else 0
+    added = max(products, 2 * max(joined, *config.model.bottom_mlp, *config.model.top_mlp))
+    return kept + added + 2 * num_vectors * D  # the embeddings and their gradient
+
+
+def _embeddings(config: Config, schema: Schema) -> CompositionalEmbeddings:
+    embeddings = CompositionalEmbeddings(feature_tables(config, schema), config.embeddings.dim)
+    # The planner counts the state of an optimizer that it finds attached.
+    assert config.optim.qr_lr is not None
+    attach_rowwise_adagrad(embeddings, sparse_lr=config.optim.sparse_lr, qr_lr=config.optim.qr_lr)
+    return embeddings
+
+
+def _placements(
+    config: Config,
+    embeddings: CompositionalEmbeddings,
+    cluster: Cluster,
+    batch: int,
+    room: int | None,
+    sharding: str | None,
+) -> tuple[list[Placement], str | None]:
+    def placed(memory_bytes: int | None) -> list[Placement]:
+        return make_plan(
+            embeddings,
+            embeddings,
+            world_size=cluster.world_size,
+            local_world_size=cluster.ranks_per_node,
+            device_type=cluster.device_type,
+            batch_size=batch,
+            sharding=sharding or config.embeddings.sharding,
+            memory_bytes=memory_bytes,
+            bandwidths=cluster.bandwidths,
+        )[1]
+
+    try:
+        return placed(None if room is None else max(room, 1)), None
+    except PlacementError as problem:
+        return placed(None), str(problem)
+
+
+def _per_rank(placements: Sequence[Placement], world_size: int, *, weights: bool) -> tuple[int, ...]:
+    totals = [0] * world_size
+    for table in placements:
+        for rank, rows in zip(table.ranks, table.rank_rows, strict=True):
+            totals[rank] += weight_bytes(rows, table.dim) if weights else state_bytes(rows)
+    return tuple(totals)
+
+
+def _batches(schema: Schema, cluster: Cluster, batch: int) -> int:
+    """On a GPU the batch at work and the next one; on a CPU those that the reader has ready, too."""
+    example = _FLOAT * (len(schema.dense) + 1) + sum(_ID * feature.max_ids + _FLOAT for feature in schema.sparse)
+    ahead = _READ_AHEAD_ROWS // cluster.world_size if cluster.device_type == "cpu" else 0
+    return example * (2 * batch + ahead)
+
+
+def _activations(
+    config: Config, embeddings: CompositionalEmbeddings, dense: DenseNeed, cluster: Cluster, batch: int
+) -> int:
+    floats = activation_floats(config, embeddings.num_vectors)
+    return _allocated(batch * floats * _FLOAT, cluster)
+
+
+def _allocated(num_bytes: int, cluster: Cluster) -> int:
+    return int(num_bytes * _CPU_ALLOCATOR) if cluster.device_type == "cpu" else num_bytes
