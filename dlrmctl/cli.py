@@ -16,6 +16,7 @@ from dlrmctl.errors import UserError
 from dlrmctl.export.cli import export
 from dlrmctl.launch import launch_local, needs_launch
 from dlrmctl.options import LAUNCH_PANEL, AsJson, one_of, whole_number, with_settings
+from dlrmctl.plan.cli import plan
 from dlrmctl.scoring_cli import compare, evaluate, predict
 from dlrmctl.starting import Nproc, check_batch
 
@@ -33,6 +34,7 @@ app.add_typer(bench_app, name="bench")
 for command in (evaluate, compare, predict):
     app.command()(command)
 app.command("compress-embeddings")(compress_embeddings)
+app.command("plan")(plan)
 app.command()(export)
 
 

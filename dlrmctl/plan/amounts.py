@@ -51,7 +51,18 @@ def _amount(flag: str, text: str, unit: str, what: str) -> float:
 
 
 def bandwidth_text(bytes_per_second: float) -> str:
-    return f"{bytes_per_second / 1e9:.3g} GB/s"
+    return _with_prefix(bytes_per_second) + "B/s"
+
+
+def flops_text(flops: float) -> str:
+    return _with_prefix(flops) + "FLOP/s"
+
+
+def _with_prefix(amount: float) -> str:
+    """Three digits and a decimal prefix, from mega on."""
+    prefixes = {1e15: "P", 1e12: "T", 1e9: "G"}
+    size = next((size for size in prefixes if amount >= 0.9995 * size), 1e6)
+    return f"{amount / size:.3g} {prefixes.get(size, 'M')}"
 
 
 def time_text(seconds: float) -> str:

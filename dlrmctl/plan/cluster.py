@@ -11,6 +11,9 @@ from dlrmctl.ranks import Ranks
 from embeddings.memory import available_bytes
 
 
+CUDA_BYTES = 2**30  # context, kernels and NCCL's buffers of a rank: about this much, before it has a model
+
+
 @dataclass(frozen=True)
 class Cluster:
     """Equal ranks on equal nodes.
@@ -19,7 +22,7 @@ class Cluster:
         ranks_per_node: ranks 0 to ranks_per_node - 1 are on the first node, and so on.
         device_type: "cpu" or "cuda".
         memory_bytes: of each rank; None where it is not known.
-        process_bytes: what each rank takes of it before there is a model: Python and its libraries.
+        process_bytes: what each rank takes of it before there is a model: Python and its libraries, or CUDA's.
         described: given in numbers, not the machine that this runs on.
         intra_bandwidth, inter_bandwidth: of one rank, to ranks of its node and of others, in bytes per second; None
             where not given.
@@ -73,6 +76,21 @@ def this_machine(device: str, nproc: int, *, intra_bandwidth: float | None = Non
     # What this process takes will be free when it has ended, and is what each rank takes before it has a model.
     memory = None if free_bytes is None else (free_bytes + own) // nproc
     return Cluster(nproc, nproc, "cpu", memory, process_bytes=own, intra_bandwidth=intra_bandwidth)
+
+
+def described(
+    world_size: int,
+    nodes: int,
+    device_type: str,
+    memory_bytes: int,
+    *,
+    intra_bandwidth: float | None = None,
+    inter_bandwidth: float | None = None,
+) -> Cluster:
+    """A cluster in numbers, with about what each rank takes before it has a model."""
+    process = CUDA_BYTES if device_type == "cuda" else own_bytes()
+    per_node = world_size // nodes
+    return Cluster(world_size, per_node, device_type, memory_bytes, process, True, intra_bandwidth, inter_bandwidth)
 
 
 def these_ranks(ranks: Ranks) -> Cluster:

@@ -4,6 +4,7 @@ The network is built on "meta", where tensors have shapes and no memory, and any
 without being there.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,7 @@ class DenseNeed:
     Attributes:
         num_weights: of the MLPs and biases.
         products: of one example through all linear layers, in multiplications.
+        largest_layer: outputs and inputs of the linear layer with the most weights.
         state: what the optimizer remembers.
         scratch: what else it takes while it steps: intermediates, padding, and the directions of all ranks.
         optimizer_products: multiplications of the optimizer per step.
@@ -39,6 +41,7 @@ class DenseNeed:
 
     num_weights: int
     products: int
+    largest_layer: tuple[int, ...]
     weights: int
     gradients: int
     state: tuple[int, ...]
@@ -64,7 +67,7 @@ def dense_need(config: Config, schema: Schema, world_size: int) -> DenseNeed:
     """What the dense half of the settings needs on each of `world_size` ranks."""
     network = meta_network(config, schema)
     num_weights = sum(p.numel() for p in network.parameters())
-    layers = [layer.weight.numel() for layer in network.modules() if isinstance(layer, nn.Linear)]
+    layers = [tuple(layer.weight.shape) for layer in network.modules() if isinstance(layer, nn.Linear)]
     optimizer = dense_optimizer(config.optim, nn.Linear(1, 1, device="meta"), None)  # for its settings alone
     weights = num_weights * _FLOAT
     if isinstance(optimizer, DistributedShampoo):
@@ -81,4 +84,14 @@ def dense_need(config: Config, schema: Schema, world_size: int) -> DenseNeed:
         state = (kept * weights,) * world_size
         scratch = ((_SCRATCH[name] + decayed) * weights,) * world_size
         products, exchanged = (0.0,) * world_size, 0
-    return DenseNeed(num_weights, sum(layers), weights, weights, state, scratch, products, exchanged)
+    return DenseNeed(
+        num_weights=num_weights,
+        products=sum(map(math.prod, layers)),
+        largest_layer=max(layers, key=math.prod),
+        weights=weights,
+        gradients=weights,
+        state=state,
+        scratch=scratch,
+        optimizer_products=products,
+        exchanged=exchanged,
+    )

@@ -1,0 +1,97 @@
+"""`dlrmctl plan`: from settings, tables and ranks to what fits, what would, and how long a step might take."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from data.schema import Schema
+from dlrmctl.config import Config
+from dlrmctl.console import print_json, say
+from dlrmctl.plan.cluster import Cluster
+from dlrmctl.plan.memory import MemoryPlan, plan_memory
+from dlrmctl.plan.rates import Rates, find_rates
+from dlrmctl.plan.remedies import Remedy, remedies
+from dlrmctl.plan.report import show_plan
+from dlrmctl.plan.steptime import StepTime, estimate
+from dlrmctl.starting import check_batch
+from dlrmctl.tables import summary
+
+_MANY_RANKS = 32  # from here on the planner takes seconds
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Everything that a plan says."""
+
+    config: Config
+    source: str
+    memory: MemoryPlan
+    remedies: list[Remedy]
+    rates: Rates
+    time: StepTime
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; bytes and seconds."""
+        plan, cluster = self.memory, self.memory.cluster
+        return {
+            "fits": plan.fits,
+            "problem": plan.problem,
+            "tables_of": self.source,
+            "summary": summary(plan.embeddings.features, plan.embeddings.dim),
+            "ranks": asdict(cluster) | {"nodes": cluster.nodes},
+            "tables": [asdict(table) for table in plan.placements],
+            "memory": {
+                "per_rank": plan.totals,
+                "available_per_rank": cluster.memory_bytes,
+                "parts_per_rank": plan.parts,
+                "dense_weights": plan.dense.num_weights,
+                "optimizer_state_per_rank": plan.dense.state,
+                "optimizer_scratch_per_rank": plan.dense.scratch,
+            },
+            "remedies": [asdict(remedy) for remedy in self.remedies],
+            "step": {
+                "estimate_seconds": self.time.total,
+                "bound_by": self.time.bound_by,
+                "parts_seconds": self.time.parts,
+                "rates": asdict(self.rates),
+            },
+            "settings": self.config.to_dict(),
+        }
+
+
+def answer(
+    config: Config,
+    schema: Schema,
+    cluster: Cluster,
+    *,
+    source: str,
+    flops: float | None = None,
+    memory_bandwidth: float | None = None,
+) -> Answer:
+    """Plans; see `plan`."""
+    check_batch(config, cluster.world_size)
+    plan = plan_memory(config, schema, cluster)
+    rates = find_rates(
+        cluster,
+        plan.dense,
+        dim=config.embeddings.dim,
+        batch=config.train.batch_size // cluster.world_size,
+        flops=flops,
+        memory=memory_bandwidth,
+    )
+    return Answer(config, source, plan, remedies(config, schema, plan), rates, estimate(config, plan, rates))
+
+
+def plan(config: Config, schema: Schema, cluster: Cluster, *, as_json: bool, **given: Any) -> bool:
+    """Shows the plan; returns whether it fits.
+
+    Args:
+        given: what `answer` takes besides.
+
+    Raises:
+        UserError: for settings that do not go with the tables or the ranks.
+    """
+    if cluster.world_size >= _MANY_RANKS:
+        say(f"planning for {cluster.name}")
+    found = answer(config, schema, cluster, **given)
+    print_json(found.to_dict()) if as_json else show_plan(found)
+    return found.memory.fits

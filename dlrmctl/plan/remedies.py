@@ -1,0 +1,132 @@
+"""What would make tables fit that do not: a ratio of compression, more ranks; or fewer bits, for serving.
+
+Every remedy for training is planned before it is offered, with tables cut into equal parts: what is said to fit, fits.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from data.schema import Schema
+from dlrmctl.config import Config
+from dlrmctl.console import bytes_text
+from dlrmctl.errors import UserError
+from dlrmctl.plan.cluster import Cluster
+from dlrmctl.plan.memory import MemoryPlan, plan_memory
+from embeddings.compression.quantize import row_bytes
+
+_SERVED = {"fp16": 16, "int8": 8, "int4": 4}
+_RATIOS = (1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 32, 40, 50, 64, 80, 100, 128, 200, 256, 400, 512, 1000)
+_MOST_RANKS = 1024  # planning for more takes minutes
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """One way out.
+
+    Attributes:
+        what: in words, with numbers.
+        flags: to add, or in place of those given; empty where it is no matter of flags.
+        bytes_per_rank: of the fullest rank then.
+        serving: for predictions alone, not for training.
+    """
+
+    what: str
+    flags: str
+    bytes_per_rank: int
+    serving: bool = False
+
+
+def remedies(config: Config, schema: Schema, plan: MemoryPlan) -> list[Remedy]:
+    """Ways to make a plan fit that does not, the least change of each kind."""
+    limit = plan.cluster.memory_bytes
+    if plan.fits or limit is None:
+        return []
+    if plan.fixed_bytes > limit:
+        return [_smaller_dense(config, plan)]
+    found = [_cut(config, schema, plan), _compressed(config, schema, plan), _more_ranks(config, schema, plan)]
+    return [remedy for remedy in [*found, *_served(plan, limit)] if remedy is not None]
+
+
+def _smaller_dense(config: Config, plan: MemoryPlan) -> Remedy:
+    fixed = bytes_text(plan.fixed_bytes)
+    return Remedy(
+        f"without any table a rank needs {fixed}: smaller MLPs or a smaller batch come first",
+        "--batch-size, --bottom-mlp or --top-mlp",
+        plan.fixed_bytes,
+    )
+
+
+def _cut(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | None:
+    """The same tables in equal parts, where the settings keep them whole."""
+    if config.embeddings.sharding != "table_wise" or plan.cluster.world_size == 1:
+        return None
+    cut = plan_memory(config, schema, plan.cluster, sharding="row_wise")
+    most = max(cut.totals)
+    return Remedy("tables cut over the ranks", "--sharding auto", most) if cut.fits else None
+
+
+def _compressed(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | None:
+    """The smallest ratio of a list with which it fits."""
+    kind = config.embeddings.embedding if config.embeddings.embedding != "full" else "qr"
+    for ratio in _worth_trying(plan, now=config.embeddings.compress_ratio or 1.0):
+        settings = replace(config.embeddings, embedding=kind, compress_ratio=float(ratio))
+        try:
+            smaller = _planned(replace(config, embeddings=settings), schema, plan.cluster)
+        except UserError:  # out of reach for these tables
+            return None
+        if smaller.fits:
+            return Remedy(
+                f"tables {ratio:g} times smaller ({kind} {settings.operation})"
+                if kind == "qr"
+                else f"tables {ratio:g} times smaller ({kind})",
+                f"--embedding {kind} --compress-ratio {ratio:g}",
+                max(smaller.totals),
+            )
+    return None
+
+
+def _worth_trying(plan: MemoryPlan, *, now: float) -> Iterator[float]:
+    """Ratios from the one that arithmetic says on."""
+    weights = sum(sum(plan.parts[name]) for name in ("tables", "table state"))
+    room = max(plan.table_room or 1, 1) * plan.cluster.world_size
+    least = now * weights / room
+    yield from (ratio for ratio in _RATIOS if ratio >= least and ratio > now)
+
+
+def _more_ranks(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | None:
+    """As many more nodes of the same kind as it takes; of a single node half full, more ranks on it do not help."""
+    cluster, batch = plan.cluster, config.train.batch_size
+    tables = sum(sum(plan.parts[name]) for name in ("tables", "table state"))
+    nodes = max(cluster.nodes + 1, tables // max(1, (plan.table_room or 1) * cluster.ranks_per_node))
+    while nodes * cluster.ranks_per_node <= _MOST_RANKS:
+        size = nodes * cluster.ranks_per_node
+        if batch % size == 0:
+            larger = _planned(config, schema, replace(cluster, world_size=size))
+            if larger.fits:
+                each = "GPUs" if cluster.device_type == "cuda" else "ranks"
+                return Remedy(
+                    f"{size} {each} of {bytes_text(cluster.memory_bytes or 0)} on {nodes} nodes",
+                    f"--world-size {size} --nodes {nodes}",
+                    max(larger.totals),
+                )
+        nodes += 1
+    return None
+
+
+def _planned(config: Config, schema: Schema, cluster: Cluster) -> MemoryPlan:
+    """In equal parts where they may be cut: the plan with the least for the fullest rank, and quick to make."""
+    kept_whole = config.embeddings.sharding == "table_wise" or cluster.world_size == 1
+    return plan_memory(config, schema, cluster, sharding="table_wise" if kept_whole else "row_wise")
+
+
+def _served(plan: MemoryPlan, limit: int) -> list[Remedy]:
+    """The tables alone with fewer bits: no gradients, no optimizer. The most bits that fit on one rank, or on these."""
+    for ranks in sorted({1, plan.cluster.world_size}):
+        for name, bits in _SERVED.items():
+            size = sum(table.rows * row_bytes(table.dim, bits) for table in plan.placements)
+            if size / ranks <= limit:
+                where = "one rank" if ranks == 1 else f"{ranks} ranks"
+                what = f"for serving, after training elsewhere: {name} tables, {bytes_text(size)}, on {where}"
+                flags = f"dlrmctl compress-embeddings RUN -o OUT --method {name}"
+                return [Remedy(what, flags, -(-size // ranks), serving=True)]
+    return []

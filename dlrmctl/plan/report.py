@@ -1,0 +1,156 @@
+"""A plan for people: tables, ranks, time, and the ways out, in less than fifty lines for Criteo's 26 tables."""
+
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dlrmctl.console import bytes_text, output, print_table
+from dlrmctl.plan.amounts import bandwidth_text, flops_text, time_text
+from dlrmctl.plan.memory import MemoryPlan
+from dlrmctl.plan.rates import Rate, Rates
+from dlrmctl.tables import summary
+from embeddings.memory import state_bytes, weight_bytes
+from embeddings.placement import Placement
+
+if TYPE_CHECKING:
+    from dlrmctl.plan.command import Answer
+
+_MOST_TABLES = 26  # the others are one line
+_FEW_RANKS = 4
+# Columns of the table of ranks, and the parts that each of them adds up.
+_COLUMNS = {
+    "tables": ("tables",),
+    "their state": ("table state",),
+    "MLPs, gradients": ("MLPs", "gradients"),
+    "optimizer": ("optimizer",),
+    "batch, lookups, activations": ("batches", "lookups", "activations"),
+    "process": ("process",),
+}
+
+
+def show_plan(answer: "Answer") -> None:
+    """On standard output."""
+    plan = answer.memory
+    output.print(f"{answer.source} on {plan.cluster.name}, batch {answer.config.train.batch_size:,}")
+    output.print(summary(plan.embeddings.features, plan.embeddings.dim))
+    _show_tables(plan.placements)
+    _show_ranks(plan)
+    _show_time(answer)
+    _show_verdict(answer)
+
+
+def _show_tables(placements: Sequence[Placement]) -> None:
+    shown, rest = list(placements), []
+    if len(shown) > _MOST_TABLES:
+        by_size = sorted(shown, key=lambda table: -table.bytes)
+        kept = set(map(id, by_size[: _MOST_TABLES - 1]))
+        shown, rest = [t for t in shown if id(t) in kept], [t for t in shown if id(t) not in kept]
+    rows = [
+        [
+            t.table,
+            f"{t.rows:,}",
+            str(t.dim),
+            bytes_text(weight_bytes(t.rows, t.dim)),
+            bytes_text(state_bytes(t.rows)),
+            t.sharding,
+            _ranks_text(t.ranks),
+        ]
+        for t in shown
+    ]
+    if rest:
+        total = sum(t.rows for t in rest)
+        weights = bytes_text(sum(weight_bytes(t.rows, t.dim) for t in rest))
+        rows.append([f"{len(rest)} smaller", f"{total:,}", "", weights, bytes_text(state_bytes(total)), "", ""])
+    print_table("tables", ["", "rows", "dim", "weights", "AdaGrad", "sharding", "ranks"], rows)
+
+
+def _ranks_text(ranks: Sequence[int]) -> str:
+    """0, or 0-15 for many that follow each other."""
+    ordered = sorted(ranks)
+    if len(ordered) > 1 and ordered == list(range(ordered[0], ordered[-1] + 1)):
+        return f"{ordered[0]}-{ordered[-1]}"
+    return ",".join(map(str, ordered))
+
+
+def _show_ranks(plan: MemoryPlan) -> None:
+    columns = {title: parts for title, parts in _COLUMNS.items() if any(max(plan.parts[p]) for p in parts)}
+    per_rank = {title: [sum(plan.parts[p][r] for p in parts) for r in _ranks(plan)] for title, parts in columns.items()}
+    per_rank["total"] = list(plan.totals)
+    if plan.cluster.world_size <= _FEW_RANKS:
+        lines = {f"rank {rank}": {title: values[rank] for title, values in per_rank.items()} for rank in _ranks(plan)}
+    else:
+        lines = {
+            name: {title: int(of(values)) for title, values in per_rank.items()}
+            for name, of in (("least", min), ("median", statistics.median), ("most", max))
+        }
+    limit = plan.cluster.memory_bytes
+    rows = [
+        [name, *(bytes_text(value) for value in line.values()), _share(line["total"], limit)]
+        for name, line in lines.items()
+    ]
+    has = "" if limit is None else f" of {bytes_text(limit)}"
+    print_table(f"memory per rank{has}", ["", *per_rank, "used"], rows)
+
+
+def _ranks(plan: MemoryPlan) -> range:
+    return range(plan.cluster.world_size)
+
+
+def _share(total: int, limit: int | None) -> str:
+    return "-" if not limit else f"{100 * total / limit:.0f} %" if limit > 0 else "-"
+
+
+def _show_time(answer: "Answer") -> None:
+    time = answer.time
+    parts = {name: "?" if seconds is None else time_text(seconds) for name, seconds in time.parts.items()}
+    whole = "?" if time.total is None else time_text(time.total)
+    print_table("time of a step, estimated", ["", *parts, "sum"], [["slowest rank", *parts.values(), whole]])
+    if time.total is None:
+        output.print(f"no estimate of the whole without {', '.join(_missing(answer.rates, answer.memory))}")
+        return
+    per_second = answer.config.train.batch_size / time.total
+    output.print(f"bound by {time.bound_by}; about {per_second:,.0f} examples/s at best, without reading data, from")
+    output.print(", ".join(_rate_texts(answer.rates, answer.memory)))
+
+
+def _missing(rates: Rates, plan: MemoryPlan) -> list[str]:
+    needed = {"--flops": rates.flops, "--memory-bw": rates.memory}
+    if plan.cluster.world_size > 1:
+        needed["--intra-bw"] = rates.intra
+        if plan.cluster.nodes > 1:
+            needed["--inter-bw"] = rates.inter
+    return [flag for flag, rate in needed.items() if rate is None]
+
+
+def _rate_texts(rates: Rates, plan: MemoryPlan) -> list[str]:
+    found: list[tuple[str, Rate | None, bool]] = [
+        ("memory", rates.memory, True),
+        ("random rows", rates.gather, True),
+        ("to ranks of its node", rates.intra, plan.cluster.ranks_per_node > 1),
+        ("to other nodes", rates.inter, plan.cluster.nodes > 1),
+    ]
+    assert rates.flops is not None
+    texts = [f"matrix products {flops_text(rates.flops.value)} ({rates.flops.source})"]
+    return texts + [
+        f"{name} {bandwidth_text(rate.value)} ({rate.source})" for name, rate, wanted in found if rate and wanted
+    ]
+
+
+def _show_verdict(answer: "Answer") -> None:
+    plan = answer.memory
+    limit = plan.cluster.memory_bytes
+    if limit is None:
+        output.print("how much memory there is, this system does not say")
+        return
+    most = max(plan.totals)
+    if plan.fits:
+        output.print(f"fits: the fullest rank needs {bytes_text(most)} of {bytes_text(limit)}")
+        return
+    if most > limit:
+        output.print(f"does not fit: the fullest rank needs {bytes_text(most)} and has {bytes_text(limit)}")
+    else:
+        output.print(f"does not fit: {plan.problem}")
+    if not answer.remedies:
+        output.print("nothing that this command tries makes it fit")
+    for remedy in answer.remedies:
+        output.print(f"  {remedy.what}: {bytes_text(remedy.bytes_per_rank)} per rank  ({remedy.flags})")
