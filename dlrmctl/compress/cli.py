@@ -32,12 +32,16 @@ def compress_embeddings(
     method: Annotated[
         str | None,
         typer.Option(
-            help="Every table alike: fp16, int8, int4, int2, pca8-int4, rq2x256, pq4x256, qr-mult16-int8, hash16-int8.",
+            help="All tables alike: fp16, int8, int4, int2, pca8-int4, rq2x256, pq4x256, qr-mult16, hash16, nile-pro8.",
             rich_help_panel=GOAL,
         ),
     ] = None,
     expand: Annotated[
         bool, typer.Option("--expand", help="Write a compressed CKPT's tables as plain ones.", rich_help_panel=GOAL)
+    ] = False,
+    vectors: Annotated[
+        bool,
+        typer.Option("--vectors", help="Write a near-isometric CKPT's short rows, to search.", rich_help_panel=GOAL),
     ] = False,
     keep_head: Annotated[
         str, typer.Option(help="With --method: share of rows, the heaviest, kept at 8 bits.", metavar="2%")
@@ -75,11 +79,14 @@ def compress_embeddings(
 ) -> None:
     """Make the embedding tables of a trained model smaller: to a method, a ratio, or a budget of NE."""
     goals = {"--max-ne-increase": max_ne_increase, "--target-ratio": target_ratio, "--method": method}
-    named = [flag for flag, value in goals.items() if value is not None] + ["--expand"] * expand
+    named = (
+        [flag for flag, value in goals.items() if value is not None] + ["--expand"] * expand + ["--vectors"] * vectors
+    )
     if len(named) != 1:
         found = " and ".join(named) if named else "none"
         raise UserError(
-            f"one of {', '.join(goals)}, --expand is needed, found {found}", "--max-ne-increase 0.1% chooses by itself"
+            f"one of {', '.join(goals)}, --expand, --vectors is needed, found {found}",
+            "--max-ne-increase 0.1% chooses by itself",
         )
     one_of("--weights", weights, WEIGHTS)
     ratio = None if target_ratio is None else coerce(target_ratio.removesuffix("x"), float, "--target-ratio")
@@ -102,13 +109,14 @@ def compress_embeddings(
             "dlrmctl prepare criteo NEW_FILES --vocabulary-from STORE -o DIR makes it",
         )
     from dlrmctl.compress.command import Given, compress_embeddings
-    from dlrmctl.compress.command import expand as write_plain
+    from dlrmctl.compress.plain import expand as write_plain
+    from dlrmctl.compress.plain import export_vectors
     from dlrmctl.compress.request import FineTuneRequest, Request, parse_method
 
-    if expand:
+    if expand or vectors:
         if finetune_data is not None:
-            raise UserError("--finetune-data does not go with --expand", "it belongs to the compression itself")
-        write_plain(source, out)
+            raise UserError(f"--finetune-data does not go with {named[0]}", "it belongs to the compression itself")
+        write_plain(source, out) if expand else export_vectors(source, out)
         return
     if method is not None:
         parse_method(method, 16, head)

@@ -5,16 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
-
 from dlrmctl.build import build_dense_network, feature_tables
 from dlrmctl.checkpoint import Checkpoints
 from dlrmctl.compress.counts import RowCounts, no_counts
 from dlrmctl.compress.finetune import Tuned, Tuner
 from dlrmctl.compress.finetuned import fine_tune, open_fresh
-from dlrmctl.compress.model import is_compressed, load_network, open_artifact
+from dlrmctl.compress.model import is_compressed, load_network
 from dlrmctl.compress.progress import Telling
 from dlrmctl.compress.reach import check_reach
 from dlrmctl.compress.report import draw_frontier, make_report, show_report
@@ -23,7 +19,7 @@ from dlrmctl.compress.run import Compression, as_it_is, compress, write
 from dlrmctl.compress.sources import CheckpointTables, TableSource, TensorFiles
 from dlrmctl.compress.trial import Trial
 from dlrmctl.config import Config, resolve
-from dlrmctl.console import output, print_json
+from dlrmctl.console import print_json
 from dlrmctl.datasets import open_reader, open_source
 from dlrmctl.errors import UserError
 from dlrmctl.evaluate import find_checkpoint, same_ids
@@ -31,8 +27,6 @@ from dlrmctl.plot import check_picture
 from dlrmctl.ranks import process_group
 from dlrmctl.rundir import RunDirectory
 from embeddings.compression.composed import compose
-
-_EXPAND_ROWS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -139,29 +133,3 @@ def _checkpoint_or_files(source: Path, request: Request) -> TableSource:
     if (source / "complete.json").is_file():
         return CheckpointTables(source)
     return TensorFiles(source, request.tables)
-
-
-def expand(source: Path, out: Path) -> None:
-    """Writes the tables of a compressed directory as plain float32 ones, "TABLE.weight", a file each.
-
-    Raises:
-        UserError: if `source` is not compressed or `out` exists.
-    """
-    check_output(out)
-    if not is_compressed(source):
-        raise UserError(f"{source}: holds no compressed tables", "compress-embeddings makes them")
-    artifact = open_artifact(source)
-    partial = out.with_name(out.name + ".partial")
-    try:
-        partial.mkdir()
-        for name in artifact.tables:
-            save_file({f"{name}.weight": _expanded(artifact.read(name))}, partial / f"{name}.safetensors")
-        partial.rename(out)
-    except OSError as problem:
-        raise UserError(f"{out}: cannot be written: {problem.strerror or problem}") from None
-    output.print(f"{out}: {len(artifact.tables)} plain tables")
-
-
-def _expanded(table: Any) -> Tensor:
-    parts = [table.expand(start, start + _EXPAND_ROWS) for start in range(0, table.num_rows, _EXPAND_ROWS)]
-    return torch.cat(parts)

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
+from typing import Any
 
 from torch import Tensor
 
 from dlrmctl.compress.sources import TableSource
 from dlrmctl.errors import UserError
+from embeddings.compression.isometric import Isometric
 from embeddings.compression.methods import Method
 from embeddings.compression.quality import Quality, measure
 from embeddings.compression.rules import Compressed, Rows
@@ -48,12 +50,14 @@ class Fitted:
         num_bytes: of all stored parts.
         quality: how far it is from the trained table.
         proxy: weighted squared error in the unit of the importance; proportional to the rise of the loss.
+        certificate: what a near-isometric map keeps of distances; None for other methods.
     """
 
     method: str
     num_bytes: int
     quality: Quality
     proxy: float
+    certificate: dict[str, Any] | None = None
 
 
 @dataclass
@@ -87,7 +91,8 @@ class TableOptions:
             UserError: if the table holds values that are not finite, or the method must fit and does not.
         """
         if method == _EXACT:
-            return self._found(method, self.num_bytes, Quality.exact(), 0.0)
+            self.fitted.append(Fitted(method.name, self.num_bytes, Quality.exact(), 0.0))
+            return self.fitted[-1]
         try:
             table = method.fit(rows)
         except ValueError as problem:
@@ -99,11 +104,10 @@ class TableOptions:
         quality = measure(rows, table)
         if method.kind != "rows":  # rounding again is quick
             self.kept.put(self.name, method.name, table)
-        return self._found(method, table.num_bytes, quality, quality.weighted_error * scale)
-
-    def _found(self, method: Method, num_bytes: int, quality: Quality, proxy: float) -> Fitted:
-        self.fitted.append(Fitted(method.name, num_bytes, quality, proxy))
-        return self.fitted[-1]
+        certificate = table.certificate if isinstance(table, Isometric) else None
+        fitted = Fitted(method.name, table.num_bytes, quality, quality.weighted_error * scale, certificate)
+        self.fitted.append(fitted)
+        return fitted
 
 
 def fit_options(

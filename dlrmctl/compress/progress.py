@@ -25,4 +25,4 @@ class Telling:
     def rows(self, table: str, phase: str, done: int, total: int) -> None:
         """For fits: a pass over the rows of a table."""
         if self.due:
-            self(f"{table}: {phase}, {done:,} of {total:,} rows")
+            self(f"{table}: {phase}, {done:,} of {total:,}")

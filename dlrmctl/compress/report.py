@@ -10,7 +10,7 @@ from dlrmctl.compress.finetuned import show_finetuning
 from dlrmctl.compress.measured import measured
 from dlrmctl.compress.run import Compression
 from dlrmctl.compress.trial import Trial
-from dlrmctl.console import bytes_text, output, print_table
+from dlrmctl.console import bytes_text, number_text, output, print_table
 from dlrmctl.plot import picture
 
 _DRAWN_POINTS = 400
@@ -36,6 +36,8 @@ def make_report(compression: Compression, trials: dict[str, Trial]) -> dict[str,
             "weights": table.weights_kind,
             **asdict(fitted.quality),
         }
+        if fitted.certificate is not None:
+            entry["isometry"] = fitted.certificate
         if search is not None:
             entry["predicted_ne_increase"] = search.constants[number] * fitted.proxy
             method, rise, se = search.calibrations[number]
@@ -91,6 +93,8 @@ def show_report(report: dict[str, Any], out: Path | None, *, explain: bool) -> N
     if predicts:
         columns.append("predicted NE")
     print_table("tables", columns, [_row(entry, predicts) for entry in report["tables"]])
+    if any("isometry" in entry for entry in report["tables"]):
+        _show_maps(report)
     if explain and "evaluated" in report:
         _explain(report)
 
@@ -120,6 +124,22 @@ def _row(entry: dict[str, Any], predicts: bool) -> list[str]:
         rise = entry.get("predicted_ne_increase")
         row.append("-" if rise is None else f"{100 * rise:+.4f} %")
     return row
+
+
+def _show_maps(report: dict[str, Any]) -> None:
+    """What near-isometric maps keep of distances and neighbours, beside other maps of the same rank."""
+    rows = []
+    for entry in report["tables"]:
+        found = entry.get("isometry", {"maps": []})
+        for number, figures in enumerate(found["maps"]):
+            kept = [figures["delta"], figures["recall"], figures["held_out_delta"], figures["held_out_recall"]]
+            stored = number_text(found["stored_delta"] if number == 0 else None)
+            rows.append([entry["name"] if number == 0 else "", figures["name"], *map(number_text, kept), stored])
+    print_table(
+        "worst relative error of a squared distance, and share of the 10 nearest rows that stay nearest",
+        ["", "map", "error", "nearest", "error, other rows", "nearest, other rows", "error as stored"],
+        rows,
+    )
 
 
 def _explain(report: dict[str, Any]) -> None:

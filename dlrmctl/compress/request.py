@@ -72,6 +72,7 @@ def parse_method(name: str, dim: int, keep_head: float = 0.0) -> Method:
         UserError: if there is none of that name.
     """
     full = f"pca{max(4, dim // 2)}-int4" if name == "pca" else _SHORT.get(name, name)
+    full = full.replace("near-isometric", "nile-pro")
     if keep_head and not full.startswith("head"):
         full = f"head{100 * keep_head:g}%+{full}"
     try:

@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-import embeddings.compression.head  # its rule, and those of `shared`, can be read once they are defined
+import embeddings.compression.head  # its rule, and those of the others, can be read once they are defined
+import embeddings.compression.isometric
 import embeddings.compression.shared  # noqa: F401
 from embeddings.compression.rules import Compressed, from_parts
 

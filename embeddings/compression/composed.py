@@ -6,11 +6,10 @@ Dimensions: B examples, D columns of a table, N ids of multi-hot bags.
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from embeddings.collection import CompositionalEmbeddings
-from embeddings.compression.module import pooled
 from embeddings.compression.rules import Compressed
 from embeddings.tables import FeatureTable
 
@@ -93,3 +92,10 @@ def compose(
         wide = [key for key in module.row_ids.keys if tables[key].dim != dim]
         module.wide_rows = CompressedRows({key: tables[key] for key in wide})
     return module
+
+
+def pooled(rows_ND: Tensor, lengths_B: Tensor) -> Tensor:
+    """[B, D]: the sum of each example's next `lengths` rows, 0 where that is none."""
+    if rows_ND.shape[0] == lengths_B.numel() and bool((lengths_B == 1).all()):
+        return rows_ND
+    return torch.segment_reduce(rows_ND, "sum", lengths=lengths_B.long(), axis=0, initial=0.0)

@@ -4,19 +4,16 @@ The bound is over the most important rows; how the map does on others is measure
 Dimensions: n rows of the table, K of a sample, D columns, R of a map's image.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from embeddings.compression.isometry import NearIsometry, fromax, nile_pro
-from embeddings.compression.isometry_neighbours import Neighbours
+from embeddings.compression.isometry_neighbours import NEIGHBOURS, Neighbours
 from embeddings.compression.isometry_search import silent
 from embeddings.compression.isometry_secants import Secants
-from embeddings.compression.pack import pack_chunks
-from embeddings.compression.rules import Rows
-from embeddings.compression.source import Progress, TableRows
+from embeddings.compression.source import Progress
 
 OBJECTIVES = ("nile-pro", "fromax")
 RANDOM_PROJECTIONS = 20
@@ -109,17 +106,6 @@ def near_isometric(
     return NearIsometryReport(found, figures, sample, held_out)
 
 
-def project_table(table: TableRows, projection_RD: Tensor, bits: int, *, search: bool = False) -> Rows:
-    """The map of every row, stored at `bits` bits; with P itself, all that a search for neighbours needs."""
-
-    def images() -> Iterator[tuple[slice, Tensor]]:
-        for part, values, _ in table.chunks("project"):
-            yield part, values @ projection_RD.T
-
-    largest = max(float(values.abs().max()) for _, values in images())
-    return pack_chunks(images(), (table.num_rows, len(projection_RD)), bits, largest, search=search)
-
-
 def best_random_projection(
     secants: Secants, rank: int, dim: int, generator: torch.Generator, tries: int = RANDOM_PROJECTIONS
 ) -> Tensor:
@@ -150,7 +136,7 @@ def _principal_directions(rows_KD: Tensor, rank: int, weights: Tensor | None) ->
 
 def _compare(maps: dict[str, Tensor], inside: Secants, rows: Tensor, others: Tensor) -> tuple[MapFigures, ...]:
     near, outside, near_outside = Neighbours(rows), None, None
-    if len(others) > 1 and bool((others != others[0]).any()):
+    if len(others) > NEIGHBOURS and bool((others != others[0]).any()):
         outside, near_outside = Secants(others), Neighbours(others)
     return tuple(
         MapFigures(

@@ -7,6 +7,8 @@ import torch
 
 from embeddings.compression.codebook import fit_codes
 from embeddings.compression.head import Headed, choose_head, membership
+from embeddings.compression.isometric import fit_isometric
+from embeddings.compression.isometry_report import OBJECTIVES
 from embeddings.compression.pack import pack, pack_chunks
 from embeddings.compression.pca import fit_pca
 from embeddings.compression.qr_fit import fit_buckets, fit_pair
@@ -15,14 +17,15 @@ from embeddings.compression.shared import Codes, Hashed, Paired
 from embeddings.compression.source import TableRows
 from embeddings.partitions import QuotientRemainder, ceil_div
 
-KINDS = ("rows", "pca", "hash", "qr", "rq", "pq")
+KINDS = ("rows", "pca", "hash", "qr", "rq", "pq", "nile-pro", "fromax")
 _BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4, "int2": 2}
 _NAME_OF_BITS = {bits: name for name, bits in _BITS.items()}
-_DEFAULT_BITS = {"rows": 8, "pca": 8, "hash": 8, "qr": 8, "rq": 8, "pq": 8}
+_DEFAULT_BITS = {"rows": 8, "pca": 8, "hash": 8, "qr": 8, "rq": 8, "pq": 8, "nile-pro": 8, "fromax": 8}
 _PATTERN = re.compile(
     r"(?:head(?P<share>[0-9.]+)%(?:-(?P<head>fp32|fp16|int8|int4|int2))?\+)?"
     r"(?:(?P<alone>fp32|fp16|int8|int4|int2)|(?:pca(?P<rank>\d+)|hash(?P<buckets>\d+)"
-    r"|qr-(?P<operation>mult|add|concat)(?P<collisions>\d+)(?P<large>r?)|(?P<codes>rq|pq)(?P<count>\d+)x(?P<size>\d+))"
+    r"|qr-(?P<operation>mult|add|concat)(?P<collisions>\d+)(?P<large>r?)|(?P<codes>rq|pq)(?P<count>\d+)x(?P<size>\d+)"
+    r"|(?P<objective>nile-pro|fromax)(?P<dims>\d+))"
     r"(?:-(?P<bits>fp32|fp16|int8|int4|int2))?)(?P<search>-search)?"
 )
 
@@ -32,9 +35,10 @@ class Method:
     """A method and its sizes.
 
     Attributes:
-        kind: "rows", "pca", "hash", "qr", "rq" (sums of codes' rows) or "pq" (codes' rows in line).
+        kind: "rows", "pca", "hash", "qr", "rq" (sums of codes' rows), "pq" (codes' rows in line), or of the
+            near-isometric maps "nile-pro" or "fromax".
         bits: of the stored numbers: the rows, coordinates, buckets, both tables of "qr", the codebooks.
-        rank: of "pca".
+        rank: of "pca" and the near-isometric maps.
         collisions: ids per bucket of "hash", per row of the large table of "qr".
         operation, large: of "qr", as in `embeddings.tables.FeatureTable`.
         num_codes, size: of "rq" and "pq"; `size` rows per codebook, 256 for codes of one byte.
@@ -56,10 +60,13 @@ class Method:
 
     def __post_init__(self) -> None:
         needs = {"pca": "rank", "hash": "collisions", "qr": "collisions", "rq": "num_codes", "pq": "num_codes"}
+        needs |= dict.fromkeys(OBJECTIVES, "rank")
         if self.kind not in KINDS:
             raise ValueError(f"kind={self.kind!r} must be one of {', '.join(KINDS)}")
         if self.kind in needs and getattr(self, needs[self.kind]) < 1:
             raise ValueError(f"{needs[self.kind]}={getattr(self, needs[self.kind])} of {self.kind} must be at least 1")
+        if self.kind in OBJECTIVES and self.head_share:
+            raise ValueError(f"{self.kind} bounds the distances of all rows, so it has no head")
         if not 0 <= self.head_share < 1:
             raise ValueError(f"a head of {self.head_share:.0%} of the rows must be at least 0 and below 100 %")
         for bits in (self.bits, self.head_bits):
@@ -77,16 +84,17 @@ class Method:
         if found is None:
             raise ValueError(
                 f"method {name!r} is unknown; examples: fp16, int8, int4-search, pca8-int4, rq2x256, pq4x256, "
-                "qr-mult16-int8, hash16-int8, head2%+rq2x256"
+                "qr-mult16-int8, hash16-int8, nile-pro12, head2%+rq2x256"
             )
         kind = next(
-            (kind for kind, group in _GROUPS.items() if found[group] is not None), found["codes"] or "rows"
+            (kind for kind, group in _GROUPS.items() if found[group] is not None),
+            found["codes"] or found["objective"] or "rows",
         )  # fmt: skip
         bits = found["alone"] or found["bits"]
         return cls(
             kind,
             _BITS[bits] if bits else _DEFAULT_BITS[kind],
-            rank=int(found["rank"] or 0),
+            rank=int(found["rank"] or found["dims"] or 0),
             collisions=int(found["buckets"] or found["collisions"] or 0),
             operation=found["operation"] or "mult",
             large="remainder" if found["large"] else "quotient",
@@ -104,6 +112,7 @@ class Method:
         sizes = {
             "rows": bits,
             "pca": f"pca{self.rank}-{bits}",
+            **{objective: f"{objective}{self.rank}-{bits}" for objective in OBJECTIVES},
             "hash": f"hash{self.collisions}-{bits}",
             "qr": f"qr-{self.operation}{self.collisions}{'r' if self.large == 'remainder' else ''}-{bits}",
         }
@@ -140,6 +149,8 @@ class Method:
             return pack_chunks(rows, (table.num_rows, table.dim), self.bits, largest, search=self.search)
         if self.kind == "pca":
             return fit_pca(table, self.rank, self.bits, search=self.search)
+        if self.kind in OBJECTIVES:
+            return fit_isometric(table, self.rank, self.kind, self.bits, search=self.search, seed=seed)
         if self.kind == "hash":
             buckets = fit_buckets(table, ceil_div(table.num_rows, self.collisions))
             return Hashed(table.num_rows, pack(buckets, self.bits, search=self.search))

@@ -1,6 +1,7 @@
 """How many bytes a method's table takes, known before anything is fitted."""
 
 from embeddings.compression.head import bitmap_bytes
+from embeddings.compression.isometry_report import OBJECTIVES
 from embeddings.compression.methods import Method
 from embeddings.compression.quantize import row_bytes
 from embeddings.compression.shared import code_dtype
@@ -29,6 +30,8 @@ def _bytes(method: Method, rows: int, dim: int) -> int:
         return rows * row_bytes(dim, method.bits)
     if method.kind == "pca":
         return rows * row_bytes(method.rank, method.bits) + 4 * (method.rank + 1) * dim
+    if method.kind in OBJECTIVES:
+        return rows * row_bytes(method.rank, method.bits) + 4 * (2 * method.rank + 1) * dim
     if method.kind == "hash":
         return ceil_div(rows, method.collisions) * row_bytes(dim, method.bits)
     if method.kind == "qr":

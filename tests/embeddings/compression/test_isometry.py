@@ -9,13 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from embeddings.compression.isometry import NearIsometry, fromax, nile_pro
+from embeddings.compression.isometry import fromax, nile_pro
 from embeddings.compression.isometry_admm import MOST_FACTORED, SquaredLengths
 from embeddings.compression.isometry_matrix import project_l1_ball, prox_infinity_norm, smat, svec, truncate
 from embeddings.compression.isometry_neighbours import Neighbours
-from embeddings.compression.isometry_report import NearIsometryReport, near_isometric, project_table
+from embeddings.compression.isometry_report import NearIsometryReport, near_isometric
 from embeddings.compression.isometry_secants import Secants
-from embeddings.compression.source import TableRows
 
 EPS64 = 2.0**-52
 
@@ -336,15 +335,3 @@ def test_what_does_not_fit_together_is_refused(changed: dict, message: str):
     arguments = {"table": decaying(30, 6), "weights": None, "rank": 3, **changed}
     with pytest.raises(ValueError, match=message):
         near_isometric(**arguments)
-
-
-def test_a_projected_table_holds_the_map_of_every_row():
-    weight = decaying(50, 8).float()
-    found: NearIsometry = nile_pro(weight, 4)
-    table = TableRows(weight, torch.ones(50))
-    exact = project_table(table, found.projection, 32)
-    assert torch.equal(exact.expand(), weight @ found.projection.T)
-    rounded = project_table(table, found.projection, 8).expand()
-    # 255 steps over each row's range, half a step off at most, and float16 scale and offset.
-    spread = exact.expand().amax(1) - exact.expand().amin(1)
-    assert bool(((rounded - exact.expand()).abs().amax(1) <= spread * (0.5 / 255 + 2e-3)).all())
