@@ -124,15 +124,15 @@ def dense_optimizer(
     """The same for the ranks of `group`, or for this process alone."""
     assert settings.dense_lr is not None
     parameters, lr, decay = list(network.parameters()), settings.dense_lr, settings.weight_decay
+    # One pass over memory on CPU; a GPU has no fused adagrad.
+    kernel = {"fused": True} if parameters[0].device.type == "cpu" else {"foreach": True}
     if settings.dense_optimizer == "adagrad":
-        return torch.optim.Adagrad(parameters, lr=lr, weight_decay=decay, eps=settings.dense_eps, foreach=True)
+        return torch.optim.Adagrad(parameters, lr=lr, weight_decay=decay, eps=settings.dense_eps, **kernel)
     if settings.dense_optimizer == "adamw":
         betas = (settings.beta1 or 0.9, settings.beta2 if settings.beta2 < 1 else 0.999)
-        return torch.optim.AdamW(
-            parameters, lr=lr, betas=betas, weight_decay=decay, eps=settings.dense_eps, foreach=True
-        )
+        return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=decay, eps=settings.dense_eps, **kernel)
     if settings.dense_optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=decay, foreach=True)
+        return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=decay, **kernel)
     assert settings.shampoo_start is not None
     return DistributedShampoo(
         network.named_parameters(),

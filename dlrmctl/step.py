@@ -93,7 +93,8 @@ class TrainingStep:
         """Sums over the ranks in one small all-reduce, which also says whether any of them must not go on."""
         ranks = self.ranks
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        largest = torch.stack([*torch._foreach_norm(gradients, torch.inf), grad_BFD.sum()]).abs().sum()
+        # Euclidean norms: torch has no fast maximum norm on CPU. A finite gradient overflows them from 2e19 on only.
+        largest = torch.stack([*torch._foreach_norm(gradients), grad_BFD.sum()]).abs().sum()
         local = torch.stack([loss, largest, logits_B.sigmoid().sum(), labels_B.sum()]).double()
         mean_loss, size, predicted, positives = local.tolist()
         trouble = _FINE
