@@ -45,6 +45,11 @@ class RawColumn:
     lengths_N: np.ndarray | None = None
 
 
+def unit_of(format: str | None) -> str:
+    """What an input of this format consists of: "row" or "line"."""
+    return "row" if format in ("parquet", "npy") else "line"
+
+
 @dataclass(frozen=True)
 class BadLine:
     """A line (or row of a table) that is left out.

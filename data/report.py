@@ -77,14 +77,15 @@ class ColumnReport:
 
 @dataclass(frozen=True)
 class RejectedLine:
-    """A line that was left out: file (base name), number counted from 1, and what is wrong with it."""
+    """A line that was left out: file (base name), number counted from 1, what is wrong with it, and what a line is."""
 
     file: str
     line: int
     problem: str
+    unit: str = "line"
 
     def __str__(self) -> str:
-        return f"{self.file}, line {self.line}: {self.problem}"
+        return f"{self.file}, {self.unit} {self.line}: {self.problem}"
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class PrepareReport:
         sources, splits, dense, columns: see there.
         store_bytes: of the examples.
         bytes_per_row: `store_bytes` over the examples of all splits.
+        unit: what the sources consist of: "line", or "row" where they are no text.
     """
 
     lines: int
@@ -113,6 +115,7 @@ class PrepareReport:
     columns: list[ColumnReport] = field(default_factory=list)
     store_bytes: int = 0
     bytes_per_row: float = 0.0
+    unit: str = "line"
 
     @property
     def num_repaired(self) -> int:

@@ -5,11 +5,12 @@ from typing import Any
 
 from data.columnparts import EXAMPLES, IDS, MISSING, RARE
 from data.options import PrepareOptions
-from data.raw import Input
+from data.raw import Input, unit_of
 from data.report import ColumnReport, DenseReport, PrepareReport, RejectedLine, SourceReport, SplitReport
 from data.schema import MISSING_ROW, RARE_ROW
 from data.selection import Cut, Selection, sampling_entry
 from data.source import SPLITS
+from data.tables_input import TableInput
 from data.tally import Tally
 
 
@@ -35,7 +36,7 @@ def summarize(
         positives: examples labelled 1 of each split.
         store_bytes: of all blocks.
     """
-    sizes = {split: len(selection.split(split)) for split in SPLITS}
+    sizes, unit = {split: len(selection.split(split)) for split in SPLITS}, unit_of(input.format)
     sampled = sizes["train"] < cut.train
     splits = {split: SplitReport(sizes[split], positives[split] / sizes[split]) for split in SPLITS}
     if sampled:  # examples labelled 1 all stay
@@ -46,7 +47,9 @@ def summarize(
         rows=tally.rows,
         repaired=dict(tally.repaired),
         rejected=dict(tally.rejected),
-        examples=[RejectedLine(input.sources[source].name, line, problem) for source, line, problem in tally.examples],
+        examples=[
+            RejectedLine(input.sources[source].name, line, problem, unit) for source, line, problem in tally.examples
+        ],
         sources=[
             SourceReport(source.name, source.num_bytes, found.lines, found.rows, _share(found.positives, found.rows))
             for source, found in zip(input.sources, tally.sources, strict=True)
@@ -59,6 +62,7 @@ def summarize(
         columns=[_column(column) for column in columns],
         store_bytes=store_bytes,
         bytes_per_row=store_bytes / sum(sizes.values()),
+        unit=unit,
     )
 
 
@@ -92,6 +96,8 @@ def manifest_entries(
         "limit": options.limit,
         "report": report.to_dict(),
     }
+    if isinstance(input, TableInput):
+        entries["table_schema"] = input.schema.to_dict()
     if options.sample_negatives < 1:
         train = report.splits["train"]
         before = train.label_rate if train.label_rate_before is None else train.label_rate_before

@@ -104,6 +104,24 @@ class TableSchema:
         """Plain values for JSON, without the name of the file."""
         return {key: value for key, value in asdict(self).items() if key != "name"}
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], name: str) -> "TableSchema":
+        """The schema that `to_dict` described, of which JSON may have made lists.
+
+        Args:
+            name: of where it was kept, for messages.
+        """
+        kept = {
+            **values,
+            "dense": tuple(DenseColumn(**_with_tuples(column)) for column in values["dense"]),
+            "sparse": tuple(SparseColumn(**_with_tuples(column)) for column in values["sparse"]),
+        }
+        return cls(name=name, **_with_tuples(kept))
+
+
+def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
 
 def read_schema(values: Mapping[str, Any], name: str) -> TableSchema:
     """The schema in the values of a TOML file.

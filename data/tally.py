@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import DataError
-from data.raw import Input, RawPiece
+from data.raw import Input, RawPiece, unit_of
 
 SHOWN_BAD_LINES = 10
 _UNIT = 2.0**-24  # every finite float16 is a whole multiple of it, so that sums of them are exact as integers
@@ -72,17 +72,19 @@ class Tally:
         """Raises:
         DataError: naming the first bad line, if there are more than `limit`.
         """
+        unit = unit_of(input.format)
         allowed = 100 + self.lines // 100 if limit is None else limit
         if self.rejected.total() > allowed:
             raise DataError(
                 self.shown_examples(input)[0],
-                f"{self.rejected.total():,} of the first {self.lines:,} lines were rejected, at most {allowed:,} were "
-                "allowed; the file may be cut short or of another format; if not, allow more rejected lines",
+                f"{self.rejected.total():,} of the first {self.lines:,} {unit}s were rejected, at most {allowed:,} "
+                f"were allowed; the file may be cut short or of another format; if not, allow more rejected {unit}s",
             )
 
     def shown_examples(self, input: Input) -> list[str]:
         """The first bad lines, as one line each."""
-        return [f"{input.sources[source].name}, line {line}: {problem}" for source, line, problem in self.examples]
+        unit = unit_of(input.format)
+        return [f"{input.sources[source].name}, {unit} {line}: {problem}" for source, line, problem in self.examples]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -89,11 +89,12 @@ def _facts(store: Store) -> dict[str, Any]:
 def show_report(report: PrepareReport, name: str) -> None:
     """The report of a preparation, as tables."""
     size = f"{bytes_text(report.store_bytes)}, {report.bytes_per_row:.0f} bytes per row"
-    output.print(f"{name}: {report.rows:,} rows of {report.lines:,} lines, {size}")
+    read = f"{report.lines:,} {report.unit}s" if report.unit != "row" else f"{report.lines:,}"
+    output.print(f"{name}: {report.rows:,} rows of {read}, {size}")
     for reason, count in report.repaired.items():
-        output.print(f"repaired: {count:,} lines, {reason}")
+        output.print(f"repaired: {count:,} {report.unit}s, {reason}")
     for reason, count in report.rejected.items():
-        output.print(f"rejected: {count:,} lines, {reason}")
+        output.print(f"rejected: {count:,} {report.unit}s, {reason}")
     for example in report.examples:
         output.print(f"  {example}")
     splits = report.splits.items()
@@ -116,7 +117,8 @@ def show_report(report: PrepareReport, name: str) -> None:
         rows = [[s.name, bytes_text(s.bytes), f"{s.lines:,}", f"{s.rows:,}", f"{s.label_rate:.4f}"] for s in shown]
         if len(report.sources) > len(shown):
             rows.append([f"and {len(report.sources) - len(shown):,} more", "", "", "", ""])
-        print_table("sources", ["", "bytes", "lines", "rows", "label rate"], rows)
+        counted = ["rows", "good rows"] if report.unit == "row" else ["lines", "rows"]
+        print_table("sources", ["", "bytes", *counted, "label rate"], rows)
     if report.dense:
         print_table(
             "dense features, transformed",

@@ -14,12 +14,12 @@ from polars.io.plugins import register_io_source
 
 from data.criteo_input import CriteoInput
 from data.newrows import NewRows, cut_batches, read_new_rows
-from data.raw import Input
+from data.raw import Input, unit_of
 from data.schema import MISSING_ROW, RARE_ROW
 from data.store import Store
 from data.tables_input import TableInput
 from data.tables_npy import NpyInput
-from data.tables_schema import read_schema
+from data.tables_schema import TableSchema, read_schema
 from dlrmctl.config import Config
 from dlrmctl.console import output, say, warn
 from dlrmctl.datasets import logit_offset, open_source
@@ -40,6 +40,7 @@ SUSPICIOUS = 20  # values of a feature that are all unknown
 class _Found:
     """What was read and predicted so far."""
 
+    unit: str
     rows: int = 0
     repaired: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
@@ -55,7 +56,7 @@ class _Found:
         self.repaired.update(piece.repaired)
         self.rejected.update(bad.reason for bad in piece.bad)
         room = SHOWN_BAD_LINES - len(self.examples)
-        self.examples += [f"{piece.source}, line {bad.line}: {bad.problem}" for bad in piece.bad[:room]]
+        self.examples += [f"{piece.source}, {self.unit} {bad.line}: {bad.problem}" for bad in piece.bad[:room]]
 
     def unknown(self, keys: Sequence[str]) -> list[str]:
         """Features whose values, of which there are some, are all outside the vocabulary."""
@@ -89,7 +90,7 @@ def predict(
     Args:
         checkpoint: "best", "last" or "step-N".
         sources: in the format that the training data was prepared from.
-        schema: for tables: what their columns are.
+        schema: for tables: what their columns are; None for the schema of the training data.
         labelled: whether the rows have labels; the metrics are given then.
         out: .parquet or .csv; has a row for every good row, in order: source, line, probability, label if there.
 
@@ -109,8 +110,9 @@ def predict(
     if not isinstance(store, Store):
         raise UserError("generated data has no raw rows to score", "dlrmctl evaluate scores its splits")
     opened = open_run(config, run, ranks, checkpoint=checkpoint, split="test")
-    rows = read_new_rows(_input(store, sources, schema, labelled=labelled), store.encoders(), store.schema)
-    found, metrics = _Found(), StreamingMetrics(torch.device("cpu"))
+    raw = _input(store, sources, schema, labelled=labelled)
+    rows = read_new_rows(raw, store.encoders(), store.schema)
+    found, metrics = _Found(unit_of(raw.format)), StreamingMetrics(torch.device("cpu"))
     scored = _scored(rows, opened.inference, store, config.train.batch_size, ranks, found, metrics, labelled=labelled)
     _write(scored, out, labelled=labelled)
     for name in found.unknown(store.schema.keys):
@@ -119,6 +121,7 @@ def predict(
         "out": str(out),
         "checkpoint": opened.checkpoint.name,
         "rows": found.rows,
+        "unit": found.unit,
         "repaired": dict(found.repaired),
         "rejected": dict(found.rejected),
         "examples": found.examples,
@@ -137,7 +140,10 @@ def _input(store: Store, sources: Sequence[str], schema: Path | None, *, labelle
         return NpyInput(sources)
     if format is None:
         raise UserError(f"{store.path}: was not made from raw rows, so new ones cannot be read like them")
-    raise UserError(f"{store.path}: was made from tables with a schema", "--schema my.toml")
+    kept = store.manifest.get("table_schema")
+    if kept is None:  # by an earlier version
+        raise UserError(f"{store.path}: was made from tables, and does not keep their schema", "--schema my.toml")
+    return TableInput(TableSchema.from_dict(kept, str(store.path)), sources, labelled=labelled)
 
 
 def _scored(
@@ -210,6 +216,8 @@ def show_prediction(result: dict[str, Any]) -> None:
     for example in result["examples"]:
         say(example)
     bad, mended = sum(result["rejected"].values()), sum(result["repaired"].values())
-    output.print(f"{result['out']}: {result['rows']:,} predictions, {mended:,} lines repaired, {bad:,} left out")
+    output.print(
+        f"{result['out']}: {result['rows']:,} predictions, {mended:,} {result['unit']}s repaired, {bad:,} left out"
+    )
     if "metrics" in result:
         output.print(short_text(Metrics(**result["metrics"])))

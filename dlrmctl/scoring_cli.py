@@ -79,7 +79,8 @@ def predict(
     out: Annotated[Path, typer.Option("--out", "-o", help="Predictions to write, .parquet or .csv.", metavar="FILE")],
     labelled: Annotated[bool, typer.Option("--labelled/--unlabelled", help="Whether rows have labels.")] = False,
     schema: Annotated[
-        Path | None, typer.Option("--schema", help="For tables: what their columns are.", metavar="FILE.toml")
+        Path | None,
+        typer.Option("--schema", help="For tables, if other than prepare had it.", metavar="FILE.toml"),
     ] = None,
     checkpoint: Checkpoint = "best",
     json: AsJson = False,

@@ -96,3 +96,21 @@ def test_a_feature_whose_values_are_all_unknown_is_a_warning(place: Path):
     assert done.status == 0
     assert "warning: cat_3: none of its values is known to the model" in done.err
     assert done.err.count("warning:") == 1
+
+
+def test_tables_are_scored_by_the_schema_they_were_prepared_with(tmp_path: Path):
+    schema = (
+        'label = "clicked"\nlabel_positive = ">= 2"\ndense = ["age"]\nsparse = ["user", "genres"]\nmissing = ["NA"]\n'
+    )
+    schema += '[columns.genres]\nmax_ids = 2\ntruncate = "last"\n[columns.age]\ntransform = "log1p"\n'
+    (tmp_path / "my.toml").write_text(schema)
+    rows = [f"{n % 4},{n % 7 or 'NA'},u{n % 5},{'|'.join('abc'[: n % 4])}\n" for n in range(700)]
+    (tmp_path / "t.csv").write_text("clicked,age,user,genres\n" + "".join(rows))
+    store, run = tmp_path / "store", tmp_path / "run"
+    assert in_process("prepare", "--schema", tmp_path / "my.toml", tmp_path / "t.csv", "-o", store).status == 0
+    assert in_process("train", *MODEL, "--data", store, "--run-dir", run).status == 0
+    for name, flags in {"kept": [], "given": ["--schema", tmp_path / "my.toml"]}.items():
+        done = in_process("predict", run, tmp_path / "t.csv", "-o", tmp_path / f"{name}.csv", "--labelled", *flags)
+        assert done.status == 0, done.err
+    assert (tmp_path / "kept.csv").read_text() == (tmp_path / "given.csv").read_text()
+    assert pl.read_csv(tmp_path / "kept.csv")["label"].to_list() == [int(n % 4 >= 2) for n in range(700)]
