@@ -4,6 +4,7 @@ it does not need is taken out.
 N rows, I dense features, F sparse features.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from gzip import GzipFile
@@ -112,8 +113,11 @@ def file_names(pattern: str, count: int) -> list[Path]:
     """The names of so many files; `{n}` in the pattern counts from 0.
 
     Raises:
-        DataError: if several files would have one name.
+        DataError: if several files would have one name, or the pattern has another field.
     """
+    other = next((field for field in re.findall(r"\{[^{}]*\}", pattern) if field != "{n}"), None)
+    if other is not None:
+        raise DataError(f"{pattern}: {other} stands for nothing", "{n} stands for the number of a file")
     if count > 1 and "{n}" not in pattern:
         path = Path(pattern)
         suffixes = "".join(path.suffixes)

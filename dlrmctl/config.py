@@ -104,7 +104,7 @@ class TrainSettings:
     keep_checkpoints: int = setting(2, "Latest checkpoints kept, besides the best.", at_least=1)
     log_every: int = setting(100, "Steps between two lines of progress.", at_least=1)
     tensorboard: bool = setting(False, "Write TensorBoard events into the run directory.")
-    device: str = setting("auto", "Where to train.", choices=("auto", "cpu", "cuda"))
+    device: str = setting("auto", "Where to compute.", choices=("auto", "cpu", "cuda"))
     precision: str = setting(
         "fp32", "fp32; medium (bf16 products inside fp32); or bf16 (autocast).", choices=("fp32", "medium", "bf16")
     )

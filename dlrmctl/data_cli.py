@@ -119,7 +119,9 @@ def prepare(
         "min_count": whole_number("--min-count", min_count or "2", at_least=1),
         "max_rows_per_table": _number("--max-rows-per-table", max_rows_per_table, at_least=2),
         "vocabulary_from": vocabulary_from,
-        "hash_rows": large_number("--hash-rows", hash_rows or "1000000", at_least=2) if chosen == "hash" else None,
+        "hash_rows": _number("--hash-rows", hash_rows or "1000000", at_least=2, at_most=1 << 32)
+        if chosen == "hash"
+        else None,
         "split": split,
         "limit": _number("--limit", limit, at_least=1),
         "sample_negatives": _share("--sample-negatives", sample_negatives),
@@ -162,8 +164,8 @@ def format_and_files(words: list[str], schema: Path | None) -> tuple[str, list[s
     return first, files
 
 
-def _number(flag: str, text: str | None, *, at_least: int) -> int | None:
-    return None if text is None else large_number(flag, text, at_least=at_least)
+def _number(flag: str, text: str | None, *, at_least: int, at_most: int | None = None) -> int | None:
+    return None if text is None else large_number(flag, text, at_least=at_least, at_most=at_most)
 
 
 def _share(flag: str, text: str | None) -> float:

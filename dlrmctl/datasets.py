@@ -36,7 +36,8 @@ def data_directory(settings: DataSettings) -> Path | None:
     raise UserError(
         f"no prepared {settings.dataset} data: --data is not given, ${ENVIRONMENT} is not set, {cached} does not exist",
         "prepare Criteo's files (Kaggle display advertising challenge, or Criteo 1TB click logs, both from "
-        f"ailab.criteo.com) with `dlrmctl prepare criteo train.txt -o {cached}`; or name a store with --data DIR; "
+        "ailab.criteo.com) with "
+        f"`mkdir -p {cached.parent}; dlrmctl prepare criteo train.txt -o {cached}`; or name a store with --data DIR; "
         "or train on generated rows with --dataset synthetic",
     )
 

@@ -90,11 +90,11 @@ def whole_number(flag: str, text: str, *, at_least: int) -> int:
     return number
 
 
-def large_number(flag: str, text: str, *, at_least: int) -> int:
+def large_number(flag: str, text: str, *, at_least: int, at_most: int | None = None) -> int:
     """As `whole_number`, for numbers that may also be written as 20M, 1.5M or 500k.
 
     Raises:
-        UserError: if it is no whole number, or too small.
+        UserError: if it is no whole number, or out of its bounds.
     """
     scale = {"k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}.get(text[-1:].lower(), 1)
     number = coerce(text[:-1], float, flag) * scale if scale > 1 else coerce(text, int, flag)
@@ -102,4 +102,6 @@ def large_number(flag: str, text: str, *, at_least: int) -> int:
         raise UserError(f"{flag} = {text!r} is not a whole number")
     if number < at_least:
         raise UserError(f"{flag} = {text} must be at least {at_least:,}")
+    if at_most is not None and number > at_most:
+        raise UserError(f"{flag} = {text} must be at most {at_most:,}")
     return int(number)

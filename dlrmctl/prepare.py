@@ -22,10 +22,11 @@ from data.tables_npy import NpyInput
 from data.tables_schema import read_schema
 from dlrmctl.console import BarDisplay, print_json, say, warn
 from dlrmctl.datashow import show_report
-from dlrmctl.errors import Interrupted
+from dlrmctl.errors import Interrupted, UserError
 from dlrmctl.toml import read_toml
 
 INTERVAL_SECONDS = 10.0  # between two lines of progress in a file
+ESTIMATE_SECONDS = 1.0  # of a phase, before it is said how long it takes
 _PHASES = {"parse": "reading", "encode": "numbering ids", "write": "writing"}
 
 
@@ -52,8 +53,10 @@ def prepare(
 
     Raises:
         DataError: for whatever is wrong with the files or the options.
-        UserError: if the schema is no TOML file.
+        UserError: if the schema is no TOML file, or there is no directory for the store.
     """
+    if not out.resolve().parent.is_dir():
+        raise UserError(f"{out.parent}: there is no such directory", f"mkdir -p {out.parent}")
     decisions = PrepareOptions(**options)
     source = open_input(format, sources, schema, ids_are_rows=ids_are_rows)
     with _interruptions(out), _Display() as display:
@@ -135,7 +138,7 @@ def about_progress(progress: PrepareProgress, seconds: float) -> str:
     elif own > 0 and seconds > 0:
         rows = progress.rows * own / progress.done if progress.phase == "parse" else own
         parts.append(f"{rows / seconds:,.0f} rows/s")
-    if own > 0 and progress.total > progress.done:
+    if own > 0 and seconds >= ESTIMATE_SECONDS and progress.total > progress.done:
         parts.append(f"{duration((progress.total - progress.done) * seconds / own)} left")
     return ", ".join(parts)
 

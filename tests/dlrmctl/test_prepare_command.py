@@ -227,6 +227,8 @@ def test_options_reach_the_preparation(raw: Path, tmp_path: Path):
         (["criteo", "RAW", "--max-bad-rows", "-1"], ["--max-bad-rows = -1 must be at least 0"]),
         (["criteo", "RAW", "--max-rows-per-table", "1"], ["--max-rows-per-table = 1 must be at least 2"]),
         (["criteo", "RAW", "--lmit", "5"], ["--lmit", "--limit"]),
+        (["criteo", "RAW", "--ids", "hash", "--hash-rows", "5G"], ["--hash-rows = 5G must be at most 4,294,967,296"]),
+        (["criteo", "RAW", "--ids", "hash", "--hash-rows", "1"], ["--hash-rows = 1 must be at least 2"]),
     ],
 )
 def test_wrong_arguments_are_one_line(raw: Path, tmp_path: Path, arguments: list[str], words: list[str]):
@@ -235,8 +237,32 @@ def test_wrong_arguments_are_one_line(raw: Path, tmp_path: Path, arguments: list
     assert not (tmp_path / "s").exists()
 
 
-def test_no_output_directory_is_one_line(raw: Path):
+def test_no_output_directory_is_one_line(raw: Path, tmp_path: Path):
     _refused(in_process("prepare", "criteo", raw), "--out")
+    missing = tmp_path / "no" / "such"
+    words = f"{missing}: there is no such directory", f"mkdir -p {missing}"
+    _refused(in_process("prepare", "criteo", raw, "-o", missing / "s"), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_text_has_rows_and_not_lines(tables: Path, tmp_path: Path):
+    frame = pl.read_parquet(tables / "t.parquet").with_columns(clicked=pl.col("clicked").cast(pl.Int64))
+    wrong = frame.with_columns(clicked=pl.when(pl.int_range(pl.len()) == 2).then(7).otherwise("clicked"))
+    for name in ("a", "b"):
+        wrong.write_parquet(tmp_path / f"{name}.parquet")
+    files = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    done = in_process("prepare", "--schema", tables / "my.toml", *files, "-o", tmp_path / "s")
+    assert done.status == 0, done.err
+    shown = in_process("data", "show", tmp_path / "s")
+    for out in (done.out, shown.out):
+        assert "rejected: " in out
+        assert "a.parquet, row 3: clicked is 7" in out
+        assert "good rows" in out
+        assert "line" not in out.replace("training lookups", "")
+    refused = in_process(
+        *("prepare", "--schema", tables / "my.toml", *files, "-o", tmp_path / "t", "--max-bad-rows", "0")
+    )
+    _refused(refused, "a.parquet, row 3:", "rows were rejected", "allow more rejected rows")
 
 
 @pytest.mark.parametrize(
@@ -266,6 +292,9 @@ def test_a_wrong_schema_is_one_line(tables: Path, tmp_path: Path, text: str, wor
         (PrepareProgress("encode", 25_000, 50_000, 5000), 3.0, "5,000 rows, column 6 of 10, 3 s left"),
         (PrepareProgress("write", 5000, 5000, 5000), 2.0, "5,000 rows, 2,500 rows/s"),
         (PrepareProgress("write", 0, 5000, 5000), 0.0, "5,000 rows"),
+        # What a phase does at once says nothing of the rest.
+        (PrepareProgress("encode", 5000, 50_000, 5000), 0.0, "5,000 rows, column 2 of 10"),
+        (PrepareProgress("write", 400, 5000, 5000), 0.5, "5,000 rows, 800 rows/s"),
     ],
 )
 def test_progress_says_the_rate_and_the_time_left(progress: PrepareProgress, seconds: float, expected: str):

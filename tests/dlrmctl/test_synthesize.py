@@ -73,6 +73,8 @@ def test_sizes_are_settings_of_the_synthetic_data():
         (["--files", "2", "--rows-per-file", "5"], "--files and --rows-per-file contradict"),
         (["--rows", "10", "--files", "11"], "10 rows in 11 files: at most 10 files are written"),
         (["--files", "2"], "2 files need a name with {n} in it"),
+        (["-o", "h_{x}.tsv"], "{x} stands for nothing"),
+        (["-o", "h_{n}_{}.tsv", "--files", "2"], "{} stands for nothing"),
     ],
 )
 def test_wrong_arguments_are_one_line(tmp_path: Path, arguments: list[str], message: str):
