@@ -13,6 +13,7 @@ from dlrmctl.bench.timing import alternate, spread_of_rates
 from dlrmctl.evaluate import set_precision
 
 _COPIED_BYTES = 1 << 27  # more than caches hold
+_REPEATS = 20  # of what is over in a fraction of a millisecond
 _PRODUCT_SIDE = {"cpu": 1024, "cuda": 8192}  # large enough to be limited by arithmetic, over in milliseconds
 
 
@@ -50,10 +51,12 @@ def measure_limits(table_RD: Tensor, *, num_ids: int, rounds: int) -> dict[str, 
         target.copy_(source)
 
     def gather() -> None:
-        torch.index_select(table_RD, 0, ids, out=rows_ND)
+        for _ in range(_REPEATS):
+            torch.index_select(table_RD, 0, ids, out=rows_ND)
 
     def scatter() -> None:
-        table_RD.index_copy_(0, ids, rows_ND)
+        for _ in range(_REPEATS):
+            table_RD.index_copy_(0, ids, rows_ND)
 
     works |= {"copy": copy, "gather": gather, "scatter": scatter}
     set_precision("fp32")
@@ -70,8 +73,8 @@ def measure_limits(table_RD: Tensor, *, num_ids: int, rounds: int) -> dict[str, 
         "sgemm_gflops": products(torch.float32),
         "bf16_gemm_gflops": products(torch.bfloat16),
         "copy_gigabytes_per_second": rates("copy", 2.0 * source.nbytes),
-        "gather_gigabytes_per_second": rates("gather", rows_ND.nbytes),
-        "scatter_gigabytes_per_second": rates("scatter", rows_ND.nbytes),
+        "gather_gigabytes_per_second": rates("gather", _REPEATS * rows_ND.nbytes),
+        "scatter_gigabytes_per_second": rates("scatter", _REPEATS * rows_ND.nbytes),
     }
 
 

@@ -6,8 +6,11 @@ training reads them. Variants differ from the settings in one thing each and are
 
 import statistics
 import tempfile
-from collections.abc import Mapping
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +65,15 @@ def bench_step(
         base = variants[BASE]
         _tell(ranks, "measuring the machine")
         limits = measure_limits(table_RD, num_ids=len(base.floor.rows), rounds=rounds)
-        works = {}
+        works, cpu = {}, defaultdict[str, list[float]](list)
         for name, variant in variants.items():
-            works[f"floor of {name}"] = variant.bare
-            works[name] = variant.train
+            works[f"floor of {name}"] = _counted(variant.bare, cpu[f"floor of {name}"])
+            works[name] = _counted(variant.train, cpu[name])
         _tell(ranks, f"{rounds} rounds of {examples:,} examples each")
         seconds = alternate(works, rounds=rounds, device=ranks.device)
         parts = [base.split() for _ in range(rounds)]
         communication = collective_milliseconds(base.train, base.steps) if ranks.world_size > 1 else {}
-        measured = {name: _variant(variant, name, seconds, seconds[BASE], base) for name, variant in variants.items()}
+        measured = {name: _variant(variant, name, seconds, cpu, base) for name, variant in variants.items()}
     result = {
         "limits": limits,
         "variants": measured,
@@ -85,12 +88,13 @@ def bench_step(
 
 
 def _variant(
-    variant: Variant, name: str, seconds: Mapping[str, list[float]], base_seconds: list[float], base: Variant
+    variant: Variant, name: str, seconds: Mapping[str, list[float]], cpu: Mapping[str, list[float]], base: Variant
 ) -> dict[str, Any]:
     size = variant.config.train.batch_size
     step_ms, floor_ms = ([s * 1e3 / variant.steps for s in seconds[key]] for key in (name, f"floor of {name}"))
     ahead = variant.steps * size / (base.steps * base.config.train.batch_size)
-    set_aside = peak_bytes(lambda: variant.train(steps=1), variant.ranks.device)
+    shares = [f / s for f, s in zip(cpu[f"floor of {name}"][1:], cpu[name][1:], strict=True)]  # without the warm-up
+    step_bytes = peak_bytes(partial(variant.train, steps=1), variant.ranks.device)
     return {
         "batch_size": size,
         "steps": variant.steps,
@@ -98,28 +102,38 @@ def _variant(
         "step_ms": spread(step_ms),
         "floor_ms": spread(floor_ms),
         "floor_share": spread_of_rates([f / s for f, s in zip(floor_ms, step_ms, strict=True)]),
-        "to_base": spread_of_rates([ahead * b / s for s, b in zip(seconds[name], base_seconds, strict=True)]),
+        "cpu_floor_share": spread_of_rates(shares),
+        "to_base": spread_of_rates([ahead * b / s for s, b in zip(seconds[name], seconds[BASE], strict=True)]),
         "held_bytes": variant.held_bytes(),
-        "step_bytes": set_aside,
+        "step_bytes": step_bytes,
     }
 
 
 def _against_limits(result: Mapping[str, Any], base: Variant) -> dict[str, dict[str, float]]:
-    """Rates of the first variant beside the machine's."""
+    """Rates of the first variant beside what the machine can do: products at their best, and the floor's bare rows."""
     limits, parts, floor_parts = result["limits"], result["parts_ms"], result["floor_parts_ms"]
     kind = "sgemm_gflops" if base.config.train.precision == "fp32" else "bf16_gemm_gflops"
-    product = list(limits[kind].values())[-1]["median"]
-    moved = base.floor.taken_ND.nbytes
+    product = list(limits[kind].values())[-1]["fastest"]
+    moved = base.floor.taken_ND.nbytes / 1e6
+    gather, scatter = (floor_parts[part]["median"] for part in ("gather", "scatter"))
     rates = {
-        "GFLOP/s, bare products": (base.floor.flop / floor_parts["products"]["median"] / 1e6, product),
-        "GFLOP/s, whole step": (base.floor.flop / result["variants"][BASE]["step_ms"]["median"] / 1e6, product),
-        "GB/s, lookup": (moved / parts["lookup"]["median"] / 1e6, limits["gather_gigabytes_per_second"]["median"]),
-        "GB/s, sparse update": (
-            moved / parts["sparse update"]["median"] / 1e6,
-            limits["scatter_gigabytes_per_second"]["median"],
-        ),
+        "bare products, GFLOP/s": (base.floor.flop / floor_parts["products"]["median"] / 1e6, product),
+        "whole step, GFLOP/s": (base.floor.flop / result["variants"][BASE]["step_ms"]["median"] / 1e6, product),
+        "lookup, GB/s": (moved / parts["lookup"]["median"], moved / gather),
+        "sparse update, GB/s": (2 * moved / parts["sparse update"]["median"], 2 * moved / (gather + scatter)),
     }
     return {name: {"ours": ours, "limit": limit, "share": ours / limit} for name, (ours, limit) in rates.items()}
+
+
+def _counted(work: Callable[[], None], seconds: list[float]) -> Callable[[], None]:
+    """The same work, noting the CPU seconds of all threads, which others on the machine disturb less than the clock."""
+
+    def run() -> None:
+        started = time.process_time()
+        work()
+        seconds.append(time.process_time() - started)
+
+    return run
 
 
 def _tell(ranks: Ranks, message: str) -> None:

@@ -52,8 +52,21 @@ def _show_machine(result: dict[str, Any]) -> None:
 
 def _show_variants(variants: dict[str, Any]) -> None:
     print_table(
-        "a row per variant, medians and ranges over rounds",
-        ["", "batch", "examples/s", "x base", "range", "ms", "floor ms", "of floor", "range", "held", "in a step"],
+        "a row per variant, medians and ranges over rounds; CPU: of floor in CPU seconds of all threads",
+        [
+            "",
+            "batch",
+            "examples/s",
+            "x base",
+            "range",
+            "ms",
+            "floor ms",
+            "of floor",
+            "range",
+            "CPU",
+            "held",
+            "in a step",
+        ],
         [
             [
                 name,
@@ -65,6 +78,7 @@ def _show_variants(variants: dict[str, Any]) -> None:
                 f"{row['floor_ms']['median']:.2f}",
                 f"{100 * row['floor_share']['median']:.0f} %",
                 _range(row["floor_share"], 100, "{:.0f}"),
+                f"{100 * row['cpu_floor_share']['median']:.0f} %",
                 bytes_text(row["held_bytes"]),
                 bytes_text(row["step_bytes"]),
             ]

@@ -35,12 +35,22 @@ def test_bench_step_accounts_for_its_time():
     assert variant["examples_per_second"] == pytest.approx(64e3 / variant["step_ms"]["median"])
     assert variant["to_base"] == {"median": 1, "fastest": 1, "slowest": 1}
     assert variant["floor_share"]["slowest"] <= variant["floor_share"]["median"] <= variant["floor_share"]["fastest"]
-    share = result["against_limits"]["GFLOP/s, whole step"]
+    share = result["against_limits"]["whole step, GFLOP/s"]
     assert share["share"] == pytest.approx(share["ours"] / share["limit"])
     # 13-16-8, then 8 + 27 * 26 / 2 = 359 into 16-1: forward and weight gradients, input gradients from the second on.
     products = [13 * 16, 16 * 8, 359 * 16, 16]
     flop = 2 * 64 * (3 * sum(products) - products[0])
     assert share["ours"] == pytest.approx(flop / variant["step_ms"]["median"] / 1e6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_bench_step_on_a_gpu():
+    done = in_process("bench", "step", *TINY, *SHORT, "--precisions", "fp32,bf16", "--device", "cuda", "--json")
+    assert done.status == 0, done.err
+    result = done.json()
+    assert set(result["parts_ms"]) == STEP_PARTS
+    assert all(variant["step_bytes"] > 0 for variant in result["variants"].values())
 
 
 def test_every_variant_differs_in_one_setting():
