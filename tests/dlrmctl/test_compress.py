@@ -1,6 +1,7 @@
 """`dlrmctl compress-embeddings` on models that were really trained, and on tensors from elsewhere."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,16 @@ def test_a_ratio_is_reached_and_not_overshot_by_a_coarser_choice_than_needed(run
         assert ratio <= report["ratio"] < 1.25 * ratio
     errors = [sum(table.get("weighted_error", 0) for table in report["tables"]) for report in reports]
     assert errors[0] < errors[1]
+
+
+def test_a_ratio_that_no_method_reaches_is_said_before_anything_is_fitted_with_one_that_is(runs: Path, tmp_path: Path):
+    arguments = ("compress-embeddings", runs / "full", "-o", tmp_path / "x", "--dry-run", "--target-ratio")
+    done = in_process(*arguments, "5000x")
+    assert done.status == 2
+    found = re.search(r"5000x is out of reach: the smallest tables give ([\d.]+x)", done.err)
+    assert found
+    assert "fitted" not in done.err
+    assert in_process(*arguments, found[1]).status == 0
 
 
 def test_a_dry_run_says_the_same_and_writes_nothing(runs: Path, tmp_path: Path):
