@@ -10,7 +10,6 @@ from dlrmctl.errors import UserError
 from dlrmctl.ranks import Ranks
 from embeddings.memory import available_bytes
 
-
 CUDA_BYTES = 2**30  # context, kernels and NCCL's buffers of a rank: about this much, before it has a model
 
 

@@ -25,6 +25,7 @@ PARTS = ("process", "tables", "table state", "MLPs", "gradients", "optimizer", "
 _FLOAT, _ID = 4, 8
 # The allocator of a CPU keeps what it had and cannot always use it again: measured 0.9 to 1.7 times what is counted.
 _CPU_ALLOCATOR = 1.7
+_CPU_LEFT_OVER = 20 * 2**20  # and of drawing the first values of tables: measured 10 to 40 MiB
 _READ_AHEAD_ROWS = 2 * 65_536  # a block of the store being shuffled and one of batches that wait, over all ranks
 
 
@@ -34,7 +35,7 @@ class MemoryPlan:
 
     Attributes:
         parts: name -> bytes per rank, the names of `PARTS`.
-        placements: of every table; where they do not fit, where they would be without a limit.
+        placements: of every table; where they do not fit, in equal parts, or as the settings want them.
         table_room: bytes that each rank has for tables and lookups; None where not known.
         problem: the planner's reason why the tables do not fit, or None.
     """
@@ -81,7 +82,7 @@ def plan_memory(config: Config, schema: Schema, cluster: Cluster, *, sharding: s
         "MLPs": dense.weights,
         "gradients": dense.gradients,
         "batches": _batches(schema, cluster, batch),
-        "activations": _activations(config, embeddings, dense, cluster, batch),
+        "activations": _activations(config, embeddings, cluster, batch),
     }
     parts = {name: (value,) * world_size for name, value in each.items()}
     parts["optimizer"] = tuple(map(sum, zip(dense.state, dense.scratch, strict=True)))
@@ -177,7 +178,9 @@ def _placements(
     room: int | None,
     sharding: str | None,
 ) -> tuple[list[Placement], str | None]:
-    def placed(memory_bytes: int | None) -> list[Placement]:
+    wanted = sharding or config.embeddings.sharding
+
+    def placed(memory_bytes: int | None, how: str) -> list[Placement]:
         return make_plan(
             embeddings,
             embeddings,
@@ -185,15 +188,16 @@ def _placements(
             local_world_size=cluster.ranks_per_node,
             device_type=cluster.device_type,
             batch_size=batch,
-            sharding=sharding or config.embeddings.sharding,
+            sharding=how,
             memory_bytes=memory_bytes,
             bandwidths=cluster.bandwidths,
         )[1]
 
     try:
-        return placed(None if room is None else max(room, 1)), None
+        return placed(None if room is None else max(room, 1), wanted), None
     except PlacementError as problem:
-        return placed(None), str(problem)
+        # Equal parts are the least that the fullest rank can have; if they do not fit, nothing does.
+        return placed(None, "row_wise" if wanted == "auto" else wanted), str(problem)
 
 
 def _per_rank(placements: Sequence[Placement], world_size: int, *, weights: bool) -> tuple[int, ...]:
@@ -211,11 +215,10 @@ def _batches(schema: Schema, cluster: Cluster, batch: int) -> int:
     return example * (2 * batch + ahead)
 
 
-def _activations(
-    config: Config, embeddings: CompositionalEmbeddings, dense: DenseNeed, cluster: Cluster, batch: int
-) -> int:
+def _activations(config: Config, embeddings: CompositionalEmbeddings, cluster: Cluster, batch: int) -> int:
     floats = activation_floats(config, embeddings.num_vectors)
-    return _allocated(batch * floats * _FLOAT, cluster)
+    left_over = _CPU_LEFT_OVER if cluster.device_type == "cpu" else 0
+    return _allocated(batch * floats * _FLOAT, cluster) + left_over
 
 
 def _allocated(num_bytes: int, cluster: Cluster) -> int:

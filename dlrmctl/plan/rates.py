@@ -14,6 +14,7 @@ from embeddings.placement import CPU_BYTES_PER_SECOND
 _SECONDS = 0.25  # for each of the three
 _COPIED_BYTES = 64 * 2**20
 _GATHERED_ROWS = 200_000
+_WIDEST, _MOST_EXAMPLES = 4096, 8192  # larger products are no faster
 
 
 @dataclass(frozen=True)
@@ -72,17 +73,18 @@ def measure(cluster: Cluster, dense: DenseNeed, *, dim: int, batch: int) -> dict
     With the threads that each of the ranks would have; where there are more ranks than cores, they take turns.
     """
     device = torch.device(cluster.device_type)
-    outputs, inputs = dense.largest_layer
-    examples = max(16, min(batch, 2**26 // max(outputs + inputs, 1)))
+    outputs, inputs = (min(width, _WIDEST) for width in dense.largest_layer)
+    examples, dim = min(batch, _MOST_EXAMPLES), min(dim, _WIDEST)
     x_BI, weight_OI = torch.randn(examples, inputs, device=device), torch.randn(outputs, inputs, device=device)
     source, target = (torch.zeros(_COPIED_BYTES // 4, device=device) for _ in range(2))
     table_RD = torch.zeros(_COPIED_BYTES * 4 // (4 * dim), dim, device=device)
     table_RD.fill_(1.0)  # pages that nobody wrote are all the same one
-    rows = torch.randint(0, len(table_RD), (_GATHERED_ROWS,), device=device)
+    num_rows = min(_GATHERED_ROWS, len(table_RD))
+    rows = torch.randint(0, len(table_RD), (num_rows,), device=device)
     per_call = {
         "flops": (2.0 * examples * inputs * outputs, lambda: x_BI @ weight_OI.T),
         "memory": (2.0 * _COPIED_BYTES, lambda: target.copy_(source)),
-        "gather": (4.0 * _GATHERED_ROWS * dim, lambda: table_RD.index_select(0, rows)),
+        "gather": (4.0 * num_rows * dim, lambda: table_RD.index_select(0, rows)),
     }
     cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
     torch.set_num_threads(max(1, min(threads, cores // cluster.world_size)))

@@ -42,15 +42,14 @@ def remedies(config: Config, schema: Schema, plan: MemoryPlan) -> list[Remedy]:
     if plan.fits or limit is None:
         return []
     if plan.fixed_bytes > limit:
-        return [_smaller_dense(config, plan)]
+        return [_smaller_dense(plan)]
     found = [_cut(config, schema, plan), _compressed(config, schema, plan), _more_ranks(config, schema, plan)]
     return [remedy for remedy in [*found, *_served(plan, limit)] if remedy is not None]
 
 
-def _smaller_dense(config: Config, plan: MemoryPlan) -> Remedy:
-    fixed = bytes_text(plan.fixed_bytes)
+def _smaller_dense(plan: MemoryPlan) -> Remedy:
     return Remedy(
-        f"without any table a rank needs {fixed}: smaller MLPs or a smaller batch come first",
+        "smaller MLPs or a smaller batch come first, without any table",
         "--batch-size, --bottom-mlp or --top-mlp",
         plan.fixed_bytes,
     )
@@ -75,10 +74,9 @@ def _compressed(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | No
         except UserError:  # out of reach for these tables
             return None
         if smaller.fits:
+            how = f"{kind} {settings.operation}" if kind == "qr" else kind
             return Remedy(
-                f"tables {ratio:g} times smaller ({kind} {settings.operation})"
-                if kind == "qr"
-                else f"tables {ratio:g} times smaller ({kind})",
+                f"tables {ratio:g} times smaller ({how})",
                 f"--embedding {kind} --compress-ratio {ratio:g}",
                 max(smaller.totals),
             )
