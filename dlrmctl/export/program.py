@@ -3,6 +3,7 @@
 Dimensions: N rows, B examples of a batch.
 """
 
+import io
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -77,12 +78,42 @@ def write_program(program: torch.export.ExportedProgram, path: Path, metadata: M
     Raises:
         OSError: if the disk refuses.
     """
-    try:
-        torch.export.save(program, path, extra_files={METADATA: json.dumps(metadata, indent=1)})
-    except RuntimeError as problem:  # what torch's writer makes of a full disk
-        raise OSError(str(problem).splitlines()[0]) from None
-    with path.open("rb") as file:
+    with path.open("wb", buffering=0) as file:
+        target = _Remembering(file)
+        torch.export.save(program, cast("IO[bytes]", target), extra_files={METADATA: json.dumps(metadata, indent=1)})
+        if target.problem is not None:
+            raise target.problem
         os.fsync(file.fileno())
+
+
+class _Remembering(io.RawIOBase):
+    """A file that takes everything and remembers what the disk refused: torch's writer ends the process over that."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+        self.problem: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def write(self, content: Any) -> int:
+        size = memoryview(content).nbytes
+        try:
+            written = 0
+            while self.problem is None and written < size:  # one call writes 2 GiB at most
+                written += self._file.write(memoryview(content)[written:])
+        except OSError as problem:
+            self.problem = problem
+        return size
 
 
 def score_file(path: Path, inputs: Inputs) -> np.ndarray:

@@ -181,6 +181,19 @@ def test_a_file_whose_scores_are_not_those_of_the_checkpoint_is_not_left(
         assert list(tmp_path.iterdir()) == []
 
 
+def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(with_lists: Path, tmp_path: Path):
+    limited = [
+        *("import resource", "from dlrmctl.entry import run_command"),
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))",
+        f"raise SystemExit(run_command(['export', {str(with_lists / 'run')!r}, '-o', 'm.pt2']))",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(limited)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "error: m.pt2: cannot be written: File too large" in done.stderr
+    assert "terminate" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_help_answers_without_torch():
     program = (
         "import sys\nfrom dlrmctl.entry import run_command\nassert run_command(['export', '--help']) == 0\n"
