@@ -9,6 +9,7 @@ from dlrmctl.console import output, print_table
 
 _RANGE = {"median", "fastest", "slowest"}
 _CONDITIONS = ("environment", "options", "settings")
+_MACHINE = {"limits", "machine", "floor_ms", "floor_parts_ms"}  # what has nothing of this program in it
 _ERRORS = 2.0  # standard errors of a difference that chance seldom exceeds (5 %)
 _MEMORY = 0.05  # the allocator alone moves the peak of a process by a few percent
 _LARGER_IS_BETTER = ("per_second", "gflops", "share", "to_base", "auc", "gap_closed")
@@ -53,13 +54,14 @@ def compare(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any
     """What two results of one command say about each other.
 
     Returns:
-        "compared": figures that both have; "changes": those beyond the noise, each with "figure", "earlier", "now" and
-        "verdict"; "different": settings, options and properties of the machine with other values.
+        "compared": figures that both have; "changes": those beyond the noise, each with "figure", "earlier", "now",
+        "verdict", and whether it is "of_machine"; "different": settings, options and properties of the machine with other values.
     """
     before, after = dict(figures(earlier)), dict(figures(now))
     both = [path for path in after if path in before]
     changes = [
         {
+            "of_machine": any(part in _MACHINE for part in path),
             "figure": ", ".join(path).replace("_", " "),
             "earlier": before[path].value,
             "now": after[path].value,
@@ -96,6 +98,8 @@ def show_comparison(file: str, comparison: Mapping[str, Any]) -> None:
             for each in changes
         ],
     )
+    if any(each["of_machine"] for each in changes):
+        output.print("the machine itself was faster or slower: shares and ratios say more than times")
 
 
 def _verdict(path: tuple[str, ...], earlier: float, now: float) -> str:

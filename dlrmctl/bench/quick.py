@@ -6,7 +6,7 @@ from collections.abc import Mapping
 _SHORT_TRAINING = {
     "synthetic_rows": "20000",
     "batch_size": "256",
-    "evaluations": "4",
+    "evaluations": "3",
     "bottom_mlp": "32-16",
     "top_mlp": "32-1",
     "log_every": "1000000",

@@ -71,14 +71,18 @@ def bench_step(
             works[name] = _counted(variant.train, cpu[name])
         _tell(ranks, f"{rounds} rounds of {examples:,} examples each")
         seconds = alternate(works, rounds=rounds, device=ranks.device)
-        parts = [base.split() for _ in range(rounds)]
+        parts, floor_parts = [], []
+        for _ in range(rounds):
+            base.bare()
+            floor_parts.append(base.floor_parts[-1])
+            parts.append(base.split())
         communication = collective_milliseconds(base.train, base.steps) if ranks.world_size > 1 else {}
         measured = {name: _variant(variant, name, seconds, cpu, base) for name, variant in variants.items()}
     result = {
         "limits": limits,
         "variants": measured,
         "parts_ms": {part: spread([each[part] for each in parts]) for part in parts[0]},
-        "floor_parts_ms": {part: spread([each[part] for each in base.floor_parts[1:]]) for part in PARTS},
+        "floor_parts_ms": {part: spread([each[part] for each in floor_parts]) for part in PARTS},
         "communication_ms": communication,
         "ranks": ranks.world_size,
         "rows": rows,

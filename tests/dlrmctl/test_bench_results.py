@@ -79,6 +79,18 @@ def test_a_slower_and_a_faster_past_are_told(saved: Path, tmp_path: Path):
     told = in_process(*STEP, "--against", earlier)
     assert "3 of" in told.out
     assert "figures changed beyond the noise" in told.out
+    assert "the machine itself" not in told.out
+
+
+def test_a_machine_that_was_slower_is_told_apart(saved: Path, tmp_path: Path):
+    def slow(result: dict[str, Any]) -> None:
+        _wide(result)
+        result["limits"]["copy_gigabytes_per_second"] = {"median": 1e-9, "fastest": 1e-9, "slowest": 1e-9}
+
+    done = in_process(*STEP, "--against", _doctored(saved, tmp_path / "slow.json", slow))
+    assert "1 of" in done.out
+    assert "limits, copy gigabytes per second" in done.out
+    assert "the machine itself was faster or slower" in done.out
 
 
 def test_other_settings_and_another_machine_are_told(saved: Path, tmp_path: Path):
