@@ -55,7 +55,8 @@ def compare(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any
 
     Returns:
         "compared": figures that both have; "changes": those beyond the noise, each with "figure", "earlier", "now",
-        "verdict", and whether it is "of_machine"; "different": settings, options and properties of the machine with other values.
+        "verdict", and whether it is "of_machine"; "different": settings, options and properties of the machine with
+        other values.
     """
     before, after = dict(figures(earlier)), dict(figures(now))
     both = [path for path in after if path in before]
