@@ -115,6 +115,7 @@ def _ranks_here(
         number = _at_most("--nproc", whole_number("--nproc", nproc or "1", at_least=1))
 
         def local(intra: float | None, inter: float | None) -> "Cluster":
+            import dlrmctl.train  # noqa: F401 (a rank takes what this process takes once it has loaded the same)
             from dlrmctl.plan.cluster import this_machine
 
             return this_machine(config.train.device, number, intra_bandwidth=intra)

@@ -2,7 +2,8 @@
 
     tables and their row-wise AdaGrad, where TorchRec's planner puts them    (exact)
     MLPs, their gradients, their optimizer's state and scratch               (exact)
-    batches, lookups, activations, exchanges between ranks                   (from shapes; an upper estimate)
+    on a CPU a second time the tables, while a checkpoint is written         (measured: torch's writer copies them all)
+    batches, lookups, activations, exchanges between ranks                   (from shapes; an estimate)
 
 Nothing is allocated, and no rank is asked. `dlrmctl plan` shows this, `dlrmctl train` refuses by it.
 Dimensions: B examples of a rank, G of all ranks, I dense features, F vectors, D columns, N = F + 1.
@@ -21,7 +22,10 @@ from embeddings.fused import attach_rowwise_adagrad
 from embeddings.memory import state_bytes, weight_bytes
 from embeddings.placement import Placement, PlacementError, make_plan
 
-PARTS = ("process", "tables", "table state", "MLPs", "gradients", "optimizer", "batches", "lookups", "activations")
+PARTS = (
+    *("process", "tables", "table state", "saving", "MLPs", "gradients", "optimizer"),
+    *("batches", "lookups", "activations"),
+)
 _FLOAT, _ID = 4, 8
 # The allocator of a CPU keeps what it had and cannot always use it again: measured 0.9 to 1.7 times what is counted.
 _CPU_ALLOCATOR = 1.7
@@ -61,7 +65,7 @@ class MemoryPlan:
     @property
     def fixed_bytes(self) -> int:
         """The most that any rank needs besides tables and lookups."""
-        names = [name for name in PARTS if name not in ("tables", "table state", "lookups")]
+        names = [name for name in PARTS if name not in ("tables", "table state", "saving", "lookups")]
         return max(map(sum, zip(*(self.parts[name] for name in names), strict=True)))
 
 
@@ -87,10 +91,13 @@ def plan_memory(config: Config, schema: Schema, cluster: Cluster, *, sharding: s
     parts = {name: (value,) * world_size for name, value in each.items()}
     parts["optimizer"] = tuple(map(sum, zip(dense.state, dense.scratch, strict=True)))
     fixed = max(map(sum, zip(*parts.values(), strict=True)))
-    room = None if cluster.memory_bytes is None else cluster.memory_bytes - fixed
+    on_cpu = cluster.device_type == "cpu"
+    room = None if cluster.memory_bytes is None else (cluster.memory_bytes - fixed) // (2 if on_cpu else 1)
     placements, problem = _placements(config, embeddings, cluster, batch, room, sharding)
     parts["tables"] = _per_rank(placements, world_size, weights=True)
     parts["table state"] = _per_rank(placements, world_size, weights=False)
+    sums = map(sum, zip(parts["tables"], parts["table state"], strict=True))
+    parts["saving"] = tuple(total if on_cpu else 0 for total in sums)  # from a GPU it is the host's memory
     lookups = table_exchange(embeddings, placements, cluster, batch)
     parts["lookups"] = tuple(_allocated(both.looked_up + both.received, cluster) for both in lookups)
     return MemoryPlan(cluster, dense, embeddings, {name: parts[name] for name in PARTS}, placements, room, problem)

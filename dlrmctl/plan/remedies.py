@@ -12,6 +12,7 @@ from dlrmctl.console import bytes_text
 from dlrmctl.errors import UserError
 from dlrmctl.plan.cluster import Cluster
 from dlrmctl.plan.memory import MemoryPlan, plan_memory
+from embeddings.choose import num_parameters
 from embeddings.compression.quantize import row_bytes
 
 _SERVED = {"fp16": 16, "int8": 8, "int4": 4}
@@ -67,7 +68,7 @@ def _cut(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | None:
 def _compressed(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | None:
     """The smallest ratio of a list with which it fits."""
     kind = config.embeddings.embedding if config.embeddings.embedding != "full" else "qr"
-    for ratio in _worth_trying(plan, now=config.embeddings.compress_ratio or 1.0):
+    for ratio in _worth_trying(plan):
         settings = replace(config.embeddings, embedding=kind, compress_ratio=float(ratio))
         try:
             smaller = _planned(replace(config, embeddings=settings), schema, plan.cluster)
@@ -83,30 +84,35 @@ def _compressed(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | No
     return None
 
 
-def _worth_trying(plan: MemoryPlan, *, now: float) -> Iterator[float]:
+def _worth_trying(plan: MemoryPlan) -> Iterator[float]:
     """Ratios from the one that arithmetic says on."""
-    weights = sum(sum(plan.parts[name]) for name in ("tables", "table state"))
+    features, dim = plan.embeddings.features, plan.embeddings.dim
+    now = sum(feature.rows * dim for feature in features) / num_parameters(features, dim)
     room = max(plan.table_room or 1, 1) * plan.cluster.world_size
-    least = now * weights / room
+    least = now * _table_bytes(plan) / room
     yield from (ratio for ratio in _RATIOS if ratio >= least and ratio > now)
 
 
+def _table_bytes(plan: MemoryPlan) -> int:
+    return sum(sum(plan.parts[name]) for name in ("tables", "table state"))
+
+
 def _more_ranks(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | None:
-    """As many more nodes of the same kind as it takes; of a single node half full, more ranks on it do not help."""
+    """As many more nodes of the same kind as it takes: more ranks on the same have no more memory together."""
     cluster, batch = plan.cluster, config.train.batch_size
-    tables = sum(sum(plan.parts[name]) for name in ("tables", "table state"))
-    nodes = max(cluster.nodes + 1, tables // max(1, (plan.table_room or 1) * cluster.ranks_per_node))
+    room = max(plan.table_room or 1, 1) * cluster.ranks_per_node
+    nodes = max(cluster.nodes + 1, _table_bytes(plan) // room)
     while nodes * cluster.ranks_per_node <= _MOST_RANKS:
         size = nodes * cluster.ranks_per_node
         if batch % size == 0:
             larger = _planned(config, schema, replace(cluster, world_size=size))
             if larger.fits:
                 each = "GPUs" if cluster.device_type == "cuda" else "ranks"
-                return Remedy(
-                    f"{size} {each} of {bytes_text(cluster.memory_bytes or 0)} on {nodes} nodes",
-                    f"--world-size {size} --nodes {nodes}",
-                    max(larger.totals),
-                )
+                flags = f"--world-size {size} --nodes {nodes}"
+                if not cluster.described:
+                    flags = f"torchrun --nnodes {nodes} --nproc-per-node {cluster.ranks_per_node}"
+                what = f"{size} {each} of {bytes_text(cluster.memory_bytes or 0)} on {nodes} nodes"
+                return Remedy(what, flags, max(larger.totals))
         nodes += 1
     return None
 
