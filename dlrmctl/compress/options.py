@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dlrmctl.compress.memory import give_back
 from dlrmctl.compress.sources import TableSource
 from dlrmctl.errors import UserError
 from embeddings.compression.isometric import Isometric
@@ -143,6 +144,7 @@ def fit_options(
     rows = TableRows(source.weight(name), found.weights, name=name, progress=progress)
     for method in methods:
         options.add(rows, method, found.scale, must_fit=must_fit)
+        give_back()
     return options
 
 
