@@ -20,7 +20,7 @@ from data.synthetic_sizes import SIZES
 from data.writer import STORE_BLOCK_ROWS
 from dlrmctl.bench.preparers import OURS, PARSING, TORCHREC
 from dlrmctl.bench.preparing import measure_preparing
-from dlrmctl.bench.reading import measure_first_read, measure_machine, measure_reading, write_multi_hot
+from dlrmctl.bench.reading import measure_disk, measure_first_read, measure_machine, measure_reading, write_multi_hot
 from dlrmctl.console import bytes_text, output, print_table, say, warn
 
 
@@ -56,6 +56,7 @@ def bench_data(path: Path | None, *, rounds: int, quick: bool) -> dict[str, Any]
     machine = measure_machine(rounds=rounds, copied_bytes=sizes.copied_bytes)
     with tempfile.TemporaryDirectory(prefix="dlrmctl-bench-") as directory:
         scratch = Path(directory)
+        machine |= measure_disk(scratch, rounds=rounds, num_bytes=sizes.copied_bytes)
         say(f"generating {many:,} rows")
         texts = {few: scratch / "few.txt", many: scratch / "many.txt"}
         _write_texts(texts)
@@ -139,7 +140,9 @@ def show_bench_data(result: dict[str, Any]) -> None:
     machine, store, first = result["machine"], result["store"], result["first_read"]
     output.print(
         f"one core copies {machine['copy_gigabytes_per_second']:.1f} GB/s and takes "
-        f"{machine['gather_values_per_second'] / 1e6:,.0f} million random values per second"
+        f"{machine['gather_values_per_second'] / 1e6:,.0f} million random values per second; "
+        f"the disk takes {machine['disk_write_gigabytes_per_second']:.2f} GB/s and gives "
+        f"{machine['disk_read_gigabytes_per_second']:.2f} GB/s"
     )
     output.print(
         f"store: {store['train_examples']:,} training examples, {store['bytes_per_row']:.0f} bytes per row, blocks of "

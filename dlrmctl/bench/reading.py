@@ -1,5 +1,6 @@
 """What the reader of a store costs, beside the bare copying and gathering in it."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -120,6 +121,33 @@ def measure_machine(*, rounds: int, copied_bytes: int) -> dict[str, float]:
     return {
         "copy_gigabytes_per_second": copied_bytes / copy / 1e9,
         "gather_values_per_second": repeats * len(order) / _best(gather, rounds),
+    }
+
+
+def measure_disk(directory: Path, *, rounds: int, num_bytes: int) -> dict[str, float]:
+    """Gigabytes per second written until the disk has them, and read when the page cache no longer does.
+
+    Args:
+        directory: on the disk, for a file that is removed again.
+        rounds: the fastest counts.
+        num_bytes: of the file.
+    """
+    file, content = directory / "disk", np.random.default_rng(0).bytes(num_bytes)
+    written, read = [], []
+    for _ in range(rounds):
+        with file.open("wb", buffering=0) as out:
+            started = time.perf_counter()
+            out.write(content)
+            os.fsync(out.fileno())
+            written.append(time.perf_counter() - started)
+            os.posix_fadvise(out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        started = time.perf_counter()
+        file.read_bytes()
+        read.append(time.perf_counter() - started)
+        file.unlink()
+    return {
+        "disk_write_gigabytes_per_second": num_bytes / min(written) / 1e9,
+        "disk_read_gigabytes_per_second": num_bytes / min(read) / 1e9,
     }
 
 
