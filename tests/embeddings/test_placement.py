@@ -2,8 +2,8 @@ import pytest
 from torch import device
 
 from embeddings.collection import CompositionalEmbeddings
-from embeddings.memory import available_bytes, gib, table_bytes
-from embeddings.placement import PlacementError, make_plan, rank_bytes
+from embeddings.memory import available_bytes, gib, state_bytes, table_bytes, weight_bytes
+from embeddings.placement import CPU_BYTES_PER_SECOND, PlacementError, make_plan, rank_bytes
 from embeddings.tables import FeatureTable, Table
 
 GIB = 2**30
@@ -63,3 +63,22 @@ def test_bytes():
     assert one is not None
     assert two is not None
     assert 2**20 < two < one
+
+
+def test_slow_networks_keep_tables_whole_and_fast_ones_cut_them():
+    # What row-wise sharding exchanges is sums for the examples of all ranks: worth it only where that is quick.
+    features = [FeatureTable(f"f{i}", 2_000_000, 20) for i in range(4)]
+    slow = _plan(features, bandwidths=(1e9, 1e8))
+    assert {p.sharding for p in slow} == {"table_wise"}
+    fast = _plan(features, bandwidths=(1e16, 1e16))
+    assert "row_wise" in {p.sharding for p in fast}
+    # The bandwidths of CPU ranks are those assumed, unless others are given.
+    cpu = {"device_type": "cpu", "world_size": 2, "local_world_size": 2}
+    assumed = (CPU_BYTES_PER_SECOND, CPU_BYTES_PER_SECOND)
+    assert _plan(features, **cpu) == _plan(features, **cpu, bandwidths=assumed)
+
+
+def test_weights_and_state_are_the_bytes_of_a_table():
+    table = Table("a", 1000, 16)
+    assert (weight_bytes(1000, 16), state_bytes(1000)) == (64_000, 4000)
+    assert weight_bytes(table.rows, table.dim) + state_bytes(table.rows) == table_bytes(table)
