@@ -21,7 +21,7 @@ from data.synthetic import MAX_CARDINALITY, Synthetic
 from data.synthetic_sizes import KAGGLE
 from data.writer import write_store
 from dlrmctl.bench.floor import PARTS
-from dlrmctl.bench.limits import measure_limits
+from dlrmctl.bench.limits import Limits
 from dlrmctl.bench.measurements import BASE
 from dlrmctl.bench.timing import alternate, spread, spread_of_rates
 from dlrmctl.bench.traced import collective_milliseconds, peak_bytes
@@ -63,9 +63,8 @@ def bench_step(
             _tell(ranks, f"building {name}")
             variants[name] = readers.enter_context(closing(Variant(config, store, ranks, table_RD, examples=examples)))
         base = variants[BASE]
-        _tell(ranks, "measuring the machine")
-        limits = measure_limits(table_RD, num_ids=len(base.floor.rows), rounds=rounds)
-        works, cpu = {}, defaultdict[str, list[float]](list)
+        limits, cpu = Limits(table_RD, num_ids=len(base.floor.rows)), defaultdict[str, list[float]](list)
+        works = dict(limits.works)
         for name, variant in variants.items():
             works[f"floor of {name}"] = _counted(variant.bare, cpu[f"floor of {name}"])
             works[name] = _counted(variant.train, cpu[name])
@@ -79,7 +78,7 @@ def bench_step(
         communication = collective_milliseconds(base.train, base.steps) if ranks.world_size > 1 else {}
         measured = {name: _variant(variant, name, seconds, cpu, base) for name, variant in variants.items()}
     result = {
-        "limits": limits,
+        "limits": limits.rates(seconds),
         "variants": measured,
         "parts_ms": {part: spread([each[part] for each in parts]) for part in parts[0]},
         "floor_parts_ms": {part: spread([each[part] for each in floor_parts]) for part in PARTS},
