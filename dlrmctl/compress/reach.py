@@ -26,9 +26,16 @@ def split_tables(source: TableSource, request: Request) -> tuple[list[TableShape
 def check_reach(source: TableSource, request: Request) -> None:
     """
     Raises:
-        UserError: if no table is chosen, or no methods make tables as small as the request says.
+        UserError: if no table is chosen, a method does not fit one, or none makes them as small as the request says.
     """
     chosen, kept = split_tables(source, request)
+    for table in chosen:
+        rank = max(method.rank for method in request.methods(table.rows, table.dim))
+        if rank > table.dim:
+            raise UserError(
+                f"--method {request.method}: {rank} coordinates are more than the {table.dim} columns of {table.name}",
+                "fewer, or --tables without it",
+            )
     if request.ratio is None:
         return
     least = sum(table.num_bytes for table in kept)

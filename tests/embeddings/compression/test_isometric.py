@@ -6,6 +6,7 @@ import torch
 from embeddings.compression.isometric import Isometric, stored_distortion
 from embeddings.compression.methods import Method
 from embeddings.compression.rules import from_parts
+from embeddings.compression.sizes import least_bytes
 from embeddings.compression.source import TableRows
 from tests.embeddings.compression.tables import table_rows
 
@@ -86,3 +87,8 @@ def test_what_no_map_fits_is_told(table: TableRows):
         Method.parse("head2%+nile-pro8")
     with pytest.raises(ValueError, match="rows are the same"):
         Method.parse("fromax2").fit(TableRows(torch.ones(9, 4), torch.ones(9)))
+
+
+def test_its_bytes_are_known_before_a_fit(fitted: Isometric):
+    method = Method.parse(f"{fitted.certificate['objective']}{RANK}-int8")
+    assert fitted.num_bytes == least_bytes(method, ROWS, 16)
