@@ -110,7 +110,7 @@ def _show_time(answer: "Answer") -> None:
         output.print(f"no estimate of the whole without {', '.join(_missing(answer.rates, answer.memory))}")
         return
     per_second = answer.config.train.batch_size / time.total
-    output.print(f"bound by {time.bound_by}; about {per_second:,.0f} examples/s at best, without reading data, from")
+    output.print(f"bound by {time.bound_by}; about {per_second:,.0f} examples/s, without reading data, from")
     output.print(", ".join(_rate_texts(answer.rates, answer.memory)))
 
 

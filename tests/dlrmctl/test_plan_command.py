@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from data.synthetic import Synthetic
+from data.writer import write_store
 from dlrmctl.config import resolve
 from dlrmctl.datasets import open_source
 from dlrmctl.plan.cluster import described
@@ -208,3 +210,11 @@ def test_help_answers_without_torch():
     done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--world-size" in done.stdout
+
+
+def test_the_tables_of_a_store_are_those_that_training_would_have(tmp_path: Path):
+    source = Synthetic(0, 1000, 100, 100, cardinalities=[50, 3000])
+    write_store(source, tmp_path / "store")
+    done = in_process("plan", "--data", tmp_path / "store", "--embedding", "full", "--hbm", "8GiB", "--json")
+    assert done.status == 0, done.err
+    assert [table["rows"] for table in done.json()["tables"]] == [52, 3002]
