@@ -1,5 +1,7 @@
-"""What one traced step shows: the memory it takes, and the collectives it waits for. Tracing slows a step down, so
-this is apart from the timing."""
+"""What one traced step shows: the memory it takes, and the collectives it waits for.
+
+Tracing slows a step down, so this is apart from the timing.
+"""
 
 import os
 import sys
