@@ -50,9 +50,9 @@ def check_reach(source: TableSource, request: Request) -> None:
 def out_of_reach(request: Request, best: float, kept: list[TableShape]) -> UserError:
     """The error, with the ratio that can be reached."""
     best = math.floor(10 * best) / 10
-    hint = f"--target-ratio {best:.1f}x"
+    hints = [f"--target-ratio {best:.1f}x"] if best > 1 else []
     if kept:
         fixed = bytes_text(sum(table.num_bytes for table in kept))
-        hint += f"; a lower --min-rows or more --tables compress what stays float32 now, {fixed}"
+        hints.append(f"a lower --min-rows or more --tables compress what stays float32 now, {fixed}")
     message = f"--target-ratio {request.ratio:g}x is out of reach: the smallest tables give {best:.1f}x"
-    return UserError(message, hint)
+    return UserError(message, "; ".join(hints) or None)
