@@ -18,9 +18,11 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.planner import WriteItem
 
 from data.files import sync_file
 from dlrmctl.errors import UserError
@@ -63,7 +65,7 @@ class Checkpoints:
                 partial.mkdir(parents=True)
             self._barrier()
             writer = dcp.FileSystemWriter(partial, single_file_per_rank=True, sync_files=True)
-            dcp.save(tensors, storage_writer=writer, process_group=self.ranks.group)
+            dcp.save(tensors, storage_writer=writer, planner=_WithoutCopies(), process_group=self.ranks.group)
             mine = _checksums(partial, f"__{self.ranks.rank}_")
             files = {name: entry for of_rank in self.ranks.gather(mine) for name, entry in of_rank.items()}
             if self.ranks.is_main:
@@ -129,6 +131,20 @@ class Checkpoints:
     def _barrier(self) -> None:
         if self.ranks.world_size > 1:
             dist.barrier(group=self.ranks.group)
+
+
+class _WithoutCopies(dcp.DefaultSavePlanner):
+    """Hands out tensors whose storage is no larger than they are.
+
+    All tables of a rank are views of one buffer. torch's writer clones every view, and keeps the clones until the file
+    is closed: a second time all tables.
+    """
+
+    def transform_object(self, write_item: WriteItem, object: Any) -> Any:
+        found = super().transform_object(write_item, object)
+        if isinstance(found, torch.Tensor) and found.device.type == "cpu" and found.is_contiguous():
+            return torch.from_numpy(found.detach().numpy())
+        return found
 
 
 def read_state(path: Path) -> dict[str, Any]:

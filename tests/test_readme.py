@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.dlrmctl.test_errors import criteo_lines
+from tests.dlrmctl.commands import in_process
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -19,10 +19,11 @@ def _block_after(mark: str) -> list[str]:
 
 
 def test_the_tour_works_from_raw_files_to_torchrun(tmp_path: Path):
-    (tmp_path / "train.txt").write_text(criteo_lines(3000))
+    made = in_process("data", "synthesize", "--rows", "4000", "-o", tmp_path / "train.txt")
+    assert made.status == 0, made.err
     # The installed command stands beside the interpreter that runs the tests.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    for command in _block_after("<!-- run -->"):
+    for command in _block_after("<!-- run -->") + _block_after("<!-- run: afterwards -->"):
         done = subprocess.run(
             ["bash", "-c", command],
             cwd=tmp_path,
@@ -35,6 +36,8 @@ def test_the_tour_works_from_raw_files_to_torchrun(tmp_path: Path):
         assert done.stdout.strip(), command
     for run in ("first", "two-ranks", "torchrun"):
         assert (tmp_path / "runs" / run / "results.json").exists()
+    for picture in ("curves", "calibration", "frontier", "frequencies", "step"):
+        assert (tmp_path / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_set_up_commands_are_single_lines_that_ci_can_find():

@@ -23,7 +23,7 @@ from embeddings.memory import state_bytes, weight_bytes
 from embeddings.placement import Placement, PlacementError, make_plan
 
 PARTS = (
-    *("process", "tables", "table state", "saving", "MLPs", "gradients", "optimizer"),
+    *("process", "tables", "table state", "MLPs", "gradients", "optimizer"),
     *("batches", "lookups", "activations"),
 )
 _FLOAT, _ID = 4, 8
@@ -65,7 +65,7 @@ class MemoryPlan:
     @property
     def fixed_bytes(self) -> int:
         """The most that any rank needs besides tables and lookups."""
-        names = [name for name in PARTS if name not in ("tables", "table state", "saving", "lookups")]
+        names = [name for name in PARTS if name not in ("tables", "table state", "lookups")]
         return max(map(sum, zip(*(self.parts[name] for name in names), strict=True)))
 
 
@@ -91,13 +91,10 @@ def plan_memory(config: Config, schema: Schema, cluster: Cluster, *, sharding: s
     parts = {name: (value,) * world_size for name, value in each.items()}
     parts["optimizer"] = tuple(map(sum, zip(dense.state, dense.scratch, strict=True)))
     fixed = max(map(sum, zip(*parts.values(), strict=True)))
-    on_cpu = cluster.device_type == "cpu"
-    room = None if cluster.memory_bytes is None else (cluster.memory_bytes - fixed) // (2 if on_cpu else 1)
+    room = None if cluster.memory_bytes is None else cluster.memory_bytes - fixed
     placements, problem = _placements(config, embeddings, cluster, batch, room, sharding)
     parts["tables"] = _per_rank(placements, world_size, weights=True)
     parts["table state"] = _per_rank(placements, world_size, weights=False)
-    sums = map(sum, zip(parts["tables"], parts["table state"], strict=True))
-    parts["saving"] = tuple(total if on_cpu else 0 for total in sums)  # from a GPU it is the host's memory
     lookups = table_exchange(embeddings, placements, cluster, batch)
     parts["lookups"] = tuple(_allocated(both.looked_up + both.received, cluster) for both in lookups)
     return MemoryPlan(cluster, dense, embeddings, {name: parts[name] for name in PARTS}, placements, room, problem)

@@ -21,7 +21,6 @@ _FEW_RANKS = 4
 _COLUMNS = {
     "tables": ("tables",),
     "their state": ("table state",),
-    "copy to save": ("saving",),
     "MLPs, gradients": ("MLPs", "gradients"),
     "optimizer": ("optimizer",),
     "batch, lookups, activations": ("batches", "lookups", "activations"),

@@ -123,9 +123,9 @@ def test_a_plan_is_what_ranks_take_within_ten_percent(
             kept += plan.dense.scratch[rank]  # is kept; that of torch's optimizers is gone after the step
         # 2 % are 4 MiB: Python's objects, and the buffers that kernels and gloo keep.
         assert abs(real["alive"] / kept - 1) < 0.02, (real, kept)
-        # A watcher every 10 ms may miss the end of it; the pages that a copy begins and ends in are a few KiB.
-        assert abs(real["saving"] / planned["saving"] - 1) < 0.1, (real, planned)
+        # Tables are written from where they are; copies would be 195 MiB. What writing itself holds is 8 MiB.
+        assert real["saving"] < 2**24, real
         # Batches are made here and not read, and the process is there before. What is neither exact nor gone is
         # what the allocator keeps of activations and first values: estimated, 30 MiB give or take 20.
-        total = sum(value for name, value in planned.items() if name not in ("process", "batches", "saving"))
+        total = sum(value for name, value in planned.items() if name not in ("process", "batches"))
         assert abs(real["grown"] / total - 1) < 0.1, (real, planned)
