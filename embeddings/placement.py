@@ -102,7 +102,7 @@ def make_plan(
     tables = embeddings.tables
     _check_sizes(tables, kinds, world_size, memory_bytes)
     cap = _UNLIMITED_BYTES if memory_bytes is None else memory_bytes
-    ids_per_bag = {f.name: float(f.max_ids) for f in embeddings.features}
+    ids_per_bag = {key: float(f.max_ids) for f in embeddings.features for key in f.keys}
     planner = EmbeddingShardingPlanner(
         topology=TopologyFactory.create_topology(
             TrainerConfig(
@@ -123,7 +123,7 @@ def make_plan(
             table.name: ParameterConstraints(
                 sharding_types=kinds,
                 compute_kernels=["fused"],
-                pooling_factors=[ids_per_bag[table.name.split("@")[0]]],
+                pooling_factors=[ids_per_bag[table.name]],
             )
             for table in tables
         },

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from torch import nn
+
 from embeddings.hashing import DoubleHash
 from embeddings.heads import Head, HeadHash, HeadTail, Tail
 from embeddings.partitions import Full, Hash, Partition, QuotientRemainder, ceil_div
@@ -41,7 +43,7 @@ class FeatureTable:
     """How one sparse feature is embedded. Plain values throughout: `to_dict` and back.
 
     Attributes:
-        name: the feature's key, without the signs . / @.
+        name: the feature's key.
         rows: number of different ids, >= 1.
         max_ids: the most ids one example can have; 1 means one-hot.
         kind: "full" (a row per id), "hash" (id modulo a smaller table), "qr" (quotient and remainder tables), "kway"
@@ -70,10 +72,8 @@ class FeatureTable:
     tail: str = "hash"
 
     def __post_init__(self) -> None:
-        if not self.name or set(self.name) & set("./@"):
-            raise ValueError(
-                f"feature name {self.name!r} must not be empty or contain any of . / @, which name its tables"
-            )
+        if not self.name:
+            raise ValueError("the name of a feature must not be empty")
         _one_of("kind", self.kind, KINDS, self.name)
         _one_of("operation", self.operation, OPERATIONS, self.name)
         _one_of("large", self.large, LARGE, self.name)
@@ -119,15 +119,15 @@ class FeatureTable:
         """The feature's partitions: one, or that of the head and that of the tail, whose ids have no row in common."""
         name, rows, collisions, head = self.name, self.rows, self.collisions, self.head
         if self.kind == "full":
-            return (Lookup(name, (name,), Full(rows)),)
+            return (Lookup(name, self._key(), Full(rows)),)
         if self.kind == "hash":
-            return (Lookup(name, (name,), Hash(rows, ceil_div(rows, collisions))),)
+            return (Lookup(name, self._key(), Hash(rows, ceil_div(rows, collisions))),)
         if self.kind == "qr":
             return (Lookup(name, self._keys("q", "r"), QuotientRemainder.of(rows, collisions, large=self.large)),)
         if self.kind == "double-hash":
             return (Lookup(name, self._keys("1", "2"), DoubleHash(rows, ceil_div(rows, 2 * collisions))),)
         if self.kind == "head" and self.tail == "hash":
-            return (Lookup(name, (name,), HeadHash(rows, head, ceil_div(rows - head, collisions))),)
+            return (Lookup(name, self._key(), HeadHash(rows, head, ceil_div(rows - head, collisions))),)
         if self.kind == "head":
             inner = QuotientRemainder.of(rows - head, collisions, large=self.large)
             head_lookup = Lookup(name, self._keys("h"), Head(rows, head))
@@ -136,8 +136,18 @@ class FeatureTable:
         keys = self._keys(*map(str, range(1, self.ways + 1)))
         return (Lookup(name, keys, many.of(rows, self.ways, collisions)),)
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Names of all its tables, in the order of `tables`."""
+        return tuple(key for lookup in self.lookups for key in lookup.keys)
+
+    def _key(self) -> tuple[str]:
+        name = _in_paths(self.name)
+        # Modules hold each other as attributes, and have some already: a column may be called "type" or "values".
+        return (f"{name}@rows" if hasattr(_MODULES, name) else name,)
+
     def _keys(self, *parts: str) -> tuple[str, ...]:
-        return tuple(f"{self.name}@{part}" for part in parts)
+        return tuple(f"{_in_paths(self.name)}@{part}" for part in parts)
 
     @property
     def partition(self) -> Partition:
@@ -188,9 +198,8 @@ class FeatureTable:
             widths = dict.fromkeys(combined, self._part_width(dim))
         elif self.combination == "path":
             widths[combined[1 - self.value_part]] = map_width(dim)
-        names = [key for lookup in self.lookups for key in lookup.keys]
         rows = [rows for lookup in self.lookups for rows in lookup.partition.table_rows]
-        return tuple(Table(n, r, widths.get(n, dim)) for n, r in zip(names, rows, strict=True))
+        return tuple(Table(n, r, widths.get(n, dim)) for n, r in zip(self.keys, rows, strict=True))
 
     def _part_width(self, dim: int) -> int:
         parts = len(self.combined_keys)
@@ -201,6 +210,14 @@ class FeatureTable:
             f"feature {self.name}: with operation 'concat' the embedding is {words}={dim / parts:g} columns, which "
             f"must be a multiple of 4; use a dim that is a multiple of {4 * parts} instead of {dim}, or 'mult' or 'add'"
         )
+
+
+_MODULES = nn.ModuleDict()
+
+
+def _in_paths(feature: str) -> str:
+    """The name without the signs that join names to paths, as %XX."""
+    return "".join(f"%{ord(sign):02X}" if sign in "./@%" else sign for sign in feature)
 
 
 def _one_of(field: str, value: str, allowed: tuple[str, ...], feature: str) -> None:

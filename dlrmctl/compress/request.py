@@ -6,10 +6,12 @@ from typing import Literal
 
 from dlrmctl.errors import UserError
 from embeddings.compression.methods import Method, default_grid
+from embeddings.compression.sizes import least_bytes
 
 Goal = Literal["method", "ratio", "budget"]
 _SHORT = {"qr": "qr-mult4-int8", "hash": "hash4-int8", "rq": "rq2x256", "pq": "pq4x256"}
 _SMALL_CODEBOOKS = (16, 32, 64, 128)
+_INT8 = Method.parse("int8")
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,10 @@ class Request:
             assert self.method is not None
             return [Method.parse("fp32"), parse_method(self.method, dim, self.keep_head)]
         methods = default_grid(dim)
-        methods += [
-            Method.parse(f"rq{count}x{size}") for size in _SMALL_CODEBOOKS for count in (1, 2, 3) if size * count < rows
-        ]
-        return methods
+        methods += [Method.parse(f"rq{count}x{size}") for size in _SMALL_CODEBOOKS for count in (1, 2, 3)]
+        # Nothing larger than rows of 8 bits is ever chosen: they lose less than any code.
+        most = least_bytes(_INT8, rows, dim)
+        return [method for method in methods if method.kind == "rows" or least_bytes(method, rows, dim) < most]
 
 
 @dataclass(frozen=True)

@@ -125,13 +125,13 @@ def table_exchange(
 ) -> list[Exchange]:
     """Per rank. A whole table serves the batches of all ranks; of a cut one every rank has sums for all of them."""
     world_size = cluster.world_size
-    longest = {feature.name: feature.max_ids for feature in embeddings.features}
+    longest = {key: feature.max_ids for feature in embeddings.features for key in feature.keys}
     unpooled = set(embeddings.row_ids.keys)
     rows, row_bytes, looked_up, width = ([0.0] * world_size for _ in range(4))
     examples = batch * world_size
     received = ids_of_rank = 0
     for table in placements:
-        ids = longest[table.table.split("@")[0]]
+        ids = longest[table.table]
         vectors = ids if table.table in unpooled else 1
         received += batch * vectors * table.dim * _FLOAT * 2
         ids_of_rank += batch * ids * _ID

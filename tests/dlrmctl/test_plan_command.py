@@ -193,7 +193,7 @@ def test_wrong_values_are_one_line_and_status_two(arguments: list[str], words: t
         ("[tables]\na = { row = 5 }\n", "must be a number of rows, or { rows = N, max_ids = N }"),
         ("[tables]\na = { rows = 5, max_ids = 0 }\n", "max_ids = 0"),
         ("[tables]\nint_1 = 5\n", "int_1"),
-        ("[tables]\n'a.b' = 5\n", "a.b"),
+        ("[tables]\n'' = 5\n", "a sparse feature needs a name"),
         ("dense = -1\n[tables]\na = 5\n", "dense = -1"),
     ],
 )

@@ -372,3 +372,19 @@ def test_what_cannot_be_shown_is_one_line(store: Path, tmp_path: Path):
     _refused(in_process("data", "show", tmp_path / "gone"), "gone: there is no such directory")
     _refused(in_process("data", "show", store, "--plot", tmp_path / "a.jpg"), "a.jpg", ".png or .svg")
     _refused(in_process("data", "shwo", store), "shwo")
+
+
+def test_columns_named_like_parts_of_modules_or_paths_train_compress_and_export(tmp_path: Path):
+    lines = [f"{i % 3 == 0:d},{i},t{i % 90},u{i % 61},v{i % 17}" for i in range(600)]
+    (tmp_path / "rows.csv").write_text("\n".join(["clicked,age,type,user.id,values", *lines]) + "\n")
+    (tmp_path / "my.toml").write_text('label = "clicked"\ndense = ["age"]\nsparse = ["type", "user.id", "values"]\n')
+    done = in_process("prepare", "--schema", tmp_path / "my.toml", tmp_path / "rows.csv", "-o", tmp_path / "store")
+    assert done.status == 0, done.err
+    _trains(tmp_path / "store", tmp_path)
+    for command in (
+        ["compress-embeddings", tmp_path / "run", "-o", tmp_path / "small", "--method", "int8"],
+        ["evaluate", tmp_path / "small"],
+        ["export", tmp_path / "run", "-o", tmp_path / "model.pt2"],
+    ):
+        done = in_process(*command)
+        assert done.status == 0, (command, done.err)
