@@ -150,7 +150,8 @@ class _Codebooks:
             step = sums.residual / sums.totals.clamp(min=1e-30)[:, None]
         else:
             sums.together.diagonal().add_(sums.totals + _RIDGE * float(sums.totals.mean()))
-            step = torch.cholesky_solve(sums.residual, torch.linalg.cholesky(sums.together))
+            root = torch.linalg.cholesky(sums.together, out=sums.together)  # in place: 32 MiB for 2,048 rows
+            step = torch.cholesky_solve(sums.residual, root)
         self.codebooks = (self.codebooks.double() + step.view_as(self.codebooks)).float()
 
 
