@@ -73,6 +73,48 @@ def test_files_have_one_subject():
             assert len(path.read_text().splitlines()) <= MOST_LINES, path
 
 
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_library_knows_neither_the_program_nor_another_library(library: str):
+    others = tuple(name for name in (*LIBRARIES, "dlrmctl", "tests") if name != library)
+    for path in _files(library):
+        assert not _imports_any(path, others), path
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_library_does_not_print_exit_or_read_the_environment(library: str):
+    for path in _files(library):
+        assert not _imports_any(path, ("typer", "rich", "argparse", "os.environ")), path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in {"print", "exit", "quit", "input"}, f"{path}:{node.lineno}"
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                dotted = f"{node.value.id}.{node.attr}"
+                assert dotted not in {"os.environ", "os.getenv", "sys.exit"}, f"{path}:{node.lineno}"
+
+
+def test_optimizers_need_torch_alone():
+    for path in _files("optim"):
+        outside = {name.split(".")[0] for name in _imports(path)} - set(sys.stdlib_module_names)
+        assert outside <= {"torch", "optim"}, f"{path}: {outside}"
+
+
+def test_data_knows_ranks_as_numbers():
+    for path in _files("data"):
+        assert not _imports_any(path, ("torch.distributed",)), path
+
+
+def test_the_product_does_not_import_its_tests():
+    for package in ("dlrmctl", *LIBRARIES):
+        for path in _files(package):
+            assert not _imports_any(path, ("tests", "pytest")), path
+
+
+def test_files_have_one_subject():
+    for package in ("dlrmctl", *LIBRARIES):
+        for path in _files(package):
+            assert len(path.read_text().splitlines()) <= MOST_LINES, path
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
