@@ -24,7 +24,7 @@ _DEFAULT_BITS = {"rows": 8, "pca": 8, "hash": 8, "qr": 8, "rq": 8, "pq": 8, "nil
 _PATTERN = re.compile(
     r"(?:head(?P<share>[0-9.]+)%(?:-(?P<head>fp32|fp16|int8|int4|int2))?\+)?"
     r"(?:(?P<alone>fp32|fp16|int8|int4|int2)|(?:pca(?P<rank>\d+)|hash(?P<buckets>\d+)"
-    r"|qr-(?P<operation>mult|add|concat)(?P<collisions>\d+)(?P<large>r?)|(?P<codes>rq|pq)(?P<count>\d+)x(?P<size>\d+)"
+    r"|qr-(?P<operation>mult|add|concat)(?P<collisions>\d+)(?P<large>[qr]?)|(?P<codes>rq|pq)(?P<count>\d+)x(?P<size>\d+)"
     r"|(?P<objective>nile-pro|fromax)(?P<dims>\d+))"
     r"(?:-(?P<bits>fp32|fp16|int8|int4|int2))?)(?P<search>-search)?"
 )
@@ -40,7 +40,8 @@ class Method:
         bits: of the stored numbers: the rows, coordinates, buckets, both tables of "qr", the codebooks.
         rank: of "pca" and the near-isometric maps.
         collisions: ids per bucket of "hash", per row of the large table of "qr".
-        operation, large: of "qr", as in `embeddings.tables.FeatureTable`.
+        operation, large: of "qr", as in `embeddings.tables.FeatureTable`; "qr-mult16q" has the large quotient table.
+            Ids sorted by frequency lose less with the large remainder table: frequent ones share no row of it.
         num_codes, size: of "rq" and "pq"; `size` rows per codebook, 256 for codes of one byte.
         search: look for a better range of each quantized row.
         head_share: the share of the rows, the heaviest ones, that keep a row of their own at `head_bits` bits.
@@ -51,7 +52,7 @@ class Method:
     rank: int = 0
     collisions: int = 0
     operation: str = "mult"
-    large: str = "quotient"
+    large: str = "remainder"
     num_codes: int = 0
     size: int = 256
     search: bool = False
@@ -97,7 +98,7 @@ class Method:
             rank=int(found["rank"] or found["dims"] or 0),
             collisions=int(found["buckets"] or found["collisions"] or 0),
             operation=found["operation"] or "mult",
-            large="remainder" if found["large"] else "quotient",
+            large="quotient" if found["large"] == "q" else "remainder",
             num_codes=int(found["count"] or 0),
             size=int(found["size"] or 256),
             search=found["search"] is not None,
@@ -114,7 +115,7 @@ class Method:
             "pca": f"pca{self.rank}-{bits}",
             **{objective: f"{objective}{self.rank}-{bits}" for objective in OBJECTIVES},
             "hash": f"hash{self.collisions}-{bits}",
-            "qr": f"qr-{self.operation}{self.collisions}{'r' if self.large == 'remainder' else ''}-{bits}",
+            "qr": f"qr-{self.operation}{self.collisions}{'q' if self.large == 'quotient' else ''}-{bits}",
         }
         own = sizes.get(self.kind, f"{self.kind}{self.num_codes}x{self.size}-{bits}")
         head = f"head{100 * self.head_share:g}%-{_NAME_OF_BITS[self.head_bits]}+" if self.head_share else ""

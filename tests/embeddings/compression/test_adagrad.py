@@ -9,7 +9,7 @@ from tests.embeddings.reference import rowwise_adagrad
 
 ROWS, DIM = 37, 8
 NAMES = [
-    *("fp32", "int8", "pca3-int8", "hash5-int8", "qr-mult4-int8", "qr-mult4r-fp16", "qr-add4", "qr-concat4-fp16"),
+    *("fp32", "int8", "pca3-int8", "hash5-int8", "qr-mult4-int8", "qr-mult4q-fp16", "qr-add4", "qr-concat4-fp16"),
     *("rq3x8", "pq2x8", "head20%+rq2x8", "head20%-int4+qr-mult3", "head10%+pca2"),
 ]
 

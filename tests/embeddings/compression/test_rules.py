@@ -15,7 +15,7 @@ from tests.embeddings.compression.tables import table_rows, weighted_error
 
 NAMES = [
     *("fp32", "fp16", "int8", "int4", "int2", "int4-search", "pca8-fp32", "pca5-int4", "pca16-int2-search"),
-    *("hash10-int8", "qr-mult8-int8", "qr-mult8r-fp16", "qr-add8-int4", "qr-concat8-fp16", "qr-concat8r-int8"),
+    *("hash10-int8", "qr-mult8-int8", "qr-mult8q-fp16", "qr-add8-int4", "qr-concat8-fp16", "qr-concat8q-int8"),
     *("rq1x32", "rq3x32-int8", "rq2x300", "pq4x32", "pq2x32-int4", "head2%+rq2x32", "head10%-fp32+int4"),
     *("head5%-int4+qr-mult8", "head5%+hash20"),
 ]

@@ -6,7 +6,7 @@ from tests.embeddings.compression.tables import table_rows
 
 NAMES = [
     *("fp32", "fp16", "int8", "int4", "int2", "pca8-fp32", "pca5-int4", "hash10-int8", "hash3-int4"),
-    *("qr-mult8-int8", "qr-mult8r-fp16", "qr-add8-int4", "qr-concat8-fp16", "qr-concat8r-int8"),
+    *("qr-mult8-int8", "qr-mult8q-fp16", "qr-add8-int4", "qr-concat8-fp16", "qr-concat8q-int8"),
     *("rq1x32", "rq3x32-int8", "rq2x300", "pq4x32", "pq2x32-int4", "nile-pro3-int4"),
 ]
 HEADS = ["head2%+rq2x32", "head10%-fp32+int4", "head5%-int4+qr-mult8", "head5%+hash20", "head60%+int4"]
