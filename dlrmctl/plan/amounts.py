@@ -1,4 +1,4 @@
-"""Amounts as people write them, 80GiB or 25GB/s, and as text again."""
+"""Amounts as people write them, 80GiB or 25GB/s, and as text again. A large B is a byte, a small b a bit."""
 
 import re
 
@@ -6,47 +6,90 @@ from dlrmctl.errors import UserError
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15}
 _UNITS |= {unit + "i": 1024**power for power, unit in enumerate("kmgtp", start=1)}
-_NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?)\s*([a-z/]*)\s*", re.IGNORECASE)
+_AMOUNT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?(?:[eE]\+?[0-9]+)?)\s*([a-zA-Z/]*)\s*")
+_BITS = re.compile(r"([kKmMgGtTpP]?[iI]?)(?:b|[bB][iI][tT][sS]?)(/s|ps)?")
+_FLOPS = re.compile(r"flops?(/s)?\s*$", re.IGNORECASE)
+_LEAST_FLOPS = 1e6  # nothing that trains is slower: such a number has lost its unit
 
 
 def size_of(flag: str, text: str) -> int:
-    """Bytes, from 80GiB, 80GB or a plain number.
+    """Bytes, from 80GiB or 80GB.
 
     Raises:
-        UserError: if it is no amount of memory, or nothing.
+        UserError: if it is no amount of memory, or nothing, or in bits, or without a unit.
     """
-    return int(_amount(flag, text, "b", "a size such as 80GiB"))
+    what = "a size such as 80GiB"
+    number, unit = _parted(flag, text, text, what)
+    if not unit:
+        raise UserError(f"{flag} = {text!r} has no unit", f"{number}GiB?")
+    _refuse_bits(flag, text, number, unit)
+    return int(_amount(flag, text, number, unit.removesuffix("B"), what, least=1))
 
 
 def bandwidth_of(flag: str, text: str) -> float:
     """Bytes per second, from 25GB/s; bits (200Gb/s) are not taken for bytes.
 
     Raises:
-        UserError: if it is no bandwidth, or nothing.
+        UserError: if it is no bandwidth, or nothing, or in bits, or does not say of what.
     """
-    if re.search(r"[a-z]bits?\b|[kmgtp]b(/s|ps)$", text) or text.endswith(("Gb/s", "Gbps", "Gbit/s")):
-        raise UserError(f"{flag} = {text!r} is in bits per second", "an eighth of it in bytes: 200Gb/s is 25GB/s")
-    return _amount(flag, text.removesuffix("/s"), "b", "a bandwidth such as 25GB/s")
+    what = "a bandwidth such as 25GB/s"
+    number, unit = _parted(flag, text, text, what)
+    if not unit:
+        raise UserError(f"{flag} = {text!r} has no unit", f"{number}GB/s?")
+    _refuse_bits(flag, text, number, unit)
+    prefix = unit.removesuffix("/s")
+    if prefix.lower() in _UNITS:
+        bytes_or_bits = f"{number}{prefix}B/s for bytes, {_eighth(number)}{prefix}B/s if it is in bits"
+        raise UserError(f"{flag} = {text!r} may be bytes or bits", bytes_or_bits)
+    if unit.endswith("Bps"):
+        raise UserError(f"{flag} = {text!r} is not {what}", f"{number}{unit.removesuffix('ps')}/s")
+    return _amount(flag, text, number, prefix.removesuffix("B"), what)
 
 
 def rate_of(flag: str, text: str) -> float:
     """Floating point operations per second, from 60T, 60TFLOP/s or 6e13.
 
     Raises:
-        UserError: if it is no such rate, or nothing.
+        UserError: if it is no such rate, or nothing, or so little that a unit must be missing.
     """
-    plain = re.sub(r"flops?(/s)?$", "", text, flags=re.IGNORECASE)
-    return _amount(flag, plain, "", "a rate such as 60TFLOP/s")
+    what = "a rate such as 60TFLOP/s"
+    number, unit = _parted(flag, text, _FLOPS.sub("", text), what)
+    rate = _amount(flag, text, number, unit, what)
+    if not unit and rate < _LEAST_FLOPS:
+        raise UserError(f"{flag} = {text!r} is too slow to be so", f"{number}TFLOP/s?")
+    return rate
 
 
-def _amount(flag: str, text: str, unit: str, what: str) -> float:
-    found = _NUMBER.fullmatch(text)
-    prefix = found[2].lower().removesuffix(unit) if found else ""
-    if not found or prefix not in _UNITS:
+def _parted(flag: str, text: str, amount: str, what: str) -> tuple[str, str]:
+    """The number, and what stands behind it."""
+    found = _AMOUNT.fullmatch(amount)
+    if not found:
         raise UserError(f"{flag} = {text!r} is not {what}")
-    amount = float(found[1]) * _UNITS[prefix]
-    if not 0 < amount < 1e30:
-        raise UserError(f"{flag} = {text!r} must be above 0" if amount <= 0 else f"{flag} = {text!r} is not {what}")
+    return found[1], found[2]
+
+
+def _refuse_bits(flag: str, text: str, number: str, unit: str) -> None:
+    found = _BITS.fullmatch(unit)
+    if found:
+        prefix, per_second = found[1], "/s" if found[2] else ""
+        raise UserError(
+            f"{flag} = {text!r} is in bits" + (" per second" if per_second else ""),
+            f"{_eighth(number)}{prefix}B{per_second}, which is as much in bytes",
+        )
+
+
+def _eighth(number: str) -> str:
+    return f"{float(number) / 8:.12g}"
+
+
+def _amount(flag: str, text: str, number: str, prefix: str, what: str, *, least: float = 0.0) -> float:
+    if prefix.lower() not in _UNITS:
+        raise UserError(f"{flag} = {text!r} is not {what}")
+    amount = float(number) * _UNITS[prefix.lower()]
+    if amount <= 0 or amount < least:
+        raise UserError(f"{flag} = {text!r} must be above 0")
+    if amount >= 1e30:
+        raise UserError(f"{flag} = {text!r} is not {what}")
     return amount
 
 

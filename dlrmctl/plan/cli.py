@@ -33,7 +33,7 @@ def plan(
     rows: Annotated[str | None, _option("Rows of the tables, one-hot.", "40M,39060,...", WHOSE)] = None,
     tables: Annotated[
         Path | None,
-        _option("[tables] with name = rows, or name = { rows = N, max_ids = N }.", "FILE.toml", WHOSE),
+        _option(r"\[tables] with name = rows, or name = { rows = N, max_ids = N }.", "FILE.toml", WHOSE),
     ] = None,
     nproc: Annotated[str | None, _option("Ranks on this machine.  \\[default: 1]", "N", WHERE)] = None,
     world_size: Annotated[str | None, _option("Ranks of a described cluster.", "N", WHERE)] = None,
@@ -70,7 +70,7 @@ def plan(
         "memory_bandwidth": _given("--memory-bw", memory_bw, bandwidth_of),
     }
     exchange = _given("--intra-bw", intra_bw, bandwidth_of), _given("--inter-bw", inter_bw, bandwidth_of)
-    here = _ranks_here(settings, nproc, world_size, nodes, hbm, ram)
+    here = _ranks_here(settings, nproc, world_size, nodes, hbm, ram, between_nodes=inter_bw is not None)
     schema, source = _schema(settings, preset, rows, tables)
     cluster = here(*exchange)
     from dlrmctl.plan.command import plan as show
@@ -104,13 +104,29 @@ def _schema(config: Config, preset: str | None, rows: str | None, tables: Path |
 
 
 def _ranks_here(
-    config: Config, nproc: str | None, world_size: str | None, nodes: str | None, hbm: str | None, ram: str | None
+    config: Config,
+    nproc: str | None,
+    world_size: str | None,
+    nodes: str | None,
+    hbm: str | None,
+    ram: str | None,
+    *,
+    between_nodes: bool,
 ) -> "Callable[[float | None, float | None], Cluster]":
-    """Checks what is typed; the ranks themselves need torch, so they come later, given two bandwidths."""
+    """Checks what is typed; the ranks themselves need torch, so they come later, given two bandwidths.
+
+    Args:
+        between_nodes: whether a bandwidth between nodes is given.
+    """
     described = {"--world-size": world_size, "--nodes": nodes, "--hbm": hbm, "--ram": ram}
     typed = [flag for flag, text in described.items() if text is not None]
     if nproc is not None and typed:
         raise UserError(f"--nproc is for this machine and {typed[0]} for another", f"leave out --nproc or {typed[0]}")
+    if not typed and between_nodes:
+        raise UserError(
+            "--inter-bw is for ranks on several nodes, and this machine is one",
+            "leave it out, or describe the nodes: --nodes 2 --world-size 16 --hbm 80GiB",
+        )
     if not typed:
         number = _at_most("--nproc", whole_number("--nproc", nproc or "1", at_least=1))
 

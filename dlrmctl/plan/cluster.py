@@ -42,7 +42,7 @@ class Cluster:
 
     @property
     def bandwidths(self) -> tuple[float, float] | None:
-        """Both, if any is given; the other is then the same."""
+        """Both for the planner, which takes no less: if one is given, the other is taken to be the same."""
         intra, inter = self.intra_bandwidth, self.inter_bandwidth
         if intra is None and inter is None:
             return None

@@ -68,7 +68,6 @@ def answer(
     memory_bandwidth: float | None = None,
 ) -> Answer:
     """Plans; see `plan`."""
-    check_batch(config, cluster.world_size)
     plan = plan_memory(config, schema, cluster)
     rates = find_rates(
         cluster,
@@ -90,6 +89,7 @@ def plan(config: Config, schema: Schema, cluster: Cluster, *, as_json: bool, **g
     Raises:
         UserError: for settings that do not go with the tables or the ranks.
     """
+    check_batch(config, cluster.world_size)
     if cluster.world_size >= _MANY_RANKS:
         say(f"planning for {cluster.name}")
     found = answer(config, schema, cluster, **given)

@@ -21,6 +21,7 @@ from dlrmctl.toml import read_toml
 
 NUM_DENSE = 13  # as Criteo's data has
 MOST_ROWS = 2**63 - 1
+_KEYS = ("rows", "max_ids")  # of a table in a file
 # fmt: off
 # Criteo's 1TB data with at most 40 million rows per table, as the MLPerf training benchmark has it: 204,184,588 rows.
 MLPERF = (40_000_000, 39060, 17295, 7424, 20265, 3, 7122, 1543, 63, 40_000_000, 3_067_956, 405_282, 10, 2209, 11938,
@@ -49,7 +50,11 @@ def schema_of_data(config: Config) -> Schema:
     from data.store import Store
     from dlrmctl.datasets import data_directory
 
-    directory = data_directory(config.data)
+    try:
+        directory = data_directory(config.data)
+    except UserError as problem:
+        others = "without data: --preset " + "|".join(PRESETS) + ", --rows 40M,39060,... or --tables FILE.toml"
+        raise UserError(problem.message, f"{others}; with data: --data DIR, or --dataset synthetic") from None
     assert directory is not None
     return Store(directory).schema
 
@@ -66,9 +71,11 @@ def rows_of(flag: str, text: str) -> list[int]:
     Raises:
         UserError: if one of them is no number of rows.
     """
+    parts = text.split(",")
+    names = [f"{flag}, number {i} of {len(parts)}," if len(parts) > 1 else flag for i in range(1, len(parts) + 1)]
     return [
-        _checked_rows(f"{flag}, number {i}", large_number(flag, part.strip(), at_least=1))
-        for i, part in enumerate(text.split(","), start=1)
+        _checked_rows(name, large_number(name, part.strip(), at_least=1))
+        for name, part in zip(names, parts, strict=True)
     ]
 
 
@@ -99,9 +106,13 @@ def schema_of_file(path: Path) -> Schema:
 
 def _feature(name: str, value: Any, where: str) -> SparseFeature:
     given = value if isinstance(value, dict) else {"rows": value}
-    unknown = sorted(set(given) - {"rows", "max_ids"})
-    if unknown or "rows" not in given:
-        raise UserError(f"{where} = {value!r} must be a number of rows, or {{ rows = N, max_ids = N }}")
+    unknown = sorted(set(given) - set(_KEYS))
+    if unknown:
+        close = nearest(unknown[0], _KEYS)
+        hint = f"did you mean {close!r}?" if close else f"a table has {' and '.join(_KEYS)}"
+        raise UserError(f"{where}: there is no key {unknown[0]!r}", hint)
+    if "rows" not in given:
+        raise UserError(f"{where}: has no rows", f"{name} = {{ rows = N, max_ids = N }}")
     rows, longest = (coerce(given.get(key, 1), int, f"{where}.{key}") for key in ("rows", "max_ids"))
     _checked_rows(where, rows)
     if not 1 <= longest <= 10**6:

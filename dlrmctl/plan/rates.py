@@ -50,14 +50,13 @@ def find_rates(
     here = not cluster.described
     measured = measure(cluster, dense, dim=dim, batch=batch) if here and (flops is None or memory is None) else {}
     given_memory = None if memory is None else Rate(memory, "given")
-    exchange = cluster.bandwidths
     return Rates(
         flops=Rate(flops, "given") if flops is not None else measured.get("flops"),
         memory=given_memory or measured.get("memory"),
         # Rows of an embedding are long enough that a GPU reads them about as fast as anything.
         gather=given_memory or measured.get("gather"),
-        intra=_bandwidth(exchange[0] if exchange else None, here and cluster.device_type == "cpu"),
-        inter=_bandwidth(exchange[1] if exchange else None, False),
+        intra=_bandwidth(cluster.intra_bandwidth, here and cluster.device_type == "cpu"),
+        inter=_bandwidth(cluster.inter_bandwidth, False),
     )
 
 

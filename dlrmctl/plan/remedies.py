@@ -1,4 +1,4 @@
-"""What would make tables fit that do not: a ratio of compression, more ranks; or fewer bits, for serving.
+"""What would make a training fit that does not: smaller tables or layers, more ranks; or fewer bits, for serving.
 
 Every remedy for training is planned before it is offered, with tables cut into equal parts: what is said to fit, fits.
 """
@@ -12,6 +12,7 @@ from dlrmctl.console import bytes_text
 from dlrmctl.errors import UserError
 from dlrmctl.plan.cluster import Cluster
 from dlrmctl.plan.memory import MemoryPlan, plan_memory
+from dlrmctl.settings import shown
 from embeddings.choose import num_parameters
 from embeddings.compression.quantize import row_bytes
 
@@ -42,18 +43,40 @@ def remedies(config: Config, schema: Schema, plan: MemoryPlan) -> list[Remedy]:
     limit = plan.cluster.memory_bytes
     if plan.fits or limit is None:
         return []
+    if plan.cluster.process_bytes >= limit:
+        return []
     if plan.fixed_bytes > limit:
-        return [_smaller_dense(plan)]
-    found = [_cut(config, schema, plan), _compressed(config, schema, plan), _more_ranks(config, schema, plan)]
-    return [remedy for remedy in [*found, *_served(plan, limit)] if remedy is not None]
+        found = [_smaller_batch(config, schema, plan), _smaller_mlps(config, schema, plan)]
+    else:
+        found = [_cut(config, schema, plan), _compressed(config, schema, plan), _more_ranks(config, schema, plan)]
+        found.append(_served(plan, limit))
+    return [remedy for remedy in found if remedy is not None]
 
 
-def _smaller_dense(plan: MemoryPlan) -> Remedy:
-    return Remedy(
-        "smaller MLPs or a smaller batch come first, without any table",
-        "--batch-size, --bottom-mlp or --top-mlp",
-        plan.fixed_bytes,
-    )
+def _smaller_batch(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | None:
+    """The largest of its halves, quarters and so on that fits."""
+    batch = config.train.batch_size
+    while batch % (2 * plan.cluster.world_size) == 0:
+        batch //= 2
+        smaller = _planned(replace(config, train=replace(config.train, batch_size=batch)), schema, plan.cluster)
+        if smaller.fits:
+            return Remedy(f"a batch of {batch:,}", f"--batch-size {batch}", max(smaller.totals))
+    return None
+
+
+def _smaller_mlps(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | None:
+    """The widest layers that fit, among a half, a quarter and so on of their widths."""
+    bottom, top, part = config.model.bottom_mlp, config.model.top_mlp, 2
+    while part <= max(*bottom[:-1], *top[:-1], 0):
+        # The last widths are the tables' and the logit's.
+        narrow = tuple(tuple(max(1, width // part) for width in mlp[:-1]) + mlp[-1:] for mlp in (bottom, top))
+        model = replace(config.model, bottom_mlp=narrow[0], top_mlp=narrow[1])
+        smaller = _planned(replace(config, model=model), schema, plan.cluster)
+        if smaller.fits:
+            flags = f"--bottom-mlp {shown(narrow[0])} --top-mlp {shown(narrow[1])}"
+            return Remedy(f"MLPs with {part} times narrower layers", flags, max(smaller.totals))
+        part *= 2
+    return None
 
 
 def _cut(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | None:
@@ -123,14 +146,12 @@ def _planned(config: Config, schema: Schema, cluster: Cluster) -> MemoryPlan:
     return plan_memory(config, schema, cluster, sharding="table_wise" if kept_whole else "row_wise")
 
 
-def _served(plan: MemoryPlan, limit: int) -> list[Remedy]:
-    """The tables alone with fewer bits: no gradients, no optimizer. The most bits that fit on one rank, or on these."""
-    for ranks in sorted({1, plan.cluster.world_size}):
-        for name, bits in _SERVED.items():
-            size = sum(table.rows * row_bytes(table.dim, bits) for table in plan.placements)
-            if size / ranks <= limit:
-                where = "one rank" if ranks == 1 else f"{ranks} ranks"
-                what = f"for serving, after training elsewhere: {name} tables, {bytes_text(size)}, on {where}"
-                flags = f"dlrmctl compress-embeddings RUN -o OUT --method {name}"
-                return [Remedy(what, flags, -(-size // ranks), serving=True)]
-    return []
+def _served(plan: MemoryPlan, limit: int) -> Remedy | None:
+    """The tables with fewer bits and the MLPs, without gradients or optimizer: the most bits that fit on one rank."""
+    for name, bits in _SERVED.items():
+        size = sum(table.rows * row_bytes(table.dim, bits) for table in plan.placements)
+        need = size + plan.dense.weights + plan.cluster.process_bytes
+        if need <= limit:
+            what = f"for serving, after training elsewhere: {name} tables, {bytes_text(size)}, on one rank"
+            return Remedy(what, f"dlrmctl compress-embeddings RUN -o OUT --method {name}", need, serving=True)
+    return None

@@ -115,10 +115,10 @@ def _show_time(answer: "Answer") -> None:
 
 def _missing(rates: Rates, plan: MemoryPlan) -> list[str]:
     needed = {"--flops": rates.flops, "--memory-bw": rates.memory}
-    if plan.cluster.world_size > 1:
+    if plan.cluster.ranks_per_node > 1:
         needed["--intra-bw"] = rates.intra
-        if plan.cluster.nodes > 1:
-            needed["--inter-bw"] = rates.inter
+    if plan.cluster.nodes > 1:
+        needed["--inter-bw"] = rates.inter
     return [flag for flag, rate in needed.items() if rate is None]
 
 
@@ -150,7 +150,9 @@ def _show_verdict(answer: "Answer") -> None:
         output.print(f"does not fit: the fullest rank needs {bytes_text(most)} and has {bytes_text(limit)}")
     else:
         output.print(f"does not fit: {plan.problem}")
-    if not answer.remedies:
+    if plan.cluster.process_bytes >= limit:
+        output.print(f"a rank takes {bytes_text(plan.cluster.process_bytes)} before it has a model")
+    elif not answer.remedies:
         output.print("nothing that this command tries makes it fit")
     for remedy in answer.remedies:
         output.print(f"  {remedy.what}: {bytes_text(remedy.bytes_per_rank)} per rank  ({remedy.flags})")

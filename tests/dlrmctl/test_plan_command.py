@@ -11,7 +11,7 @@ from data.synthetic import Synthetic
 from data.writer import write_store
 from dlrmctl.config import resolve
 from dlrmctl.datasets import open_source
-from dlrmctl.plan.cluster import described
+from dlrmctl.plan.cluster import CUDA_BYTES, described
 from dlrmctl.plan.command import answer
 from dlrmctl.plan.features import MLPERF, schema_of_data, schema_of_rows
 from dlrmctl.plan.memory import plan_memory
@@ -63,8 +63,9 @@ def test_what_does_not_fit_has_status_one_and_ways_out():
     done = in_process(*FULL, "--hbm", "4GiB")
     assert done.status == 1, done.err
     assert "does not fit: the fullest rank needs" in done.out
-    for way in ("--compress-ratio", "--world-size", "for serving"):
+    for way in ("--compress-ratio", "--world-size"):
         assert way in done.out
+    assert "for serving" not in done.out  # with 4 bits they are 13.7 GiB, and no command serves on several ranks
 
 
 def _answer(flags: dict[str, str], size: int, nodes: int, memory: int, rows: list[int]) -> Any:
@@ -93,15 +94,60 @@ def test_what_is_said_to_fit_does(flags: dict[str, str], size: int, nodes: int, 
 def test_serving_is_offered_with_fewer_bits():
     found = _answer({"embedding": "full"}, 1, 1, 4 * GIB, [40_000_000, 40_000_000])
     [serving] = [remedy for remedy in found.remedies if remedy.serving]
-    # 16 columns: 32 bytes as float16, 20 as 8 bits with scale and bias.
+    # 16 columns: 32 bytes as float16, 20 as 8 bits with scale and bias. What there is besides, float32.
     assert "fp16 tables, 2.4 GiB, on one rank" in serving.what
-    assert serving.bytes_per_rank == 80_000_000 * 32
+    assert serving.bytes_per_rank == 80_000_000 * 32 + CUDA_BYTES + 4 * found.memory.dense.num_weights
+
+
+def test_serving_counts_what_a_process_takes():
+    fp16 = 80_000_000 * 32  # fits without the process
+    found = _answer({"embedding": "full"}, 1, 1, fp16 + CUDA_BYTES // 2, [40_000_000, 40_000_000])
+    assert "int8 tables" in next(remedy.what for remedy in found.remedies if remedy.serving)
 
 
 def test_dense_layers_that_do_not_fit_are_said_to_be_the_reason():
     found = _answer({"top_mlp": "200000-20000-1"}, 2, 1, 16 * GIB, [1000])
     assert not found.memory.fits
-    assert [remedy.flags for remedy in found.remedies] == ["--batch-size, --bottom-mlp or --top-mlp"]
+    [narrower] = found.remedies  # no batch makes room for 4 billion weights
+    _, bottom, _, top = narrower.flags.split()
+    again = _answer({"bottom_mlp": bottom, "top_mlp": top}, 2, 1, 16 * GIB, [1000])
+    assert again.memory.fits
+    assert max(again.memory.parts["tables"]) < 2**20  # which is all that equal parts of them may change
+    assert abs(narrower.bytes_per_rank - max(again.memory.totals)) < 2**20
+
+
+def test_a_batch_too_large_is_offered_as_the_one_that_fits():
+    found = _answer({"batch_size": str(2**22)}, 1, 1, 4 * GIB, [1000])
+    assert not found.memory.fits
+    smaller = found.remedies[0]
+    flag, batch = smaller.flags.split()
+    again = _answer({"batch_size": batch}, 1, 1, 4 * GIB, [1000])
+    assert flag == "--batch-size"
+    assert again.memory.fits
+    assert smaller.bytes_per_rank == max(again.memory.totals)
+    assert not _answer({"batch_size": str(2 * int(batch))}, 1, 1, 4 * GIB, [1000]).memory.fits
+
+
+def test_nothing_is_offered_where_the_process_alone_does_not_fit():
+    done = in_process("plan", "--rows", "1000", "--hbm", "1GiB")
+    assert done.status == 1
+    assert "does not fit" in done.out.splitlines()[-2]
+    assert done.out.splitlines()[-1] == "a rank takes 1.0 GiB before it has a model"
+
+
+def test_a_network_that_is_not_given_is_missing():
+    rows = ["plan", "--rows", "5000,7000", "--hbm", "8GiB", "--flops", "60T", "--memory-bw", "2TB/s"]
+    for flags, missing in (
+        (["--world-size", "4", "--nodes", "2", "--intra-bw", "25GB/s"], "--inter-bw"),
+        (["--world-size", "4", "--nodes", "2", "--inter-bw", "25GB/s"], "--intra-bw"),
+        (["--nodes", "2", "--intra-bw", "25GB/s"], "--inter-bw"),
+    ):
+        done = in_process(*rows, *flags)
+        assert done.status == 0, done.err
+        assert f"no estimate of the whole without {missing}\n" in done.out
+        assert "(given)" not in done.out
+    alone = in_process(*rows, "--nodes", "2", "--inter-bw", "25GB/s")  # one rank per node: no other network
+    assert "to other nodes 25 GB/s (given)" in alone.out
 
 
 def test_more_ranks_than_any_machine_has_are_planned_without_memory_or_processes():
@@ -156,7 +202,12 @@ def test_training_is_refused_with_the_numbers_of_the_plan(tmp_path: Path):
         (["--preset", "mlpref"], ("--preset = 'mlpref'", "did you mean 'mlperf'?")),
         (["--preset", "mlperf", "--rows", "5"], ("--preset and --rows both say whose tables",)),
         (["--dataset", "synthetic", "--rows", "5"], ("--rows and --dataset synthetic",)),
-        (["--rows", "40M,x"], ("--rows = 'x' is not a whole number",)),
+        (["--rows", "40M,x"], ("--rows, number 2 of 2, = 'x' is not a whole number",)),
+        (["--rows", "40M,,39060"], ("--rows, number 2 of 3, = '' is not a whole number",)),
+        (["--preset", "kaggle", "--inter-bw", "25GB/s"], ("--inter-bw is for ranks on several nodes", "--nodes 2")),
+        (["--preset", "kaggle", "--nproc", "100"], ("cannot be cut into 100",)),
+        (["--rows", "5", "--hbm", "80"], ("--hbm = '80' has no unit", "80GiB?")),
+        (["--rows", "5", "--intra-bw", "200Mb/s"], ("bits per second", "25MB/s")),
         (["--rows", "0"], ("--rows = 0 must be at least 1",)),
         (["--rows", "99999999999999999999"], ("at most",)),
         (["--tables", "nowhere.toml"], ("nowhere.toml",)),
@@ -170,7 +221,7 @@ def test_training_is_refused_with_the_numbers_of_the_plan(tmp_path: Path):
         (["--rows", "5", "--hbm", "1GiB", "--world-size", "10", "--nodes", "4"], ("10 ranks", "--world-size 12")),
         (["--rows", "5", "--hbm", "1GiB", "--world-size", "1000000"], ("--world-size = 1000000 must be at most",)),
         (["--rows", "5", "--hbm", "1GiB", "--nodes", "-1"], ("--nodes = -1 must be at least 1",)),
-        (["--rows", "5", "--intra-bw", "300Gb/s"], ("bits per second", "200Gb/s is 25GB/s")),
+        (["--rows", "5", "--intra-bw", "300Gb/s"], ("bits per second", "37.5GB/s")),
         (["--rows", "5", "--inter-bw", "fast"], ("--inter-bw = 'fast' is not a bandwidth such as 25GB/s",)),
         (["--rows", "5", "--flops", "1e400"], ("--flops",)),
         (["--rows", "5", "--memory-bw", "-2GB/s"], ("--memory-bw",)),
@@ -190,7 +241,8 @@ def test_wrong_values_are_one_line_and_status_two(arguments: list[str], words: t
         ("dense = 3\n", "no tables"),
         ("[table]\na = 5\n", "did you mean 'tables'?"),
         ("[tables]\na = 'x'\n", "tables.a.rows = 'x' is not a whole number"),
-        ("[tables]\na = { row = 5 }\n", "must be a number of rows, or { rows = N, max_ids = N }"),
+        ("[tables]\na = { row = 5 }\n", "tables.a: there is no key 'row'\nhint: did you mean 'rows'?"),
+        ("[tables]\na = { max_ids = 5 }\n", "tables.a: has no rows\nhint: a = { rows = N, max_ids = N }"),
         ("[tables]\na = { rows = 5, max_ids = 0 }\n", "max_ids = 0"),
         ("[tables]\nint_1 = 5\n", "int_1"),
         ("[tables]\n'' = 5\n", "a sparse feature needs a name"),
@@ -210,6 +262,13 @@ def test_help_answers_without_torch():
     done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--world-size" in done.stdout
+    assert "[tables] with" in " ".join(done.stdout.replace("│", " ").split())
+
+
+def test_without_data_the_ways_that_need_none_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("DLRMCTL_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    _refused(words=("--data is not given", "--preset mlperf|kaggle", "--rows 40M,39060", "--tables FILE.toml"))
 
 
 def test_the_tables_of_a_store_are_those_that_training_would_have(tmp_path: Path):
