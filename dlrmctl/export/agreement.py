@@ -45,7 +45,7 @@ def refuse_disagreement(found: Mapping[str, Any], checkpoint: str, precision: st
         max_ne_rise: what "int8" may cost, relative; the other precisions may round differently, and that is all.
 
     Raises:
-        UserError: if the scores differ by more.
+        UserError: if the scores differ by more, or NE has to tell and all labels are the same.
     """
     difference, rise = found["largest_difference"], found["ne_rise"]
     if precision != "int8" and not difference <= ROUNDING:  # what is not a number is refused too
@@ -53,7 +53,12 @@ def refuse_disagreement(found: Mapping[str, Any], checkpoint: str, precision: st
             f"the exported model differs from {checkpoint} by {difference:.2g} in a probability; rounding explains "
             f"{ROUNDING:.2g}"
         )
-    if precision == "int8" and rise is not None and not rise <= max_ne_rise:
+    if precision == "int8" and rise is None:
+        raise UserError(
+            f"what int8 costs {checkpoint} is not known: NE needs both labels among the checked rows",
+            f"--check-rows above {found['rows']:,}",
+        )
+    if precision == "int8" and not rise <= max_ne_rise:
         raise UserError(
             f"int8 raises the NE of {checkpoint} by {100 * rise:.3g} %, more than {100 * max_ne_rise:g} %",
             "--precision fp32, or a larger --max-ne-increase",

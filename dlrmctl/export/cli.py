@@ -7,6 +7,7 @@ import typer
 
 from dlrmctl.compress.cli import share
 from dlrmctl.console import print_json
+from dlrmctl.errors import UserError
 from dlrmctl.options import AsJson, one_of, whole_number, with_settings
 from dlrmctl.starting import settings_of_run
 
@@ -20,11 +21,13 @@ def export(
     precision: Annotated[
         str | None, typer.Option(help="Of the tables; default fp32.", metavar="|".join(PRECISIONS))
     ] = None,
-    checkpoint: Annotated[str, typer.Option(help="best, last or step-N.")] = "best",
+    checkpoint: Annotated[
+        str | None, typer.Option(help="best, last or step-N of a run; default best.", metavar="TEXT")
+    ] = None,
     check_rows: Annotated[str, typer.Option(help="Validation rows to check on, at most.", metavar="N")] = "65536",
     max_ne_increase: Annotated[
-        str, typer.Option(help="With int8: refuse a larger rise of NE.", metavar="0.1%")
-    ] = "0.1%",
+        str | None, typer.Option(help="With int8: refuse a larger rise of NE; default 0.1%.", metavar="0.1%")
+    ] = None,
     json: AsJson = False,
     *,
     flags: dict[str, str],
@@ -33,7 +36,11 @@ def export(
     if precision is not None:
         one_of("--precision", precision, PRECISIONS)
     rows = whole_number("--check-rows", check_rows, at_least=1)
-    rise = share("--max-ne-increase", max_ne_increase)
+    rise = share("--max-ne-increase", max_ne_increase or "0.1%")
+    if max_ne_increase is not None and precision != "int8":
+        raise UserError(
+            f"--max-ne-increase {max_ne_increase} is for --precision int8: nothing else may raise NE", "leave it out"
+        )
     directory, settings = settings_of_run(run, flags)
     from dlrmctl.export.command import Wanted
     from dlrmctl.export.command import export as write

@@ -21,7 +21,7 @@ from dlrmctl.evaluate import open_run
 from dlrmctl.export.agreement import agreement, refuse_disagreement
 from dlrmctl.export.graph import ServedModel
 from dlrmctl.export.metadata import describe
-from dlrmctl.export.program import place_beside, score, score_file, to_program, write_program
+from dlrmctl.export.program import place_beside, score, score_file, to_program, write_program, writing
 from dlrmctl.export.sample import Sample, score_sample
 from dlrmctl.ranks import Ranks
 from dlrmctl.rundir import RunDirectory
@@ -36,13 +36,14 @@ class Wanted:
     """What is to be written.
 
     Attributes:
+        checkpoint: "best", "last" or "step-N" of a run; None for the best, and for a compressed model, which has one.
         precision: of the tables, "fp32" or "int8"; None as they are: float32 of a run, and what a compressed model has.
         check_rows: of the validation split, at most.
         max_ne_rise: relative; for "int8".
     """
 
     out: Path
-    checkpoint: str
+    checkpoint: str | None
     precision: str | None
     check_rows: int
     max_ne_rise: float
@@ -66,26 +67,33 @@ def export(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> d
             f"--precision {wanted.precision}: the tables of {run.path} are compressed, and exported as they are",
             "leave --precision out, or export the run they were made from",
         )
+    if wanted.checkpoint is not None and is_compressed(run.path):
+        raise UserError(
+            f"--checkpoint {wanted.checkpoint}: {run.path} is a compressed model, made from one checkpoint",
+            "leave --checkpoint out, or export the run that has it",
+        )
     exact = replace(config, train=replace(config.train, precision="fp32"))
-    sample, path, source = _scored(exact, run, ranks, wanted)
-    gc.collect()  # evaluation's tables are in cycles
-    name, model = path.name, _served(exact, run, path, source, wanted.precision)
-    precision = wanted.precision or ("as compressed" if is_compressed(run.path) else "fp32")
-    checks = agreement(sample, score(model, sample.inputs))
-    refuse_disagreement(checks, name, precision, wanted.max_ne_rise)
-    origin = {"run": run.path.name, "checkpoint": name, "precision": precision, "data": source.fingerprint()}
-    metadata = describe(model, source, config, origin) | {"checks": checks}
-    with place_beside(wanted.out) as place:
-        say("tracing the graph and writing it")
+    with place_beside(wanted.out) as place:  # before the rows are scored: a directory that cannot be written says so
+        sample, path, source = _scored(exact, run, ranks, wanted)
+        gc.collect()  # evaluation's tables are in cycles
+        name, model = path.name, _served(exact, run, path, source, wanted.precision)
+        precision = wanted.precision or ("as compressed" if is_compressed(run.path) else "fp32")
+        checks = agreement(sample, score(model, sample.inputs))
+        refuse_disagreement(checks, name, precision, wanted.max_ne_rise)
+        origin = {"run": run.path.name, "checkpoint": name, "precision": precision, "data": source.fingerprint()}
+        metadata = describe(model, source, config, origin) | {"checks": checks}
         file = place / wanted.out.name
-        write_program(to_program(model), file, metadata)
+        say("tracing the graph and writing it")
+        with writing(wanted.out):
+            write_program(to_program(model), file, metadata)
         tables = list(metadata["tables"].values())
         del model
         gc.collect()
         say("scoring the rows with the file, in a process that has torch alone")
-        checks = agreement(sample, score_file(file, sample.inputs))
-        refuse_disagreement(checks, name, precision, wanted.max_ne_rise)
-        file.replace(wanted.out)
+        with writing(wanted.out):
+            checks = agreement(sample, score_file(file, sample.inputs))
+            refuse_disagreement(checks, name, precision, wanted.max_ne_rise)
+            file.replace(wanted.out)
     return {
         "out": str(wanted.out),
         "run": str(run.path),
@@ -110,7 +118,7 @@ def _check_file(out: Path) -> None:
 
 def _scored(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> tuple[Sample, Path, Source]:
     """What the checkpoint itself says of some rows, where it is, and the data."""
-    opened = open_run(config, run, ranks, checkpoint=wanted.checkpoint, split="validation")
+    opened = open_run(config, run, ranks, checkpoint=wanted.checkpoint or "best", split="validation")
     rows = min(wanted.check_rows, opened.reader.num_examples)
     say(f"scoring {rows:,} validation rows with {opened.checkpoint.name}")
     return score_sample(opened.inference, opened.reader, rows), opened.checkpoint, opened.source

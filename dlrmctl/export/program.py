@@ -3,22 +3,26 @@
 Dimensions: N rows, B examples of a batch.
 """
 
+import errno
 import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any, cast
 
 import numpy as np
 import torch
 from torch.export import Dim
 
-from dlrmctl.errors import UserError
+from dlrmctl.errors import Interrupted, UserError
 from dlrmctl.export import check
 from dlrmctl.export.graph import ServedModel
 from dlrmctl.export.sample import Inputs
@@ -59,17 +63,38 @@ def to_program(model: ServedModel) -> torch.export.ExportedProgram:
 
 @contextmanager
 def place_beside(out: Path) -> Iterator[Path]:
-    """A directory on the disk of `out` for what is not complete; nothing of it stays."""
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    """A new directory on the disk of `out` for what is not complete; nothing of it stays, nor after SIGTERM.
+
+    Raises:
+        UserError: if the directory of `out` takes none.
+    """
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    place: Path | None = None
     try:
-        partial.mkdir()
-        yield partial
-    except OSError as problem:
-        reason = problem.strerror or problem
-        raise UserError(f"{out}: cannot be written: {reason}", "free space and try again") from None
+        with writing(out):
+            place = Path(tempfile.mkdtemp(prefix="dlrmctl-export-", suffix=".partial", dir=out.parent))
+        yield place
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if place is not None:
+            shutil.rmtree(place, ignore_errors=True)
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """What the disk refuses in the block is a UserError about `out`."""
+    try:
+        yield
+    except OSError as problem:
+        full = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise UserError(
+            f"{out}: cannot be written: {problem.strerror or problem}",
+            "free space and try again" if full else "choose a directory that files can be written to",
+        ) from None
 
 
 def write_program(program: torch.export.ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:

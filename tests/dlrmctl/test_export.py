@@ -1,8 +1,10 @@
 """`dlrmctl export`: a file that torch alone serves, with the scores of its checkpoint."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from dlrmctl.export import command
 from dlrmctl.export.agreement import ROUNDING
 from dlrmctl.export.program import METADATA
 from dlrmctl.export.sample import inputs_of
-from tests.dlrmctl.commands import SMALL, in_process
+from tests.dlrmctl.commands import SMALL, in_process, start
 from tests.dlrmctl.test_errors import criteo_lines
 
 MODEL = [*SMALL[2:], "--batch-size", "64", "--evaluations", "1"]
@@ -137,6 +139,9 @@ def test_compressed_tables_stay_as_they_are(with_lists: Path, tmp_path: Path):
     refused = in_process("export", small, "-o", tmp_path / "x.pt2", "--precision", "int8")
     assert refused.status == 2
     assert "are compressed, and exported as they are" in refused.err
+    refused = in_process("export", small, "-o", tmp_path / "x.pt2", "--checkpoint", "step-50")
+    assert refused.status == 2
+    assert f"--checkpoint step-50: {small} is a compressed model" in refused.err
 
 
 @pytest.mark.parametrize(
@@ -151,6 +156,9 @@ def test_compressed_tables_stay_as_they_are(with_lists: Path, tmp_path: Path):
         (["run", "-o", "m.pt2", "--checkpoint", "step-7"], "has no checkpoint 'step-7'"),
         (["run", "-o", "m.pt2", "--check-rows", "0"], "--check-rows = 0 must be at least 1"),
         (["run", "-o", "m.pt2", "--max-ne-increase", "x"], "--max-ne-increase"),
+        (["run", "-o", "m.pt2", "--max-ne-increase", "1%"], "--max-ne-increase 1% is for --precision int8"),
+        (["run", "-o", "m.pt2", "--max-ne-increase", "1%", "--precision", "fp32"], "is for --precision int8"),
+        (["run", "-o", "m.pt2", "--precision", "int8", "--check-rows", "1"], "NE needs both labels among the checked"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(
@@ -191,6 +199,35 @@ def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(with_lists: Pa
     assert done.returncode == 2, done.stderr
     assert "error: m.pt2: cannot be written: File too large" in done.stderr
     assert "terminate" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_takes_no_files_is_said_before_anything_is_scored(place: Path):
+    done = in_process("export", place / "run", "-o", "/proc/m.pt2")
+    assert done.status == 2
+    error, hint = done.err.strip().splitlines()  # no line about scoring
+    assert error.startswith("error: /proc/m.pt2: cannot be written: ")
+    assert hint == "hint: choose a directory that files can be written to"
+
+
+def test_what_others_left_beside_the_file_stays(place: Path, tmp_path: Path):
+    (tmp_path / "m.pt2.partial").mkdir()
+    (tmp_path / "m.pt2.partial" / "mine").touch()
+    done = in_process("export", place / "run", "-o", tmp_path / "m.pt2", "--check-rows", "20")
+    assert done.status == 0, done.err
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["m.pt2", "m.pt2.partial", "mine"]
+
+
+def test_an_export_that_is_told_to_stop_leaves_nothing(place: Path, tmp_path: Path):
+    process = start("export", place / "run", "-o", tmp_path / "m.pt2", cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("*.partial")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
 
 
