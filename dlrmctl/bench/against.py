@@ -5,10 +5,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dlrmctl.bench.wording import counted
 from dlrmctl.console import output, print_table
 
 _RANGE = {"median", "fastest", "slowest"}
-_CONDITIONS = ("environment", "options", "settings")
+CONDITIONS = ("environment", "options", "settings")
+_STORE = ("data", "train_examples", "block_rows")  # what a store is; bytes per row are what became of it
 _MACHINE = {"limits", "machine", "floor_ms", "floor_parts_ms"}  # what has nothing of this program in it
 _ERRORS = 2.0  # standard errors of a difference that chance seldom exceeds (5 %)
 _MEMORY = 0.05  # the allocator alone moves the peak of a process by a few percent
@@ -46,7 +48,7 @@ def figures(result: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
             yield (*path, key), Figure(value, value, value, error)
         elif isinstance(value, int | float) and key.endswith("bytes"):
             yield (*path, key), Figure(value, value * (1 - _MEMORY), value * (1 + _MEMORY))
-        elif key not in _CONDITIONS:
+        elif key not in CONDITIONS:
             yield from figures(value, (*path, key))
 
 
@@ -55,8 +57,8 @@ def compare(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any
 
     Returns:
         "compared": figures that both have; "changes": those beyond the noise, each with "figure", "earlier", "now",
-        "verdict", and whether it is "of_machine"; "different": settings, options and properties of the machine with
-        other values.
+        "verdict", and whether it is "of_machine"; "different": settings, options, ranks, the store that was read and
+        properties of the machine with other values.
     """
     before, after = dict(figures(earlier)), dict(figures(now))
     both = [path for path in after if path in before]
@@ -82,11 +84,14 @@ def show_comparison(file: str, comparison: Mapping[str, Any]) -> None:
     changes, compared = comparison["changes"], comparison["compared"]
     for each in comparison["different"]:
         output.print(f"not alike: {each['what']} = {_text(each['now'])} now, {_text(each['earlier'])} in {file}")
+    if not compared:
+        output.print(f"against {file}: nothing was compared, for no figure with a spread is in both")
+        return
     if not changes:
-        output.print(f"against {file}: nothing changed beyond the noise, of {compared} figures")
+        output.print(f"against {file}: nothing changed beyond the noise, of {counted(compared, 'figure')}")
         return
     print_table(
-        f"against {file}: {len(changes)} of {compared} figures changed beyond the noise",
+        f"against {file}: {len(changes)} of {counted(compared, 'figure')} changed beyond the noise",
         ["", "earlier", "now", "ratio", ""],
         [
             [
@@ -115,8 +120,11 @@ def _verdict(path: tuple[str, ...], earlier: float, now: float) -> str:
 
 def _conditions(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """What a result was measured with, and what its parts were."""
-    for section in _CONDITIONS:
+    for section in CONDITIONS:
         yield from _leaves(result.get(section, {}))
+    yield "ranks", result.get("ranks")
+    if isinstance(store := result.get("store"), Mapping):
+        yield from ((f"store.{name}", store.get(name)) for name in _STORE)
     for command, part in result.get("results", {}).items():
         yield from ((f"{command}: {name}", value) for name, value in _conditions(part))
 

@@ -1,5 +1,6 @@
 """The commands under `dlrmctl bench`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,8 @@ from dlrmctl.bench.delivery import Against, Delivery, Out, Plot, Quick
 from dlrmctl.bench.everything import all_measurements
 from dlrmctl.bench.measurements import Measurement
 from dlrmctl.bench.quick import described
+from dlrmctl.config import Config
+from dlrmctl.errors import UserError
 from dlrmctl.options import AsJson, whole_number, with_settings
 from dlrmctl.starting import Nproc, check_batch, launch_or_go_on
 
@@ -176,10 +179,17 @@ def bench_all(
 
 
 def _deliver(work: Measurement, delivery: Delivery, nproc: str = "1") -> None:
-    for config in work.configs:
-        check_batch(config, whole_number("--nproc", nproc, at_least=1))
     if work.configs:
+        _check_variants(work.configs[1:], whole_number("--nproc", nproc, at_least=1))
         launch_or_go_on(work.configs[0], nproc)
     measured = work.run()
     if measured is not None:
         delivery.deliver(measured, work.show, work.options)
+
+
+def _check_variants(configs: Sequence[Config], ranks: int) -> None:
+    for config in configs:
+        try:
+            check_batch(config, ranks)
+        except UserError as error:
+            raise UserError(error.message) from None  # its hint is of --batch-size, and these came from a list

@@ -15,6 +15,7 @@ from typing import Any
 
 from data.source import Source
 from dlrmctl.bench.timing import alternate
+from dlrmctl.bench.wording import counted, with_error
 from dlrmctl.build import build_dense_optimizer, build_model
 from dlrmctl.config import Config
 from dlrmctl.console import print_table, say
@@ -135,14 +136,14 @@ def show_bench_convergence(result: dict[str, Any]) -> None:
     base, seeds = result["baseline"], result["seeds"]
     rows = []
     for name, r in result["optimizers"].items():
-        steps = "-" if r["steps_ratio"] is None else f"{r['steps_ratio']:.2f} ±{r['steps_ratio_se']:.2f}"
+        steps = "-" if r["steps_ratio"] is None else with_error(r["steps_ratio"], r["steps_ratio_se"], ".2f")
         time = "-" if r["time_ratio"] is None else f"{r['time_ratio']:.2f}"
         rows.append(
             [
                 name,
                 f"{r['lr']:g}",
                 f"{r['ne']:.5f}",
-                f"{r['ne_difference']:+.5f} ±{r['ne_difference_se']:.5f}",
+                with_error(r["ne_difference"], r["ne_difference_se"], "+.5f"),
                 f"{r['seeds_that_reached']}/{seeds}",
                 steps,
                 f"{r['step_cost']:.2f}",
@@ -150,7 +151,7 @@ def show_bench_convergence(result: dict[str, Any]) -> None:
             ]
         )
     columns = ["", "lr", "best NE", f"against {base}", "reached it", "steps", "ms per step", "time"]
-    print_table(f"until {base}'s best validation NE, {seeds} seeds, ratios to {base}", columns, rows)
+    print_table(f"until {base}'s best validation NE, {counted(seeds, 'seed')}, ratios to {base}", columns, rows)
 
 
 def _best(curve: Curve) -> tuple[int, float]:

@@ -21,6 +21,7 @@ from data.writer import STORE_BLOCK_ROWS
 from dlrmctl.bench.preparers import OURS, PARSING, TORCHREC
 from dlrmctl.bench.preparing import measure_preparing
 from dlrmctl.bench.reading import measure_disk, measure_first_read, measure_machine, measure_reading, write_multi_hot
+from dlrmctl.bench.wording import rate_text
 from dlrmctl.console import bytes_text, output, print_table, say, warn
 
 
@@ -81,7 +82,7 @@ def bench_data(path: Path | None, *, rounds: int, quick: bool) -> dict[str, Any]
         }
     return {
         "machine": machine,
-        "store": _describe(store),
+        "store": {"data": "generated rows" if given is None else str(store.path.resolve()), **_describe(store)},
         "first_read": first_read,
         "reading": _beside_machine(reading, machine, stores),
         "preparing": {rows: _with_ratios(methods) for rows, methods in preparing.items()},
@@ -139,15 +140,17 @@ def show_bench_data(result: dict[str, Any]) -> None:
     """The result for people."""
     machine, store, first = result["machine"], result["store"], result["first_read"]
     output.print(
-        f"one core copies {machine['copy_gigabytes_per_second']:.1f} GB/s and takes "
-        f"{machine['gather_values_per_second'] / 1e6:,.0f} million random values per second; "
-        f"the disk takes {machine['disk_write_gigabytes_per_second']:.2f} GB/s and gives "
-        f"{machine['disk_read_gigabytes_per_second']:.2f} GB/s"
+        f"one core copies {rate_text(machine['copy_gigabytes_per_second'])} GB/s and takes "
+        f"{rate_text(machine['gather_values_per_second'] / 1e6)} million random values per second; "
+        f"the disk takes {rate_text(machine['disk_write_gigabytes_per_second'])} GB/s and gives "
+        f"{rate_text(machine['disk_read_gigabytes_per_second'])} GB/s"
     )
     output.print(
-        f"store: {store['train_examples']:,} training examples, {store['bytes_per_row']:.0f} bytes per row, blocks of "
-        f"{store['block_rows']:,}; checksums of the first read: {first['gigabytes_per_cpu_second']:.1f} GB/s, "
-        f"{first['rows_per_cpu_second'] / 1e6:.1f} million rows/s"
+        f"store: {store['data']}, {store['train_examples']:,} training examples, "
+        f"{store['bytes_per_row']:.0f} bytes per row, blocks of "
+        f"{store['block_rows']:,}; checksums of the first read: "
+        f"{rate_text(first['gigabytes_per_cpu_second'])} GB/s, "
+        f"{rate_text(first['rows_per_cpu_second'] / 1e6)} million rows/s"
     )
     print_table(
         "reading, checksums apart",
@@ -166,8 +169,8 @@ def show_bench_data(result: dict[str, Any]) -> None:
             [
                 kind,
                 f"{row['values_per_row']:.0f}",
-                f"{row['rows_per_cpu_second'] / 1e6:.2f}",
-                f"{row['rows_per_second'] / 1e6:.2f}",
+                rate_text(row["rows_per_cpu_second"] / 1e6),
+                rate_text(row["rows_per_second"] / 1e6),
                 *(f"{row['cpu_ns_per_row'][key]:.0f}" for key in ("median", "fastest", "slowest")),
                 f"{row['times_bare_gather']:.2f}",
                 f"{row['foreground_ms_per_batch']:.3f}",
@@ -192,8 +195,8 @@ def show_bench_data(result: dict[str, Any]) -> None:
             [
                 [
                     method,
-                    f"{row['rows_per_cpu_second'] / 1e3:,.0f}",
-                    f"{row['rows_per_second'] / 1e3:,.0f}",
+                    rate_text(row["rows_per_cpu_second"] / 1e3),
+                    rate_text(row["rows_per_second"] / 1e3),
                     *(f"{row['cpu_ns_per_row'][key] / 1e3:.2f}" for key in ("median", "fastest", "slowest")),
                     f"{row['times_ours']:.2f}",
                     bytes_text(row["peak_bytes"] - row["bytes_before"]),

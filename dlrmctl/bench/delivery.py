@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dlrmctl.bench.earlier import read_result
 from dlrmctl.console import finite, print_json, say
 from dlrmctl.errors import UserError
 from dlrmctl.options import LAUNCH_PANEL
@@ -42,7 +43,7 @@ Against = Annotated[
 ]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Delivery:
     """Where the result of a benchmark goes.
 
@@ -50,7 +51,7 @@ class Delivery:
         command: "step", "shampoo", ...
         as_json: on standard output, in place of tables.
         out, plot: files to write.
-        against: a file that an earlier run wrote.
+        against: a file that an earlier run wrote; read at once, for `out` may be the same.
 
     Raises:
         UserError: if a file cannot be written, or `against` holds no result of this command.
@@ -64,18 +65,16 @@ class Delivery:
 
     def __post_init__(self) -> None:
         if self.plot is not None:
-            check_picture(self.plot)
+            _check_writable(check_picture(self.plot))
         if self.out is not None and not self.out.parent.is_dir():
             raise UserError(f"{self.out.parent}: there is no such directory", f"mkdir -p {self.out.parent}")
         if self.out is not None and self.out.is_dir():
             raise UserError(f"{self.out}: is a directory; --out names a file")
-        if self.against is not None:
-            self.earlier()
-
-    def earlier(self) -> dict[str, Any]:
-        """The result that this one is held against."""
-        assert self.against is not None
-        return read_result(self.against, self.command)
+        if self.out is not None:
+            _check_writable(self.out)
+            if self.plot is not None and self.out.resolve() == self.plot.resolve():
+                raise UserError(f"{self.out}: --out and --plot name the same file")
+        self._earlier = None if self.against is None else read_result(self.against, self.command)
 
     def deliver(
         self, measured: Mapping[str, Any], show: Callable[[dict[str, Any]], None], options: Mapping[str, Any]
@@ -86,25 +85,37 @@ class Delivery:
             measured: plain values.
             show: prints it for people.
             options: with which it was measured, besides the settings.
+
+        Raises:
+            UserError: if a file cannot be written after all; the result was shown.
         """
         result: dict[str, Any] = tagged(self.command, measured, options)
-        earlier = self.earlier() if self.against is not None else None  # before --out writes over it
-        if self.out is not None:
-            _write(self.out, result)
-        if self.plot is not None:
-            from dlrmctl.bench.pictures import draw
+        try:
+            self._show(result, show)
+        finally:  # a pipe that was closed does not take the files with it
+            try:
+                if self.out is not None:
+                    _write(self.out, result)
+            finally:
+                if self.plot is not None:
+                    from dlrmctl.bench.pictures import draw
 
-            draw(result, self.plot)
-        if earlier is not None:
-            from dlrmctl.bench.against import compare, show_comparison
+                    draw(result, self.plot)
+                    say(f"{self.plot}: drawn")
 
-            comparison = compare(earlier, result)
-            result["against"] = {"file": str(self.against), **comparison}
+    def _show(self, result: dict[str, Any], show: Callable[[dict[str, Any]], None]) -> None:
+        comparison = None
+        if self._earlier is not None:
+            from dlrmctl.bench.against import compare
+
+            comparison = compare(self._earlier, result)
         if self.as_json:
-            print_json(result)
+            print_json(result | ({"against": {"file": str(self.against), **comparison}} if comparison else {}))
             return
         show(result)
-        if earlier is not None:
+        if comparison:
+            from dlrmctl.bench.against import show_comparison
+
             show_comparison(str(self.against), comparison)
 
 
@@ -112,26 +123,6 @@ def tagged(command: str, measured: Mapping[str, Any], options: Mapping[str, Any]
     """A result with what it depends on, of plain values as a file gives them back."""
     result = {"command": command, "options": options, "environment": environment(measured), **measured}
     return json.loads(json.dumps(finite(result), default=str))
-
-
-def read_result(path: Path, command: str) -> dict[str, Any]:
-    """A result that `--out` wrote.
-
-    Raises:
-        UserError: if it is not there, or is no result of this command.
-    """
-    hint = f"write one with: dlrmctl bench {command} -o {path.name}"
-    try:
-        result = json.loads(path.read_text())
-    except OSError as problem:
-        raise UserError(f"{path}: cannot be read: {(problem.strerror or str(problem)).lower()}", hint) from None
-    except ValueError:
-        raise UserError(f"{path}: is no JSON, so no result of a benchmark", hint) from None
-    if not isinstance(result, dict) or not isinstance(result.get("environment"), dict) or "command" not in result:
-        raise UserError(f"{path}: is no result of a benchmark", hint)
-    if result["command"] != command:
-        raise UserError(f"{path}: is a result of `bench {result['command']}`, not of `bench {command}`", hint)
-    return result
 
 
 def environment(measured: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,9 +152,30 @@ def _processor() -> str:
     return models[0] if models else platform.machine()
 
 
+def _check_writable(path: Path) -> None:
+    """Opens a file for writing as it is, and leaves no trace.
+
+    Raises:
+        UserError: if it cannot be opened.
+    """
+    if path.exists() and not path.is_file():
+        return  # a pipe would wait for whoever reads it
+    was_there = path.exists()
+    try:
+        path.open("ab").close()
+    except OSError as problem:
+        raise _cannot_write(path, problem) from None
+    if not was_there:
+        path.unlink(missing_ok=True)  # other ranks try it too
+
+
 def _write(path: Path, result: dict[str, Any]) -> None:
     try:
         path.write_text(json.dumps(result, indent=2) + "\n")
     except OSError as problem:
-        raise UserError(f"{path}: cannot write: {(problem.strerror or str(problem)).lower()}") from None
+        raise _cannot_write(path, problem) from None
     say(f"{path}: written")
+
+
+def _cannot_write(path: Path, problem: OSError) -> UserError:
+    return UserError(f"{path}: cannot write: {(problem.strerror or str(problem)).lower()}")

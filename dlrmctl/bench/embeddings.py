@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dlrmctl.bench.wording import counted, with_error
 from dlrmctl.config import Config, resolve
 from dlrmctl.console import bytes_text, print_table, say
 from dlrmctl.datasets import open_source
@@ -157,22 +158,23 @@ def show_bench_embeddings(result: dict[str, Any]) -> None:
             f"{m['bytes'] / methods[base]['bytes']:.3f}",
             f"{m['factor']:g}",
             f"{m['ne']:.5f}",
-            f"{m['ne_difference']:+.5f} ±{m['ne_difference_se']:.5f}",
+            with_error(m["ne_difference"], m["ne_difference_se"], "+.5f"),
             "-" if m["gap_closed"] is None else f"{100 * m['gap_closed']:.1f} %",
         ]
         for name, m in methods.items()
     ]
     columns = ["", "tables", "size", "rates x", "test NE", f"against {base}", "gap closed"]
-    print_table(f"test NE, mean of {result['seeds']} seeds, differences paired by seed ± standard error", columns, rows)
+    seeds = counted(result["seeds"], "seed")
+    print_table(f"test NE, mean of {seeds}, differences paired by seed ± standard error", columns, rows)
     print_table(
         "every pair",
         ["", "test NE", "in standard errors"],
         [
-            [f"{p['of']} against {p['to']}", f"{p['ne']:+.5f} ±{p['se']:.5f}", f"{_ratio(p['ne'], p['se']):.1f}"]
+            [f"{p['of']} against {p['to']}", with_error(p["ne"], p["se"], "+.5f"), _ratio(p["ne"], p["se"])]
             for p in result["differences"]
         ],
     )
 
 
-def _ratio(mean: float, error: float) -> float:
-    return mean / error if error else math.nan
+def _ratio(mean: float, error: float | None) -> str:
+    return f"{mean / error:.1f}" if error else "-"

@@ -6,6 +6,7 @@ from typing import Any
 
 from dlrmctl.bench import measurements
 from dlrmctl.bench.delivery import tagged
+from dlrmctl.bench.lists import names_of
 from dlrmctl.bench.measurements import Measurement
 from dlrmctl.console import output, say
 from dlrmctl.errors import UserError
@@ -34,7 +35,7 @@ def all_measurements(flags: Mapping[str, str], *, only: str | None, quick: bool)
         "embeddings": lambda: measurements.embeddings(flags, {}, quick=quick),
         "data": lambda: measurements.data(None, {}, quick=quick),
     }
-    names = list(known) if only is None else only.split(",")
+    names = list(known) if only is None else names_of("--only", only)
     for name in names:
         one_of("--only", name, tuple(known))
     parts = [known[name]() for name in names]

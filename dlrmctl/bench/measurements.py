@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dlrmctl.bench.lists import BASE, names_of, positive_numbers, step_variants
 from dlrmctl.bench.quick import chosen, quick_settings
 from dlrmctl.config import DENSE_OPTIMIZERS, Config, resolve
-from dlrmctl.errors import UserError
 from dlrmctl.options import one_of, whole_number
-from dlrmctl.settings import coerce
 
-BASE = "base"  # the variant of the settings themselves
 Texts = Mapping[str, str | None]  # options as they were typed; None for those that were not
 Show = Callable[[dict[str, Any]], None]
 
@@ -48,7 +46,9 @@ def step(flags: Mapping[str, str], texts: Texts, *, quick: bool) -> Measurement:
     for name in ("rounds", "steps", "rows_cap"):
         text = chosen("step", name, texts.get(name), quick=quick)
         numbers[name] = whole_number(f"--{name.replace('_', '-')}", text, at_least=1)
-    configs = step_variants(flags, {name: text for name, text in texts.items() if name not in numbers and text})
+    configs = step_variants(
+        flags, {name: text for name, text in texts.items() if name not in numbers and text is not None}
+    )
 
     def run() -> dict[str, Any] | None:
         from dlrmctl.bench.step import bench_step
@@ -61,25 +61,6 @@ def step(flags: Mapping[str, str], texts: Texts, *, quick: bool) -> Measurement:
         show_bench_step(result)
 
     return Measurement("step", {"variants": list(configs), **numbers}, list(configs.values()), run, show)
-
-
-def step_variants(flags: Mapping[str, str], lists: Mapping[str, str]) -> dict[str, Config]:
-    """The settings, and for every value in a list the settings with this value, where they are others.
-
-    Args:
-        flags: typed settings.
-        lists: setting -> values with commas between them.
-
-    Raises:
-        UserError: for a value that the setting does not take.
-    """
-    configs = {BASE: resolve({}, flags)}
-    for name, text in lists.items():
-        for value in text.split(","):
-            config = resolve({}, {**flags, name: value})
-            if config not in configs.values():
-                configs[f"batch {value}" if name == "batch_size" else value] = config
-    return configs
 
 
 def shampoo(flags: Mapping[str, str], texts: Texts, *, quick: bool) -> Measurement:
@@ -104,12 +85,12 @@ def convergence(flags: Mapping[str, str], texts: Texts, *, quick: bool) -> Measu
     """Optimizers trained to the end; `texts` may have "optimizers", "lrs" and "seeds"."""
     config = resolve({}, quick_settings("convergence", flags) if quick else flags)
     given = {name: chosen("convergence", name, texts.get(name), quick=quick) for name in ("optimizers", "lrs", "seeds")}
-    names = given["optimizers"].split(",")
+    names = names_of("--optimizers", given["optimizers"])
     for name in names:
         one_of("--optimizers", name, DENSE_OPTIMIZERS)
     options: dict[str, Any] = {
         "optimizers": names,
-        "lrs": [coerce(text, float, "--lrs") for text in given["lrs"].split(",")],
+        "lrs": positive_numbers("--lrs", given["lrs"]),
         "seeds": whole_number("--seeds", given["seeds"], at_least=1),
     }
 
@@ -130,12 +111,8 @@ def embeddings(flags: Mapping[str, str], texts: Texts, *, quick: bool) -> Measur
     """Kinds of tables trained to the end; `texts` may have "methods", "factors" and "seeds"."""
     config = resolve({}, quick_settings("embeddings", flags) if quick else flags)
     given = {name: chosen("embeddings", name, texts.get(name), quick=quick) for name in ("methods", "factors", "seeds")}
-    methods = given["methods"].split(",")
-    if len(set(methods)) < len(methods):
-        raise UserError(f"--methods = {given['methods']!r} names one method twice")
-    factors = [coerce(text, float, "--factors") for text in given["factors"].split(",")]
-    if min(factors) <= 0:
-        raise UserError(f"--factors = {given['factors']!r} must all be above 0")
+    methods = names_of("--methods", given["methods"])
+    factors = positive_numbers("--factors", given["factors"])
     seeds = whole_number("--seeds", given["seeds"], at_least=1)
     options = {"methods": methods, "factors": factors, "seeds": seeds}
 
@@ -178,4 +155,4 @@ def _on_ranks(config: Config, work: Callable[[Any], dict[str, Any]]) -> dict[str
 
     with process_group(config.train.device) as ranks:
         result = work(ranks)
-        return result if ranks.is_main else None
+        return {"ranks": ranks.world_size, **result} if ranks.is_main else None

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from data.synthetic import Synthetic
 from dlrmctl.bench.timing import now, spread
+from dlrmctl.bench.wording import counted
 from dlrmctl.build import build_dense_network, build_dense_optimizer
 from dlrmctl.config import Config
 from dlrmctl.console import bytes_text, output, print_table, say
@@ -136,7 +137,7 @@ def show_bench_shampoo(result: dict[str, Any]) -> None:
     """The result for people."""
     output.print(
         f"dense network, batch {result['batch_size']:,}, {result['ranks']} x {result['device']}, "
-        f"{result['threads']} threads; a step is forward, backward and update, the mean of a refresh period"
+        f"{counted(result['threads'], 'thread')}; a step is forward, backward and update, the mean of a refresh period"
     )
     print_table(
         "milliseconds per step, median over periods",

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from dlrmctl.bench.lists import BASE
+from dlrmctl.bench.wording import counted, rate_text
 from dlrmctl.console import bytes_text, output, print_table
 
 
@@ -10,12 +12,20 @@ def show_bench_step(result: dict[str, Any]) -> None:
     environment = result["environment"]
     output.print(
         f"batch {result['settings']['train']['batch_size']:,}, {result['rows']:,} rows, {result['ranks']} x "
-        f"{environment['device']}, {environment['threads']} threads, {environment['processor']}"
+        f"{environment['device']}, {counted(environment['threads'], 'thread')}, {environment['processor']}"
     )
     _show_machine(result)
     _show_variants(result["variants"])
-    _show_parts("parts of the step, base, ms", result["parts_ms"])
-    _show_parts("parts of its floor, ms", result["floor_parts_ms"])
+    parts, whole, above = result["parts_ms"], result["step_of_parts_ms"], result["variants"][BASE]["step_ms"]
+    here, there = _milliseconds(whole["median"]), _milliseconds(above["median"])
+    title = "parts of the step, base, ms, in rounds of their own"
+    _show_parts(
+        f"{title}, in which the whole step takes {here}, and {there} above",
+        parts | {"whole step": whole},
+        whole["median"],
+    )
+    floor = result["floor_parts_ms"]
+    _show_parts("parts of its floor, ms", floor, sum(figures["median"] for figures in floor.values()))
     if result["communication_ms"]:
         print_table(
             "collectives under way, ms per step, traced; backward goes on meanwhile",
@@ -38,13 +48,13 @@ def _show_machine(result: dict[str, Any]) -> None:
     print_table(
         "limits of the machine",
         ["", "median", "fastest", "slowest"],
-        [[name, *(f"{figures[key]:.1f}" for key in ("median", "fastest", "slowest"))] for name, figures in rows],
+        [[name, *(rate_text(figures[key]) for key in ("median", "fastest", "slowest"))] for name, figures in rows],
     )
     print_table(
-        "beside them, base",
+        "beside them, base; the limit is the most that was measured in this run",
         ["", "ours", "limit", "share"],
         [
-            [name, f"{row['ours']:.1f}", f"{row['limit']:.1f}", f"{100 * row['share']:.0f} %"]
+            [name, rate_text(row["ours"]), rate_text(row["limit"]), f"{100 * row['share']:.1f} %"]
             for name, row in result["against_limits"].items()
         ],
     )
@@ -92,17 +102,20 @@ def _range(figures: dict[str, float], scale: float, form: str) -> str:
     return f"{form.format(scale * low)}-{form.format(scale * high)}"
 
 
-def _show_parts(title: str, parts: dict[str, Any]) -> None:
-    total = sum(figures["median"] for figures in parts.values())
+def _show_parts(title: str, parts: dict[str, Any], whole: float) -> None:
     print_table(
         title,
         ["", "median", "fastest", "slowest", "share"],
         [
             [
                 part,
-                *(f"{figures[key]:.2f}" for key in ("median", "fastest", "slowest")),
-                f"{100 * figures['median'] / total if total else 0:.1f} %",
+                *(_milliseconds(figures[key]) for key in ("median", "fastest", "slowest")),
+                f"{100 * figures['median'] / whole if whole else 0:.1f} %",
             ]
             for part, figures in parts.items()
         ],
     )
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.2f}" if value >= 1 or value == 0 else f"{value:#.2g}"

@@ -1,15 +1,18 @@
 """Benchmarks measure what they say; their figures are for people and machines, not for tests."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
 from dlrmctl.bench.floor import PARTS, Floor
-from dlrmctl.bench.measurements import step_variants
+from dlrmctl.bench.lists import step_variants
+from dlrmctl.bench.step import _against_limits
 from dlrmctl.bench.timing import Laps
 from dlrmctl.bench.traced import peak_bytes
-from dlrmctl.errors import UserError
+from dlrmctl.bench.wording import rate_text
 from models import DenseNetwork
 from tests.dlrmctl.commands import SMALL, in_process, run
 
@@ -35,6 +38,10 @@ def test_bench_step_accounts_for_its_time():
     assert variant["examples_per_second"] == pytest.approx(64e3 / variant["step_ms"]["median"])
     assert variant["to_base"] == {"median": 1, "fastest": 1, "slowest": 1}
     assert variant["floor_share"]["slowest"] <= variant["floor_share"]["median"] <= variant["floor_share"]["fastest"]
+    assert all(row["share"] <= 1 for row in result["against_limits"].values())
+    # The parts lie within their rounds, whose time is taken around them.
+    parts = sum(figures["fastest"] for figures in result["parts_ms"].values())
+    assert parts <= result["step_of_parts_ms"]["slowest"]
     share = result["against_limits"]["whole step, GFLOP/s"]
     assert share["share"] == pytest.approx(share["ours"] / share["limit"])
     # 13-16-8, then 8 + 27 * 26 / 2 = 359 into 16-1: forward and weight gradients, input gradients from the second on.
@@ -53,18 +60,6 @@ def test_bench_step_on_a_gpu():
     assert all(variant["step_bytes"] > 0 for variant in result["variants"].values())
 
 
-def test_every_variant_differs_in_one_setting():
-    lists = {"precision": "fp32,bf16", "embedding": "full,qr", "dense_optimizer": "sgd", "batch_size": "64,128"}
-    configs = step_variants({"batch_size": "64"}, lists)
-    assert list(configs) == ["base", "bf16", "full", "sgd", "batch 128"]
-    base = configs["base"]
-    assert configs["sgd"].train == base.train
-    assert (configs["sgd"].optim.dense_lr, base.optim.dense_lr) == (0.1, 0.01)  # what follows from it follows
-    assert configs["batch 128"].train.batch_size == 128
-    with pytest.raises(UserError, match="fp64"):
-        step_variants({}, {"precision": "fp64"})
-
-
 def test_bench_step_has_a_row_per_variant():
     lists = ["--precisions", "fp32,bf16", "--embeddings", "full", "--optimizers", "adagrad", "--batch-sizes", "64,256"]
     done = in_process("bench", "step", *TINY, *SHORT, *lists)
@@ -74,6 +69,9 @@ def test_bench_step_has_a_row_per_variant():
     assert " 256 " in rows["batch 256"]
     assert "sparse update" in done.out
     assert "limits of the machine" in done.out
+    assert "parts of the step, base, ms, in rounds of their own, in which the whole step takes" in done.out
+    assert rows["whole step"].endswith(" 100.0 %")
+    assert f"{torch.get_num_threads()} thread" in rows[next(iter(rows))]
 
 
 def test_two_ranks_show_their_collectives(tmp_path: Path):
@@ -134,29 +132,50 @@ def test_bench_convergence_compares_at_the_best_rate_of_each(tmp_path: Path):
     assert (base["ne_difference"], base["steps_ratio"], base["step_cost"]) == (0, 1, 1)
 
 
+def test_one_seed_has_no_standard_error(tmp_path: Path):
+    short = ["--synthetic-rows", "3000", "--evaluations", "1", "--seeds", "1"]
+    done = in_process("bench", "convergence", *SMALL, *short, "--optimizers", "sgd", "--lrs", "0.1")
+    assert done.status == 0, done.err
+    assert "validation NE, 1 seed, ratios" in done.out
+    assert "+0.00000 ±-" in done.out
+    kept = tmp_path / "one.json"
+    done = in_process("bench", "embeddings", *SMALL, *short, "--methods", "full,hash", "--factors", "1", "-o", kept)
+    assert done.status == 0, done.err
+    assert "mean of 1 seed," in done.out
+    assert " ±-" in done.out
+
+
+def test_what_was_measured_is_no_more_than_the_limit_and_shares_are_of_the_whole_step():
+    def times(median: float, fastest: float) -> dict[str, float]:
+        return {"median": median, "fastest": fastest, "slowest": 2 * median}
+
+    config = step_variants({"precision": "medium"}, {})["base"]
+    floor = SimpleNamespace(flop=4e6, taken_ND=torch.zeros(1, 250_000))  # 4 MFLOP, 1 MB
+    rates = {
+        "sgemm_gflops": {"1": {"fastest": 3.0}, "2": {"fastest": 2.0}},
+        "bf16_gemm_gflops": {"2": {"fastest": 1.0}},
+    }
+    result = {
+        "limits": rates,
+        "parts_ms": {"lookup": times(0.5, 0.25), "sparse update": times(8, 4)},
+        "floor_parts_ms": {"products": times(1, 0.5), "gather": times(1, 1), "scatter": times(2, 1)},
+        "variants": {"base": {"step_ms": times(16, 8)}},
+    }
+    found = _against_limits(result, cast(Any, SimpleNamespace(config=config, floor=floor)))
+    # Products: 4 at the median, 8 at the fastest round, more than the 3 of any product. Lookups were faster than rows.
+    assert found == {
+        "bare products, GFLOP/s": {"ours": 4, "limit": 8, "share": 0.5},
+        "whole step, GFLOP/s": {"ours": 0.25, "limit": 8, "share": 0.25 / 8},
+        "lookup, GB/s": {"ours": 2, "limit": 4, "share": 0.5},
+        "sparse update, GB/s": {"ours": 0.25, "limit": 1, "share": 0.25},
+    }
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["step", "--rounds", "0"], "--rounds = 0 must be at least 1"),
-        (["step", "--rows-cap", "many"], "--rows-cap = 'many' is not a whole number"),
-        (["step", "--precisions", "fp32,fp8"], "--precision = 'fp8' must be one of fp32, medium, bf16"),
-        (["step", "--batch-sizes", "64,65", "--nproc", "2"], "train.batch_size = 65 cannot be cut into 2 equal parts"),
-        (["shampoo", "--periods", "-1"], "--periods = -1 must be at least 1"),
-        (["convergence", "--seeds", "0"], "--seeds = 0 must be at least 1"),
-        (["data", "--rounds", "x"], "--rounds = 'x' is not a whole number"),
-        (["all", "--only", "step,everything"], "--only = 'everything' must be one of step, shampoo, convergence"),
-        (["convergence", "--optimizers", "adagard"], "--optimizers = 'adagard' must be one of"),
-        (["convergence", "--lrs", "0.1,fast"], "--lrs = 'fast' is not a number"),
-        (["embeddings", "--methods", "full,qrr"], "--methods qrr: embeddings.embedding = 'qrr' must be one of"),
-        (["embeddings", "--methods", "qr,full,qr"], "--methods = 'qr,full,qr' names one method twice"),
-        (["embeddings", "--factors", "1,0"], "--factors = '1,0' must all be above 0"),
-        (["embeddings", "--methods", "qr:add"], "--methods: 'add' of 'qr:add' is not a setting and its value"),
-    ],
+    ("value", "text"), [(1234.56, "1,234.6"), (51.84, "51.8"), (4.2, "4.20"), (0.00123, "0.00123"), (0, "0.0")]
 )
-def test_wrong_arguments_are_one_line(arguments: list[str], message: str):
-    done = in_process("bench", *arguments)
-    assert done.status == 2
-    assert f"error: {message}" in done.err
+def test_a_small_rate_has_digits(value: float, text: str):
+    assert rate_text(value) == text
 
 
 def test_bench_shampoo_shows_parts_and_layers():

@@ -31,6 +31,7 @@ def test_bench_data_compares_on_the_same_rows(tmp_path: Path, monkeypatch: pytes
     }
     assert all(value > 0 for value in result["machine"].values())
     assert 0 < result["store"]["bytes_per_row"] < 100
+    assert result["store"]["data"] == "generated rows"
     kinds = {
         f"{what}, {order}, batch {size}"
         for what in ("one id", "lists")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dlrmctl.bench.against import compare
-from tests.dlrmctl.commands import Done, in_process
+from tests.dlrmctl.commands import in_process
 
 TINY = ["--bottom-mlp", "16-8", "--top-mlp", "16-1", "--dim", "8", "--batch-size", "64"]
 STEP = ["bench", "step", *TINY, "--rounds", "2", "--steps", "2", "--rows-cap", "50"]
@@ -21,6 +21,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bench") / "step.json"
     done = in_process(*STEP, "-o", path, "--plot", path.with_suffix(".png"))
     assert done.status == 0, done.err
+    assert done.err.splitlines()[-2:] == [f"{path}: written", f"{path.with_suffix('.png')}: drawn"]
     return path
 
 
@@ -98,11 +99,36 @@ def test_other_settings_and_another_machine_are_told(saved: Path, tmp_path: Path
         _wide(result)
         result["settings"]["train"]["batch_size"] = 32
         result["environment"]["processor"] = "abacus"
+        result["ranks"] = 2
 
     earlier = _doctored(saved, tmp_path / "other.json", other)
     done = in_process(*STEP, "--against", earlier)
     assert f"not alike: train.batch_size = 64 now, 32 in {earlier}" in done.out
     assert f", abacus in {earlier}" in done.out
+    assert f"not alike: ranks = 1 now, 2 in {earlier}" in done.out
+
+
+def test_another_store_is_told():
+    def result(data: str, rows: int, bytes_per_row: float) -> dict[str, Any]:
+        return {"store": {"data": data, "train_examples": rows, "bytes_per_row": bytes_per_row}}
+
+    different = compare(result("generated rows", 900, 80.0), result("/data/criteo", 36000, 79.0))["different"]
+    assert [(each["what"], each["earlier"], each["now"]) for each in different] == [
+        ("store.data", "generated rows", "/data/criteo"),
+        ("store.train_examples", 900, 36000),
+    ]
+
+
+def test_no_figure_in_both_is_not_nothing_changed(saved: Path, tmp_path: Path):
+    def other(result: dict[str, Any]) -> None:
+        for key in [key for key, value in result.items() if key not in ("command", "environment", "options")]:
+            del result[key]
+        result["another"] = {"median": 1, "fastest": 1, "slowest": 1}
+
+    done = in_process(*STEP, "--against", _doctored(saved, tmp_path / "other.json", other))
+    assert done.status == 0, done.err
+    assert "nothing was compared, for no figure with a spread is in both" in done.out
+    assert "nothing changed" not in done.out
 
 
 def test_ranges_that_touch_are_no_change_and_errors_are_added_in_squares():
@@ -120,34 +146,6 @@ def test_ranges_that_touch_are_no_change_and_errors_are_added_in_squares():
     lower = {"floor_share": {"median": 0.2, "fastest": 0.3, "slowest": 0.1}}
     (change,) = compare(higher, lower)["changes"]
     assert (change["verdict"], change["earlier"], change["now"]) == ("worse", 0.5, 0.2)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "cannot be read: no such file"),
-        ("rows 12", "is no JSON, so no result of a benchmark"),
-        ("[1, 2]", "is no result of a benchmark"),
-        ('{"command": "data", "environment": {}}', "is a result of `bench data`, not of `bench step`"),
-    ],
-)
-def test_what_is_no_such_result_is_one_line(tmp_path: Path, text: str | None, message: str):
-    path = tmp_path / "result.json"
-    if text is not None:
-        path.write_text(text)
-    assert _is_one_line(in_process(*STEP, "--against", path), f"{path}: {message}")
-
-
-def test_files_that_cannot_be_written_are_one_line_before_the_work(tmp_path: Path):
-    nowhere = tmp_path / "nowhere"
-    assert _is_one_line(in_process(*STEP, "-o", nowhere / "a.json"), f"{nowhere}: there is no such directory")
-    assert _is_one_line(in_process(*STEP, "-o", tmp_path), "is a directory; --out names a file")
-    assert _is_one_line(in_process(*STEP, "--plot", tmp_path / "a.txt"), "a picture is a file ending in .png or .svg")
-
-
-def _is_one_line(done: Done, message: str) -> bool:
-    errors = [line for line in done.err.splitlines() if not line.startswith("hint: ")]
-    return done.status == 2 and len(errors) == 1 and errors[0].startswith("error: ") and message in errors[0]
 
 
 def test_bench_all_is_one_result_and_one_picture(tmp_path: Path):
