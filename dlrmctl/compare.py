@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from dlrmctl.config import Config
 from dlrmctl.console import output, print_table
 from dlrmctl.errors import UserError
@@ -28,7 +30,8 @@ def compare_runs(
         checkpoint: "best", "last" or "step-N", of both.
 
     Returns:
-        Plain values: the runs, and per metric both values, the difference (second minus first), standard error and p.
+        Plain values: the runs, and per metric both values, the difference (second minus first), standard error and p;
+        whether all scores are "identical".
 
     Raises:
         UserError, DataError: if a checkpoint or the data is not there, or does not fit.
@@ -51,6 +54,7 @@ def compare_runs(
         "b": names[1],
         "split": split,
         "examples": len(first.labels_N),
+        "identical": np.array_equal(first.logits_N, second.logits_N),
         **{name: difference.to_dict() for name, difference in found.items()},
     }
 
@@ -70,6 +74,9 @@ def show_comparison(result: dict[str, Any]) -> None:
         ["", "A", "B", "B - A", "p"],
         rows,
     )
+    if result["identical"]:
+        output.print("the scores are identical")
+        return
     for name, title in _NAMES.items():
         if name in result:
             output.print(sentence(title, Difference(**result[name]), higher_is_better=name in _HIGHER_IS_BETTER))

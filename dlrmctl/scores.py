@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data.reader import Reader
+from data.schema import Schema
 from dlrmctl.datasets import logit_offset
 from dlrmctl.errors import UserError, nearest
 from dlrmctl.metrics import StreamingMetrics
@@ -52,7 +53,7 @@ def collect_scores(
         UserError: if the data has no such feature, or it has lists of ids.
     """
     schema = reader.source.schema
-    column = _column(feature, schema.keys, [f.max_ids for f in schema.sparse]) if feature is not None else None
+    column = _column(feature, schema) if feature is not None else None
     offset = logit_offset(reader.source, reader.split)
     batches: list[list[np.ndarray]] = []
     with torch.no_grad(), closing(reader.batches(epoch=0)) as stream:  # type: ignore[type-var]
@@ -72,14 +73,17 @@ def collect_scores(
     return Scores(*whole)
 
 
-def _column(feature: str, keys: tuple[str, ...], max_ids: list[int]) -> int:
+def _column(feature: str, schema: Schema) -> int:
+    keys = schema.keys
+    if feature in schema.dense:
+        raise UserError(f"{feature} is a dense feature; slices are by the ids of a sparse one", f"such as {keys[0]}")
     if feature not in keys:
         close = nearest(feature, keys)
         raise UserError(
             f"the data has no sparse feature {feature!r}",
             f"did you mean {close!r}?" if close else f"it has {', '.join(keys)}",
         )
-    if max_ids[keys.index(feature)] > 1:
+    if schema.sparse[keys.index(feature)].max_ids > 1:
         raise UserError(f"{feature} has lists of ids: an example would be in several slices", "name a one-hot feature")
     return keys.index(feature)
 

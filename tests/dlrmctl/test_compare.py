@@ -37,9 +37,12 @@ def test_the_better_run_is_said_to_be_better_with_the_metrics_of_evaluate(runs: 
     assert "AUC: A is better by" in text
 
 
-def test_a_run_compared_with_itself_does_not_differ(runs: Path):
+def test_a_run_compared_with_itself_is_said_to_be_identical(runs: Path):
     done = in_process("compare", runs / "good", runs / "good")
-    assert "no difference that chance does not explain" in done.out
+    assert done.out.splitlines()[-1] == "the scores are identical"
+    assert "chance" not in done.out
+    assert in_process("compare", runs / "good", runs / "good", "--json").json()["identical"] is True
+    assert in_process("compare", runs / "good", runs / "poor", "--json").json()["identical"] is False
 
 
 def test_two_ranks_compare_as_one(runs: Path):
@@ -75,6 +78,10 @@ def test_slices_and_deciles_add_up_to_the_whole(runs: Path, tmp_path: Path):
     ("arguments", "message"),
     [
         (["evaluate", "good", "--slice", "cat_99"], "no sparse feature 'cat_99'"),
+        (
+            ["evaluate", "good", "--slice", "int_1"],
+            "int_1 is a dense feature; slices are by the ids",
+        ),
         (["evaluate", "good", "--plot", "roc.gif"], "ending in .png or .svg"),
         (["compare", "good", "nowhere"], "nowhere: no such run directory"),
         (["compare", "good", "poor", "--checkpoint", "step-7"], "has no checkpoint 'step-7'"),
