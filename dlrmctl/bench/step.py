@@ -26,6 +26,7 @@ from dlrmctl.bench.lists import BASE
 from dlrmctl.bench.timing import alternate, spread, spread_of_rates
 from dlrmctl.bench.traced import collective_milliseconds, peak_bytes
 from dlrmctl.bench.variants import Variant
+from dlrmctl.bench.wording import counted
 from dlrmctl.config import Config
 from dlrmctl.console import say
 from dlrmctl.ranks import Ranks
@@ -72,7 +73,7 @@ def bench_step(
             works[name] = _counted(variant.train, cpu[name])
         all_parts: list[dict[str, float]] = []
         works[_PARTED] = lambda: all_parts.append(base.split())
-        _tell(ranks, f"{rounds} rounds of {examples:,} examples each")
+        _tell(ranks, f"{counted(rounds, 'round')} of {examples:,} examples each")
         seconds = alternate(works, rounds=rounds, device=ranks.device)
         parts, floor_parts = all_parts[1:], base.floor_parts[1:]  # without the warm-up
         communication = collective_milliseconds(base.train, base.steps) if ranks.world_size > 1 else {}
