@@ -13,6 +13,7 @@ import torch
 from polars.io.plugins import register_io_source
 
 from data.criteo_input import CriteoInput
+from data.errors import DataError
 from data.newrows import NewRows, cut_batches, read_new_rows
 from data.raw import Input, unit_of
 from data.schema import MISSING_ROW, RARE_ROW
@@ -26,6 +27,7 @@ from dlrmctl.datasets import logit_offset, open_source
 from dlrmctl.errors import UserError
 from dlrmctl.evaluate import open_run
 from dlrmctl.metrics import Metrics, StreamingMetrics
+from dlrmctl.prepare import warn_of_lost_fields
 from dlrmctl.ranks import Ranks
 from dlrmctl.results import short_text
 from dlrmctl.rundir import RunDirectory
@@ -34,6 +36,7 @@ from dlrmctl.toml import read_toml
 SUFFIXES = (".parquet", ".csv")
 SHOWN_BAD_LINES = 10
 SUSPICIOUS = 20  # values of a feature that are all unknown
+_UNLABELLED = "leave out --labelled, if the rows have no labels"
 
 
 @dataclass
@@ -41,6 +44,7 @@ class _Found:
     """What was read and predicted so far."""
 
     unit: str
+    labelled: bool
     rows: int = 0
     repaired: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
@@ -68,10 +72,23 @@ class _Found:
         """
         if self.rows:
             return
-        first = self.examples[0] if self.examples else "there are no rows"
-        fields = re.search(r"(\d+) fields, expected (\d+)", first)
-        one_more = fields is not None and int(fields[1]) == int(fields[2]) + 1
-        raise UserError(f"no good row; {first}", "--labelled, if the rows have labels" if one_more else None)
+        raise UserError(f"no good row; {self.examples[0] if self.examples else 'there are no rows'}", self.other_flag())
+
+    def other_flag(self) -> str | None:
+        """What to try where the first bad line has a field more or less than it should, as a label is one."""
+        fields = re.search(r"(\d+) fields, expected (\d+)", self.examples[0]) if self.examples else None
+        too_many = int(fields[1]) - int(fields[2]) if fields else 0
+        if self.labelled:
+            return _UNLABELLED if too_many == -1 else None
+        return "--labelled, if the rows have labels" if too_many == 1 else None
+
+    def warn(self, keys: Sequence[str]) -> None:
+        """Of what is not wrong in any one row, and may be wrong with all of them."""
+        if sum(self.rejected.values()) > self.rows and (hint := self.other_flag()):
+            warn(f"most {self.unit}s were left out, the first because of {self.examples[0]}; {hint}")
+        warn_of_lost_fields(self.repaired, self.rows, [key for f, key in enumerate(keys) if not self.values[f]])
+        for name in self.unknown(keys):
+            warn(f"{name}: none of its values is known to the model; is it of the type that the training data had?")
 
 
 def predict(
@@ -112,11 +129,10 @@ def predict(
     opened = open_run(config, run, ranks, checkpoint=checkpoint, split="test")
     raw = _input(store, sources, schema, labelled=labelled)
     rows = read_new_rows(raw, store.encoders(), store.schema)
-    found, metrics = _Found(unit_of(raw.format)), StreamingMetrics(torch.device("cpu"))
+    found, metrics = _Found(unit_of(raw.format), labelled), StreamingMetrics(torch.device("cpu"))
     scored = _scored(rows, opened.inference, store, config.train.batch_size, ranks, found, metrics, labelled=labelled)
     _write(scored, out, labelled=labelled)
-    for name in found.unknown(store.schema.keys):
-        warn(f"{name}: none of its values is known to the model; is it of the type that the training data had?")
+    found.warn(store.schema.keys)
     result: dict[str, Any] = {
         "out": str(out),
         "checkpoint": opened.checkpoint.name,
@@ -133,7 +149,7 @@ def _input(store: Store, sources: Sequence[str], schema: Path | None, *, labelle
     """The sources as an input of the kind that the store was made from."""
     format = store.manifest.get("input")
     if schema is not None:
-        return TableInput(read_schema(read_toml(schema), str(schema)), sources, labelled=labelled)
+        return _table(read_schema(read_toml(schema), str(schema)), sources, labelled=labelled)
     if format == "criteo":
         return CriteoInput(sources, labelled=labelled)
     if format == "npy":
@@ -143,7 +159,16 @@ def _input(store: Store, sources: Sequence[str], schema: Path | None, *, labelle
     kept = store.manifest.get("table_schema")
     if kept is None:  # by an earlier version
         raise UserError(f"{store.path}: was made from tables, and does not keep their schema", "--schema my.toml")
-    return TableInput(TableSchema.from_dict(kept, str(store.path)), sources, labelled=labelled)
+    return _table(TableSchema.from_dict(kept, str(store.path)), sources, labelled=labelled)
+
+
+def _table(schema: TableSchema, sources: Sequence[str], *, labelled: bool) -> Input:
+    try:
+        return TableInput(schema, sources, labelled=labelled)
+    except DataError as problem:
+        if labelled and f"no column {schema.label!r}" in str(problem):
+            raise UserError(str(problem), _UNLABELLED) from None
+        raise
 
 
 def _scored(

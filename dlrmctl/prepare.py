@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 
+from data.criteo import LOST_FIELDS
 from data.criteo_input import CriteoInput
 from data.partial import CONTINUES, partial_path
 from data.prepare import PrepareOptions
@@ -65,10 +66,28 @@ def prepare(
         # With what is missing that is every value of the column.
         if decisions.vocabulary_from and column.rows > RESERVED_ROWS and column.rare_train + column.missing > 0.9999:
             warn(f"{column.name}: {decisions.vocabulary_from} knows none of its values; had they another type there?")
+    warn_of_lost_fields(report.repaired, report.rows, [c.name for c in report.columns if c.missing == 1])
     if as_json:
         print_json({"store": str(out), **report.to_dict()})
     else:
         show_report(report, str(out))
+
+
+def warn_of_lost_fields(repaired: Mapping[str, int], rows: int, empty: Sequence[str]) -> None:
+    """Says that most rows were mended: tools that strip empty fields do that to some lines, not to most.
+
+    Args:
+        repaired: rows by what was mended.
+        rows: good ones, mended ones among them.
+        empty: features without any value.
+    """
+    lost = repaired.get(LOST_FIELDS, 0)
+    if 2 * lost > rows:
+        without = f" ({empty[0]}{f' to {empty[-1]}' if len(empty) > 1 else ''} without any value)" if empty else ""
+        warn(
+            f"{lost:,} of {rows:,} rows are of lines that lack columns at their end, which were read as empty"
+            f"{without}: the file may be cut"
+        )
 
 
 @contextmanager

@@ -98,6 +98,41 @@ def test_a_feature_whose_values_are_all_unknown_is_a_warning(place: Path):
     assert done.err.count("warning:") == 1
 
 
+def test_lines_that_lack_columns_are_one_warning_that_names_them(place: Path):
+    lines = (place / "train.txt").read_text().splitlines()
+    (place / "cut.tsv").write_text("".join("\t".join(line.split("\t")[1:20]) + "\n" for line in lines[:300]))
+    done = in_process("predict", place / "run", place / "cut.tsv", "-o", place / "cut.csv")
+    assert done.status == 0
+    good = len(pl.read_csv(place / "cut.csv"))
+    assert good > 150
+    warning = f"warning: {good} of {good} rows are of lines that lack columns at their end, which were read as empty"
+    assert f"{warning} (cat_7 to cat_26 without any value): the file may be cut" in done.err
+    assert done.err.count("warning:") == 1
+
+
+def test_a_few_lines_stripped_by_a_tool_are_no_warning(place: Path):
+    rows = [line.split("\t")[1:] for line in (place / "train.txt").read_text().splitlines()[:40]]
+    short = ["\t".join(row[:-1] if n < 10 and row[-2] else row) for n, row in enumerate(rows)]
+    (place / "strip.tsv").write_text("".join(f"{line}\n" for line in short))
+    done = in_process("predict", place / "run", place / "strip.tsv", "-o", place / "strip.csv")
+    assert done.status == 0
+    assert " 0 lines repaired" not in done.out
+    assert "warning:" not in done.err
+
+
+def test_labels_that_are_not_there_are_said_with_the_flag_to_leave_out(place: Path, tmp_path: Path):
+    lines = (place / "train.txt").read_text().splitlines()
+    (place / "un.tsv").write_text("".join(line.split("\t", 1)[1] + "\n" for line in lines))
+    done = in_process("predict", place / "run", place / "un.tsv", "-o", place / "un.csv", "--labelled")
+    words = "un.tsv, line 1: 39 fields, expected 40; leave out --labelled, if the rows have no labels"
+    assert f"warning: most lines were left out, the first because of {words}" in done.err  # some look as if labelled
+    (place / "un3.tsv").write_text("".join(line.split("\t", 1)[1] + "\n" for line in lines[:3]))
+    done = in_process("predict", place / "run", place / "un3.tsv", "-o", place / "un3.csv", "--labelled")
+    assert done.status == 2
+    assert "no good row" in done.err
+    assert "hint: leave out --labelled, if the rows have no labels" in done.err
+
+
 def test_tables_are_scored_by_the_schema_they_were_prepared_with(tmp_path: Path):
     schema = (
         'label = "clicked"\nlabel_positive = ">= 2"\ndense = ["age"]\nsparse = ["user", "genres"]\nmissing = ["NA"]\n'
@@ -114,3 +149,19 @@ def test_tables_are_scored_by_the_schema_they_were_prepared_with(tmp_path: Path)
         assert done.status == 0, done.err
     assert (tmp_path / "kept.csv").read_text() == (tmp_path / "given.csv").read_text()
     assert pl.read_csv(tmp_path / "kept.csv")["label"].to_list() == [int(n % 4 >= 2) for n in range(700)]
+    (tmp_path / "u.csv").write_text("age,user,genres\n1,u1,a\n")
+    done = in_process("predict", run, tmp_path / "u.csv", "-o", tmp_path / "u.out.csv", "--labelled")
+    assert done.status == 2
+    assert "u.csv: no column 'clicked'" in done.err
+    assert "hint: leave out --labelled, if the rows have no labels" in done.err
+
+
+def test_preparing_lines_that_lack_columns_is_the_same_warning(place: Path, tmp_path: Path):
+    cut = ["\t".join(line.split("\t")[:20]) for line in (place / "train.txt").read_text().splitlines()]
+    lines = [line for line in cut if not line.endswith("\t")]  # the others are rejected
+    (tmp_path / "cut.txt").write_text("\n".join(lines) + "\n")
+    done = in_process("prepare", "criteo", tmp_path / "cut.txt", "-o", tmp_path / "store")
+    assert done.status == 0, done.err
+    number = f"{len(lines):,}"
+    assert f"warning: {number} of {number} rows are of lines that lack columns at their end" in done.err
+    assert "(cat_7 to cat_26 without any value): the file may be cut" in done.err
