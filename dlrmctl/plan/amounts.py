@@ -74,7 +74,7 @@ def _refuse_bits(flag: str, text: str, number: str, unit: str) -> None:
         prefix, per_second = found[1], "/s" if found[2] else ""
         raise UserError(
             f"{flag} = {text!r} is in bits" + (" per second" if per_second else ""),
-            f"{_eighth(number)}{prefix}B{per_second}, which is as much in bytes",
+            f"in bytes that is {_eighth(number)}{prefix}B{per_second}; {number}{prefix}B{per_second} if bytes are meant",
         )
 
 
