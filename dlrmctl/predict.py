@@ -1,5 +1,6 @@
 """`dlrmctl predict`: probabilities for rows that are in no store, in their order, in bounded memory."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -223,7 +224,7 @@ def _write(frames: Iterator[pl.DataFrame], out: Path, *, labelled: bool) -> None
         except BaseException as problem:  # polars would tell it as one of its own
             problems.append(problem)
 
-    partial = out.with_name(out.name + ".partial")
+    partial = out.with_name(f"{out.name}.{os.getpid()}.partial")  # another of that name is not ours to remove
     lazy = register_io_source(stream, schema=_columns(labelled))
     try:
         lazy.sink_parquet(partial) if out.suffix == ".parquet" else lazy.sink_csv(partial)

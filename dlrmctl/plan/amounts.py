@@ -71,10 +71,11 @@ def _parted(flag: str, text: str, amount: str, what: str) -> tuple[str, str]:
 def _refuse_bits(flag: str, text: str, number: str, unit: str) -> None:
     found = _BITS.fullmatch(unit)
     if found:
-        prefix, per_second = found[1], "/s" if found[2] else ""
+        per_second = "/s" if found[2] else ""
+        unit = f"{found[1]}B{per_second}"
         raise UserError(
             f"{flag} = {text!r} is in bits" + (" per second" if per_second else ""),
-            f"in bytes that is {_eighth(number)}{prefix}B{per_second}; {number}{prefix}B{per_second} if bytes are meant",
+            f"in bytes that is {_eighth(number)}{unit}; {number}{unit} if bytes are meant",
         )
 
 

@@ -110,6 +110,14 @@ def test_lines_that_lack_columns_are_one_warning_that_names_them(place: Path):
     assert done.err.count("warning:") == 1
 
 
+def test_what_others_left_beside_the_predictions_stays(place: Path, tmp_path: Path):
+    (tmp_path / "p.csv.partial").write_text("mine")
+    done = in_process("predict", place / "run", place / "train.txt", "-o", tmp_path / "p.csv", "--labelled")
+    assert done.status == 0, done.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.csv", "p.csv.partial"]
+    assert (tmp_path / "p.csv.partial").read_text() == "mine"
+
+
 def test_a_few_lines_stripped_by_a_tool_are_no_warning(place: Path):
     rows = [line.split("\t")[1:] for line in (place / "train.txt").read_text().splitlines()[:40]]
     short = ["\t".join(row[:-1] if n < 10 and row[-2] else row) for n, row in enumerate(rows)]
