@@ -33,7 +33,7 @@ def test_the_tour_works_from_raw_files_to_torchrun(tmp_path: Path):
             timeout=120,
         )
         assert done.returncode == 0, f"{command}\n{done.stderr}"
-        assert done.stdout.strip(), command
+        assert done.stdout.strip() or command.startswith("dlrmctl plot"), command  # a picture is its answer
     for run in ("first", "two-ranks", "torchrun"):
         assert (tmp_path / "runs" / run / "results.json").exists()
     for picture in ("curves", "calibration", "frontier", "frequencies", "step"):
