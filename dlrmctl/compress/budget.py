@@ -37,6 +37,12 @@ class Joint:
         """
         return max(self.measured, self.predicted) + 2 * self.se
 
+    def judged(self, budget: float) -> str:
+        """The sum that was held against the budget, and what came of it."""
+        rise, se, upper = 100 * max(self.measured, self.predicted), 100 * self.se, 100 * self.upper
+        sign = "<=" if self.upper <= budget else ">"
+        return f"{rise:.4f} + 2 x {se:.4f} = {upper:.4f} {sign} {100 * budget:g} %"
+
 
 @dataclass
 class Search:
@@ -123,8 +129,8 @@ def _pooled(common: float, proxy: float, rise: float, se: float) -> float:
     return max((trust * own + prior * common) / (trust + prior), _LEAST_SHARE * common)
 
 
-def within_budget(search: Search, trial: Trial, budget: float, *, tell: Tell) -> Joint | None:
-    """The smallest choice found whose rise with two standard errors keeps the budget; None if there is none.
+def within_budget(search: Search, trial: Trial, budget: float, *, tell: Tell) -> Joint:
+    """The smallest choice found whose rise with two standard errors keeps the budget; the most exact one if none does.
 
     Args:
         budget: relative rise of NE, such as .001.
@@ -143,10 +149,7 @@ def within_budget(search: Search, trial: Trial, budget: float, *, tell: Tell) ->
         tried.add(choice.indices)
         joint = search.evaluate(trial, choice)
         kept = joint.upper <= budget
-        tell(
-            f"{'keeps' if kept else 'breaks'} the budget: predicted {100 * joint.predicted:.4f} %, measured "
-            f"{100 * joint.measured:.4f} ±{100 * joint.se:.4f} %"
-        )
+        tell(_told(joint, budget))
         if kept:
             low = max(low, limit)
             best = joint if best is None or choice.num_bytes < best.choice.num_bytes else best
@@ -155,7 +158,17 @@ def within_budget(search: Search, trial: Trial, budget: float, *, tell: Tell) ->
         else:
             high = min(high, limit)
         limit = _next_limit(limit, joint, budget, low, high)
+    if best is None:  # float32 tables are among the options, and they change nothing
+        best = search.evaluate(trial, search.frontier.choice(-1))
+        tell(_told(best, budget))
     return best
+
+
+def _told(joint: Joint, budget: float) -> str:
+    return (
+        f"{'keeps' if joint.upper <= budget else 'breaks'} the budget, {joint.judged(budget)}: "
+        f"predicted {100 * joint.predicted:.4f} %, measured {100 * joint.measured:.4f} ±{100 * joint.se:.4f} %"
+    )
 
 
 def _next_limit(limit: float, joint: Joint, budget: float, low: float, high: float) -> float:

@@ -10,6 +10,7 @@ from dlrmctl.options import AsJson, one_of, whole_number, with_settings
 from dlrmctl.settings import coerce
 
 WEIGHTS = ("auto", "adagrad", "counts", "uniform")
+LR_FACTOR = "0.3"
 GOAL, TUNE, WHERE = "What to reach: one of these", "Training afterwards", "Output"
 
 
@@ -41,7 +42,7 @@ def compress_embeddings(
     ] = False,
     vectors: Annotated[
         bool,
-        typer.Option("--vectors", help="Write a near-isometric CKPT's short rows, to search.", rich_help_panel=GOAL),
+        typer.Option("--vectors", help="Write a nile-pro CKPT's short rows, to search.", rich_help_panel=GOAL),
     ] = False,
     keep_head: Annotated[
         str, typer.Option(help="With --method: share of rows, the heaviest, kept at 8 bits.", metavar="2%")
@@ -61,8 +62,11 @@ def compress_embeddings(
         typer.Option(help="Batches to train on; all of DIR if not given.", metavar="N", rich_help_panel=TUNE),
     ] = None,
     finetune_lr: Annotated[
-        str, typer.Option(help="Times the run's learning rates at first.", metavar="X", rich_help_panel=TUNE)
-    ] = "0.3",
+        str | None,
+        typer.Option(
+            help=rf"Times the run's learning rates at first. \[default: {LR_FACTOR}]", metavar="X", rich_help_panel=TUNE
+        ),
+    ] = None,
     freeze_mlps: Annotated[
         bool, typer.Option("--freeze-mlps", help="Train the tables alone.", rich_help_panel=TUNE)
     ] = False,
@@ -88,6 +92,30 @@ def compress_embeddings(
             f"one of {', '.join(goals)}, --expand, --vectors is needed, found {found}",
             "--max-ne-increase 0.1% chooses by itself",
         )
+    if expand or vectors:
+        from dlrmctl.compress.plain import Target, export_vectors
+        from dlrmctl.compress.plain import expand as write_plain
+
+        others: dict[str, bool] = {
+            "--keep-head": keep_head != "0%",
+            "--tables": tables != "*",
+            "--min-rows": min_rows != "16",
+            "--weights": weights != "auto",
+            "--checkpoint": checkpoint != "best",
+            "--finetune-data": finetune_data is not None,
+            "--finetune-steps": finetune_steps is not None,
+            "--finetune-lr": finetune_lr is not None,
+            "--freeze-mlps": freeze_mlps,
+            "--explain": explain,
+            "--plot": plot is not None,
+            "--data": "path" in flags,
+            "--batch-size": "batch_size" in flags,
+        }
+        for flag, given in others.items():
+            if given:
+                raise UserError(f"{flag} does not go with {named[0]}", "it belongs to the compression itself")
+        (write_plain if expand else export_vectors)(source, Target(out, dry_run, json))
+        return
     one_of("--weights", weights, WEIGHTS)
     ratio = None if target_ratio is None else coerce(target_ratio.removesuffix("x"), float, "--target-ratio")
     if ratio is not None and ratio <= 1:
@@ -99,32 +127,30 @@ def compress_embeddings(
     if head and method is None:
         raise UserError(f"--keep-head = {keep_head} needs --method", "the other goals choose heads by themselves")
     rows = whole_number("--min-rows", min_rows, at_least=1)
-    lr_factor = coerce(finetune_lr, float, "--finetune-lr")
+    lr_factor = coerce(LR_FACTOR if finetune_lr is None else finetune_lr, float, "--finetune-lr")
     if not lr_factor > 0:
         raise UserError(f"--finetune-lr = {finetune_lr} must be above 0")
     steps = None if finetune_steps is None else whole_number("--finetune-steps", finetune_steps, at_least=1)
-    if finetune_data is None and (steps is not None or freeze_mlps):
+    tuned_by = {
+        "--finetune-steps": steps is not None,
+        "--finetune-lr": finetune_lr is not None,
+        "--freeze-mlps": freeze_mlps,
+    }
+    if finetune_data is None and any(tuned_by.values()):
         raise UserError(
-            f"{'--freeze-mlps' if steps is None else '--finetune-steps'} needs --finetune-data",
+            f"{next(flag for flag, given in tuned_by.items() if given)} needs --finetune-data",
             "dlrmctl prepare criteo NEW_FILES --vocabulary-from STORE -o DIR makes it",
         )
     from dlrmctl.compress.command import Given, compress_embeddings
-    from dlrmctl.compress.plain import expand as write_plain
-    from dlrmctl.compress.plain import export_vectors
     from dlrmctl.compress.request import FineTuneRequest, Request, parse_method
 
-    if expand or vectors:
-        if finetune_data is not None:
-            raise UserError(f"--finetune-data does not go with {named[0]}", "it belongs to the compression itself")
-        write_plain(source, out) if expand else export_vectors(source, out)
-        return
     if method is not None:
         parse_method(method, 16, head)
     goal = "method" if method is not None else "ratio" if ratio is not None else "budget"
     request = Request(goal, method, ratio, budget, head, tables, rows, weights)  # type: ignore[arg-type]
     tuning = None if finetune_data is None else FineTuneRequest(finetune_data, steps, lr_factor, not freeze_mlps)
-    given = Given(source, out, checkpoint, flags, dry_run, explain, plot, json, tuning)
-    compress_embeddings(given, request)
+    command_line = Given(source, out, checkpoint, flags, dry_run, explain, plot, json, tuning)
+    compress_embeddings(command_line, request)
 
 
 def share(flag: str, text: str) -> float:

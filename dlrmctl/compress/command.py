@@ -14,7 +14,7 @@ from dlrmctl.compress.model import is_compressed, load_network
 from dlrmctl.compress.progress import Telling
 from dlrmctl.compress.reach import check_reach
 from dlrmctl.compress.report import draw_frontier, make_report, show_report
-from dlrmctl.compress.request import FineTuneRequest, Request, check_output
+from dlrmctl.compress.request import FineTuneRequest, Request, check_output, check_plot
 from dlrmctl.compress.run import Compression, as_it_is, compress, write
 from dlrmctl.compress.sources import CheckpointTables, TableSource, TensorFiles
 from dlrmctl.compress.trial import Trial
@@ -23,7 +23,6 @@ from dlrmctl.console import print_json
 from dlrmctl.datasets import open_reader, open_source
 from dlrmctl.errors import UserError
 from dlrmctl.evaluate import find_checkpoint, same_ids
-from dlrmctl.plot import check_picture
 from dlrmctl.ranks import process_group
 from dlrmctl.rundir import RunDirectory
 from embeddings.compression.composed import compose
@@ -53,7 +52,7 @@ def compress_embeddings(given: Given, request: Request) -> None:
     if not given.dry_run:
         check_output(given.out)
     if given.plot is not None:
-        check_picture(given.plot)
+        check_plot(given.plot)
     run, config = _run_of(given.source, given.flags)
     if run is None or config is None:
         if request.goal == "budget":

@@ -29,6 +29,7 @@ from embeddings.compression.rules import Compressed
 from embeddings.fused import qr_table_names
 from models import DLRM
 
+_MOST_GROWTH = 10  # of the loss since the first step, before training is called diverging
 Sums = Callable[[str], Tensor | None]
 Compose = Callable[[Mapping[str, Compressed]], CompositionalEmbeddings]
 
@@ -42,12 +43,14 @@ class FineTuning:
         steps: at most those of one pass.
         lr_factor: of the run's learning rates at the first step; it falls to 0 in a straight line.
         mlps: whether the dense network is trained too.
+        fresh: whether the model has not seen this data.
     """
 
     reader: Reader
     steps: int
     lr_factor: float
     mlps: bool
+    fresh: bool
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Tuner:
         """Trains models, given by name as all their tables, on the same batches.
 
         Raises:
-            UserError: if a loss is not finite, or trained numbers cannot be stored.
+            UserError: if training diverges, or trained numbers cannot be stored.
         """
         students = {name: self._student(tables, how) for name, tables in models.items()}
         last = max(1, how.steps // 10)
@@ -96,13 +99,15 @@ class Tuner:
             for step, batch in zip(range(how.steps), batches, strict=False):
                 for name, student in students.items():
                     student.step(batch, 1 - step / how.steps)
-                    if not abs(student.losses[-1]) < torch.inf:
+                    first, loss = student.losses[0], student.losses[-1]
+                    if not loss <= min(_MOST_GROWTH * first, torch.finfo().max):  # NaN is not either
                         raise UserError(
-                            f"fine-tuning step {step + 1}: the loss of the {name} model is not finite",
+                            f"--finetune-lr {how.lr_factor:g}: training diverges, the {name} model's log loss went "
+                            f"from {first:.4g} to {loss:.4g} at step {step + 1:,}",
                             "a lower --finetune-lr",
                         )
                 if tell.due or step + 1 == how.steps:
-                    losses = ", ".join(f"{name} {student.mean_loss(last):.4f}" for name, student in students.items())
+                    losses = ", ".join(f"{name} {student.mean_loss(last):.4g}" for name, student in students.items())
                     tell(f"fine-tuned {step + 1:,} of {how.steps:,} steps: log loss {losses}")
         return {name: student.finish(last) for name, student in students.items()}
 

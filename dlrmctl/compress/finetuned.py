@@ -14,7 +14,6 @@ from dlrmctl.config import Config
 from dlrmctl.console import print_table, warn
 from dlrmctl.datasets import open_reader
 from dlrmctl.errors import UserError
-from dlrmctl.evaluate import same_ids
 from dlrmctl.ranks import Ranks
 from embeddings.compression.rules import Compressed
 
@@ -29,11 +28,22 @@ def open_fresh(request: FineTuneRequest, config: Config, trained_on: Mapping[str
         UserError, DataError: if it is not there, has other ids, or too few examples.
     """
     source: Source = Store(request.data)
-    same_ids(request.data, trained_on["vocabulary"], source)
-    if source.fingerprint() == trained_on["data"]:
+    if source.vocabulary_fingerprint() != trained_on["vocabulary"]:
+        raise UserError(
+            f"--finetune-data {request.data}: numbers ids otherwise than the data the run was trained on",
+            "dlrmctl prepare criteo NEW_FILES --vocabulary-from STORE -o DIR",
+        )
+    fresh = source.fingerprint() != trained_on["data"]
+    if not fresh:
         warn(
             f"--finetune-data {request.data} is what the model was trained on. Seeing examples again makes these "
             "models worse, the uncompressed control too: compare with it, and use fresh data"
+        )
+    examples, batch_size = source.num_examples("train"), config.train.batch_size
+    if examples < batch_size:
+        raise UserError(
+            f"--finetune-data {request.data}: has {examples:,} examples to train on, not one batch of {batch_size:,}",
+            "more data, or a smaller --batch-size",
         )
     reader = open_reader(config, source, "train", ranks, training=True)
     steps = reader.num_batches if request.steps is None else request.steps
@@ -42,7 +52,7 @@ def open_fresh(request: FineTuneRequest, config: Config, trained_on: Mapping[str
             f"--finetune-steps {steps:,}: {request.data} has {reader.num_batches:,} batches of {reader.batch_size:,}",
             "a second pass would replay examples; use fewer steps, or a smaller --batch-size",
         )
-    return FineTuning(reader, steps, request.lr_factor, request.mlps)
+    return FineTuning(reader, steps, request.lr_factor, request.mlps, fresh)
 
 
 def fine_tune(
@@ -69,6 +79,7 @@ def fine_tune(
         "batch_size": how.reader.batch_size,
         "lr_factor": how.lr_factor,
         "mlps": how.mlps,
+        "fresh": how.fresh,
         "fixed": list(student.fixed),
         "log_loss": {name: model.loss for name, model in tuned.items()},
     }
@@ -94,7 +105,8 @@ def show_finetuning(report: Mapping[str, Any]) -> None:
             rows.append(
                 [split, *(f"{100 * c['ne_increase']:+.4f} ±{100 * c['ne_increase_se']:.4f} %" for c in columns)]
             )
-    title = f"NE after {part['steps']:,} steps of {part['batch_size']:,} fresh examples"
+    examples = "fresh examples" if part["fresh"] else "examples of the training data"
+    title = f"NE after {part['steps']:,} steps of {part['batch_size']:,} {examples}"
     if not part["mlps"]:
         title += ", MLPs fixed"
     if part["fixed"]:

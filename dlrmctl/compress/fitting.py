@@ -14,7 +14,7 @@ from dlrmctl.compress.request import Request
 from dlrmctl.compress.sources import TableShape, TableSource
 from dlrmctl.console import warn
 
-_SMALL_BYTES = 32 << 20  # of tables that are fitted beside each other, whatever the largest is
+SMALL_BYTES = 32 << 20  # that tables at work, and those kept or waiting beside them, may take whatever the largest is
 
 
 def fit_all(
@@ -28,7 +28,7 @@ def fit_all(
         UserError: see `fit_options`.
     """
     done = 0
-    turns = _Turns(max(_SMALL_BYTES, *(shape.num_bytes for shape in shapes)))
+    turns = _Turns(max(SMALL_BYTES, *(shape.num_bytes for shape in shapes)))
 
     def fit(shape: TableShape) -> TableOptions:
         nonlocal done

@@ -1,42 +1,53 @@
 """Compressed tables written back as plain ones: whole rows, or the short rows of near-isometric maps."""
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dlrmctl.compress.model import REPORT, is_compressed, open_artifact
 from dlrmctl.compress.request import check_output
-from dlrmctl.console import output
+from dlrmctl.console import bytes_text, output, print_json
 from dlrmctl.errors import UserError
 from embeddings.compression.artifact import Artifact
+from embeddings.compression.files import begin_directory, publish, save_tensors
 from embeddings.compression.isometric import Isometric
 from embeddings.compression.rules import Compressed
 
 _ROWS = 1 << 18
 
 
-def expand(source: Path, out: Path) -> None:
+@dataclass(frozen=True)
+class Target:
+    """Where to write and how to tell of it."""
+
+    out: Path
+    dry_run: bool = False
+    as_json: bool = False
+
+
+def expand(source: Path, target: Target) -> None:
     """Writes the tables of a compressed directory as plain float32 ones, "TABLE.weight", a file each.
 
     Raises:
-        UserError: if `source` is not compressed or `out` exists.
+        UserError: if `source` is not compressed, or the output exists.
     """
-    artifact = _open(source, out)
+    artifact = _open(source, target)
 
     def write(directory: Path) -> None:
         for name in artifact.tables:
-            save_file({f"{name}.weight": _whole(artifact.read(name))}, directory / f"{name}.safetensors")
+            save_tensors({f"{name}.weight": _whole(artifact.read(name))}, directory / f"{name}.safetensors")
 
-    _write_directory(out, write)
-    output.print(f"{out}: {len(artifact.tables)} plain tables")
+    tables = [_plain(name, entry["rows"], entry["dim"]) for name, entry in artifact.tables.items()]
+    _finish(source, target, write, tables, "plain tables")
 
 
-def export_vectors(source: Path, out: Path) -> None:
+def export_vectors(source: Path, target: Target) -> None:
     """Writes the coordinates of near-isometric tables for a search of nearest neighbours, a file for each table.
 
     TABLE.safetensors   "vectors" float32 [rows, R]; and for rows that are not in the table, which become
@@ -44,14 +55,14 @@ def export_vectors(source: Path, out: Path) -> None:
     report.json         certificate of each: how far squared distances of vectors are from those of the rows
 
     Raises:
-        UserError: if `source` is not compressed, holds no such tables, or `out` exists.
+        UserError: if `source` is not compressed, holds no such tables, or the output exists.
     """
-    artifact = _open(source, out)
+    artifact = _open(source, target)
     names = [name for name, entry in artifact.tables.items() if entry["rule"] == Isometric.rule]
     if not names:
         raise UserError(
             f"{source}: holds no near-isometric tables",
-            "compress-embeddings RUN -o DIR --method near-isometric12 makes them",
+            "compress-embeddings RUN -o DIR --method nile-pro12 makes them",
         )
 
     def write(directory: Path) -> None:
@@ -60,30 +71,54 @@ def export_vectors(source: Path, out: Path) -> None:
             table = artifact.read(name)
             assert isinstance(table, Isometric)
             tensors = {"vectors": _whole(table.coordinates), "projection": table.projection, "mean": table.mean}
-            save_file(tensors, directory / f"{name}.safetensors")
+            save_tensors(tensors, directory / f"{name}.safetensors")
             certificates[name] = {"rows": table.num_rows, "dim": table.coordinates.dim, **table.certificate}
         (directory / REPORT).write_text(json.dumps({"source": str(source), "tables": certificates}, indent=1) + "\n")
 
-    _write_directory(out, write)
-    output.print(f"{out}: the vectors of {len(names)} tables, with what they keep of distances in {REPORT}")
+    specs = {name: artifact.tables[name]["spec"]["coordinates"] for name in names}
+    tables = [_plain(name, spec["rows"], spec["dim"]) for name, spec in specs.items()]
+    _finish(source, target, write, tables, f"tables of vectors, with what they keep of distances in {REPORT}")
 
 
-def _open(source: Path, out: Path) -> Artifact:
-    check_output(out)
+def _open(source: Path, target: Target) -> Artifact:
+    if not target.dry_run:
+        check_output(target.out)
     if not is_compressed(source):
         raise UserError(f"{source}: holds no compressed tables", "compress-embeddings makes them")
     return open_artifact(source)
 
 
+def _plain(name: str, rows: int, dim: int) -> dict[str, Any]:
+    return {"name": name, "rows": rows, "dim": dim, "bytes": 4 * rows * dim}
+
+
+def _finish(
+    source: Path, target: Target, write: Callable[[Path], None], tables: Sequence[dict[str, Any]], what: str
+) -> None:
+    if not target.dry_run:
+        _write_directory(target.out, write)
+    num_bytes = sum(table["bytes"] for table in tables)
+    if target.as_json:
+        print_json({"source": str(source), "bytes": num_bytes, "tables": tables})
+    else:
+        where = "nothing written" if target.dry_run else target.out
+        output.print(f"{where}: {len(tables)} {what}, {bytes_text(num_bytes)}")
+
+
 def _write_directory(out: Path, write: Callable[[Path], None]) -> None:
     """A whole directory or none."""
-    partial = out.with_name(out.name + ".partial")
+    partial = None
     try:
-        partial.mkdir()
+        partial = begin_directory(out)
         write(partial)
-        partial.rename(out)
+        publish(partial, out)
     except OSError as problem:
-        raise UserError(f"{out}: cannot be written: {problem.strerror or problem}") from None
+        raise UserError(
+            f"{out}: cannot be written: {problem.strerror or problem}", "free space and try again"
+        ) from None
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _whole(table: Compressed) -> Tensor:

@@ -3,7 +3,7 @@
 import math
 
 from dlrmctl.compress.request import Request
-from dlrmctl.compress.sources import TableShape, TableSource, choose_tables
+from dlrmctl.compress.sources import ALL_TABLES, TableShape, TableSource, choose_tables
 from dlrmctl.console import bytes_text
 from dlrmctl.errors import UserError
 from embeddings.compression.sizes import least_bytes
@@ -42,7 +42,7 @@ def check_reach(source: TableSource, request: Request) -> None:
     for table in chosen:
         methods = request.methods(table.rows, table.dim)
         least += min(least_bytes(method, table.rows, table.dim) for method in methods)
-    best = sum(table.num_bytes for table in source.tables) / least
+    best = sum(table.stored_bytes for table in source.tables) / least
     if best < request.ratio:
         raise out_of_reach(request, best, kept)
 
@@ -53,6 +53,8 @@ def out_of_reach(request: Request, best: float, kept: list[TableShape]) -> UserE
     hints = [f"--target-ratio {best:.1f}x"] if best > 1 else []
     if kept:
         fixed = bytes_text(sum(table.num_bytes for table in kept))
-        hints.append(f"a lower --min-rows or more --tables compress what stays float32 now, {fixed}")
+        ways = ["a lower --min-rows"] if any(table.rows < request.min_rows for table in kept) else []
+        ways += ["more --tables"] if request.tables != ALL_TABLES else []
+        hints.append(f"{' or '.join(ways)} to compress what stays float32 now, {fixed}")
     message = f"--target-ratio {request.ratio:g}x is out of reach: the smallest tables give {best:.1f}x"
     return UserError(message, "; ".join(hints) or None)

@@ -23,6 +23,7 @@ def make_report(compression: Compression, trials: dict[str, Trial]) -> dict[str,
         trials: by name of the split; the measured differences are given for each.
     """
     search = compression.search
+    stored = {shape.name: shape.stored_bytes for shape in compression.source.tables}
     tables: list[dict[str, Any]] = []
     for number, (table, index) in enumerate(zip(compression.tables, compression.choice.indices, strict=True)):
         fitted = table.fitted[index]
@@ -30,7 +31,7 @@ def make_report(compression: Compression, trials: dict[str, Trial]) -> dict[str,
             "name": table.name,
             "rows": table.rows,
             "dim": table.dim,
-            "bytes_before": table.num_bytes,
+            "bytes_before": stored[table.name],
             "bytes_after": fitted.num_bytes,
             "method": fitted.method,
             "weights": table.weights_kind,
@@ -44,7 +45,7 @@ def make_report(compression: Compression, trials: dict[str, Trial]) -> dict[str,
             entry["calibration"] = {"method": method, "ne_increase": rise, "se": se}
         tables.append(entry)
     for shape in compression.kept:
-        kept = {"bytes_before": shape.num_bytes, "bytes_after": shape.num_bytes, "method": "fp32"}
+        kept = {"bytes_before": shape.stored_bytes, "bytes_after": shape.num_bytes, "method": "fp32"}
         tables.append({"name": shape.name, "rows": shape.rows, "dim": shape.dim, **kept})
     report: dict[str, Any] = {
         "goal": compression.request.goal,
@@ -122,8 +123,13 @@ def _row(entry: dict[str, Any], predicts: bool) -> list[str]:
     ]
     if predicts:
         rise = entry.get("predicted_ne_increase")
-        row.append("-" if rise is None else f"{100 * rise:+.4f} %")
+        row.append("-" if rise is None else _predicted(rise))
     return row
+
+
+def _predicted(rise: float) -> str:
+    """A predicted rise of NE, which is never below 0, and 0 for the trained table alone."""
+    return "<0.0001 %" if 0 < rise < 1e-6 else f"{100 * rise:+.4f} %"
 
 
 def _show_maps(report: dict[str, Any]) -> None:
@@ -164,7 +170,7 @@ def _explain(report: dict[str, Any]) -> None:
                 str(number + 1),
                 bytes_text(tried["bytes"]),
                 f"{report['bytes_before'] / tried['bytes']:.1f}",
-                f"{100 * tried['predicted_ne_increase']:+.4f} %",
+                _predicted(tried["predicted_ne_increase"]),
                 f"{100 * tried['ne_increase']:+.4f} ±{100 * tried['se']:.4f} %",
             ]
             for number, tried in enumerate(report["evaluated"])

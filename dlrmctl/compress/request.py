@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dlrmctl.errors import UserError
+from dlrmctl.errors import UserError, nearest
+from dlrmctl.plot import check_picture
 from embeddings.compression.methods import Method, default_grid
 from embeddings.compression.sizes import least_bytes
 
 Goal = Literal["method", "ratio", "budget"]
 _SHORT = {"qr": "qr-mult4-int8", "hash": "hash4-int8", "rq": "rq2x256", "pq": "pq4x256"}
+_KNOWN = ("fp32", "fp16", "int8", "int4", "int2", "pca", "near-isometric12", "fromax12")
 _SMALL_CODEBOOKS = (16, 32, 64, 128)
 _INT8 = Method.parse("int8")
 
@@ -77,10 +79,15 @@ def parse_method(name: str, dim: int, keep_head: float = 0.0) -> Method:
     full = full.replace("near-isometric", "nile-pro")
     if keep_head and not full.startswith("head"):
         full = f"head{100 * keep_head:g}%+{full}"
+    elif keep_head:
+        raise UserError(f"--keep-head {100 * keep_head:g}% does not go with --method {name}, which has a head")
     try:
         return Method.parse(full)
     except ValueError as problem:
-        raise UserError(f"--method: {problem}") from None
+        message, _, examples = str(problem).partition("; examples: ")
+        near = nearest(name, (*_KNOWN, *_SHORT, *examples.split(", ")))
+        hint = f"did you mean {near!r}?" if near else f"examples: {examples}"
+        raise UserError(f"--method: {message}", hint if examples else None) from None
 
 
 def check_output(out: Path) -> Path:
@@ -90,7 +97,18 @@ def check_output(out: Path) -> Path:
         UserError: if it exists, or its directory does not.
     """
     if out.exists():
-        raise UserError(f"{out}: exists already", "choose another output directory, or remove this one")
+        raise UserError(f"-o {out}: exists already", "choose another output directory, or remove this one")
     if not out.resolve().parent.is_dir():
-        raise UserError(f"{out.parent}: there is no such directory", f"mkdir -p {out.parent}")
+        raise UserError(f"-o {out}: there is no directory {out.parent}", f"mkdir -p {out.parent}")
     return out
+
+
+def check_plot(path: Path) -> None:
+    """
+    Raises:
+        UserError: if no picture can be written there.
+    """
+    try:
+        check_picture(path)
+    except UserError as problem:
+        raise UserError(f"--plot {problem.message}", problem.hint) from None

@@ -3,14 +3,14 @@
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dlrmctl.compress.budget import Joint, Search, calibrate, realize, within_budget
 from dlrmctl.compress.finetune import Tuned
-from dlrmctl.compress.fitting import fit_all
+from dlrmctl.compress.fitting import SMALL_BYTES, fit_all
 from dlrmctl.compress.model import DENSE_FILE, REPORT
 from dlrmctl.compress.options import Counts, Kept, TableOptions
 from dlrmctl.compress.progress import Telling
@@ -18,14 +18,13 @@ from dlrmctl.compress.reach import out_of_reach, split_tables
 from dlrmctl.compress.request import Request
 from dlrmctl.compress.sources import CheckpointTables, TableShape, TableSource
 from dlrmctl.compress.trial import Trial
-from dlrmctl.console import finite
+from dlrmctl.console import finite, warn
 from dlrmctl.errors import UserError
 from dlrmctl.toml import write_toml
-from embeddings.compression.artifact import Artifact, Writer
+from embeddings.compression.artifact import Writer
 from embeddings.compression.budget import Choice, Frontier, predicted_options
 from embeddings.compression.rules import Compressed, Rows
 
-_LEAST_WORKING_BYTES = 32 << 20  # of fitted tables that are kept, and of tables that wait to be written
 _MOST_FILE_BYTES = 256 << 20
 
 
@@ -44,7 +43,7 @@ class Compression:
 
     @property
     def bytes_before(self) -> int:
-        return sum(table.num_bytes for table in self.source.tables)
+        return sum(table.stored_bytes for table in self.source.tables)
 
     @property
     def bytes_after(self) -> int:
@@ -80,45 +79,53 @@ def compress(
         UserError: if a table cannot be compressed as asked, or the goal is out of reach.
     """
     shapes, kept = split_tables(source, request)
-    total = sum(table.num_bytes for table in source.tables)
+    total = sum(table.stored_bytes for table in source.tables)
     # A model that is evaluated has all its tables in memory anyway; otherwise the largest alone shall matter.
     working = total if trial is not None else _working_bytes(source)
     tables = fit_all(source, request, shapes, counts, kept=Kept(working), tell=tell)
     sizes = [[fitted.num_bytes for fitted in table.fitted] for table in tables]
     proxies = [[fitted.proxy for fitted in table.fitted] for table in tables]
-    frontier = Frontier(predicted_options(sizes, proxies, 1.0))
     fixed = sum(table.num_bytes for table in kept)
+    if request.goal == "budget":
+        assert trial is not None
+        assert request.budget is not None
+        search = calibrate(tables, trial, around=request.budget / 2, tell=tell)
+        joint = within_budget(search, trial, request.budget, tell=tell)
+        compression = Compression(request, source, tables, kept, joint.choice, search.frontier, search, joint)
+        _warn_of_nothing(compression, request.budget)
+        return compression
+    frontier = Frontier(predicted_options(sizes, proxies, 1.0))
     if request.goal == "method":
         last = tuple(len(table.fitted) - 1 for table in tables)
         choice = Choice(last, sum(s[i] for s, i in zip(sizes, last, strict=True)), 0.0)
         return Compression(request, source, tables, kept, choice, frontier)
-    if request.goal == "ratio":
-        assert request.ratio is not None
-        try:
-            choice = frontier.within_bytes(math.floor(total / request.ratio) - fixed)
-        except ValueError:
-            raise out_of_reach(request, total / (int(frontier.num_bytes[0]) + fixed), kept) from None
-        return Compression(request, source, tables, kept, choice, frontier)
-    assert trial is not None
-    assert request.budget is not None
-    search = calibrate(tables, trial, around=request.budget / 2, tell=tell)
-    joint = within_budget(search, trial, request.budget, tell=tell)
-    if joint is None:
-        least = min(search.joints, key=lambda tried: tried.upper)
-        raise UserError(
-            f"--max-ne-increase {100 * request.budget:g}% is out of reach: the least rise found is "
-            f"{100 * least.measured:.4f} ±{100 * least.se:.4f} %, at {total / (least.choice.num_bytes + fixed):.1f}x",
-            f"--max-ne-increase {100 * max(least.upper, 0.0) * 1.05:.2g}%, or more validation rows",
+    assert request.ratio is not None
+    try:
+        choice = frontier.within_bytes(math.floor(total / request.ratio) - fixed)
+    except ValueError:
+        raise out_of_reach(request, total / (int(frontier.num_bytes[0]) + fixed), kept) from None
+    return Compression(request, source, tables, kept, choice, frontier)
+
+
+def _warn_of_nothing(compression: Compression, budget: float) -> None:
+    """Says by what sum the best of the smaller choices failed, where only float32 tables keep the budget."""
+    assert compression.search is not None
+    assert compression.joint is not None
+    others = [tried for tried in compression.search.joints if tried.choice != compression.joint.choice]
+    if set(compression.search.methods(compression.joint.choice).values()) == {"fp32"} and others:
+        least = min(others, key=lambda tried: tried.upper)
+        warn(
+            f"--max-ne-increase {100 * budget:g}%: only float32 tables keep it; of the smaller ones that were "
+            f"evaluated the best rises by {least.judged(budget)}. More validation rows make the second number smaller"
         )
-    return Compression(request, source, tables, kept, joint.choice, search.frontier, search, joint)
 
 
 def _working_bytes(source: TableSource) -> int:
     """What may be held beside the table that is worked on."""
-    return max(_LEAST_WORKING_BYTES, max(table.num_bytes for table in source.tables) // 4)
+    return max(SMALL_BYTES, max(table.num_bytes for table in source.tables) // 4)
 
 
-def write(compression: Compression, out: Path, report: dict[str, Any], tuned: Tuned | None = None) -> Artifact:
+def write(compression: Compression, out: Path, report: dict[str, Any], tuned: Tuned | None = None) -> None:
     """Writes the directory, whole or not at all; its bytes go into the report.
 
     Args:
@@ -135,17 +142,26 @@ def write(compression: Compression, out: Path, report: dict[str, Any], tuned: Tu
                 writer.add(name, tuned.tables[name] if tuned else fitted(), {"method": method})
             if isinstance(source, CheckpointTables):
                 writer.add_tensors(DENSE_FILE, tuned.network.state_dict() if tuned else source.network())
-        artifact = Artifact(out, verify=False)
-        if isinstance(source, CheckpointTables):
-            write_toml(out / "run.toml", source.state["settings"])
-        files = artifact.file_bytes
-        report["files"] = {"tensors": files.tensors, "headers": files.headers, "manifest": files.manifest}
-        (out / REPORT).write_text(json.dumps(finite(report), indent=1) + "\n")
+            report["files"] = asdict(writer.seal())
+            if isinstance(source, CheckpointTables):
+                settings = writer.directory / "run.toml"
+                write_toml(settings, source.state["settings"])
+                report["files"]["settings"] = settings.stat().st_size
+            (writer.directory / REPORT).write_text(_with_its_own_size(report))
     except OSError as problem:
         raise UserError(
             f"{out}: cannot be written: {problem.strerror or problem}", "free space and try again"
         ) from None
-    return artifact
+
+
+def _with_its_own_size(report: dict[str, Any]) -> str:
+    """The text of the report, once its own bytes are among those of all files."""
+    size, text = -1, ""
+    while size != len(text.encode()):  # ends: more digits make a longer text, never a shorter one
+        size = len(text.encode())
+        report["files"]["report"] = size
+        text = json.dumps(finite(report), indent=1) + "\n"
+    return text
 
 
 def as_it_is(source: TableSource, shape: TableShape) -> Compressed:

@@ -5,7 +5,7 @@ Tables are read one at a time, so that the largest decides the memory and not th
 
 import fnmatch
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,25 +17,33 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dlrmctl.checkpoint import read_state, verify
+from dlrmctl.console import warn
 from dlrmctl.errors import UserError, nearest
 from dlrmctl.safereader import SafeReader
 
+ALL_TABLES = "*"
 # Where torch's reader of checkpoints finds that this process is alone, as it should be.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
 
 @dataclass(frozen=True)
 class TableShape:
-    """A table that can be read: its name, rows and columns."""
+    """A table that can be read: its name, rows and columns, and the bytes of each value where it is stored now."""
 
     name: str
     rows: int
     dim: int
+    value_bytes: int = 4
 
     @property
     def num_bytes(self) -> int:
         """As float32, without optimizer state."""
         return 4 * self.rows * self.dim
+
+    @property
+    def stored_bytes(self) -> int:
+        """As it is stored now."""
+        return self.value_bytes * self.rows * self.dim
 
 
 class TableSource(Protocol):
@@ -106,47 +114,49 @@ class CheckpointTables:
         return [tensors[name] for name in names]
 
 
+@dataclass(frozen=True)
+class _Tensor:
+    shape: tuple[int, ...]
+    value_bytes: int  # 0 for other than floating numbers
+
+
+_SAFETENSORS_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+
+
 class TensorFiles:
     """Two-dimensional tensors of safetensors files, or of a state dict that torch saved.
 
     Args:
         path: a .safetensors, .pt, .pth or .bin file, or a directory of .safetensors files.
-        pattern: names of the tensors that are tables, such as "embeddings.*.weight".
+        patterns: comma-separated names of the tensors that are tables, such as "embeddings.*.weight". What is not of
+            floating numbers is left out, and by `ALL_TABLES` what has not two dimensions too.
 
     Raises:
-        UserError: if a file cannot be read, or no name matches.
+        UserError: if a file cannot be read, no name matches, or a tensor cannot be a table.
     """
 
-    def __init__(self, path: Path, pattern: str) -> None:
+    def __init__(self, path: Path, patterns: str) -> None:
         self.path = path
         self._files: dict[str, Path] = {}
         self._loaded: dict[str, Tensor] = {}
-        shapes: dict[str, tuple[int, ...]] = {}
+        found: dict[str, _Tensor] = {}
         if path.is_dir() or path.suffix == ".safetensors":
             files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
             for file in files:
                 with _safetensors(file) as stored:
                     for name in stored.keys():  # noqa: SIM118
+                        if name in self._files:
+                            raise UserError(f"{path}: {self._files[name].name} and {file.name} both hold {name}")
+                        part = stored.get_slice(name)
                         self._files[name] = file
-                        shapes[name] = tuple(stored.get_slice(name).get_shape())
+                        found[name] = _Tensor(tuple(part.get_shape()), _SAFETENSORS_BYTES.get(part.get_dtype(), 0))
         else:
             self._loaded = _state_dict(path)
-            shapes = {name: tuple(tensor.shape) for name, tensor in self._loaded.items()}
-        if not shapes:
-            raise UserError(f"{path}: holds no tensors")
-        found = {name: shape for name, shape in shapes.items() if fnmatch.fnmatchcase(name, pattern)}
+            for name, tensor in self._loaded.items():
+                found[name] = _Tensor(tuple(tensor.shape), tensor.element_size() if tensor.is_floating_point() else 0)
         if not found:
-            near = nearest(pattern, shapes)
-            raise UserError(
-                f"{path}: no tensor is called {pattern!r}",
-                f"did you mean {near!r}?" if near else f"it holds {', '.join(sorted(shapes)[:5])}, ...",
-            )
-        for name, shape in found.items():
-            if len(shape) != 2:
-                raise UserError(
-                    f"{path}: {name} has shape {list(shape)}, a table has rows and columns", "--tables PATTERN"
-                )
-        self.tables = tuple(TableShape(name, *shape) for name, shape in sorted(found.items()))
+            raise UserError(f"{path}: holds no tensors")
+        self.tables = _tables_among(found, path, patterns)
 
     def weight(self, name: str) -> Tensor:
         if name in self._loaded:
@@ -160,6 +170,44 @@ class TensorFiles:
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "tensors", "file": self.path.name}
+
+
+def _tables_among(found: Mapping[str, _Tensor], path: Path, patterns: str) -> tuple[TableShape, ...]:
+    names = _matching(found, patterns, f"{path}: no tensor is called")
+    floating = [name for name in names if found[name].value_bytes]
+    chosen = [name for name in floating if len(found[name].shape) == 2] if patterns == ALL_TABLES else floating
+    if not chosen:
+        raise UserError(f"{path}: no tensor by --tables {patterns} has rows and columns of floating numbers")
+    for name in chosen:
+        shape = found[name].shape
+        if len(shape) != 2 or 0 in shape:
+            problem = f"has shape {list(shape)}, a table has rows and columns, at least one of each"
+            raise UserError(f"{path}: {name} {problem}", "--tables PATTERN")
+        if not name or "/" in name:
+            raise UserError(f"{path}: the name {name!r} cannot be stored", "one without /; or --tables PATTERN")
+    integers = len(names) - len(floating)
+    if integers:
+        warn(f"{path}: {integers:,} tensors are not of floating numbers, and left out")
+    if len(chosen) < len(floating):
+        warn(f"{path}: {len(floating) - len(chosen):,} tensors have not rows and columns, and are left out")
+    return tuple(TableShape(name, *found[name].shape, found[name].value_bytes) for name in sorted(chosen))  # type: ignore[call-arg]
+
+
+def _matching(names: Iterable[str], patterns: str, problem: str) -> set[str]:
+    """The names that match one of the comma-separated patterns.
+
+    Raises:
+        UserError: if a pattern matches none; the message begins with `problem`.
+    """
+    known, chosen = sorted(names), set()
+    for pattern in patterns.split(","):
+        matching = [name for name in known if fnmatch.fnmatchcase(name, pattern)]
+        if not matching:
+            near = nearest(pattern, known)
+            there = f"there are {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
+            raise UserError(f"{problem} {pattern!r}", f"did you mean {near!r}?" if near else there)
+        chosen.update(matching)
+    return chosen
 
 
 @contextmanager
@@ -195,17 +243,5 @@ def choose_tables(tables: Sequence[TableShape], patterns: str, min_rows: int) ->
     Raises:
         UserError: if a pattern matches no table.
     """
-    names = [table.name for table in tables]
-    chosen: set[str] = set()
-    for pattern in patterns.split(","):
-        found = fnmatch.filter(names, pattern)
-        if not found:
-            near = nearest(pattern, names)
-            raise UserError(
-                f"--tables {pattern!r} matches no table",
-                f"did you mean {near!r}?"
-                if near
-                else f"there are {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}",
-            )
-        chosen.update(found)
+    chosen = _matching((table.name for table in tables), patterns, "--tables matches no table:")
     return {table.name for table in tables if table.name in chosen and table.rows >= min_rows}

@@ -5,7 +5,6 @@ OUT/manifest.json             what is inside: rules, bytes, checksums; plain JSO
 """
 
 import json
-import os
 import shutil
 import zlib
 from collections.abc import Mapping
@@ -14,13 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
 import embeddings.compression.head  # its rule, and those of the others, can be read once they are defined
 import embeddings.compression.isometric
 import embeddings.compression.shared  # noqa: F401
+from embeddings.compression.files import begin_directory, publish, save_tensors, sync
 from embeddings.compression.rules import Compressed, from_parts
 
 FORMAT = "dlrmctl-compressed/1"
@@ -30,7 +29,7 @@ _FILE_BYTES = 2**28
 
 @dataclass(frozen=True)
 class FileBytes:
-    """Bytes of all files: of tensors, of what safetensors writes before them, and of the manifest."""
+    """Bytes of the files of the tables: of tensors, of what safetensors writes before them, and of the manifest."""
 
     tensors: int
     headers: int
@@ -52,23 +51,26 @@ class Writer:
         source: plain values that say what was compressed.
         file_bytes: tables are kept until they are this large together, and then written to a file.
 
+    Attributes:
+        directory: being filled, while the context lasts; other files may be put there.
+
     Raises:
         ValueError: if `path` exists, or a name comes twice.
         OSError: if it cannot be written.
     """
 
     def __init__(self, path: Path, *, source: Mapping[str, Any], file_bytes: int = _FILE_BYTES) -> None:
-        self.path, self._partial = path, path.with_name(path.name + ".partial")
+        self.path = path
         if path.exists():
             raise ValueError(f"{path} exists already")
         self._source, self._file_bytes = dict(source), file_bytes
         self._tables: dict[str, dict[str, Any]] = {}
         self._files: dict[str, dict[str, int]] = {}
         self._waiting: dict[str, Tensor] = {}
+        self._sealed = False
 
     def __enter__(self) -> "Writer":
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
+        self.directory = begin_directory(self.path)
         return self
 
     def __exit__(
@@ -76,9 +78,11 @@ class Writer:
     ) -> None:
         try:
             if error is None:
-                self._finish()
+                if not self._sealed:
+                    self.seal()
+                publish(self.directory, self.path)
         finally:
-            shutil.rmtree(self._partial, ignore_errors=True)
+            shutil.rmtree(self.directory, ignore_errors=True)
 
     def add(self, name: str, table: Compressed, notes: Mapping[str, Any] | None = None) -> None:
         """Adds a table, with `notes`: plain values kept beside it, such as the method and its quality."""
@@ -112,25 +116,21 @@ class Writer:
             self._waiting = {}
 
     def _write(self, file: str, tensors: dict[str, Tensor]) -> None:
-        path = self._partial / file
-        try:
-            save_file(tensors, path)
-        except SafetensorError as problem:
-            raise OSError(f"{path}: cannot be written: {problem}") from None
-        _sync(path)
+        path = self.directory / file
+        save_tensors(tensors, path)
         with path.open("rb") as stream:
             header = 8 + int.from_bytes(stream.read(8), "little")
         self._files[file] = {"bytes": path.stat().st_size, "header_bytes": header, "crc32": _crc32(path)}
 
-    def _finish(self) -> None:
+    def seal(self) -> FileBytes:
+        """Writes the manifest after the last table, and says what the files take so far."""
         self._flush()
         manifest = {"format": FORMAT, "source": self._source, "tables": self._tables, "files": self._files}
-        path = self._partial / _MANIFEST
+        path = self.directory / _MANIFEST
         path.write_text(json.dumps(manifest, indent=1) + "\n")
-        _sync(path)
-        _sync(self._partial)
-        self._partial.rename(self.path)
-        _sync(self.path.parent)
+        sync(path)
+        self._sealed = True
+        return _file_bytes(self._files, path)
 
 
 class Artifact:
@@ -200,9 +200,12 @@ class Artifact:
     @property
     def file_bytes(self) -> FileBytes:
         """What the directory's files take."""
-        headers = sum(entry["header_bytes"] for entry in self._files.values())
-        files = sum(entry["bytes"] for entry in self._files.values())
-        return FileBytes(files - headers, headers, (self.path / _MANIFEST).stat().st_size)
+        return _file_bytes(self._files, self.path / _MANIFEST)
+
+
+def _file_bytes(files: Mapping[str, Mapping[str, int]], manifest: Path) -> FileBytes:
+    headers = sum(entry["header_bytes"] for entry in files.values())
+    return FileBytes(sum(entry["bytes"] for entry in files.values()) - headers, headers, manifest.stat().st_size)
 
 
 def _of_table(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -216,11 +219,3 @@ def _crc32(path: Path) -> int:
         while chunk := file.read(1 << 22):
             value = zlib.crc32(chunk, value)
     return value
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -45,7 +45,7 @@ def _rounded(before: Rows, values: Tensor, search: bool) -> Tensor:
         most = torch.finfo(torch.float32 if before.bits == 32 else torch.float16).max
         if not (float(low) >= -most and float(high) <= most):
             raise ValueError(
-                f"trained rows from {float(low):g} to {float(high):g} cannot be stored at {before.bits} bits"
+                f"trained rows from {float(low):.4g} to {float(high):.4g} cannot be stored at {before.bits} bits"
             )
         stored[moved] = (
             encode_rows(scaled, before.bits, search=search) if before.bits in INTEGER_BITS else scaled.to(stored.dtype)

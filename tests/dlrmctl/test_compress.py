@@ -36,6 +36,7 @@ def test_the_bytes_of_the_report_are_those_of_the_files(runs: Path, tmp_path: Pa
     files = report["files"]
     on_disk = {path.name: path.stat().st_size for path in out.iterdir()}
     tensors = sum(size for name, size in on_disk.items() if name.endswith(".safetensors"))
+    assert sum(files.values()) == sum(on_disk.values())
     assert files["tensors"] + files["headers"] == tensors
     assert files["manifest"] == on_disk["manifest.json"]
     stored = {
@@ -178,6 +179,10 @@ def test_a_missing_part_of_a_sharded_checkpoint_is_said(runs: Path, tmp_path: Pa
         (["full", "-o", "x", "--method", "int8", "--target-ratio", "4x"], "found --target-ratio and --method"),
         (["full", "-o", "qr", "--method", "int8"], "qr: exists already"),
         (["full", "-o", "x", "--method", "int3"], "method 'int3' is unknown"),
+        (["full", "-o", "x", "--method", "intt8"], "did you mean 'int8'?"),
+        (["full", "-o", "x", "--method", "zzz"], "hint: examples: fp16"),
+        (["full", "-o", "nodir/x", "--method", "int8"], "-o nodir/x: there is no directory nodir"),
+        (["full", "-o", "x", "--method", "head2%+int4", "--keep-head", "5%"], "--keep-head 5% does not go with"),
         (["full", "-o", "x", "--method", "int8", "--tables", "cat26"], "did you mean 'cat_26'?"),
         (
             ["full", "-o", "x", "--target-ratio", "500x", "--min-rows", "9000"],
@@ -190,10 +195,16 @@ def test_a_missing_part_of_a_sharded_checkpoint_is_said(runs: Path, tmp_path: Pa
         (["full", "-o", "x", "--method", "nile-pro9"], "--method nile-pro9: 9 coordinates are more than the 8 columns"),
         (["full", "-o", "x", "--vectors"], "full: holds no compressed tables"),
         (["full", "-o", "x", "--expand", "--finetune-data", "y"], "--finetune-data does not go with --expand"),
+        (["full", "-o", "x", "--expand", "--plot", "y.png"], "--plot does not go with --expand"),
+        (["full", "-o", "x", "--vectors", "--tables", "y"], "--tables does not go with --vectors"),
+        (["full", "-o", "x", "--expand", "--data", "y"], "--data does not go with --expand"),
         (["nowhere", "-o", "x", "--method", "int8"], "nowhere: no such run, checkpoint or file of tensors"),
         (["nan.safetensors", "-o", "x", "--method", "int8"], "table t: row 7 holds a value that is not finite"),
         (["nan.safetensors", "-o", "x", "--max-ne-increase", "1%"], "--max-ne-increase needs the model of a run"),
-        (["full", "-o", "x", "--method", "int8", "--plot", "a.bmp"], "ending in .png or .svg"),
+        (
+            ["full", "-o", "x", "--method", "int8", "--plot", "a.bmp"],
+            "--plot a.bmp: a picture is a file ending in",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_leaves_nothing(

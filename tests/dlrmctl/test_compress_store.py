@@ -67,6 +67,7 @@ def test_fine_tuning_lowers_ne_and_the_control_beside_it_is_told(work: Path, tun
     found = tuned["finetune"]
     assert found["steps"] == Store(work / "fresh").num_examples("train") // 256
     assert found["fixed"] == []
+    assert found["fresh"] is True
     for split in ("validation", "test"):
         part = found[split]
         assert tuned[split]["ne_increase"] < part["before"]["ne_increase"]
@@ -113,6 +114,7 @@ def test_the_training_data_of_the_run_is_warned_of(work: Path, tmp_path: Path):
     assert done.status == 0
     assert "is what the model was trained on" in done.err
     assert "control" in done.out
+    assert "2 steps of 256 examples of the training data" in done.out
 
 
 def test_near_isometric_tables_come_with_certificates_and_vectors_to_search(work: Path, tmp_path: Path):
@@ -165,8 +167,14 @@ def test_a_budget_needs_a_validation_split_and_a_method_does_not(work: Path, tmp
     ("arguments", "message"),
     [
         (["--finetune-steps", "3"], "--finetune-steps needs --finetune-data"),
+        (["--finetune-lr", "0.1"], "--finetune-lr needs --finetune-data"),
+        (["--finetune-data", "fresh", "--finetune-lr", "1e9"], "--finetune-lr 1e+09: training diverges"),
+        (["--finetune-data", "fresh", "--batch-size", "90000"], "--finetune-data fresh: has 25,"),
         (["--freeze-mlps"], "--freeze-mlps needs --finetune-data"),
-        (["--finetune-data", "other"], "was trained with other ids than this data has"),
+        (
+            ["--finetune-data", "other"],
+            "--finetune-data other: numbers ids otherwise than",
+        ),
         (["--finetune-data", "nowhere"], "nowhere"),
         (["--finetune-data", "fresh", "--finetune-steps", "999"], "--finetune-steps 999: fresh has 100 batches of 256"),
         (["--finetune-data", "fresh", "--finetune-lr", "0"], "--finetune-lr = 0 must be above 0"),

@@ -59,6 +59,12 @@ def test_an_error_leaves_nothing_behind(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_directory_called_partial_is_not_ours_to_remove(tmp_path: Path):
+    (tmp_path / "out.partial").mkdir()
+    _write(tmp_path / "out", _tables())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.partial"]
+
+
 def test_nothing_is_overwritten(tmp_path: Path):
     (tmp_path / "out").mkdir()
     with pytest.raises(ValueError, match="exists already"):
