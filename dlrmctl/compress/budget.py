@@ -41,7 +41,8 @@ class Joint:
         """The sum that was held against the budget, and what came of it."""
         rise, se, upper = 100 * max(self.measured, self.predicted), 100 * self.se, 100 * self.upper
         sign = "<=" if self.upper <= budget else ">"
-        return f"{rise:.4f} + 2 x {se:.4f} = {upper:.4f} {sign} {100 * budget:g} %"
+        form = ".4f" if upper >= 1e-3 else ".4g"
+        return f"{rise:{form}} + 2 x {se:{form}} = {upper:{form}} {sign} {100 * budget:g} %"
 
 
 @dataclass
@@ -161,6 +162,12 @@ def within_budget(search: Search, trial: Trial, budget: float, *, tell: Tell) ->
     if best is None:  # float32 tables are among the options, and they change nothing
         best = search.evaluate(trial, search.frontier.choice(-1))
         tell(_told(best, budget))
+    if best.choice.error == 0 and len(search.frontier.num_bytes) > 1:  # is nothing smaller good enough?
+        choice = search.frontier.choice(-2)
+        if choice.indices not in tried:
+            joint = search.evaluate(trial, choice)
+            tell(_told(joint, budget))
+            best = joint if joint.upper <= budget else best
     return best
 
 

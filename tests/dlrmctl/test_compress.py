@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dlrmctl.compress import run as compression
 from tests.dlrmctl.commands import SMALL, Done, in_process, start
 
 
@@ -75,6 +76,38 @@ def test_a_budget_is_kept_with_two_standard_errors_and_makes_smaller_tables_than
     assert upper <= 0.01
     assert budget["validation"]["ne_increase"] == pytest.approx(chosen[0]["ne_increase"], rel=1e-9)
     assert picture.read_text().startswith("<?xml")
+
+
+def test_a_budget_that_only_float32_keeps_is_kept_and_the_sum_that_failed_is_shown(runs: Path, tmp_path: Path):
+    arguments = ("--max-ne-increase", "0.000000001%", "--tables", "cat_22", "--min-rows", 3000, "--dry-run", "--json")
+    done = compress(runs / "full", tmp_path / "x", *arguments)
+    report = done.json()
+    assert report["ratio"] == 1
+    assert report["validation"]["ne_increase"] == 0
+    assert "out of reach" not in done.err
+    failed = re.search(r"only float32 tables keep it; .* rises by (\S+) \+ 2 x (\S+) = (\S+) > 1e-09 %", done.err)
+    assert failed
+    rise, se, upper = map(float, failed.groups())
+    assert upper == pytest.approx(rise + 2 * se, rel=2e-3, abs=2e-4)  # each is rounded to four digits
+
+
+def test_what_is_not_reached_hints_at_tables_only_where_they_were_narrowed(runs: Path, tmp_path: Path):
+    arguments = ("compress-embeddings", runs / "full", "-o", tmp_path / "x", "--target-ratio", "5000x")
+    small = in_process(*arguments, "--min-rows", "3000")
+    assert "a lower --min-rows to compress what stays" in small.err
+    narrowed = in_process(*arguments, "--min-rows", "1", "--tables", "cat_20")
+    assert "; more --tables to compress what stays" in narrowed.err or "hint: more --tables" in narrowed.err
+
+
+def test_a_failure_after_the_tables_leaves_no_directory(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(compression, "write_toml", fail)
+    done = in_process("compress-embeddings", runs / "full", "-o", tmp_path / "x", "--method", "int8")
+    assert done.status == 2
+    assert "cannot be written: No space left on device" in done.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_ratio_is_reached_and_not_overshot_by_a_coarser_choice_than_needed(runs: Path, tmp_path: Path):
