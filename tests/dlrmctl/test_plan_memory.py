@@ -103,9 +103,9 @@ def _measured(flags: dict[str, str], rows: int, directory: str) -> dict[str, int
 @pytest.mark.parametrize(
     ("world_size", "flags", "rows"),
     [
-        (1, {"embedding": "full", "dense_optimizer": "adagrad"}, 500_000),  # 8 x 500,000 x 68 bytes: 259 MiB
-        (2, {"embedding": "full", "dense_optimizer": "adagrad", "sharding": "row_wise"}, 750_000),  # 195 MiB each
-        (2, {"embedding": "qr", "collisions": "2", "operation": "add"}, 1_500_000),  # shampoo; 195 MiB each
+        (1, {"embedding": "full", "dense_optimizer": "adagrad"}, 600_000),  # 8 x 600,000 x 68 bytes: 311 MiB
+        (2, {"embedding": "full", "dense_optimizer": "adagrad", "sharding": "row_wise"}, 1_200_000),  # 311 MiB each
+        (2, {"embedding": "qr", "collisions": "2", "operation": "add"}, 2_400_000),  # shampoo; 311 MiB each
     ],
     ids=["one rank", "two ranks, cut tables", "two ranks, qr and shampoo"],
 )
@@ -121,11 +121,11 @@ def test_a_plan_is_what_ranks_take_within_ten_percent(
         kept = sum(planned[name] for name in ("tables", "table state", "MLPs", "gradients")) + plan.dense.state[rank]
         if config.optim.dense_optimizer == "shampoo":
             kept += plan.dense.scratch[rank]  # is kept; that of torch's optimizers is gone after the step
-        # 2 % are 4 MiB: Python's objects, and the buffers that kernels and gloo keep.
+        # 2 % are 6 MiB: Python's objects, and the buffers that kernels and gloo keep.
         assert abs(real["alive"] / kept - 1) < 0.02, (real, kept)
-        # Tables are written from where they are; copies would be 195 MiB. What writing itself holds is 8 MiB.
+        # Tables are written from where they are; copies would be 311 MiB. What writing itself holds is 8 MiB.
         assert real["saving"] < 2**24, real
         # Batches are made here and not read, and the process is there before. What is neither exact nor gone is
-        # what the allocator keeps of activations and first values: estimated, 30 MiB give or take 20.
+        # what the allocator keeps of activations and first values: estimated, 30 MiB give or take 25: 8 % of these.
         total = sum(value for name, value in planned.items() if name not in ("process", "batches"))
         assert abs(real["grown"] / total - 1) < 0.1, (real, planned)
