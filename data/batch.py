@@ -1,14 +1,23 @@
 """What the model is given: one rank's part of a global batch.
 
 B examples, I dense features, F sparse features.
+
+
+Picks the rows of a block in a given order, and batches out of the picked rows.
+
+N rows picked, B rows of a batch, I dense features, F sparse features.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from dlrmctl.data.source import Block
 
 if TYPE_CHECKING:
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -85,3 +94,114 @@ def _one_each(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
         torch.ones(count, dtype=torch.int32, device=device),
         torch.arange(count + 1, dtype=torch.int32, device=device),
     )
+
+
+@dataclass(frozen=True)
+class PickedRows:
+    """Rows ready to be cut into batches; still in the narrow types of their block, which batches widen as they copy.
+
+    Attributes:
+        dense_NI: floating point.
+        ids_F: F integer arrays; with lengths, `offsets_FN` says what of them belongs to which row, else N ids each.
+        labels_N: 0 or 1.
+        lengths_FN: integers, or None for exactly one id each.
+        offsets_FN: with lengths, where each row's ids start in its feature's `ids_F`, and where the last row's end;
+            int64 [F, N + 1].
+    """
+
+    dense_NI: np.ndarray
+    ids_F: Sequence[np.ndarray]
+    labels_N: np.ndarray
+    lengths_FN: np.ndarray | None = None
+    offsets_FN: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+
+Piece = tuple[PickedRows, int, int]  # rows [start, stop) of those
+
+
+def pick_rows(block: Block, rows_N: np.ndarray | slice) -> PickedRows:
+    """The rows `rows_N` of the block in that order; a row may be picked several times.
+
+    A slice has a start, a stop and the step 1; it copies next to nothing, and shares memory with the block.
+    """
+    if isinstance(rows_N, slice):
+        return _slice_rows(block, rows_N)
+    # `take` needs about half the time of `[rows_N]`; rows of dense features are turned first, to be taken whole.
+    dense_NI = np.ascontiguousarray(block.dense_IN.T).take(rows_N, axis=0)
+    labels_N = block.labels_N.take(rows_N)
+    if block.lengths_FN is None:
+        return PickedRows(dense_NI, [ids.take(rows_N) for ids in block.ids_F], labels_N)
+    num_sparse, num_rows = len(block.ids_F), len(rows_N)
+    lengths_FN = np.empty((num_sparse, num_rows), dtype=np.int32)
+    offsets_FN = np.empty((num_sparse, num_rows + 1), dtype=np.int64)
+    ids_F = []
+    for f, ids in enumerate(block.ids_F):
+        lengths_FN[f] = block.lengths_FN[f].take(rows_N)
+        _running_sum(lengths_FN[f], out=offsets_FN[f])
+        starts_N = _running_sum(block.lengths_FN[f]).take(rows_N)
+        # Position k of the result is `k - offset of its row` places after the row's start in the block.
+        positions = np.repeat(starts_N - offsets_FN[f, :-1], lengths_FN[f])
+        positions += np.arange(len(positions))
+        ids_F.append(ids.take(positions))
+    return PickedRows(dense_NI, ids_F, labels_N, lengths_FN, offsets_FN)
+
+
+def _slice_rows(block: Block, rows: slice) -> PickedRows:
+    dense_NI, labels_N = block.dense_IN[:, rows].T, block.labels_N[rows]
+    if block.lengths_FN is None:
+        return PickedRows(dense_NI, [ids[rows] for ids in block.ids_F], labels_N)
+    offsets_FN = np.stack([_running_sum(lengths_N)[rows.start : rows.stop + 1] for lengths_N in block.lengths_FN])
+    return PickedRows(dense_NI, block.ids_F, labels_N, block.lengths_FN[:, rows], offsets_FN)
+
+
+def join_batch(pieces: Sequence[Piece], keys: tuple[str, ...], num_valid: int, *, pin_memory: bool = False) -> Batch:
+    """One batch out of the pieces, one after another, in memory of its own.
+
+    Args:
+        pieces: all with lengths, or all without.
+        keys: F names.
+        num_valid: rows that count.
+        pin_memory: page-locked memory, from which copies to a GPU can be asynchronous; needs CUDA.
+    """
+    num_rows, num_dense = sum(stop - start for _, start, stop in pieces), pieces[0][0].dense_NI.shape[1]
+    dense_BI = torch.empty((num_rows, num_dense), pin_memory=pin_memory)
+    labels_B = torch.empty(num_rows, pin_memory=pin_memory)
+    at = 0
+    for rows, start, stop in pieces:
+        end = at + stop - start
+        dense_BI[at:end].copy_(torch.from_numpy(rows.dense_NI[start:stop]))  # NumPy widens float16 slowly
+        labels_B.numpy()[at:end] = rows.labels_N[start:stop]
+        at = end
+    lengths_FB = None
+    if pieces[0][0].lengths_FN is not None:
+        lengths_FB = torch.empty((len(keys), num_rows), dtype=torch.int32, pin_memory=pin_memory)
+        np.concatenate(
+            [rows.lengths_FN[:, start:stop] for rows, start, stop in pieces if rows.lengths_FN is not None],
+            axis=1,
+            out=lengths_FB.numpy(),
+        )
+    parts = [_ids_of(piece, feature) for feature in range(len(keys)) for piece in pieces]
+    ids = torch.empty(sum(map(len, parts)), dtype=torch.int64, pin_memory=pin_memory)
+    out, at = ids.numpy(), 0
+    for part in parts:
+        out[at : at + len(part)] = part
+        at += len(part)
+    return Batch(dense_BI, ids, lengths_FB, labels_B, keys, num_valid)
+
+
+def _ids_of(piece: Piece, feature: int) -> np.ndarray:
+    rows, start, stop = piece
+    if rows.offsets_FN is not None:
+        start, stop = rows.offsets_FN[feature, start], rows.offsets_FN[feature, stop]
+    return rows.ids_F[feature][start:stop]
+
+
+def _running_sum(lengths_N: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+    """Sums of the lengths before each row, and of all: int64 [N + 1]."""
+    sums = np.empty(len(lengths_N) + 1, dtype=np.int64) if out is None else out
+    sums[0] = 0
+    np.cumsum(lengths_N, out=sums[1:])
+    return sums

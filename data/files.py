@@ -2,13 +2,19 @@
 
 import errno
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from gzip import GzipFile
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 
-from data.errors import DataError
+from dlrmctl.data.errors import DataError
+
+_GZIP_LEVEL = 1  # random digits are hardly smaller with more
+_PIECE_BYTES = 1 << 24
 
 
 @contextmanager
@@ -71,3 +77,38 @@ def read_array(path: Path, dtype: np.dtype, count: int, offset: int = 0) -> np.n
     if at < len(content):
         raise DataError(f"{path}: {offset + at:,} bytes, expected at least {offset + len(content):,}")
     return array
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file that appears under its name when the block ends well, and leaves nothing behind when not.
+
+    Args:
+        path: compressed if it ends in .gz; another file of the name is replaced.
+
+    Raises:
+        DataError: if the disk is full or the place may not be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with io_errors(path, "write"):
+            with open(temporary, "wb") as file:
+                if path.suffix == ".gz":
+                    # Without name and time of its own: equal rows give equal files.
+                    with GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as packed:
+                        yield cast(BinaryIO, packed)
+                else:
+                    yield file
+            sync_file(temporary)
+            temporary.replace(path)
+            sync_file(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def file_crc32(path: Path) -> int:
+    crc32 = 0
+    with io_errors(path, "read"), path.open("rb") as file:
+        while piece := file.read(_PIECE_BYTES):
+            crc32 = zlib.crc32(piece, crc32)
+    return crc32

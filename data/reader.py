@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.batch import Batch
-from data.errors import DataError
-from data.gather import Piece, Rows, join_batch, pick_rows
-from data.shuffle import Use, permutation
-from data.source import Source, check_split
+from dlrmctl.data.batch import Batch, PickedRows, Piece, join_batch, pick_rows
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.randomness import Use, permutation
+from dlrmctl.data.source import Source, check_split
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ class Reader:
             at = stop
         return parts
 
-    def _pick(self, epoch: int, first_batch: int, part: _Part) -> Rows:
+    def _pick(self, epoch: int, first_batch: int, part: _Part) -> PickedRows:
         """This rank's rows of a block, in the order of the stream."""
         block = self.source.read_block(self.split, part.block)
         end = self.num_batches * self.batch_size

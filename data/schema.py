@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from data.errors import DataError
+from dlrmctl.data.errors import DataError
 
 MISSING_ROW = 0  # the value was empty
 RARE_ROW = 1  # the value is outside the vocabulary

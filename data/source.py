@@ -9,8 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from data.errors import DataError
-from data.schema import Schema
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.schema import Schema
 
 SPLITS = ("train", "validation", "test")
 

@@ -1,5 +1,5 @@
 """`python -m dlrmctl`: what the launcher starts; people use the installed `dlrmctl`."""
 
-from dlrmctl.entry import main
+from dlrmctl.cli.main import main
 
 main()

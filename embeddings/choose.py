@@ -3,14 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from embeddings.partitions import at_least, ceil_div
-from embeddings.tables import FeatureTable
+from dlrmctl.embeddings.partitions.basic import at_least, ceil_div
+from dlrmctl.embeddings.tables import FeatureTable
 
 Feature = tuple[str, int, int]  # name, rows, max_ids
 
 
 @dataclass(frozen=True)
-class Method:
+class Scheme:
     """What is done with features of at least `threshold` rows; smaller ones stay full.
 
     Attributes:
@@ -55,27 +55,6 @@ class Method:
         return table if rows >= self.threshold and num_parameters([table], dim) < rows * dim else full
 
 
-def choose_tables(
-    features: Sequence[Feature],
-    *,
-    kind: str = "full",
-    collisions: int = 4,
-    operation: str = "mult",
-    threshold: int = 200,
-    large: str = "quotient",
-    ways: int = 3,
-    head_share: float = 0.7,
-    tail: str = "hash",
-) -> list[FeatureTable]:
-    """One method for all features; see `Method`.
-
-    Raises:
-        ValueError: for an unknown word, a number out of bounds, or a feature name that appears twice.
-    """
-    method = Method(kind, collisions, operation, large, ways, head_share, tail, threshold)
-    return [method.table(feature) for feature in checked_names(features)]
-
-
 def checked_names(features: Sequence[Feature]) -> Sequence[Feature]:
     """The features themselves.
 
@@ -108,7 +87,7 @@ class RatioError(ValueError):
 
 
 def fit_ratio(
-    features: Sequence[Feature], methods: Sequence[Method], fixed: Sequence[bool], *, ratio: float, dim: int
+    features: Sequence[Feature], methods: Sequence[Scheme], fixed: Sequence[bool], *, ratio: float, dim: int
 ) -> list[FeatureTable]:
     """Tables with at most 1 / ratio of the weights of full ones, and as close to that as whole collisions allow.
 
@@ -159,7 +138,7 @@ def fit_ratio(
     return chosen
 
 
-def _most_collisions(feature: Feature, method: Method, dim: int) -> int:
+def _most_collisions(feature: Feature, method: Scheme, dim: int) -> int:
     """The collisions with which the feature has the fewest weights."""
 
     def weights(collisions: int) -> int:

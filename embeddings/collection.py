@@ -3,25 +3,20 @@
 Dimensions: B examples, F vectors (one per feature, unless its rows are features of their own), D columns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbeddingBag
-from torchrec.distributed.types import LazyAwaitable
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.modules.embedding_modules import EmbeddingCollection as UnpooledCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-import embeddings.quiet  # noqa: F401
-from embeddings.combine import Combiner
-from embeddings.features import UnpooledFeatures, feature_parts
-from embeddings.ids import IdCheck, OneHotTest, RowIds
-from embeddings.init import fill_rows, table_distributions
-from embeddings.local import Columns, LocalBags
-from embeddings.tables import FeatureTable, Lookup, Table
+from dlrmctl.embeddings.combine import Columns, Combiner, UnpooledFeatures, feature_parts
+from dlrmctl.embeddings.ids import IdCheck, OneHotTest, RowIds
+from dlrmctl.embeddings.init import fill_rows, table_distributions
+from dlrmctl.embeddings.tables import FeatureTable, Lookup, Table
 
 
 class CompositionalEmbeddings(nn.Module):
@@ -51,10 +46,10 @@ class CompositionalEmbeddings(nn.Module):
         if not names or len(set(names)) != len(names):
             raise ValueError(f"features must have different names, at least one: {names}")
         pooled, unpooled = _lookups(self.features)
-        self._is_one_hot = OneHotTest()
-        self._check_ids = IdCheck(self.features, self._is_one_hot)
-        self._local_bags: LocalBags | None = None
-        self.bag_ids, self.row_ids = RowIds(pooled, self._is_one_hot), RowIds(unpooled, self._is_one_hot)
+        self.is_one_hot = OneHotTest()
+        self._check_ids = IdCheck(self.features, self.is_one_hot)
+        self._pool_bags: Callable[[KeyedJaggedTensor], list[Columns]] | None = None
+        self.bag_ids, self.row_ids = RowIds(pooled, self.is_one_hot), RowIds(unpooled, self.is_one_hot)
         self._combiner = Combiner(feature_parts(self.features, dim), self.num_vectors, dim)
         self._unpooled = UnpooledFeatures([f for f in self.features if not f.pools_before_combining], dim)
         target = torch.device(device)
@@ -94,13 +89,13 @@ class CompositionalEmbeddings(nn.Module):
             columns.append(self._unpooled(rows))
         return self._combiner(columns)
 
-    def use_local_bags(self, kernels: Sequence[tuple[BatchedFusedEmbeddingBag, list[str]]]) -> None:
-        """Looks up pooled features in these kernels, which hold all tables of `bags`, from now on."""
-        self._local_bags = LocalBags(kernels, self.bag_ids.keys, self._is_one_hot)
+    def pool_with(self, lookup: Callable[[KeyedJaggedTensor], list[Columns]]) -> None:
+        """Uses `lookup` in place of `bags` from now on; it pools the rows of every key of `bag_ids`."""
+        self._pool_bags = lookup
 
     def _pool(self, kjt: KeyedJaggedTensor) -> list[Columns]:
-        if self._local_bags is not None:
-            return self._local_bags(kjt)
+        if self._pool_bags is not None:
+            return self._pool_bags(kjt)
         assert self.bags is not None
         pooled = _wait(self.bags(kjt))
         return [Columns(pooled.values(), pooled.keys(), pooled.length_per_key())]
@@ -131,7 +126,7 @@ def _lookups(features: Sequence[FeatureTable]) -> tuple[list[Lookup], list[Looku
 
 def _wait(value: Any) -> Any:
     """The result itself, where a sharded module returned a promise of it."""
-    return value.wait() if isinstance(value, LazyAwaitable) else value
+    return value.wait() if hasattr(value, "wait") else value
 
 
 def _bags(tables: Sequence[Table], device: torch.device) -> EmbeddingBagCollection:

@@ -2,6 +2,11 @@
 
 Dimensions: B examples, F vectors (one per feature, or several where each row is a feature of its own), D columns. A
 source holds the vectors of several tables side by side, in whatever order the sharding plan left them.
+
+
+How the rows of each feature's tables become its vectors: the parts that the combiner writes.
+
+Dimensions: B examples, D columns, N ids of multi-hot bags.
 """
 
 from collections.abc import Sequence
@@ -12,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embeddings.local import Columns
-from embeddings.path import follow_path, write_path_gradients
+from dlrmctl.embeddings.path import follow_path, write_path_gradients
+from dlrmctl.embeddings.tables import FeatureTable
 
 
 @dataclass(frozen=True)
-class Part:
+class VectorPart:
     """Columns [column, column + width) of one vector, and what they are made of.
 
     Attributes:
@@ -67,6 +72,15 @@ class _Run:
         return replace(self, count=self.count + other.count)
 
 
+@dataclass(frozen=True)
+class Columns:
+    """Vectors of several tables side by side: values [B, P], and the key and width of each."""
+
+    values: Tensor
+    keys: list[str]
+    widths: list[int]
+
+
 class Combiner:
     """Makes [B, F, D] from the columns of one or more sources.
 
@@ -75,7 +89,7 @@ class Combiner:
         num_vectors, dim: F and D.
     """
 
-    def __init__(self, parts: Sequence[Part], num_vectors: int, dim: int) -> None:
+    def __init__(self, parts: Sequence[VectorPart], num_vectors: int, dim: int) -> None:
         self.parts = sorted(
             parts, key=lambda part: (part.accumulate, part.operation, len(part.keys), part.column, part.vector)
         )
@@ -175,3 +189,78 @@ def _write_gradients(run: _Run, sources: Sequence[Tensor], grad: Tensor, outs: l
     else:
         for out in outs:
             out.copy_(grad)
+
+
+def feature_parts(features: Sequence[FeatureTable], dim: int) -> list[VectorPart]:
+    """The parts of all vectors, by the keys of tables; what `UnpooledFeatures` makes comes by the feature's name."""
+    parts: list[VectorPart] = []
+    vector = 0
+    for feature in features:
+        *heads, last = feature.lookups
+        # An id of the head has no row in the tail's tables and the other way round, so their sum is either.
+        parts += [VectorPart(vector, 0, dim, "copy", head.keys) for head in heads]
+        accumulate = bool(heads)
+        operation = feature.combination
+        if operation is None:
+            parts.append(VectorPart(vector, 0, dim, "copy", last.keys))
+        elif not feature.pools_before_combining:
+            parts.append(VectorPart(vector, 0, dim, "copy", (feature.name,), accumulate))
+        elif operation == "features":
+            parts += [VectorPart(vector + index, 0, dim, "copy", (key,)) for index, key in enumerate(last.keys)]
+        elif operation == "concat":
+            width = dim // len(last.keys)
+            parts += [
+                VectorPart(vector, i * width, width, "copy", (key,), accumulate) for i, key in enumerate(last.keys)
+            ]
+        else:
+            parts.append(VectorPart(vector, 0, dim, operation, operand_keys(feature), accumulate))
+        vector += feature.vectors
+    return parts
+
+
+def operand_keys(feature: FeatureTable) -> tuple[str, ...]:
+    """Keys of the tables that are combined, in the order of the operation: a path starts at the large table."""
+    keys = feature.combined_keys
+    return keys[::-1] if feature.combination == "path" and feature.value_part == 1 else keys
+
+
+class UnpooledFeatures:
+    """Combines the rows of each id of multi-hot features, and sums over the ids of each bag.
+
+    Args:
+        features: with operation "mult" or "path".
+        dim: D.
+    """
+
+    def __init__(self, features: Sequence[FeatureTable], dim: int) -> None:
+        self.dim = dim
+        # Alike features are combined together.
+        self._groups: dict[tuple[str, int], list[FeatureTable]] = {}
+        for feature in features:
+            assert feature.combination is not None
+            self._groups.setdefault((feature.combination, len(feature.combined_keys)), []).append(feature)
+        self.names = [feature.name for group in self._groups.values() for feature in group]
+
+    def __call__(self, rows: dict[str, Any]) -> Columns:
+        """
+        Args:
+            rows: JaggedTensors of the rows of every id, by the keys of the tables.
+
+        Returns:
+            A vector per example and feature, by the features' names.
+        """
+        summed_B = []
+        for (operation, parts), group in self._groups.items():
+            operands = [operand_keys(feature) for feature in group]
+            values = [torch.cat([rows[keys[part]].values() for keys in operands]) for part in range(parts)]
+            combined_ND = follow_path(*values) if operation == "path" else reduce(torch.mul, values)
+            lengths = torch.cat([rows[keys[0]].lengths() for keys in operands])
+            summed_FBD = segment_sum(combined_ND, lengths).view(len(group), -1, self.dim)
+            summed_B.append(summed_FBD.transpose(0, 1).flatten(1))
+        return Columns(torch.cat(summed_B, dim=1), self.names, [self.dim] * len(self.names))
+
+
+@torch.fx.wrap
+def segment_sum(values_ND: Tensor, lengths: Tensor) -> Tensor:
+    """Sums consecutive rows: row i of the result is the sum of the next `lengths[i]` rows; 0 where that is none."""
+    return torch.segment_reduce(values_ND, "sum", lengths=lengths.long(), axis=0, initial=0.0)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from embeddings.arithmetic import Stage, joint_stage, per_value, single_stage, without_missing
-from embeddings.heads import Head, Tail
-from embeddings.tables import FeatureTable, Lookup
+from dlrmctl.embeddings.partitions.heads import Head, Tail
+from dlrmctl.embeddings.partitions.stages import Stage, joint_stage, per_value, single_stage
+from dlrmctl.embeddings.tables import FeatureTable, Lookup
 
 _NO_BOUND = 2**63 - 1
 
@@ -186,3 +186,21 @@ def _grouped(lookups: Sequence[Lookup]) -> tuple[list[list[Lookup]], list[list[L
             joint.setdefault((kind, len(lookup.keys)), []).append(lookup)
     runs = groupby(single, key=lambda lookup: type(lookup.partition))
     return [list(group) for _, group in runs], list(joint.values())
+
+
+def without_missing(rows: Tensor, lengths: Tensor, keys: int) -> tuple[Tensor, Tensor, list[int]]:
+    """Leaves out the rows of -1.
+
+    Args:
+        rows: of all bags, in their order.
+        lengths: of the bags, the same number for each of the `keys`.
+
+    Returns:
+        The other rows, the bags' lengths without those left out, and how many rows each key has.
+    """
+    kept = rows >= 0
+    before = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])
+    ends = torch.tensor([0], device=rows.device) if lengths.numel() == 0 else lengths.cumsum(0)
+    counts = torch.diff(before[ends], prepend=before[:1])
+    per_key: list[int] = counts.view(keys, -1).sum(dim=1).tolist()
+    return rows[kept], counts.to(lengths.dtype), per_key

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from embeddings.path import PATH_HALF_WIDTH, PATH_NOISE
-from embeddings.tables import FeatureTable
+from dlrmctl.embeddings.path import PATH_HALF_WIDTH, PATH_NOISE
+from dlrmctl.embeddings.tables import FeatureTable
 
 BLOCK_ROWS = 65_536
 # Half the width of the factor near 1 in a product: far enough from 0 that no row is silent, wide enough that ids that

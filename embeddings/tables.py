@@ -6,11 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from embeddings.hashing import DoubleHash
-from embeddings.heads import Head, HeadHash, HeadTail, Tail
-from embeddings.partitions import Full, Hash, Partition, QuotientRemainder, ceil_div
-from embeddings.path import map_width
-from embeddings.radix import ChineseRemainder, MixedRadix
+from dlrmctl.embeddings.partitions.basic import DoubleHash, Full, Hash, Partition, QuotientRemainder, ceil_div
+from dlrmctl.embeddings.partitions.heads import Head, HeadHash, HeadTail, Tail
+from dlrmctl.embeddings.partitions.radix import ChineseRemainder, MixedRadix
+from dlrmctl.embeddings.path import map_width
 
 KINDS = ("full", "hash", "qr", "kway", "crt", "head", "double-hash")
 OPERATIONS = ("mult", "add", "concat", "features", "path")
@@ -18,6 +17,7 @@ LARGE = ("quotient", "remainder")
 TAILS = ("hash", "qr")
 # What can be done with the rows of a kind; the others have one row per id, or add two.
 OPERATIONS_OF = {"qr": OPERATIONS, "kway": OPERATIONS[:4], "crt": OPERATIONS[:4], "head": OPERATIONS[:3]}
+_MODULES = nn.ModuleDict()
 
 
 @dataclass(frozen=True)
@@ -210,9 +210,6 @@ class FeatureTable:
             f"feature {self.name}: with operation 'concat' the embedding is {words}={dim / parts:g} columns, which "
             f"must be a multiple of 4; use a dim that is a multiple of {4 * parts} instead of {dim}, or 'mult' or 'add'"
         )
-
-
-_MODULES = nn.ModuleDict()
 
 
 def _in_paths(feature: str) -> str:

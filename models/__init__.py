@@ -1,5 +1,5 @@
-"""DLRM for any embedding module that is handed to it."""
+"""DLRM for any embedding module that is handed to it: bottom MLP, interaction, top MLP."""
 
-from models.dlrm import DLRM, DenseNetwork
+from dlrmctl.models.dlrm import DLRM, DenseNetwork
 
 __all__ = ["DLRM", "DenseNetwork"]

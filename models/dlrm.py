@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.interaction import INTERACTIONS
-from models.mlp import MLP, LearnedVector
+from dlrmctl.models.interaction import INTERACTIONS
+from dlrmctl.models.mlp import MLP, LearnedVector
 
 
 class DenseNetwork(nn.Module):

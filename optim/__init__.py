@@ -1,1 +1,1 @@
-"""Optimizers for any torch model; torch is the only dependency."""
+"""Optimizers, averaging and schedules for any torch model; torch is the only dependency."""

@@ -1,10 +1,10 @@
-"""The learning rate as a pure function of the step number: resuming needs nothing but the number.
+r"""The learning rate as a pure function of the step number: resuming needs nothing but the number.
 
 factor
   1  |      ____________
-     |     /            \\__
-     |    /                \\____
-floor|   /                      \\__________
+     |     /            \__
+     |    /                \____
+floor|   /                      \__________
      +--|--------|------|---------|-----> step
       warmup      hold     decay
 """

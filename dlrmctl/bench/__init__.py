@@ -1,1 +1,5 @@
-"""Measurements: ratios of variants alternated in one run, beside the limits of the machine."""
+"""`dlrmctl bench`: ratios between variants that are alternated in one run, beside the machine's limits.
+
+`measurements` checks the options and runs one of `step`, `shampoo`, `convergence`, `embeddings` and `data`; `delivery`
+writes results, `against` compares two of them, `pictures` draws them.
+"""

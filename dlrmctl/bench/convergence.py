@@ -13,21 +13,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data.source import Source
+from dlrmctl.assembly.model import build_model
+from dlrmctl.assembly.optimizers import build_dense_optimizer
 from dlrmctl.bench.timing import alternate
-from dlrmctl.bench.wording import counted, with_error
-from dlrmctl.build import build_dense_optimizer, build_model
-from dlrmctl.config import Config
-from dlrmctl.console import print_table, say
-from dlrmctl.datasets import open_source
-from dlrmctl.evaluate import set_precision
-from dlrmctl.ranks import Ranks
-from dlrmctl.rundir import RunDirectory
-from dlrmctl.step import TrainingStep
-from dlrmctl.train import Trainer
+from dlrmctl.console.console import print_table, say
+from dlrmctl.console.text import counted, with_error
+from dlrmctl.data.source import Source
+from dlrmctl.datasets.open import open_source
+from dlrmctl.ranks.process import set_precision
+from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.rundir.directory import RunDirectory
+from dlrmctl.settings.config import Config
+from dlrmctl.training.step import TrainingStep
+from dlrmctl.training.train import Trainer
 
 Curve = list[tuple[int, float]]  # step, validation NE
-
 TIMED_STEPS = 50  # one refresh period of shampoo's default
 
 

@@ -10,19 +10,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from data.criteo_input import CriteoInput
-from data.prepare import prepare
-from data.schema import Schema
-from data.store import Store
-from data.synthetic import Synthetic
-from data.synthetic_criteo import chunk, chunk_edges
-from data.synthetic_sizes import SIZES
-from data.writer import STORE_BLOCK_ROWS
 from dlrmctl.bench.preparers import OURS, PARSING, TORCHREC
 from dlrmctl.bench.preparing import measure_preparing
 from dlrmctl.bench.reading import measure_disk, measure_first_read, measure_machine, measure_reading, write_multi_hot
-from dlrmctl.bench.wording import rate_text
-from dlrmctl.console import bytes_text, output, print_table, say, warn
+from dlrmctl.console.console import output, print_table, say, warn
+from dlrmctl.console.text import bytes_text, rate_text
+from dlrmctl.data.formats.criteo import CriteoInput
+from dlrmctl.data.preparation.prepare import prepare
+from dlrmctl.data.schema import Schema
+from dlrmctl.data.store.store import Store
+from dlrmctl.data.store.writer import STORE_BLOCK_ROWS
+from dlrmctl.data.synthetic.cardinalities import SIZES
+from dlrmctl.data.synthetic.criteo_text import chunk, chunk_edges
+from dlrmctl.data.synthetic.synthetic import Synthetic
 
 
 @dataclass(frozen=True)

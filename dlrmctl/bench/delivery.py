@@ -10,37 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from dlrmctl.bench.earlier import read_result
-from dlrmctl.console import finite, print_json, say
+from dlrmctl.bench.against import read_result
+from dlrmctl.console.console import finite, print_json, say
+from dlrmctl.console.pictures import check_picture
 from dlrmctl.errors import UserError
-from dlrmctl.options import LAUNCH_PANEL
-from dlrmctl.plot import check_picture
-
-Quick = Annotated[
-    bool,
-    typer.Option("--quick", help="Small and short; the figures are rough.", rich_help_panel=LAUNCH_PANEL),
-]
-Out = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", help="File for the result as JSON.", metavar="JSON", rich_help_panel=LAUNCH_PANEL),
-]
-Plot = Annotated[
-    Path | None,
-    typer.Option("--plot", help="Picture of the result, .png or .svg.", metavar="FILE", rich_help_panel=LAUNCH_PANEL),
-]
-Against = Annotated[
-    Path | None,
-    typer.Option(
-        "--against",
-        help="An earlier result; says what changed beyond the noise.",
-        metavar="JSON",
-        rich_help_panel=LAUNCH_PANEL,
-    ),
-]
 
 
 @dataclass

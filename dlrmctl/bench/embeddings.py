@@ -13,16 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dlrmctl.bench.wording import counted, with_error
-from dlrmctl.config import Config, resolve
-from dlrmctl.console import bytes_text, print_table, say
-from dlrmctl.datasets import open_source
-from dlrmctl.embedding_settings import default_qr_lr
+from dlrmctl.console.console import print_table, say
+from dlrmctl.console.text import bytes_text, counted, with_error
+from dlrmctl.datasets.open import open_source
 from dlrmctl.errors import UserError
-from dlrmctl.evaluate import set_precision
-from dlrmctl.ranks import Ranks
-from dlrmctl.rundir import RunDirectory
-from dlrmctl.train import Trainer
+from dlrmctl.ranks.process import set_precision
+from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.rundir.directory import RunDirectory
+from dlrmctl.settings.config import Config, resolve
+from dlrmctl.settings.embeddings import default_qr_lr
+from dlrmctl.training.train import Trainer
 
 TUNING_SEED = 0
 

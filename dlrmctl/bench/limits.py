@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dlrmctl.bench.timing import spread_of_rates
-from dlrmctl.evaluate import set_precision
+from dlrmctl.ranks.process import set_precision
 
 _COPIED_BYTES = 1 << 27  # more than caches hold
 _REPEATS = 20  # of what is over in a fraction of a millisecond

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlrmctl.plot import picture
+from dlrmctl.console.pictures import picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,8 +16,8 @@ OURS, PARSING, TORCHREC = "prepare", "polars, parsing alone", "torchrec"
 def _work(method: str, text: Path, out: Path) -> Callable[[], object]:
     """The work of a method, with its imports done."""
     if method == OURS:
-        from data.criteo_input import CriteoInput
-        from data.prepare import prepare
+        from dlrmctl.data.formats.criteo import CriteoInput
+        from dlrmctl.data.preparation.prepare import prepare
 
         return lambda: prepare(CriteoInput([text]), out / "store", workers=1)
     if method == PARSING:

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-import embeddings.quiet  # noqa: F401
-from data.reader import Reader
-from data.source import Block
-from data.store import Store
-from data.synthetic import Synthetic
-from data.writer import STORE_BLOCK_ROWS, StoreWriter
 from dlrmctl.bench.timing import spread
+from dlrmctl.data.reader import Reader
+from dlrmctl.data.source import Block
+from dlrmctl.data.store.store import Store
+from dlrmctl.data.store.writer import STORE_BLOCK_ROWS, StoreWriter
+from dlrmctl.data.synthetic.synthetic import Synthetic
 
 BATCH_SIZES = (2048, 8192)
 MOST_ROWS = 2_000_000  # of one measurement

@@ -12,19 +12,21 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from data.synthetic import Synthetic
+from dlrmctl.assembly.model import build_dense_network
+from dlrmctl.assembly.optimizers import build_dense_optimizer
+from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.bench.timing import now, spread
-from dlrmctl.bench.wording import counted
-from dlrmctl.build import build_dense_network, build_dense_optimizer
-from dlrmctl.config import Config
-from dlrmctl.console import bytes_text, output, print_table, say
-from dlrmctl.evaluate import set_precision
-from dlrmctl.ranks import Ranks
-from dlrmctl.tables import feature_tables
-from optim.shampoo import DistributedShampoo
-from optim.shampoo.timing import PartTimes
+from dlrmctl.console.console import output, print_table, say
+from dlrmctl.console.text import bytes_text, counted
+from dlrmctl.data.synthetic.synthetic import Synthetic
+from dlrmctl.optim.shampoo import DistributedShampoo
+from dlrmctl.optim.shampoo.costs import PartTimes
+from dlrmctl.ranks.process import set_precision
+from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.settings.config import Config
 
 VARIANTS = ("adagrad", "adamw", "shampoo")
+_COSTS = ("statistics", "roots", "application", "elementwise")
 
 
 class _Variant:
@@ -108,9 +110,6 @@ def bench_shampoo(config: Config, ranks: Ranks, *, periods: int) -> dict[str, An
         ],
         "settings": config.to_dict(),
     }
-
-
-_COSTS = ("statistics", "roots", "application", "elementwise")
 
 
 def _typical(seconds: list[float], period: int) -> list[float]:

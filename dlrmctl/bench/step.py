@@ -2,7 +2,9 @@
 
 13 dense features, 26 tables. Examples are made up with ids that follow a power law, written to a store, and read as
 training reads them. Variants differ from the settings in one thing each and are alternated with them in one run.
-"""
+
+
+The result of `dlrmctl bench step` as tables."""
 
 import statistics
 import tempfile
@@ -16,20 +18,17 @@ from typing import Any
 
 import torch
 
-from data.store import Store
-from data.synthetic import MAX_CARDINALITY, Synthetic
-from data.synthetic_sizes import KAGGLE
-from data.writer import write_store
-from dlrmctl.bench.floor import PARTS
 from dlrmctl.bench.limits import Limits
-from dlrmctl.bench.lists import BASE
-from dlrmctl.bench.timing import alternate, spread, spread_of_rates
-from dlrmctl.bench.traced import collective_milliseconds, peak_bytes
-from dlrmctl.bench.variants import Variant
-from dlrmctl.bench.wording import counted
-from dlrmctl.config import Config
-from dlrmctl.console import say
-from dlrmctl.ranks import Ranks
+from dlrmctl.bench.timing import alternate, collective_milliseconds, peak_bytes, spread, spread_of_rates
+from dlrmctl.bench.variants import PARTS, Variant
+from dlrmctl.console.console import output, print_table, say
+from dlrmctl.console.text import bytes_text, counted, rate_text
+from dlrmctl.data.store.store import Store
+from dlrmctl.data.store.writer import write_store
+from dlrmctl.data.synthetic.cardinalities import KAGGLE
+from dlrmctl.data.synthetic.synthetic import MAX_CARDINALITY, Synthetic
+from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.settings.config import Config
 
 _PARTED = "base, by part"
 _MOST_STORED = 1 << 20  # examples written; rounds beyond them read them again
@@ -41,7 +40,7 @@ def bench_step(
     """Times rounds of training steps of every variant, each after a round of its floor, and one round of warm-up.
 
     Args:
-        configs: by name; `BASE` comes first and is what the others are held against.
+        configs: by name; the first is the base, which the others are compared with.
         rounds: medians are over these.
         steps: of the first variant per round; the others see as many examples.
         rows_cap: larger tables are cut to this many rows.
@@ -51,7 +50,8 @@ def bench_step(
         first variant "parts_ms", measured in rounds of their own, "step_of_parts_ms", the whole step in these rounds,
         "floor_parts_ms", "against_limits" and "communication_ms".
     """
-    examples = steps * configs[BASE].train.batch_size
+    base_name, base_config = next(iter(configs.items()))
+    examples = steps * base_config.train.batch_size
     sizes = {config.train.batch_size for config in configs.values()}
     stored = max(2 * max(sizes), min(_MOST_STORED, (2 * rounds + 2) * examples))
     cardinalities = [min(rows, rows_cap, MAX_CARDINALITY) for rows in KAGGLE]
@@ -59,13 +59,13 @@ def bench_step(
         _tell(ranks, f"writing {stored:,} examples")
         write_store(Synthetic(0, stored, 1, 1, cardinalities=cardinalities), Path(scratch) / "store")
         store = Store(Path(scratch) / "store")
-        rows, dim = sum(f.rows for f in store.schema.sparse), configs[BASE].embeddings.dim
+        rows, dim = sum(f.rows for f in store.schema.sparse), base_config.embeddings.dim
         table_RD = torch.ones(rows, dim, device=ranks.device)
         variants: dict[str, Variant] = {}
         for name, config in configs.items():
             _tell(ranks, f"building {name}")
             variants[name] = readers.enter_context(closing(Variant(config, store, ranks, table_RD, examples=examples)))
-        base = variants[BASE]
+        base = variants[base_name]
         limits, cpu = Limits(table_RD, num_ids=len(base.floor.rows)), defaultdict[str, list[float]](list)
         works = dict(limits.works)
         for name, variant in variants.items():
@@ -77,7 +77,9 @@ def bench_step(
         seconds = alternate(works, rounds=rounds, device=ranks.device)
         parts, floor_parts = all_parts[1:], base.floor_parts[1:]  # without the warm-up
         communication = collective_milliseconds(base.train, base.steps) if ranks.world_size > 1 else {}
-        measured = {name: _variant(variant, name, seconds, cpu, base) for name, variant in variants.items()}
+        measured = {
+            name: _variant(variant, name, seconds, cpu, base, seconds[base_name]) for name, variant in variants.items()
+        }
     result = {
         "limits": limits.rates(seconds),
         "variants": measured,
@@ -87,13 +89,18 @@ def bench_step(
         "communication_ms": communication,
         "ranks": ranks.world_size,
         "rows": rows,
-        "settings": configs[BASE].to_dict(),
+        "settings": base_config.to_dict(),
     }
     return result | {"against_limits": _against_limits(result, base)}
 
 
 def _variant(
-    variant: Variant, name: str, seconds: Mapping[str, list[float]], cpu: Mapping[str, list[float]], base: Variant
+    variant: Variant,
+    name: str,
+    seconds: Mapping[str, list[float]],
+    cpu: Mapping[str, list[float]],
+    base: Variant,
+    base_seconds: list[float],
 ) -> dict[str, Any]:
     size = variant.config.train.batch_size
     step_ms, floor_ms = ([s * 1e3 / variant.steps for s in seconds[key]] for key in (name, f"floor of {name}"))
@@ -108,10 +115,16 @@ def _variant(
         "floor_ms": spread(floor_ms),
         "floor_share": spread_of_rates([f / s for f, s in zip(floor_ms, step_ms, strict=True)]),
         "cpu_floor_share": spread_of_rates(shares),
-        "to_base": spread_of_rates([ahead * b / s for s, b in zip(seconds[name], seconds[BASE], strict=True)]),
+        "to_base": spread_of_rates([ahead * b / s for s, b in zip(seconds[name], base_seconds, strict=True)]),
         "held_bytes": variant.held_bytes(),
         "step_bytes": step_bytes,
     }
+
+
+def _base(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured of the first variant."""
+    base: dict[str, Any] = next(iter(result["variants"].values()))
+    return base
 
 
 def _against_limits(result: Mapping[str, Any], base: Variant) -> dict[str, dict[str, float]]:
@@ -127,7 +140,7 @@ def _against_limits(result: Mapping[str, Any], base: Variant) -> dict[str, dict[
     product = max(product, flop / floor["products"]["fastest"])
     works = {
         "bare products, GFLOP/s": (flop, floor["products"], product),
-        "whole step, GFLOP/s": (flop, result["variants"][BASE]["step_ms"], product),
+        "whole step, GFLOP/s": (flop, _base(result)["step_ms"], product),
         "lookup, GB/s": (moved, parts["lookup"], moved / floor["gather"]["fastest"]),
         "sparse update, GB/s": (2 * moved, parts["sparse update"], 2 * moved / both),
     }
@@ -152,3 +165,121 @@ def _counted(work: Callable[[], None], seconds: list[float]) -> Callable[[], Non
 def _tell(ranks: Ranks, message: str) -> None:
     if ranks.is_main:
         say(message)
+
+
+def show_bench_step(result: dict[str, Any]) -> None:
+    """The result for people."""
+    environment = result["environment"]
+    output.print(
+        f"batch {result['settings']['train']['batch_size']:,}, {result['rows']:,} rows, {result['ranks']} x "
+        f"{environment['device']}, {counted(environment['threads'], 'thread')}, {environment['processor']}"
+    )
+    _show_machine(result)
+    _show_variants(result["variants"])
+    parts, whole, above = (
+        result["parts_ms"],
+        result["step_of_parts_ms"],
+        _base(result)["step_ms"],
+    )
+    here, there = _milliseconds(whole["median"]), _milliseconds(above["median"])
+    title = "parts of the step, base, ms, in rounds of their own"
+    _show_parts(
+        f"{title}, in which the whole step takes {here}, and {there} above",
+        parts | {"whole step": whole},
+        whole["median"],
+    )
+    floor = result["floor_parts_ms"]
+    _show_parts("parts of its floor, ms", floor, sum(figures["median"] for figures in floor.values()))
+    if result["communication_ms"]:
+        print_table(
+            "collectives under way, ms per step, traced; backward goes on meanwhile",
+            ["", "ms"],
+            [[name, f"{ms:.2f}"] for name, ms in result["communication_ms"].items()],
+        )
+
+
+def _show_machine(result: dict[str, Any]) -> None:
+    limits = result["limits"]
+    rows = [
+        (f"{name}, GFLOP/s, threads {threads}", figures)
+        for name, kind in (("sgemm", "sgemm_gflops"), ("bf16 gemm", "bf16_gemm_gflops"))
+        for threads, figures in limits[kind].items()
+    ]
+    rows += [
+        (f"{what}, GB/s", limits[f"{kind}_gigabytes_per_second"])
+        for what, kind in (("copy", "copy"), ("rows read at random", "gather"), ("rows written at random", "scatter"))
+    ]
+    print_table(
+        "limits of the machine",
+        ["", "median", "fastest", "slowest"],
+        [[name, *(rate_text(figures[key]) for key in ("median", "fastest", "slowest"))] for name, figures in rows],
+    )
+    print_table(
+        "beside them, base; the limit is the most that was measured in this run",
+        ["", "ours", "limit", "share"],
+        [
+            [name, rate_text(row["ours"]), rate_text(row["limit"]), f"{100 * row['share']:.1f} %"]
+            for name, row in result["against_limits"].items()
+        ],
+    )
+
+
+def _show_variants(variants: dict[str, Any]) -> None:
+    print_table(
+        "a row per variant, medians and ranges over rounds; CPU: of floor in CPU seconds of all threads",
+        [
+            "",
+            "batch",
+            "examples/s",
+            "x base",
+            "range",
+            "ms",
+            "floor ms",
+            "of floor",
+            "range",
+            "CPU",
+            "held",
+            "in a step",
+        ],
+        [
+            [
+                name,
+                f"{row['batch_size']:,}",
+                f"{row['examples_per_second']:,.0f}",
+                f"{row['to_base']['median']:.2f}",
+                _range(row["to_base"], 1, "{:.2f}"),
+                f"{row['step_ms']['median']:.2f}",
+                f"{row['floor_ms']['median']:.2f}",
+                f"{100 * row['floor_share']['median']:.0f} %",
+                _range(row["floor_share"], 100, "{:.0f}"),
+                f"{100 * row['cpu_floor_share']['median']:.0f} %",
+                bytes_text(row["held_bytes"]),
+                bytes_text(row["step_bytes"]),
+            ]
+            for name, row in variants.items()
+        ],
+    )
+
+
+def _range(figures: dict[str, float], scale: float, form: str) -> str:
+    low, high = sorted((figures["fastest"], figures["slowest"]))
+    return f"{form.format(scale * low)}-{form.format(scale * high)}"
+
+
+def _show_parts(title: str, parts: dict[str, Any], whole: float) -> None:
+    print_table(
+        title,
+        ["", "median", "fastest", "slowest", "share"],
+        [
+            [
+                part,
+                *(_milliseconds(figures[key]) for key in ("median", "fastest", "slowest")),
+                f"{100 * figures['median'] / whole if whole else 0:.1f} %",
+            ]
+            for part, figures in parts.items()
+        ],
+    )
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.2f}" if value >= 1 or value == 0 else f"{value:#.2g}"

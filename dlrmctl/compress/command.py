@@ -5,27 +5,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dlrmctl.build import build_dense_network, feature_tables
-from dlrmctl.checkpoint import Checkpoints
+from dlrmctl.assembly.compressed import is_compressed, load_network
+from dlrmctl.assembly.model import build_dense_network
+from dlrmctl.assembly.tables import feature_tables
+from dlrmctl.compress.compression import Compression, as_it_is, compress, write
 from dlrmctl.compress.counts import RowCounts, no_counts
-from dlrmctl.compress.finetune import Tuned, Tuner
-from dlrmctl.compress.finetuned import fine_tune, open_fresh
-from dlrmctl.compress.model import is_compressed, load_network
-from dlrmctl.compress.progress import Telling
-from dlrmctl.compress.reach import check_reach
+from dlrmctl.compress.finetune import Tuned, Tuner, fine_tune, open_fresh
 from dlrmctl.compress.report import draw_frontier, make_report, show_report
-from dlrmctl.compress.request import FineTuneRequest, Request, check_output, check_plot
-from dlrmctl.compress.run import Compression, as_it_is, compress, write
-from dlrmctl.compress.sources import CheckpointTables, TableSource, TensorFiles
+from dlrmctl.compress.request import FineTuneRequest, Request, check_output, check_plot, check_reach
+from dlrmctl.compress.sources import TensorFiles
 from dlrmctl.compress.trial import Trial
-from dlrmctl.config import Config, resolve
-from dlrmctl.console import print_json
-from dlrmctl.datasets import open_reader, open_source
+from dlrmctl.console.console import print_json
+from dlrmctl.console.progress import Telling
+from dlrmctl.datasets.open import open_reader, open_source
+from dlrmctl.embeddings.compression.composed import compose
 from dlrmctl.errors import UserError
-from dlrmctl.evaluate import find_checkpoint, same_ids
-from dlrmctl.ranks import process_group
-from dlrmctl.rundir import RunDirectory
-from embeddings.compression.composed import compose
+from dlrmctl.ranks.ranks import process_group
+from dlrmctl.rundir.checkpoint import Checkpoints
+from dlrmctl.rundir.directory import RunDirectory
+from dlrmctl.rundir.opened import find_checkpoint, same_ids
+from dlrmctl.rundir.stored_tables import CheckpointTables, TableSource
+from dlrmctl.settings.config import Config, resolve
 
 
 @dataclass(frozen=True)

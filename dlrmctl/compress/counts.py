@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.source import Source
-from data.store import Store
-from data.vocabulary import load_counts
-from embeddings.partitions import Full
-from embeddings.tables import FeatureTable
+from dlrmctl.data.source import Source
+from dlrmctl.data.store.encoders import load_counts
+from dlrmctl.data.store.store import Store
+from dlrmctl.embeddings.partitions.basic import Full
+from dlrmctl.embeddings.tables import FeatureTable
 
 _CHUNK_IDS = 1 << 20
 

@@ -1,33 +1,41 @@
 """Training a compressed model on fresh data, and beside it the trained model itself on the same batches.
 
 Fresh examples improve any model a little. So what fine-tuning repairs is the difference to the uncompressed control.
-"""
+
+
+Fine-tuning a compressed model for the command: the fresh data, the control beside it, and what both gained."""
 
 import copy
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from data.batch import Batch
-from data.reader import Reader
-from dlrmctl.build import build_dense_optimizer
-from dlrmctl.checkpoint import load
-from dlrmctl.compress.progress import Telling
-from dlrmctl.config import Config
+from dlrmctl.assembly.optimizers import build_dense_optimizer, dense_state
+from dlrmctl.compress.request import FineTuneRequest
+from dlrmctl.compress.trial import Trial, measured
+from dlrmctl.console.console import print_table, warn
+from dlrmctl.console.progress import Telling
+from dlrmctl.data.batch import Batch
+from dlrmctl.data.reader import Reader
+from dlrmctl.data.source import Source
+from dlrmctl.data.store.store import Store
+from dlrmctl.datasets.open import open_reader
+from dlrmctl.embeddings.collection import CompositionalEmbeddings
+from dlrmctl.embeddings.compression.adagrad import RowwiseAdagrad, Trained, shared_state
+from dlrmctl.embeddings.compression.rules.pack import stored_like
+from dlrmctl.embeddings.compression.rules.rows import Compressed
+from dlrmctl.embeddings.sharding.fused import qr_table_names
 from dlrmctl.errors import UserError
-from dlrmctl.optimstate import dense_state
-from dlrmctl.ranks import Ranks
-from embeddings.collection import CompositionalEmbeddings
-from embeddings.compression.adagrad import RowwiseAdagrad, Trained, shared_state
-from embeddings.compression.restore import stored_like
-from embeddings.compression.rules import Compressed
-from embeddings.fused import qr_table_names
-from models import DLRM
+from dlrmctl.models import DLRM
+from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.rundir.checkpoint import load
+from dlrmctl.settings.config import Config
 
 _MOST_GROWTH = 10  # of the loss since the first step, before training is called diverging
 Sums = Callable[[str], Tensor | None]
@@ -185,3 +193,99 @@ class _Student:
             except ValueError as problem:
                 raise UserError(f"table {name}: {problem}", "a lower --finetune-lr") from None
         return Tuned(stored, self.model.dense.eval(), self.fixed, self.mean_loss(last))
+
+
+def open_fresh(request: FineTuneRequest, config: Config, trained_on: Mapping[str, Any], ranks: Ranks) -> FineTuning:
+    """The data to fine-tune on.
+
+    Args:
+        trained_on: the state of the run's checkpoint.
+
+    Raises:
+        UserError, DataError: if it is not there, has other ids, or too few examples.
+    """
+    source: Source = Store(request.data)
+    if source.vocabulary_fingerprint() != trained_on["vocabulary"]:
+        raise UserError(
+            f"--finetune-data {request.data}: numbers ids otherwise than the data the run was trained on",
+            "dlrmctl prepare criteo NEW_FILES --vocabulary-from STORE -o DIR",
+        )
+    fresh = source.fingerprint() != trained_on["data"]
+    if not fresh:
+        warn(
+            f"--finetune-data {request.data} is what the model was trained on. Seeing examples again makes these "
+            "models worse, the uncompressed control too: compare with it, and use fresh data"
+        )
+    examples, batch_size = source.num_examples("train"), config.train.batch_size
+    if examples < batch_size:
+        raise UserError(
+            f"--finetune-data {request.data}: has {examples:,} examples to train on, not one batch of {batch_size:,}",
+            "more data, or a smaller --batch-size",
+        )
+    reader = open_reader(config, source, "train", ranks, training=True)
+    steps = reader.num_batches if request.steps is None else request.steps
+    if steps > reader.num_batches:
+        raise UserError(
+            f"--finetune-steps {steps:,}: {request.data} has {reader.num_batches:,} batches of {reader.batch_size:,}",
+            "a second pass would replay examples; use fewer steps, or a smaller --batch-size",
+        )
+    return FineTuning(reader, steps, request.lr_factor, request.mlps, fresh)
+
+
+def fine_tune(
+    tuner: Tuner,
+    how: FineTuning,
+    trials: Mapping[str, Trial],
+    original: Mapping[str, Compressed],
+    replaced: Mapping[str, Compressed],
+    report: dict[str, Any],
+    tell: Telling,
+) -> Tuned:
+    """Trains the compressed model and the control; the report's splits are those of the fine-tuned model afterwards.
+
+    Args:
+        original: all tables of the trained model.
+        replaced: those that were compressed.
+        report: of the compression; its splits move to "finetune", under "before".
+    """
+    models = {"compressed": {**original, **replaced}, "control": original}
+    tuned = tuner.tune(models, how, tell)
+    student, control = tuned["compressed"], tuned["control"]
+    part: dict[str, Any] = {
+        "steps": how.steps,
+        "batch_size": how.reader.batch_size,
+        "lr_factor": how.lr_factor,
+        "mlps": how.mlps,
+        "fresh": how.fresh,
+        "fixed": list(student.fixed),
+        "log_loss": {name: model.loss for name, model in tuned.items()},
+    }
+    for split, trial in trials.items():
+        after, beside = (trial.logits(model.tables, model.network) for model in (student, control))
+        part[split] = {
+            "before": report[split],
+            "control": measured(trial, trial.logits_N, beside),
+            "against_control": measured(trial, beside, after),
+        }
+        report[split] = measured(trial, trial.logits_N, after)
+    report["finetune"] = part
+    return student
+
+
+def show_finetuning(report: Mapping[str, Any]) -> None:
+    """A table on standard output: the rise of NE over the trained model, before and after, and the control's."""
+    part, rows = report["finetune"], []
+    for split in ("validation", "test"):
+        if split in part and "ne" in part[split]["before"]:
+            found = part[split]
+            columns = (found["before"], report[split], found["control"], found["against_control"])
+            rows.append(
+                [split, *(f"{100 * c['ne_increase']:+.4f} ±{100 * c['ne_increase_se']:.4f} %" for c in columns)]
+            )
+    examples = "fresh examples" if part["fresh"] else "examples of the training data"
+    title = f"NE after {part['steps']:,} steps of {part['batch_size']:,} {examples}"
+    if not part["mlps"]:
+        title += ", MLPs fixed"
+    if part["fixed"]:
+        title += f"; {', '.join(part['fixed'])} stayed as compressed"
+    print_table(title, ["", "compressed", "fine-tuned", "control", "fine-tuned to control"], rows)

@@ -1,20 +1,182 @@
-"""All ways to store all chosen tables, several tables at a time as far as memory allows."""
+"""The ways each table could be stored, fitted and weighed: bytes, error, and the table itself while it is small.
 
-from collections.abc import Iterator, Sequence
+All ways to store all chosen tables, several tables at a time as far as memory allows.
+
+Freed memory that goes back to the system, so that the peak of a long compression is that of its largest step."""
+
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from threading import Condition
+from threading import Condition, Lock
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from dlrmctl.compress.options import Counts, Kept, TableOptions, fit_options
-from dlrmctl.compress.progress import Telling
 from dlrmctl.compress.request import Request
-from dlrmctl.compress.sources import TableShape, TableSource
-from dlrmctl.console import warn
+from dlrmctl.console.console import warn
+from dlrmctl.console.progress import Telling
+from dlrmctl.embeddings.compression.fits.methods import Method
+from dlrmctl.embeddings.compression.fits.quality import Quality, measure
+from dlrmctl.embeddings.compression.fits.trained import Importance, TableRows, importance
+from dlrmctl.embeddings.compression.isometry.secants import Progress
+from dlrmctl.embeddings.compression.rules.rows import Compressed, StoredRows
+from dlrmctl.embeddings.compression.rules.sharing import Isometric
+from dlrmctl.errors import UserError
+from dlrmctl.rundir.stored_tables import TableShape, TableSource
 
+_EXACT = Method.parse("fp32")
+Counts = Callable[[str], Tensor | None]  # table -> times each row was looked up in training
+_KINDS = ("adagrad", "counts", "uniform")  # in the order in which "auto" takes them
 SMALL_BYTES = 32 << 20  # that tables at work, and those kept or waiting beside them, may take whatever the largest is
+
+
+class Kept:
+    """Fitted tables that may be wanted again, up to so many bytes.
+
+    The others are fitted again when they are: the seed makes them the same.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._left, self._lock = most_bytes, Lock()
+        self._tables: dict[tuple[str, str], Compressed] = {}
+
+    def get(self, name: str, method: str) -> Compressed | None:
+        return self._tables.get((name, method))
+
+    def put(self, name: str, method: str, table: Compressed) -> None:
+        with self._lock:
+            if table.num_bytes <= self._left:
+                self._left -= table.num_bytes
+                self._tables[name, method] = table
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One way to store one table.
+
+    Attributes:
+        method: its name.
+        num_bytes: of all stored parts.
+        quality: how far it is from the trained table.
+        proxy: weighted squared error in the unit of the importance; proportional to the rise of the loss.
+        certificate: what a near-isometric map keeps of distances; None for other methods.
+    """
+
+    method: str
+    num_bytes: int
+    quality: Quality
+    proxy: float
+    certificate: dict[str, Any] | None = None
+
+
+@dataclass
+class TableOptions:
+    """A table with its fitted options; `load` gives the rows and importances again."""
+
+    name: str
+    rows: int
+    dim: int
+    weights_kind: str
+    load: Callable[[], TableRows]
+    kept: Kept
+    fitted: list[Fitted] = field(default_factory=list)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the trained table, float32."""
+        return 4 * self.rows * self.dim
+
+    def table(self, method: str) -> Compressed:
+        """The table by one of the fitted methods."""
+        if method == _EXACT.name:
+            return StoredRows(self.load().weight.float(), self.dim, 32)  # the trained table itself, not a copy
+        kept = self.kept.get(self.name, method)
+        return Method.parse(method).fit(self.load()) if kept is None else kept
+
+    def add(self, rows: TableRows, method: Method, scale: float, *, must_fit: bool = False) -> Fitted | None:
+        """Fits a method; None if the result would not be smaller than the trained table, or it does not fit the table.
+
+        Raises:
+            UserError: if the table holds values that are not finite, or the method must fit and does not.
+        """
+        if method == _EXACT:
+            self.fitted.append(Fitted(method.name, self.num_bytes, Quality.exact(), 0.0))
+            return self.fitted[-1]
+        try:
+            table = method.fit(rows)
+        except ValueError as problem:
+            if must_fit or "not finite" in str(problem):
+                raise UserError(f"table {self.name}: {problem}".replace(f"table {self.name}: table", "table")) from None
+            return None
+        if table.num_bytes >= self.num_bytes:
+            return None
+        quality = measure(rows, table)
+        if method.kind != "rows":  # rounding again is quick
+            self.kept.put(self.name, method.name, table)
+        certificate = table.certificate if isinstance(table, Isometric) else None
+        fitted = Fitted(method.name, table.num_bytes, quality, quality.weighted_error * scale, certificate)
+        self.fitted.append(fitted)
+        return fitted
+
+
+def fit_options(
+    source: TableSource,
+    name: str,
+    methods: Sequence[Method],
+    *,
+    weights: str,
+    counts: Counts,
+    progress: Progress,
+    kept: Kept,
+    must_fit: bool = False,
+) -> TableOptions:
+    """All methods on one table.
+
+    Args:
+        weights: "auto" (AdaGrad's sums, else counts, else uniform), "adagrad", "counts" or "uniform".
+        counts: times each row was looked up in training, where that is known.
+        kept: takes fitted tables.
+        must_fit: a method that cannot be used on this table is an error, and not left out.
+
+    Raises:
+        UserError: if the weights asked for are not there, a value is not finite, or a method that must does not fit.
+    """
+    shape = next(table for table in source.tables if table.name == name)
+    found = weigh(source, name, weights, counts)
+
+    def load() -> TableRows:
+        weights_now = weigh(source, name, weights, counts).weights
+        return TableRows(source.weight(name), weights_now, name=name, progress=progress)
+
+    options = TableOptions(name, shape.rows, shape.dim, found.kind, load, kept)
+    rows = TableRows(source.weight(name), found.weights, name=name, progress=progress)
+    for method in methods:
+        options.add(rows, method, found.scale, must_fit=must_fit)
+        give_back()
+    return options
+
+
+def weigh(source: TableSource, name: str, asked: str, counts: Counts) -> Importance:
+    """The importance of each row of a table.
+
+    Raises:
+        UserError: if the kind asked for is not there, or not usable.
+    """
+    rows = next(table.rows for table in source.tables if table.name == name)
+    for kind in _KINDS if asked == "auto" else (asked,):
+        values = source.sums(name) if kind == "adagrad" else counts(name) if kind == "counts" else None
+        if values is None and kind != "uniform":
+            continue
+        try:
+            return importance(kind, rows, values, name=name)
+        except ValueError as problem:
+            raise UserError(str(problem)) from None
+    where = "a run's checkpoint carries it" if asked == "adagrad" else "`dlrmctl prepare` counts ids"
+    raise UserError(f"--weights {asked}: table {name} has none", f"{where}; --weights auto takes what there is")
 
 
 def fit_all(
@@ -88,3 +250,12 @@ class _Turns:
             with self._condition:
                 self._left += num_bytes
                 self._condition.notify_all()
+
+
+def give_back() -> None:
+    """Asks glibc to return what it keeps for later; does nothing where there is no glibc."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
+        return
+    trim(0)

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from dlrmctl.compress.finetuned import show_finetuning
-from dlrmctl.compress.measured import measured
-from dlrmctl.compress.run import Compression
-from dlrmctl.compress.trial import Trial
-from dlrmctl.console import bytes_text, number_text, output, print_table
-from dlrmctl.plot import picture
+from dlrmctl.compress.compression import Compression
+from dlrmctl.compress.finetune import show_finetuning
+from dlrmctl.compress.trial import Trial, measured
+from dlrmctl.console.console import output, print_table
+from dlrmctl.console.pictures import picture
+from dlrmctl.console.text import bytes_text, number_text
 
 _DRAWN_POINTS = 400
 

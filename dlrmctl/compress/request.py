@@ -1,13 +1,18 @@
-"""What a compression is asked for, checked before anything is read."""
+"""What a compression is asked for, checked before anything is read.
 
+What a compression can reach, said before anything is fitted: bytes follow from the shapes of the tables."""
+
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dlrmctl.compress.sources import ALL_TABLES, choose_tables
+from dlrmctl.console.pictures import check_picture
+from dlrmctl.console.text import bytes_text
+from dlrmctl.embeddings.compression.fits.methods import Method, default_grid, least_bytes
 from dlrmctl.errors import UserError, nearest
-from dlrmctl.plot import check_picture
-from embeddings.compression.methods import Method, default_grid
-from embeddings.compression.sizes import least_bytes
+from dlrmctl.rundir.stored_tables import TableShape, TableSource
 
 Goal = Literal["method", "ratio", "budget"]
 _SHORT = {"qr": "qr-mult4-int8", "hash": "hash4-int8", "rq": "rq2x256", "pq": "pq4x256"}
@@ -112,3 +117,54 @@ def check_plot(path: Path) -> None:
         check_picture(path)
     except UserError as problem:
         raise UserError(f"--plot {problem.message}", problem.hint) from None
+
+
+def split_tables(source: TableSource, request: Request) -> tuple[list[TableShape], list[TableShape]]:
+    """The tables to compress, and those that stay float32.
+
+    Raises:
+        UserError: if there are none to compress.
+    """
+    names = choose_tables(source.tables, request.tables, request.min_rows)
+    if not names:
+        most = max(table.rows for table in source.tables)
+        raise UserError(f"--min-rows {request.min_rows:,}: no table has as many rows", f"the largest has {most:,}")
+    chosen = [table for table in source.tables if table.name in names]
+    return chosen, [table for table in source.tables if table.name not in names]
+
+
+def check_reach(source: TableSource, request: Request) -> None:
+    """
+    Raises:
+        UserError: if no table is chosen, a method does not fit one, or none makes them as small as the request says.
+    """
+    chosen, kept = split_tables(source, request)
+    for table in chosen:
+        rank = max(method.rank for method in request.methods(table.rows, table.dim))
+        if rank > table.dim:
+            raise UserError(
+                f"--method {request.method}: {rank} coordinates are more than the {table.dim} columns of {table.name}",
+                "fewer, or --tables without it",
+            )
+    if request.ratio is None:
+        return
+    least = sum(table.num_bytes for table in kept)
+    for table in chosen:
+        methods = request.methods(table.rows, table.dim)
+        least += min(least_bytes(method, table.rows, table.dim) for method in methods)
+    best = sum(table.stored_bytes for table in source.tables) / least
+    if best < request.ratio:
+        raise out_of_reach(request, best, kept)
+
+
+def out_of_reach(request: Request, best: float, kept: list[TableShape]) -> UserError:
+    """The error, with the ratio that can be reached."""
+    best = math.floor(10 * best) / 10
+    hints = [f"--target-ratio {best:.1f}x"] if best > 1 else []
+    if kept:
+        fixed = bytes_text(sum(table.num_bytes for table in kept))
+        ways = ["a lower --min-rows"] if any(table.rows < request.min_rows for table in kept) else []
+        ways += ["more --tables"] if request.tables != ALL_TABLES else []
+        hints.append(f"{' or '.join(ways)} to compress what stays float32 now, {fixed}")
+    message = f"--target-ratio {request.ratio:g}x is out of reach: the smallest tables give {best:.1f}x"
+    return UserError(message, "; ".join(hints) or None)

@@ -1,17 +1,20 @@
-"""What replaced tables do to the predictions of a model, on examples that are read once and kept. N of them."""
+"""What replaced tables do to the predictions of a model, on examples that are read once and kept. N of them.
+
+The differences between two models on the examples of a trial, as plain values."""
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from data.batch import Batch
-from data.reader import Reader
-from dlrmctl.datasets import logit_offset
-from dlrmctl.paired import Difference, compare_scores
-from embeddings.compression.rules import Compressed
+from dlrmctl.data.batch import Batch
+from dlrmctl.data.reader import Reader
+from dlrmctl.datasets.open import logit_offset
+from dlrmctl.embeddings.compression.rules.rows import Compressed
+from dlrmctl.scoring.paired import Difference, compare_scores
 
 KEPT_BYTES = 2 << 30
 
@@ -65,3 +68,14 @@ class Trial:
         """The relative rise of NE and its standard error."""
         ne = self.differences(replaced)["ne"]
         return ne.difference / ne.a, ne.se / ne.a
+
+
+def measured(trial: Trial, logits_a_N: np.ndarray, logits_b_N: np.ndarray) -> dict[str, Any]:
+    """Differences of two models' metrics on the trial's examples: B minus A."""
+    found = compare_scores(logits_a_N, logits_b_N, trial.labels_N)
+    values: dict[str, Any] = {name: difference.to_dict() for name, difference in found.items()}
+    values["examples"] = len(trial.labels_N)
+    if "ne" in found:
+        values["ne_increase"] = found["ne"].difference / found["ne"].a
+        values["ne_increase_se"] = found["ne"].se / found["ne"].a
+    return values

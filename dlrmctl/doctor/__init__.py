@@ -1,1 +1,1 @@
-"""`dlrmctl doctor`: what is wrong with this installation or machine, and the command that mends it."""
+"""`dlrmctl doctor`: packages, devices and the machine examined, with the command that fixes each problem."""

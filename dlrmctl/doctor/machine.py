@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dlrmctl.console import bytes_text
+from dlrmctl.console.text import bytes_text
 from dlrmctl.doctor.finding import Finding
 from dlrmctl.doctor.packages import driver_library
 
@@ -18,7 +18,6 @@ AREA = "machine"
 GPU_SECONDS = 120
 _LEAST_DISK, _LEAST_MEMORY, _LEAST_SHARED = 2 << 30, 2 << 30, 1 << 30
 _FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "fma")
-
 # Asked of torch in a process of its own: a driver that does not fit may end that process.
 _GPU_PROGRAM = """
 import json, torch

@@ -1,21 +1,64 @@
 """How the scores of an exported model agree with those of the checkpoint it was made from.
 
 Dimensions: N rows.
+
+
+Rows of the validation split as a served model takes them, with what the checkpoint itself says of them.
+
+Dimensions: N rows, I dense features, F features with one id each, L ids of the longest list.
 """
 
 from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from dlrmctl.data.batch import Batch
+from dlrmctl.data.reader import Reader
+from dlrmctl.data.schema import Schema
+from dlrmctl.datasets.open import logit_offset
 from dlrmctl.errors import UserError
-from dlrmctl.export.sample import Sample
-from dlrmctl.paired import compare_scores
+from dlrmctl.export.graph import PADDING
+from dlrmctl.scoring.paired import compare_scores
+from dlrmctl.scoring.scores import Inference
 
 # A thousand roundings of float32, all in one direction, on a logit; the sigmoid's slope is at most 1/4.
 ROUNDING = 1000 * 2**-24 / 4
 _LEAST = 2.0**-26  # of a probability, so that its logit is finite
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a `graph.ServedModel` is called with."""
+
+    dense: Tensor
+    ids: Tensor
+    lists: dict[str, Tensor] = field(default_factory=dict)
+
+    def arguments(self) -> tuple[Tensor, ...] | tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """In the order of the call; a model without lists is called without them."""
+        return (self.dense, self.ids, self.lists) if self.lists else (self.dense, self.ids)
+
+    def cut(self, start: int, stop: int) -> "Inputs":
+        """Rows [start, stop)."""
+        part = slice(start, stop)
+        return Inputs(self.dense[part], self.ids[part], {name: ids[part] for name, ids in self.lists.items()})
+
+
+@dataclass(frozen=True)
+class Sample:
+    """N rows with the checkpoint's logits, float32, and their labels, bool."""
+
+    inputs: Inputs
+    logits_N: np.ndarray
+    labels_N: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
 
 
 def agreement(sample: Sample, probabilities_N: np.ndarray) -> dict[str, Any]:
@@ -63,3 +106,58 @@ def refuse_disagreement(found: Mapping[str, Any], checkpoint: str, precision: st
             f"int8 raises the NE of {checkpoint} by {100 * rise:.3g} %, more than {100 * max_ne_rise:g} %",
             "--precision fp32, or a larger --max-ne-increase",
         )
+
+
+@torch.no_grad()
+def score_sample(inference: Inference, reader: Reader, rows: int) -> Sample:
+    """The first rows that a reader gives, scored by a model.
+
+    Args:
+        reader: of one rank, not shuffled.
+        rows: at most.
+    """
+    schema, offset = reader.source.schema, logit_offset(reader.source, reader.split)
+    inputs: list[Inputs] = []
+    logits: list[Tensor] = []
+    labels: list[Tensor] = []
+    left = min(rows, reader.num_examples)
+    with closing(reader.batches(epoch=0)) as batches:  # type: ignore[type-var]
+        for batch in batches:
+            taken = min(batch.num_valid, left)
+            logits.append((inference(batch.dense_BI, batch.kjt()) + offset)[:taken].float())
+            labels.append(batch.labels_B[:taken])
+            inputs.append(inputs_of(batch, schema).cut(0, taken))
+            left -= taken
+            if not left:
+                break
+    return Sample(_joined(inputs), torch.cat(logits).numpy(), torch.cat(labels).numpy() > 0.5)
+
+
+def inputs_of(batch: Batch, schema: Schema) -> Inputs:
+    """A batch in the form of the served model."""
+    size = len(batch)
+    if batch.lengths_FB is None:
+        return Inputs(batch.dense_BI, batch.ids.view(-1, size).T.contiguous())
+    pieces = batch.ids.split(batch.lengths_FB.sum(1).tolist())
+    ones = [ids for ids, feature in zip(pieces, schema.sparse, strict=True) if feature.max_ids == 1]
+    lists = {
+        feature.name: _padded(ids, lengths_B)
+        for feature, ids, lengths_B in zip(schema.sparse, pieces, batch.lengths_FB, strict=True)
+        if feature.max_ids > 1
+    }
+    return Inputs(batch.dense_BI, torch.stack(ones, 1) if ones else batch.ids.new_empty(size, 0), lists)
+
+
+def _padded(ids: Tensor, lengths_B: Tensor) -> Tensor:
+    """[B, L]: the list of each example, filled up."""
+    there_BL = torch.arange(max(int(lengths_B.max()), 1)) < lengths_B[:, None]
+    return torch.full(there_BL.shape, PADDING, dtype=ids.dtype).masked_scatter_(there_BL, ids)
+
+
+def _joined(parts: list[Inputs]) -> Inputs:
+    lists = {}
+    for name in parts[0].lists:
+        longest = max(part.lists[name].shape[1] for part in parts)
+        ids = [part.lists[name] for part in parts]
+        lists[name] = torch.cat([torch.nn.functional.pad(i, (0, longest - i.shape[1]), value=PADDING) for i in ids])
+    return Inputs(torch.cat([part.dense for part in parts]), torch.cat([part.ids for part in parts]), lists)

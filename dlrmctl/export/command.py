@@ -1,7 +1,9 @@
-"""`dlrmctl export` behind its flags: a checkpoint to a file that was held against the checkpoint's own scores."""
+"""`dlrmctl export` behind its flags: a checkpoint to a file that was held against the checkpoint's own scores.
+
+What an export did, for people, and how its file is called."""
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,24 +11,25 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from data.source import Source
-from dlrmctl.build import build_dense_network, feature_tables
-from dlrmctl.compress.model import DENSE_FILE, is_compressed, load_network, open_artifact
-from dlrmctl.compress.sources import CheckpointTables
-from dlrmctl.config import Config
-from dlrmctl.console import say
-from dlrmctl.datasets import logit_offset
+from dlrmctl.assembly.compressed import DENSE_FILE, is_compressed, load_network, open_artifact
+from dlrmctl.assembly.model import build_dense_network
+from dlrmctl.assembly.tables import feature_tables
+from dlrmctl.console.console import output, print_table, say
+from dlrmctl.console.text import bytes_text, number_text
+from dlrmctl.data.source import Source
+from dlrmctl.datasets.open import logit_offset
+from dlrmctl.embeddings.compression.rules.pack import pack
+from dlrmctl.embeddings.compression.rules.rows import Compressed, StoredRows
 from dlrmctl.errors import UserError
-from dlrmctl.evaluate import open_run
-from dlrmctl.export.agreement import agreement, refuse_disagreement
+from dlrmctl.export.agreement import Sample, agreement, refuse_disagreement, score_sample
 from dlrmctl.export.graph import ServedModel
 from dlrmctl.export.metadata import describe
 from dlrmctl.export.program import place_beside, score, score_file, to_program, write_program, writing
-from dlrmctl.export.sample import Sample, score_sample
-from dlrmctl.ranks import Ranks
-from dlrmctl.rundir import RunDirectory
-from embeddings.compression.pack import pack
-from embeddings.compression.rules import Compressed, Rows
+from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.rundir.directory import RunDirectory
+from dlrmctl.rundir.opened import open_run
+from dlrmctl.rundir.stored_tables import CheckpointTables
+from dlrmctl.settings.config import Config
 
 SUFFIX = ".pt2"
 
@@ -142,6 +145,33 @@ def _served(config: Config, run: RunDirectory, path: Path, source: Source, preci
     return ServedModel(features, tables, network, num_dense=num_dense, logit_offset=offset).eval()
 
 
-def _stored(tables: CheckpointTables, name: str, precision: str | None) -> Rows:
+def _stored(tables: CheckpointTables, name: str, precision: str | None) -> StoredRows:
     weight = tables.weight(name).float()
-    return pack(weight, 8) if precision == "int8" else Rows(weight, weight.shape[1], 32)
+    return pack(weight, 8) if precision == "int8" else StoredRows(weight, weight.shape[1], 32)
+
+
+def show_export(result: Mapping[str, Any]) -> None:
+    """The file beside its checkpoint, on standard output."""
+    checks = result["checks"]
+    rows = [
+        (f"tables, {result['precision']}", bytes_text(result["table_bytes_before"]), bytes_text(result["table_bytes"])),
+        ("NE", number_text(checks["ne_checkpoint"], 6), number_text(checks["ne_export"], 6)),
+    ]
+    if checks["ne_rise"] is not None:
+        rows.append(("rise of NE", "", f"{100 * checks['ne_rise']:+.4f} ±{100 * checks['ne_rise_se']:.4f} %"))
+    rows.append(("largest difference of a probability", "", f"{checks['largest_difference']:.1e}"))
+    title = f"{result['out']}: {bytes_text(result['bytes'])}, scored {checks['rows']:,} validation rows by torch alone"
+    print_table(title, ("", result["checkpoint"], "file"), rows)
+    for line in call_lines(result["inputs"], result["out"]):
+        output.print(line)
+
+
+def call_lines(inputs: Mapping[str, Any], file: str) -> Iterator[str]:
+    """How the file is called, in Python."""
+    yield f"torch.export.load({file!r}).module()({', '.join(inputs)}) gives probabilities, float32 [batch]"
+    for name in ("dense", "ids"):
+        yield f"  {name}: {inputs[name]['type']} [{', '.join(map(str, inputs[name]['shape']))}]"
+    if "lists" in inputs:
+        one, *more = inputs["lists"]
+        others = f" and {len(more)} more" if more else ""
+        yield f"  lists: {{{one!r}: int64 [batch, longest]}}{others}; shorter lists are filled up with -1"

@@ -9,12 +9,12 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from embeddings.compression.rules import Compressed
-from embeddings.features import operand_keys
-from embeddings.heads import Head, Tail
-from embeddings.partitions import Partition
-from embeddings.path import follow_path
-from embeddings.tables import FeatureTable
+from dlrmctl.embeddings.combine import operand_keys
+from dlrmctl.embeddings.compression.rules.rows import Compressed
+from dlrmctl.embeddings.partitions.basic import Partition
+from dlrmctl.embeddings.partitions.heads import Head, Tail
+from dlrmctl.embeddings.path import follow_path
+from dlrmctl.embeddings.tables import FeatureTable
 
 PADDING = -1  # fills up lists of ids
 

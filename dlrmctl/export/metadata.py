@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 
-from data.criteo import DENSE_TRANSFORM, MISSING_DENSE
-from data.schema import MISSING_ROW, RARE_ROW, Schema
-from data.source import Source
-from data.store import Store
-from dlrmctl.config import Config
+from dlrmctl.data.formats.criteo import DENSE_TRANSFORM
+from dlrmctl.data.formats.criteo_digits import MISSING_DENSE
+from dlrmctl.data.schema import MISSING_ROW, RARE_ROW, Schema
+from dlrmctl.data.source import Source
+from dlrmctl.data.store.store import Store
+from dlrmctl.embeddings.compression.rules.rows import Compressed
 from dlrmctl.export.graph import PADDING, ServedModel
-from embeddings.compression.rules import Compressed
+from dlrmctl.settings.config import Config
 
 FORMAT = "dlrmctl-export/1"
 

@@ -24,8 +24,8 @@ from torch.export import Dim
 
 from dlrmctl.errors import Interrupted, UserError
 from dlrmctl.export import check
+from dlrmctl.export.agreement import Inputs
 from dlrmctl.export.graph import ServedModel
-from dlrmctl.export.sample import Inputs
 
 METADATA = "dlrmctl.json"  # name inside the file
 _EXAMPLES = 4  # rows the program is traced with; any number but 0 and 1, which torch would take for constants

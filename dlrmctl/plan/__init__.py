@@ -1,1 +1,5 @@
-"""`dlrmctl plan`: memory and time of a training before it is launched, on ranks that need not exist."""
+"""`dlrmctl plan`: memory per rank and time per step, before anything is launched.
+
+`tables` and `dense` say what there is to place, `cluster` on what, `memory` how much each rank needs, `remedies` what
+would fit, `steptime` how long a step may take; `plan` answers all of it and `report` shows it.
+"""

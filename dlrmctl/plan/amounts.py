@@ -5,11 +5,13 @@ import re
 from dlrmctl.errors import UserError
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15}
-_UNITS |= {unit + "i": 1024**power for power, unit in enumerate("kmgtp", start=1)}
 _AMOUNT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?(?:[eE]\+?[0-9]+)?)\s*([a-zA-Z/]*)\s*")
 _BITS = re.compile(r"([kKmMgGtTpP]?[iI]?)(?:b|[bB][iI][tT][sS]?)(/s|ps)?")
 _FLOPS = re.compile(r"flops?(/s)?\s*$", re.IGNORECASE)
 _LEAST_FLOPS = 1e6  # nothing that trains is slower: such a number has lost its unit
+
+
+_UNITS |= {unit + "i": 1024**power for power, unit in enumerate("kmgtp", start=1)}
 
 
 def size_of(flag: str, text: str) -> int:

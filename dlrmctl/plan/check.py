@@ -1,13 +1,13 @@
 """The check before a training takes any memory: does it fit these ranks? The same numbers as `dlrmctl plan`."""
 
-from data.schema import Schema
-from dlrmctl.config import Config
-from dlrmctl.console import bytes_text
+from dlrmctl.console.text import bytes_text
+from dlrmctl.data.schema import Schema
 from dlrmctl.errors import UserError
 from dlrmctl.plan.cluster import these_ranks
 from dlrmctl.plan.memory import PARTS, MemoryPlan, plan_memory
-from dlrmctl.ranks import Ranks
-from dlrmctl.settings import shown
+from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.settings.config import Config
+from dlrmctl.settings.setting import shown
 
 _SMALLER_TABLES = (
     "--embedding qr with a larger --compress-ratio, a smaller --dim, or more ranks; `dlrmctl plan` with the same flags "

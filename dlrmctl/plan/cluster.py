@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from dlrmctl.embeddings.sharding.memory import available_bytes
 from dlrmctl.errors import UserError
-from dlrmctl.ranks import Ranks
-from embeddings.memory import available_bytes
+from dlrmctl.ranks.ranks import Ranks
 
 CUDA_BYTES = 2**30  # context, kernels and NCCL's buffers of a rank: about this much, before it has a model
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from data.schema import Schema
-from dlrmctl.build import dense_optimizer
-from dlrmctl.config import Config
-from dlrmctl.plan.shampoo import shampoo_shares
-from dlrmctl.tables import feature_tables
-from models import DenseNetwork
-from optim.shampoo import DistributedShampoo
+from dlrmctl.assembly.optimizers import dense_optimizer
+from dlrmctl.assembly.tables import feature_tables
+from dlrmctl.data.schema import Schema
+from dlrmctl.models import DenseNetwork
+from dlrmctl.optim.shampoo import DistributedShampoo
+from dlrmctl.optim.shampoo.estimate import shampoo_shares
+from dlrmctl.settings.config import Config
 
 _FLOAT = 4
 # What an optimizer allocates while it steps and keeps of every weight, in weights. Torch's own work on lists of

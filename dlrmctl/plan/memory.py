@@ -12,15 +12,15 @@ Dimensions: B examples of a rank, G of all ranks, I dense features, F vectors, D
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data.schema import Schema
-from dlrmctl.config import Config
+from dlrmctl.assembly.tables import feature_tables
+from dlrmctl.data.schema import Schema
+from dlrmctl.embeddings.collection import CompositionalEmbeddings
+from dlrmctl.embeddings.sharding.fused import attach_rowwise_adagrad
+from dlrmctl.embeddings.sharding.memory import state_bytes, weight_bytes
+from dlrmctl.embeddings.sharding.placement import Placement, PlacementError, make_plan
 from dlrmctl.plan.cluster import Cluster
 from dlrmctl.plan.dense import DenseNeed, dense_need
-from dlrmctl.tables import feature_tables
-from embeddings.collection import CompositionalEmbeddings
-from embeddings.fused import attach_rowwise_adagrad
-from embeddings.memory import state_bytes, weight_bytes
-from embeddings.placement import Placement, PlacementError, make_plan
+from dlrmctl.settings.config import Config
 
 PARTS = (
     *("process", "tables", "table state", "MLPs", "gradients", "optimizer"),

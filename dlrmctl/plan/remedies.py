@@ -6,15 +6,15 @@ Every remedy for training is planned before it is offered, with tables cut into 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from data.schema import Schema
-from dlrmctl.config import Config
-from dlrmctl.console import bytes_text
+from dlrmctl.console.text import bytes_text
+from dlrmctl.data.schema import Schema
+from dlrmctl.embeddings.choose import num_parameters
+from dlrmctl.embeddings.compression.rules.quantize import row_bytes
 from dlrmctl.errors import UserError
 from dlrmctl.plan.cluster import Cluster
 from dlrmctl.plan.memory import MemoryPlan, plan_memory
-from dlrmctl.settings import shown
-from embeddings.choose import num_parameters
-from embeddings.compression.quantize import row_bytes
+from dlrmctl.settings.config import Config
+from dlrmctl.settings.setting import shown
 
 _SERVED = {"fp16": 16, "int8": 8, "int4": 4}
 _RATIOS = (1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 32, 40, 50, 64, 80, 100, 128, 200, 256, 400, 512, 1000)

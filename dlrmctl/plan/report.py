@@ -4,16 +4,17 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dlrmctl.console import bytes_text, output, print_table
+from dlrmctl.assembly.tables import summary
+from dlrmctl.console.console import output, print_table
+from dlrmctl.console.text import bytes_text
+from dlrmctl.embeddings.sharding.memory import state_bytes, weight_bytes
+from dlrmctl.embeddings.sharding.placement import Placement
 from dlrmctl.plan.amounts import bandwidth_text, flops_text, time_text
 from dlrmctl.plan.memory import MemoryPlan
-from dlrmctl.plan.rates import Rate, Rates
-from dlrmctl.tables import summary
-from embeddings.memory import state_bytes, weight_bytes
-from embeddings.placement import Placement
+from dlrmctl.plan.steptime import Rate, Rates
 
 if TYPE_CHECKING:
-    from dlrmctl.plan.command import Answer
+    from dlrmctl.plan.plan import Answer
 
 _MOST_TABLES = 26  # the others are one line
 _FEW_RANKS = 4

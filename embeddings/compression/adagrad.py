@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from embeddings.compression.head import Headed
-from embeddings.compression.rules import Compressed, Rows
-from embeddings.compression.shared import Codes, Hashed, LowRank, Paired
-from embeddings.compression.source import CHUNK_VALUES
+from dlrmctl.embeddings.compression.rules.headed import Headed
+from dlrmctl.embeddings.compression.rules.quantize import CHUNK_VALUES
+from dlrmctl.embeddings.compression.rules.rows import Compressed, StoredRows
+from dlrmctl.embeddings.compression.rules.sharing import Codes, Hashed, LowRank, Paired
 
 
 def shared_state(table: Compressed, sums: Tensor) -> dict[str, Tensor]:
@@ -39,7 +39,7 @@ def shared_state(table: Compressed, sums: Tensor) -> dict[str, Tensor]:
 
 
 def _add(states: dict[str, Tensor], prefix: str, table: Compressed, ids: Tensor, sums: Tensor) -> None:
-    if isinstance(table, Rows):
+    if isinstance(table, StoredRows):
         _state(states, prefix + "values", table.num_rows).index_add_(0, ids, sums)
     elif isinstance(table, LowRank):
         coordinates = table.coordinates(ids)

@@ -2,9 +2,13 @@
 
 OUT/manifest.json             what is inside: rules, bytes, checksums; plain JSON
     tables-00000.safetensors  parts of tables, called "TABLE/PART"
-"""
+
+
+Directories that appear whole or not at all, and files of tensors in them with the modes of other files."""
 
 import json
+import os
+import secrets
 import shutil
 import zlib
 from collections.abc import Mapping
@@ -13,14 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-import embeddings.compression.head  # its rule, and those of the others, can be read once they are defined
-import embeddings.compression.isometric
-import embeddings.compression.shared  # noqa: F401
-from embeddings.compression.files import begin_directory, publish, save_tensors, sync
-from embeddings.compression.rules import Compressed, from_parts
+from dlrmctl.embeddings.compression.rules.rows import Compressed, from_parts
 
 FORMAT = "dlrmctl-compressed/1"
 _MANIFEST = "manifest.json"
@@ -219,3 +220,50 @@ def _crc32(path: Path) -> int:
         while chunk := file.read(1 << 22):
             value = zlib.crc32(chunk, value)
     return value
+
+
+def begin_directory(path: Path) -> Path:
+    """A new hidden directory beside `path`, to fill; then call `publish`, and remove what is left in any case.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    partial.mkdir(parents=True)
+    return partial
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Gives a filled directory its name, once the disk has it.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    sync(partial)
+    partial.rename(path)
+    sync(path.parent)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Writes a safetensors file that others may read as the umask says.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    path.touch()
+    mode = path.stat().st_mode  # safetensors would leave a file for its owner alone
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as problem:
+        raise OSError(f"{path}: {problem}") from None
+    path.chmod(mode)
+    sync(path)
+
+
+def sync(path: Path) -> None:
+    """Waits until the disk has a file, or the names in a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

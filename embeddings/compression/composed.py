@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from embeddings.collection import CompositionalEmbeddings
-from embeddings.compression.rules import Compressed
-from embeddings.tables import FeatureTable
+from dlrmctl.embeddings.collection import CompositionalEmbeddings
+from dlrmctl.embeddings.compression.rules.rows import Compressed
+from dlrmctl.embeddings.tables import FeatureTable
 
 
 class CompressedBags(nn.Module):

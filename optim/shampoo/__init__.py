@@ -1,6 +1,6 @@
 """Distributed Shampoo with grafting."""
 
-from optim.shampoo.configs import (
+from dlrmctl.optim.shampoo.configs import (
     AdaGradGrafting,
     AdamGrafting,
     Eigendecomposed,
@@ -11,10 +11,9 @@ from optim.shampoo.configs import (
     RootInverse,
     SGDGrafting,
 )
-from optim.shampoo.costs import ParameterCost, StepCost
-from optim.shampoo.gradients import NonFiniteGradientError
-from optim.shampoo.optimizer import DistributedShampoo
-from optim.shampoo.timing import PARTS, PartTimes
+from dlrmctl.optim.shampoo.costs import PARTS, ParameterCost, PartTimes, StepCost
+from dlrmctl.optim.shampoo.gradients import NonFiniteGradientError
+from dlrmctl.optim.shampoo.optimizer import DistributedShampoo
 
 __all__ = [
     "PARTS",

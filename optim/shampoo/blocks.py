@@ -15,7 +15,7 @@ Region = tuple[slice, ...]
 
 
 @dataclass(frozen=True)
-class Block:
+class ParameterBlock:
     """One piece of one parameter.
 
     `group` and `position` find the parameter (`param_groups[group]["params"][position]`), `number` counts the blocks
@@ -35,13 +35,13 @@ class Block:
         return math.prod(self.shape)
 
 
-def flat_order(blocks: Sequence[Block]) -> list[Block]:
+def flat_order(blocks: Sequence[ParameterBlock]) -> list[ParameterBlock]:
     """Diagonal blocks first, then by shape; otherwise in the order of the parameters."""
     return sorted(blocks, key=lambda b: (b.group, not b.diagonal, () if b.diagonal else b.shape, b.position, b.number))
 
 
 @dataclass(frozen=True)
-class Cut:
+class ParameterCut:
     """The shape a parameter is seen in, and the regions of that shape that are its blocks (none if it is empty)."""
 
     shape: Shape
@@ -61,7 +61,7 @@ class Cut:
         return views
 
 
-def block_views(cuts: Sequence[Cut], tensors: Sequence[Tensor | None]) -> dict[tuple[int, int], Tensor]:
+def block_views(cuts: Sequence[ParameterCut], tensors: Sequence[Tensor | None]) -> dict[tuple[int, int], Tensor]:
     """The blocks of a group's parameters or gradients by (position, number), without those of missing tensors."""
     return {
         (position, number): view
@@ -98,7 +98,7 @@ def split_shape(shape: Shape, limit: int) -> tuple[Region, ...]:
     return tuple(itertools.product(*per_dimension))
 
 
-def cut_parameter(parameter: Tensor, *, limit: int, merge: bool) -> Cut:
+def cut_parameter(parameter: Tensor, *, limit: int, merge: bool) -> ParameterCut:
     """Decides the blocks of a parameter.
 
     Args:
@@ -114,4 +114,4 @@ def cut_parameter(parameter: Tensor, *, limit: int, merge: bool) -> Cut:
             shape = merged
         except RuntimeError:  # the strides do not allow it: blocks must be views, so this one stays unmerged
             pass
-    return Cut(shape, limit, split_shape(shape, limit))
+    return ParameterCut(shape, limit, split_shape(shape, limit))

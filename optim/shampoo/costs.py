@@ -1,14 +1,22 @@
-"""What a block costs, in multiplications and bytes: for sharing the work out, and for showing where it goes."""
+"""What a step costs: estimated in multiplications and bytes, to share the work out, and measured in seconds by part."""
 
 import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
-from optim.shampoo.blocks import Block
+from dlrmctl.optim.shampoo.blocks import ParameterBlock
 
 # An eigendecomposition with its root costs about this many n x n x n multiplications (measured on CPU, n = 64..256).
 ROOT_COST = 20
 # An elementwise pass over a block reads and writes memory; in multiplications of a matrix product (measured on CPU).
 ELEMENTWISE_COST = 10
+
+# The parts of a step, in their order.
+PARTS = ("gradients", "statistics", "roots", "elementwise", "application", "communication", "weights")
+Timed = Callable[[str], AbstractContextManager[None]]
+_NOTHING = nullcontext()
 
 
 @dataclass(frozen=True)
@@ -33,12 +41,12 @@ class StepCost:
         )
 
 
-def root_cost(block: Block) -> float:
+def root_cost(block: ParameterBlock) -> float:
     """Multiplications of one refresh of the block's roots."""
     return 0.0 if block.diagonal else float(ROOT_COST * sum(block.shape[dim] ** 3 for dim in block.dims))
 
 
-def step_cost(block: Block, *, precondition_frequency: int, statistics_frequency: int) -> StepCost:
+def step_cost(block: ParameterBlock, *, precondition_frequency: int, statistics_frequency: int) -> StepCost:
     """What the block costs per step."""
     elementwise = float(ELEMENTWISE_COST * block.numel)
     if block.diagonal:
@@ -61,3 +69,35 @@ class ParameterCost:
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
+
+
+def untimed(part: str) -> AbstractContextManager[None]:
+    return _NOTHING
+
+
+class PartTimes:
+    """Seconds spent in each of PARTS since it was made or cleared.
+
+    `optimizer.part_times = PartTimes()` measures from then on, None stops.
+
+    Args:
+        synchronize: called before every reading of the clock, e.g. torch.cuda.synchronize.
+    """
+
+    def __init__(self, synchronize: Callable[[], None] | None = None) -> None:
+        self._synchronize = synchronize
+        self.clear()
+
+    def clear(self) -> None:
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = self._now()
+        yield
+        self.seconds[part] += self._now() - start
+
+    def _now(self) -> float:
+        if self._synchronize is not None:
+            self._synchronize()
+        return time.perf_counter()

@@ -1,4 +1,6 @@
-"""The division of labour: every group's blocks, their owners, this rank's shards, and the buffers between ranks."""
+"""The division of labour: every group's blocks, their owners, this rank's shards, and the buffers between ranks.
+
+Every rank's directions brought to every rank by one all-gather."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -7,15 +9,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from optim.shampoo.blocks import Block, Cut, block_views
-from optim.shampoo.costs import StepCost
-from optim.shampoo.gather import DirectionBuffer
-from optim.shampoo.plan import Kind, plan_group
-from optim.shampoo.scalars import rounded
-from optim.shampoo.shard import Shard
-from optim.shampoo.timing import Timed
+from dlrmctl.optim.shampoo.blocks import ParameterBlock, ParameterCut, block_views
+from dlrmctl.optim.shampoo.costs import StepCost, Timed
+from dlrmctl.optim.shampoo.memory import Layout
+from dlrmctl.optim.shampoo.plan import Kind, plan_group
+from dlrmctl.optim.shampoo.settings import rounded
+from dlrmctl.optim.shampoo.shard import Shard
 
 Views = Mapping[tuple[int, int], Tensor]  # blocks of a group's parameters by (position, number)
+# The second is its name before torch 2.13.
+_all_gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
 
 
 class Division:
@@ -32,12 +35,12 @@ class Division:
         self._rank = dist.get_rank(process_group) if process_group is not None else 0
         self._world_size = dist.get_world_size(process_group) if process_group is not None else 1
         self._loads = [0.0] * self._world_size
-        self._cuts: list[list[Cut]] = []
-        self._blocks_of_rank: dict[Kind, list[list[Block]]] = {}
+        self._cuts: list[list[ParameterCut]] = []
+        self._blocks_of_rank: dict[Kind, list[list[ParameterBlock]]] = {}
         self._buffers: dict[Kind, DirectionBuffer] = {}
         self._moves: list[list[tuple[tuple[int, int], Tensor]]] = []
         self._weights: list[tuple[list[Any], Views]] = []
-        self.costs: dict[Block, StepCost] = {}
+        self.costs: dict[ParameterBlock, StepCost] = {}
         self.shards: dict[tuple[int, Kind], Shard] = {}
 
     def add_group(self, group: dict[str, Any]) -> None:
@@ -73,7 +76,7 @@ class Division:
             [((b.position, b.number), view) for b, view in views if b.group == i] for i in range(len(self._cuts))
         ]
 
-    def block_states(self, g: int) -> Iterator[tuple[Block, dict[str, Tensor]]]:
+    def block_states(self, g: int) -> Iterator[tuple[ParameterBlock, dict[str, Tensor]]]:
         """The blocks of group `g` that this rank owns, with their live state."""
         for (group_index, _), shard in self.shards.items():
             if group_index == g:
@@ -107,3 +110,48 @@ class Division:
         if self._weights[g][0] != places:
             self._weights[g] = places, block_views(self._cuts[g], [p.detach() for p in group["params"]])
         return self._weights[g][1]
+
+
+class DirectionBuffer:
+    """One flat buffer of directions per rank, and views of all of them by block.
+
+    A rank's part starts with its own blocks; parts are padded to the longest, since an all-gather moves equal parts.
+    Every rank takes part in every exchange, whether or not it has anything to say. On one rank nothing moves.
+
+    Args:
+        blocks_of_rank: the blocks of every rank, in the order they lie in its part.
+        communication_dtype: what travels; None for `dtype` itself. Then every rank, the owner included, uses the
+            rounded value, so that replicas stay equal.
+    """
+
+    def __init__(
+        self,
+        blocks_of_rank: Sequence[Sequence[ParameterBlock]],
+        *,
+        rank: int,
+        process_group: dist.ProcessGroup | None,
+        dtype: torch.dtype,
+        communication_dtype: torch.dtype | None,
+        device: torch.device,
+    ) -> None:
+        world_size = len(blocks_of_rank)
+        self._process_group = process_group if world_size > 1 else None
+        layouts = [Layout(blocks) for blocks in blocks_of_rank]
+        longest = max(layout.numel for layout in layouts)
+        self._part = torch.zeros(longest, dtype=dtype, device=device)
+        self.own_N = self._part[: layouts[rank].numel]
+        self._received = self._part[None]
+        if self._process_group is not None:
+            received_dtype = dtype if communication_dtype is None else communication_dtype
+            self._received = torch.zeros(world_size, longest, dtype=received_dtype, device=device)
+        self.views: dict[ParameterBlock, Tensor] = {}
+        for part, layout in zip(self._received, layouts, strict=True):
+            self.views |= dict(zip(layout.blocks, layout.views(part), strict=True))
+
+    def exchange(self) -> None:
+        """Fills `views` with the directions of all ranks."""
+        if self._process_group is None:
+            return
+        sent = self._part.to(self._received.dtype)
+        # As bytes: nothing is added up, and not every backend knows every type.
+        _all_gather(self._received.view(-1).view(torch.uint8), sent.view(torch.uint8), group=self._process_group)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from optim.shampoo.blocks import Block, Shape
+from dlrmctl.optim.shampoo.blocks import ParameterBlock, Shape
 
 _ALIGNMENT = 16  # elements: a cache line of 64 bytes in float32, two in float64
 
@@ -33,7 +33,7 @@ def stack_view(flat_N: Tensor, num_blocks: int, shape: Shape) -> Tensor:
 class Layout:
     """Where blocks lie behind each other in a flat buffer of `numel` elements."""
 
-    def __init__(self, blocks: Sequence[Block]) -> None:
+    def __init__(self, blocks: Sequence[ParameterBlock]) -> None:
         self.blocks = list(blocks)
         self.starts: list[int] = []
         self.numel = 0

@@ -5,10 +5,12 @@
 Every rank must hold the same gradients, as after DistributedDataParallel. Blocks belong to ranks; a rank keeps state
 and computes directions only for its own. Source: Gupta et al., arXiv:1802.09568; Anil et al., arXiv:2002.09018;
 Shi et al., arXiv:2309.06497.
-"""
+
+
+What an optimizer can say about itself in words and numbers."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,16 +19,16 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from optim.shampoo import report, state
-from optim.shampoo.configs import AdaGradGrafting, Grafting, Preconditioner, RootInverse
-from optim.shampoo.costs import ParameterCost
-from optim.shampoo.division import Division
-from optim.shampoo.factors import ExponentOverride
-from optim.shampoo.gradients import checked_gradients, parameter_name
-from optim.shampoo.settings import resolve
-from optim.shampoo.timing import PartTimes, Timed, untimed
+from dlrmctl.optim.shampoo import state
+from dlrmctl.optim.shampoo.configs import AdaGradGrafting, Grafting, Preconditioner, RootInverse
+from dlrmctl.optim.shampoo.costs import ParameterCost, PartTimes, StepCost, Timed, untimed
+from dlrmctl.optim.shampoo.division import Division
+from dlrmctl.optim.shampoo.factors import FAILED, ExponentOverride
+from dlrmctl.optim.shampoo.gradients import checked_gradients, parameter_name
+from dlrmctl.optim.shampoo.settings import checked_group
 
 _NOT_PER_GROUP = {"self", "__class__", "params", "communication_dtype", "process_group"}
+_NUM_NAMED = 3  # blocks that a report of failures names
 
 
 class DistributedShampoo(Optimizer):
@@ -113,15 +115,15 @@ class DistributedShampoo(Optimizer):
 
     @property
     def num_failed_roots(self) -> int:
-        return report.num_failed_roots(self._division)
+        return num_failed_roots(self._division)
 
     def failed_roots_report(self) -> str:
         """One line, "" when nothing failed: "2 root inverses failed: mlp.0.weight block 3 (kept the last good one)"."""
-        return report.failed_roots(self._division, self.param_groups)
+        return failed_roots(self._division, self.param_groups)
 
     def costs(self) -> list[ParameterCost]:
         """Multiplications per step and bytes of state of every parameter, in order."""
-        return report.parameter_costs(self._division, self.param_groups)
+        return parameter_costs(self._division, self.param_groups)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -152,7 +154,7 @@ class DistributedShampoo(Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            resolve(group)
+            checked_group(group)
             for i, p in enumerate(group["params"]):
                 if p.is_complex():
                     name = parameter_name(group, i, len(self.param_groups) - 1)
@@ -209,3 +211,45 @@ class DistributedShampoo(Optimizer):
         memo[id(self)] = clone
         clone.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return clone
+
+
+def num_failed_roots(division: Division) -> int:
+    return sum(shard.failures.total() for shard in division.shards.values())
+
+
+def failed_roots(division: Division, groups: Sequence[dict[str, Any]]) -> str:
+    """Which blocks of this rank failed, one line; the worst first."""
+    items: list[tuple[int, int, str]] = []
+    for (g, _), shard in division.shards.items():
+        for index, times in shard.failures.items():
+            block = shard.blocks[index]
+            alone = int(shard.block_state(index)["root_status"]) == FAILED
+            # Without grafting and without roots the direction is the gradient itself.
+            instead = "kept the last good one" if not alone else "takes the grafted step"
+            if alone and groups[g]["grafting_config"] is None:
+                instead = "takes the gradient itself"
+            often = f"{times} times, " if times > 1 else ""
+            name = parameter_name(groups[g], block.position, g)
+            items.append((-times, len(items), f"{name} block {block.number} ({often}{instead})"))
+    if not items:
+        return ""
+    total = num_failed_roots(division)
+    named = ", ".join(text for _, _, text in sorted(items)[:_NUM_NAMED])
+    more = f" and {len(items) - _NUM_NAMED} more blocks" if len(items) > _NUM_NAMED else ""
+    return f"{total} root inverse{'s' if total > 1 else ''} failed: {named}{more}"
+
+
+def parameter_costs(division: Division, groups: Sequence[dict[str, Any]]) -> list[ParameterCost]:
+    """Costs over all ranks, bytes on this one."""
+    costs = []
+    for g, group in enumerate(groups):
+        state_bytes: dict[int, int] = {}
+        for block, tensors in division.block_states(g):
+            size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+            state_bytes[block.position] = state_bytes.get(block.position, 0) + size
+        for i, p in enumerate(group["params"]):
+            blocks = [cost for block, cost in division.costs.items() if (block.group, block.position) == (g, i)]
+            total = sum(blocks, StepCost())
+            name = parameter_name(group, i, g)
+            costs.append(ParameterCost(name, tuple(p.shape), len(blocks), total, state_bytes.get(i, 0)))
+    return costs

@@ -1,14 +1,16 @@
-"""What becomes of a parameter group: its blocks, their owners and their turns. Equal on every rank."""
+"""What becomes of a parameter group: its blocks, their owners and their turns. Equal on every rank.
 
+Which rank owns which block, and at which step a block's roots are due. Pure, deterministic, equal on every rank."""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from optim.shampoo.assignment import spread
-from optim.shampoo.blocks import Block, Cut, cut_parameter, flat_order
-from optim.shampoo.costs import StepCost, root_cost, step_cost
-from optim.shampoo.factors import preconditioned_dims
+from dlrmctl.optim.shampoo.blocks import ParameterBlock, ParameterCut, cut_parameter, flat_order
+from dlrmctl.optim.shampoo.costs import StepCost, root_cost, step_cost
+from dlrmctl.optim.shampoo.factors import preconditioned_dims
 
 Kind = tuple[torch.device, torch.dtype]  # where a block's state lives, and its type
 
@@ -17,10 +19,10 @@ Kind = tuple[torch.device, torch.dtype]  # where a block's state lives, and its 
 class GroupPlan:
     """`cuts` by position of the parameter; blocks by kind and rank, in the order they lie in the rank's buffers."""
 
-    cuts: list[Cut]
-    blocks_of_rank: dict[Kind, list[list[Block]]]
-    turn_of: dict[Block, int | None]
-    cost_of: dict[Block, StepCost]
+    cuts: list[ParameterCut]
+    blocks_of_rank: dict[Kind, list[list[ParameterBlock]]]
+    turn_of: dict[ParameterBlock, int | None]
+    cost_of: dict[ParameterBlock, StepCost]
 
 
 def plan_group(group_index: int, group: dict[str, Any], loads: list[float]) -> GroupPlan:
@@ -39,7 +41,8 @@ def plan_group(group_index: int, group: dict[str, Any], loads: list[float]) -> G
         if diagonal and order == 1:  # nothing is gained by cutting what is elementwise, and biases are many
             cuts[position] = cut = cut_parameter(group["params"][position], limit=max(*cut.shape, 1), merge=False)
         blocks += [
-            Block(group_index, position, n, cut.region_shape(n), diagonal, dims) for n in range(len(cut.regions))
+            ParameterBlock(group_index, position, n, cut.region_shape(n), diagonal, dims)
+            for n in range(len(cut.regions))
         ]
 
     frequency, every = group["precondition_frequency"], group["statistics_frequency"]
@@ -49,10 +52,45 @@ def plan_group(group_index: int, group: dict[str, Any], loads: list[float]) -> G
 
     costs = [step_cost(block, precondition_frequency=frequency, statistics_frequency=every) for block in blocks]
     owners = spread([cost.total for cost in costs], len(loads), loads)
-    blocks_of_rank: dict[Kind, list[list[Block]]] = {}
+    blocks_of_rank: dict[Kind, list[list[ParameterBlock]]] = {}
     for block, owner in zip(blocks, owners, strict=True):
         p = group["params"][block.position]
         kind = (p.device, torch.float64 if p.dtype == torch.float64 else torch.float32)
         blocks_of_rank.setdefault(kind, [[] for _ in loads])[owner].append(block)
     ordered = {kind: [flat_order(members) for members in ranks] for kind, ranks in blocks_of_rank.items()}
     return GroupPlan(cuts, ordered, dict(zip(blocks, turns, strict=True)), dict(zip(blocks, costs, strict=True)))
+
+
+def spread(costs: Sequence[float], num_bins: int, loads: list[float] | None = None) -> list[int]:
+    """Puts each item into the least loaded bin, the largest cost first; ties go to the earlier item and bin.
+
+    Args:
+        costs: one per item.
+        num_bins: ranks, or steps of a refresh cycle; >= 1.
+        loads: what the bins already carry; changed in place.
+
+    Returns:
+        The bin of each item, in the order of `costs`. No bin carries more than the mean plus the largest item.
+    """
+    loads = [0.0] * num_bins if loads is None else loads
+    bins = [0] * len(costs)
+    for item in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        bins[item] = min(range(num_bins), key=lambda b: (loads[b], b))
+        loads[bins[item]] += costs[item]
+    return bins
+
+
+def refresh_due(step: int, *, frequency: int, start: float, turn: int | None) -> bool:
+    """Whether a block's roots are refreshed at `step` (counted from 1).
+
+    Without a turn at `start` and then at every multiple of `frequency`. With a turn (0 <= turn < frequency) once in
+    every `frequency` steps, for the first time in the last `frequency` steps up to `start`, so that no step has more
+    to do than any other and no root in use is older than `frequency` steps. Where `start` leaves no room for that, the
+    first time is `start`.
+    """
+    if turn is None:
+        return step == start or (step > start and step % frequency == 0)
+    first = start + 1 - frequency + turn % frequency
+    if first < 1 and step <= start:
+        return step == start
+    return step >= first and (step - first) % frequency == 0

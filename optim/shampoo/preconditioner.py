@@ -18,14 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optim.shampoo.blocks import Shape
-from optim.shampoo.configs import Eigendecomposed, EigenvalueCorrected, Preconditioner, RootInverse
-from optim.shampoo.factors import FactorStack, Index, RootSettings, all_finite, exponent_of
-from optim.shampoo.products import add_gram, multiply
-from optim.shampoo.roots import damped, eigendecomposition, eigh, inverse_root, lifted, root_of, turned_basis
+from dlrmctl.optim.shampoo.blocks import Shape
+from dlrmctl.optim.shampoo.configs import Eigendecomposed, EigenvalueCorrected, Preconditioner, RootInverse
+from dlrmctl.optim.shampoo.factors import FactorStack, Index, RootSettings, add_gram, all_finite, exponent_of, multiply
+from dlrmctl.optim.shampoo.roots import damped, eigendecomposition, eigh, inverse_root, lifted, root_of, turned_basis
 
 Dims = tuple[int, ...]
-
 _EIGENVALUE_EPSILON = 1e-8  # beside the root of a second moment, as in Adam; there is no factor to be relative to
 
 

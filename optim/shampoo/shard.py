@@ -12,20 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optim.shampoo.assignment import refresh_due
-from optim.shampoo.blocks import Block
-from optim.shampoo.configs import AdaGradGrafting, AdamGrafting
-from optim.shampoo.factors import NEVER_REFRESHED, RootSettings
-from optim.shampoo.grafting import filter_gradient, grafted_step, has_second_moment, update_second_moment
-from optim.shampoo.memory import Layout
-from optim.shampoo.part import Part, graft, stop_lost
-from optim.shampoo.preconditioner import make_stack
-from optim.shampoo.scalars import bias_correction, largest_ratio
-from optim.shampoo.settings import decay_of_weights
-from optim.shampoo.timing import Timed, untimed
+from dlrmctl.optim.shampoo.blocks import ParameterBlock
+from dlrmctl.optim.shampoo.configs import AdaGradGrafting, AdamGrafting
+from dlrmctl.optim.shampoo.costs import Timed, untimed
+from dlrmctl.optim.shampoo.factors import NEVER_REFRESHED, RootSettings
+from dlrmctl.optim.shampoo.grafting import (
+    BlockGroup,
+    filter_gradient,
+    graft,
+    grafted_step,
+    has_second_moment,
+    stop_lost,
+    update_second_moment,
+)
+from dlrmctl.optim.shampoo.memory import Layout
+from dlrmctl.optim.shampoo.plan import refresh_due
+from dlrmctl.optim.shampoo.preconditioner import make_stack
+from dlrmctl.optim.shampoo.settings import bias_correction, decay_of_weights, largest_ratio
 
 Settings = dict[str, Any]  # a parameter group of the optimizer
-
 _CHUNK = 32768  # elements; the five buffers of an elementwise pass over them fit into a core's own cache
 
 
@@ -40,7 +45,13 @@ class Shard:
     """
 
     def __init__(
-        self, blocks: list[Block], turns: list[int | None], settings: Settings, *, dtype: torch.dtype, out_N: Tensor
+        self,
+        blocks: list[ParameterBlock],
+        turns: list[int | None],
+        settings: Settings,
+        *,
+        dtype: torch.dtype,
+        out_N: Tensor,
     ) -> None:
         self.blocks = blocks
         self.places = [(block.position, block.number) for block in blocks]
@@ -75,7 +86,7 @@ class Shard:
         rows_of = [i for i, block in enumerate(self.blocks) if not block.diagonal]
         first = len(self.blocks) - len(rows_of)
         self._root_status = torch.full((len(rows_of),), NEVER_REFRESHED, dtype=torch.int64)
-        self._parts: list[Part] = []
+        self._parts: list[BlockGroup] = []
         for shape, members in groupby(rows_of, key=lambda i: self.blocks[i].shape):
             rows = list(members)
             stack = make_stack(
@@ -87,7 +98,7 @@ class Shard:
                 device=self._grad.device,
             )
             elements = self._layout.elements(rows[0], rows[-1])
-            self._parts.append(Part(slice(rows[0], rows[-1] + 1), elements, stack, self._grad, self._grafted))
+            self._parts.append(BlockGroup(slice(rows[0], rows[-1] + 1), elements, stack, self._grad, self._grafted))
 
     def set_out(self, out_N: Tensor) -> None:
         self.out_N = out_N

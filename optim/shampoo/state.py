@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from optim.shampoo.configs import config_from_dict, config_to_dict
-from optim.shampoo.gradients import parameter_name
-from optim.shampoo.settings import STRUCTURAL
+from dlrmctl.optim.shampoo.configs import config_from_dict, config_to_dict
+from dlrmctl.optim.shampoo.gradients import parameter_name
+from dlrmctl.optim.shampoo.settings import STRUCTURAL
 
 _CONFIGS = ("grafting_config", "preconditioner_config")
 _LEFT_ALONE = {"params", "param_names", "step", *_CONFIGS}

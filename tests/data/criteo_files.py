@@ -4,11 +4,17 @@ import codecs
 import gzip
 import random
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from data.lines import MAX_LINE_BYTES
+from dlrmctl.data.formats.criteo import CriteoInput
+from dlrmctl.data.formats.lines import MAX_LINE_BYTES
+from dlrmctl.data.preparation.options import PrepareOptions
+from dlrmctl.data.preparation.prepare import prepare
+from dlrmctl.data.preparation.report import PrepareReport
 
 Row = list[str]
 Example = tuple[int, list[float], list[int | None]]  # label, transformed integers, categoricals
@@ -77,3 +83,10 @@ def _read_fields(fields: list[bytes]) -> Example | None:
     if not all(re.fullmatch(rb"[0-9a-fA-F]{0,8}", field) for field in fields[14:]):
         return None
     return int(fields[0]), dense, [int(field, 16) if field else None for field in fields[14:]]
+
+
+def prepare_criteo(
+    sources: Sequence[Path | str], out: Path | str, options: PrepareOptions | None = None, progress: Any = None
+) -> PrepareReport:
+    """Makes the store `out` from Criteo files in the given order."""
+    return prepare(CriteoInput(sources), out, options, progress)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from data.raw import Position, RawColumn, RawFeature, RawPiece, SourceFile, Task
+from dlrmctl.data.formats.raw import Position, RawColumn, RawFeature, RawPiece, SourceFile, Task
 
 FEATURES = (
     RawFeature("user"),

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from data.schema import Schema, SparseFeature
-from data.source import Block
+from dlrmctl.data.schema import Schema, SparseFeature
+from dlrmctl.data.source import Block
 
 
 class Counting:

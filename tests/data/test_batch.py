@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from data.reader import Reader
+from dlrmctl.data.reader import Reader
 from tests.data.sources import Counting
 
 

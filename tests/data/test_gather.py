@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.gather import Rows, join_batch, pick_rows
-from data.source import Block
+from dlrmctl.data.batch import PickedRows, join_batch, pick_rows
+from dlrmctl.data.source import Block
 
 KEYS = ("a", "b")
 
@@ -30,7 +30,7 @@ def plain_rows(block: Block, rows: list[int]) -> list[tuple[list[float], bool, l
     return [(block.dense_IN[:, n].tolist(), bool(block.labels_N[n]), [x[n].tolist() for x in lists]) for n in rows]
 
 
-def joined(pieces: list[tuple[Rows, int, int]]) -> list[tuple[list[float], bool, list[list[int]]]]:
+def joined(pieces: list[tuple[PickedRows, int, int]]) -> list[tuple[list[float], bool, list[list[int]]]]:
     """The rows of the batch, row by row."""
     batch = join_batch(pieces, KEYS, 1)
     assert batch.ids.dtype is torch.int64

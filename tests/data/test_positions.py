@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.batch import Batch
-from data.reader import Reader
-from data.source import Source
-from data.store import Store
-from data.writer import write_store
+from dlrmctl.data.batch import Batch
+from dlrmctl.data.reader import Reader
+from dlrmctl.data.source import Source
+from dlrmctl.data.store.store import Store
+from dlrmctl.data.store.writer import write_store
 from tests.data.sources import Counting
 
 BATCH = 12  # can be cut for 1, 2, 3, 4, 6 and 12 ranks

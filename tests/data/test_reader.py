@@ -6,10 +6,10 @@ import time
 import pytest
 import torch
 
-from data.batch import Batch
-from data.errors import DataError
-from data.reader import Reader
-from data.source import Block
+from dlrmctl.data.batch import Batch
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.reader import Reader
+from dlrmctl.data.source import Block
 from tests.data.sources import Counting
 
 

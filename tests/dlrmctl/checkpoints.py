@@ -7,7 +7,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from dlrmctl.safereader import SafeReader
+from dlrmctl.rundir.checkpoint import SafeReader
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

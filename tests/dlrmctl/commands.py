@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlrmctl import console, entry
+from dlrmctl.cli import main as entry
+from dlrmctl.console import console
 
 COMMAND = [sys.executable, "-P", "-m", "dlrmctl"]
 

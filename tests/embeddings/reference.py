@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from embeddings.tables import FeatureTable
+from dlrmctl.embeddings.tables import FeatureTable
 
 Bags = dict[str, list[list[int]]]  # feature -> example -> ids
 

@@ -1,9 +1,12 @@
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embeddings.choose import Method, RatioError, choose_tables, fit_ratio, num_parameters
-from embeddings.tables import KINDS, OPERATIONS_OF, FeatureTable
+from dlrmctl.embeddings.choose import RatioError, Scheme, fit_ratio, num_parameters
+from dlrmctl.embeddings.tables import KINDS, OPERATIONS_OF, FeatureTable
 
 # Distinct values per categorical column of Criteo's Kaggle data set.
 # fmt: off
@@ -12,6 +15,11 @@ KAGGLE = (1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 835
 # fmt: on
 FEATURES = [(f"c{i}", rows, 1) for i, rows in enumerate(KAGGLE)]
 FULL = sum(KAGGLE) * 16
+
+
+def choose_tables(features: Sequence[tuple[str, int, int]], **settings: Any) -> list[FeatureTable]:
+    """One method for all features."""
+    return [Scheme(**settings).table(feature) for feature in features]
 
 
 def test_small_features_stay_full():
@@ -56,7 +64,7 @@ def test_head_and_tail_share_the_rows_there_are(rows, collisions, share):
 @pytest.mark.parametrize("kind", KINDS[1:])
 @pytest.mark.parametrize("ratio", [2, 4, 7.3, 60])
 def test_a_ratio_is_met_closely_on_tables_like_criteos(kind, ratio):
-    chosen = fit_ratio(FEATURES, [Method(kind)] * 26, [False] * 26, ratio=ratio, dim=16)
+    chosen = fit_ratio(FEATURES, [Scheme(kind)] * 26, [False] * 26, ratio=ratio, dim=16)
     reached = FULL / num_parameters(chosen, 16)
     # Five large tables, 30 % of all rows at most, take c or c + 1 collisions each; coprime moduli move in larger steps.
     assert ratio <= reached < ratio * (1.1 if kind == "crt" else 1.05)
@@ -64,12 +72,12 @@ def test_a_ratio_is_met_closely_on_tables_like_criteos(kind, ratio):
 
 
 def test_larger_tables_have_no_fewer_collisions_than_the_ratio_needs():
-    chosen = fit_ratio(FEATURES, [Method("hash")] * 26, [False] * 26, ratio=4, dim=16)
+    chosen = fit_ratio(FEATURES, [Scheme("hash")] * 26, [False] * 26, ratio=4, dim=16)
     assert {t.collisions for t in chosen if t.kind == "hash"} <= {4, 5}
 
 
 def test_a_ratio_beyond_the_smallest_tables_says_the_best():
-    methods = [Method("qr")] * 26
+    methods = [Scheme("qr")] * 26
     with pytest.raises(RatioError) as caught:
         fit_ratio(FEATURES, methods, [False] * 26, ratio=10**6, dim=16)
     best = caught.value.best
@@ -84,7 +92,7 @@ def test_a_ratio_beyond_the_smallest_tables_says_the_best():
 @pytest.mark.parametrize("kind", OPERATIONS_OF)
 def test_every_operation_counts_as_it_is(kind):
     for operation in OPERATIONS_OF[kind]:
-        method = Method(kind, operation=operation, ways=2, tail="qr")
+        method = Scheme(kind, operation=operation, ways=2, tail="qr")
         chosen = fit_ratio(FEATURES, [method] * 26, [False] * 26, ratio=9, dim=16)
         weights = sum(t.rows * t.dim for f in chosen for t in f.tables(16))
         assert FULL / 10 < weights <= FULL / 9
@@ -99,9 +107,9 @@ def test_every_operation_counts_as_it_is(kind):
             r"feature a: head_share=1.0 must be above 0 and below 1",
         ),
         (lambda: choose_tables([("a", 5, 1)], collisions=0), "collisions=0 must be at least 1"),
-        (lambda: fit_ratio(FEATURES, [Method()] * 26, [False] * 26, ratio=1, dim=16), "ratio=1 must be above 1"),
+        (lambda: fit_ratio(FEATURES, [Scheme()] * 26, [False] * 26, ratio=1, dim=16), "ratio=1 must be above 1"),
         (
-            lambda: fit_ratio(FEATURES, [Method()] * 26, [False] * 26, ratio=2, dim=16),
+            lambda: fit_ratio(FEATURES, [Scheme()] * 26, [False] * 26, ratio=2, dim=16),
             "2 times smaller cannot be had: 1",
         ),
     ],

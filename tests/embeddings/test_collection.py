@@ -2,8 +2,8 @@ import pytest
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from embeddings.collection import CompositionalEmbeddings
-from embeddings.tables import FeatureTable
+from dlrmctl.embeddings.collection import CompositionalEmbeddings
+from dlrmctl.embeddings.tables import FeatureTable
 from tests.embeddings.reference import (
     EVERYTHING,
     MIXED,

@@ -4,9 +4,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from embeddings.init import BLOCK_ROWS, FACTOR_NOISE, Uniform, fill_rows, initial_distributions
-from embeddings.path import follow_path
-from embeddings.tables import LARGE, OPERATIONS, OPERATIONS_OF, FeatureTable
+from dlrmctl.embeddings.init import BLOCK_ROWS, FACTOR_NOISE, Uniform, fill_rows, initial_distributions
+from dlrmctl.embeddings.path import follow_path
+from dlrmctl.embeddings.tables import LARGE, OPERATIONS, OPERATIONS_OF, FeatureTable
 
 UNIT = Uniform(-1.0, 1.0)
 

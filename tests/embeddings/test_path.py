@@ -1,6 +1,6 @@
 import torch
 
-from embeddings.path import HIDDEN, PATH_HALF_WIDTH, PATH_NOISE, follow_path, map_width, write_path_gradients
+from dlrmctl.embeddings.path import HIDDEN, PATH_HALF_WIDTH, PATH_NOISE, follow_path, map_width, write_path_gradients
 
 
 def test_a_path_is_a_small_residual_network_per_vector():

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embeddings.tables import FeatureTable, Table
+from dlrmctl.embeddings.tables import FeatureTable, Table
 from tests.embeddings.reference import EVERYTHING
 
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from models import DLRM, DenseNetwork
-from models.interaction import CatInteraction, DotInteraction
+from dlrmctl.models import DLRM, DenseNetwork
+from dlrmctl.models.interaction import CatInteraction, DotInteraction
 from tests import reference
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import SGD, AdamW
 
-from optim.averaging import PrimalAveraging
-from optim.shampoo import DistributedShampoo, NonFiniteGradientError
+from dlrmctl.optim.averaging import PrimalAveraging
+from dlrmctl.optim.shampoo import DistributedShampoo, NonFiniteGradientError
 
 HESSIAN = torch.diag(torch.tensor([1.0, 0.3, 0.05], dtype=torch.float64))
 START = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)

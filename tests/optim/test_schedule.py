@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from optim.schedule import Schedule
+from dlrmctl.optim.schedule import Schedule
 
 
 def test_warms_up_holds_and_decays_quadratically_to_the_floor() -> None:

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from embeddings.compression.source import TableRows
-from embeddings.compression.weights import importance
+from dlrmctl.embeddings.compression.fits.trained import TableRows, importance
 
 
 def clustered(rows: int, dim: int = 16, *, seed: int = 0) -> tuple[Tensor, Tensor]:

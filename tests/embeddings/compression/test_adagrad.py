@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from embeddings.compression.adagrad import RowwiseAdagrad, Trained, shared_state
-from embeddings.compression.methods import Method
+from dlrmctl.embeddings.compression.adagrad import RowwiseAdagrad, Trained, shared_state
+from dlrmctl.embeddings.compression.fits.methods import Method
 from tests.embeddings.compression.tables import table_rows
 from tests.embeddings.reference import rowwise_adagrad
 

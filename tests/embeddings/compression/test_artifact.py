@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from embeddings.compression.artifact import Artifact, Writer
-from embeddings.compression.methods import Method
-from embeddings.compression.rules import Compressed
+from dlrmctl.embeddings.compression.artifact import Artifact, Writer
+from dlrmctl.embeddings.compression.fits.methods import Method
+from dlrmctl.embeddings.compression.rules.rows import Compressed
 from tests.embeddings.compression.tables import table_rows
 
 

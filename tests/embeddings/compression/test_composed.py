@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from embeddings.collection import CompositionalEmbeddings
-from embeddings.compression.composed import compose
-from embeddings.compression.methods import Method
-from embeddings.compression.rules import Compressed
-from embeddings.compression.source import TableRows
-from embeddings.tables import FeatureTable
-from models.dlrm import DLRM, DenseNetwork
+from dlrmctl.embeddings.collection import CompositionalEmbeddings
+from dlrmctl.embeddings.compression.composed import compose
+from dlrmctl.embeddings.compression.fits.methods import Method
+from dlrmctl.embeddings.compression.fits.trained import TableRows
+from dlrmctl.embeddings.compression.rules.rows import Compressed
+from dlrmctl.embeddings.tables import FeatureTable
+from dlrmctl.models.dlrm import DLRM, DenseNetwork
 from tests.embeddings.compression.tables import table_rows
 from tests.embeddings.reference import EVERYTHING, Bags, embed, make_bags, to_kjt
 

@@ -3,11 +3,11 @@ import torch
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.quant.embedding_modules import EmbeddingBagCollection as QuantEmbeddingBagCollection
 
-from embeddings.compression.artifact import Writer
-from embeddings.compression.methods import Method
-from embeddings.compression.rules import Compressed, Rows
-from embeddings.compression.source import TableRows
-from embeddings.compression.torchrec_bags import read_tables, serving_bags, training_bags
+from dlrmctl.embeddings.compression.artifact import Writer
+from dlrmctl.embeddings.compression.fits.methods import Method
+from dlrmctl.embeddings.compression.fits.trained import TableRows
+from dlrmctl.embeddings.compression.rules.rows import Compressed, StoredRows
+from dlrmctl.embeddings.compression.torchrec_bags import read_tables, serving_bags, training_bags
 from tests.embeddings.compression.tables import table_rows
 from tests.embeddings.reference import Bags, to_kjt
 
@@ -52,7 +52,7 @@ def test_multi_hot_bags_are_sums_of_the_rows_that_were_compressed(tables: dict[s
 def test_tables_of_another_size_keep_their_precision(opened):
     rows = 1e-7 * table_rows(ROWS).weight  # too small for float16, so they are stored times a power of two
     table = Method.parse("int8").fit(TableRows(rows, torch.ones(ROWS)))
-    assert isinstance(table, Rows)
+    assert isinstance(table, StoredRows)
     assert table.exponent != 0
     bags = bags_of(["t"], 20)
     found = opened({"t": table})(to_kjt(bags)).to_dict()["t"]

@@ -1,0 +1,91 @@
+"""From what a user types to the names of sources: patterns, ranges of days, and what to say when nothing fits."""
+
+import difflib
+import glob
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.formats.texts import MEMBER_MARK, STANDARD_INPUT, split_member
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_MAGIC = re.compile(r"[*?\[]")
+_SHOWN_NAMES = 5
+_LONGEST_RANGE = 100_000
+
+
+def expand_sources(sources: Sequence[str | Path]) -> list[str]:
+    """The sources that names and patterns stand for, in order.
+
+    Args:
+        sources: paths; patterns such as "day_*.gz", whose matches are sorted with day_2 before day_10; ranges such
+            as "day_{0..22}.gz"; "-" for standard input; a path may name a member as in "dac.tar.gz::train.txt".
+
+    Raises:
+        DataError: if nothing is named, a name or pattern matches nothing, or a file is named twice.
+    """
+    names = [name for source in sources for name in _expand(str(source))]
+    if not names:
+        raise DataError("no file is named", "name files, patterns in quotes, or - for standard input")
+    seen: dict[str, str] = {}
+    for name in names:
+        path, member = split_member(name)
+        key = name if name == STANDARD_INPUT else f"{path.resolve()}{MEMBER_MARK}{member or ''}"
+        if key in seen:
+            raise DataError(f"{name}: named twice", "its examples would stand in two splits")
+        seen[key] = name
+    return names
+
+
+def _expand(source: str) -> list[str]:
+    path, member = split_member(source)
+    if source == STANDARD_INPUT or path.exists():
+        return [source]
+    pattern, suffix = str(path.expanduser()), MEMBER_MARK + member if member else ""
+    names = _ranges(pattern)
+    found = [match for name in names for match in _matches(name, source)]
+    return [name + suffix for name in found]
+
+
+def _ranges(pattern: str) -> list[str]:
+    """The names that `{0..22}` stands for; digits as many as the first number has, if it begins with a zero."""
+    match = _RANGE.search(pattern)
+    if match is None:
+        return [pattern]
+    first, last = int(match[1]), int(match[2])
+    if not 0 <= last - first < _LONGEST_RANGE:
+        raise DataError(f"{pattern}: {match[0]} is not a range from a number to one not below it")
+    width = len(match[1]) if match[1].startswith("0") else 0
+    rest = _ranges(pattern[match.end() :])
+    return [f"{pattern[: match.start()]}{n:0{width}d}{end}" for n in range(first, last + 1) for end in rest]
+
+
+def _matches(name: str, source: str) -> list[str]:
+    if Path(name).exists():
+        return [name]
+    if _MAGIC.search(name):
+        matches = [match for match in glob.glob(name) if not Path(match).is_dir()]
+        if matches:
+            return sorted(matches, key=_natural)
+        raise DataError(f"{name}: no file matches", _nearest(Path(name)))
+    what = f"{name}: cannot read: no such file or directory"
+    raise DataError(what if name == source else f"{what} (of {source})", _nearest(Path(name)))
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
+
+
+def _nearest(path: Path) -> str:
+    """What is there instead."""
+    directory = path.parent
+    if not directory.is_dir():
+        return f"there is no directory {directory}"
+    names = sorted((entry.name for entry in directory.iterdir() if not entry.name.startswith(".")), key=_natural)
+    near = difflib.get_close_matches(path.name, names, n=_SHOWN_NAMES, cutoff=0.5)
+    shown = sorted(near, key=_natural) or names[:_SHOWN_NAMES]
+    if not shown:
+        return f"the directory {directory} is empty"
+    more = "" if near or len(names) <= _SHOWN_NAMES else ", ..."
+    return f"the directory {directory} holds {', '.join(shown)}{more}"

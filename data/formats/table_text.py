@@ -1,0 +1,315 @@
+"""Text tables in pieces of whole records, whatever their quotes enclose, in bounded memory.
+
+A record ends at a newline with an even number of quotes before it. A quote that is never closed would swallow the
+rest of the file: a record longer than `MAX_RECORD_BYTES` loses its first line instead, and the next starts after that.
+
+
+Separated text as columns of strings: records with the wrong number of fields or wrong quotes are left out."""
+
+import csv
+import gzip
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+import polars as pl
+
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.files import io_errors
+from dlrmctl.data.formats.raw import BadLine
+from dlrmctl.data.formats.streams import GZIP_MARK, damage
+
+MAX_RECORD_BYTES = 1 << 20
+PIECE_BYTES = 1 << 22
+_UTF8_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where reading goes on.
+
+    Attributes:
+        offset: bytes of the text that lie in earlier pieces.
+        read: bytes that were taken off the file for them; pieces are the same when reading goes on there.
+        line: number of the next line, counted from 1.
+        skipping: the next line started in an earlier piece, and is dropped.
+    """
+
+    offset: int = 0
+    read: int = 0
+    line: int = 1
+    skipping: bool = False
+
+
+@dataclass(frozen=True)
+class Records:
+    """Consecutive records of a file, R of them.
+
+    Attributes:
+        content: of the file.
+        starts_R, ends_R: int64; record r is content[starts_R[r] : ends_R[r]], without its newline.
+        lines_R: int64, the line each begins on.
+        bad: lines that are in no record, in order.
+        after: where reading goes on.
+        position: bytes of the file up to there, as it lies on disk.
+    """
+
+    content: bytes
+    starts_R: np.ndarray
+    ends_R: np.ndarray
+    lines_R: np.ndarray
+    bad: list[BadLine] = field(default_factory=list)
+    after: Place = Place()
+    position: int = 0
+
+
+def read_records(
+    path: Path, quote: str, after: Place | None = None, piece_bytes: int = PIECE_BYTES
+) -> Iterator[Records]:
+    """The records of a file from a place on, about `piece_bytes` at a time; gzip is known by its first bytes.
+
+    Args:
+        path: of the file.
+        quote: one ASCII character; "" if newlines always end a record.
+
+    Raises:
+        DataError: if the file cannot be read, or is gzip and cut short or damaged.
+    """
+    place = after or Place()
+    with io_errors(path, "read"), path.open("rb") as raw:
+        compressed = raw.read(len(GZIP_MARK)) == GZIP_MARK
+        raw.seek(0)
+        stream = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if compressed else raw
+        with damage(str(path), "gzip"):
+            stream.seek(place.offset)
+            rest = stream.read(place.read - place.offset)
+        line, skipping, ended = place.line, place.skipping, False
+        while not ended:
+            with damage(str(path), "gzip"):
+                piece = stream.read(piece_bytes)
+                read = stream.tell()
+            ended, content = not piece, rest + piece
+            if read == len(content):
+                content = content.removeprefix(_UTF8_MARK)
+            if skipping:
+                end = content.find(b"\n") + 1
+                skipping, line = end == 0, line + (end > 0)
+                content = content[end:] if end else b""
+            records, used, too_long = split_records(content, quote, line, ended=ended)
+            line, rest, skipping = line + content.count(b"\n", 0, used), content[used:], skipping or too_long
+            after = Place(read - len(rest), read, line, skipping)
+            if len(records.lines_R) or records.bad:
+                yield replace(records, after=after, position=raw.tell())
+
+
+def split_records(content: bytes, quote: str, first: int, *, ended: bool) -> tuple[Records, int, bool]:
+    """The records of a text that starts with one.
+
+    Args:
+        content: the text.
+        quote: as for `read_records`.
+        first: number of its first line.
+        ended: whether nothing follows, so that the end ends a record too.
+
+    Returns:
+        The records; the bytes they and the bad lines take; and whether the last bad line has its end still to come.
+    """
+    array = np.frombuffer(content, dtype=np.uint8)
+    newlines = np.flatnonzero(array == ord("\n"))
+    if ended and content and not content.endswith(b"\n"):
+        newlines = np.append(newlines, len(content))
+    begins = np.append(0, newlines + 1)  # of lines, with what follows the last of them
+    odd = np.zeros(len(newlines), dtype=bool)  # quotes before the end of each line
+    if quote and quote.encode() in content:
+        odd = np.searchsorted(np.flatnonzero(array == ord(quote)), newlines) % 2 == 1
+    firsts, lasts, bad, line, before = [], [], [], 0, False
+    while line < len(newlines):
+        last = line + np.flatnonzero(odd[line:] == before)
+        start = np.append(line, last[:-1] + 1)[: len(last)]
+        too_long = np.flatnonzero(newlines[last] - begins[start] > MAX_RECORD_BYTES)
+        count = int(too_long[0]) if len(too_long) else len(last)
+        firsts.append(start[:count])
+        lasts.append(last[:count])
+        line = int(last[count - 1]) + 1 if count else line
+        if line == len(newlines) or (
+            not len(too_long) and not ended and len(content) - begins[line] <= MAX_RECORD_BYTES
+        ):
+            break
+        if newlines[line] - begins[line] > MAX_RECORD_BYTES:
+            bad.append(_too_long(first + line))
+        else:
+            problem = f"a quote on this line is not closed within {MAX_RECORD_BYTES:,} bytes"
+            bad.append(BadLine(first + line, "quote not closed", problem))
+        before = bool(odd[line])
+        line += 1
+    used = min(int(begins[line]), len(content))
+    skipping = not ended and line == len(newlines) and len(content) - used > MAX_RECORD_BYTES
+    if skipping:
+        bad.append(_too_long(first + line))
+        used = len(content)
+    first_R, last_R = (np.concatenate([np.empty(0, dtype=np.int64), *lines]) for lines in (firsts, lasts))
+    return Records(content, begins[first_R], newlines[last_R], first + first_R, bad), used, skipping
+
+
+def _too_long(line: int) -> BadLine:
+    return BadLine(line, "too long", f"the line is longer than {MAX_RECORD_BYTES:,} bytes")
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How fields are told apart: one ASCII character between them; one around them, or "" for none."""
+
+    separator: str
+    quote: str
+
+
+def read_header(path: Path, dialect: Dialect) -> list[str]:
+    """The names of the columns of a file.
+
+    Raises:
+        DataError: if it has no good first line, or cannot be read.
+    """
+    for records in read_records(path, dialect.quote):
+        if records.lines_R[:1].tolist() != [1]:
+            raise DataError(f"{path}, line 1: {records.bad[0].problem}", "the first line names the columns")
+        content, ends_R, good_R, bad = _well_formed(records, None, dialect)
+        if not good_R[0]:
+            raise DataError(f"{path}, line 1: {bad[0].problem}", "the first line names the columns")
+        text = io.StringIO(content[: ends_R[0]].tobytes().decode(), newline="")
+        if not dialect.quote:
+            return next(csv.reader(text, delimiter=dialect.separator, quoting=csv.QUOTE_NONE))
+        return next(csv.reader(text, delimiter=dialect.separator, quotechar=dialect.quote))
+    raise DataError(f"{path}: the file is empty", "the first line names the columns")
+
+
+def to_frame(
+    records: Records, header: Sequence[str], wanted: Sequence[str], dialect: Dialect
+) -> tuple[pl.DataFrame, np.ndarray, list[BadLine]]:
+    """The good records below the header.
+
+    Args:
+        records: of a file.
+        header: its names.
+        wanted: those of the columns that are needed.
+        dialect: of the file.
+
+    Returns:
+        The wanted columns as strings, null where empty; the line of each row, int64; and the bad lines, in order.
+    """
+    content, ends_R, good_R, bad = _well_formed(records, len(header), dialect)
+    good_R &= records.lines_R > 1
+    bad = sorted([*records.bad, *(line for line in bad if line.line > 1)], key=lambda line: line.line)
+    text, count = _joined(content, records.starts_R, ends_R, good_R), int(good_R.sum())
+    codes = {f"column_{header.index(name)}": name for name in wanted}
+    names = [f"column_{number}" for number in range(len(header))]  # names may be empty, or twice there
+    if not count:
+        frame = pl.DataFrame(schema=dict.fromkeys(wanted, pl.String))
+        return frame, records.lines_R[good_R], bad
+    frame = pl.read_csv(
+        text,
+        has_header=False,
+        separator=dialect.separator,
+        quote_char=dialect.quote or None,
+        schema=dict.fromkeys(names, pl.String),
+        columns=list(codes),
+    )
+    assert frame.height == count, "a record is a row"
+    return frame.rename(codes).select(wanted), records.lines_R[good_R], bad
+
+
+def _well_formed(
+    records: Records, num_fields: int | None, dialect: Dialect
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[BadLine]]:
+    """The bytes, with a newline at each of `ends_R`; these; which records are good; what is wrong with the others."""
+    content = np.frombuffer(records.content + b"\n", dtype=np.uint8).copy()
+    starts_R = records.starts_R
+    returns_R = (records.ends_R > starts_R) & (content[records.ends_R - 1] == ord("\r"))
+    ends_R = records.ends_R - returns_R
+    content[ends_R] = ord("\n")
+    fields_R, quoted_R = _fields(content, starts_R, ends_R, dialect)
+    good_R = quoted_R & (ends_R > starts_R)
+    if num_fields is not None:
+        good_R &= fields_R == num_fields
+    if not records.content.isascii():
+        good_R &= _is_utf8(records.content, starts_R, ends_R)
+    bad = []
+    for r in np.flatnonzero(~good_R).tolist():
+        line, text = int(records.lines_R[r]), content[starts_R[r] : ends_R[r]].tobytes()
+        bad.append(_problem(line, text, int(fields_R[r]), num_fields, quoted=bool(quoted_R[r])))
+    return content, ends_R, good_R, bad
+
+
+def _fields(
+    content: np.ndarray, starts_R: np.ndarray, ends_R: np.ndarray, dialect: Dialect
+) -> tuple[np.ndarray, np.ndarray]:
+    """The number of fields of each record, and whether its quotes enclose whole fields."""
+    separators = np.flatnonzero(content == ord(dialect.separator))
+    quotes = np.flatnonzero(content == ord(dialect.quote)) if dialect.quote else np.empty(0, dtype=np.int64)
+    before_R = np.searchsorted(quotes, starts_R)
+    separators, owner = _owned(separators, starts_R, ends_R)
+    if not len(quotes):
+        return np.bincount(owner, minlength=len(starts_R)) + 1, np.ones(len(starts_R), dtype=bool)
+    outside = (np.searchsorted(quotes, separators) - before_R[owner]) % 2 == 0
+    fields_R = np.bincount(owner[outside], minlength=len(starts_R)) + 1
+    # Every second quote closes. Inside a field a quote is written twice: one closes and the next opens at once.
+    kept, owner = _owned(quotes, starts_R, ends_R)
+    opens = (np.searchsorted(quotes, kept) - before_R[owner]) % 2 == 0
+    left, right = content[kept - 1], content[kept + 1]
+    edge = np.where(opens, kept == starts_R[owner], kept + 1 == ends_R[owner])
+    beside = np.where(opens, left, right)
+    right_place = edge | (beside == ord(dialect.separator)) | (beside == ord(dialect.quote))
+    quoted_R = np.ones(len(starts_R), dtype=bool)
+    quoted_R[owner[~right_place]] = False
+    return fields_R, quoted_R
+
+
+def _owned(places: np.ndarray, starts_R: np.ndarray, ends_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The places that lie in a record, and the record of each."""
+    if not len(starts_R):
+        return places[:0], places[:0]
+    owner = np.searchsorted(starts_R, places, side="right") - 1
+    inside = (owner >= 0) & (places < ends_R[owner])
+    return places[inside], owner[inside]
+
+
+def _is_utf8(content: bytes, starts_R: np.ndarray, ends_R: np.ndarray) -> np.ndarray:
+    """bool per record."""
+    right_R = np.ones(len(starts_R), dtype=bool)
+    if _decodes(content):
+        return right_R
+    high = np.flatnonzero(np.frombuffer(content, dtype=np.uint8) >= 0x80)
+    for r in np.unique(_owned(high, starts_R, ends_R)[1]).tolist():
+        right_R[r] = _decodes(content[starts_R[r] : ends_R[r]])
+    return right_R
+
+
+def _decodes(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _problem(line: int, text: bytes, fields: int, num_fields: int | None, *, quoted: bool) -> BadLine:
+    if not text:
+        return BadLine(line, "blank", "the line is blank")
+    if not _decodes(text):
+        return BadLine(line, "not UTF-8", "the line is not UTF-8")
+    if not quoted:
+        return BadLine(line, "quote inside a field", 'a quote stands inside a field; if quotes are letters, quote = ""')
+    return BadLine(line, "wrong number of fields", f"{fields} field{'s'[: fields != 1]}, expected {num_fields}")
+
+
+def _joined(content: np.ndarray, starts_R: np.ndarray, ends_R: np.ndarray, good_R: np.ndarray) -> bytes:
+    """The good records, a newline behind each."""
+    starts, ends = starts_R[good_R], ends_R[good_R]
+    if len(starts) and (starts[1:] == ends[:-1] + 1).all():
+        return content[starts[0] : ends[-1] + 1].tobytes()
+    edges = np.zeros(len(content) + 1, dtype=np.int8)
+    edges[starts] += 1
+    edges[ends + 1] -= 1
+    return content[np.cumsum(edges[:-1], dtype=np.int8).astype(bool)].tobytes()

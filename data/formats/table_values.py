@@ -1,0 +1,256 @@
+"""From the columns of a table to raw examples: numbers transformed, sparse values as 64-bit words, wrong rows left out.
+
+N rows, I dense features, F sparse features.
+
+
+Columns of a table as numbers, or as 64-bit words that stand for their values."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TypeGuard
+
+import numpy as np
+import polars as pl
+
+from dlrmctl.data.formats.raw import BadLine, RawColumn, RawPiece
+from dlrmctl.data.formats.table_schema import DenseColumn, SparseColumn, TableSchema
+
+_SHOWN = 40  # characters of a wrong value
+_LARGEST = float(np.finfo(np.float16).max)
+_COMPARE: Mapping[str, Callable[[np.ndarray, float], np.ndarray]] = {
+    ">=": np.greater_equal,
+    "<=": np.less_equal,
+    ">": np.greater,
+    "<": np.less,
+}
+
+
+@dataclass
+class _Faults:
+    """The first thing that is wrong with each row."""
+
+    frame: pl.DataFrame
+    by_row: dict[int, tuple[str, str]] = field(default_factory=dict)
+
+    def add(self, wrong_N: np.ndarray, name: str, reason: str, expected: str) -> None:
+        for row in np.flatnonzero(wrong_N).tolist():
+            if row not in self.by_row:
+                value = self.frame[name][row]
+                value = value.to_list() if isinstance(value, pl.Series) else value
+                shown = repr(value)
+                shown = shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."
+                problem = f"{name} is missing" if value is None or value == "" else f"{name} is {shown}"
+                self.by_row[row] = (reason, f"{problem}, expected {expected}")
+
+
+def to_piece(
+    schema: TableSchema,
+    frame: pl.DataFrame,
+    lines_N: np.ndarray,
+    bad: Sequence[BadLine] = (),
+    *,
+    labelled: bool = True,
+) -> RawPiece:
+    """The good rows of a piece of a table, and what is wrong with the others.
+
+    Args:
+        schema: of the table.
+        frame: its columns by name; text where the table is text.
+        lines_N: int64, the line or row each of them stands on.
+        bad: lines that are left out already, in order.
+        labelled: whether there is a label.
+    """
+    faults = _Faults(frame)
+    labels_N = _labels(schema, frame, faults) if labelled else np.zeros(len(frame), dtype=np.uint8)
+    dense_IN = np.empty((len(schema.dense), len(frame)), dtype=np.float16)
+    for dense_N, column in zip(dense_IN, schema.dense, strict=True):
+        dense_N[:] = _dense(column, frame[column.name], faults)
+    sparse, shortened = [], {}
+    for feature in schema.sparse:
+        if feature.max_ids == 1:
+            sparse.append(_single(feature, frame[feature.name], faults))
+        else:
+            values, short_N = _lists(feature, frame[feature.name], schema.list_separator, faults)
+            sparse.append(values)
+            if feature.truncate != "reject":
+                shortened[f"{feature.name} cut to its {feature.truncate} {feature.max_ids} values"] = short_N
+    good_N = np.ones(len(frame), dtype=bool)
+    good_N[list(faults.by_row)] = False
+    mended = {reason: int((short_N & good_N).sum()) for reason, short_N in shortened.items()}
+    wrong = [BadLine(int(lines_N[row]), *faults.by_row[row]) for row in sorted(faults.by_row)]
+    return RawPiece(
+        lines_N=lines_N[good_N],
+        labels_N=labels_N[good_N],
+        dense_IN=np.ascontiguousarray(dense_IN[:, good_N]),
+        sparse=[_chosen(column, good_N) for column in sparse],
+        repaired={reason: count for reason, count in mended.items() if count},
+        bad=sorted([*bad, *wrong], key=lambda line: line.line),
+    )
+
+
+def _chosen(column: RawColumn, good_N: np.ndarray) -> RawColumn:
+    if good_N.all():
+        return column
+    if column.lengths_N is None:
+        assert column.present_N is not None
+        return RawColumn(column.values[good_N], present_N=column.present_N[good_N])
+    return RawColumn(column.values[np.repeat(good_N, column.lengths_N)], lengths_N=column.lengths_N[good_N])
+
+
+def _labels(schema: TableSchema, frame: pl.DataFrame, faults: _Faults) -> np.ndarray:
+    """uint8, 0 or 1; 0 where wrong."""
+    series = frame[schema.label]
+    if series.dtype == pl.Boolean or isinstance(series.dtype, pl.Categorical | pl.Enum):
+        series = series.cast(pl.String)
+    numbers_N, given_N, wrong_N = numbers(series, ())
+    positive_N = numbers_N == 1
+    if schema.threshold is not None:
+        operator, bound = schema.threshold
+        positive_N = _COMPARE[operator](numbers_N, bound)
+        expected = "a number"
+    elif schema.positive is not None:
+        positive_N, wrong_N = is_one_of(series, schema.positive), np.zeros(len(series), dtype=bool)
+        expected = "a value"
+    else:
+        if series.dtype == pl.String:
+            text = series.str.to_lowercase()
+            true_N, false_N = ((text == word).fill_null(False).to_numpy() for word in ("true", "false"))
+            positive_N, wrong_N = positive_N | true_N, wrong_N & ~true_N & ~false_N
+            numbers_N = np.where(true_N | false_N, 0, numbers_N)
+        wrong_N |= (numbers_N != 0) & (numbers_N != 1)
+        expected = "0 or 1"
+    faults.add(wrong_N | ~given_N, schema.label, "label is wrong or missing", expected)
+    return (positive_N & given_N & ~wrong_N).astype(np.uint8)
+
+
+def _dense(column: DenseColumn, series: pl.Series, faults: _Faults) -> np.ndarray:
+    """float64, transformed; `missing_value` where missing."""
+    numbers_N, given_N, wrong_N = numbers(series, column.missing)
+    faults.add(wrong_N, column.name, "not a number", "a number")
+    if column.transform == "log":
+        numbers_N = np.log(np.maximum(numbers_N, -2) + 3)
+    elif column.transform == "log1p":
+        numbers_N = np.log1p(np.maximum(numbers_N, 0))
+    large_N = given_N & ~wrong_N & (np.abs(numbers_N) > _LARGEST)
+    faults.add(large_N, column.name, "too large", f"at most {_LARGEST:.0f}, or transform = 'log'")
+    return np.where(given_N & ~large_N, numbers_N, column.missing_value)
+
+
+def _single(feature: SparseColumn, series: pl.Series, faults: _Faults) -> RawColumn:
+    values_N, given_N, wrong_N = words(feature, series)
+    faults.add(wrong_N, feature.name, "not an integer", "an integer")
+    return RawColumn(np.where(given_N & ~wrong_N, values_N, np.uint64(0)), present_N=given_N)
+
+
+def _lists(feature: SparseColumn, series: pl.Series, separator: str, faults: _Faults) -> tuple[RawColumn, np.ndarray]:
+    """The lists, and which of them were cut."""
+    if series.dtype == pl.String:
+        series = series.str.split(separator)
+    elif isinstance(series.dtype, pl.Array):
+        series = series.arr.to_list()
+    lengths_N = series.list.len().fill_null(0).to_numpy().astype(np.int64)
+    values, given, wrong = words(feature, series.filter(pl.Series(lengths_N > 0)).explode())
+    owner = np.repeat(np.arange(len(series)), lengths_N)
+    wrong_N = np.zeros(len(series), dtype=bool)
+    wrong_N[owner[wrong]] = True
+    faults.add(wrong_N, feature.name, "not an integer", "integers")
+    values, owner = values[given], owner[given]  # an empty place in a list is no value
+    lengths_N = np.bincount(owner, minlength=len(series))
+    long_N = lengths_N > feature.max_ids
+    if long_N.any():
+        if feature.truncate == "reject":
+            faults.add(long_N, feature.name, "list too long", f"at most {feature.max_ids} values")
+        place = np.arange(len(owner)) - np.repeat(np.cumsum(lengths_N) - lengths_N, lengths_N)
+        first = place < feature.max_ids
+        last = place >= np.repeat(lengths_N, lengths_N) - feature.max_ids
+        values = values[last if feature.truncate == "last" else first]
+        lengths_N = np.minimum(lengths_N, feature.max_ids)
+    return RawColumn(values, lengths_N=lengths_N.astype(np.int32)), long_N
+
+
+def numbers(series: pl.Series, missing: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A column as numbers.
+
+    Returns:
+        float64 numbers, 0 where there is none; bool, False where missing; bool, True where the value is no number.
+    """
+    given_N = _given(series, missing)
+    parsed = series.cast(pl.Float64, strict=False)
+    none_N = parsed.is_null().to_numpy()
+    numbers_N = parsed.fill_null(0.0).to_numpy()
+    if series.dtype != pl.String and missing:
+        standing = np.array([float(number) for word in missing if (number := _as_number(word)) is not None])
+        given_N = given_N & ~np.isin(numbers_N, standing)
+        given_N &= ~(np.isnan(numbers_N) & np.isnan(standing).any())
+    wrong_N = given_N & (none_N | ~np.isfinite(numbers_N))
+    return np.where(given_N & ~wrong_N, numbers_N, 0.0), given_N, wrong_N
+
+
+def _as_number(word: str) -> int | float | None:
+    """Large integers stay exact."""
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return None
+
+
+def _is_whole(number: int | float | None) -> TypeGuard[int | float]:
+    return number is not None and math.isfinite(number) and number == int(number)
+
+
+def _given(series: pl.Series, missing: Sequence[str]) -> np.ndarray:
+    """bool, False for null, for no text, and for texts that stand for missing."""
+    if series.dtype != pl.String:
+        return series.is_not_null().to_numpy()
+    nothing = series.is_in(["", *missing]) if missing else series == ""
+    return ~nothing.fill_null(True).to_numpy()
+
+
+def is_one_of(series: pl.Series, words: Sequence[str]) -> np.ndarray:
+    """bool, True where the value is one of `words`."""
+    if series.dtype == pl.String:
+        return series.is_in(list(words)).fill_null(False).to_numpy()
+    standing = [float(number) for word in words if (number := _as_number(word)) is not None]
+    return np.isin(series.cast(pl.Float64).fill_null(np.nan).to_numpy(), standing)
+
+
+def words(feature: SparseColumn, series: pl.Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sparse values as 64-bit words: integers by value (two's complement), strings by `hash_texts`.
+
+    Returns:
+        uint64 values, 0 where there is none; bool, False where missing; bool, True where the value is no integer.
+    """
+    if feature.type == "string" or isinstance(series.dtype, pl.Categorical | pl.Enum):
+        series = series.cast(pl.String)
+    given = _given(series, feature.missing)
+    if series.dtype == pl.String and feature.type != "integer":
+        return hash_texts(series), given, np.zeros(len(series), dtype=bool)
+    if series.dtype in (pl.Float32, pl.Float64):  # only whole numbers survive
+        series = pl.select(pl.when(series == series.round()).then(series)).to_series()
+    signed = series.cast(pl.Int64, strict=False)
+    unsigned = series.cast(pl.UInt64, strict=False)
+    wrong = given & signed.is_null().to_numpy() & unsigned.is_null().to_numpy()
+    values = np.where(
+        signed.is_null().to_numpy(),
+        unsigned.fill_null(0).to_numpy(),
+        signed.fill_null(0).to_numpy().view(np.uint64),
+    )
+    if series.dtype != pl.String and feature.missing:
+        standing = [int(number) % (1 << 64) for number in map(_as_number, feature.missing) if _is_whole(number)]
+        given = given & ~np.isin(values, np.array(standing, dtype=np.uint64))
+    return values, given, wrong & given
+
+
+def hash_texts(series: pl.Series) -> np.ndarray:
+    """The first 64 bits of BLAKE2b of each text in UTF-8, little-endian: the same in every program. uint64; 0 for null.
+
+    Every different text is hashed once.
+    """
+    texts = series.drop_nulls().unique()
+    digests = b"".join(blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    hashes = pl.Series(np.frombuffer(digests, dtype="<u8"), dtype=pl.UInt64)
+    return series.replace_strict(texts, hashes, default=None, return_dtype=pl.UInt64).fill_null(0).to_numpy()

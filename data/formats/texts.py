@@ -1,0 +1,285 @@
+"""Open texts: a plain or packed file, a file inside an archive, a pipe or standard input.
+
+What texts a file holds: itself, or the files of Criteo's that are inside an archive."""
+
+import re
+import stat
+import tarfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, cast
+
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.files import io_errors
+from dlrmctl.data.formats.streams import (
+    AGAIN,
+    GZIP_MARK,
+    Gunzip,
+    Joined,
+    Readable,
+    StreamPart,
+    ZipMember,
+    damage,
+    discard,
+)
+
+STANDARD_INPUT = "-"
+HEAD_BYTES = 512  # of a tar file: its first header
+_ZIP_MARK, _TAR_MARK, _TAR_MARK_AT = b"PK\x03\x04", b"ustar", 257
+_OTHERS = {
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"7z\xbc\xaf": "7z",
+    b"Rar!": "rar",
+    b"PAR1": "Parquet",
+    b"\x93NUMPY": "npy",
+    b"PK\x05\x06": "empty zip",
+}
+MEMBER_MARK = "::"
+_SHOWN_MEMBERS = 10
+_DAY = re.compile(r"day_(\d+)(\.txt|\.tsv)?(\.gz)?")
+_NO_DATA = re.compile(r"(readme|license|licence).*|\..*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """A text and where it lies.
+
+    Attributes:
+        name: as messages show it.
+        path: of the file; None for standard input.
+        num_bytes: what the text takes on disk; 0 where unknown.
+        zip_member: its name in a zip file.
+        start, length: its place in a (decompressed) tar file; no length if it is not in one.
+    """
+
+    name: str
+    path: Path | None
+    num_bytes: int
+    zip_member: str | None = None
+    start: int = 0
+    length: int | None = None
+
+
+class Text:
+    """The bytes of a text from front to back, unpacked.
+
+    Args:
+        source: what to read.
+        file: opened at its beginning.
+
+    Attributes:
+        seekable: whether `seek` works; else whatever lies before a place must be read.
+    """
+
+    def __init__(self, source: TextSource, file: BinaryIO) -> None:
+        self.source, self.seekable, self._file = source, False, file
+        in_archive = source.zip_member is not None or source.length is not None
+        stream = self._outer()
+        self._base = file.tell() if in_archive else 0
+        if in_archive:
+            head = stream.read(len(GZIP_MARK))
+            joined = Joined(head, stream)
+            packed = head == GZIP_MARK
+            self.seekable &= not packed
+            stream = Gunzip(joined, source.name) if packed else joined
+        self._stream: Readable = stream
+
+    def _outer(self) -> Readable:
+        """The source, which is still packed if it is a gzip file inside an archive."""
+        source, file = self.source, self._file
+        if source.zip_member is not None:
+            with damage(source.name, "zip"):
+                return ZipMember(zipfile.ZipFile(file), source.zip_member, source.name)
+        head = file.read(HEAD_BYTES)
+        refuse_others(source.name, head)
+        regular = source.path is not None and is_regular(source.path)
+        if not regular and (is_zip(head) or is_tar(head)):
+            raise DataError(f"{source.name}: an archive comes out of a pipe, expected text", "name the file itself")
+        if regular and not head.startswith(GZIP_MARK):
+            self.seekable = True
+            return self._from(0)
+        stream: Readable = Joined(head, file)
+        if head.startswith(GZIP_MARK):
+            stream = Gunzip(stream, source.name)
+        if source.length is not None:
+            discard(stream, source.start)
+            stream = StreamPart(stream, source.length, source.name)
+        return stream
+
+    def _from(self, offset: int) -> Readable:
+        self._file.seek(self.source.start + offset)
+        if self.source.length is None:
+            return self._file
+        return StreamPart(self._file, self.source.length - offset, self.source.name)
+
+    def read(self, size: int, /) -> bytes:
+        """The next `size` bytes of text; fewer only at the end."""
+        with io_errors(Path(self.source.name), "read"):
+            return self._stream.read(size)
+
+    def seek(self, offset: int) -> None:
+        """Goes to a byte of the text, if it is `seekable`."""
+        assert self.seekable
+        self._stream = self._from(offset)
+
+    def bytes_read(self) -> int:
+        """What was read of the source, as it lies on disk; 0 where unknown."""
+        return min(self._file.tell() - self._base, self.source.num_bytes) if self.source.num_bytes else 0
+
+
+@contextmanager
+def open_text(source: TextSource) -> Iterator[Text]:
+    """Opens a source at its beginning.
+
+    Raises:
+        DataError: if it cannot be read, or is known to hold something else than text.
+    """
+    with ExitStack() as opened:
+        with io_errors(source.path or Path(source.name), "read"):
+            # Standard input is not ours to close.
+            file = opened.enter_context(open(source.path or 0, "rb", closefd=source.path is not None))
+            text = Text(source, file)
+        yield text
+
+
+def is_regular(path: Path) -> bool:
+    """Whether it can be read again and again, unlike a pipe."""
+    return stat.S_ISREG(path.stat().st_mode)
+
+
+def is_zip(head: bytes) -> bool:
+    """Whether a file that begins so is a zip file."""
+    return head.startswith(_ZIP_MARK)
+
+
+def is_tar(head: bytes) -> bool:
+    """Whether a file that begins so is a tar file."""
+    return head[_TAR_MARK_AT:].startswith(_TAR_MARK)
+
+
+def refuse_others(name: str, head: bytes) -> None:
+    """Raises DataError if a file that begins so is known to hold something else."""
+    for mark, what in _OTHERS.items():
+        if head.startswith(mark):
+            raise DataError(f"{name}: the file is {what}, expected text", "plain, gzip, tar and zip files can be read")
+
+
+@dataclass(frozen=True)
+class _Member:
+    name: str
+    num_bytes: int  # on disk, where the archive says it
+    start: int = 0
+    length: int | None = None
+
+    @property
+    def base(self) -> str:
+        return PurePosixPath(self.name).name
+
+
+def find_texts(source: str, *, labelled: bool = True) -> list[TextSource]:
+    """The texts of a source, in order; of an archive train.txt, else its days, else its only file.
+
+    Args:
+        source: a path, a path and a member as in "dac.tar.gz::train.txt", or "-".
+        labelled: whether train.txt is meant, and not test.txt.
+
+    Raises:
+        DataError: if the source is missing, empty or damaged, or it is not clear which member is meant.
+    """
+    if source == STANDARD_INPUT:
+        return [TextSource("standard input", None, 0)]
+    path, wanted = split_member(source)
+    if path.is_dir():
+        raise DataError(f"{path}: a directory, expected a file", f"name the files inside it, as in '{path}/day_*'")
+    with io_errors(path, "read"):
+        if not is_regular(path):
+            return [TextSource(path.name, path, 0)]
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+            if size == 0:
+                raise DataError(f"{path}: the file is empty", AGAIN)
+            refuse_others(path.name, head)
+            file.seek(0)
+            is_gzip = head.startswith(GZIP_MARK)
+            inside = Gunzip(file, path.name).read(HEAD_BYTES) if is_gzip else head
+            file.seek(0)
+            if not is_zip(head) and not is_tar(inside):
+                if wanted is not None:
+                    raise DataError(f"{path}: not an archive, so it holds no {wanted!r}", f"name {path.name} alone")
+                return [TextSource(path.name, path, size)]
+            members = _zip_members(file, path.name) if is_zip(head) else _tar_members(file, path.name, is_gzip)
+            chosen = _choose(members, path, wanted, "train.txt" if labelled else "test.txt")
+    if is_gzip:  # nothing says what a member takes
+        total = sum(member.length or 0 for member in chosen)
+        shares = [size * (member.length or 0) // max(total, 1) for member in chosen]
+    else:
+        shares = [member.num_bytes for member in chosen]
+    return [
+        TextSource(
+            f"{path.name}{MEMBER_MARK}{member.name}",
+            path,
+            max(share, 1),
+            zip_member=member.name if member.length is None else None,
+            start=member.start,
+            length=member.length,
+        )
+        for member, share in zip(chosen, shares, strict=True)
+    ]
+
+
+def split_member(source: str) -> tuple[Path, str | None]:
+    """A path and the member named behind it, if one is."""
+    path, mark, member = source.partition(MEMBER_MARK)
+    return (Path(path), member) if mark and not Path(source).exists() else (Path(source), None)
+
+
+def _choose(members: Iterable[_Member], path: Path, wanted: str | None, usual: str) -> list[_Member]:
+    """Stops as soon as it is clear: to list a packed archive takes as long as to read it."""
+    seen: list[_Member] = []
+    for member in members:
+        if member.name == wanted or (wanted is None and member.base == usual):
+            return [member]
+        seen.append(member)
+    data = [member for member in seen if not _NO_DATA.fullmatch(member.base) and "__MACOSX" not in member.name]
+    if wanted is not None:
+        same = [member for member in seen if member.base == wanted]
+        if len(same) == 1:
+            return same
+        problem = f"the archive holds {'more than one' if same else 'no'} file {wanted!r}"
+    elif not data:
+        problem = "the archive holds no data"
+    elif len(data) == 1:
+        return data
+    else:
+        days = {int(match[1]): member for member in data if (match := _DAY.fullmatch(member.base))}
+        if len(days) == len(data):
+            return [days[day] for day in sorted(days)]
+        problem = f"the archive holds {len(data)} files and no {usual}"
+    names = [member.name for member in data or seen]
+    more = f" and {len(names) - _SHOWN_MEMBERS} more" if len(names) > _SHOWN_MEMBERS else ""
+    hint = f"it holds {', '.join(names[:_SHOWN_MEMBERS])}{more}; name one as in {path.name}{MEMBER_MARK}{names[0]}"
+    raise DataError(f"{path}: {problem}", hint if names else AGAIN)
+
+
+def _zip_members(file: BinaryIO, name: str) -> Iterator[_Member]:
+    with damage(name, "zip"):
+        infos = zipfile.ZipFile(file).infolist()
+    yield from (_Member(info.filename, info.compress_size) for info in infos if not info.is_dir())
+
+
+def _tar_members(file: BinaryIO, name: str, is_gzip: bool) -> Iterator[_Member]:
+    stream = Gunzip(file, name) if is_gzip else Joined(b"", file)
+    try:
+        # As a stream: a packed archive can only be read from front to back.
+        with tarfile.open(fileobj=cast(BinaryIO, stream), mode="r|", bufsize=1 << 20) as archive:
+            for info in archive:
+                if info.isreg():
+                    yield _Member(info.name, info.size, info.offset_data, info.size)
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(f"{name}: the tar file is cut short or damaged", AGAIN) from error

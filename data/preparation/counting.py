@@ -1,0 +1,318 @@
+"""Counts values in bounded memory: what does not fit goes to disk as sorted runs, and is merged by ranges of values.
+
+K different values of an array, rising.
+
+
+From counted values to the rows of a table: by falling count, and by rising value where counts are equal.
+
+The values come in rising order, in pieces. How many values have each count says in which row each count begins, so a
+second look at the pieces gives every value its row, and nothing needs to be in memory as a whole. K values of a piece.
+
+
+The file that says how often each row of a column occurs in the training split."""
+
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dlrmctl.data.files import io_errors, read_array
+from dlrmctl.data.schema import MISSING_ROW, RARE_ROW, RESERVED_ROWS
+
+MOST_IN_MEMORY = 1 << 22  # different values: about 0.2 GiB while they are merged
+_COUNT = np.dtype("<u8")
+_MERGE_AT = 1 << 18  # values that wait before they are merged, at least
+_Counted = tuple[np.ndarray, np.ndarray]  # values_K, counts_K
+_Place = tuple[int, int]  # in a run: from, to
+_Ranges = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
+_WINDOW = 1 << 20  # rows of the table that are written at once
+
+
+class ValueCounter:
+    """Counts the values of a column.
+
+    Args:
+        dtype: uint32 or uint64.
+        directory: for runs, and nothing else; made when the first is written.
+        limit: different values in memory at most; every result is the same whatever it is.
+    """
+
+    def __init__(self, dtype: np.dtype, directory: Path, limit: int = MOST_IN_MEMORY) -> None:
+        self._dtype, self._directory, self._limit = np.dtype(dtype), directory, limit
+        self._waiting: list[_Counted] = [(np.empty(0, self._dtype), np.empty(0, np.int64))]  # the merged one first
+        self._num_waiting = 0
+        self._run_sizes: list[int] = []
+
+    def add(self, values_K: np.ndarray, counts_K: np.ndarray) -> None:
+        """Counts the different values of a piece, as `np.unique` gives them."""
+        self._waiting.append((values_K, counts_K))
+        self._num_waiting += len(values_K)
+        merged = len(self._waiting[0][0])
+        # Merging when as much waits as is merged already keeps the whole work at n log n.
+        if self._num_waiting >= max(_MERGE_AT, merged) or merged + self._num_waiting >= self._limit:
+            self._merge()
+            if 2 * len(self._waiting[0][0]) >= self._limit:
+                self._spill()
+
+    def ranges(self) -> Iterator[_Counted]:
+        """All different values and how often each was counted (int64), rising, in pieces of `limit` at most.
+
+        May be asked again and again, until something more is counted.
+
+        Raises:
+            DataError: if the disk is full.
+        """
+        self._merge()
+        if not self._run_sizes:
+            yield self._waiting[0]
+            return
+        if len(self._waiting[0][0]):
+            self._spill()
+        with io_errors(self._directory, "read"):
+            runs = [np.asarray(np.memmap(self._files(run)[0], self._dtype, "r")) for run in range(len(self._run_sizes))]
+        places = [(0, size) for size in self._run_sizes]
+        for cut in self._cut(runs, places, 0, int(np.iinfo(self._dtype).max)):
+            yield merge_counts([self._read(run, *place) for run, place in enumerate(cut) if place[0] < place[1]])
+
+    def close(self) -> None:
+        """Removes the runs."""
+        if self._run_sizes:
+            self._clear()
+
+    def _clear(self) -> None:
+        with io_errors(self._directory, "write"):
+            if self._directory.exists():
+                shutil.rmtree(self._directory)
+
+    def _merge(self) -> None:
+        if len(self._waiting) > 1:
+            self._waiting, self._num_waiting = [merge_counts(self._waiting)], 0
+
+    def _spill(self) -> None:
+        values, counts = self._waiting[0]
+        if not self._run_sizes:
+            self._clear()
+        files = self._files(len(self._run_sizes))
+        for path, array in zip(files, (values, counts.astype(_COUNT)), strict=True):
+            with io_errors(path, "write"):
+                self._directory.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(array.data)
+        self._run_sizes.append(len(values))
+        self._waiting = [(values[:0].copy(), counts[:0].copy())]
+
+    def _files(self, run: int) -> tuple[Path, Path]:
+        return self._directory / f"{run}.values", self._directory / f"{run}.counts"
+
+    def _cut(self, runs: list[np.ndarray], places: list[_Place], low: int, high: int) -> Iterator[list[_Place]]:
+        """Where ranges of values lie in the runs: ranges of `limit` entries at most, or of a single value.
+
+        Args:
+            runs: their values.
+            places: where the values from `low` to `high` lie in each.
+            low, high: both included.
+        """
+        entries = sum(stop - start for start, stop in places)
+        if entries == 0:
+            return
+        if entries <= self._limit or low == high:
+            yield places
+            return
+        middle = (low + high) // 2
+        value = self._dtype.type(middle)
+        cuts = [
+            start + int(np.searchsorted(run[start:stop], value, side="right"))
+            for run, (start, stop) in zip(runs, places, strict=True)
+        ]
+        below = [(start, cut) for (start, _), cut in zip(places, cuts, strict=True)]
+        yield from self._cut(runs, below, low, middle)
+        yield from self._cut(runs, [(cut, stop) for (_, stop), cut in zip(places, cuts, strict=True)], middle + 1, high)
+
+    def _read(self, run: int, start: int, stop: int) -> _Counted:
+        values, counts = self._files(run)
+        width = self._dtype.itemsize
+        return (
+            read_array(values, self._dtype, stop - start, start * width),
+            read_array(counts, _COUNT, stop - start, start * _COUNT.itemsize).astype(np.int64),
+        )
+
+
+def merge_counts(counted: Sequence[_Counted]) -> _Counted:
+    """The different values of all, rising, and the sums of their counts (int64)."""
+    values = np.concatenate([values for values, _ in counted])
+    if len(values) == 0:
+        return values, np.empty(0, np.int64)
+    counts = np.concatenate([counts for _, counts in counted]).astype(np.int64, copy=False)
+    if values.dtype.itemsize <= 4 and int(counts.max()) < 1 << 32:
+        # Sorting value and count as one number is several times as fast as sorting places.
+        packed = values.astype(np.uint64)
+        packed <<= np.uint64(32)
+        packed |= counts.view(np.uint64)
+        packed.sort()
+        counts = (packed & np.uint64(0xFFFFFFFF)).view(np.int64)
+        packed >>= np.uint64(32)
+        values = packed.astype(values.dtype)
+    else:
+        order = np.argsort(values)
+        values, counts = values[order], counts[order]
+    starts = np.concatenate(([0], np.flatnonzero(values[1:] != values[:-1]) + 1))
+    return values[starts], np.add.reduceat(counts, starts)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What became of the counted values.
+
+    Attributes:
+        distinct: different values.
+        kept: those with a row of their own.
+        total, kept_total: how often all of them, and those kept, were counted.
+    """
+
+    distinct: int
+    kept: int
+    total: int
+    kept_total: int
+
+
+class _Levels:
+    """The counts that occur, the highest first, and in which row the values of each begin."""
+
+    def __init__(self, ranges: _Ranges, min_count: int, most: int | None) -> None:
+        number: dict[int, int] = {}
+        for _, counts_K in ranges():
+            for count, values in zip(*(a.tolist() for a in np.unique(counts_K, return_counts=True)), strict=True):
+                number[count] = number.get(count, 0) + values
+        self.distinct = sum(number.values())
+        self.total = sum(count * values for count, values in number.items())
+        counts = sorted((count for count in number if count >= min_count), reverse=True)
+        sizes = np.array([number[count] for count in counts], dtype=np.int64)
+        firsts = np.cumsum(sizes) - sizes
+        self.kept = int(sizes.sum()) if most is None else min(int(sizes.sum()), most)
+        some = firsts < self.kept
+        self.counts = np.array(counts, dtype=np.int64)[some]
+        self.next_place = firsts[some]
+        taken = np.minimum(sizes[some], self.kept - self.next_place)
+        self.kept_total = int(self.counts @ taken)
+
+
+def rank_values(
+    ranges: _Ranges, values_file: Path, counts_file: Path, *, count_type: np.dtype, min_count: int, most: int | None
+) -> Ranked:
+    """Writes the values that have a row of their own, and their counts, in the order of their rows.
+
+    The counts leave room for those of the reserved rows in front. Both files are complete, but not on the disk yet.
+
+    Args:
+        ranges: gives all values (rising) and their counts (int64), in pieces; the same each time.
+        values_file: value i has row i + 2.
+        counts_file: entry i is the count of row i.
+        count_type: of its entries.
+        min_count: values counted less often have no row.
+        most: values with a row at most.
+
+    Raises:
+        DataError: if the disk is full.
+    """
+    levels = _Levels(ranges, min_count, most)
+    with (
+        io_errors(values_file, "write"),
+        values_file.open("wb") as values_out,
+        counts_file.open("wb") as counts_out,
+    ):
+        counts_out.write(np.zeros(RESERVED_ROWS, count_type).data)
+        for values_K, counts_K in ranges():
+            if not levels.kept:
+                break
+            enough = counts_K >= levels.counts[-1]
+            order = _by_falling_count(counts_K[enough])
+            values_K, counts_K = values_K[enough][order], counts_K[enough][order]
+            places_K = _take_places(levels, counts_K)
+            inside = places_K < levels.kept
+            values_K, counts_K, places_K = values_K[inside], counts_K[inside], places_K[inside]
+            for start, stop in _consecutive(places_K):
+                place = int(places_K[start])
+                _write_at(values_out.fileno(), values_K[start:stop], place)
+                _write_at(counts_out.fileno(), counts_K[start:stop].astype(count_type), RESERVED_ROWS + place)
+    return Ranked(levels.distinct, levels.kept, levels.total, levels.kept_total)
+
+
+def _by_falling_count(counts_K: np.ndarray) -> np.ndarray:
+    """The order that `np.argsort(-counts_K, kind="stable")` gives, by a faster sort where the counts allow it."""
+    highest = int(counts_K.max(initial=0))
+    if highest >= 1 << 32 or len(counts_K) >= 1 << 32:
+        return np.argsort(-counts_K, kind="stable")
+    packed = (highest - counts_K).view(np.uint64)
+    packed <<= np.uint64(32)
+    packed |= np.arange(len(counts_K), dtype=np.uint64)
+    packed.sort()
+    return (packed & np.uint64(0xFFFFFFFF)).view(np.int64)
+
+
+def _take_places(levels: _Levels, counts_K: np.ndarray) -> np.ndarray:
+    """The place of each value behind all of a higher count and those of its own that came before.
+
+    Args:
+        levels: its `next_place` moves on.
+        counts_K: falling.
+    """
+    starts = np.concatenate(([0], np.flatnonzero(counts_K[1:] != counts_K[:-1]) + 1))[: len(counts_K)]
+    sizes = np.diff(starts, append=len(counts_K))
+    level = np.searchsorted(-levels.counts, -counts_K[starts])
+    firsts = levels.next_place[level]
+    levels.next_place[level] += sizes
+    return np.repeat(firsts - starts, sizes) + np.arange(len(counts_K))
+
+
+def _consecutive(places_K: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Where runs of places without a gap begin and end."""
+    if len(places_K) == 0:
+        return
+    cuts = [0, *(np.flatnonzero(np.diff(places_K) != 1) + 1).tolist(), len(places_K)]
+    yield from itertools.pairwise(cuts)
+
+
+def _write_at(descriptor: int, array: np.ndarray, place: int) -> None:
+    content, at = array.view(np.uint8).data, place * array.itemsize
+    while content:
+        written = os.pwrite(descriptor, content, at)
+        content, at = content[written:], at + written
+
+
+def start_counts(path: Path, dtype: np.dtype, missing: int, rare: int) -> None:
+    """Sets the counts of the reserved rows in a file that holds those of the others."""
+    reserved = np.zeros(2, dtype)
+    reserved[[MISSING_ROW, RARE_ROW]] = missing, rare
+    with io_errors(path, "write"), path.open("r+b") as file:
+        file.write(reserved.data)
+
+
+def write_counts(path: Path, dtype: np.dtype, num_rows: int, counted: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Writes the counts of all rows.
+
+    Args:
+        path: of the new file.
+        dtype: of a count.
+        num_rows: of the table.
+        counted: rows that occur, rising over all pieces, and how often each does.
+
+    Raises:
+        DataError: if the disk is full.
+    """
+    with io_errors(path, "write"):
+        path.parent.mkdir(exist_ok=True)
+        with path.open("wb") as file:
+            for rows, counts in counted:
+                cuts = (np.flatnonzero(np.diff(rows // rows.dtype.type(min(_WINDOW, num_rows)))) + 1).tolist()
+                for start, stop in zip([0, *cuts], [*cuts, len(rows)], strict=True):
+                    if start == stop:
+                        continue
+                    first = int(rows[start])
+                    window = np.zeros(int(rows[stop - 1]) - first + 1, dtype)
+                    window[(rows[start:stop] - rows[start]).astype(np.int64)] = counts[start:stop]
+                    file.seek(first * dtype.itemsize)
+                    file.write(window.data)
+            file.truncate(num_rows * dtype.itemsize)

@@ -1,0 +1,104 @@
+"""Rows that are in no store, as the batches a trained model can score."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dlrmctl.data.batch import Batch, PickedRows, join_batch, pick_rows
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.formats.raw import BadLine, Input
+from dlrmctl.data.schema import Schema
+from dlrmctl.data.source import Block
+from dlrmctl.data.store.encoders import Encoder
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """The rows of one piece of an input, in order.
+
+    Attributes:
+        block: the good rows; labels are 0 where the input has none.
+        source: name of the text or file.
+        lines_N: int64, the line of it each row stands on, counted from 1.
+        repaired: rows whose line had to be mended, by what was mended.
+        bad: the lines left out.
+    """
+
+    block: Block
+    source: str
+    lines_N: np.ndarray
+    repaired: Mapping[str, int]
+    bad: Sequence[BadLine]
+
+
+def read_new_rows(input: Input, encoders: Mapping[str, Encoder], schema: Schema) -> Iterator[NewRows]:
+    """An input, piece by piece, with the ids that a model knows.
+
+    Args:
+        input: with the features of the store.
+        encoders: of the store that the model was trained on, `Store.encoders()`.
+        schema: of that store.
+
+    Raises:
+        DataError: if a source cannot be used, or the input has other features.
+    """
+    for what, ours, theirs in (
+        ("dense", schema.dense, tuple(input.dense)),
+        ("sparse", schema.keys, tuple(feature.name for feature in input.sparse)),
+    ):
+        if ours != theirs:
+            other = next((name for name in (*ours, *theirs) if (name in ours) != (name in theirs)), "their order")
+            raise DataError(
+                f"the rows have the {what} features {_few(theirs)}, the model has {_few(ours)}; {other!r} differs",
+                "give the rows as the training data was given to `prepare`",
+            )
+    return _encode(input, encoders, schema)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} to {names[-1]}"
+
+
+def _encode(input: Input, encoders: Mapping[str, Encoder], schema: Schema) -> Iterator[NewRows]:
+    for task in input.tasks():
+        rows = task.read()
+        ids_F: list[np.ndarray] = []
+        lengths_FN = None if schema.one_hot else np.ones((len(schema.sparse), len(rows)), dtype=np.int32)
+        for f, (feature, column) in enumerate(zip(schema.sparse, rows.sparse, strict=True)):
+            ids = encoders[feature.name].encode(column.values, column.present_N)
+            if column.lengths_N is not None:
+                assert lengths_FN is not None
+                lengths_FN[f] = column.lengths_N
+            _check_rows(feature.name, ids, feature.rows)
+            ids_F.append(ids)
+        block = Block(rows.dense_IN, ids_F, rows.labels_N, lengths_FN)
+        yield NewRows(block, input.sources[task.source].name, rows.lines_N, rows.repaired, rows.bad)
+
+
+def _check_rows(name: str, ids: np.ndarray, rows: int) -> None:
+    # Vocabularies and hashes cannot give one; inputs whose ids are rows already can.
+    if len(ids) and int(ids.max()) >= rows:
+        raise DataError(f"{name}: id {int(ids.max()):,} is not below the {rows:,} rows of the model's table")
+
+
+def cut_batches(blocks: Iterator[Block], keys: tuple[str, ...], batch_size: int) -> Iterator[Batch]:
+    """The rows of all blocks in order, `batch_size` at a time; the last batch is filled up as a reader does.
+
+    Batches of one shape give a row the same bits as evaluation gave it.
+    """
+    pieces: list[tuple[PickedRows, int, int]] = []
+    filled = 0
+    for block in blocks:
+        rows, at = pick_rows(block, slice(0, len(block), 1)), 0
+        while at < len(block):
+            take = min(batch_size - filled, len(block) - at)
+            pieces.append((rows, at, at + take))
+            at, filled = at + take, filled + take
+            if filled == batch_size:
+                yield join_batch(pieces, keys, filled)
+                pieces, filled = [], 0
+    if pieces:
+        last, _, stop = pieces[-1]
+        pieces += [(last, stop - 1, stop)] * (batch_size - filled)
+        yield join_batch(pieces, keys, filled)

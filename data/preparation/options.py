@@ -1,0 +1,79 @@
+"""The decisions of a preparation: what becomes a row of a table, which examples are kept, and for what."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.schema import RESERVED_ROWS
+from dlrmctl.data.store.writer import STORE_BLOCK_ROWS
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Decisions of a preparation.
+
+    Attributes:
+        min_count: a value seen less often among the training examples has no row of its own. The default of 2 gives
+            the rare row examples to learn from.
+        hash_rows: rows of every table, filled by hashing without a vocabulary; None makes vocabularies.
+        split: "order": the first 6/7 of the rows train, half of the rest validates, the other half tests.
+            "last-file": all files but the last train, and its halves validate and test.
+        max_bad_rows: lines that may be left out; None allows 100 and 1 % of the lines read so far.
+        block_rows: examples of a block of the store.
+        max_rows_per_table: most rows of a table, the reserved ones included: the most frequent values have them, the
+            others are rare. None sets no limit.
+        vocabulary_from: directory of a store whose encoders are taken as they are, so that ids mean the same in both;
+            values that it does not know are rare. `min_count` does not matter then.
+        limit: good rows to take; None takes all.
+        sample_negatives: probability that a training example labelled 0 is kept; the splits are cut before, and
+            validation and test keep everything. What is left is what vocabularies are counted over: a value that is
+            seen in dropped examples alone could not be learnt.
+        seed: of the sample.
+    """
+
+    min_count: int = 2
+    hash_rows: int | None = None
+    split: Literal["order", "last-file"] = "order"
+    max_bad_rows: int | None = None
+    block_rows: int = STORE_BLOCK_ROWS
+    max_rows_per_table: int | None = None
+    vocabulary_from: Path | str | None = None
+    limit: int | None = None
+    sample_negatives: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.min_count < 1:
+            raise DataError(f"a minimum count of {self.min_count} must be at least 1")
+        if self.hash_rows is not None and not 2 <= self.hash_rows <= 1 << 32:
+            raise DataError(f"{self.hash_rows} rows for hashed values must be at least 2 and at most 2**32")
+        if self.split not in ("order", "last-file"):
+            raise DataError(f"splitting by {self.split!r} is not known: choose 'order' or 'last-file'")
+        if self.max_bad_rows is not None and self.max_bad_rows < 0:
+            raise DataError(f"a limit of {self.max_bad_rows} rejected lines must be at least 0")
+        if self.block_rows < 1:
+            raise DataError(f"blocks of {self.block_rows} examples must have at least 1")
+        if self.max_rows_per_table is not None and self.max_rows_per_table < RESERVED_ROWS:
+            raise DataError(f"{self.max_rows_per_table} rows per table must be at least {RESERVED_ROWS}")
+        if self.limit is not None and self.limit < 1:
+            raise DataError(f"a limit of {self.limit} rows must be at least 1")
+        if not 0 < self.sample_negatives <= 1:
+            raise DataError(f"a share of {self.sample_negatives} of the negatives must be above 0 and at most 1")
+        if not 0 <= self.seed < 1 << 64:
+            raise DataError(f"a seed of {self.seed} must be at least 0 and below 2**64")
+        if self.hash_rows is not None and (self.vocabulary_from is not None or self.max_rows_per_table is not None):
+            other = "a vocabulary" if self.vocabulary_from is not None else "a limit of rows per table"
+            raise DataError(f"hashed values have no use for {other}", "leave one of the two out")
+        if self.vocabulary_from is not None and self.max_rows_per_table is not None:
+            raise DataError("a vocabulary that is taken as it is has no use for a limit of rows per table")
+
+    @property
+    def counts_values(self) -> bool:
+        """Whether vocabularies are made."""
+        return self.hash_rows is None and self.vocabulary_from is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        path = self.vocabulary_from
+        return {**asdict(self), "vocabulary_from": None if path is None else str(Path(path).resolve())}

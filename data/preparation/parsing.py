@@ -1,0 +1,149 @@
+"""The first phase of a preparation: the input is parsed by threads, and its rows become parts on disk, in order."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.formats.raw import Input, Position, RawPiece, Task
+from dlrmctl.data.preparation.options import PrepareOptions
+from dlrmctl.data.preparation.parts import Parts
+from dlrmctl.data.preparation.report import PrepareProgress, SourceTally, Tally
+from dlrmctl.data.preparation.workers import Workers
+
+Progress = Callable[[PrepareProgress], None]
+PART_ROWS = 1 << 18
+
+
+def read_input(
+    input: Input, parts: Parts, options: PrepareOptions, workers: Workers, progress: Progress, part_rows: int
+) -> Tally:
+    """Makes the parts that are not there yet; what was counted while reading all of them.
+
+    Raises:
+        DataError: if a source cannot be read, too many lines are bad, or no line is good.
+    """
+    known = [source.num_bytes for source in input.sources]
+    total = sum(known) if all(known) else 0
+    tally, position, begun = Tally([SourceTally() for _ in input.sources]), None, 0
+    ended, about = False, parts.load()
+    if about:
+        tally, position, ended = Tally.from_dict(about["tally"]), about["position"], about["ended"]
+        begun = about["bytes_done"]
+    done, waiting, writing = begun, _Waiting(), _Writing(parts, missing_dense(input), workers)
+    try:
+        for task, whole in () if ended else _pieces(input, position, tally.rows, options.limit, workers):
+            piece = _up_to(options.limit, tally.rows, whole)
+            tally.add(input, task.source, piece)
+            tally.check_rejected(input, options.max_bad_rows)
+            done = task.bytes_done
+            waiting.add(piece)
+            if waiting.rows >= part_rows:
+                writing.start(waiting.take(), _about(tally, task.position, done))
+            progress(PrepareProgress("parse", done, total, tally.rows, begun))
+        if waiting.rows:
+            writing.start(waiting.take(), _about(tally, None, done))
+        writing.finish()
+    finally:
+        writing.wait()
+    if tally.rows == 0:
+        shown = tally.shown_examples(input)
+        first = f"; {shown[0]}" if shown else ""
+        raise DataError(f"{input.sources[0].name}: no good row{first}", f"the format should be {input.format}")
+    progress(PrepareProgress("parse", total or done, total or done, tally.rows, begun))
+    return tally
+
+
+def missing_dense(input: Input) -> float | None:
+    """The dense value that stands for a missing one, if the input has one."""
+    missing = input.dense_transform.get("missing")
+    return float(missing) if isinstance(missing, int | float) else None
+
+
+def _about(tally: Tally, position: Position | None, bytes_done: int) -> dict[str, Any]:
+    """What a part says of everything up to its end; a position of None is the end of the input."""
+    return {"tally": tally.to_dict(), "position": position, "bytes_done": bytes_done, "ended": position is None}
+
+
+def _pieces(
+    input: Input, position: Position | None, rows: int, limit: int | None, workers: Workers
+) -> Iterator[tuple[Task, RawPiece]]:
+    """The pieces behind a position, until there are enough rows."""
+
+    def read(task: Task) -> tuple[Task, RawPiece]:
+        return task, task.read()
+
+    if limit is not None and rows >= limit:
+        return
+    for task, piece in workers.in_order(partial(read, task) for task in input.tasks(position)):
+        yield task, piece
+        rows += len(piece)
+        if limit is not None and rows >= limit:
+            return
+
+
+def _up_to(limit: int | None, rows: int, piece: RawPiece) -> RawPiece:
+    """What is left of a piece when `limit` rows end the input; the count of its repaired lines stays as it is."""
+    room = len(piece) if limit is None else limit - rows
+    if room >= len(piece):
+        return piece
+    columns = []
+    for column in piece.sparse:
+        count = room if column.lengths_N is None else int(column.lengths_N[:room].sum())
+        columns.append(
+            replace(
+                column,
+                values=column.values[:count],
+                present_N=None if column.present_N is None else column.present_N[:room],
+                lengths_N=None if column.lengths_N is None else column.lengths_N[:room],
+            )
+        )
+    return replace(
+        piece,
+        lines_N=piece.lines_N[:room],
+        labels_N=piece.labels_N[:room],
+        dense_IN=piece.dense_IN[:, :room],
+        sparse=columns,
+        bad=[bad for bad in piece.bad if bad.line < piece.lines_N[room - 1]],
+    )
+
+
+class _Waiting:
+    """Pieces for the next part."""
+
+    def __init__(self) -> None:
+        self._pieces: list[RawPiece] = []
+        self.rows = 0
+
+    def add(self, piece: RawPiece) -> None:
+        self._pieces.append(piece)
+        self.rows += len(piece)
+
+    def take(self) -> list[RawPiece]:
+        pieces, self._pieces, self.rows = self._pieces, [], 0
+        return pieces
+
+
+class _Writing:
+    """Writes one part at a time, while the next one is parsed."""
+
+    def __init__(self, parts: Parts, missing: float | None, workers: Workers) -> None:
+        self._parts, self._missing, self._workers = parts, missing, workers
+        self._now: Future[None] | None = None
+
+    def start(self, pieces: list[RawPiece], about: dict[str, Any]) -> None:
+        """Begins a part when the one before is done."""
+        self.finish()
+        self._now = self._workers.submit(partial(self._parts.write, pieces, about, self._missing))
+
+    def finish(self) -> None:
+        now, self._now = self._now, None
+        if now:
+            now.result()
+
+    def wait(self) -> None:
+        """Lets no writing go on, whatever became of it."""
+        if self._now:
+            self._now.exception()

@@ -1,0 +1,186 @@
+"""Raw files to a store, in memory that does not grow with the rows, by all cores, and from wherever it was interrupted.
+
+The input is parsed into parts; each sparse column is counted over the training examples and encoded; labels, dense
+features and rows become the blocks of the store, and the parts go. What is on the disk is in the journal, so that the
+same call goes on after a kill and makes the same bytes. Disk beside the store, for a while: about 135 bytes per row of
+Criteo for the parts, and the store's ids once more.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial as bind
+from pathlib import Path
+from typing import Any
+
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.files import io_errors
+from dlrmctl.data.formats.raw import Input
+from dlrmctl.data.preparation.counting import MOST_IN_MEMORY
+from dlrmctl.data.preparation.encoding import ColumnEncoder, ReusedEncoders
+from dlrmctl.data.preparation.options import PrepareOptions
+from dlrmctl.data.preparation.parsing import PART_ROWS, read_input
+from dlrmctl.data.preparation.parts import Parts, join_dense_tallies
+from dlrmctl.data.preparation.report import PrepareProgress, PrepareReport, Tally, manifest_entries, summarize
+from dlrmctl.data.preparation.selection import Selection, cut_splits
+from dlrmctl.data.preparation.unfinished import Journal, clear, partial_directory, partial_path, publish
+from dlrmctl.data.preparation.workers import Workers
+from dlrmctl.data.preparation.writing import Blocks, write_blocks
+from dlrmctl.data.schema import Schema, SparseFeature
+from dlrmctl.data.store.manifest import read_manifest
+from dlrmctl.data.store.writer import StoreWriter
+
+SAVE_SECONDS = 5.0  # between two entries of the journal
+Progress = Callable[[PrepareProgress], None]
+
+
+def prepare(
+    input: Input,
+    out: Path | str,
+    options: PrepareOptions | None = None,
+    progress: Progress | None = None,
+    *,
+    workers: int | None = None,
+    part_rows: int = PART_ROWS,
+    most_in_memory: int = MOST_IN_MEMORY,
+    save_seconds: float = SAVE_SECONDS,
+) -> PrepareReport:
+    """Makes the store `out` from any input.
+
+    Until it is complete, the work is in `OUT.partial`. That stays after an interruption or a failure of the system,
+    and the same call goes on with it; after an error in the data it is removed.
+
+    Args:
+        input: what to read.
+        out: directory of the new store.
+        options: decisions; the defaults if None.
+        progress: hears where the preparation is, in the calling thread.
+        workers: threads; None takes one for each core. The result is the same for any number.
+        part_rows: rows of a part, at least.
+        most_in_memory: values of a column's vocabulary in memory at a time. The result is the same for any number.
+        save_seconds: of work that a kill may lose, besides the part or the column it is in.
+
+    Raises:
+        DataError: if a source cannot be used, too many lines are bad, the rows do not fill three splits, `out` exists,
+            `OUT.partial` was begun from other sources or with other options, or the disk is full.
+    """
+    options, out = options or PrepareOptions(), Path(out)
+    if options.split == "last-file" and len(input.sources) < 2:
+        raise DataError("splitting by the last file needs at least two files", "split a single file by order")
+    reused = None if options.vocabulary_from is None else ReusedEncoders(Path(options.vocabulary_from), input)
+    if not out.name:  # "." or "/"
+        raise DataError(f"{out}: exists already", "choose another output directory")
+    begun = partial_path(out) / "journal.json"
+    if out.exists() and not begun.exists():
+        raise DataError(f"{out}: exists already", "choose another output directory, or remove this one")
+    with partial_directory(out) as partial, Workers(workers) as threads:
+        vocabulary = reused.fingerprint() if reused else None
+        task = {"input": dict(input.identity()), "options": {**options.to_dict(), "vocabulary": vocabulary}}
+        journal = Journal(partial, task)
+        if out.exists() and not journal.state.get("complete"):
+            raise DataError(f"{out}: exists already", "choose another output directory, or remove this one")
+        if not out.exists():
+            run = _Run(input, partial, options, reused, journal, threads, progress or (lambda _: None))
+            run.to_the_end(part_rows, most_in_memory, save_seconds)
+            journal.state["complete"] = True
+            journal.save()
+            publish(run.store, out)
+        report = PrepareReport.from_dict(read_manifest(out)["report"])
+        clear(partial)
+    return report
+
+
+class _Run:
+    """The phases, and what each leaves in the journal."""
+
+    def __init__(
+        self,
+        input: Input,
+        partial: Path,
+        options: PrepareOptions,
+        reused: ReusedEncoders | None,
+        journal: Journal,
+        workers: Workers,
+        progress: Progress,
+    ) -> None:
+        self.store, self._work = partial / "store", partial / "work"
+        self._input, self._options, self._reused, self._journal = input, options, reused, journal
+        self._workers, self._progress = workers, progress
+        with io_errors(partial, "write"):
+            self.store.mkdir(exist_ok=True)
+            self._work.mkdir(exist_ok=True)
+
+    def to_the_end(self, part_rows: int, most_in_memory: int, save_seconds: float) -> None:
+        """Whatever is left to do."""
+        tally, dense, parts = self._parts(part_rows)
+        cut = cut_splits(tally.rows, tally.sources[-1].rows, self._options.split)
+        selection = Selection(parts, cut, self._options, self._work / "kept", self._journal.state.get("kept"))
+        if "kept" not in self._journal.state:
+            self._journal.state["kept"] = selection.state()
+            self._journal.save()
+        encoder = ColumnEncoder(
+            parts,
+            selection,
+            self.store,
+            self._work / "columns",
+            self._options,
+            self._reused,
+            self._workers,
+            most_in_memory,
+        )
+        columns = self._encode(encoder, tally, save_seconds)
+        sparse = [
+            SparseFeature(feature.name, column["entry"]["rows"], feature.max_ids)
+            for feature, column in zip(self._input.sparse, columns, strict=True)
+        ]
+        schema = Schema(tuple(self._input.dense), tuple(sparse), self._input.label)
+        files = [encoder.rows_file(f) for f in range(len(sparse))]
+        blocks = Blocks(parts, selection, self._input.sparse, columns, files, schema)
+        written = self._journal.state.get("written", {}).get("state")
+        with StoreWriter(self.store, schema, block_rows=self._options.block_rows, state=written) as writer:
+            num_examples = int(selection.starts[-1])
+            begun = sum(split["examples"] for split in writer.state().values())
+            positives = write_blocks(
+                blocks,
+                selection,
+                parts,
+                writer,
+                self._journal,
+                self._workers,
+                told=lambda done: self._progress(PrepareProgress("write", done, num_examples, tally.rows, begun)),
+                save_seconds=save_seconds,
+            )
+            report = summarize(self._input, tally, dense, cut, selection, columns, positives, writer.bytes_written)
+            fingerprint = self._reused.fingerprint() if self._reused else None
+            entries = [column["entry"] for column in columns]
+            writer.finish(manifest_entries(self._input, self._options, entries, fingerprint, report))
+
+    def _parts(self, part_rows: int) -> tuple[Tally, list[tuple[int, int, float, float, float]], Parts]:
+        """The first phase: all rows on disk, what was counted, and the tallies of the dense features."""
+        directory, sparse, state = self._work / "parts", self._input.sparse, self._journal.state
+        parts = Parts(directory, self._input.dense, sparse, state.get("parts", ()))
+        if "parts" not in state:
+            tally = read_input(self._input, parts, self._options, self._workers, self._progress, part_rows)
+            state["tally"] = tally.to_dict()
+            by_feature = zip(*(info["dense"] for info in parts.infos), strict=True)
+            state["dense"] = [list(join_dense_tallies(tallies)) for tallies in by_feature]
+            state["parts"] = [{**info, "dense": []} for info in parts.infos]
+            self._journal.save()
+        return Tally.from_dict(state["tally"]), [tuple(dense) for dense in state["dense"]], parts
+
+    def _encode(self, encoder: ColumnEncoder, tally: Tally, save_seconds: float) -> list[dict[str, Any]]:
+        """The second phase: the columns that are not done yet."""
+        columns: list[dict[str, Any]] = self._journal.state.setdefault("columns", [])
+        features, begun, saved, saved_at = self._input.sparse, len(columns), len(columns), time.monotonic()
+
+        def told(f: int, share: float) -> None:
+            done, total = int((f + share) * tally.rows), len(features) * tally.rows
+            self._progress(PrepareProgress("encode", done, total, tally.rows, begun * tally.rows))
+
+        for f in range(begun, len(features)):
+            feature = features[f]
+            columns.append(encoder.encode(f, feature, tally.largest.get(feature.name, 0), bind(told, f)))
+            if f == len(features) - 1 or time.monotonic() - saved_at >= save_seconds:
+                encoder.sync(columns[saved:])
+                self._journal.save()
+                saved, saved_at = len(columns), time.monotonic()
+        return columns

@@ -1,0 +1,154 @@
+"""The third phase of a preparation: labels, dense features and rows are cut into the blocks of the store.
+
+N examples of a block, I dense features, F sparse features.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlrmctl.data.files import read_array
+from dlrmctl.data.formats.raw import RawFeature
+from dlrmctl.data.preparation.parts import Parts
+from dlrmctl.data.preparation.selection import Selection
+from dlrmctl.data.preparation.unfinished import Journal
+from dlrmctl.data.preparation.workers import Workers
+from dlrmctl.data.schema import Schema
+from dlrmctl.data.source import SPLITS, Block
+from dlrmctl.data.store.layout import pack
+from dlrmctl.data.store.writer import StoreWriter
+
+
+class Blocks:
+    """Makes any block from the files of the earlier phases.
+
+    Args:
+        parts, selection: the rows, and which of them are examples.
+        features: of the input.
+        columns: what `ColumnEncoder.encode` told of each.
+        files: of the rows of each.
+        schema: of the store.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        selection: Selection,
+        features: Sequence[RawFeature],
+        columns: Sequence[Mapping[str, Any]],
+        files: Sequence[Path],
+        schema: Schema,
+    ) -> None:
+        self._parts, self._selection, self._schema = parts, selection, schema
+        self._files, self._types = files, [np.dtype(column["type"]) for column in columns]
+        self._id_starts = [
+            None if column["ids"] is None else np.concatenate(([0], np.cumsum(column["ids"]))) for column in columns
+        ]
+        self._one_hot = all(feature.max_ids == 1 for feature in features)
+
+    def make(self, start: int, stop: int) -> tuple[bytes, int]:
+        """The bytes of the block with the examples from `start` to `stop`, and how many are labelled 1."""
+        pieces = list(self._pieces(start, stop))
+        labels_N = np.concatenate([self._of_piece(self._parts.labels(p, a, b), chosen) for p, a, b, chosen in pieces])
+        dense_IN = np.concatenate(
+            [self._of_piece(self._parts.dense(p, a, b), chosen) for p, a, b, chosen in pieces], axis=1
+        )
+        lengths_FN = None if self._one_hot else np.ones((len(self._types), stop - start), dtype=np.int32)
+        ids_F = []
+        for f, dtype in enumerate(self._types):
+            first, last = start, stop
+            if self._id_starts[f] is not None:
+                assert lengths_FN is not None
+                first, lengths_FN[f] = self._lengths(f, pieces)
+                last = first + int(lengths_FN[f].sum())
+            ids_F.append(read_array(self._files[f], dtype, last - first, first * dtype.itemsize))
+        block = Block(dense_IN, ids_F, labels_N, lengths_FN)
+        return pack(self._schema, block), int(np.count_nonzero(labels_N))
+
+    def first_part(self, example: int) -> int:
+        """The part that holds an example; the number of parts behind the last one."""
+        return int(np.searchsorted(self._selection.starts, example, side="right")) - 1
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int, np.ndarray | None]]:
+        """Where examples lie: part, first row, row behind the last, and which of these rows; None is all of them."""
+        starts = self._selection.starts
+        part = self.first_part(start)
+        while start < stop:
+            first, end = start - int(starts[part]), min(stop, int(starts[part + 1])) - int(starts[part])
+            kept_N = self._selection.kept(part)
+            if kept_N is None and first < end:
+                yield part, first, end, None
+            elif kept_N is not None and first < end:
+                rows = np.flatnonzero(kept_N)[first:end]
+                yield part, int(rows[0]), int(rows[-1]) + 1, rows - rows[0]
+            start, part = int(starts[part]) + end, part + 1
+
+    def _of_piece(self, values: np.ndarray, chosen: np.ndarray | None) -> np.ndarray:
+        return values if chosen is None else values[..., chosen]
+
+    def _lengths(self, f: int, pieces: Sequence[tuple[int, int, int, np.ndarray | None]]) -> tuple[int, np.ndarray]:
+        """Place of the first id of the pieces in the file of a feature, and the lengths of all their lists."""
+        part, start, _, _ = pieces[0]
+        before_N, kept_N = self._parts.lengths(part, f, 0, start), self._selection.kept(part, start)
+        id_starts = self._id_starts[f]
+        assert id_starts is not None
+        first = int(id_starts[part]) + int((before_N if kept_N is None else before_N[kept_N]).sum())
+        lengths = [self._of_piece(self._parts.lengths(p, f, a, b), chosen) for p, a, b, chosen in pieces]
+        return first, np.concatenate(lengths)
+
+
+def write_blocks(
+    blocks: Blocks,
+    selection: Selection,
+    parts: Parts,
+    writer: StoreWriter,
+    journal: Journal,
+    workers: Workers,
+    *,
+    told: Callable[[int], None],
+    save_seconds: float,
+) -> dict[str, int]:
+    """Writes the blocks that are not there yet, and gives back the space of parts that are no longer needed.
+
+    Args:
+        blocks: makes them.
+        selection: says which examples each split has.
+        parts: the ones that `blocks` reads.
+        writer: stands where the journal's "written" says.
+        journal: is brought up to date.
+        workers: for blocks.
+        told: hears how many examples are written.
+        save_seconds: between two entries in the journal.
+
+    Returns:
+        How many examples of each split are labelled 1.
+
+    Raises:
+        DataError: if the disk is full.
+    """
+    positives: dict[str, int] = dict(journal.state.get("written", {}).get("positives", dict.fromkeys(SPLITS, 0)))
+    state, saved = writer.state(), time.monotonic()
+    todo = []
+    for split in SPLITS:
+        of_split = selection.split(split)
+        rest = range(of_split.start + state[split]["examples"], of_split.stop, writer.block_rows)
+        todo += [(split, start, min(start + writer.block_rows, of_split.stop)) for start in rest]
+    made = workers.in_order(partial(blocks.make, start, stop) for _, start, stop in todo)
+    removed = 0
+    for (split, start, stop), (content, num_positives) in zip(todo, made, strict=True):
+        writer.add_encoded(split, stop - start, content)
+        positives[split] += num_positives
+        if stop == todo[-1][2] or time.monotonic() - saved >= save_seconds:
+            writer.sync()
+            journal.state["written"] = {"state": writer.state(), "positives": positives}
+            journal.save()
+            saved = time.monotonic()
+            for part in range(removed, blocks.first_part(stop)):
+                parts.remove(part)
+            removed = blocks.first_part(stop)
+        told(stop)
+    return positives

@@ -1,0 +1,163 @@
+"""A prepared data set on disk: a manifest, tables of blocks, and the blocks.
+
+Blocks are read, not mapped: a mapped file that is cut short, or a disk that fails, would end the process without a
+word; and the bytes that were compared with their checksum are then the ones that are used.
+"""
+
+import hashlib
+import json
+import os
+import weakref
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.files import io_errors
+from dlrmctl.data.schema import Schema
+from dlrmctl.data.source import SPLITS, Block, check_split
+from dlrmctl.data.store.encoders import Encoder, encoders_fingerprint, load_encoders
+from dlrmctl.data.store.layout import BlockTable, unpack
+from dlrmctl.data.store.manifest import PREPARE_AGAIN, read_manifest
+
+
+class Store:
+    """A source that reads the files which a preparation or `write_store` wrote.
+
+    Args:
+        path: the directory.
+        verify: compare the checksum of each block when this process first reads it, and again after its file changed.
+
+    Attributes:
+        path: the directory.
+        manifest: everything `manifest.json` says.
+
+    Raises:
+        DataError: if there is no store at `path`, it is of another version, its manifest was edited or damaged, or a
+            file is missing or cut short.
+    """
+
+    def __init__(self, path: Path | str, verify: bool = True) -> None:
+        self.path = Path(path)
+        self.manifest = read_manifest(self.path)
+        self._verify = verify
+        self.schema = Schema.from_dict(self.manifest["schema"])
+        self.block_rows: int = self.manifest["block_rows"]
+        self._splits = {split: _Split(self.path, self.manifest, self.schema, split) for split in SPLITS}
+
+    def num_examples(self, split: str) -> int:
+        """Examples of the split."""
+        check_split(split)
+        examples: int = self.manifest["splits"][split]["examples"]
+        return examples
+
+    def read_block(self, split: str, index: int) -> Block:
+        """One block; safe to call from several threads.
+
+        Raises:
+            DataError: if its bytes are not the ones that were written.
+        """
+        check_split(split)
+        table = self._splits[split].table
+        if not 0 <= index < len(table):
+            raise DataError(f"the {split} split of {self.path} has no block {index}")
+        content = self._splits[split].read(index, verify=self._verify)
+        return unpack(self.schema, content, table.rows(index))
+
+    def verify(self, split: str) -> None:
+        """Compares the checksums of all blocks of a split now, so that a wrong one is not found much later.
+
+        Blocks that this process compared before are left out; `verify=False` of the constructor does not matter.
+
+        Raises:
+            DataError: the one that reading the first wrong block would raise.
+        """
+        check_split(split)
+        self._splits[split].verify()
+
+    def encoders(self) -> dict[str, Encoder]:
+        """What gives rows to new values, by sparse feature; for scoring rows that are not in the store.
+
+        Raises:
+            DataError: if the store was not made from raw values, or a vocabulary changed.
+        """
+        entries = self.manifest.get("ids", {}).get("columns")
+        if not entries:
+            raise DataError(f"{self.path}: keeps no vocabulary, its rows were not made from raw values")
+        return load_encoders(self.path, entries)
+
+    def fingerprint(self) -> str:
+        """Depends on the schema and on the checksums of all blocks."""
+        identity = json.dumps([self.schema.to_dict(), self.block_rows, self.manifest["splits"]], sort_keys=True)
+        return "store-2:" + hashlib.sha256(identity.encode()).hexdigest()[:32]
+
+    def vocabulary_fingerprint(self) -> str:
+        """Depends on the encoders' files and schemes; without encoders on what the copied source said of its ids.
+
+        A store that knows neither has ids that mean something in it alone, and gives the identity of its data.
+        """
+        entries = self.manifest.get("ids", {}).get("columns")
+        if entries:
+            return encoders_fingerprint(entries)
+        return str(self.manifest.get("vocabulary_fingerprint", self.fingerprint()))
+
+
+class _Split:
+    """The file with the blocks of one split, open for as long as this lives."""
+
+    def __init__(self, store: Path, manifest: Mapping[str, Any], schema: Schema, split: str) -> None:
+        entry = manifest["splits"][split]
+        self.path = store / entry["file"]
+        try:
+            self.table = BlockTable(
+                store / entry["table"],
+                schema,
+                block_rows=manifest["block_rows"],
+                examples=entry["examples"],
+                total_bytes=entry["bytes"],
+                crc32=entry["table_crc32"],
+            )
+        except DataError as error:
+            raise DataError(error.message, error.hint or PREPARE_AGAIN) from error
+        with io_errors(self.path, "read"):
+            self._file = os.open(self.path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._file)
+            found, _ = self._stamp_now()
+        if found != entry["bytes"]:
+            raise DataError(f"{self.path}: {found:,} bytes, the manifest says {entry['bytes']:,}", PREPARE_AGAIN)
+        self._compared: dict[int, tuple[int, int]] = {}  # block -> the stamp of its file then
+
+    def read(self, index: int, *, verify: bool) -> np.ndarray:
+        """The bytes of a block, uint8.
+
+        Raises:
+            DataError: if they are not there, or not the ones that were written.
+        """
+        start, stop = self.table.offsets[index : index + 2].tolist()
+        content = np.empty(stop - start, dtype=np.uint8)
+        with io_errors(self.path, "read"):
+            at = 0
+            while count := os.preadv(self._file, [content[at:].data], start + at):
+                at += count
+            stamp = self._stamp_now()
+        if at < len(content):
+            raise DataError(f"{self.path}, block {index}: cut short", PREPARE_AGAIN)
+        if verify and self._compared.get(index) != stamp:
+            if zlib.crc32(content.data) != self.table.checksums[index]:
+                raise DataError(f"{self.path}, block {index}: changed since it was prepared", PREPARE_AGAIN)
+            self._compared[index] = stamp
+        return content
+
+    def verify(self) -> None:
+        """Reads what was not compared yet, or was written to since."""
+        for index in range(len(self.table)):
+            if self._compared.get(index) != self._stamp_now():
+                self.read(index, verify=True)
+
+    def _stamp_now(self) -> tuple[int, int]:
+        """Size and time of the last change, in nanoseconds."""
+        found = os.fstat(self._file)
+        return found.st_size, found.st_mtime_ns

@@ -1,0 +1,191 @@
+"""Writes a store: blocks of each split one after another, then the manifest, which makes it one."""
+
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.files import io_errors
+from dlrmctl.data.schema import Schema
+from dlrmctl.data.source import SPLITS, Block, Source
+from dlrmctl.data.store.layout import RECORD_BYTES, block_record, pack, table_file
+from dlrmctl.data.store.manifest import split_file, write_manifest
+
+STORE_BLOCK_ROWS = 65_536
+
+
+@dataclass
+class _Written:
+    """How far a split is written.
+
+    Attributes:
+        examples, bytes: of its blocks so far.
+        table_crc32: CRC-32 of its table of blocks so far.
+    """
+
+    examples: int = 0
+    bytes: int = 0
+    table_crc32: int = zlib.crc32(b"")
+
+
+@dataclass
+class _SplitFiles:
+    """The two files of a split: blocks, and the table of them."""
+
+    blocks: BinaryIO
+    table: BinaryIO
+    written: _Written = field(default_factory=_Written)
+
+
+class StoreWriter:
+    """Fills an existing directory; without `finish` it never is a store.
+
+    Args:
+        path: the directory.
+        schema: of every block.
+        block_rows: examples of every block but the last one of a split.
+        state: goes on from here: what `state()` of an earlier writer of the same directory, schema and `block_rows`
+            gave after `sync()`. What was written later is cut off.
+
+    Raises:
+        DataError: if the files cannot be written, or hold less than `state` says.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        schema: Schema,
+        *,
+        block_rows: int = STORE_BLOCK_ROWS,
+        state: Mapping[str, Mapping[str, int]] | None = None,
+    ) -> None:
+        if block_rows < 1:
+            raise DataError(f"blocks of {block_rows} examples must have at least 1")
+        self.path, self.schema, self.block_rows = path, schema, block_rows
+        self._splits: dict[str, _SplitFiles] = {}
+        for split in SPLITS:
+            blocks, table = path / split_file(split), path / table_file(split)
+            if state is None:
+                self._splits[split] = _SplitFiles(_open(blocks, "wb"), _open(table, "wb"))
+                continue
+            written = _Written(**state[split])
+            num_blocks = -(-written.examples // block_rows)
+            files = _SplitFiles(_open(blocks, "r+b"), _open(table, "r+b"), written)
+            _cut(files.blocks, blocks, written.bytes)
+            _cut(files.table, table, num_blocks * RECORD_BYTES)
+            self._splits[split] = files
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of all blocks so far."""
+        return sum(files.written.bytes for files in self._splits.values())
+
+    def add(self, split: str, block: Block) -> None:
+        """Appends a block to its split.
+
+        Raises:
+            DataError: if a block but the last has not `block_rows` examples, does not fit the schema, or the disk is
+                full.
+        """
+        self.add_encoded(split, len(block), pack(self.schema, block))
+
+    def add_encoded(self, split: str, num_examples: int, content: bytes) -> None:
+        """Appends a block that `layout.pack` made for the schema, for callers that encode in threads.
+
+        Raises:
+            DataError: if a block but the last has not `block_rows` examples, or the disk is full.
+        """
+        files = self._splits[split]
+        written = files.written
+        if not 0 < num_examples <= self.block_rows or written.examples % self.block_rows:
+            raise DataError(f"only the last block of a split may have fewer than {self.block_rows} examples")
+        record = block_record(content)
+        with io_errors(self.path / split_file(split), "write"):
+            files.blocks.write(content)
+        with io_errors(self.path / table_file(split), "write"):
+            files.table.write(record)
+        written.examples += num_examples
+        written.bytes += len(content)
+        written.table_crc32 = zlib.crc32(record, written.table_crc32)
+
+    def state(self) -> dict[str, dict[str, int]]:
+        """How far every split is written, as small plain values for JSON; holds for the disk after `sync()`."""
+        return {split: asdict(files.written) for split, files in self._splits.items()}
+
+    def sync(self) -> None:
+        """Waits until all blocks so far are on the disk, so that a writer can go on from `state()` after a crash.
+
+        Raises:
+            DataError: if the disk is full.
+        """
+        for split, files in self._splits.items():
+            for file, name in ((files.blocks, split_file(split)), (files.table, table_file(split))):
+                with io_errors(self.path / name, "write"):
+                    file.flush()
+                    os.fsync(file.fileno())
+
+    def finish(self, about: Mapping[str, Any] | None = None) -> None:
+        """Brings everything to the disk and writes the manifest, with the entries of `about` besides its own."""
+        self.sync()
+        self.close()
+        splits = {
+            split: {"file": split_file(split), "table": table_file(split), **entry}
+            for split, entry in self.state().items()
+        }
+        content = {"schema": self.schema.to_dict(), "block_rows": self.block_rows, "splits": splits}
+        write_manifest(self.path, {**content, **(about or {})})
+
+    def close(self) -> None:
+        """Closes the files; what they hold stays."""
+        for split, files in self._splits.items():
+            for file, name in ((files.blocks, split_file(split)), (files.table, table_file(split))):
+                with io_errors(self.path / name, "write"):
+                    file.close()
+
+    def __enter__(self) -> "StoreWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+            return
+        for files in self._splits.values():
+            for file in (files.blocks, files.table):
+                try:
+                    file.close()
+                except OSError:  # the error on its way out says more
+                    continue
+
+
+def _open(path: Path, mode: str) -> BinaryIO:
+    with io_errors(path, "write"):
+        return path.open(mode)  # type: ignore[return-value]
+
+
+def _cut(file: BinaryIO, path: Path, size: int) -> None:
+    """Leaves the first `size` bytes of a file, and goes on after them."""
+    with io_errors(path, "write"):
+        found = file.seek(0, os.SEEK_END)
+        if found < size:
+            raise DataError(f"{path}: {found:,} bytes, where {size:,} were written", "start over")
+        file.truncate(size)
+        file.seek(size)
+
+
+def write_store(source: Source, path: Path, about: Mapping[str, Any] | None = None) -> None:
+    """Copies every split of a source into a store in the directory `path`, which must not exist.
+
+    Raises:
+        DataError: if it exists or cannot be written.
+    """
+    with io_errors(path, "write"):
+        path.mkdir(parents=True)
+    with StoreWriter(path, source.schema, block_rows=source.block_rows) as writer:
+        for split in SPLITS:
+            for index in range(-(-source.num_examples(split) // source.block_rows)):
+                writer.add(split, source.read_block(split, index))
+        writer.finish({"vocabulary_fingerprint": source.vocabulary_fingerprint(), **(about or {})})

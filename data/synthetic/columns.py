@@ -1,0 +1,129 @@
+"""The columns of synthetic data: what each draws from random words, and what its values count for in the label.
+
+Small tables hold the weight and the effect of every row; large ones compute them, in memory that does not grow.
+"""
+
+from typing import Protocol
+
+import numpy as np
+
+from dlrmctl.data.randomness import Use, permutation
+from dlrmctl.data.schema import MISSING_ROW, RESERVED_ROWS
+from dlrmctl.data.synthetic.draws import EXPONENT, MISSING_RANK, Alias, PowerLaw, Scramble
+from dlrmctl.data.synthetic.teacher import bias_only, hashed_effects, random_effects, smooth_effects
+
+MOST_IN_TABLES = 1 << 14  # ids; setting up more takes longer than computing them
+MISSING_DENSE = -1.0
+_LEVELS = 4096  # different draws of a dense feature
+
+
+class GeneratedSparse(Protocol):
+    """One sparse feature: N words in, N rows of its table out."""
+
+    def draw(self, words: np.ndarray) -> np.ndarray:
+        """A row per word (uint32), int32; `MISSING_ROW` for a share of them."""
+        ...
+
+    def draw_more(self, words: np.ndarray) -> np.ndarray:
+        """Rows of ids that follow a first one in a list: none is missing."""
+        ...
+
+    def effects(self, rows: np.ndarray) -> np.ndarray:
+        """What the rows count for, packed uint64."""
+        ...
+
+
+def sparse_column(num_ids: int, seed: int, column: int, slots: int, *, lists: bool = False) -> GeneratedSparse:
+    """A sparse feature.
+
+    Args:
+        num_ids: different values, the missing one not counted.
+        seed: of everything.
+        column: its number.
+        slots: how many effects are added up in a group at most.
+        lists: whether `draw_more` is wanted.
+    """
+    if num_ids <= MOST_IN_TABLES:
+        return _Tables(num_ids, seed, column, slots, lists)
+    return _Computed(num_ids, seed, column, slots)
+
+
+def _missing(column: int) -> float:
+    """From nothing missing in the first column to a third of the values, in steps of one fifteenth."""
+    return (column * 7 % 6) / 15
+
+
+def _paired(column: int, effects: np.ndarray) -> np.ndarray:
+    """Effects whose vectors count in one column of three: with more, pairs are many and small, and slow to learn."""
+    return effects if column % 3 == 1 else bias_only(effects)
+
+
+class _Tables:
+    def __init__(self, num_ids: int, seed: int, column: int, slots: int, lists: bool) -> None:
+        weights = np.zeros(num_ids + RESERVED_ROWS)
+        order = permutation(num_ids, seed, Use.ID_ORDER, column)
+        weights[RESERVED_ROWS + order] = np.arange(1, num_ids + 1) ** -EXPONENT
+        weights /= weights.sum()
+        self._later = Alias.of(weights) if lists else None
+        weights *= 1 - _missing(column)
+        weights[MISSING_ROW] = _missing(column)
+        self._first = Alias.of(weights)
+        self._effects = _paired(column, random_effects(len(weights), slots, seed, column))
+
+    def draw(self, words: np.ndarray) -> np.ndarray:
+        return self._first.draw(words)
+
+    def draw_more(self, words: np.ndarray) -> np.ndarray:
+        assert self._later is not None
+        return self._later.draw(words)
+
+    def effects(self, rows: np.ndarray) -> np.ndarray:
+        return self._effects[rows]
+
+
+class _Computed:
+    def __init__(self, num_ids: int, seed: int, column: int, slots: int) -> None:
+        self._first = PowerLaw.of(num_ids, _missing(column))
+        self._later = PowerLaw.of(num_ids, 0.0)
+        self._order = Scramble(num_ids, seed, column)
+        self._seed, self._column, self._slots = seed, column, slots
+
+    def draw(self, words: np.ndarray) -> np.ndarray:
+        return self._rows(self._first.draw(words))
+
+    def draw_more(self, words: np.ndarray) -> np.ndarray:
+        return self._rows(self._later.draw(words))
+
+    def _rows(self, ranks: np.ndarray) -> np.ndarray:
+        rows = np.full(ranks.shape, MISSING_ROW, dtype=np.int32)
+        there = ranks != MISSING_RANK
+        rows[there] = self._order(ranks[there]) + np.uint32(RESERVED_ROWS)
+        return rows
+
+    def effects(self, rows: np.ndarray) -> np.ndarray:
+        return _paired(self._column, hashed_effects(rows, self._slots, self._seed, self._column))
+
+
+class GeneratedDense:
+    """One dense feature: 4,096 equally likely levels, each a heavy-tailed whole number from 0 on, or missing.
+
+    Attributes:
+        integers: int64 per level; -1 where missing.
+        values: float32 per level, log(x + 3) of the integer; `MISSING_DENSE` where missing.
+        effects: packed uint64 per level, smooth in the value, and free where it is missing.
+    """
+
+    def __init__(self, seed: int, column: int, table: int, slots: int) -> None:
+        u = (np.arange(_LEVELS) + 0.5) / _LEVELS
+        typical, tail = 2.0 ** (column % 7), 0.6 + 0.1 * (column % 5)
+        whole = np.floor(typical * (u / (1 - u)) ** tail)
+        missing = permutation(_LEVELS, seed, Use.MISSING_LEVELS, column)[: _LEVELS * (column * 5 % 7) // 20]
+        values = np.log(whole + 3)
+        values[missing] = MISSING_DENSE
+        whole[missing] = -1
+        self.integers = whole.astype(np.int64)
+        self.values = values.astype(np.float32)
+        low, high = np.log(3.0), self.values.max()
+        self.effects = smooth_effects(np.clip((self.values - low) / (high - low), 0, 1), slots, seed, table)
+        self.effects[missing] = random_effects(1, slots, seed, table)
+        self.effects = _paired(column, self.effects)

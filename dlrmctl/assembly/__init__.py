@@ -1,0 +1,1 @@
+"""Settings -> the parts of a run: tables, model, optimizers and their state, schedule; compressed models too."""

@@ -1,0 +1,103 @@
+"""From settings to a model on its ranks: tables sharded, dense network replicated, an optimizer for each."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dlrmctl.assembly.tables import feature_tables
+from dlrmctl.data.schema import Schema
+from dlrmctl.embeddings.collection import CompositionalEmbeddings
+from dlrmctl.embeddings.sharding.placement import PlacementError
+from dlrmctl.embeddings.sharding.shard import Sharded, shard, sparse_state
+from dlrmctl.errors import UserError
+from dlrmctl.models import DLRM, DenseNetwork
+from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.settings.config import Config
+
+
+@dataclass
+class Model:
+    """A DLRM on this rank.
+
+    `embeddings` are the sharded tables, `network` the dense half, `replicated` the same half with its gradients
+    averaged over ranks.
+    """
+
+    sharded: Sharded
+    network: DenseNetwork
+    replicated: nn.Module
+
+    @property
+    def embeddings(self) -> nn.Module:
+        return self.sharded.dmp
+
+    @property
+    def inference(self) -> DLRM:
+        return DLRM(self.embeddings, self.network)
+
+    def tensors(self) -> dict[str, dict[str, Any]]:
+        """The weights by name, for checkpoints: live tensors, so that loading into them changes the model."""
+        tables = {name: value for name, value in sparse_state(self.sharded.dmp).items() if name.endswith("/weight")}
+        return {"tables": tables, "network": self.network.state_dict()}
+
+
+def build_model(
+    config: Config, schema: Schema, ranks: Ranks, *, batch_size: int, memory_bytes: int | None = None
+) -> Model:
+    """The model of the settings with its initial values, which depend on the seed alone.
+
+    Args:
+        batch_size: examples per rank and step, for the plan.
+        memory_bytes: what each rank may use for tables; default: what the device has left.
+
+    Raises:
+        UserError: if the tables do not fit the settings or the memory; said before any of it is taken.
+    """
+    settings = config.embeddings
+    assert config.optim.qr_lr is not None
+    tables = feature_tables(config, schema)
+    try:
+        sharded = shard(
+            CompositionalEmbeddings(tables, settings.dim),
+            device=ranks.device,
+            group=ranks.group,
+            local_world_size=ranks.local_world_size,
+            batch_size=batch_size,
+            seed=config.train.seed,
+            sparse_lr=config.optim.sparse_lr,
+            qr_lr=config.optim.qr_lr,
+            eps=config.optim.sparse_eps,
+            sharding=settings.sharding,
+            memory_bytes=memory_bytes,
+        )
+    except PlacementError as problem:
+        raise UserError(
+            str(problem), "--embedding qr with a larger --compress-ratio, a smaller --dim, or more ranks"
+        ) from None
+    network = build_dense_network(config, schema, ranks.device)
+    replicated: nn.Module = network
+    if ranks.world_size > 1:
+        replicated = DistributedDataParallel(
+            network,
+            device_ids=None if ranks.device.type == "cpu" else [ranks.device.index],
+            process_group=ranks.group,
+            gradient_as_bucket_view=True,
+            static_graph=True,
+        )
+    return Model(sharded, network, replicated)
+
+
+def build_dense_network(config: Config, schema: Schema, device: torch.device) -> DenseNetwork:
+    """The dense half with its initial values, which depend on the seed alone."""
+    return DenseNetwork(
+        num_dense=len(schema.dense),
+        num_features=sum(table.vectors for table in feature_tables(config, schema)),
+        dim=config.embeddings.dim,
+        bottom=config.model.bottom_mlp,
+        top=config.model.top_mlp,
+        interaction=config.model.interaction,
+        generator=torch.Generator().manual_seed(config.train.seed),
+    ).to(device)

@@ -1,0 +1,124 @@
+"""The dense optimizer's state as tensors by name, for checkpoints that any number of ranks can read."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dlrmctl.optim.schedule import Schedule
+from dlrmctl.optim.shampoo import AdaGradGrafting, AdamGrafting, DistributedShampoo, RMSpropGrafting, SGDGrafting
+from dlrmctl.optim.shampoo.configs import Grafting
+from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.settings.config import Config, OptimSettings
+
+
+def build_dense_optimizer(settings: OptimSettings, network: nn.Module, ranks: Ranks) -> torch.optim.Optimizer:
+    """The optimizer of the MLPs. Tables never reach it."""
+    return dense_optimizer(settings, network, ranks.group if ranks.world_size > 1 else None)
+
+
+def dense_optimizer(
+    settings: OptimSettings, network: nn.Module, group: dist.ProcessGroup | None
+) -> torch.optim.Optimizer:
+    """The same for the ranks of `group`, or for this process alone."""
+    assert settings.dense_lr is not None
+    parameters, lr, decay = list(network.parameters()), settings.dense_lr, settings.weight_decay
+    # One pass over memory on CPU; a GPU has no fused adagrad.
+    kernel = {"fused": True} if parameters[0].device.type == "cpu" else {"foreach": True}
+    if settings.dense_optimizer == "adagrad":
+        return torch.optim.Adagrad(parameters, lr=lr, weight_decay=decay, eps=settings.dense_eps, **kernel)
+    if settings.dense_optimizer == "adamw":
+        betas = (settings.beta1 or 0.9, settings.beta2 if settings.beta2 < 1 else 0.999)
+        return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=decay, eps=settings.dense_eps, **kernel)
+    if settings.dense_optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=decay, **kernel)
+    assert settings.shampoo_start is not None
+    return DistributedShampoo(
+        network.named_parameters(),
+        lr=lr,
+        betas=(settings.beta1, settings.beta2),
+        relative_epsilon=settings.shampoo_epsilon,
+        momentum=settings.momentum,
+        weight_decay=decay,
+        use_decoupled_weight_decay=True,
+        max_preconditioner_dim=settings.shampoo_block,
+        precondition_frequency=settings.shampoo_frequency,
+        start_preconditioning_step=settings.shampoo_start,
+        grafting_config=_grafting(settings),
+        # One side: the root of that factor alone, to the power -1/2, and none for the other.
+        inverse_exponent_override={2: {0: 0.5, 1: 0.0}} if settings.shampoo_sides == 1 else None,
+        precondition_vectors=False,
+        stagger_refresh=True,
+        statistics_frequency=settings.shampoo_statistics,
+        process_group=group,
+    )
+
+
+def _grafting(settings: OptimSettings) -> Grafting | None:
+    beta2 = settings.beta2 if settings.beta2 < 1 else 0.999
+    if settings.grafting == "adagrad":
+        return AdaGradGrafting(epsilon=settings.dense_eps)
+    if settings.grafting == "rmsprop":
+        return RMSpropGrafting(beta2=beta2, epsilon=settings.dense_eps)
+    if settings.grafting == "adam":
+        return AdamGrafting(beta2=beta2, epsilon=settings.dense_eps)
+    return SGDGrafting() if settings.grafting == "sgd" else None
+
+
+def build_schedule(config: Config, steps: int) -> Schedule:
+    """The learning-rate factor over a run of so many steps; decay without a length ends with it."""
+    settings = config.schedule
+    warmup_steps = min(steps // 20, 1000) if settings.warmup_steps is None else settings.warmup_steps
+    ramp = warmup_steps + settings.hold_steps
+    decay_steps = 0 if settings.decay == "none" else settings.decay_steps or max(steps - ramp, 1)
+    return Schedule(
+        warmup_steps=warmup_steps,
+        hold_steps=settings.hold_steps,
+        decay_steps=decay_steps,
+        decay="cosine" if settings.decay == "cosine" else "polynomial",
+        floor=settings.final_lr_factor,
+    )
+
+
+def dense_state(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
+    """The state by parameter name: live tensors, so that loading into them changes the optimizer.
+
+    State that torch's optimizers would make on their first step is made here, or a load would pass it over.
+    """
+    named = dict(network.named_parameters())
+    if isinstance(optimizer, DistributedShampoo):
+        return optimizer.blocks_state_dict(named)
+    if any(p not in optimizer.state for p in named.values()):
+        _materialize(optimizer)
+    return {
+        f"{name}.{key}": value
+        for name, parameter in named.items()
+        for key, value in optimizer.state[parameter].items()
+        if isinstance(value, Tensor)
+    }
+
+
+def failed_roots(optimizer: torch.optim.Optimizer, ranks: Ranks) -> list[str]:
+    """One line per rank whose Shampoo blocks had roots that could not be computed. Every rank must call it."""
+    report = optimizer.failed_roots_report() if isinstance(optimizer, DistributedShampoo) else ""
+    return [text for text in ranks.gather(report) if text]
+
+
+@torch.no_grad()
+def _materialize(optimizer: torch.optim.Optimizer) -> None:
+    """Makes a torch optimizer allocate its state, without moving a weight."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    before = [(p.detach().clone(), p.grad) for p in parameters]
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    for p in parameters:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for p, (value, grad) in zip(parameters, before, strict=True):
+        p.copy_(value)
+        p.grad = grad
+        for state in optimizer.state[p].values():
+            if isinstance(state, Tensor):
+                state.zero_()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate

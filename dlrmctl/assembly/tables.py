@@ -1,0 +1,79 @@
+"""From settings to tables: which table every sparse feature of the data has."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from dlrmctl.data.schema import Schema
+from dlrmctl.data.source import Source
+from dlrmctl.data.store.store import Store
+from dlrmctl.embeddings.choose import RatioError, Scheme, fit_ratio, num_parameters
+from dlrmctl.embeddings.tables import FeatureTable
+from dlrmctl.errors import UserError
+from dlrmctl.settings.config import Config
+from dlrmctl.settings.embeddings import changes_of_table, check_patterns
+
+# A remainder table has a row for every collision, so the others have a smallest size.
+_BEYOND = "--embedding hash has no lower bound; a lower --qr-threshold compresses smaller tables too"
+
+
+def feature_tables(config: Config, schema: Schema) -> list[FeatureTable]:
+    """The tables of every sparse feature, in their order.
+
+    Raises:
+        UserError: if a section of a single table matches none, its settings contradict, or a ratio is out of reach.
+    """
+    features = [(feature.name, feature.rows, feature.max_ids) for feature in schema.sparse]
+    names = [feature.name for feature in schema.sparse]
+    check_patterns(config.tables, names)
+    changes = [changes_of_table(config.tables, name) for name in names]
+    each = [replace(config.embeddings, **change) for change in changes]
+    methods = [
+        Scheme(
+            kind=settings.embedding,
+            collisions=settings.collisions,
+            operation=settings.operation,
+            large=settings.qr_layout,
+            ways=settings.ways,
+            head_share=settings.head_share,
+            tail=settings.tail,
+            threshold=settings.qr_threshold,
+        )
+        for settings in each
+    ]
+    ratio, dim = config.embeddings.compress_ratio, config.embeddings.dim
+    try:
+        if ratio is None:
+            tables = [method.table(feature) for method, feature in zip(methods, features, strict=True)]
+            num_parameters(tables, dim)  # widths that no kernel has are refused here
+            return tables
+        given = ["collisions" in change for change in changes]
+        return fit_ratio(features, methods, given, ratio=ratio, dim=dim)
+    except RatioError as problem:
+        raise UserError(f"embeddings.compress_ratio: {problem}", _BEYOND) from None
+    except ValueError as problem:
+        raise UserError(str(problem), "see [embeddings] and [embeddings.tables] of the settings") from None
+
+
+def unsorted_heads(tables: Sequence[FeatureTable], source: Source) -> list[str]:
+    """A warning, if exact heads are given to ids that are not known to be sorted by frequency."""
+    entries = source.manifest.get("ids", {}).get("columns", []) if isinstance(source, Store) else []
+    is_sorted = {entry["name"] for entry in entries if entry.get("scheme") == "vocabulary"}
+    heads = [table.name for table in tables if table.kind == "head" and table.name not in is_sorted]
+    if not heads:
+        return []
+    which = heads[0] if len(heads) == 1 else f"{heads[0]} and {len(heads) - 1} more"
+    return [
+        f"warning: the ids of {which} are not sorted by frequency, so that the head of the table is for any ids; "
+        "`dlrmctl prepare` with a vocabulary sorts them"
+    ]
+
+
+def summary(tables: Sequence[FeatureTable], dim: int) -> str:
+    """What the tables are, and how much smaller than full ones, in one line."""
+    full, kept = sum(table.rows * dim for table in tables), num_parameters(tables, dim)
+    counts: dict[str, int] = {}
+    for table in tables:
+        way = table.kind if table.combination is None else f"{table.kind} {table.combination}"
+        counts[way] = counts.get(way, 0) + 1
+    kinds = ", ".join(f"{count} {way}" for way, count in counts.items())
+    return f"{full:,} weights of embeddings in {kept:,}, {full / kept:.2f}x smaller: {kinds}"

@@ -1,0 +1,212 @@
+"""The commands that make and show data: `dlrmctl prepare`, and the group `dlrmctl data`."""
+
+from inspect import cleandoc
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dlrmctl.cli.options import AsJson
+from dlrmctl.console.console import print_json
+from dlrmctl.data.formats.table_schema import EXAMPLE
+from dlrmctl.errors import UserError, nearest
+from dlrmctl.settings.config import SYNTHETIC_SIZES
+from dlrmctl.settings.parse import large_number, number_at_least, one_of, share_at_most, whole_number
+
+FORMATS = ("criteo", "npy")
+_IDS = {"criteo": ("vocabulary", "hash"), "npy": ("rows", "vocabulary", "hash"), "table": ("vocabulary", "hash")}
+_IDS_PANEL, _ROWS_PANEL = "Ids", "Rows"
+data_app = typer.Typer(help="Make and look at data.", no_args_is_help=True)
+Number = str | None
+
+
+def prepare(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files, patterns and ranges such as 'day_{0..22}.gz', in order of time.", metavar="[criteo|npy] SRC..."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the new store.", metavar="DIR")],
+    schema: Annotated[
+        Path | None, typer.Option("--schema", help="What the columns of your tables are.", metavar="FILE.toml")
+    ] = None,
+    ids: Annotated[
+        str | None,
+        typer.Option(
+            help="How values become ids; npy: rows, taken as they are. \\[default: vocabulary; npy: rows]",
+            metavar="vocabulary|hash|rows",
+            rich_help_panel=_IDS_PANEL,
+        ),
+    ] = None,
+    min_count: Annotated[
+        Number,
+        typer.Option(
+            help="Vocabulary: rarer values share row 1. \\[default: 2]", metavar="N", rich_help_panel=_IDS_PANEL
+        ),
+    ] = None,
+    max_rows_per_table: Annotated[
+        Number,
+        typer.Option(
+            help="Vocabulary: only the most frequent values have rows.", metavar="N", rich_help_panel=_IDS_PANEL
+        ),
+    ] = None,
+    vocabulary_from: Annotated[
+        Path | None,
+        typer.Option(help="Number ids as this store does.", metavar="STORE", rich_help_panel=_IDS_PANEL),
+    ] = None,
+    hash_rows: Annotated[
+        Number,
+        typer.Option(help="Hashing: rows per table. \\[default: 1000000]", metavar="N", rich_help_panel=_IDS_PANEL),
+    ] = None,
+    split: Annotated[
+        str,
+        typer.Option(
+            help="order: first 6/7 train, the rest halved; last-file: the last file halved.",
+            metavar="order|last-file",
+            rich_help_panel=_ROWS_PANEL,
+        ),
+    ] = "order",
+    limit: Annotated[
+        Number, typer.Option(help="Take the first N good rows, such as 5M.", metavar="N", rich_help_panel=_ROWS_PANEL)
+    ] = None,
+    sample_negatives: Annotated[
+        Number,
+        typer.Option(
+            help="Keep this share of the training rows labelled 0.", metavar="RATE", rich_help_panel=_ROWS_PANEL
+        ),
+    ] = None,
+    seed: Annotated[
+        Number, typer.Option(help="Of that sample. \\[default: 0]", metavar="N", rich_help_panel=_ROWS_PANEL)
+    ] = None,
+    max_bad_rows: Annotated[
+        Number,
+        typer.Option(
+            help="Refuse the data above this many rejected rows. \\[default: 1 % and 100]",
+            metavar="N",
+            rich_help_panel=_ROWS_PANEL,
+        ),
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Raw data -> a store for `dlrmctl train --data DIR`.
+
+    prepare criteo SRC...: Criteo click logs (Kaggle or 1TB), plain, .gz, .zip or .tar.gz.
+
+    prepare npy DIR...: NAME_dense.npy, NAME_labels.npy and NAME_sparse.npy or NAME_sparse_multi_hot.npz.
+
+    prepare --schema my.toml SRC...: your own CSV, TSV or Parquet files, whose columns my.toml names:
+    """
+    format, files = format_and_files(sources, schema)
+    chosen = _IDS[format][0] if ids is None else ids
+    one_of("--ids", chosen, _IDS[format])
+    one_of("--split", split, ("order", "last-file"))
+    for flag, value, wanted in (
+        ("--min-count", min_count, "vocabulary"),
+        ("--max-rows-per-table", max_rows_per_table, "vocabulary"),
+        ("--vocabulary-from", vocabulary_from, "vocabulary"),
+        ("--hash-rows", hash_rows, "hash"),
+    ):
+        if value is not None and chosen != wanted:
+            raise UserError(f"{flag} is for --ids {wanted}, not for {chosen}")
+    if seed is not None and sample_negatives is None:
+        raise UserError("--seed is for --sample-negatives: nothing else of a preparation is random")
+    if vocabulary_from is not None and min_count is not None:
+        raise UserError("--min-count and --vocabulary-from contradict: the other store has chosen its values already")
+    options = {
+        "min_count": whole_number("--min-count", min_count or "2", at_least=1),
+        "max_rows_per_table": number_at_least("--max-rows-per-table", max_rows_per_table, at_least=2),
+        "vocabulary_from": vocabulary_from,
+        "hash_rows": number_at_least("--hash-rows", hash_rows or "1000000", at_least=2, at_most=1 << 32)
+        if chosen == "hash"
+        else None,
+        "split": split,
+        "limit": number_at_least("--limit", limit, at_least=1),
+        "sample_negatives": share_at_most("--sample-negatives", sample_negatives),
+        "seed": whole_number("--seed", seed or "0", at_least=0),
+        "max_bad_rows": number_at_least("--max-bad-rows", max_bad_rows, at_least=0),
+    }
+    from dlrmctl.datasets.prepare import prepare as run
+
+    run(format, files, out, schema=schema, ids_are_rows=chosen == "rows", options=options, as_json=json)
+
+
+# The help shows the keys of a schema in lines as they are; brackets would be markup.
+prepare.__doc__ = f"{cleandoc(prepare.__doc__ or '')}\n\n\b\n" + EXAMPLE.replace("\n\n", "\n\n\b\n").replace("[", "\\[")
+
+
+def format_and_files(words: list[str], schema: Path | None) -> tuple[str, list[str]]:
+    """Takes the format off the front; it is "table" with a schema.
+
+    Raises:
+        UserError: if the first word is no format, it contradicts the schema, or no file follows it.
+    """
+    first, files = words[0], words[1:]
+    if schema is not None:
+        if first in FORMATS and not Path(first).exists():
+            raise UserError(
+                f"{first!r} and --schema {schema} contradict: a schema is for tables of your own",
+                f"dlrmctl prepare --schema {schema} SRC... -o DIR",
+            )
+        return "table", words
+    if first not in FORMATS:
+        close = nearest(first, FORMATS)
+        raise UserError(
+            f"{first!r} is not a format: the first word is {' or '.join(FORMATS)}, or there is a --schema",
+            f"did you mean {close!r}?"
+            if close
+            else "dlrmctl prepare --schema FILE.toml SRC... -o DIR for your own tables",
+        )
+    if not files:
+        raise UserError(f"no file after {first!r}", f"dlrmctl prepare {first} SRC... -o DIR")
+    return first, files
+
+
+@data_app.command("show")
+def show(
+    store: Annotated[Path, typer.Argument(help="A store that `dlrmctl prepare` made.", metavar="DIR")],
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw how often ids occur: rank against count.", metavar="FILE.png|FILE.svg")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """What a preparation found: rows, splits, columns, and how often ids occur."""
+    if plot is not None:
+        from dlrmctl.console.pictures import check_picture
+
+        check_picture(plot)
+    from dlrmctl.datasets.show import show_data
+
+    show_data(store, plot=plot, as_json=json)
+
+
+@data_app.command("synthesize")
+def synthesize(
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="File, compressed if it ends in .gz; {n} is a number.", metavar="NAME")
+    ],
+    rows: Annotated[str, typer.Option(help="Rows of all files, such as 20M or 500k.", metavar="N")] = "1M",
+    size: Annotated[
+        str,
+        typer.Option(
+            help="Ids per table: up to 10,000; up to 200,000; or as in Criteo's Kaggle data.",
+            metavar="|".join(SYNTHETIC_SIZES),
+        ),
+    ] = "small",
+    seed: Annotated[str, typer.Option(help="Seed of the teacher and its rows.", metavar="N")] = "0",
+    files: Annotated[str | None, typer.Option(help="Cut the rows into so many files.", metavar="N")] = None,
+    rows_per_file: Annotated[str | None, typer.Option(help="Cut the rows into files of so many.", metavar="N")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Generated rows with a known optimum, as files in Criteo's format."""
+    one_of("--size", size, SYNTHETIC_SIZES)
+    num_rows = large_number("--rows", rows, at_least=1)
+    num_files = None if files is None else whole_number("--files", files, at_least=1)
+    most = None if rows_per_file is None else large_number("--rows-per-file", rows_per_file, at_least=1)
+    number = whole_number("--seed", seed, at_least=0)
+    from dlrmctl.datasets.synthesize import show_synthesis
+    from dlrmctl.datasets.synthesize import synthesize as run
+
+    result = run(out, rows=num_rows, num_files=num_files, rows_per_file=most, size=size, seed=number, force=force)
+    print_json(result) if json else show_synthesis(result)

@@ -1,0 +1,93 @@
+"""Typer options made from the settings, so that a setting is written down once.
+
+What commands that work on runs share: their settings, and the ranks they start."""
+
+import inspect
+import sys
+from collections.abc import Callable, Collection
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from dlrmctl.ranks.launch import launch_local, needs_launch
+from dlrmctl.settings.config import SECTIONS, Config, check_batch, resolve
+from dlrmctl.settings.parse import whole_number
+from dlrmctl.settings.setting import default_of, flag_of, plain_type, shown
+
+if TYPE_CHECKING:
+    from dlrmctl.rundir.directory import RunDirectory
+
+LAUNCH_PANEL = "Launch and output"
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=LAUNCH_PANEL)]
+_PANELS = {
+    "data": "Data",
+    "model": "Model",
+    "embeddings": "Embeddings",
+    "optim": "Optimizers",
+    "schedule": "Learning-rate schedule",
+    "train": "Training loop",
+}
+# Numbers arrive as text and are read by the same code as settings, so that mistakes read the same.
+Nproc = Annotated[str, typer.Option(help="Ranks to start on this machine.", metavar="N", rich_help_panel=LAUNCH_PANEL)]
+
+
+def with_settings(only: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command one option per setting; those typed arrive as its argument `flags`, name -> text.
+
+    Args:
+        only: names of the settings that matter to the command; empty for all.
+    """
+    return partial(_with_settings, only=only)
+
+
+def _with_settings(command: Callable[..., None], only: Collection[str]) -> Callable[..., None]:
+    own = [p for p in inspect.signature(command).parameters.values() if p.name != "flags"]
+    options = [_parameter(section, item) for section, cls in SECTIONS.items() for item in fields(cls)]  # type: ignore[arg-type]
+    options = [option for option in options if not only or option.name in only]
+
+    def run(**values: Any) -> None:
+        names = {option.name for option in options}
+        flags = {name: value for name, value in values.items() if name in names and value is not None}
+        command(**{name: value for name, value in values.items() if name not in names}, flags=flags)
+
+    run.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in [*own, *options]}
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    return run
+
+
+def _parameter(section: str, item: Any) -> inspect.Parameter:
+    hint = get_type_hints(SECTIONS[section])[item.name]
+    choices = item.metadata["choices"]
+    is_switch = plain_type(hint) is bool
+    metavar = "|".join(choices) if choices else {int: "N", float: "X", str: "TEXT"}.get(plain_type(hint), "W-W-...")
+    default = default_of(item)
+    flag = flag_of(item)
+    option = typer.Option(
+        f"{flag}/--no-{flag.removeprefix('--')}" if is_switch else flag,
+        help=item.metadata["help"] + ("" if default is None else rf" \[default: {shown(default)}]"),
+        metavar=None if is_switch else metavar,
+        show_default=False,
+        rich_help_panel=_PANELS[section],
+    )
+    annotation = Annotated[bool | None, option] if is_switch else Annotated[str | None, option]
+    return inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def settings_of_run(run: Path, flags: dict[str, str]) -> "tuple[RunDirectory, Config]":
+    """A run's directory, and its settings with the typed ones over them."""
+    from dlrmctl.rundir.directory import RunDirectory
+
+    directory = RunDirectory(run, writes=False)
+    return directory, resolve(directory.settings(), flags, file_name=str(run / "run.toml"))
+
+
+def launch_or_go_on(settings: Config, nproc: str) -> None:
+    """Starts `nproc` ranks of this command and leaves with their status, unless this process is one of them."""
+    ranks_here = whole_number("--nproc", nproc, at_least=1)
+    check_batch(settings, ranks_here)
+    if needs_launch(ranks_here):
+        raise typer.Exit(launch_local(ranks_here, sys.argv[1:]))

@@ -1,0 +1,107 @@
+"""The commands that score: `dlrmctl evaluate`, `compare` and `predict`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dlrmctl.cli.options import LAUNCH_PANEL, AsJson, Nproc, launch_or_go_on, settings_of_run, with_settings
+from dlrmctl.console.console import print_json
+from dlrmctl.settings.parse import one_of
+
+SPLITS = ("train", "validation", "test")
+Checkpoint = Annotated[str, typer.Option(help="best, last or step-N.", rich_help_panel=LAUNCH_PANEL)]
+Split = Annotated[str, typer.Option(help="train, validation or test.", rich_help_panel=LAUNCH_PANEL)]
+
+
+@with_settings(only=("path", "batch_size", "device", "precision"))
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")],
+    checkpoint: Checkpoint = "best",
+    split: Split = "test",
+    by: Annotated[
+        str | None, typer.Option("--slice", help="Metrics also for the ids of this feature.", metavar="FEATURE")
+    ] = None,
+    by_decile: Annotated[bool, typer.Option("--deciles", help="Calibration also by decile.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw calibration and ROC: .png or .svg.", metavar="FILE")
+    ] = None,
+    nproc: Nproc = "1",
+    json: AsJson = False,
+    *,
+    flags: dict[str, str],
+) -> None:
+    """Score a checkpoint of a run on a split of its data."""
+    one_of("--split", split, SPLITS)
+    directory, settings = settings_of_run(run, flags)
+    launch_or_go_on(settings, nproc)
+    from dlrmctl.ranks.ranks import process_group
+    from dlrmctl.scoring.evaluate import evaluate_run, show_evaluation
+
+    with process_group(settings.train.device) as ranks:
+        result = evaluate_run(
+            settings, directory, ranks, checkpoint=checkpoint, split=split, feature=by, by_decile=by_decile, plot=plot
+        )
+        if ranks.is_main:
+            print_json(result) if json else show_evaluation(result)
+
+
+@with_settings(only=("path", "batch_size", "device", "precision"))
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN_A")],
+    run_b: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN_B")],
+    checkpoint: Checkpoint = "best",
+    split: Split = "test",
+    nproc: Nproc = "1",
+    json: AsJson = False,
+    *,
+    flags: dict[str, str],
+) -> None:
+    """Compare two runs on the same rows: paired differences of log loss, NE and AUC."""
+    one_of("--split", split, SPLITS)
+    both = [settings_of_run(run, flags) for run in (run_a, run_b)]
+    settings = both[0][1]
+    launch_or_go_on(settings, nproc)
+    from dlrmctl.ranks.ranks import process_group
+    from dlrmctl.scoring.compare import compare_runs, show_comparison
+
+    with process_group(settings.train.device) as ranks:
+        directories, configs = zip(*both, strict=True)
+        result = compare_runs(directories, configs, ranks, checkpoint=checkpoint, split=split)
+        if ranks.is_main:
+            print_json(result) if json else show_comparison(result)
+
+
+@with_settings(only=("path", "batch_size", "device", "precision"))
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run directory, or compressed model.", metavar="RUN")],
+    sources: Annotated[list[str], typer.Argument(help="Rows as they were given to prepare.", metavar="SRC...")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Predictions to write, .parquet or .csv.", metavar="FILE")],
+    labelled: Annotated[bool, typer.Option("--labelled/--unlabelled", help="Whether rows have labels.")] = False,
+    schema: Annotated[
+        Path | None,
+        typer.Option("--schema", help="For tables, if other than prepare had it.", metavar="FILE.toml"),
+    ] = None,
+    checkpoint: Checkpoint = "best",
+    json: AsJson = False,
+    *,
+    flags: dict[str, str],
+) -> None:
+    """Score new rows with the vocabulary of the training data."""
+    directory, settings = settings_of_run(run, flags)
+    from dlrmctl.ranks.ranks import process_group
+    from dlrmctl.scoring.predict import predict as score
+    from dlrmctl.scoring.predict import show_prediction
+
+    with process_group(settings.train.device) as ranks:
+        result = score(
+            settings,
+            directory,
+            ranks,
+            checkpoint=checkpoint,
+            sources=sources,
+            schema=schema,
+            labelled=labelled,
+            out=out,
+        )
+        print_json(result) if json else show_prediction(result)

@@ -1,0 +1,167 @@
+"""A compression from its source to the finished directory."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dlrmctl.assembly.compressed import DENSE_FILE, REPORT
+from dlrmctl.compress.finetune import Tuned
+from dlrmctl.compress.fitting import SMALL_BYTES, Counts, Kept, TableOptions, fit_all
+from dlrmctl.compress.request import Request, out_of_reach, split_tables
+from dlrmctl.compress.search import BudgetSearch, Joint, calibrate, realize, within_budget
+from dlrmctl.compress.trial import Trial
+from dlrmctl.console.console import finite, warn
+from dlrmctl.console.progress import Telling
+from dlrmctl.embeddings.compression.artifact import Writer
+from dlrmctl.embeddings.compression.frontier import Choice, Frontier, predicted_options
+from dlrmctl.embeddings.compression.rules.rows import Compressed, StoredRows
+from dlrmctl.errors import UserError
+from dlrmctl.rundir.stored_tables import CheckpointTables, TableShape, TableSource
+from dlrmctl.settings.toml import write_toml
+
+_MOST_FILE_BYTES = 256 << 20
+
+
+@dataclass
+class Compression:
+    """What was decided: an option for each chosen table, and what is known about its cost."""
+
+    request: Request
+    source: TableSource
+    tables: list[TableOptions]
+    kept: list[TableShape]
+    choice: Choice
+    frontier: Frontier
+    search: BudgetSearch | None = None
+    joint: Joint | None = None
+
+    @property
+    def bytes_before(self) -> int:
+        return sum(table.stored_bytes for table in self.source.tables)
+
+    @property
+    def bytes_after(self) -> int:
+        return self.choice.num_bytes + sum(table.num_bytes for table in self.kept)
+
+    @property
+    def ratio(self) -> float:
+        return self.bytes_before / self.bytes_after
+
+    def results(self) -> Iterator[tuple[str, str, Callable[[], Compressed]]]:
+        """Name and method of every table, and what makes it, one after the other."""
+        for table, index in zip(self.tables, self.choice.indices, strict=True):
+            method = table.fitted[index].method
+            yield table.name, method, partial(table.table, method)
+        for shape in self.kept:
+            yield shape.name, "fp32", partial(as_it_is, self.source, shape)
+
+    def replaced(self) -> dict[str, Compressed]:
+        """The compressed tables by name."""
+        return realize(self.tables, self.choice)
+
+
+def compress(
+    source: TableSource, request: Request, *, trial: Trial | None, counts: Counts, tell: Telling
+) -> Compression:
+    """Fits options and chooses among them.
+
+    Args:
+        trial: on validation rows; needed for a budget.
+        counts: times each row was looked up, where that is known.
+
+    Raises:
+        UserError: if a table cannot be compressed as asked, or the goal is out of reach.
+    """
+    shapes, kept = split_tables(source, request)
+    total = sum(table.stored_bytes for table in source.tables)
+    # A model that is evaluated has all its tables in memory anyway; otherwise the largest alone shall matter.
+    working = total if trial is not None else _working_bytes(source)
+    tables = fit_all(source, request, shapes, counts, kept=Kept(working), tell=tell)
+    sizes = [[fitted.num_bytes for fitted in table.fitted] for table in tables]
+    proxies = [[fitted.proxy for fitted in table.fitted] for table in tables]
+    fixed = sum(table.num_bytes for table in kept)
+    if request.goal == "budget":
+        assert trial is not None
+        assert request.budget is not None
+        search = calibrate(tables, trial, around=request.budget / 2, tell=tell)
+        joint = within_budget(search, trial, request.budget, tell=tell)
+        compression = Compression(request, source, tables, kept, joint.choice, search.frontier, search, joint)
+        _warn_of_nothing(compression, request.budget)
+        return compression
+    frontier = Frontier(predicted_options(sizes, proxies, 1.0))
+    if request.goal == "method":
+        last = tuple(len(table.fitted) - 1 for table in tables)
+        choice = Choice(last, sum(s[i] for s, i in zip(sizes, last, strict=True)), 0.0)
+        return Compression(request, source, tables, kept, choice, frontier)
+    assert request.ratio is not None
+    try:
+        choice = frontier.within_bytes(math.floor(total / request.ratio) - fixed)
+    except ValueError:
+        raise out_of_reach(request, total / (int(frontier.num_bytes[0]) + fixed), kept) from None
+    return Compression(request, source, tables, kept, choice, frontier)
+
+
+def _warn_of_nothing(compression: Compression, budget: float) -> None:
+    """Says by what sum the best of the smaller choices failed, where only float32 tables keep the budget."""
+    assert compression.search is not None
+    assert compression.joint is not None
+    others = [tried for tried in compression.search.joints if tried.choice != compression.joint.choice]
+    if set(compression.search.methods(compression.joint.choice).values()) == {"fp32"} and others:
+        least = min(others, key=lambda tried: tried.upper)
+        warn(
+            f"--max-ne-increase {100 * budget:g}%: only float32 tables keep it; of the smaller ones that were "
+            f"evaluated the best rises by {least.judged(budget)}. More validation rows make the second number smaller"
+        )
+
+
+def _working_bytes(source: TableSource) -> int:
+    """What may be held beside the table that is worked on."""
+    return max(SMALL_BYTES, max(table.num_bytes for table in source.tables) // 4)
+
+
+def write(compression: Compression, out: Path, report: dict[str, Any], tuned: Tuned | None = None) -> None:
+    """Writes the directory, whole or not at all; its bytes go into the report.
+
+    Args:
+        tuned: tables and dense network to write in place of the fitted and the trained ones.
+
+    Raises:
+        UserError: if the disk refuses.
+    """
+    source = compression.source
+    file_bytes = min(_working_bytes(source), _MOST_FILE_BYTES)
+    try:
+        with Writer(out, source=finite(source.describe()), file_bytes=file_bytes) as writer:
+            for name, method, fitted in compression.results():
+                writer.add(name, tuned.tables[name] if tuned else fitted(), {"method": method})
+            if isinstance(source, CheckpointTables):
+                writer.add_tensors(DENSE_FILE, tuned.network.state_dict() if tuned else source.network())
+            report["files"] = asdict(writer.seal())
+            if isinstance(source, CheckpointTables):
+                settings = writer.directory / "run.toml"
+                write_toml(settings, source.state["settings"])
+                report["files"]["settings"] = settings.stat().st_size
+            (writer.directory / REPORT).write_text(_with_its_own_size(report))
+    except OSError as problem:
+        raise UserError(
+            f"{out}: cannot be written: {problem.strerror or problem}", "free space and try again"
+        ) from None
+
+
+def _with_its_own_size(report: dict[str, Any]) -> str:
+    """The text of the report, once its own bytes are among those of all files."""
+    size, text = -1, ""
+    while size != len(text.encode()):  # ends: more digits make a longer text, never a shorter one
+        size = len(text.encode())
+        report["files"]["report"] = size
+        text = json.dumps(finite(report), indent=1) + "\n"
+    return text
+
+
+def as_it_is(source: TableSource, shape: TableShape) -> Compressed:
+    """A table as float32 rows."""
+    return StoredRows(source.weight(shape.name).float(), shape.dim, 32)

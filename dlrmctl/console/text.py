@@ -1,0 +1,43 @@
+"""How figures of benchmarks read: digits enough for small ones, standard errors where there are any, one and many."""
+
+
+def rate_text(value: float) -> str:
+    """A rate with one decimal, and with three digits where that would hide it."""
+    return f"{value:,.1f}" if value >= 10 or value == 0 else f"{value:#.3g}"
+
+
+def with_error(value: float, error: float | None, form: str) -> str:
+    """A mean and its standard error, which one run has not.
+
+    Args:
+        form: of the mean, such as "+.5f"; the error is written without a sign.
+    """
+    return f"{value:{form}} ±{'-' if error is None else format(error, form.lstrip('+'))}"
+
+
+def counted(number: int, what: str) -> str:
+    """1 seed, 2 seeds."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def bytes_text(count: float) -> str:
+    """Bytes with a binary unit."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def number_text(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """As people say it: 42 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,1 @@
+"""Data sets as commands meet them: opened by settings, prepared, generated, shown."""

@@ -1,0 +1,96 @@
+"""Finds the examples that the settings name."""
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+from dlrmctl.data.reader import Reader
+from dlrmctl.data.source import Source
+from dlrmctl.data.store.store import Store
+from dlrmctl.data.synthetic.cardinalities import SIZES
+from dlrmctl.data.synthetic.synthetic import Synthetic
+from dlrmctl.data.synthetic.teacher import Bayes
+from dlrmctl.errors import UserError
+from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.settings.config import Config, DataSettings
+
+ENVIRONMENT = "DLRMCTL_DATA"
+
+
+def data_directory(settings: DataSettings) -> Path | None:
+    """Where the prepared store should be; None for data that needs no files.
+
+    Raises:
+        UserError: if no place holds one, with the ways out.
+    """
+    if settings.dataset == "synthetic":
+        return None
+    if settings.path is not None:
+        return Path(settings.path)
+    if os.environ.get(ENVIRONMENT):
+        return Path(os.environ[ENVIRONMENT])
+    cached = Path(platformdirs.user_cache_dir("dlrmctl")) / settings.dataset
+    if cached.is_dir():
+        return cached
+    raise UserError(
+        f"no prepared {settings.dataset} data: --data is not given, ${ENVIRONMENT} is not set, {cached} does not exist",
+        "prepare Criteo's files (Kaggle display advertising challenge, or Criteo 1TB click logs, both from "
+        "ailab.criteo.com) with "
+        f"`mkdir -p {cached.parent}; dlrmctl prepare criteo train.txt -o {cached}`; or name a store with --data DIR; "
+        "or train on generated rows with --dataset synthetic",
+    )
+
+
+def open_source(settings: DataSettings) -> Source:
+    """The examples to train on.
+
+    Raises:
+        UserError, DataError: if they are not there or not usable.
+    """
+    directory = data_directory(settings)
+    if directory is None:
+        held_out = max(50_000, settings.synthetic_rows // 20)
+        return Synthetic(
+            settings.synthetic_seed,
+            settings.synthetic_rows,
+            held_out,
+            held_out,
+            cardinalities=SIZES[settings.synthetic_size],
+        )
+    store = Store(directory)
+    for split in ("validation", "test"):  # small, and a whole training would pass before they are read
+        store.verify(split)
+    return store
+
+
+def open_reader(config: Config, source: Source, split: str, ranks: Ranks, *, training: bool) -> Reader:
+    """This rank's batches of a split: shuffled and whole for training, else in order and to the last example."""
+    return Reader(
+        source,
+        split,
+        batch_size=config.train.batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        seed=config.train.seed,
+        shuffle=training,
+        drop_last=training,
+        pin_memory=ranks.device.type == "cuda",
+    )
+
+
+def optimum(source: Source, split: str) -> Bayes | None:
+    """What the best possible model scores on a split, where that is known."""
+    return source.bayes(split) if isinstance(source, Synthetic) else None
+
+
+def logit_offset(source: Source, split: str | None) -> float:
+    """What is added to a model's logits on a split, so that training on a sample of the negatives does not show.
+
+    Args:
+        split: None for rows that are in no split.
+    """
+    if split == "train" or not isinstance(source, Store):
+        return 0.0
+    offset: float = source.manifest.get("negative_sampling", {}).get("logit_offset", 0.0)
+    return offset

@@ -1,0 +1,163 @@
+"""`dlrmctl prepare`: raw data to a store, with its progress and a report of what was found."""
+
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+
+from dlrmctl.console.console import print_json, say, warn
+from dlrmctl.console.progress import BarDisplay
+from dlrmctl.console.text import duration
+from dlrmctl.data.formats.arrays import NpyInput
+from dlrmctl.data.formats.criteo import LOST_FIELDS, CriteoInput
+from dlrmctl.data.formats.raw import Input
+from dlrmctl.data.formats.table_schema import read_schema
+from dlrmctl.data.formats.tables import TableInput
+from dlrmctl.data.preparation.options import PrepareOptions
+from dlrmctl.data.preparation.prepare import prepare as run_preparation
+from dlrmctl.data.preparation.report import PrepareProgress
+from dlrmctl.data.preparation.unfinished import CONTINUES, partial_path
+from dlrmctl.data.schema import RESERVED_ROWS
+from dlrmctl.datasets.show import show_report
+from dlrmctl.errors import Interrupted, UserError
+from dlrmctl.settings.toml import read_toml
+
+INTERVAL_SECONDS = 10.0  # between two lines of progress in a file
+ESTIMATE_SECONDS = 1.0  # of a phase, before it is said how long it takes
+_PHASES = {"parse": "reading", "encode": "numbering ids", "write": "writing"}
+
+
+def prepare(
+    format: str,
+    sources: Sequence[str],
+    out: Path,
+    *,
+    schema: Path | None,
+    ids_are_rows: bool,
+    options: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Prepares and reports.
+
+    Args:
+        format: "criteo", "npy", or "table" with a schema.
+        sources: in the order of time.
+        out: directory of the new store.
+        schema: TOML file that says what the columns of a table are.
+        ids_are_rows: for npy.
+        options: of `PrepareOptions`.
+        as_json: prints the report as JSON.
+
+    Raises:
+        DataError: for whatever is wrong with the files or the options.
+        UserError: if the schema is no TOML file, or there is no directory for the store.
+    """
+    if not out.resolve().parent.is_dir():
+        raise UserError(f"{out.parent}: there is no such directory", f"mkdir -p {out.parent}")
+    decisions = PrepareOptions(**options)
+    source = open_input(format, sources, schema, ids_are_rows=ids_are_rows)
+    with _interruptions(out), _Display() as display:
+        report = run_preparation(source, out, decisions, display.update)
+    for column in report.columns:
+        # With what is missing that is every value of the column.
+        if decisions.vocabulary_from and column.rows > RESERVED_ROWS and column.rare_train + column.missing > 0.9999:
+            warn(f"{column.name}: {decisions.vocabulary_from} knows none of its values; had they another type there?")
+    warn_of_lost_fields(report.repaired, report.rows, [c.name for c in report.columns if c.missing == 1])
+    if as_json:
+        print_json({"store": str(out), **report.to_dict()})
+    else:
+        show_report(report, str(out))
+
+
+def warn_of_lost_fields(repaired: Mapping[str, int], rows: int, empty: Sequence[str]) -> None:
+    """Says that most rows were mended: tools that strip empty fields do that to some lines, not to most.
+
+    Args:
+        repaired: rows by what was mended.
+        rows: good ones, mended ones among them.
+        empty: features without any value.
+    """
+    lost = repaired.get(LOST_FIELDS, 0)
+    if 2 * lost > rows:
+        without = f" ({empty[0]}{f' to {empty[-1]}' if len(empty) > 1 else ''} without any value)" if empty else ""
+        warn(
+            f"{lost:,} of {rows:,} rows are of lines that lack columns at their end, which were read as empty"
+            f"{without}: the file may be cut"
+        )
+
+
+@contextmanager
+def _interruptions(out: Path) -> Iterator[None]:
+    """Lets SIGTERM end the work as Ctrl-C does, and says that it is kept."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted):
+        partial = partial_path(out)
+        if partial.exists():
+            say(f"{partial} is kept: {CONTINUES}")
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def open_input(format: str, sources: Sequence[str], schema: Path | None, *, ids_are_rows: bool) -> Input:
+    """What the sources are read as."""
+    if format == "npy":
+        return NpyInput(sources, as_rows=ids_are_rows)
+    if format == "criteo":
+        return CriteoInput(sources)
+    assert schema is not None
+    return TableInput(read_schema(read_toml(schema), str(schema)), sources)
+
+
+class _Display(BarDisplay):
+    """A bar on a terminal; in a file, one line per phase and interval."""
+
+    def __init__(self) -> None:
+        self.phase, self.started, self.said = "", time.monotonic(), 0.0
+        columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn()
+        super().__init__(*columns, TextColumn("{task.fields[about]}"), total=None, about="")
+
+    def update(self, progress: PrepareProgress) -> None:
+        now = time.monotonic()
+        if progress.phase != self.phase and self.phase:
+            self.started = now
+        about = about_progress(progress, now - self.started)
+        if self.bar:
+            self.bar.update(
+                self.task,
+                description=_PHASES[progress.phase],
+                completed=progress.done,
+                total=progress.total or None,
+                about=about,
+            )
+        elif progress.phase != self.phase or now - self.said > INTERVAL_SECONDS:
+            share = f"{100 * progress.done / progress.total:.0f} %, " if progress.total else ""
+            say(f"{_PHASES[progress.phase]}: {share}{about}")
+            self.said = now
+        self.phase = progress.phase
+
+
+def about_progress(progress: PrepareProgress, seconds: float) -> str:
+    """Rows, their rate and the time that is left, from what was done in the `seconds` since the phase began."""
+    parts = [f"{progress.rows:,} rows"]
+    own = progress.done - progress.begun
+    if progress.phase == "encode" and progress.rows:
+        columns = progress.total // progress.rows
+        parts.append(f"column {min(progress.done // progress.rows + 1, columns)} of {columns}")
+    elif own > 0 and seconds > 0:
+        rows = progress.rows * own / progress.done if progress.phase == "parse" else own
+        parts.append(f"{rows / seconds:,.0f} rows/s")
+    if own > 0 and seconds >= ESTIMATE_SECONDS and progress.total > progress.done:
+        parts.append(f"{duration((progress.total - progress.done) * seconds / own)} left")
+    return ", ".join(parts)

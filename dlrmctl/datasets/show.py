@@ -1,0 +1,236 @@
+"""`dlrmctl data show`: what is in a store, and how often its ids occur, as tables and as a picture."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlrmctl.console.console import output, print_json, print_table, say
+from dlrmctl.console.pictures import picture
+from dlrmctl.console.text import bytes_text
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.preparation.report import PrepareReport
+from dlrmctl.data.source import SPLITS
+from dlrmctl.data.store.encoders import load_counts
+from dlrmctl.data.store.store import Store
+
+_SHARES = (0.001, 0.01, 0.1, 0.5)  # of a table's rows
+_BLOCKS = "·▁▂▃▄▅▆▇█"
+_CURVE_WIDTH = 16  # characters
+_POINTS = 200  # of a curve in a picture
+_MOST_SOURCES = 30
+
+
+@dataclass(frozen=True)
+class Frequencies:
+    """How often the rows of one table are looked up in the training split.
+
+    Attributes:
+        name: of the feature.
+        lookups: of all rows together.
+        covered: share of the lookups that go to the most frequent rows, for each of `_SHARES` of the rows; None where
+            that is less than a row.
+        ranks, counts: points of the curve: the rank of a row, 1 for the most frequent one, and its count.
+    """
+
+    name: str
+    rows: int
+    lookups: int
+    covered: tuple[float | None, ...]
+    ranks: tuple[int, ...]
+    counts: tuple[int, ...]
+
+    def blocks(self) -> str:
+        """The curve on logarithmic axes, in characters."""
+        top = math.log1p(self.counts[0]) or 1.0
+        ranks = np.geomspace(1, self.rows, _CURVE_WIDTH)
+        counts = np.interp(np.log(ranks), np.log(self.ranks), np.log1p(self.counts))
+        most = len(_BLOCKS) - 1  # interpolated counts may lie above the highest one by their rounding
+        return "".join(_BLOCKS[min(math.ceil(count / top * most), most)] for count in counts)
+
+
+def show_data(path: Path, *, plot: Path | None, as_json: bool) -> None:
+    """Prints what a store says of itself; draws its curves.
+
+    Raises:
+        DataError: if there is no store, or it keeps nothing to draw.
+    """
+    store = Store(path)
+    report = store.manifest.get("report")
+    frequencies = list(read_frequencies(store))
+    if plot is not None:
+        if not frequencies:
+            raise DataError(f"{path}: keeps no counts of its ids, so there is nothing to draw", "prepare it again")
+        draw_frequencies(frequencies, plot)
+        say(f"drawn: {plot}")
+    if as_json:
+        print_json({"store": str(path), **_facts(store), **(report or {}), "frequencies": _as_dicts(frequencies)})
+        return
+    if report is None:
+        _show_schema(store)
+    else:
+        show_report(PrepareReport.from_dict(report), str(path))
+    if frequencies:
+        show_frequencies(frequencies)
+    else:
+        output.print("it keeps no counts of its ids")
+
+
+def _facts(store: Store) -> dict[str, Any]:
+    return {
+        "input": store.manifest.get("input"),
+        "schema": store.schema.to_dict(),
+        "split": store.manifest.get("split"),
+    }
+
+
+def show_report(report: PrepareReport, name: str) -> None:
+    """The report of a preparation, as tables."""
+    size = f"{bytes_text(report.store_bytes)}, {report.bytes_per_row:.0f} bytes per row"
+    read = f"{report.lines:,} {report.unit}s" if report.unit != "row" else f"{report.lines:,}"
+    output.print(f"{name}: {report.rows:,} rows of {read}, {size}")
+    for reason, count in report.repaired.items():
+        output.print(f"repaired: {count:,} {report.unit}s, {reason}")
+    for reason, count in report.rejected.items():
+        output.print(f"rejected: {count:,} {report.unit}s, {reason}")
+    for example in report.examples:
+        output.print(f"  {example}")
+    splits = report.splits.items()
+    sampled = any(part.label_rate_before is not None for _, part in splits)
+    print_table(
+        "splits, in the order of the files",
+        ["", "examples", "label rate", *(["before sampling"] if sampled else [])],
+        [
+            [
+                split,
+                f"{part.examples:,}",
+                f"{part.label_rate:.4f}",
+                *([_rate(part.label_rate_before)] if sampled else []),
+            ]
+            for split, part in splits
+        ],
+    )
+    if len(report.sources) > 1:
+        shown = report.sources[:_MOST_SOURCES]
+        rows = [[s.name, bytes_text(s.bytes), f"{s.lines:,}", f"{s.rows:,}", f"{s.label_rate:.4f}"] for s in shown]
+        if len(report.sources) > len(shown):
+            rows.append([f"and {len(report.sources) - len(shown):,} more", "", "", "", ""])
+        counted = ["rows", "good rows"] if report.unit == "row" else ["lines", "rows"]
+        print_table("sources", ["", "bytes", *counted, "label rate"], rows)
+    if report.dense:
+        print_table(
+            "dense features, transformed",
+            ["", "missing", "mean", "lowest", "highest"],
+            [[d.name, _percent(d.missing), f"{d.mean:.3f}", f"{d.low:.3f}", f"{d.high:.3f}"] for d in report.dense],
+        )
+    print_table(
+        "sparse features",
+        ["", "rows", "values", "missing", "rare in train", "rare held out"],
+        [
+            [
+                c.name,
+                f"{c.rows:,}",
+                "-" if c.cardinality is None else f"{c.cardinality:,}",
+                *map(_percent, (c.missing, c.rare_train, c.rare_held_out)),
+            ]
+            for c in report.columns
+        ],
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _rate(rate: float | None) -> str:
+    return "-" if rate is None else f"{rate:.4f}"
+
+
+def _show_schema(store: Store) -> None:
+    """What a store without a report has."""
+    output.print(f"{store.path}: written without a report; {len(store.schema.dense)} dense features")
+    print_table("splits", ["", "examples"], [[split, f"{store.num_examples(split):,}"] for split in SPLITS])
+    sparse = [[f.name, f"{f.rows:,}", f"{f.max_ids:,}"] for f in store.schema.sparse]
+    print_table("sparse features", ["", "rows", "longest list"], sparse)
+
+
+def read_frequencies(store: Store) -> Iterator[Frequencies]:
+    """Of the features whose counts the store keeps; one table's counts are in memory at a time.
+
+    Raises:
+        DataError: if a file of counts is missing or changed.
+    """
+    entries: Sequence[Mapping[str, Any]] = store.manifest.get("ids", {}).get("columns", [])
+    for entry in entries:
+        if entry.get("counts"):
+            counts = np.sort(load_counts(store.path, entry))[::-1]
+            yield frequencies_of(entry["name"], counts)
+
+
+def frequencies_of(name: str, counts: np.ndarray) -> Frequencies:
+    """What is told of one table.
+
+    Args:
+        name: of the feature.
+        counts: lookups of each row, falling.
+    """
+    rows, lookups = len(counts), int(counts.sum(dtype=np.uint64))
+    tops = [int(share * rows) for share in _SHARES]
+    covered = tuple(int(counts[:top].sum(dtype=np.uint64)) / max(lookups, 1) if top else None for top in tops)
+    ranks = np.unique(np.geomspace(1, rows, _POINTS).round().astype(np.int64))
+    points = tuple(int(count) for count in counts[ranks - 1])
+    return Frequencies(name, rows, lookups, covered, tuple(ranks.tolist()), points)
+
+
+def show_frequencies(frequencies: Sequence[Frequencies]) -> None:
+    """Which part of the training lookups the most frequent rows get."""
+    tops = [f"top {100 * share:g} %" for share in _SHARES]
+    print_table(
+        "training lookups that go to the most frequent rows of each table; the curve is log count over log rank",
+        ["", "lookups", "rows", *tops, "curve"],
+        [
+            [
+                f.name,
+                f"{f.lookups:,}",
+                f"{f.rows:,}",
+                *("-" if share is None else _percent(share) for share in f.covered),
+                f.blocks(),
+            ]
+            for f in frequencies
+        ],
+    )
+
+
+def _as_dicts(frequencies: Sequence[Frequencies]) -> list[dict[str, Any]]:
+    shares = [f"top {100 * share:g} %" for share in _SHARES]
+    return [
+        {
+            "name": f.name,
+            "rows": f.rows,
+            "lookups": f.lookups,
+            "covered": dict(zip(shares, f.covered, strict=True)),
+            "curve": {"rank": f.ranks, "count": f.counts},
+        }
+        for f in frequencies
+    ]
+
+
+def draw_frequencies(frequencies: Sequence[Frequencies], path: Path) -> None:
+    """Rank against count on logarithmic axes, a curve for each table."""
+    columns = 1 + (len(frequencies) - 1) // 26
+    with picture(path, width=7.5 + 1.2 * columns, height=5.0) as figure:
+        from matplotlib import colormaps
+
+        axes, colours = figure.add_subplot(), colormaps["turbo"]
+        for number, f in enumerate(sorted(frequencies, key=lambda f: -f.rows)):
+            kept = [(rank, count) for rank, count in zip(f.ranks, f.counts, strict=True) if count]
+            if kept:
+                colour = colours(number / max(len(frequencies) - 1, 1))
+                axes.plot(*zip(*kept, strict=True), label=f"{f.name} ({f.rows:,})", color=colour, linewidth=1.2)
+        axes.set(xscale="log", yscale="log", xlabel="rank of the row", ylabel="lookups in the training split")
+        axes.set_title("How often the rows of each table are looked up", loc="left")
+        axes.grid(alpha=0.3)
+        figure.legend(loc="outside right upper", fontsize=7, frameon=False, ncols=columns, title="feature (rows)")

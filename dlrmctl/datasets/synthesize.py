@@ -1,0 +1,197 @@
+"""`dlrmctl data synthesize`: generated rows as files in Criteo's format, with what the best model scores on them."""
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from dlrmctl.console.console import output, print_table, say
+from dlrmctl.console.progress import BarDisplay
+from dlrmctl.console.text import bytes_text, number_text
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.files import whole_file
+from dlrmctl.data.source import SPLITS
+from dlrmctl.data.synthetic.cardinalities import SIZES
+from dlrmctl.data.synthetic.criteo_text import chunk, chunk_edges
+from dlrmctl.data.synthetic.synthetic import Synthetic
+from dlrmctl.data.synthetic.teacher import TeacherScores
+from dlrmctl.errors import UserError
+
+INTERVAL_SECONDS = 10.0  # between two lines of progress in a file
+MOST_FILES = 10_000
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows [first, end) and what is true of them."""
+
+    first: int
+    end: int
+    tally: TeacherScores = field(default_factory=TeacherScores)
+
+    def scores(self) -> dict[str, Any]:
+        bayes = self.tally.bayes()
+        return {
+            "rows": self.end - self.first,
+            "label_rate": self.tally.label_rate,
+            "bayes_log_loss": bayes.log_loss,
+            "bayes_ne": bayes.ne,
+            "bayes_auc": bayes.auc,
+        }
+
+
+def synthesize(
+    out: str, *, rows: int, num_files: int | None, rows_per_file: int | None, size: str, seed: int, force: bool
+) -> dict[str, Any]:
+    """Writes the training examples of `--dataset synthetic` with this size and seed, in order.
+
+    Args:
+        out: name of the files; `{n}` stands for their number, and .gz at the end for compression.
+        rows: of all files.
+        num_files, rows_per_file: how the rows are cut; at most one of them is given.
+        size: of the tables, a name in `SIZES`.
+        seed: of the teacher and its rows.
+        force: replace files that exist.
+
+    Returns:
+        Plain values: files, and scores of the true probabilities on all rows, on each file, and on the splits that
+        `dlrmctl prepare criteo` makes of them.
+
+    Raises:
+        UserError, DataError: for names and places that cannot be used, or a full disk.
+    """
+    ends = _file_ends(rows, num_files, rows_per_file)
+    paths = file_names(out, len(ends))
+    _check_places(paths, force)
+    splits = _splits(rows, ends)
+    whole = _Part(0, rows)
+    parts = [whole, *(part for parts in splits.values() for part in parts.values())]
+    edges = chunk_edges(rows, [*ends, *(part.end for part in parts)])
+    source = Synthetic(seed, rows, 1, 1, cardinalities=SIZES[size])
+    files, started = [], time.monotonic()
+    with _Display(rows) as display:
+        for path, (first, end) in zip(paths, pairwise([0, *ends]), strict=True):
+            this = _Part(first, end)
+            with whole_file(path) as file:
+                for a, b in pairwise(edge for edge in edges if first <= edge <= end):
+                    written = chunk(source, a, b)
+                    file.write(written.text)
+                    for part in (this, *parts):
+                        if part.first <= a < part.end:
+                            part.tally.merge(written.tally)
+                    display.update(b)
+            files.append({"path": str(path), "bytes": path.stat().st_size, **this.scores()})
+    seconds = time.monotonic() - started
+    return {
+        "size": size,
+        "seed": seed,
+        **whole.scores(),
+        "bytes": sum(file["bytes"] for file in files),
+        "seconds": seconds,
+        "rows_per_second": rows / seconds,
+        "files": files,
+        "splits": {how: {split: part.scores() for split, part in by_split.items()} for how, by_split in splits.items()},
+    }
+
+
+def _file_ends(rows: int, num_files: int | None, rows_per_file: int | None) -> list[int]:
+    """After how many rows each file ends."""
+    if num_files is not None and rows_per_file is not None:
+        raise UserError("--files and --rows-per-file contradict: either decides the other")
+    count = num_files or -(-rows // (rows_per_file or rows))
+    if count > min(rows, MOST_FILES):
+        raise UserError(f"{rows:,} rows in {count:,} files: at most {min(rows, MOST_FILES):,} files are written")
+    if rows_per_file is not None:
+        return [*range(rows_per_file, rows, rows_per_file), rows]
+    return [rows * (n + 1) // count for n in range(count)]
+
+
+def _check_places(paths: Sequence[Path], force: bool) -> None:
+    """Before any work."""
+    for path in paths:
+        if not path.parent.is_dir():
+            raise UserError(f"{path.parent}: there is no such directory", f"mkdir -p {path.parent}")
+        if path.is_dir():
+            raise UserError(f"{path} is a directory", f"{path}/day_{{n}}.tsv")
+        if path.exists() and not force:
+            raise UserError(f"{path} exists already", "--force replaces it")
+
+
+def _splits(rows: int, ends: Sequence[int]) -> dict[str, dict[str, _Part]]:
+    """The rows of each split, for the ways in which `dlrmctl prepare criteo` makes them, where none is empty."""
+    num_train = {"order": rows * 6 // 7}
+    if len(ends) > 1:
+        num_train["last-file"] = ends[-2]
+    splits = {}
+    for how, first in num_train.items():
+        bounds = (0, first, first + (rows - first) // 2, rows)
+        if all(a < b for a, b in pairwise(bounds)):
+            splits[how] = {split: _Part(a, b) for split, (a, b) in zip(SPLITS, pairwise(bounds), strict=True)}
+    return splits
+
+
+class _Display(BarDisplay):
+    """A bar on a terminal; in a file, one line per interval."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.started = rows, time.monotonic()
+        self.said = self.started
+        super().__init__(
+            TextColumn("writing"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TextColumn("{task.completed:,.0f} rows  {task.fields[rate]}"),
+            TimeRemainingColumn(compact=True),
+            total=rows,
+            rate="",
+        )
+
+    def update(self, done: int) -> None:
+        now = time.monotonic()
+        rate = f"{done / max(now - self.started, 1e-9):,.0f} rows/s"
+        if self.bar:
+            self.bar.update(self.task, completed=done, rate=rate)
+        elif now - self.said > INTERVAL_SECONDS:
+            say(f"writing: {100 * done / self.rows:.0f} %, {done:,} rows so far, {rate}")
+            self.said = now
+
+
+def show_synthesis(result: dict[str, Any]) -> None:
+    """The result for people."""
+    files = result["files"]
+    names = files[0]["path"] if len(files) == 1 else f"{files[0]['path']} to {files[-1]['path']}"
+    output.print(
+        f"{names}: {result['rows']:,} rows, {bytes_text(result['bytes'])}, {result['rows_per_second']:,.0f} rows/s"
+    )
+    rows = [_line("all rows", result)]
+    for how, by_split in result["splits"].items():
+        rows += [_line(f"{split}, --split {how}", scores) for split, scores in by_split.items()]
+    columns = ["", "rows", "label rate", "log loss", "NE", "AUC"]
+    print_table("scores of the true probabilities: no model does better, but by chance", columns, rows)
+
+
+def _line(name: str, scores: dict[str, Any]) -> list[str]:
+    figures = [scores["label_rate"], scores["bayes_log_loss"], scores["bayes_ne"], scores["bayes_auc"]]
+    return [name, f"{scores['rows']:,}", *(number_text(figure) for figure in figures)]
+
+
+def file_names(pattern: str, count: int) -> list[Path]:
+    """The names of so many files; `{n}` in the pattern counts from 0.
+
+    Raises:
+        DataError: if several files would have one name, or the pattern has another field.
+    """
+    other = next((field for field in re.findall(r"\{[^{}]*\}", pattern) if field != "{n}"), None)
+    if other is not None:
+        raise DataError(f"{pattern}: {other} stands for nothing", "{n} stands for the number of a file")
+    if count > 1 and "{n}" not in pattern:
+        path = Path(pattern)
+        suffixes = "".join(path.suffixes)
+        better = path.with_name(path.name.removesuffix(suffixes) + "_{n}" + suffixes)
+        raise DataError(f"{pattern}: {count} files need a name with {{n}} in it", f"'{better}'")
+    return [Path(pattern.replace("{n}", str(n))) for n in range(count)]

@@ -1,0 +1,122 @@
+"""Whose tables are planned: those of data, of a known benchmark, of a list of rows, or of a file.
+
+dense = 13
+
+[tables]
+user = 40_000_000
+tags = { rows = 100_000, max_ids = 20 }
+"""
+
+from pathlib import Path
+from typing import Any
+
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.schema import RESERVED_ROWS, Schema, SparseFeature
+from dlrmctl.data.synthetic.cardinalities import KAGGLE, MLPERF, SIZES
+from dlrmctl.errors import UserError, nearest
+from dlrmctl.settings.config import Config
+from dlrmctl.settings.parse import large_number
+from dlrmctl.settings.setting import coerce
+from dlrmctl.settings.toml import read_toml
+
+NUM_DENSE = 13  # as Criteo's data has
+MOST_ROWS = 2**63 - 1
+_KEYS = ("rows", "max_ids")  # of a table in a file
+# fmt: on
+PRESETS = {"mlperf": MLPERF, "kaggle": KAGGLE}
+# The model that goes with the tables, unless other flags are typed.
+PRESET_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "mlperf": {
+        "model": {"bottom_mlp": [512, 256, 128], "top_mlp": [1024, 1024, 512, 256, 1]},
+        "embeddings": {"dim": 128},
+        "train": {"batch_size": 16384},
+    },
+    "kaggle": {},
+}
+
+
+def schema_of_data(config: Config) -> Schema:
+    """The tables of the data that the settings name; nothing of it is read but its description.
+
+    Raises:
+        UserError, DataError: if it is not there.
+    """
+    if config.data.dataset == "synthetic" and config.data.path is None:
+        return schema_of_rows([ids + RESERVED_ROWS for ids in SIZES[config.data.synthetic_size]])
+    from dlrmctl.data.store.store import Store
+    from dlrmctl.datasets.open import data_directory
+
+    try:
+        directory = data_directory(config.data)
+    except UserError as problem:
+        others = "without data: --preset " + "|".join(PRESETS) + ", --rows 40M,39060,... or --tables FILE.toml"
+        raise UserError(problem.message, f"{others}; with data: --data DIR, or --dataset synthetic") from None
+    assert directory is not None
+    return Store(directory).schema
+
+
+def schema_of_rows(rows: list[int]) -> Schema:
+    """One-hot features of so many rows, with as many dense ones as Criteo's data has."""
+    sparse = [SparseFeature(f"cat_{number}", count) for number, count in enumerate(rows, start=1)]
+    return Schema(tuple(f"int_{number}" for number in range(1, NUM_DENSE + 1)), tuple(sparse))
+
+
+def rows_of(flag: str, text: str) -> list[int]:
+    """Numbers such as "40M,39060".
+
+    Raises:
+        UserError: if one of them is no number of rows.
+    """
+    parts = text.split(",")
+    names = [f"{flag}, number {i} of {len(parts)}," if len(parts) > 1 else flag for i in range(1, len(parts) + 1)]
+    return [
+        _checked_rows(name, large_number(name, part.strip(), at_least=1))
+        for name, part in zip(names, parts, strict=True)
+    ]
+
+
+def schema_of_file(path: Path) -> Schema:
+    """The tables of a file as above.
+
+    Raises:
+        UserError: if it cannot be read, or says something else.
+    """
+    content = read_toml(path)
+    for name in content:
+        if name not in ("dense", "tables"):
+            close = nearest(name, ("dense", "tables"))
+            hint = f"did you mean {close!r}?" if close else "a file of tables has `dense = N` and [tables]"
+            raise UserError(f"{path}: {name} is neither dense nor tables", hint)
+    tables = content.get("tables")
+    if not isinstance(tables, dict) or not tables:
+        raise UserError(f"{path}: no tables", "a section [tables] with lines such as user = 40_000_000")
+    dense = coerce(content.get("dense", NUM_DENSE), int, f"{path}: dense")
+    if not 0 <= dense <= 10**6:
+        raise UserError(f"{path}: dense = {dense} must be at least 0 and at most a million")
+    sparse = [_feature(name, value, f"{path}: tables.{name}") for name, value in tables.items()]
+    try:
+        return Schema(tuple(f"int_{number}" for number in range(1, dense + 1)), tuple(sparse))
+    except DataError as problem:
+        raise UserError(f"{path}: {problem}") from None
+
+
+def _feature(name: str, value: Any, where: str) -> SparseFeature:
+    given = value if isinstance(value, dict) else {"rows": value}
+    unknown = sorted(set(given) - set(_KEYS))
+    if unknown:
+        close = nearest(unknown[0], _KEYS)
+        hint = f"did you mean {close!r}?" if close else f"a table has {' and '.join(_KEYS)}"
+        raise UserError(f"{where}: there is no key {unknown[0]!r}", hint)
+    if "rows" not in given:
+        raise UserError(f"{where}: has no rows", f"{name} = {{ rows = N, max_ids = N }}")
+    rows, longest = (coerce(given.get(key, 1), int, f"{where}.{key}") for key in ("rows", "max_ids"))
+    _checked_rows(where, rows)
+    if not 1 <= longest <= 10**6:
+        raise UserError(f"{where}.max_ids = {longest} must be at least 1 and at most a million")
+    return SparseFeature(name, rows, longest)
+
+
+def _checked_rows(where: str, rows: int) -> int:
+    if not 1 <= rows <= MOST_ROWS:
+        raise UserError(f"{where}: {rows:,} rows must be at least 1 and at most {MOST_ROWS:,}")
+    return rows

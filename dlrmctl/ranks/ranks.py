@@ -1,0 +1,148 @@
+"""This process among the ranks: device, process group, and whose turn it is to speak."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dlrmctl.console.console import warn
+from dlrmctl.errors import UserError
+from dlrmctl.ranks.launch import RENDEZVOUS, world_from_environment
+
+# Schedulers signal every process of a job, and launchers pass signals on: that is one request, not two.
+REPEAT_SECONDS = 3.0
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a checkpoint of large tables may hold the others up for long
+# What gloo, NCCL and the store say when a peer has died.
+_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where this process stands. `group` spans all ranks."""
+
+    rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+    group: dist.ProcessGroup
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        box = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(box, src=0, group=self.group, device=torch.device(self.device.type))
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order, on every rank."""
+        everyone: list[Any] = [value]
+        if self.world_size > 1:
+            everyone = [None] * self.world_size
+            dist.all_gather_object(everyone, value, group=self.group)
+        return everyone
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[Ranks]:
+    """Joins the ranks that the environment describes, or stands alone; leaves on exit.
+
+    Args:
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        UserError: if the device is not there or the rendezvous fails.
+    """
+    world = world_from_environment()
+    chosen = _device(device, world.local_rank, world.local_world_size)
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    try:
+        if world.world_size == 1 and not world.from_launcher:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
+        else:
+            dist.init_process_group(
+                backend,
+                init_method=os.environ.get(RENDEZVOUS, "env://"),
+                rank=world.rank,
+                world_size=world.world_size,
+                timeout=COLLECTIVE_TIMEOUT,
+            )
+    except (dist.DistNetworkError, dist.DistStoreError, ValueError) as problem:
+        raise _rendezvous_error(problem) from None
+    try:
+        group = dist.group.WORLD
+        assert group is not None
+        yield Ranks(world.rank, world.world_size, world.local_world_size, chosen, group)
+    except dist.DistBackendError as problem:
+        raise UserError(f"rank {world.rank}: {chosen.type} communication failed: {_last_line(problem)}") from None
+    except RuntimeError as problem:
+        if any(words in str(problem) for words in _LOST_PEER):
+            raise UserError(
+                f"rank {world.rank} lost contact with another rank",
+                "that rank's own message says why; --resume goes on",
+            ) from None
+        raise
+    finally:
+        with suppress(Exception):  # a peer may be gone already, and its error is the one to show
+            dist.destroy_process_group()
+
+
+def _device(wanted: str, local_rank: int, local_world_size: int) -> torch.device:
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("train.device = cuda, but torch sees no CUDA device", "--device cpu, or check the driver")
+    count = torch.cuda.device_count()
+    if local_world_size > count and local_rank == 0:
+        warn(f"{local_world_size} ranks on {count} GPUs: ranks will share a GPU, which NCCL may refuse")
+    torch.cuda.set_device(local_rank % count)
+    return torch.device("cuda", local_rank % count)
+
+
+def _last_line(problem: Exception) -> str:
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[-1]
+
+
+def _rendezvous_error(problem: Exception) -> UserError:
+    address, port = os.environ.get("MASTER_ADDR", "?"), os.environ.get("MASTER_PORT", "?")
+    if "EADDRINUSE" in str(problem) or "address already in use" in str(problem).lower():
+        return UserError(f"MASTER_PORT = {port} is in use on this machine", "choose another --master-port, or 0")
+    return UserError(
+        f"no rendezvous at {address}:{port}: {str(problem).splitlines()[0]}",
+        "check MASTER_ADDR, MASTER_PORT and that every node was started",
+    )
+
+
+@dataclass
+class StopRequest:
+    """SIGTERM or Ctrl-C: the first asks to finish the step, save and leave; another one later leaves at once."""
+
+    signal_number: int = 0
+    _since: float = 0.0
+    _previous: dict[int, Any] = field(default_factory=dict)
+
+    def __enter__(self) -> "StopRequest":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if not self.signal_number:
+            self.signal_number, self._since = number, time.monotonic()
+        elif time.monotonic() - self._since > REPEAT_SECONDS:
+            os._exit(128 + number)

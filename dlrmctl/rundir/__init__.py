@@ -1,0 +1,1 @@
+"""A run's directory: settings, checkpoints, metrics, where it stands; and opening it again to score."""

@@ -1,0 +1,98 @@
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from dlrmctl.rundir.checkpoint import SafeReader, read_state, verify
+
+
+@dataclass(frozen=True)
+class TableShape:
+    """A table that can be read: its name, rows and columns, and the bytes of each value where it is stored now."""
+
+    name: str
+    rows: int
+    dim: int
+    value_bytes: int = 4
+
+    @property
+    def num_bytes(self) -> int:
+        """As float32, without optimizer state."""
+        return 4 * self.rows * self.dim
+
+    @property
+    def stored_bytes(self) -> int:
+        """As it is stored now."""
+        return self.value_bytes * self.rows * self.dim
+
+
+class TableSource(Protocol):
+    """Tables by name."""
+
+    @property
+    def tables(self) -> Sequence[TableShape]: ...
+
+    def weight(self, name: str) -> Tensor:
+        """float [rows, dim]."""
+        ...
+
+    def sums(self, name: str) -> Tensor | None:
+        """float32 [rows], the state of row-wise AdaGrad; None where there is none."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values for the manifest."""
+        ...
+
+
+class CheckpointTables:
+    """The tables of one of our checkpoints, however many ranks wrote it.
+
+    Args:
+        path: the checkpoint's directory.
+
+    Raises:
+        UserError: if it is not a checkpoint, or a file of it is missing or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.state = path, read_state(path)
+        verify(path, 0, 1)
+        entries = SafeReader(path).read_metadata().state_dict_metadata
+        self._sizes: dict[str, tuple[int, ...]] = {name: tuple(entry.size) for name, entry in entries.items()}  # type: ignore[union-attr]
+        self.tables = tuple(
+            TableShape(name.removeprefix("tables.").removesuffix("/weight"), size[0], size[1])
+            for name, size in sorted(self._sizes.items())
+            if name.startswith("tables.") and name.endswith("/weight")
+        )
+
+    def weight(self, name: str) -> Tensor:
+        return self._read([f"tables.{name}/weight"])[0]
+
+    def sums(self, name: str) -> Tensor | None:
+        key = f"tables.{name}/sum"
+        return self._read([key])[0].reshape(-1) if key in self._sizes else None
+
+    def network(self) -> dict[str, Tensor]:
+        """The dense half of the model, by its own names."""
+        names = [name for name in self._sizes if name.startswith("network.")]
+        values = self._read(names)
+        return {name.removeprefix("network."): value for name, value in zip(names, values, strict=True)}
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "kind": "checkpoint",
+            "checkpoint": self.path.name,
+            "settings": self.state["settings"],
+            "data": self.state["data"],
+            "vocabulary": self.state["vocabulary"],
+        }
+
+    def _read(self, names: Sequence[str]) -> list[Tensor]:
+        tensors = {name: torch.empty(self._sizes[name]) for name in names}
+        dcp.load(tensors, storage_reader=SafeReader(self.path), no_dist=True)
+        return [tensors[name] for name in names]

@@ -1,0 +1,1 @@
+"""Predictions and what they are worth: metrics, `evaluate`, `compare`, `predict`, slices and calibration."""

@@ -1,0 +1,73 @@
+"""`dlrmctl evaluate`: a checkpoint on a split."""
+
+from pathlib import Path
+from typing import Any
+
+from dlrmctl.console.console import print_table
+from dlrmctl.console.pictures import check_picture
+from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.rundir.directory import RunDirectory
+from dlrmctl.rundir.opened import open_run
+from dlrmctl.scoring.metrics import StreamingMetrics, table_of, with_optimum
+from dlrmctl.scoring.scores import collect_scores, evaluate
+from dlrmctl.scoring.slices import decile_rows, deciles, draw_calibration_and_roc, slice_rows, slices
+from dlrmctl.settings.config import Config
+
+
+def evaluate_run(
+    config: Config,
+    run: RunDirectory,
+    ranks: Ranks,
+    *,
+    checkpoint: str,
+    split: str,
+    feature: str | None = None,
+    by_decile: bool = False,
+    plot: Path | None = None,
+) -> dict[str, Any]:
+    """Scores a checkpoint of a run on a split of the data that the settings name.
+
+    Args:
+        checkpoint: "best", "last" or "step-N".
+        feature: a sparse feature; the metrics are given for its most frequent ids too.
+        by_decile: calibration is given by decile too.
+        plot: a picture of calibration and ROC to write.
+
+    Returns:
+        {"checkpoint": ..., split: metrics}, and if asked for "deciles" and "slices"; the same on every rank.
+
+    Raises:
+        UserError, DataError: if checkpoint or data are not there or do not fit.
+    """
+    if plot is not None:
+        check_picture(plot)
+    opened = open_run(config, run, ranks, checkpoint=checkpoint, split=split)
+    inference, reader = opened.inference, opened.reader
+    result: dict[str, Any] = {"run": str(run.path), "checkpoint": opened.checkpoint.name, "split": split}
+    if feature is None and plot is None and not by_decile:
+        metrics = evaluate(inference, reader, ranks)
+        return result | {split: with_optimum(metrics.to_dict(), opened.source, split)}
+    streaming = StreamingMetrics(ranks.device, ranks.world_size)
+    scores = collect_scores(inference, reader, ranks, feature=feature, metrics=streaming)
+    result[split] = with_optimum(streaming.compute(ranks.group).to_dict(), opened.source, split)
+    if by_decile:
+        result["deciles"] = deciles(scores.logits_N, scores.labels_N)
+    if feature is not None:
+        result["slices"] = slices(scores, feature, opened.source)
+        result["feature"] = feature
+    if plot is not None and ranks.is_main:
+        draw_calibration_and_roc(scores.logits_N, scores.labels_N, plot)
+    return result
+
+
+def show_evaluation(result: dict[str, Any]) -> None:
+    """The result of `evaluate_run` as tables on standard output."""
+    split = result["split"]
+    alone = result["checkpoint"] == Path(result["run"]).name  # a compressed model has no checkpoints
+    print_table(
+        result["run"] if alone else f"{result['checkpoint']} of {result['run']}", *table_of({split: result[split]})
+    )
+    if "deciles" in result:
+        print_table("calibration by decile of the prediction", *decile_rows(result["deciles"]))
+    if "slices" in result:
+        print_table(f"by {result['feature']}", *slice_rows(result["slices"]))

@@ -1,0 +1,108 @@
+"""Every prediction of a model on a split, kept in the order of the examples."""
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlrmctl.data.reader import Reader
+from dlrmctl.data.schema import Schema
+from dlrmctl.datasets.open import logit_offset
+from dlrmctl.errors import UserError, nearest
+from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.scoring.metrics import Metrics, StreamingMetrics
+
+Inference = Callable[..., Tensor]  # (dense_BI, kjt) -> logits_B
+
+
+@dataclass(frozen=True)
+class Scores:
+    """N examples in order.
+
+    Attributes:
+        logits_N: float32.
+        labels_N: bool.
+        ids_N: of one sparse feature, if asked for; int64.
+    """
+
+    logits_N: np.ndarray
+    labels_N: np.ndarray
+    ids_N: np.ndarray | None = None
+
+
+def collect_scores(
+    inference: Inference,
+    reader: Reader,
+    ranks: Ranks,
+    *,
+    feature: str | None = None,
+    metrics: StreamingMetrics | None = None,
+) -> Scores:
+    """Scores everything a reader gives, over all ranks; the same on each.
+
+    Args:
+        inference: a model.
+        reader: not shuffled, to the last example.
+        feature: a sparse feature with one id per example, whose ids are kept.
+        metrics: given every batch on the way.
+
+    Raises:
+        UserError: if the data has no such feature, or it has lists of ids.
+    """
+    schema = reader.source.schema
+    column = _column(feature, schema) if feature is not None else None
+    offset = logit_offset(reader.source, reader.split)
+    batches: list[list[np.ndarray]] = []
+    with torch.no_grad(), closing(reader.batches(epoch=0)) as stream:  # type: ignore[type-var]
+        for batch in stream:
+            on_device = batch.to(ranks.device, non_blocking=True)
+            logits_B = inference(on_device.dense_BI, on_device.kjt()) + offset
+            if metrics is not None:
+                metrics.update(logits_B[: batch.num_valid], on_device.labels_B[: batch.num_valid])
+            columns = [logits_B.float().cpu().numpy(), batch.labels_B.numpy() > 0.5]
+            if column is not None:
+                columns.append(_ids_of(batch.ids, batch.lengths_FB, column, len(batch)).numpy())
+            batches.append(columns)
+    mine = [np.stack(arrays) for arrays in zip(*batches, strict=True)]
+    # Rank r has the r-th part of every global batch; what follows the last example is padding.
+    everyone = zip(*ranks.gather(mine), strict=True)
+    whole = [np.stack(parts, axis=1).reshape(-1)[: reader.num_examples] for parts in everyone]
+    return Scores(*whole)
+
+
+def _column(feature: str, schema: Schema) -> int:
+    keys = schema.keys
+    if feature in schema.dense:
+        raise UserError(f"{feature} is a dense feature; slices are by the ids of a sparse one", f"such as {keys[0]}")
+    if feature not in keys:
+        close = nearest(feature, keys)
+        raise UserError(
+            f"the data has no sparse feature {feature!r}",
+            f"did you mean {close!r}?" if close else f"it has {', '.join(keys)}",
+        )
+    if schema.sparse[keys.index(feature)].max_ids > 1:
+        raise UserError(f"{feature} has lists of ids: an example would be in several slices", "name a one-hot feature")
+    return keys.index(feature)
+
+
+def _ids_of(ids: Tensor, lengths_FB: Tensor | None, column: int, size: int) -> Tensor:
+    """The ids of a one-hot feature in a batch."""
+    if lengths_FB is None:
+        return ids.view(-1, size)[column]
+    start = int(lengths_FB[:column].sum())
+    return ids[start : start + size]
+
+
+def evaluate(inference: Inference, reader: Reader, ranks: Ranks) -> Metrics:
+    """The metrics of a model on everything the reader gives, over all ranks; the same on each."""
+    metrics = StreamingMetrics(ranks.device, ranks.world_size)
+    offset = logit_offset(reader.source, reader.split)
+    with torch.no_grad(), closing(reader.batches(epoch=0)) as batches:  # type: ignore[type-var]
+        for batch in batches:
+            on_device = batch.to(ranks.device, non_blocking=True)
+            logits_B = inference(on_device.dense_BI, on_device.kjt()) + offset
+            metrics.update(logits_B[: batch.num_valid], on_device.labels_B[: batch.num_valid])
+    return metrics.compute(ranks.group)

@@ -1,0 +1,231 @@
+"""Every setting of a training run, one line each: flags, `run.toml`, checks and help all come from here."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from dlrmctl.errors import UserError, nearest
+from dlrmctl.settings.embeddings import EmbeddingSettings, TableChanges, check_embeddings, default_qr_lr, table_changes
+from dlrmctl.settings.setting import flag_of, section_from, setting, shown
+
+DATASETS = ("criteo", "synthetic")
+SYNTHETIC_SIZES = ("small", "medium", "kaggle")
+DENSE_OPTIMIZERS = ("shampoo", "adagrad", "adamw", "sgd")
+# Where a learning rate is not given, the dense optimizer decides it.
+DENSE_LR = {"shampoo": 0.01, "adagrad": 0.01, "adamw": 0.001, "sgd": 0.1}
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    dataset: str = setting("criteo", "Where examples come from.", choices=DATASETS)
+    path: str | None = setting(
+        None, "Directory that `dlrmctl prepare` wrote. Default: $DLRMCTL_DATA, then the cache directory.", flag="--data"
+    )
+    synthetic_size: str = setting(
+        "small",
+        "Ids per table: up to 10,000; up to 200,000; or as many as Criteo's Kaggle data has.",
+        choices=SYNTHETIC_SIZES,
+    )
+    synthetic_rows: int = setting(
+        2_000_000, "Training examples of the synthetic data set.", at_least=1000, at_most=10**10
+    )
+    synthetic_seed: int = setting(0, "Seed of the synthetic teacher and its rows.", at_least=0)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    bottom_mlp: tuple[int, ...] = setting(
+        (512, 256, 64, 16), "Widths of the bottom MLP; the last equals --dim.", at_least=1
+    )
+    top_mlp: tuple[int, ...] = setting((512, 256, 1), "Widths of the top MLP; the last is 1.", at_least=1)
+    interaction: str = setting("dot", "How dense and sparse vectors meet.", choices=("dot", "cat"))
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    sparse_lr: float = setting(0.1, "Learning rate of full, hash and head tables (row-wise AdaGrad).", at_least=0)
+    qr_lr: float | None = setting(
+        None, "Learning rate of tables whose rows are combined. Default: mult 0.3, otherwise 0.1.", at_least=0
+    )
+    sparse_eps: float = setting(1e-8, "Epsilon of row-wise AdaGrad, outside the root.", above=0)
+    dense_optimizer: str = setting("shampoo", "Optimizer of the MLPs.", choices=DENSE_OPTIMIZERS)
+    dense_lr: float | None = setting(
+        None,
+        "Learning rate of the MLPs. Default: " + ", ".join(f"{k} {v:g}" for k, v in DENSE_LR.items()) + ".",
+        at_least=0,
+    )
+    dense_eps: float = setting(
+        1e-6, "Epsilon of adagrad, adamw and what shampoo grafts; keeps noise from taking full steps.", above=0
+    )
+    momentum: float = setting(0.0, "Momentum of shampoo and sgd.", at_least=0, below=1)
+    beta1: float = setting(0.0, "Gradient filter of shampoo; adamw uses 0.9 when this is 0.", at_least=0, below=1)
+    beta2: float = setting(
+        1.0, "Decay of shampoo's statistics; 1 sums them. adamw uses 0.999 when this is 1.", above=0, at_most=1
+    )
+    weight_decay: float = setting(
+        0.0, "Weight decay of the MLPs; decoupled for shampoo and adamw, L2 for adagrad and sgd.", at_least=0
+    )
+    grafting: str = setting(
+        "adagrad", "Whose step length shampoo takes.", choices=("adagrad", "rmsprop", "adam", "sgd", "none")
+    )
+    shampoo_block: int = setting(128, "Largest side of a shampoo block.", at_least=1)
+    shampoo_statistics: int = setting(4, "Steps between two updates of shampoo's factor matrices.", at_least=1)
+    shampoo_sides: int = setting(2, "Sides of a matrix that shampoo preconditions.", at_least=1, at_most=2)
+    shampoo_frequency: int = setting(100, "Steps between two refreshes of a root inverse.", at_least=1)
+    shampoo_start: int | None = setting(
+        None, "Step of the first preconditioned update. Default: the frequency.", at_least=1
+    )
+    shampoo_overhead: float | None = setting(
+        None, "Percent of a step that shampoo may add; a probe chooses block and intervals.", above=0
+    )
+    shampoo_epsilon: float = setting(1e-4, "Added to factor matrices, times their mean eigenvalue.", above=0)
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    warmup_steps: int | None = setting(
+        None, "Steps of linear warmup. Default: a twentieth of the run, at most 1000.", at_least=0
+    )
+    hold_steps: int = setting(0, "Steps at full rate before decay starts.", at_least=0)
+    decay: str = setting("cosine", "Shape of the decay after that.", choices=("none", "polynomial", "cosine"))
+    decay_steps: int = setting(0, "Steps of decay; 0 means to the end of the run.", at_least=0)
+    final_lr_factor: float = setting(0.0, "Share of the learning rate left when decay ends.", at_least=0, at_most=1)
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    batch_size: int = setting(2048, "Examples per step over all ranks together.", at_least=1)
+    epochs: int = setting(1, "Passes over the training split.", at_least=1)
+    max_steps: int = setting(0, "Stop after this many steps; 0 means no limit.", at_least=0)
+    evaluations: int = setting(4, "Evaluations on the validation split per epoch.", at_least=1)
+    patience: int = setting(0, "Stop after this many evaluations without a better NE; 0 means never.", at_least=0)
+    checkpoint_every: int = setting(0, "Steps between checkpoints; 0 means at every evaluation.", at_least=0)
+    keep_checkpoints: int = setting(2, "Latest checkpoints kept, besides the best.", at_least=1)
+    log_every: int = setting(100, "Steps between two lines of progress.", at_least=1)
+    tensorboard: bool = setting(False, "Write TensorBoard events into the run directory.")
+    device: str = setting("auto", "Where to compute.", choices=("auto", "cpu", "cuda"))
+    precision: str = setting(
+        "fp32", "fp32; medium (bf16 products inside fp32); or bf16 (autocast).", choices=("fp32", "medium", "bf16")
+    )
+    seed: int = setting(0, "Seed of initial values and of the order of examples.", at_least=0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings tree. Checked when built by `resolve`; frozen afterwards.
+
+    `tables` is the section `embeddings.tables`: what single tables have otherwise.
+    """
+
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    embeddings: EmbeddingSettings = field(default_factory=EmbeddingSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    tables: TableChanges = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain data for TOML: lists for tuples, absent keys for None."""
+        sections = {
+            section: {
+                name: list(value) if isinstance(value, tuple) else value
+                for name, value in values.items()
+                if value is not None
+            }
+            for section, values in asdict(self).items()
+        }
+        tables = sections.pop("tables")
+        if tables:
+            sections["embeddings"]["tables"] = tables
+        return sections
+
+
+SECTIONS = {item.name: item.default_factory for item in fields(Config) if item.name != "tables"}
+
+
+def resolve(file: Mapping[str, Any], flags: Mapping[str, Any], *, file_name: str = "run.toml") -> Config:
+    """Defaults, then the file, then the typed flags, checked.
+
+    Args:
+        file: sections as read from TOML.
+        flags: setting name -> text, only those that were typed.
+        file_name: how messages call the file.
+
+    Raises:
+        UserError: for an unknown or mistyped setting, a value out of range, or settings that contradict.
+    """
+    given: dict[str, dict[str, tuple[Any, str]]] = {name: {} for name in SECTIONS}
+    tables: TableChanges = {}
+    for section, values in file.items():
+        if section not in SECTIONS:
+            close = nearest(section, SECTIONS)
+            raise UserError(f"{file_name}: [{section}] is not a section", f"did you mean [{close}]?" if close else None)
+        if not isinstance(values, dict):
+            raise UserError(f"{file_name}: {section} = {values!r} must be a section, [{section}]")
+        for name, value in values.items():
+            if (section, name) == ("embeddings", "tables"):
+                tables = table_changes(value, f"{file_name}: embeddings.tables")
+            else:
+                given[section][name] = (value, f"{file_name}: {section}.{name}")
+    for section, cls in SECTIONS.items():
+        for item in fields(cls):  # type: ignore[arg-type]
+            if item.name in flags:
+                given[section][item.name] = (flags[item.name], flag_of(item))
+    sections = {name: section_from(cls, given[name]) for name, cls in SECTIONS.items()}  # type: ignore[arg-type]
+    return _checked(Config(**sections, tables=tables))
+
+
+def _checked(config: Config) -> Config:
+    """Fills in what follows from other settings and refuses what contradicts."""
+    if config.data.path is not None:  # a run can be gone on with from any directory
+        config = replace(config, data=replace(config.data, path=str(Path(config.data.path).resolve())))
+    emb, model, optim, schedule = config.embeddings, config.model, config.optim, config.schedule
+    check_embeddings(emb, config.tables)
+    if model.bottom_mlp[-1] != emb.dim:
+        mended = shown((*model.bottom_mlp[:-1], emb.dim))
+        raise UserError(
+            f"model.bottom_mlp = {shown(model.bottom_mlp)} ends in {model.bottom_mlp[-1]}, "
+            f"but embeddings.dim = {emb.dim}",
+            f"--bottom-mlp {mended} --dim {emb.dim}",
+        )
+    if model.top_mlp[-1] != 1:
+        raise UserError(
+            f"model.top_mlp = {shown(model.top_mlp)} must end in 1", f"--top-mlp {shown((*model.top_mlp, 1))}"
+        )
+    if optim.qr_lr is None:
+        optim = replace(optim, qr_lr=default_qr_lr(emb))
+    if optim.dense_lr is None:
+        optim = replace(optim, dense_lr=DENSE_LR[optim.dense_optimizer])
+    if optim.shampoo_start is None:
+        optim = replace(optim, shampoo_start=optim.shampoo_frequency)
+    assert optim.shampoo_start is not None
+    if optim.shampoo_start < optim.shampoo_frequency:
+        raise UserError(
+            f"optim.shampoo_start = {optim.shampoo_start} is before the first refresh, "
+            f"optim.shampoo_frequency = {optim.shampoo_frequency}",
+            f"raise --shampoo-start to {optim.shampoo_frequency} or lower --shampoo-frequency",
+        )
+    if optim.shampoo_overhead is not None and optim.dense_optimizer != "shampoo":
+        raise UserError(
+            f"optim.shampoo_overhead = {optim.shampoo_overhead:g} needs optim.dense_optimizer = shampoo, "
+            f"not {optim.dense_optimizer}"
+        )
+    if schedule.decay == "none" and schedule.decay_steps:
+        raise UserError(
+            f"schedule.decay_steps = {schedule.decay_steps} needs a decay", "--decay cosine or --decay polynomial"
+        )
+    return replace(config, optim=optim)
+
+
+def check_batch(settings: Config, world_size: int) -> None:
+    """Raises:
+    UserError: if the batch cannot be cut into equal parts.
+    """
+    size = settings.train.batch_size
+    if size % world_size:
+        raise UserError(
+            f"train.batch_size = {size} cannot be cut into {world_size} equal parts, one per rank",
+            f"--batch-size {size + -size % world_size}",
+        )

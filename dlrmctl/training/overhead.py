@@ -1,0 +1,211 @@
+"""`--shampoo-overhead`: measures what Shampoo costs here and chooses settings that stay inside a share of the step."""
+
+import statistics
+import time
+from dataclasses import dataclass, replace
+from itertools import product
+
+import torch
+from torch.nn import functional
+
+from dlrmctl.assembly.model import build_dense_network
+from dlrmctl.assembly.optimizers import build_dense_optimizer
+from dlrmctl.console.console import say, warn
+from dlrmctl.data.schema import Schema
+from dlrmctl.optim.shampoo import DistributedShampoo
+from dlrmctl.optim.shampoo.costs import PartTimes
+from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.settings.config import Config, OptimSettings
+
+SIDES = (2, 1)
+BLOCKS = (256, 128, 64)
+STATISTICS = (1, 2, 4, 8, 16, 32)
+FREQUENCIES = (10, 20, 50, 100, 200, 500, 1000)
+ROUNDS = 5
+TRIES = 3
+VERIFIED_STEPS = 40
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds that one block size costs: every step, per update of the statistics, per refresh of all roots."""
+
+    step: float
+    statistics: float
+    roots: float
+
+    def per_step(self, statistics_every: int, refresh_every: int) -> float:
+        return self.step + self.statistics / statistics_every + self.roots / refresh_every
+
+
+@dataclass(frozen=True)
+class OverheadChoice:
+    """Settings and the share of an Adagrad step that they add."""
+
+    sides: int
+    block: int
+    statistics_every: int
+    refresh_every: int
+    overhead: float
+
+
+def choose_overhead(config: Config, schema: Schema, ranks: Ranks) -> tuple[Config, OverheadChoice]:
+    """Probes for a few seconds; the choice of rank 0 is everybody's.
+
+    Args:
+        config: its `optim.shampoo_overhead` is the budget, in percent of a step with Adagrad.
+
+    Returns:
+        The settings with block size and intervals in place of the budget, and what was chosen with its measured
+        overhead. Where no choice is inside the budget it is the cheapest one.
+    """
+    assert config.optim.shampoo_overhead is not None
+    dense = _DenseStep(config, schema, ranks)
+    optimizer = torch.optim.Adagrad(dense.parameters, lr=0.0, foreach=True)
+    optimizer.step()
+    backward, adagrad = dense.median_seconds(optimizer)
+    base = backward + adagrad
+    candidates = []
+    for sides, block in product(SIDES, BLOCKS):
+        costs = measure(config, dense, ranks, sides, block)
+        candidates += [
+            OverheadChoice(sides, block, k, f, (costs.per_step(k, f) - adagrad) / base)
+            for k, f in product(STATISTICS, FREQUENCIES)
+        ]
+    budget = room = config.optim.shampoo_overhead / 100
+    for _ in range(TRIES):
+        estimated = ranks.broadcast(pick(candidates, room))
+        settings = _chosen(config.optim, estimated)
+        chosen = replace(estimated, overhead=ranks.broadcast(_verified(settings, dense, optimizer, base, ranks)))
+        if chosen.overhead <= budget or estimated.overhead > room:
+            break
+        # The parts were cheaper one by one than spread over steps: leave as much more room as they were off.
+        room *= min(budget / chosen.overhead, estimated.overhead / chosen.overhead)
+    return replace(config, optim=settings), chosen
+
+
+def _chosen(settings: OptimSettings, choice: OverheadChoice) -> OptimSettings:
+    return replace(
+        settings,
+        shampoo_sides=choice.sides,
+        shampoo_block=choice.block,
+        shampoo_statistics=choice.statistics_every,
+        shampoo_frequency=choice.refresh_every,
+        shampoo_start=choice.refresh_every,
+        shampoo_overhead=None,  # run.toml then repeats the choice instead of the probe
+    )
+
+
+def _verified(
+    settings: OptimSettings, dense: "_DenseStep", adagrad: torch.optim.Optimizer, base: float, ranks: Ranks
+) -> float:
+    """The share of a step that these settings add, roots spread over the steps as in training."""
+    shampoo = build_dense_optimizer(
+        replace(settings, shampoo_start=1, dense_lr=0.0), dense.network, replace(ranks, world_size=1)
+    )
+    dense.backward()
+    shampoo.step()  # all roots at once; from here on a few blocks have their turn at each step
+    seconds: dict[str, list[float]] = {"shampoo": [], "adagrad": []}
+    for _ in range(VERIFIED_STEPS):
+        for name, optimizer in (("shampoo", shampoo), ("adagrad", adagrad)):
+            dense.backward()
+            started = time.perf_counter()
+            optimizer.step()
+            dense.synchronize()
+            seconds[name].append(time.perf_counter() - started)
+    added = _mean_without_hiccups(seconds["shampoo"]) / ranks.world_size - _mean_without_hiccups(seconds["adagrad"])
+    return added / base
+
+
+def _mean_without_hiccups(seconds: list[float]) -> float:
+    """The mean of all but the slowest tenth, which on a shared machine are other programs' steps."""
+    return statistics.fmean(sorted(seconds)[: -max(1, len(seconds) // 10)])
+
+
+def within_overhead(config: Config, schema: Schema, ranks: Ranks) -> Config:
+    """The settings with what `choose_overhead` found; says so."""
+    budget = config.optim.shampoo_overhead
+    config, choice = choose_overhead(config, schema, ranks)
+    if ranks.is_main:
+        every = f"statistics every {choice.statistics_every} steps, roots every {choice.refresh_every}"
+        cost = f"about {100 * choice.overhead:.1f} % over adagrad"
+        say(f"shampoo: {choice.sides}-sided blocks of {choice.block}, {every}: {cost}")
+        if budget is not None and choice.overhead > budget / 100:
+            warn(f"--shampoo-overhead = {budget:g} % is out of reach here; this is the cheapest choice")
+    return config
+
+
+def pick(candidates: list[OverheadChoice], budget: float) -> OverheadChoice:
+    """The freshest preconditioner inside the budget: roots refreshed most often, then statistics, then large blocks.
+
+    Roots are as stale as the longer of the two intervals, so that one counts first. One side is half of Shampoo and is
+    taken only where both do not fit.
+    """
+    inside = [choice for choice in candidates if choice.overhead <= budget]
+    inside = [choice for choice in inside if choice.sides == 2] or inside
+    if not inside:
+        return min(candidates, key=lambda choice: choice.overhead)
+    return min(inside, key=lambda c: (max(c.refresh_every, c.statistics_every), c.statistics_every, -c.block))
+
+
+def measure(config: Config, dense: "_DenseStep", ranks: Ranks, sides: int, block: int) -> Costs:
+    """The parts of Shampoo's step on this rank alone, statistics and roots in every step."""
+    every_step = replace(config.optim, shampoo_statistics=1, shampoo_frequency=1, shampoo_start=1, dense_lr=0.0)
+    optim = replace(every_step, shampoo_sides=sides, shampoo_block=block)
+    optimizer = build_dense_optimizer(optim, dense.network, replace(ranks, world_size=1))
+    assert isinstance(optimizer, DistributedShampoo)
+    optimizer.step()
+    seconds: dict[str, list[float]] = {"step": [], "statistics": [], "roots": []}
+    for _ in range(ROUNDS):
+        dense.backward()
+        optimizer.part_times = times = PartTimes(dense.synchronize)
+        optimizer.step()
+        parts = times.seconds
+        seconds["statistics"].append(parts["statistics"])
+        seconds["roots"].append(parts["roots"])
+        seconds["step"].append(sum(parts.values()) - parts["statistics"] - parts["roots"])
+    # Blocks are shared out over the ranks; what every rank does anyway is small beside them.
+    share = {name: statistics.median(values) / ranks.world_size for name, values in seconds.items()}
+    return Costs(share["step"], share["statistics"], share["roots"])
+
+
+class _DenseStep:
+    """The dense network on inputs of this rank's size. Optimizers are timed after its backward, with the caches as it
+    leaves them: alone they would look a third cheaper.
+    """
+
+    def __init__(self, config: Config, schema: Schema, ranks: Ranks) -> None:
+        batch, device = config.train.batch_size // ranks.world_size, ranks.device
+        self.device = device
+        self.network = build_dense_network(config, schema, device)
+        self.parameters = list(self.network.parameters())
+        self.dense_BI = torch.randn(batch, len(schema.dense), device=device)
+        self.embeddings_BFD = torch.randn(batch, self.network.num_features, config.embeddings.dim, device=device)
+        self.embeddings_BFD.requires_grad_()
+        self.labels_B = torch.zeros(batch, device=device)
+        self.backward()
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def backward(self) -> float:
+        """Seconds of a forward and backward; leaves gradients."""
+        self.synchronize()
+        started = time.perf_counter()
+        self.network.zero_grad(set_to_none=True)
+        logits_B = self.network(self.dense_BI, self.embeddings_BFD)
+        functional.binary_cross_entropy_with_logits(logits_B, self.labels_B).backward()
+        self.synchronize()
+        return time.perf_counter() - started
+
+    def median_seconds(self, optimizer: torch.optim.Optimizer) -> tuple[float, float]:
+        """Of forward and backward, and of the optimizer's step after them."""
+        backwards, steps = [], []
+        for _ in range(2 + ROUNDS):
+            backwards.append(self.backward())
+            started = time.perf_counter()
+            optimizer.step()
+            self.synchronize()
+            steps.append(time.perf_counter() - started)
+        return statistics.median(backwards[2:]), statistics.median(steps[2:])

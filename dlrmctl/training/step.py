@@ -1,0 +1,124 @@
+"""One training step: forward, backward, agreement of the ranks, and only then the updates.
+
+The step is cut at the embeddings, because FBGEMM updates the tables inside their backward: first the dense network's
+backward, then the ranks agree that loss and gradients are finite, and only then the tables' backward and the dense
+optimizer touch a weight.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional
+
+from dlrmctl.assembly.model import Model
+from dlrmctl.data.batch import Batch
+from dlrmctl.errors import UserError
+from dlrmctl.ranks.ranks import Ranks
+
+_FINE, _BAD_LOSS, _BAD_GRADIENT = 0.0, 1.0, 2.0
+
+
+@dataclass(frozen=True)
+class StepSums:
+    """What a step saw, over all ranks: the same numbers on each."""
+
+    stop: bool
+    examples: float
+    loss: float
+    positives: float
+    predicted: float
+
+
+class TrainingStep:
+    """Runs steps of one model.
+
+    Args:
+        model, optimizer: what is trained; the tables' optimizer is inside their backward.
+        ranks: all of them step together.
+        precision: "bf16" runs the dense network under autocast.
+        lap: called with the name of each part when it ends; for measurements.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        optimizer: torch.optim.Optimizer,
+        ranks: Ranks,
+        precision: str,
+        *,
+        lap: Callable[[str], None] = lambda part: None,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.ranks = ranks
+        self.autocast = torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+        self.parameters = list(model.network.parameters())
+        self.lap = lap
+
+    def __call__(self, batch: Batch, step: int, *, stop: bool) -> StepSums:
+        """Takes step number `step` on this rank's part of the global batch.
+
+        Args:
+            stop: whether this rank was asked to stop; the answer is whether any was.
+
+        Raises:
+            UserError: if a loss or gradient is not finite, before any weight is touched, on every rank.
+        """
+        embeddings_BFD = self.model.embeddings(batch.kjt())
+        cut_BFD = embeddings_BFD.detach().requires_grad_()
+        self.lap("lookup")
+        with self.autocast:
+            logits_B = self.model.replicated(batch.dense_BI, cut_BFD)
+        logits_B = logits_B.float()
+        loss = functional.binary_cross_entropy_with_logits(logits_B, batch.labels_B)
+        self.lap("dense forward")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.lap("dense backward")
+        assert cut_BFD.grad is not None
+        sums = self._agree(loss.detach(), logits_B.detach(), batch.labels_B, cut_BFD.grad, step, stop)
+        self.lap("check")
+        embeddings_BFD.backward(cut_BFD.grad)
+        self.lap("table update")
+        self.optimizer.step()
+        self.lap("dense update")
+        return sums
+
+    def _agree(
+        self, loss: Tensor, logits_B: Tensor, labels_B: Tensor, grad_BFD: Tensor, step: int, stop: bool
+    ) -> StepSums:
+        """Sums over the ranks in one small all-reduce, which also says whether any of them must not go on."""
+        ranks = self.ranks
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        # Euclidean norms: torch has no fast maximum norm on CPU. A finite gradient overflows them from 2e19 on only.
+        largest = torch.stack([*torch._foreach_norm(gradients), grad_BFD.sum()]).abs().sum()
+        local = torch.stack([loss, largest, logits_B.sigmoid().sum(), labels_B.sum()]).double()
+        mean_loss, size, predicted, positives = local.tolist()
+        trouble = _FINE
+        if not abs(mean_loss) < torch.inf:
+            trouble = _BAD_LOSS
+        elif not size < torch.inf:
+            trouble = _BAD_GRADIENT
+        count = float(len(labels_B))
+        numbers = [float(stop), count, mean_loss * count, positives, predicted]
+        flags = [0.0] * ranks.world_size
+        flags[ranks.rank] = trouble
+        if ranks.world_size > 1:
+            shared = torch.tensor(numbers + flags, dtype=torch.float64, device=ranks.device)
+            dist.all_reduce(shared, group=ranks.group)
+            summed = shared.tolist()
+            numbers, flags = summed[: len(numbers)], summed[len(numbers) :]
+        # Averaged gradients carry one rank's bad loss to all: a loss names the origin, so it comes first.
+        for trouble, what in ((_BAD_LOSS, "loss"), (_BAD_GRADIENT, "gradient")):
+            if trouble in flags:
+                raise UserError(
+                    f"step {step}: the {what} on rank {flags.index(trouble)} is not finite; "
+                    "no weight was touched by this step",
+                    "lower --dense-lr, --sparse-lr or --qr-lr, or add --warmup-steps; --resume goes on from the last "
+                    "checkpoint",
+                )
+        asked, examples, loss_sum, positives, predicted = numbers
+        return StepSums(asked > 0, examples, loss_sum, positives, predicted)

@@ -1,0 +1,241 @@
+"""`dlrmctl train`: file -> reader -> batch -> model -> loss -> updates -> metrics -> checkpoint."""
+
+from contextlib import ExitStack, closing
+from dataclasses import asdict
+from typing import Any
+
+from dlrmctl.assembly.model import Model, build_model
+from dlrmctl.assembly.optimizers import build_dense_optimizer, build_schedule, dense_state, failed_roots
+from dlrmctl.console.console import say
+from dlrmctl.data.source import Source
+from dlrmctl.datasets.open import open_reader, open_source
+from dlrmctl.embeddings.sharding.shard import sparse_state
+from dlrmctl.errors import Interrupted
+from dlrmctl.plan.check import check_memory
+from dlrmctl.ranks.process import set_precision
+from dlrmctl.ranks.ranks import Ranks, StopRequest
+from dlrmctl.rundir.checkpoint import Checkpoints, load, read_state
+from dlrmctl.rundir.directory import EventWriter, RunDirectory
+from dlrmctl.rundir.state import RunState
+from dlrmctl.scoring.metrics import entropy, short_text, with_optimum
+from dlrmctl.scoring.scores import evaluate
+from dlrmctl.settings.config import Config
+from dlrmctl.training.display import TrainingDisplay, introduction, show_placements
+from dlrmctl.training.overhead import within_overhead
+from dlrmctl.training.step import StepSums, TrainingStep
+
+
+def train(config: Config, run: RunDirectory, ranks: Ranks, *, resume: bool, print_plan: bool = False) -> dict[str, Any]:
+    """Trains to the end of the settings, testing the best checkpoint once at the end.
+
+    Returns:
+        The results: metrics per split, the best step, the optimum where it is known. The same on every rank.
+
+    Raises:
+        UserError, DataError: for what the user can mend. Interrupted: after SIGTERM or Ctrl-C, with the state saved.
+    """
+    set_precision(config.train.precision)
+    source = open_source(config.data)
+    if config.optim.shampoo_overhead is not None:
+        config = within_overhead(config, source.schema, ranks)
+    trainer = Trainer(config, source, run, ranks)
+    if resume:
+        trainer.resume()
+    else:
+        run.create()
+    run.describe(config, ranks.world_size, ranks.device.type)
+    run.write_plan([asdict(table) for table in trainer.model.sharded.plan])
+    if print_plan and ranks.is_main:
+        show_placements(trainer.model.sharded.plan)
+    with ExitStack() as events:
+        if config.train.tensorboard and ranks.is_main:
+            writer = EventWriter(run.path / "events", first_step=trainer.progress.step + 1 if resume else 0)
+            run.listeners.append(events.enter_context(writer))
+        return trainer.run_to_the_end()
+
+
+class Trainer:
+    """The parts of a run and the loop over them."""
+
+    def __init__(self, config: Config, source: Source, run: RunDirectory, ranks: Ranks, *, quiet: bool = False) -> None:
+        table_room = check_memory(config, source.schema, ranks)
+        self.config, self.source, self.run, self.ranks = config, source, run, ranks
+        self.speaks = ranks.is_main and not quiet
+        self.readers = {
+            split: open_reader(config, source, split, ranks, training=split == "train")
+            for split in ("train", "validation", "test")
+        }
+        reader = self.readers["train"]
+        self.model: Model = build_model(
+            config, source.schema, ranks, batch_size=reader.local_batch_size, memory_bytes=table_room
+        )
+        self.optimizer = build_dense_optimizer(config.optim, self.model.network, ranks)
+        self.take_step = TrainingStep(self.model, self.optimizer, ranks, config.train.precision)
+        whole_run = config.train.epochs * reader.num_batches
+        self.total_steps = min(whole_run, config.train.max_steps or whole_run)
+        # --max-steps cuts a run short without squeezing its schedule, so that it can be gone on with.
+        self.schedule = build_schedule(config, whole_run)
+        self.checkpoints = Checkpoints(run.checkpoints, ranks)
+        self.progress = RunState()
+        self.saved_step = 0
+
+    def run_to_the_end(self) -> dict[str, Any]:
+        progress = self.progress
+        with (
+            StopRequest() as request,
+            TrainingDisplay(self.total_steps, progress.step, speaks=self.speaks) as display,
+        ):
+            self.display = display
+            self._introduce()
+            while not progress.finished:
+                self._epoch(request)
+        return self._results()
+
+    def _epoch(self, request: StopRequest) -> None:
+        """The rest of the current epoch, from wherever the progress stands."""
+        progress, reader, device = self.progress, self.readers["train"], self.ranks.device
+        evaluate_at = _evaluation_points(reader.num_batches, self.config.train.evaluations)
+        with closing(reader.batches(progress.epoch, progress.batch)) as batches:  # type: ignore[type-var]
+            for batch in batches:
+                self._set_learning_rates()
+                on_device = batch.to(device, non_blocking=True)
+                sums = self.take_step(on_device, progress.step + 1, stop=bool(request.signal_number))
+                self._advance(sums)
+                last = progress.step == self.total_steps
+                if progress.batch in evaluate_at or last:
+                    self._evaluate()
+                elif self.config.train.checkpoint_every and progress.step % self.config.train.checkpoint_every == 0:
+                    self._save()
+                if sums.stop:
+                    self._leave(request)
+                if progress.finished:
+                    break
+        if progress.batch == reader.num_batches:
+            progress.epoch, progress.batch = progress.epoch + 1, 0
+
+    def _advance(self, sums: StepSums) -> None:
+        progress = self.progress
+        progress.step += 1
+        progress.batch += 1
+        self.display.advance(int(sums.examples))
+        seen = (sums.examples, sums.loss, sums.positives, sums.predicted)
+        progress.window = [a + b for a, b in zip(progress.window, seen, strict=True)]
+        if progress.step % self.config.train.log_every == 0:
+            self._log()
+
+    def _log(self) -> None:
+        examples, loss, positives, predicted = self.progress.window
+        self.progress.window = [0.0] * 4
+        base = entropy(positives / examples)
+        values = {
+            "loss": loss / examples,
+            "ne": loss / examples / base if base else None,
+            "calibration": predicted / positives if positives else None,
+        }
+        rate = self.display.rate()
+        self.display.report(self.progress.step, values, rate)
+        entry = {"kind": "train", "step": self.progress.step, **values, "dense_lr": self._dense_lr()}
+        self.run.record(entry | {"examples_per_second": rate})
+
+    def _set_learning_rates(self) -> None:
+        factor = self.schedule(self.progress.step)
+        optim = self.config.optim
+        assert optim.qr_lr is not None
+        self.model.sharded.set_learning_rates(sparse_lr=optim.sparse_lr * factor, qr_lr=optim.qr_lr * factor)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._dense_lr()
+
+    def _dense_lr(self) -> float:
+        assert self.config.optim.dense_lr is not None
+        return self.config.optim.dense_lr * self.schedule(self.progress.step)
+
+    def _evaluate(self) -> None:
+        """Scores the validation split, saves, and keeps the checkpoint if it is the best so far."""
+        progress = self.progress
+        with self.display.pause():
+            metrics = evaluate(self.model.inference, self.readers["validation"], self.ranks)
+            self.run.record({"kind": "validation", "step": progress.step, **metrics.to_dict()})
+            better = metrics.ne is not None and (progress.best_ne is None or metrics.ne < progress.best_ne)
+            if better:
+                progress.best_ne, progress.best_step = metrics.ne, progress.step
+                progress.evaluations_without_gain = 0
+            else:
+                progress.evaluations_without_gain += 1
+            progress.finished = progress.step == self.total_steps or self._out_of_patience()
+            mark = ", best so far" if better else ""
+            self.display.say(f"step {progress.step}  validation  {short_text(metrics)}{mark}")
+            for warning in failed_roots(self.optimizer, self.ranks):
+                self.display.say(f"step {progress.step}  {warning}")
+        self._save()
+
+    def _out_of_patience(self) -> bool:
+        patience = self.config.train.patience
+        return bool(patience) and self.progress.evaluations_without_gain >= patience
+
+    def _save(self) -> None:
+        if self.saved_step == self.progress.step:
+            return
+        with self.display.pause():
+            state = self.progress.to_state(self.config, self.source)
+            self.checkpoints.save(self.progress.step, self._tensors(), state)
+            self.saved_step = self.progress.step
+            if self.ranks.is_main:
+                self.checkpoints.keep(self.config.train.keep_checkpoints, self.progress.best_step)
+
+    def _tensors(self) -> dict[str, Any]:
+        """Everything that a checkpoint holds; live, so that loading into it restores the run."""
+        return self.model.tensors() | {
+            "tables": sparse_state(self.model.sharded.dmp),
+            "optimizer": dense_state(self.optimizer, self.model.network),
+        }
+
+    def _leave(self, request: StopRequest) -> None:
+        self._save()
+        number = request.signal_number or 15  # another rank may have been the one that was asked
+        self.display.say(f"step {self.progress.step}  saved; go on with: dlrmctl train --resume {self.run.path}")
+        raise Interrupted(number)
+
+    def resume(self) -> None:
+        """Takes up the newest checkpoint; without one, the run starts over."""
+        path = self.ranks.broadcast(self.checkpoints.newest())
+        if path is None:
+            self.run.forget_after(0)
+            say(f"{self.run.path}: no checkpoint yet, starting over") if self.speaks else None
+            return
+        self.progress = RunState.from_state(read_state(path), self.config, self.source, path)
+        load(path, self._tensors(), self.ranks)
+        self.saved_step = (progress := self.progress).step
+        progress.finished = progress.step >= self.total_steps or self._out_of_patience()
+        if self.ranks.broadcast(self.checkpoints.at(progress.best_step)) is None:
+            progress.best_ne = progress.best_step = None  # its checkpoint was removed, so the next best is taken
+        if self.ranks.is_main:
+            self.checkpoints.keep(self.config.train.keep_checkpoints, progress.best_step)
+        self.run.forget_after(progress.step)
+
+    def _introduce(self) -> None:
+        for line in introduction(self.readers["train"], self.model, self.ranks):
+            self.display.say(line)
+        resumed = f", resumed at step {self.progress.step:,}" if self.progress.step else ""
+        self.display.say(f"run {self.run.path}{resumed}")
+
+    def _results(self) -> dict[str, Any]:
+        """Scores the best weights once on the test split."""
+        progress = self.progress
+        best = self.ranks.broadcast(self.checkpoints.at(progress.best_step))
+        if best is not None and progress.best_step != progress.step:
+            load(best, self.model.tensors(), self.ranks)
+        results: dict[str, Any] = {
+            "run": str(self.run.path),
+            "steps": progress.step,
+            "best_step": progress.best_step,
+        }
+        for split in ("validation", "test"):
+            metrics = evaluate(self.model.inference, self.readers[split], self.ranks).to_dict()
+            results[split] = with_optimum(metrics, self.source, split)
+        self.run.write_results(results)
+        return results
+
+
+def _evaluation_points(num_batches: int, evaluations: int) -> set[int]:
+    """Batches of an epoch after which to evaluate: evenly spread, the last always among them."""
+    return {max(1, round(num_batches * k / evaluations)) for k in range(1, evaluations + 1)}

@@ -1,0 +1,300 @@
+"""Fits of learned codes: codebooks and the codes of every row.
+
+Dimensions: N rows, D columns, L codes per row, K rows in each codebook; W columns of a codebook, D for "sum" and D / L
+for "concat".
+
+
+Weighted k-means on rows that fit in memory, and the nearest center of any number of rows.
+
+Dimensions: N rows, D columns, K centers.
+
+
+A sample of a table's rows that stands for all of them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlrmctl.embeddings.compression.fits.trained import TableRows
+from dlrmctl.embeddings.compression.rules.sharing import code_dtype
+
+_SAMPLE_ROWS = 65_536
+# Keeps the equations of codebooks solvable: moving one by a constant and another back changes no sum.
+_RIDGE = 1e-6
+# Rows of all codebooks of a sum: their equations are a matrix of this height, here of 128 MB.
+_MOST_EQUATIONS = 4096
+_SAMPLE_SWEEPS = 5
+# Rows whose scores against all centers are held at once: 4 MB of float32 for 256 centers, which stays in the cache.
+_SCORES = 2**20
+_SEED_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class FittedCodes:
+    """Codes and codebooks.
+
+    Attributes:
+        codes: uint8 or int16 [N, L].
+        codebooks: float32 [L, K, W].
+        losses: weighted squared error each time all rows had been coded; but for rounding it never rises.
+    """
+
+    codes: Tensor
+    codebooks: Tensor
+    losses: list[float]
+
+
+def fit_codes(
+    table: TableRows,
+    num_codes: int,
+    size: int = 256,
+    operation: str = "sum",
+    *,
+    seed: int = 0,
+    sample_rows: int = _SAMPLE_ROWS,
+    passes: int = 2,
+) -> FittedCodes:
+    """Learns codebooks on a weighted sample, then codes every row and refits the codebooks to all of them.
+
+    Coordinate descent in the weighted squared error: codes of a row one at a time given the codebooks, then all
+    codebooks at once, by least squares, given the codes.
+
+    Args:
+        num_codes: L.
+        size: K; fewer where the table has fewer rows.
+        operation: "sum" (residual quantization) or "concat" (product quantization).
+        sample_rows: of the sample.
+        passes: over the whole table; each codes all rows and refits.
+
+    Raises:
+        ValueError: if "concat" cannot divide the columns by L, or a number is out of bounds.
+    """
+    if num_codes < 1 or passes < 1:
+        raise ValueError(f"{num_codes=} and {passes=} must be at least 1")
+    if operation == "concat" and table.dim % num_codes:
+        raise ValueError(f"table {table.name}: {table.dim} columns cannot be divided into {num_codes} equal parts")
+    size = min(size, table.num_rows)
+    dtype = code_dtype(size)
+    if operation == "sum" and num_codes > 1 and num_codes * size > _MOST_EQUATIONS:
+        raise ValueError(f"{num_codes} codebooks of {size} rows are more than {_MOST_EQUATIONS} rows; use smaller ones")
+    generator = torch.Generator().manual_seed(seed)
+    sample = TableRows(*weighted_sample(table, sample_rows, generator), name=table.name)
+    model = _Codebooks.start(sample, num_codes, size, operation, generator)
+    if operation == "sum" and num_codes > 1:
+        _alternate(model, sample, torch.empty(sample.num_rows, num_codes, dtype=dtype), _SAMPLE_SWEEPS)
+    del sample
+    codes = torch.empty(table.num_rows, num_codes, dtype=dtype)
+    losses = _alternate(model, table, codes, passes)
+    return FittedCodes(codes, model.codebooks, losses)
+
+
+def _alternate(model: "_Codebooks", table: TableRows, codes: Tensor, passes: int) -> list[float]:
+    """Codes all rows (into `codes`) and refits the codebooks, several times; the loss after each coding."""
+    losses = []
+    for number in range(passes):
+        sums = _Sums(model)
+        loss = torch.zeros((), dtype=torch.float64)
+        for part, values, weights in table.chunks(f"codes, pass {number + 1} of {passes}"):
+            chosen = model.encode(values, None if number == 0 else codes[part].long())
+            residual = values - model.decode(chosen)
+            loss += (residual.square().sum(1) * weights).sum(dtype=torch.float64)
+            sums.add(chosen, residual, weights)
+            codes[part] = chosen.to(codes.dtype)
+        losses.append(float(loss))
+        model.move(sums)
+    return losses
+
+
+class _Codebooks:
+    def __init__(self, codebooks: Tensor, operation: str) -> None:
+        self.codebooks, self.operation = codebooks, operation
+        self.num_codes, self.size, self.width = codebooks.shape
+
+    @classmethod
+    def start(
+        cls, sample: TableRows, num_codes: int, size: int, operation: str, generator: torch.Generator
+    ) -> "_Codebooks":
+        """Codebook after codebook on what those before leave over."""
+        width = sample.dim // num_codes if operation == "concat" else sample.dim
+        codebooks = torch.zeros(num_codes, size, width)
+        size = min(size, sample.num_rows)
+        left = sample.weight.clone()
+        for index in range(num_codes):
+            columns = slice(index * width, (index + 1) * width) if operation == "concat" else slice(None)
+            centers = fit_centers(left[:, columns].contiguous(), sample.weights, size, generator)
+            codebooks[index, :size] = centers
+            left[:, columns] -= centers[nearest(left[:, columns].contiguous(), centers)]
+        return cls(codebooks, operation)
+
+    def encode(self, values: Tensor, codes: Tensor | None) -> Tensor:
+        """Codes [n, L]: greedily one after the other, or better than those given, one at a time."""
+        if self.operation == "concat":
+            parts = values.view(-1, self.num_codes, self.width)
+            found = [nearest(parts[:, i].contiguous(), self.codebooks[i]) for i in range(self.num_codes)]
+            return torch.stack(found, 1)
+        if codes is None:
+            left = values.clone()
+            codes = torch.empty(len(values), self.num_codes, dtype=torch.int64)
+            for index, codebook in enumerate(self.codebooks):
+                codes[:, index] = nearest(left, codebook)
+                left -= codebook[codes[:, index]]
+        else:
+            left = values - self.decode(codes)
+        for index, codebook in enumerate(self.codebooks):
+            if self.num_codes > 1:
+                left += codebook[codes[:, index]]
+                codes[:, index] = nearest(left, codebook)
+                left -= codebook[codes[:, index]]
+        return codes
+
+    def decode(self, codes: Tensor) -> Tensor:
+        rows = [codebook.index_select(0, codes[:, i]) for i, codebook in enumerate(self.codebooks)]
+        return torch.cat(rows, 1) if self.operation == "concat" else torch.stack(rows).sum(0)
+
+    def move(self, sums: "_Sums") -> None:
+        """To the least-squares codebooks for the codes that `sums` saw."""
+        if sums.together is None:
+            step = sums.residual / sums.totals.clamp(min=1e-30)[:, None]
+        else:
+            sums.together.diagonal().add_(sums.totals + _RIDGE * float(sums.totals.mean()))
+            root = torch.linalg.cholesky(sums.together, out=sums.together)  # in place: 32 MiB for 2,048 rows
+            step = torch.cholesky_solve(sums.residual, root)
+        self.codebooks = (self.codebooks.double() + step.view_as(self.codebooks)).float()
+
+
+class _Sums:
+    """What least squares needs: weights of codes and of pairs of them, and what the rows of each code still lack."""
+
+    def __init__(self, model: _Codebooks) -> None:
+        self.model = model
+        height = model.num_codes * model.size
+        interact = model.operation == "sum" and model.num_codes > 1
+        self.together = torch.zeros(height, height, dtype=torch.float64) if interact else None
+        self.totals = torch.zeros(height, dtype=torch.float64)
+        self.residual = torch.zeros(height, model.width, dtype=torch.float64)
+
+    def add(self, codes: Tensor, residual: Tensor, weights: Tensor) -> None:
+        size, width, weights = self.model.size, self.model.width, weights.double()
+        lacking = residual.double() * weights[:, None]
+        for i in range(self.model.num_codes):
+            columns = slice(i * width, (i + 1) * width) if self.model.operation == "concat" else slice(None)
+            of_code = slice(i * size, (i + 1) * size)
+            self.residual[of_code].index_add_(0, codes[:, i], lacking[:, columns])
+            self.totals[of_code].index_add_(0, codes[:, i], weights)
+            if self.together is None:
+                continue
+            for j in range(i):
+                pairs = torch.zeros(size * size, dtype=torch.float64)
+                pairs.index_add_(0, codes[:, i] * size + codes[:, j], weights)
+                self.together[of_code, j * size : (j + 1) * size] += pairs.view(size, size)
+                self.together[j * size : (j + 1) * size, of_code] += pairs.view(size, size).T
+
+
+def nearest(rows_ND: Tensor, centers_KD: Tensor) -> Tensor:
+    """The index of the nearest center of each row, int64 [N]; the first of several."""
+    half_norms = centers_KD.square().sum(1) / 2
+    step = max(1, _SCORES // len(centers_KD))
+    found = np.empty(len(rows_ND), dtype=np.int64)
+    for start in range(0, len(rows_ND), step):
+        scores = torch.addmm(half_norms, rows_ND[start : start + step], centers_KD.T, alpha=-1)
+        # numpy's argmin is several times faster than torch's on a CPU.
+        found[start : start + step] = scores.numpy().argmin(1)
+    return torch.from_numpy(found)
+
+
+def fit_centers(
+    rows_ND: Tensor, weights: Tensor, size: int, generator: torch.Generator, *, iterations: int = 25
+) -> Tensor:
+    """Centers that minimize the weighted squared distance, by Lloyd's algorithm from k-means++.
+
+    Args:
+        rows_ND: float32.
+        weights: [N], >= 0.
+        size: K, at most N.
+        generator: decides the start.
+
+    Returns:
+        float32 [K, D]. A center nobody is nearest to moves to the row that is worst off.
+    """
+    centers = _spread_out(rows_ND, weights, size, generator)
+    for _ in range(iterations):
+        codes = nearest(rows_ND, centers)
+        sums, totals = weighted_sums(rows_ND, weights, codes, size)
+        moved = torch.where(totals[:, None] > 0, sums / totals.clamp(min=1e-30)[:, None], centers)
+        empty = (totals == 0).nonzero().squeeze(1)
+        if empty.numel():
+            error = (rows_ND - centers[codes]).square().sum(1) * weights
+            worst = torch.topk(error, empty.numel())
+            gains = worst.values > 0
+            moved[empty[gains]] = rows_ND[worst.indices[gains]]
+        done = torch.equal(moved, centers)
+        centers = moved
+        if done:
+            break
+    return centers
+
+
+def weighted_sums(rows_ND: Tensor, weights: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The sum of weighted rows and of weights of each code: [K, D] and [K]."""
+    sums = rows_ND.new_zeros(size, rows_ND.shape[1]).index_add_(0, codes, rows_ND * weights[:, None])
+    return sums, weights.new_zeros(size).index_add_(0, codes, weights)
+
+
+def _spread_out(rows_ND: Tensor, weights: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """k-means++: each next center is a row drawn by its weighted distance to those before.
+
+    Source: Arthur and Vassilvitskii, SODA 2007.
+    """
+    if len(rows_ND) > max(_SEED_ROWS, 4 * size):
+        some = torch.multinomial(weights.double(), max(_SEED_ROWS, 4 * size), generator=generator)
+        rows_ND, weights = rows_ND[some], torch.ones(len(some))
+    draws = torch.rand(size, generator=generator, dtype=torch.float64)
+    norms = rows_ND.square().sum(1)
+    centers = torch.empty(size, rows_ND.shape[1])
+    distance = torch.full_like(weights, torch.inf)
+    chances = weights.double()
+    for index in range(size):
+        reached = chances.cumsum(0)
+        chosen = int(torch.searchsorted(reached, draws[index] * reached[-1]).clamp(max=len(rows_ND) - 1))
+        centers[index] = rows_ND[chosen]
+        to_new = (norms + norms[chosen]).sub_(rows_ND @ centers[index], alpha=2).clamp_(min=0)
+        distance = torch.minimum(distance, to_new)
+        chances = (distance * weights).double()
+        if float(chances.sum()) == 0:  # fewer different rows than centers
+            chances = weights.double()
+    return centers
+
+
+def weighted_sample(table: TableRows, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """At most `size` rows with weights under which sums are right on average.
+
+    Heavy rows are all in, with their own weight. The others are in with a chance proportional to their weight, and then
+    with the threshold's weight: no other scheme of that size has less variance for sums of weights. Rows are drawn
+    systematically, so that every stretch of ids is represented.
+
+    Returns:
+        float32 [n, D] and [n].
+    """
+    if table.num_rows <= size:
+        return table.take(torch.arange(table.num_rows))
+    weights = table.weights if table.index is None else table.weights[table.index]
+    threshold = _threshold(weights, size)
+    chances = weights.double().div_(threshold).clamp_(max=1.0).cumsum_(0)
+    offset = torch.rand((), generator=generator, dtype=torch.float64)
+    points = torch.arange(int(chances[-1] - offset) + 1, dtype=torch.float64) + offset
+    chosen = torch.searchsorted(chances, points).clamp_(max=table.num_rows - 1).unique()
+    values, own = table.take(chosen)
+    return values, own.clamp(min=threshold)
+
+
+def _threshold(weights: Tensor, size: int) -> float:
+    """t with sum_i min(1, w_i / t) = size, given more than `size` weights above 0."""
+    # numpy's partition needs a quarter of the memory of torch's topk.
+    heaviest = np.partition(weights.numpy(), len(weights) - size)[len(weights) - size :]
+    ordered = torch.from_numpy(np.sort(heaviest)[::-1].astype(np.float64))
+    rest = weights.sum(dtype=torch.float64) - ordered.cumsum(0) + ordered  # of all but the first k, for every k
+    # With the first k rows certain, the others share the size - k places that are left.
+    tried = rest / (size - torch.arange(size))
+    return float(tried[int((ordered <= tried).nonzero()[0])])

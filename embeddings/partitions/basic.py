@@ -1,0 +1,190 @@
+"""How the id of a feature becomes a row of each of its tables.
+
+A partition is a small pure object: it knows how many rows its tables have and maps ids to rows. All arithmetic is
+integer arithmetic: through float32 ids above 2**24 come out wrong, and rows out of range.
+
+
+Two independent hash functions per id: two ids are the same only where both collide."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+# Constants of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014), as int64.
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_FIRST = 0xBF58476D1CE4E5B9 - 2**64
+_SECOND = 0x94D049BB133111EB - 2**64
+
+
+class Partition(Protocol):
+    """Maps the ids of one feature to a row in each of its tables.
+
+    `complementary` says whether any two ids differ in the row of at least one table, so that no two look the same.
+    A row of -1 means that the id looks nothing up in that table.
+    """
+
+    complementary: ClassVar[bool]
+
+    @property
+    def table_rows(self) -> tuple[int, ...]:
+        """Rows of every table, in the order of `__call__`."""
+        ...
+
+    def __call__(self, ids: Tensor) -> tuple[Tensor, ...]:
+        """Rows for `ids` (any shape, 0 <= id < rows), one tensor of the same shape and dtype per table."""
+        ...
+
+
+@dataclass(frozen=True)
+class Full:
+    """One row per id."""
+
+    rows: int
+    complementary: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        at_least("rows", self.rows, 1)
+
+    @property
+    def table_rows(self) -> tuple[int]:
+        return (self.rows,)
+
+    def __call__(self, ids: Tensor) -> tuple[Tensor]:
+        return (ids,)
+
+
+@dataclass(frozen=True)
+class Hash:
+    """`id mod buckets`: ids a multiple of `buckets` apart share a row and cannot be told apart."""
+
+    rows: int
+    buckets: int
+    complementary: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        at_least("rows", self.rows, 1)
+        at_least("buckets", self.buckets, 1)
+
+    @property
+    def table_rows(self) -> tuple[int]:
+        return (min(self.rows, self.buckets),)
+
+    def __call__(self, ids: Tensor) -> tuple[Tensor]:
+        return (ids % self.buckets,)
+
+
+@dataclass(frozen=True)
+class QuotientRemainder:
+    """`(id // divisor, id % divisor)`: the pair is different for every id, though each row is shared.
+
+    The divisor decides which table is large. With a small one, the quotient table is large and neighbouring ids share
+    its rows; with a large one, the remainder table is large and ids `divisor` apart share its rows. `of` builds
+    either from the number of ids that share a row of the large table.
+
+    Source: Shi et al., Compositional Embeddings Using Complementary Partitions, arXiv:1909.02107.
+    """
+
+    rows: int
+    divisor: int
+    complementary: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        at_least("rows", self.rows, 1)
+        at_least("divisor", self.divisor, 1)
+
+    @classmethod
+    def of(cls, rows: int, collisions: int, *, large: str = "quotient") -> "QuotientRemainder":
+        """The partition in which at most `collisions` ids share a row of the large table.
+
+        Args:
+            rows: number of ids, >= 1.
+            collisions: ids per row of the large table, >= 1.
+            large: "quotient" (neighbours share) or "remainder" (ids `ceil(rows / collisions)` apart share, as in the
+                paper's algorithm).
+
+        Raises:
+            ValueError: if a number is below 1 or `large` is another word.
+        """
+        at_least("rows", rows, 1)
+        at_least("collisions", collisions, 1)
+        if large == "quotient":
+            return cls(rows, collisions)
+        if large == "remainder":
+            return cls(rows, ceil_div(rows, collisions))
+        raise ValueError(f"{large=} must be 'quotient' or 'remainder'")
+
+    @property
+    def table_rows(self) -> tuple[int, int]:
+        return (ceil_div(self.rows, self.divisor), min(self.rows, self.divisor))
+
+    def __call__(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        return ids // self.divisor, ids % self.divisor
+
+
+def ceil_div(a: int, b: int) -> int:
+    """The quotient of two positive integers, rounded up."""
+    return -(-a // b)
+
+
+def at_least(name: str, value: int, bound: int) -> None:
+    """
+    Raises:
+        ValueError: if the value is below the bound.
+    """
+    if value < bound:
+        raise ValueError(f"{name}={value} must be at least {bound}")
+
+
+def mix(ids: Tensor, seed: Tensor | int) -> Tensor:
+    """The ids scattered over [0, 2**63): output number `seed` of splitmix64 from the state `id`.
+
+    Every bit of an id changes every bit of the result about half of the time; different seeds are unrelated.
+
+    Args:
+        ids: integers of any shape.
+        seed: an integer, or a tensor of them that broadcasts against `ids`.
+
+    Returns:
+        int64, of the shape of `ids`. Products wrap around at 64 bits, as they are meant to.
+    """
+    mixed = ids.long() + _GOLDEN * (seed + torch.ones((), dtype=torch.int64, device=ids.device))
+    mixed ^= _shifted(mixed, 30)
+    mixed *= _FIRST
+    mixed ^= _shifted(mixed, 27)
+    mixed *= _SECOND
+    mixed ^= _shifted(mixed, 31)
+    return mixed.bitwise_and_(2**63 - 1)
+
+
+def _shifted(values: Tensor, bits: int) -> Tensor:
+    """A shift to the right that brings in zeros; that of int64 repeats the sign."""
+    return (values >> bits).bitwise_and_(2 ** (64 - bits) - 1)
+
+
+@dataclass(frozen=True)
+class DoubleHash:
+    """Two tables of `buckets` rows; each has its own hash of the id, which depends on nothing else.
+
+    Two ids share both rows with probability 1 / buckets**2: rarely, but nothing rules it out.
+
+    Source: Zhang et al., Model Size Reduction Using Frequency Based Double Hashing, arXiv:2007.14523; Svenstrup et
+    al., Hash Embeddings, arXiv:1709.03933.
+    """
+
+    rows: int
+    buckets: int
+    complementary: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        at_least("rows", self.rows, 1)
+        at_least("buckets", self.buckets, 1)
+
+    @property
+    def table_rows(self) -> tuple[int, int]:
+        return (self.buckets, self.buckets)
+
+    def __call__(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = ((mix(ids, seed) % self.buckets).to(ids.dtype) for seed in (0, 1))
+        return first, second

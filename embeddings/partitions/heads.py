@@ -1,0 +1,92 @@
+"""Frequent ids keep a row of their own, the rest share: ids sorted by frequency make that one comparison."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dlrmctl.embeddings.partitions.basic import Partition, at_least
+
+
+@dataclass(frozen=True)
+class HeadHash:
+    """One table: ids below `head` have its first rows to themselves, the others share the `buckets` rows after them."""
+
+    rows: int
+    head: int
+    buckets: int
+    complementary: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check(self.rows, self.head)
+        at_least("buckets", self.buckets, 1)
+
+    @property
+    def table_rows(self) -> tuple[int]:
+        return (self.head + self.buckets,)
+
+    def __call__(self, ids: Tensor) -> tuple[Tensor]:
+        return (torch.where(ids < self.head, ids, (ids - self.head) % self.buckets + self.head),)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A row for every id below `head`; the others look nothing up."""
+
+    rows: int
+    head: int
+    complementary: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check(self.rows, self.head)
+
+    @property
+    def table_rows(self) -> tuple[int]:
+        return (self.head,)
+
+    def __call__(self, ids: Tensor) -> tuple[Tensor]:
+        return (torch.where(ids < self.head, ids, -1),)
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The ids from `head` on, counted from 0 and partitioned by `inner`; those before look nothing up."""
+
+    head: int
+    inner: Partition
+    complementary: ClassVar[bool] = False
+
+    @property
+    def table_rows(self) -> tuple[int, ...]:
+        return self.inner.table_rows
+
+    def __call__(self, ids: Tensor) -> tuple[Tensor, ...]:
+        in_head = ids < self.head
+        return tuple(rows.masked_fill(in_head, -1) for rows in self.inner((ids - self.head).clamp(min=0)))
+
+
+@dataclass(frozen=True)
+class HeadTail:
+    """A table for the head, and those of a complementary partition for the tail; an id is in one or the other."""
+
+    head: Head
+    tail: Tail
+    complementary: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        assert self.head.head == self.tail.head
+        assert self.tail.inner.complementary
+
+    @property
+    def table_rows(self) -> tuple[int, ...]:
+        return (*self.head.table_rows, *self.tail.table_rows)
+
+    def __call__(self, ids: Tensor) -> tuple[Tensor, ...]:
+        return (*self.head(ids), *self.tail(ids))
+
+
+def _check(rows: int, head: int) -> None:
+    at_least("head", head, 1)
+    if head >= rows:
+        raise ValueError(f"{head=} must be below {rows=}: otherwise every id has its own row, which kind 'full' is for")

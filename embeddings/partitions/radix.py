@@ -1,0 +1,132 @@
+"""Partitions into k tables: the digits of an id in a mixed radix, and its remainders by coprime moduli."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from dlrmctl.embeddings.partitions.basic import at_least, ceil_div
+
+
+@dataclass(frozen=True)
+class MixedRadix:
+    """The digits of an id: P1 = id mod m1, Pj = (id // (m1 ... m(j-1))) mod mj. Two ids differ in at least one digit.
+
+    With two moduli this is the quotient-remainder partition.
+
+    Args:
+        rows: number of ids.
+        moduli: rows of each table, at least 1 each, with a product of at least `rows`.
+
+    Source: Shi et al., arXiv:1909.02107, "generalized quotient-remainder".
+    """
+
+    rows: int
+    moduli: tuple[int, ...]
+    complementary: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check(self.rows, self.moduli)
+
+    @classmethod
+    def of(cls, rows: int, ways: int, collisions: int) -> "MixedRadix":
+        """`ways` tables, the first with a row per `collisions` ids, the others as small as that allows.
+
+        From `rows ** (1 - 1 / ways)` collisions on, all tables have about `rows ** (1 / ways)` rows: there are no
+        smaller ones.
+        """
+        at_least("ways", ways, 2)
+        first = _first_modulus(rows, ways, collisions)
+        return cls(rows, (first, *_factors_of_at_least(ceil_div(rows, first), ways - 1)))
+
+    @property
+    def table_rows(self) -> tuple[int, ...]:
+        return self.moduli
+
+    def __call__(self, ids: Tensor) -> tuple[Tensor, ...]:
+        digits = []
+        for modulus in self.moduli[:-1]:
+            digits.append(ids % modulus)
+            ids = ids // modulus
+        return (*digits, ids)
+
+
+@dataclass(frozen=True)
+class ChineseRemainder:
+    """Pj = id mod mj for pairwise coprime moduli: by the Chinese remainder theorem no two ids agree in all of them.
+
+    Unlike digits, every table spreads neighbouring ids over all of its rows.
+
+    Args:
+        rows: number of ids.
+        moduli: rows of each table, at least 1 each, pairwise coprime, with a product of at least `rows`.
+
+    Source: Shi et al., arXiv:1909.02107, "Chinese remainder partition".
+    """
+
+    rows: int
+    moduli: tuple[int, ...]
+    complementary: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check(self.rows, self.moduli)
+        if math.lcm(*self.moduli) != math.prod(self.moduli):
+            raise ValueError(f"moduli {self.moduli} must be pairwise coprime")
+
+    @classmethod
+    def of(cls, rows: int, ways: int, collisions: int) -> "ChineseRemainder":
+        """`ways` tables, sized as those of `MixedRadix.of` or a little larger."""
+        at_least("ways", ways, 2)
+        first = _first_modulus(rows, ways, collisions)
+        small: list[int] = []
+        for target in _factors_of_at_least(ceil_div(rows, first), ways - 1):
+            small.append(_coprime_from(target, small))
+        return cls(rows, (_coprime_from(ceil_div(rows, math.prod(small)), small), *small))
+
+    @property
+    def table_rows(self) -> tuple[int, ...]:
+        return self.moduli
+
+    def __call__(self, ids: Tensor) -> tuple[Tensor, ...]:
+        return tuple(ids % modulus for modulus in self.moduli)
+
+
+def ceil_root(number: int, degree: int) -> int:
+    """The smallest whole number whose power `degree` is at least `number` >= 1."""
+    root = max(1, round(number ** (1 / degree)))  # a guess: powers of whole numbers decide
+    while root > 1 and (root - 1) ** degree >= number:
+        root -= 1
+    while root**degree < number:
+        root += 1
+    return root
+
+
+def _first_modulus(rows: int, ways: int, collisions: int) -> int:
+    at_least("rows", rows, 1)
+    at_least("collisions", collisions, 1)
+    return max(ceil_div(rows, collisions), ceil_root(rows, ways))
+
+
+def _factors_of_at_least(product: int, count: int) -> list[int]:
+    """`count` numbers of about the same size with a product of at least `product`, and hardly more."""
+    factors = []
+    for left in range(count, 0, -1):
+        factors.append(ceil_root(product, left))
+        product = ceil_div(product, factors[-1])
+    return factors
+
+
+def _coprime_from(start: int, others: list[int]) -> int:
+    """The smallest number from `start` on that shares no divisor with any of the others."""
+    while any(math.gcd(start, other) != 1 for other in others):
+        start += 1
+    return start
+
+
+def _check(rows: int, moduli: tuple[int, ...]) -> None:
+    at_least("rows", rows, 1)
+    for modulus in moduli:
+        at_least("modulus", modulus, 1)
+    if math.prod(moduli) < rows:
+        raise ValueError(f"moduli {moduli} have a product of {math.prod(moduli)}, too few for {rows=}")

@@ -1,0 +1,183 @@
+"""The arithmetic of partitions for many features at once, in place.
+
+Ids arrive laid out by key: dimension 0 of a tensor is cut into one piece per key, of the sizes given; a batch with one
+id each has the shape [K, B] and pieces of one row. A stage turns the ids of its keys, which stand together, into rows.
+What each stage computes is defined by a partition; here are only the layout and the order.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dlrmctl.embeddings.partitions.basic import DoubleHash, Hash, Partition, QuotientRemainder, mix
+from dlrmctl.embeddings.partitions.heads import Head, HeadHash, Tail
+from dlrmctl.embeddings.partitions.radix import ChineseRemainder, MixedRadix
+
+
+class Stage(nn.Module):
+    """Works on the keys [first, last). Without parameters; its numbers move with the module.
+
+    Args:
+        first: its first key.
+        numbers: name -> one integer per key, or per feature.
+    """
+
+    def __init__(self, first: int, last: int, **numbers: Sequence[int]) -> None:
+        super().__init__()
+        self.first, self.last = first, last
+        for name, values in numbers.items():
+            self.register_buffer(name, torch.tensor(values, dtype=torch.int64), persistent=False)
+
+    def forward(self, ids: Tensor, sizes: list[int]) -> None:
+        """
+        Args:
+            ids: of all keys of the batch.
+            sizes: of all keys' pieces.
+        """
+        start = sum(sizes[: self.first])
+        mine = sizes[self.first : self.last]
+        self.compute(ids[start : start + sum(mine)], mine)
+
+    def compute(self, ids: Tensor, sizes: list[int]) -> None:
+        """The same for the ids and sizes of this stage's keys alone."""
+        raise NotImplementedError
+
+
+class Modulo(Stage):
+    """ids % modulus: `Hash`, `ChineseRemainder`."""
+
+    moduli: Tensor
+
+    def compute(self, ids: Tensor, sizes: list[int]) -> None:
+        ids.remainder_(repeated(self.moduli, sizes, like=ids))
+
+
+class HeadModulo(Stage):
+    """`HeadHash`."""
+
+    heads: Tensor
+    moduli: Tensor
+
+    def compute(self, ids: Tensor, sizes: list[int]) -> None:
+        heads = repeated(self.heads, sizes, like=ids)
+        shared = (ids - heads).remainder_(repeated(self.moduli, sizes, like=ids)).add_(heads)
+        torch.where(ids < heads, ids, shared, out=ids)
+
+
+class HeadAlone(Stage):
+    """`Head`: -1 for the ids behind it."""
+
+    heads: Tensor
+
+    def compute(self, ids: Tensor, sizes: list[int]) -> None:
+        ids.masked_fill_(ids >= repeated(self.heads, sizes, like=ids), -1)
+
+
+class Digits(Stage):
+    """Digits in a mixed radix, lowest first: `MixedRadix`, and `QuotientRemainder` of remainder and quotient.
+
+    The pieces of one digit of all features stand together.
+
+    Args:
+        moduli: of all digits but the last, digit by digit, one per feature.
+        lowest_last: whether the lowest digit's pieces stand behind the others'.
+    """
+
+    moduli: Tensor
+
+    def __init__(self, first: int, features: int, moduli: Sequence[int], *, lowest_last: bool = False) -> None:
+        self.features, self.digits = features, len(moduli) // features + 1
+        super().__init__(first, first + features * self.digits, moduli=moduli)
+        self.lowest_last = lowest_last
+        # Dividing by one number is faster than by one for each id.
+        self.common = moduli[0] if self.digits == 2 and len(set(moduli)) == 1 else None
+
+    def compute(self, ids: Tensor, sizes: list[int]) -> None:
+        blocks = ids.split([sum(sizes[: self.features])] * self.digits)
+        if self.lowest_last:
+            blocks = blocks[::-1]
+        # The remainder by a product and a difference: a second division would cost twice as much.
+        if self.common is not None:
+            low, high = blocks
+            high.floor_divide_(self.common)
+            low.sub_(high, alpha=self.common)
+            return
+        for digit, modulus in enumerate(self.moduli.view(self.digits - 1, self.features)):
+            low, high = blocks[digit], blocks[digit + 1]
+            if digit:
+                high.copy_(low)
+            divisors = repeated(modulus, sizes[: self.features], like=ids)
+            high.floor_divide_(divisors)
+            low.addcmul_(high, divisors, value=-1)
+
+
+class Hashes(Stage):
+    """`DoubleHash`."""
+
+    seeds: Tensor
+    moduli: Tensor
+
+    def compute(self, ids: Tensor, sizes: list[int]) -> None:
+        mixed = mix(ids, repeated(self.seeds, sizes, like=ids).long())
+        ids.copy_(mixed.remainder_(repeated(self.moduli, sizes, like=mixed)))
+
+
+class TailAlone(Stage):
+    """`Tail`: what another stage makes of the ids behind the head, counted from 0; -1 for the others."""
+
+    heads: Tensor
+
+    def __init__(self, inner: Stage, heads: Sequence[int]) -> None:
+        super().__init__(inner.first, inner.last, heads=list(heads) * ((inner.last - inner.first) // len(heads)))
+        self.inner = inner
+
+    def compute(self, ids: Tensor, sizes: list[int]) -> None:
+        ids.sub_(repeated(self.heads, sizes, like=ids))
+        in_head = ids < 0
+        self.inner.compute(ids, sizes)
+        ids.masked_fill_(in_head, -1)
+
+
+def single_stage(first: int, partitions: Sequence[Partition]) -> Stage | None:
+    """The stage for neighbouring features of one kind with one table each; None where ids are rows already."""
+    last = first + len(partitions)
+    hashes = [p for p in partitions if isinstance(p, Hash)]
+    head_hashes = [p for p in partitions if isinstance(p, HeadHash)]
+    heads = [p.head for p in partitions if isinstance(p, Head)]
+    if hashes:
+        return Modulo(first, last, moduli=[p.buckets for p in hashes])
+    if head_hashes:
+        return HeadModulo(first, last, heads=[p.head for p in head_hashes], moduli=[p.buckets for p in head_hashes])
+    return HeadAlone(first, last, heads=heads) if heads else None
+
+
+def joint_stage(first: int, partitions: Sequence[Partition]) -> Stage:
+    """The stage for features of one kind and the same number of tables, several each: all first ones, all second ..."""
+    count, example = len(partitions), partitions[0]
+    if isinstance(example, Tail):
+        tails = [p for p in partitions if isinstance(p, Tail)]
+        return TailAlone(joint_stage(first, [p.inner for p in tails]), [p.head for p in tails])
+    if isinstance(example, QuotientRemainder):
+        divisors = [p.divisor for p in partitions if isinstance(p, QuotientRemainder)]
+        return Digits(first, count, divisors, lowest_last=True)
+    rows = [number for numbers in zip(*(p.table_rows for p in partitions), strict=True) for number in numbers]
+    if isinstance(example, MixedRadix):
+        return Digits(first, count, rows[:-count])
+    if isinstance(example, ChineseRemainder):
+        return Modulo(first, first + len(rows), moduli=rows)
+    assert isinstance(example, DoubleHash)
+    return Hashes(first, first + len(rows), seeds=[0] * count + [1] * count, moduli=rows)
+
+
+def per_value(numbers_K: Tensor, lengths: list[int]) -> Tensor:
+    """One number per value, given one per key and the values each key has."""
+    repeats = torch.tensor(lengths, device=numbers_K.device)
+    return numbers_K.repeat_interleave(repeats, output_size=sum(lengths))
+
+
+def repeated(numbers_K: Tensor, sizes: list[int], *, like: Tensor) -> Tensor:
+    """One number for each part of dimension 0 of `like`, of its dtype, so that the two can be combined."""
+    if like.dim() == 2:  # one row per key
+        return numbers_K.to(like.dtype)[:, None]
+    return per_value(numbers_K, sizes).to(like.dtype)

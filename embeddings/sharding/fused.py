@@ -1,0 +1,99 @@
+"""Row-wise AdaGrad inside the backward pass: no table ever has a gradient tensor, or another optimizer.
+
+For each row that the batch touched, with g the sum of the gradients of its occurrences:
+
+    s += mean over columns of g^2;   w -= lr g / (sqrt(s) + eps)
+
+This is FBGEMM's EXACT_ROWWISE_ADAGRAD: one float32 of state per row, beginning at 0. Every backward is a step: two
+before the dense optimizer's are two steps here, so gradients of tables cannot be accumulated.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
+from torch import nn
+from torch.distributed.optim import _apply_optimizer_in_backward
+from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbedding, BaseBatchedEmbeddingBag
+from torchrec.distributed.types import ShardedModule
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from dlrmctl.embeddings.collection import CompositionalEmbeddings
+
+# TorchRec groups tables with equal optimizer settings into one kernel, which has one learning rate. It compares this
+# key too and does not pass it on.
+_GROUP_KEY = "_batch_key"
+SPARSE, QR = "sparse", "qr"
+
+
+def attach_rowwise_adagrad(
+    embeddings: CompositionalEmbeddings, *, sparse_lr: float, qr_lr: float, eps: float = 1e-8
+) -> None:
+    """Marks every table for row-wise AdaGrad in backward; call it before sharding.
+
+    Args:
+        sparse_lr: learning rate of tables whose rows are used as they are: full, hashed, and the head of a "head".
+        qr_lr: learning rate of tables whose rows are combined. The two rates stay apart even where they are equal.
+        eps: added to the root.
+
+    Raises:
+        ValueError: for a learning rate below 0 or an eps that is not above 0.
+    """
+    for name, value in (("sparse_lr", sparse_lr), ("qr_lr", qr_lr)):
+        if not value >= 0:
+            raise ValueError(f"{name}={value} must be at least 0")
+    if not eps > 0:
+        raise ValueError(f"{eps=} must be above 0: a row's first gradient may be 0")
+    qr_tables = qr_table_names(embeddings)
+    for name, weight in embeddings.named_parameters():
+        is_qr = name.split(".")[-2] in qr_tables
+        settings: dict[str, Any] = {"lr": qr_lr if is_qr else sparse_lr, "eps": eps}
+        _apply_optimizer_in_backward(RowWiseAdagrad, [weight], settings)
+        # Only now: the optimizer class itself does not know the key. TorchRec reads the stored settings.
+        settings[_GROUP_KEY] = QR if is_qr else SPARSE
+
+
+def qr_table_names(embeddings: CompositionalEmbeddings) -> set[str]:
+    """Names of all tables whose rows are combined with those of another."""
+    return {key for feature in embeddings.features for key in feature.combined_keys}
+
+
+def kernels(model: nn.Module) -> Iterator[tuple[BaseBatchedEmbedding | BaseBatchedEmbeddingBag, list[str]]]:
+    """Every lookup kernel of this rank's shards with the names of its tables."""
+    for module in model.modules():
+        if not isinstance(module, ShardedModule):
+            continue
+        for lookup in module._lookups:
+            for kernel in lookup.modules():
+                if isinstance(kernel, BaseBatchedEmbedding | BaseBatchedEmbeddingBag):
+                    yield kernel, [table.name for table in kernel.config.embedding_tables]
+
+
+class LearningRates:
+    """Sets the learning rates of the kernels of this rank.
+
+    Args:
+        model: the sharded model.
+        qr_tables: names of the tables that follow `qr_lr`.
+    """
+
+    def __init__(self, model: nn.Module, qr_tables: set[str]) -> None:
+        self._kernels = []
+        for kernel, names in kernels(model):
+            groups = {name in qr_tables for name in names}
+            assert len(groups) == 1, f"tables with different learning rates share a kernel: {names}"
+            assert isinstance(kernel.emb_module, SplitTableBatchedEmbeddingBagsCodegen)
+            self._kernels.append((kernel, groups.pop()))
+        self._now: tuple[float, float] | None = None
+
+    def set(self, *, sparse_lr: float, qr_lr: float) -> None:
+        """Holds from the next backward on."""
+        if self._now == (sparse_lr, qr_lr):
+            return
+        for kernel, is_qr in self._kernels:
+            lr = qr_lr if is_qr else sparse_lr
+            kernel.emb_module.set_learning_rate(lr)
+            # TorchRec writes this one into the kernel whenever somebody calls step() or zero_grad().
+            for group in kernel.fused_optimizer.param_groups:
+                group["lr"] = lr
+        self._now = (sparse_lr, qr_lr)

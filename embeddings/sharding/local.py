@@ -1,0 +1,74 @@
+"""The lookups of one rank that holds every table: TorchRec's kernels without the exchange around them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbeddingBag
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from dlrmctl.embeddings.combine import Columns
+from dlrmctl.embeddings.ids import OneHotTest
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    module: nn.Module  # FBGEMM's, which updates its tables in backward
+    first: int
+    keys: list[str]
+    widths: list[int]
+
+
+class LocalBags:
+    """Looks up and sums the rows of every key.
+
+    Distributing a batch over one rank copies and wraps it several times, which at a batch of 128 costs more than the
+    lookups themselves. State dicts and optimizers stay those of the sharded module whose kernels these are.
+
+    Args:
+        kernels: each with the names of its tables, which are its keys; together they hold `keys`.
+        keys: of the KJTs to come, in order.
+
+    Raises:
+        ValueError: if the keys of a kernel do not stand together in `keys`.
+    """
+
+    def __init__(
+        self,
+        kernels: Sequence[tuple[BatchedFusedEmbeddingBag, list[str]]],
+        keys: list[str],
+        is_one_hot: OneHotTest,
+    ) -> None:
+        self._kernels: list[_Kernel] = []
+        for kernel, names in kernels:
+            first = keys.index(names[0])
+            if keys[first : first + len(names)] != names:
+                raise ValueError(f"the kernel with keys {names} needs them in this order, next to each other: {keys}")
+            widths = [table.embedding_dim for table in kernel.config.embedding_tables]
+            self._kernels.append(_Kernel(kernel.emb_module, first, names, widths))
+        self._is_one_hot = is_one_hot
+        self._counting: Tensor | None = None
+
+    def __call__(self, kjt: KeyedJaggedTensor) -> list[Columns]:
+        values, batch_size = kjt.values().long(), kjt.stride()
+        one_hot = self._is_one_hot(kjt)
+        offsets = self._count_to(values.numel(), values.device) if one_hot else kjt.offsets().long()
+        results = []
+        for kernel in self._kernels:
+            start, end = kernel.first * batch_size, (kernel.first + len(kernel.keys)) * batch_size
+            if one_hot:
+                pooled = kernel.module(values[start:end], offsets[: end - start + 1])
+            elif len(self._kernels) == 1:
+                pooled = kernel.module(values, offsets)
+            else:
+                begin, stop = (kjt.offset_per_key()[i] for i in (kernel.first, kernel.first + len(kernel.keys)))
+                pooled = kernel.module(values[begin:stop], offsets[start : end + 1] - begin)
+            results.append(Columns(pooled, kernel.keys, kernel.widths))
+        return results
+
+    def _count_to(self, total: int, device: torch.device) -> Tensor:
+        """0, 1, ..., total: the offsets of bags of one."""
+        if self._counting is None or self._counting.numel() != total + 1 or self._counting.device != device:
+            self._counting = torch.arange(total + 1, device=device)
+        return self._counting

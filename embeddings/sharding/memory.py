@@ -1,0 +1,60 @@
+"""What tables need and what a rank has, in bytes."""
+
+from pathlib import Path
+
+import torch
+
+from dlrmctl.embeddings.tables import Table
+
+_WEIGHT_BYTES = 4  # float32
+_STATE_BYTES = 4  # one float32 per row: the sum of row-wise AdaGrad
+
+
+def table_bytes(table: Table, rows: int | None = None) -> int:
+    """Bytes of `rows` rows (default: all) of a table with their optimizer state."""
+    count = table.rows if rows is None else rows
+    return weight_bytes(count, table.dim) + state_bytes(count)
+
+
+def weight_bytes(rows: int, dim: int) -> int:
+    """Bytes of the weights of a table, or of a part of it."""
+    return rows * dim * _WEIGHT_BYTES
+
+
+def state_bytes(rows: int) -> int:
+    """Bytes of the optimizer state of a table, or of a part of it."""
+    return rows * _STATE_BYTES
+
+
+def available_bytes(device: torch.device, local_ranks: int = 1) -> int | None:
+    """Bytes that one of `local_ranks` ranks can still allocate on `device`; None where that is not known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    limits = [n for n in (_meminfo_available(), _cgroup_available()) if n is not None]
+    return min(limits) // local_ranks if limits else None
+
+
+def gib(num_bytes: int) -> str:
+    """The number of bytes for people."""
+    if num_bytes < 2**20:
+        return f"{num_bytes:,} bytes"
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
+
+
+def _meminfo_available() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _cgroup_available() -> int | None:
+    """Under a container's limit; the cache of files can be given back and does not count as used."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (root / "memory.max").read_text().strip(), int((root / "memory.current").read_text())
+        stat = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    return None if limit == "max" else int(limit) - used + int(stat.get("file", 0))

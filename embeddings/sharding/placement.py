@@ -1,0 +1,205 @@
+"""Which rank holds which rows: TorchRec's planner, held to what this program trains."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import (
+    BasicCommsBandwidths,
+    KernelConfig,
+    PlannerError,
+    TopologyFactory,
+    TrainerConfig,
+)
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSharding, ShardingPlan, ShardMetadata
+
+from dlrmctl.embeddings.collection import CompositionalEmbeddings
+from dlrmctl.embeddings.sharding.memory import gib, table_bytes
+from dlrmctl.embeddings.tables import Table
+
+SHARDINGS = ("auto", "table_wise", "row_wise")
+_UNLIMITED_BYTES = 2**60
+# Between CPU ranks, loopback or a fast network: an order of magnitude. The planner's own default is NVLink's 600 GiB/s,
+# with which it cuts every table, and the sums that row-wise sharding exchanges made a step 1.3-1.5 times as long.
+CPU_BYTES_PER_SECOND = 2.0 * 2**30
+
+
+class PlacementError(ValueError):
+    """The tables do not fit the memory of the ranks."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where one table lives.
+
+    Attributes:
+        bytes: of the table and its optimizer state, over all ranks.
+        sharding: "table_wise" (whole, on one rank) or "row_wise" (rows cut over all ranks).
+        ranks: in the order of the rows they hold.
+        rank_rows: how many rows each of them holds.
+    """
+
+    table: str
+    rows: int
+    dim: int
+    bytes: int
+    sharding: str
+    ranks: tuple[int, ...]
+    rank_rows: tuple[int, ...]
+
+
+class BagSharder(EmbeddingBagCollectionSharder):
+    """Offers row-wise sharding on CPU too: it works there, but TorchRec does not let the planner know."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        types = super().sharding_types(compute_device_type)
+        return types if "row_wise" in types else [*types, "row_wise"]
+
+
+def sharders() -> list[Any]:
+    return [BagSharder(), EmbeddingCollectionSharder()]
+
+
+def make_plan(
+    model: nn.Module,
+    embeddings: CompositionalEmbeddings,
+    *,
+    world_size: int,
+    local_world_size: int,
+    device_type: str,
+    batch_size: int,
+    sharding: str = "auto",
+    memory_bytes: int | None = None,
+    bandwidths: tuple[float, float] | None = None,
+) -> tuple[ShardingPlan, list[Placement]]:
+    """Plans the tables of `embeddings` inside `model` on this process alone; nothing is allocated.
+
+    The ranks need not exist: no process group is asked.
+
+    Args:
+        world_size, local_world_size: ranks in all and on each host.
+        device_type: "cpu" or "cuda".
+        batch_size: examples per rank and step, for the planner's estimates.
+        sharding: one of `SHARDINGS`; "auto" lets the planner choose between the other two for each table.
+        memory_bytes: what each rank has for tables, their optimizer state and lookups; None: no limit.
+        bandwidths: between ranks of one host and of two, bytes per second each; None: what the planner assumes of GPUs,
+            or of CPU ranks what is said above.
+
+    Raises:
+        ValueError: for an unknown `sharding`.
+        PlacementError: if the tables do not fit.
+    """
+    if sharding not in SHARDINGS:
+        raise ValueError(f"{sharding=} must be one of {', '.join(SHARDINGS)}")
+    kinds = ["table_wise", "row_wise"] if sharding == "auto" else [sharding]
+    if world_size == 1:
+        kinds = ["table_wise"]  # there is nothing to cut
+    tables = embeddings.tables
+    _check_sizes(tables, kinds, world_size, memory_bytes)
+    cap = _UNLIMITED_BYTES if memory_bytes is None else memory_bytes
+    ids_per_bag = {key: float(f.max_ids) for f in embeddings.features for key in f.keys}
+    planner = EmbeddingShardingPlanner(
+        topology=TopologyFactory.create_topology(
+            TrainerConfig(
+                world_size=world_size,
+                local_world_size=local_world_size,
+                hbm_cap_bytes=cap if device_type == "cuda" else None,
+                ddr_cap_bytes=cap if device_type == "cpu" else _UNLIMITED_BYTES,
+            ),
+            kernel_config=KernelConfig(
+                compute_device=device_type,
+                generalized_comms_bandwidths=_planner_bandwidths(bandwidths, device_type),
+            ),
+        ),
+        batch_size=batch_size,
+        # The default reservation guesses at what the dense part needs, and warns. Here the cap is for tables alone.
+        storage_reservation=FixedPercentageStorageReservation(0.0),
+        constraints={
+            table.name: ParameterConstraints(
+                sharding_types=kinds,
+                compute_kernels=["fused"],
+                pooling_factors=[ids_per_bag[table.name]],
+            )
+            for table in tables
+        },
+    )
+    try:
+        plan = planner.plan(model, sharders())
+    except PlannerError as error:
+        if memory_bytes is None:
+            raise
+        raise _does_not_fit(tables, world_size, memory_bytes, "with the inputs and outputs of lookups") from error
+    return plan, describe(plan, tables)
+
+
+def _planner_bandwidths(bandwidths: tuple[float, float] | None, device_type: str) -> BasicCommsBandwidths | None:
+    if bandwidths is None and device_type != "cpu":
+        return None
+    cpu = CPU_BYTES_PER_SECOND
+    intra, inter = bandwidths or (cpu, cpu)
+    return BasicCommsBandwidths(intra_host_bw=intra / 1000, inter_host_bw=inter / 1000)  # per millisecond
+
+
+def describe(plan: ShardingPlan, tables: Sequence[Table]) -> list[Placement]:
+    """One row per table, in the order of `tables`.
+
+    Raises:
+        AssertionError: if a table is not in the plan, or would not be trained by its fused optimizer.
+    """
+    shardings: dict[str, ParameterSharding] = {}
+    for module_plan in plan.plan.values():
+        assert isinstance(module_plan, EmbeddingModuleShardingPlan)
+        shardings |= module_plan
+    placements = []
+    for table in tables:
+        sharding = shardings[table.name]
+        # A data-parallel table would leave the fused optimizer and reach the dense one.
+        assert sharding.sharding_type in SHARDINGS[1:], (table.name, sharding.sharding_type)
+        assert sharding.compute_kernel == "fused", (table.name, sharding.compute_kernel)
+        shards: list[ShardMetadata] = sharding.sharding_spec.shards
+        placements.append(
+            Placement(
+                table=table.name,
+                rows=table.rows,
+                dim=table.dim,
+                bytes=table_bytes(table),
+                sharding=sharding.sharding_type,
+                ranks=tuple(shard.placement.rank() for shard in shards),
+                rank_rows=tuple(shard.shard_sizes[0] for shard in shards),
+            )
+        )
+    return placements
+
+
+def rank_bytes(placements: Sequence[Placement], world_size: int) -> list[int]:
+    """Bytes of tables and their optimizer state on each rank."""
+    totals = [0] * world_size
+    for placement in placements:
+        for rank, rows in zip(placement.ranks, placement.rank_rows, strict=True):
+            totals[rank] += placement.bytes // placement.rows * rows
+    return totals
+
+
+def _check_sizes(tables: Sequence[Table], kinds: list[str], world_size: int, memory_bytes: int | None) -> None:
+    if memory_bytes is None:
+        return
+    total, largest = sum(map(table_bytes, tables)), max(map(table_bytes, tables))
+    if total > memory_bytes * world_size or ("row_wise" not in kinds and largest > memory_bytes):
+        raise _does_not_fit(tables, world_size, memory_bytes, "with their optimizer state")
+
+
+def _does_not_fit(tables: Sequence[Table], world_size: int, memory_bytes: int, what: str) -> PlacementError:
+    largest = max(tables, key=table_bytes)
+    total = sum(map(table_bytes, tables))
+    ranks = "the only rank" if world_size == 1 else f"each of {world_size} ranks"
+    return PlacementError(
+        f"the embedding tables do not fit: {what} they need {gib(total)}, {gib(-(-total // world_size))} per rank, and "
+        f"{ranks} has {gib(memory_bytes)}; the largest, {largest.name}, has {largest.rows:,} rows of {largest.dim} and "
+        f"needs {gib(table_bytes(largest))}. Try more ranks, row-wise sharding, more collisions (hash or qr), or a "
+        f"smaller dim"
+    )

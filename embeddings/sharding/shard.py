@@ -1,0 +1,231 @@
+"""From a model with tables on meta to a sharded one: tables over ranks, everything else replicated.
+
+The tables and their optimizer state as tensors that torch.distributed.checkpoint saves and fills in place."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec.distributed.model_parallel import (
+    DataParallelWrapper,
+    DefaultDataParallelWrapper,
+    DistributedModelParallel,
+)
+from torchrec.distributed.types import ShardingEnv, ShardingPlan
+
+from dlrmctl.embeddings.collection import CompositionalEmbeddings
+from dlrmctl.embeddings.init import fill_rows, table_distributions
+from dlrmctl.embeddings.sharding.fused import LearningRates, attach_rowwise_adagrad, kernels, qr_table_names
+from dlrmctl.embeddings.sharding.local import LocalBags
+from dlrmctl.embeddings.sharding.memory import available_bytes
+from dlrmctl.embeddings.sharding.placement import Placement, make_plan, rank_bytes, sharders
+
+
+@dataclass(frozen=True)
+class Sharded:
+    """A sharded model and what belongs to it.
+
+    Attributes:
+        dmp: call it like the model; its backward updates the tables.
+        embeddings: the CompositionalEmbeddings inside.
+        plan: where every table lives, one row each.
+        sharding_plan: the same as TorchRec's object.
+        bytes_per_rank: of tables and their optimizer state.
+        dense: every parameter that is not a table, by name, for the dense optimizer.
+        learning_rates: of the tables on this rank.
+    """
+
+    dmp: DistributedModelParallel
+    embeddings: CompositionalEmbeddings
+    plan: list[Placement]
+    sharding_plan: ShardingPlan
+    bytes_per_rank: list[int]
+    dense: dict[str, nn.Parameter]
+    learning_rates: LearningRates
+
+    def set_learning_rates(self, *, sparse_lr: float, qr_lr: float) -> None:
+        """Sets the learning rates of tables used as they are, and of those that are combined.
+
+        They hold from the next backward on.
+        """
+        self.learning_rates.set(sparse_lr=sparse_lr, qr_lr=qr_lr)
+
+
+def shard(
+    model: nn.Module,
+    *,
+    device: torch.device,
+    batch_size: int,
+    seed: int,
+    sparse_lr: float,
+    qr_lr: float,
+    eps: float = 1e-8,
+    sharding: str = "auto",
+    memory_bytes: int | None = None,
+    local_world_size: int | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Sharded:
+    """Shards the tables of `model` over the ranks of `group`. A collective.
+
+    Initial values of tables depend on `seed` and the table alone, not on ranks or plan; those of dense parameters are
+    taken from rank 0. With one rank nothing is wrapped in DistributedDataParallel.
+
+    Args:
+        model: is or contains one CompositionalEmbeddings built on "meta"; the rest of it has its values. It is changed.
+        device: of this rank.
+        batch_size: examples per rank and step.
+        sparse_lr, qr_lr, eps: see `fused.attach_rowwise_adagrad`.
+        sharding: "table_wise", "row_wise", or "auto": the planner decides for each table.
+        memory_bytes: what each rank may use for tables; default: what the device has left.
+        local_world_size: ranks on this host; default: all.
+        group: the ranks; default: the world.
+
+    Raises:
+        ValueError: for a setting out of bounds, or a model without exactly one CompositionalEmbeddings.
+        PlacementError: if the tables do not fit the memory; nothing has been allocated then.
+    """
+    group = group or dist.group.WORLD
+    if group is None:
+        raise ValueError("sharding needs a process group, of one rank too: call torch.distributed.init_process_group")
+    world_size = dist.get_world_size(group)
+    embeddings = _only_embeddings(model)
+    attach_rowwise_adagrad(embeddings, sparse_lr=sparse_lr, qr_lr=qr_lr, eps=eps)
+    sharding_plan, plan = _agree_on_plan(
+        model,
+        embeddings,
+        group,
+        device=device,
+        batch_size=batch_size,
+        sharding=sharding,
+        memory_bytes=memory_bytes,
+        local_world_size=local_world_size or world_size,
+    )
+    _move_dense(model, embeddings, device)
+    dmp = DistributedModelParallel(
+        model,
+        env=ShardingEnv.from_process_group(group),
+        device=device,
+        plan=sharding_plan,
+        sharders=sharders(),
+        init_parameters=False,
+        data_parallel_wrapper=_NoWrapper() if world_size == 1 else DefaultDataParallelWrapper(),
+    )
+    _initialize_tables(dmp, embeddings, seed)
+    if world_size == 1 and embeddings.bags is not None:
+        embeddings.pool_with(LocalBags(list(kernels(embeddings.bags)), embeddings.bag_ids.keys, embeddings.is_one_hot))
+    return Sharded(
+        dmp=dmp,
+        embeddings=embeddings,
+        plan=plan,
+        sharding_plan=sharding_plan,
+        bytes_per_rank=rank_bytes(plan, world_size),
+        dense=_dense_parameters(dmp, embeddings),
+        learning_rates=LearningRates(dmp, qr_table_names(embeddings)),
+    )
+
+
+class _NoWrapper(DataParallelWrapper):
+    """One rank has nobody to average gradients with."""
+
+    def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:
+        pass
+
+
+def _only_embeddings(model: nn.Module) -> CompositionalEmbeddings:
+    found = [module for module in model.modules() if isinstance(module, CompositionalEmbeddings)]
+    if len(found) != 1:
+        raise ValueError(f"the model must contain one CompositionalEmbeddings, it contains {len(found)}")
+    if any(not weight.is_meta for weight in found[0].parameters()):
+        raise ValueError("build CompositionalEmbeddings with device='meta': sharding gives the tables their memory")
+    return found[0]
+
+
+def _agree_on_plan(
+    model: nn.Module,
+    embeddings: CompositionalEmbeddings,
+    group: dist.ProcessGroup,
+    *,
+    device: torch.device,
+    memory_bytes: int | None,
+    local_world_size: int,
+    **settings: Any,
+) -> tuple[ShardingPlan, list[Placement]]:
+    """Rank 0's plan on every rank, for the smallest memory of any; or its error on every rank."""
+    free: list[int | None] = [None] * dist.get_world_size(group)
+    mine = available_bytes(device, local_world_size) if memory_bytes is None else memory_bytes
+    dist.all_gather_object(free, mine, group=group)
+    known = [n for n in free if n is not None]
+    outcome: list[Any] = [None]
+    if dist.get_rank(group) == 0:
+        try:
+            outcome = [
+                make_plan(
+                    model,
+                    embeddings,
+                    world_size=len(free),
+                    local_world_size=local_world_size,
+                    device_type=device.type,
+                    memory_bytes=min(known) if known else None,
+                    **settings,
+                )
+            ]
+        except ValueError as error:
+            outcome = [error]
+    dist.broadcast_object_list(outcome, src=dist.get_global_rank(group, 0), group=group)
+    if isinstance(outcome[0], ValueError):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _move_dense(model: nn.Module, embeddings: CompositionalEmbeddings, device: torch.device) -> None:
+    tables = set(embeddings.parameters())
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter not in tables and parameter.device != device:
+                setattr(module, name, nn.Parameter(parameter.detach().to(device), parameter.requires_grad))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+
+
+@torch.no_grad()
+def _initialize_tables(dmp: nn.Module, embeddings: CompositionalEmbeddings, seed: int) -> None:
+    distributions = table_distributions(embeddings.features, embeddings.dim)
+    for name, weight in dmp.state_dict().items():
+        if isinstance(weight, ShardedTensor):
+            table = name.split(".")[-2]
+            for piece in weight.local_shards():
+                first_row = piece.metadata.shard_offsets[0]
+                fill_rows(piece.tensor, distributions[table], table=table, seed=seed, first_row=first_row)
+
+
+def _dense_parameters(dmp: nn.Module, embeddings: CompositionalEmbeddings) -> dict[str, nn.Parameter]:
+    dense = {name: p for name, p in dmp.named_parameters() if not hasattr(p, "_in_backward_optimizers")}
+    # TorchRec calls them ....embedding_bags.<table>.weight and ....embeddings.<table>.weight.
+    tables = {f"{kind}.{table.name}.weight" for table in embeddings.tables for kind in ("embedding_bags", "embeddings")}
+    escaped = [name for name in dense if ".".join(name.split(".")[-3:]) in tables]
+    assert not escaped, f"tables that are not trained in backward: {escaped}"
+    return dense
+
+
+def sparse_state(dmp: DistributedModelParallel) -> dict[str, ShardedTensor]:
+    """Live tensors of all tables, by names that do not depend on ranks, plan, or where the tables are in the model.
+
+    Returns:
+        For each table "cat_3/weight", [rows, D], and "cat_3/sum", [rows], the row-wise AdaGrad state: of the tables
+        this rank has a part of. Saved from any number of ranks they load on any other. Loading into them changes the
+        model; nothing has to be called afterwards.
+    """
+    tensors = {}
+    for name, value in dmp.state_dict().items():
+        if isinstance(value, ShardedTensor):
+            tensors[f"{name.split('.')[-2]}/weight"] = value
+    # Names end in <table>.weight.<table>.momentum1.
+    for states in dmp.fused_optimizer.state_dict()["state"].values():
+        for name, value in states.items():
+            table, kind = name.rsplit(".", 1)
+            if kind == "momentum1":
+                tensors[f"{table}/sum"] = value
+    return tensors

@@ -1,0 +1,391 @@
+"""`dlrmctl prepare` and `dlrmctl data show`: from every kind of file to a store that trains, and what is said of it."""
+
+import json
+import random
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from dlrmctl.console.text import duration
+from dlrmctl.data.formats.table_schema import EXAMPLE, read_schema
+from dlrmctl.data.preparation.report import PrepareProgress
+from dlrmctl.data.store.encoders import load_counts
+from dlrmctl.data.store.store import Store
+from dlrmctl.data.store.writer import write_store
+from dlrmctl.data.synthetic.synthetic import Synthetic
+from dlrmctl.datasets.prepare import about_progress
+from dlrmctl.datasets.show import frequencies_of
+from tests.dlrmctl.cli.test_errors import criteo_lines
+from tests.dlrmctl.commands import Done, in_process
+
+SCHEMA = """
+label = "clicked"
+dense = ["age", "price"]
+sparse = ["user", "genres"]
+[columns.genres]
+max_ids = 3
+truncate = "last"
+"""
+TRAIN = [
+    "--batch-size",
+    "64",
+    "--dim",
+    "8",
+    "--bottom-mlp",
+    "16-8",
+    "--top-mlp",
+    "16-1",
+    "--dense-optimizer",
+    "adagrad",
+]
+ROWS = 1400
+
+
+def _columns(rows: int = ROWS) -> dict[str, list[Any]]:
+    draw = random.Random(0)
+    return {
+        "clicked": [draw.randrange(2) for _ in range(rows)],
+        "age": [draw.choice([None, 18, 40, 77]) for _ in range(rows)],
+        "price": [round(100 * draw.random(), 2) for _ in range(rows)],
+        "user": [f"user {min(int(draw.paretovariate(0.8)), 300)}" for _ in range(rows)],
+        "genres": [draw.choices(["drama", "comedy", "sf"], k=draw.randrange(5)) for _ in range(rows)],
+    }
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the same rows as t.csv and t.parquet, and their schema."""
+    path = tmp_path_factory.mktemp("tables")
+    frame = pl.DataFrame(_columns())
+    frame.write_parquet(path / "t.parquet")
+    frame.with_columns(pl.col("genres").list.join("|")).write_csv(path / "t.csv")
+    (path / "my.toml").write_text(SCHEMA)
+    return path
+
+
+@pytest.fixture(scope="module")
+def store(tables: Path) -> Path:
+    done = in_process("prepare", "--schema", tables / "my.toml", tables / "t.csv", "-o", tables / "store")
+    assert done.status == 0, done.err
+    return tables / "store"
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("raw") / "train.txt"
+    path.write_text(criteo_lines(2000))
+    return path
+
+
+def _refused(done: Done, *words: str) -> None:
+    assert done.status == 2, done.err
+    lines = [line for line in done.err.splitlines() if line.startswith(("error: ", "hint: "))]
+    assert sum(line.startswith("error: ") for line in lines) == 1, done.err
+    assert "Traceback" not in done.err
+    for word in words:
+        assert word in "\n".join(lines), done.err
+    assert done.out == ""
+
+
+def _trains(store: Path, tmp_path: Path) -> None:
+    done = in_process("train", "--data", store, *TRAIN, "--run-dir", tmp_path / "run", "--json")
+    assert done.status == 0, done.err
+    assert 0 < done.json()["test"]["log_loss"] < 1
+
+
+# Tables.
+
+
+def test_tables_of_ones_own_are_prepared_and_trained_on(store: Path, tables: Path, tmp_path: Path):
+    schema = Store(store).schema
+    assert schema.dense == ("age", "price")
+    assert [(feature.name, feature.max_ids) for feature in schema.sparse] == [("user", 1), ("genres", 3)]
+    _trains(store, tmp_path)
+
+
+def test_text_and_parquet_make_the_same_store(store: Path, tables: Path, tmp_path: Path):
+    arguments = ["prepare", "--schema", tables / "my.toml", tables / "t.parquet", "-o", tmp_path / "s", "--json"]
+    done = in_process(*arguments)
+    assert done.status == 0, done.err
+    report = done.json()
+    assert report["rows"] == ROWS
+    long = sum(len(genres) > 3 for genres in _columns()["genres"])
+    assert report["repaired"] == {"genres cut to its last 3 values": long}
+    assert Store(tmp_path / "s").fingerprint() == Store(store).fingerprint()
+    assert Store(tmp_path / "s").vocabulary_fingerprint() == Store(store).vocabulary_fingerprint()
+
+
+def test_a_store_without_dense_features_trains(tables: Path, tmp_path: Path):
+    (tmp_path / "my.toml").write_text('label = "clicked"\nsparse = ["user"]\n')
+    done = in_process("prepare", "--schema", tmp_path / "my.toml", tables / "t.csv", "-o", tmp_path / "s")
+    assert done.status == 0, done.err
+    _trains(tmp_path / "s", tmp_path)
+
+
+def test_a_wrong_value_is_shown_with_file_and_row(tables: Path, tmp_path: Path):
+    lines = (tables / "t.csv").read_text().splitlines()
+    lines[7] = lines[7].replace(lines[7].split(",")[2], "cheap")
+    (tmp_path / "bad.csv").write_text("\n".join([*lines, ""]))
+    arguments = ["prepare", "--schema", tables / "my.toml", tmp_path / "bad.csv", "-o", tmp_path / "s"]
+    _refused(in_process(*arguments, "--max-bad-rows", "0"), "bad.csv, line 8: price is 'cheap', expected a number")
+    done = in_process(*arguments)
+    assert done.status == 0, done.err
+    assert "rejected: 1 lines, not a number" in done.out
+    assert "bad.csv, line 8: price is 'cheap'" in done.out
+
+
+def test_the_example_in_the_help_is_a_schema():
+    schema = read_schema(tomllib.loads(EXAMPLE), "my.toml")
+    assert schema.columns == ("clicked", "age", "price", "user", "item", "genres")
+    assert "[columns.genres]" in in_process("prepare", "--help").out
+
+
+# NumPy.
+
+
+def _triplet(path: Path, *, multi_hot: bool) -> Path:
+    draw = np.random.default_rng(0)
+    np.save(path / "day_0_dense.npy", draw.normal(size=(700, 3)).astype(np.float32))
+    np.save(path / "day_0_labels.npy", draw.integers(0, 2, (700, 1)).astype(np.int32))
+    if multi_hot:
+        ids = {str(f): draw.integers(0, 50, (700, f + 1)).astype(np.int32) for f in range(2)}
+        np.savez(path / "day_0_sparse_multi_hot.npz", **ids)
+    else:
+        np.save(path / "day_0_sparse.npy", draw.integers(0, 50, (700, 2)).astype(np.int32))
+    return path
+
+
+@pytest.mark.parametrize("multi_hot", [False, True])
+def test_arrays_are_prepared_and_trained_on(tmp_path: Path, multi_hot: bool):
+    _triplet(tmp_path, multi_hot=multi_hot)
+    done = in_process("prepare", "npy", tmp_path, "-o", tmp_path / "s")
+    assert done.status == 0, done.err
+    assert "rare" not in done.err
+    block = Store(tmp_path / "s").read_block("train", 0)
+    if multi_hot:
+        with np.load(tmp_path / "day_0_sparse_multi_hot.npz") as archive:
+            expected = [archive[str(f)][: len(block)].reshape(-1) for f in range(2)]
+    else:
+        expected = list(np.load(tmp_path / "day_0_sparse.npy")[: len(block)].T)
+    for ids, ours in zip(block.ids_F, expected, strict=True):
+        assert np.array_equal(ids, ours)  # rows are taken as they are
+    _trains(tmp_path / "s", tmp_path)
+
+
+def test_arrays_of_values_get_a_vocabulary_on_request(tmp_path: Path):
+    _triplet(tmp_path, multi_hot=False)
+    done = in_process("prepare", "npy", tmp_path, "-o", tmp_path / "s", "--ids", "vocabulary", "--json")
+    assert done.status == 0, done.err
+    assert [column["rows"] for column in done.json()["columns"]] == [52, 52]
+
+
+# Options.
+
+
+def test_options_reach_the_preparation(raw: Path, tmp_path: Path):
+    first = ["prepare", "criteo", raw, "--json"]
+    done = in_process(*first, "-o", tmp_path / "a", "--min-count", "1", "--limit", "1k", "--max-rows-per-table", "4")
+    assert done.status == 0, done.err
+    assert done.json()["rows"] == 1000
+    assert max(column["rows"] for column in done.json()["columns"]) == 4
+    done = in_process(*first, "-o", tmp_path / "b", "--vocabulary-from", tmp_path / "a")
+    assert done.status == 0, done.err
+    assert Store(tmp_path / "b").vocabulary_fingerprint() == Store(tmp_path / "a").vocabulary_fingerprint()
+    done = in_process(*first, "-o", tmp_path / "c", "--sample-negatives", "0.5", "--seed", "3")
+    assert done.status == 0, done.err
+    train = done.json()["splits"]["train"]
+    assert train["label_rate"] > 1.3 * train["label_rate_before"]
+    assert "before sampling" in in_process("data", "show", tmp_path / "c").out
+    done = in_process(*first, "-o", tmp_path / "d", "--ids", "hash", "--hash-rows", "70")
+    assert done.status == 0, done.err
+    assert {column["rows"] for column in done.json()["columns"]} == {70}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["critoe", "RAW"], ["'critoe' is not a format", "did you mean 'criteo'?"]),
+        (["RAW"], ["is not a format", "--schema"]),
+        (["csv", "RAW"], ["'csv' is not a format", "--schema FILE.toml"]),
+        (["criteo"], ["no file after 'criteo'"]),
+        (["npy", "gone"], ["gone: cannot read"]),
+        (["criteo", "--schema", "my.toml"], ["'criteo' and --schema my.toml contradict"]),
+        (["--schema", "gone.toml", "RAW"], ["gone.toml: no such file"]),
+        (["criteo", "RAW", "--ids", "hsah"], ["--ids = 'hsah' must be one of", "'hash'"]),
+        (["criteo", "RAW", "--ids", "rows"], ["--ids = 'rows' must be one of vocabulary, hash"]),
+        (["criteo", "RAW", "--split", "random"], ["--split = 'random' must be one of order, last-file"]),
+        (["criteo", "RAW", "--hash-rows", "100"], ["--hash-rows is for --ids hash"]),
+        (["criteo", "RAW", "--ids", "hash", "--min-count", "3"], ["--min-count is for --ids vocabulary, not for hash"]),
+        (["criteo", "RAW", "--min-count", "2", "--vocabulary-from", "s"], ["--min-count and --vocabulary-from"]),
+        (["criteo", "RAW", "--vocabulary-from", "gone"], ["gone: there is no such directory"]),
+        (["criteo", "RAW", "--min-count", "0"], ["--min-count = 0 must be at least 1"]),
+        (["criteo", "RAW", "--limit", "many"], ["--limit = 'many' is not a whole number"]),
+        (["criteo", "RAW", "--sample-negatives", "0"], ["--sample-negatives = 0 must be above 0 and at most 1"]),
+        (["criteo", "RAW", "--max-bad-rows", "-1"], ["--max-bad-rows = -1 must be at least 0"]),
+        (["criteo", "RAW", "--max-rows-per-table", "1"], ["--max-rows-per-table = 1 must be at least 2"]),
+        (["criteo", "RAW", "--lmit", "5"], ["--lmit", "--limit"]),
+        (["criteo", "RAW", "--ids", "hash", "--hash-rows", "5G"], ["--hash-rows = 5G must be at most 4,294,967,296"]),
+        (["criteo", "RAW", "--ids", "hash", "--hash-rows", "1"], ["--hash-rows = 1 must be at least 2"]),
+    ],
+)
+def test_wrong_arguments_are_one_line(raw: Path, tmp_path: Path, arguments: list[str], words: list[str]):
+    replaced = [str(raw) if argument == "RAW" else argument for argument in arguments]
+    _refused(in_process("prepare", *replaced, "-o", tmp_path / "s"), *words)
+    assert not (tmp_path / "s").exists()
+
+
+def test_no_output_directory_is_one_line(raw: Path, tmp_path: Path):
+    _refused(in_process("prepare", "criteo", raw), "--out")
+    missing = tmp_path / "no" / "such"
+    words = f"{missing}: there is no such directory", f"mkdir -p {missing}"
+    _refused(in_process("prepare", "criteo", raw, "-o", missing / "s"), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_text_has_rows_and_not_lines(tables: Path, tmp_path: Path):
+    frame = pl.read_parquet(tables / "t.parquet").with_columns(clicked=pl.col("clicked").cast(pl.Int64))
+    wrong = frame.with_columns(clicked=pl.when(pl.int_range(pl.len()) == 2).then(7).otherwise("clicked"))
+    for name in ("a", "b"):
+        wrong.write_parquet(tmp_path / f"{name}.parquet")
+    files = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    done = in_process("prepare", "--schema", tables / "my.toml", *files, "-o", tmp_path / "s")
+    assert done.status == 0, done.err
+    shown = in_process("data", "show", tmp_path / "s")
+    for out in (done.out, shown.out):
+        assert "rejected: " in out
+        assert "a.parquet, row 3: clicked is 7" in out
+        assert "good rows" in out
+        assert "line" not in out.replace("training lookups", "")
+    refused = in_process(
+        *("prepare", "--schema", tables / "my.toml", *files, "-o", tmp_path / "t", "--max-bad-rows", "0")
+    )
+    _refused(refused, "a.parquet, row 3:", "rows were rejected", "allow more rejected rows")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("label = \n", ["my.toml: not valid TOML", "line 1"]),
+        ('label = "clicked"\nsparse = ["usr"]\n', ["t.csv: no column 'usr', which", "did you mean 'user'?"]),
+        ('label = "clicked"\nsprase = ["user"]\n', ["sprase is not a key of a schema", "did you mean 'sparse'?"]),
+    ],
+)
+def test_a_wrong_schema_is_one_line(tables: Path, tmp_path: Path, text: str, words: list[str]):
+    (tmp_path / "my.toml").write_text(text)
+    arguments = ["prepare", "--schema", tmp_path / "my.toml", tables / "t.csv", "-o", tmp_path / "s"]
+    _refused(in_process(*arguments), *words)
+
+
+# Progress.
+
+
+@pytest.mark.parametrize(
+    ("progress", "seconds", "expected"),
+    [
+        (PrepareProgress("parse", 250, 1000, 5000), 10.0, "5,000 rows, 500 rows/s, 30 s left"),
+        # Half of what is done was done before: this run has read 100 bytes and 2,500 rows.
+        (PrepareProgress("parse", 200, 1000, 5000, 100), 10.0, "5,000 rows, 250 rows/s, 1 min 20 s left"),
+        (PrepareProgress("parse", 250, 0, 5000), 10.0, "5,000 rows, 500 rows/s"),
+        (PrepareProgress("encode", 25_000, 50_000, 5000), 3.0, "5,000 rows, column 6 of 10, 3 s left"),
+        (PrepareProgress("write", 5000, 5000, 5000), 2.0, "5,000 rows, 2,500 rows/s"),
+        (PrepareProgress("write", 0, 5000, 5000), 0.0, "5,000 rows"),
+        # What a phase does at once says nothing of the rest.
+        (PrepareProgress("encode", 5000, 50_000, 5000), 0.0, "5,000 rows, column 2 of 10"),
+        (PrepareProgress("write", 400, 5000, 5000), 0.5, "5,000 rows, 800 rows/s"),
+    ],
+)
+def test_progress_says_the_rate_and_the_time_left(progress: PrepareProgress, seconds: float, expected: str):
+    assert about_progress(progress, seconds) == expected
+
+
+def test_durations_are_said_as_people_do():
+    assert [duration(s) for s in (0.4, 59.4, 59.6, 3599, 3600, 7500)] == [
+        "0 s",
+        "59 s",
+        "1 min 0 s",
+        "59 min 59 s",
+        "1 h 0 min",
+        "2 h 5 min",
+    ]
+
+
+# Showing.
+
+
+def test_a_store_shows_the_report_again(tables: Path, store: Path):
+    done = in_process("data", "show", store)
+    assert done.status == 0, done.err
+    for words in (f"{ROWS:,} rows of {ROWS:,} lines", "genres cut to its last 3 values", "label rate", "top 10 %", "█"):
+        assert words in done.out
+    shown = in_process("data", "show", store, "--json").json()
+    manifest = json.loads((store / "manifest.json").read_text())
+    assert {key: shown[key] for key in manifest["report"]} == manifest["report"]
+
+
+def test_the_curve_is_that_of_the_counts(store: Path):
+    shown = in_process("data", "show", store, "--json").json()["frequencies"]
+    entries = Store(store).manifest["ids"]["columns"]
+    for curve, entry in zip(shown, entries, strict=True):
+        counts = np.sort(load_counts(store, entry))[::-1]
+        assert curve["lookups"] == counts.sum()
+        assert curve["rows"] == len(counts)
+        top = len(counts) // 10
+        assert curve["covered"]["top 10 %"] == (counts[:top].sum() / counts.sum() if top else None)
+        assert curve["curve"]["count"] == [counts[rank - 1] for rank in curve["curve"]["rank"]]
+        assert curve["curve"]["rank"][0] == 1
+        assert curve["curve"]["rank"][-1] == len(counts)
+
+
+def test_the_blocks_fall_from_full_to_empty_whatever_the_counts():
+    draw = np.random.default_rng(0)
+    for rows in (1, 2, 3, 10, 1000):
+        for _ in range(300):
+            counts = np.sort(draw.zipf(1.3, rows).clip(max=10**6) - draw.integers(0, 2))[::-1]
+            blocks = frequencies_of("x", counts).blocks()
+            assert len(blocks) == 16
+            assert list(blocks) == sorted(blocks, key="·▁▂▃▄▅▆▇█".index, reverse=True)
+            assert blocks[0] == ("█" if counts[0] else "·")
+            assert (blocks[-1] == "·") == (counts[-1] == 0)
+
+
+@pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml")])
+def test_the_curves_can_be_drawn(store: Path, tmp_path: Path, name: str, start: bytes):
+    done = in_process("data", "show", store, "--plot", tmp_path / name)
+    assert done.status == 0, done.err
+    assert (tmp_path / name).read_bytes().startswith(start)
+    assert f"drawn: {tmp_path / name}" in done.err
+
+
+def test_a_store_without_counts_says_so(tmp_path: Path):
+    write_store(Synthetic(0, 200, 100, 100), tmp_path / "s")
+    done = in_process("data", "show", tmp_path / "s")
+    assert done.status == 0, done.err
+    assert "without a report" in done.out
+    assert "keeps no counts" in done.out
+    _refused(in_process("data", "show", tmp_path / "s", "--plot", tmp_path / "a.png"), "keeps no counts")
+
+
+def test_what_cannot_be_shown_is_one_line(store: Path, tmp_path: Path):
+    _refused(in_process("data", "show", tmp_path / "gone"), "gone: there is no such directory")
+    _refused(in_process("data", "show", store, "--plot", tmp_path / "a.jpg"), "a.jpg", ".png or .svg")
+    _refused(in_process("data", "shwo", store), "shwo")
+
+
+def test_columns_named_like_parts_of_modules_or_paths_train_compress_and_export(tmp_path: Path):
+    lines = [f"{i % 3 == 0:d},{i},t{i % 90},u{i % 61},v{i % 17}" for i in range(600)]
+    (tmp_path / "rows.csv").write_text("\n".join(["clicked,age,type,user.id,values", *lines]) + "\n")
+    (tmp_path / "my.toml").write_text('label = "clicked"\ndense = ["age"]\nsparse = ["type", "user.id", "values"]\n')
+    done = in_process("prepare", "--schema", tmp_path / "my.toml", tmp_path / "rows.csv", "-o", tmp_path / "store")
+    assert done.status == 0, done.err
+    _trains(tmp_path / "store", tmp_path)
+    for command in (
+        ["compress-embeddings", tmp_path / "run", "-o", tmp_path / "small", "--method", "int8"],
+        ["evaluate", tmp_path / "small"],
+        ["export", tmp_path / "run", "-o", tmp_path / "model.pt2"],
+    ):
+        done = in_process(*command)
+        assert done.status == 0, (command, done.err)

@@ -1,0 +1,197 @@
+"""Interrupted runs: killed, asked to stop, moved to another number of ranks."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from dlrmctl.datasets.open import open_source
+from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.rundir.checkpoint import Checkpoints
+from dlrmctl.rundir.directory import RunDirectory
+from dlrmctl.settings.config import resolve
+from dlrmctl.training.train import Trainer
+from tests.dlrmctl.checkpoints import assert_bitwise_equal, read_tensors
+from tests.dlrmctl.commands import SMALL, environment, run, start, wait_for_checkpoint
+from tests.ranks import run_ranks
+
+RUN = [*SMALL, "--synthetic-rows", "30000", "--checkpoint-every", "9", "--evaluations", "2"]
+STEPS = 30_000 // 256
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    done = run("train", *RUN, "--run-dir", path, cwd=path.parent)
+    assert done.status == 0, done.err
+    return path
+
+
+def _lines(run_dir: Path) -> list[dict]:
+    entries = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in entry.items() if k != "examples_per_second"} for entry in entries]
+
+
+def _results(run_dir: Path) -> dict:
+    results = json.loads((run_dir / "results.json").read_text())
+    return {k: v for k, v in results.items() if k != "run"}
+
+
+def test_a_killed_run_ends_like_one_that_was_never_killed(whole: Path, tmp_path: Path):
+    path = tmp_path / "run"
+    process = start("train", *RUN, "--run-dir", path, cwd=tmp_path)
+    wait_for_checkpoint(path, process, f"step-{9 * random.randint(1, 5)}")
+    time.sleep(random.random() * 0.1)  # anywhere: in a step, in a save
+    process.kill()
+    process.communicate()
+    assert not (path / "results.json").exists()
+    done = run("train", "--resume", path, cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert "resumed at step" in done.err
+    assert_bitwise_equal(path / "checkpoints" / f"step-{STEPS}", whole / "checkpoints" / f"step-{STEPS}")
+    assert _lines(path) == _lines(whole)
+    assert _results(path) == _results(whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves(whole: Path, tmp_path: Path, number: signal.Signals):
+    path = tmp_path / "run"
+    process = start("train", *RUN, "--run-dir", path, cwd=tmp_path)
+    wait_for_checkpoint(path, process, "step-9")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "saved; go on with: dlrmctl train --resume" in err
+    assert "Traceback" not in err
+    done = run("train", "--resume", path, cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert_bitwise_equal(path / "checkpoints" / f"step-{STEPS}", whole / "checkpoints" / f"step-{STEPS}")
+    assert _lines(path) == _lines(whole)
+
+
+def test_a_signal_to_the_whole_job_saves_and_leaves(tmp_path: Path):
+    """As schedulers send it: to the launcher and to every rank, which then hear of it twice."""
+    path = tmp_path / "run"
+    process = start("train", *RUN, "--synthetic-rows", "2000000", "--run-dir", path, "--nproc", "2", cwd=tmp_path)
+    wait_for_checkpoint(path, process, "step-9")
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for pid in [process.pid, *map(int, ranks)]:
+        os.kill(pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "saved; go on with" in err
+    assert "error" not in err
+
+
+_KILLED_WHILE_TIDYING = """
+import os, signal, sys
+from dlrmctl.rundir.checkpoint import Checkpoints
+from dlrmctl.cli.main import main
+tidy, calls = Checkpoints.keep, []
+def keep(self, *arguments):
+    calls.append(arguments)
+    if len(calls) == 7:  # the checkpoint is written, nothing says yet which is the best
+        os.kill(os.getpid(), signal.SIGKILL)
+    tidy(self, *arguments)
+Checkpoints.keep = keep
+main()
+"""
+
+
+def test_a_kill_between_saving_and_tidying_loses_nothing(whole: Path, tmp_path: Path):
+    path = tmp_path / "run"
+    command = [sys.executable, "-c", _KILLED_WHILE_TIDYING, "train", *RUN, "--run-dir", str(path)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    done = run("train", "--resume", path, cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert_bitwise_equal(path / "checkpoints" / "best", whole / "checkpoints" / "best")
+    assert _results(path) == _results(whole)
+
+
+def test_a_best_checkpoint_that_was_removed_is_replaced_by_the_next_best(whole: Path, tmp_path: Path):
+    path = Path(shutil.copytree(whole, tmp_path / "run", symlinks=True))
+    newest = max((path / "checkpoints").glob("step-*"), key=lambda p: int(p.name[5:]))
+    assert (path / "checkpoints" / "best").resolve() == newest  # the hint for a damaged one is to remove it
+    shutil.rmtree(newest)
+    done = run("train", "--resume", path, cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert_bitwise_equal(path / "checkpoints" / "best", whole / "checkpoints" / "best")
+
+
+def test_a_run_goes_on_with_the_settings_it_was_resumed_with(whole: Path, tmp_path: Path):
+    path = Path(shutil.copytree(whole, tmp_path / "run", symlinks=True))
+    process = start("train", "--resume", path, "--epochs", "3", cwd=tmp_path)
+    wait_for_checkpoint(path, process, f"step-{STEPS + STEPS // 2}")
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    done = run("train", "--resume", path, "--json", cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert done.json()["steps"] == 3 * STEPS
+
+
+def test_saved_on_two_ranks_resumed_on_one(tmp_path: Path):
+    """What two ranks saved at step 60 one rank goes on with: the same run to rounding."""
+    gentle = ["--dense-lr", "0.01", "--sparse-lr", "0.01", "--qr-lr", "0.01"]
+    common = [*RUN, "--dense-optimizer", "sgd", *gentle]
+    first = run("train", *common, "--max-steps", "60", "--run-dir", tmp_path / "a", "--nproc", "2", cwd=tmp_path)
+    assert first.status == 0, first.err
+    second = run("train", "--resume", tmp_path / "a", "--max-steps", "80", "--json", cwd=tmp_path)
+    assert second.status == 0, second.err
+    straight = run("train", *common, "--max-steps", "80", "--run-dir", tmp_path / "b", "--json", cwd=tmp_path)
+    assert straight.status == 0, straight.err
+    # Two ranks sum in another order than one, 2**-24 = 6e-8 each time. These small rates of SGD do not amplify it, so
+    # what is left after 80 steps is a few dozen of them; a lost accumulator or counter shows in the second digit.
+    assert second.json()["validation"]["log_loss"] == pytest.approx(straight.json()["validation"]["log_loss"], rel=2e-6)
+    ours = read_tensors(tmp_path / "a" / "checkpoints" / "step-80")
+    theirs = read_tensors(tmp_path / "b" / "checkpoints" / "step-80")
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        if name.endswith("weight"):
+            scale = float(theirs[name].abs().max())
+            assert float((ours[name] - theirs[name]).abs().max()) <= 1e-4 * scale, name
+
+
+def _resume_and_save_again(run_dir: Path, out: Path) -> None:
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), dist.get_world_size(), torch.device("cpu"), dist.group.WORLD)
+    run_directory = RunDirectory(run_dir, writes=False)
+    config = resolve(run_directory.settings(), {})
+    trainer = Trainer(config, open_source(config.data), run_directory, ranks, quiet=True)
+    trainer.resume()
+    Checkpoints(out, ranks).save(1, trainer._tensors(), {})
+
+
+def test_a_checkpoint_of_two_ranks_is_the_same_state_on_one_two_and_three(tmp_path: Path):
+    """Tables, row-wise AdaGrad, MLPs and Shampoo, table-wise and row-wise, bit for bit."""
+    arguments = ["--batch-size", "240", "--max-steps", "20", "--sharding", "row_wise", "--nproc", "2"]
+    done = run("train", *RUN, *arguments, "--run-dir", tmp_path / "run", cwd=tmp_path)
+    assert done.status == 0, done.err
+    saved = tmp_path / "run" / "checkpoints" / "step-20"
+    assert any("factor" in name for name in read_tensors(saved))
+    for world_size in (1, 2, 3):
+        run_ranks(_resume_and_save_again, world_size, tmp_path / "run", tmp_path / str(world_size))
+        assert_bitwise_equal(tmp_path / str(world_size) / "step-1", saved)
+
+
+def test_a_finished_run_can_be_continued_and_repeated(whole: Path):
+    done = run("train", "--resume", whole, "--json", cwd=whole.parent)
+    assert done.status == 0, done.err
+    assert {k: v for k, v in done.json().items() if k != "run"} == _results(whole)
+
+
+def test_run_toml_repeats_the_run(whole: Path, tmp_path: Path):
+    done = run("train", "--config", whole / "run.toml", "--run-dir", tmp_path / "again", cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert_bitwise_equal(tmp_path / "again" / "checkpoints" / "best", whole / "checkpoints" / "best")
+    assert _lines(tmp_path / "again") == _lines(whole)

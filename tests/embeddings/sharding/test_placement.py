@@ -1,0 +1,84 @@
+import pytest
+from torch import device
+
+from dlrmctl.embeddings.collection import CompositionalEmbeddings
+from dlrmctl.embeddings.sharding.memory import available_bytes, gib, state_bytes, table_bytes, weight_bytes
+from dlrmctl.embeddings.sharding.placement import CPU_BYTES_PER_SECOND, PlacementError, make_plan, rank_bytes
+from dlrmctl.embeddings.tables import FeatureTable, Table
+
+GIB = 2**30
+
+
+def _plan(features: list[FeatureTable], **settings):
+    embeddings = CompositionalEmbeddings(features, 64)
+    defaults = {"world_size": 16, "local_world_size": 8, "device_type": "cuda", "batch_size": 4096}
+    return make_plan(embeddings, embeddings, **defaults | settings)[1]
+
+
+def test_a_cluster_that_is_not_here_can_be_planned():
+    # 64 columns and one sum, 260 bytes a row: 9.7 GiB each of the two large ones.
+    features = [FeatureTable("a", 40_000_000), FeatureTable("b", 40_000_000), FeatureTable("c", 1000, 5)]
+    placements = _plan(features, memory_bytes=8 * GIB)
+    assert [p.sharding for p in placements[:2]] == ["row_wise"] * 2
+    assert all(sum(p.rank_rows) == p.rows for p in placements)
+    per_rank = rank_bytes(placements, 16)
+    assert sum(per_rank) == sum(p.bytes for p in placements)
+    assert max(per_rank) < 8 * GIB
+
+
+def test_cpu_ranks_keep_tables_whole_unless_they_must_be_cut():
+    features = [
+        FeatureTable(f"f{i}", rows) for i, rows in enumerate([1_000_000, 300_000, 20_000, 5000, 500, 30, 10, 3])
+    ]
+    cpu = {"device_type": "cpu", "world_size": 2, "local_world_size": 2}
+    assert {p.sharding for p in _plan(features, **cpu)} == {"table_wise"}
+    # The first takes 260 million bytes.
+    tight = _plan(features, **cpu, memory_bytes=230_000_000)
+    assert tight[0].sharding == "row_wise"
+    assert max(rank_bytes(tight, 2)) < 230_000_000
+
+
+def test_fewer_rows_than_ranks_can_be_cut():
+    placements = _plan([FeatureTable("a", 3)], sharding="row_wise", device_type="cpu")
+    assert sum(placements[0].rank_rows) == 3
+
+
+def test_one_rank_holds_everything_whole():
+    placements = _plan([FeatureTable("a", 30)], sharding="row_wise", world_size=1, local_world_size=1)
+    assert (placements[0].sharding, placements[0].ranks, placements[0].rank_rows) == ("table_wise", (0,), (30,))
+
+
+def test_what_lookups_need_counts_as_well():
+    # The table alone fits to the byte; its inputs and outputs do not.
+    table = FeatureTable("a", 1000)
+    with pytest.raises(PlacementError, match=r"with the inputs and outputs of lookups they need .*the only rank has"):
+        _plan([table], world_size=1, local_world_size=1, memory_bytes=1000 * 260)
+
+
+def test_bytes():
+    assert table_bytes(Table("a", 1000, 16)) == 1000 * (16 * 4 + 4)
+    assert table_bytes(Table("a", 1000, 16), rows=10) == 680
+    assert [gib(n) for n in (1000, 3 * 2**20, 5 * GIB)] == ["1,000 bytes", "3.0 MiB", "5.00 GiB"]
+    one, two = available_bytes(device("cpu")), available_bytes(device("cpu"), local_ranks=2)
+    assert one is not None
+    assert two is not None
+    assert 2**20 < two < one
+
+
+def test_slow_networks_keep_tables_whole_and_fast_ones_cut_them():
+    # What row-wise sharding exchanges is sums for the examples of all ranks: worth it only where that is quick.
+    features = [FeatureTable(f"f{i}", 2_000_000, 20) for i in range(4)]
+    slow = _plan(features, bandwidths=(1e9, 1e8))
+    assert {p.sharding for p in slow} == {"table_wise"}
+    fast = _plan(features, bandwidths=(1e16, 1e16))
+    assert "row_wise" in {p.sharding for p in fast}
+    # The bandwidths of CPU ranks are those assumed, unless others are given.
+    cpu = {"device_type": "cpu", "world_size": 2, "local_world_size": 2}
+    assumed = (CPU_BYTES_PER_SECOND, CPU_BYTES_PER_SECOND)
+    assert _plan(features, **cpu) == _plan(features, **cpu, bandwidths=assumed)
+
+
+def test_weights_and_state_are_the_bytes_of_a_table():
+    table = Table("a", 1000, 16)
+    assert (weight_bytes(1000, 16), state_bytes(1000)) == (64_000, 4000)
+    assert weight_bytes(table.rows, table.dim) + state_bytes(table.rows) == table_bytes(table)

@@ -1,0 +1,80 @@
+"""Cutting parameters into blocks, and giving the blocks owners and turns."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dlrmctl.optim.shampoo.blocks import ParameterBlock, cut_parameter, merge_shape, squeeze_shape
+from dlrmctl.optim.shampoo.costs import root_cost
+from dlrmctl.optim.shampoo.plan import refresh_due, spread
+
+
+def test_size_one_dimensions_are_dropped_and_small_ones_merged_on_request() -> None:
+    assert squeeze_shape((1, 16)) == (16,)
+    assert squeeze_shape((1, 1)) == squeeze_shape(()) == (1,)
+    assert merge_shape((64, 3, 3), 16) == (64, 9)
+    assert merge_shape((64, 3, 3), 1024) == (576,)
+    assert merge_shape((24, 13), 8) == (24, 13)
+
+
+@given(st.lists(st.integers(1, 9), max_size=4), st.integers(1, 6), st.booleans())
+def test_the_blocks_cover_every_element_once(shape: list[int], limit: int, merge: bool) -> None:
+    tensor = torch.zeros(shape)
+    cut = cut_parameter(tensor, limit=limit, merge=merge)
+    for number, view in enumerate(cut.views(tensor)):
+        assert tuple(view.shape) == cut.region_shape(number)
+        assert max(view.shape) <= limit
+        view += 1
+    assert torch.equal(tensor, torch.ones(shape))
+
+
+def test_an_empty_parameter_has_no_blocks() -> None:
+    assert cut_parameter(torch.zeros(0, 4), limit=2, merge=True).regions == ()
+
+
+@given(st.lists(st.floats(0, 1e6), max_size=30), st.integers(1, 7))
+def test_no_bin_carries_more_than_the_mean_and_the_largest_item(costs: list[float], num_bins: int) -> None:
+    loads = [0.0] * num_bins
+    bins = spread(costs, num_bins, loads)
+    assert bins == spread(costs, num_bins)
+    for b in range(num_bins):
+        assert loads[b] == pytest.approx(sum(c for c, owner in zip(costs, bins, strict=True) if owner == b))
+    assert max(loads) <= (sum(costs) / num_bins + max(costs, default=0)) * (1 + 1e-9)
+
+
+def test_roots_are_due_at_the_start_and_then_at_multiples_of_the_frequency() -> None:
+    due = [t for t in range(1, 31) if refresh_due(t, frequency=5, start=12, turn=None)]
+    assert due == [12, 15, 20, 25, 30]
+
+
+@given(st.integers(1, 8), st.integers(1, 20))
+def test_staggered_every_turn_comes_once_per_cycle_and_once_before_the_start(frequency: int, start: int) -> None:
+    for turn in range(frequency):
+        due = [
+            t
+            for t in range(1, start + 3 * frequency + 1)
+            if refresh_due(t, frequency=frequency, start=start, turn=turn)
+        ]
+        before, later = [t for t in due if t <= start], [t for t in due if t > start]
+        assert later == [start + 1 + turn + k * frequency for k in range(3)]
+        assert len(before) == 1
+        assert before[0] == start or start - frequency < before[0] == later[0] - frequency
+    assert not any(refresh_due(t, frequency=3, start=float("inf"), turn=None) for t in range(1, 50))
+
+
+def test_staggering_makes_the_worst_step_a_small_part_of_a_full_refresh() -> None:
+    """The factors of a DLRM's two MLPs over 20 steps: no step refreshes more than a tenth of all there is."""
+    blocks = []
+    for position, (rows, columns) in enumerate([(512, 13), (256, 512), (64, 256), (16, 64), (512, 367), (256, 512)]):
+        cut = cut_parameter(torch.empty(rows, columns), limit=128, merge=False)
+        blocks += [ParameterBlock(0, position, n, cut.region_shape(n), False, (0, 1)) for n in range(len(cut.regions))]
+    costs = [root_cost(block) for block in blocks]
+    turns = spread(costs, 20)
+    for step in range(1, 60):  # the first refreshes too
+        due = [
+            cost
+            for cost, turn in zip(costs, turns, strict=True)
+            if refresh_due(step, frequency=20, start=20, turn=turn)
+        ]
+        assert sum(due) < sum(costs) / 10
