@@ -12,7 +12,7 @@ import torch
 
 # A server meets batches of one row and of odd sizes; the last size is for all rows that are left.
 SIZES = (1, 7, 1000, 4096)
-FOREIGN = ("torchrec", "fbgemm_gpu", "dlrmctl", "embeddings", "models", "data")
+FOREIGN = ("torchrec", "fbgemm_gpu", "dlrmctl")
 
 
 def batches(rows: int) -> list[slice]:

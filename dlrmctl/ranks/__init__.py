@@ -1,1 +1,1 @@
-"""Processes: `launch` starts ranks on this machine, `ranks` joins them, `process` sets what they share with libraries."""
+"""Processes: `launch` starts ranks here, `ranks` joins them, `process` sets what they share with libraries."""

@@ -1,3 +1,5 @@
+"""A checkpoint of a run opened to score data: the model loaded, the split of the data found."""
+
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""The embedding tables of a checkpoint, read one at a time and without TorchRec."""
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Numbers, shares and lists that are typed on the command line: the one place where they are read."""
+
 from dlrmctl.errors import UserError, nearest
 from dlrmctl.settings.setting import coerce
 
