@@ -1,3 +1,5 @@
+"""The commands `runs`, `plot` and `doctor`."""
+
 from pathlib import Path
 from typing import Annotated
 

@@ -1,3 +1,5 @@
+"""The command `train`."""
+
 import sys
 import time
 from pathlib import Path
