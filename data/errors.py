@@ -7,9 +7,11 @@ class DataError(ValueError):
     Attributes:
         message: one line, without the hint.
         hint: the next step, or None.
+        missing_column: the column that a table lacks, where that is the problem; else None.
     """
 
-    def __init__(self, message: str, hint: str | None = None) -> None:
+    def __init__(self, message: str, hint: str | None = None, *, missing_column: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.missing_column = missing_column

@@ -95,7 +95,7 @@ def _well_formed(
             continue
         pieces.append(content[at : starts[index]])
         at = ends[index] + 1
-        if whole and problem.reason == "wrong number of fields" and _lost_empty_fields(line, num_fields):
+        if whole and problem.extra_fields and _lost_empty_fields(line, num_fields):
             repaired[number] = problem
             pieces.append(line + b"\t" * (num_fields - 1 - int(tabs[index])) + b"\n")
         else:
@@ -110,7 +110,7 @@ def _line_problem(number: int, line: bytes, fields: int, num_fields: int, *, who
     if problem is not None:
         return problem
     if fields != num_fields:
-        return BadLine(number, "wrong number of fields", f"{fields} field{'s'[: fields != 1]}, expected {num_fields}")
+        return BadLine.of_fields(number, fields, num_fields)
     if not whole and not _is_full_value(line.rsplit(b"\t", 1)[-1]):
         return BadLine(number, "cut short", "the last line has no newline and may be cut short")
     return None

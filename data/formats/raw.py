@@ -58,11 +58,19 @@ class BadLine:
         line: its number in its source, counted from 1.
         reason: one of a few, for counting.
         problem: what is wrong with it, with the value.
+        extra_fields: fields above the expected number, below 0 for missing ones; 0 where the number is right.
     """
 
     line: int
     reason: str
     problem: str
+    extra_fields: int = 0
+
+    @classmethod
+    def of_fields(cls, line: int, found: int, expected: int) -> "BadLine":
+        """A line with a wrong number of fields."""
+        problem = f"{found} field{'s'[: found != 1]}, expected {expected}"
+        return cls(line, "wrong number of fields", problem, found - expected)
 
 
 @dataclass(frozen=True)

@@ -301,7 +301,8 @@ def _problem(line: int, text: bytes, fields: int, num_fields: int | None, *, quo
         return BadLine(line, "not UTF-8", "the line is not UTF-8")
     if not quoted:
         return BadLine(line, "quote inside a field", 'a quote stands inside a field; if quotes are letters, quote = ""')
-    return BadLine(line, "wrong number of fields", f"{fields} field{'s'[: fields != 1]}, expected {num_fields}")
+    assert num_fields is not None
+    return BadLine.of_fields(line, fields, num_fields)
 
 
 def _joined(content: np.ndarray, starts_R: np.ndarray, ends_R: np.ndarray, good_R: np.ndarray) -> bytes:

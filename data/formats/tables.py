@@ -165,6 +165,7 @@ class TableInput:
                 raise DataError(
                     f"{path}: no column {name!r}, which {self.schema.name} names",
                     f"{hint} " * bool(hint) + f"the columns are {shown}",
+                    missing_column=name,
                 )
 
 

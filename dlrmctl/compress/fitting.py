@@ -25,6 +25,7 @@ from dlrmctl.embeddings.compression.fits.trained import Importance, TableRows, i
 from dlrmctl.embeddings.compression.isometry.secants import Progress
 from dlrmctl.embeddings.compression.rules.rows import Compressed, StoredRows
 from dlrmctl.embeddings.compression.rules.sharing import Isometric
+from dlrmctl.embeddings.errors import NonFiniteValueError
 from dlrmctl.errors import UserError
 from dlrmctl.rundir.stored_tables import TableShape, TableSource
 
@@ -109,7 +110,7 @@ class TableOptions:
         try:
             table = method.fit(rows)
         except ValueError as problem:
-            if must_fit or "not finite" in str(problem):
+            if must_fit or isinstance(problem, NonFiniteValueError):
                 raise UserError(f"table {self.name}: {problem}".replace(f"table {self.name}: table", "table")) from None
             return None
         if table.num_bytes >= self.num_bytes:

@@ -1,7 +1,6 @@
 """`dlrmctl predict`: probabilities for rows that are in no store, in their order, in bounded memory."""
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +48,7 @@ class _Found:
     repaired: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
+    first_extra_fields: int = 0  # of the first bad line: fields above the expected number
     values: Counter[int] = field(default_factory=Counter)
     known: Counter[int] = field(default_factory=Counter)
 
@@ -60,6 +60,8 @@ class _Found:
         self.repaired.update(piece.repaired)
         self.rejected.update(bad.reason for bad in piece.bad)
         room = SHOWN_BAD_LINES - len(self.examples)
+        if piece.bad and not self.examples:
+            self.first_extra_fields = piece.bad[0].extra_fields
         self.examples += [f"{piece.source}, {self.unit} {bad.line}: {bad.problem}" for bad in piece.bad[:room]]
 
     def unknown(self, keys: Sequence[str]) -> list[str]:
@@ -67,8 +69,10 @@ class _Found:
         return [name for f, name in enumerate(keys) if self.values[f] >= SUSPICIOUS and not self.known[f]]
 
     def refuse_nothing(self) -> None:
-        """Raises:
-        UserError: if there was no good row.
+        """Check that there was a good row.
+
+        Raises:
+            UserError: if there was none.
         """
         if self.rows:
             return
@@ -76,11 +80,9 @@ class _Found:
 
     def other_flag(self) -> str | None:
         """What to try where the first bad line has a field more or less than it should, as a label is one."""
-        fields = re.search(r"(\d+) fields, expected (\d+)", self.examples[0]) if self.examples else None
-        too_many = int(fields[1]) - int(fields[2]) if fields else 0
         if self.labelled:
-            return _UNLABELLED if too_many == -1 else None
-        return "--labelled, if the rows have labels" if too_many == 1 else None
+            return _UNLABELLED if self.first_extra_fields == -1 else None
+        return "--labelled, if the rows have labels" if self.first_extra_fields == 1 else None
 
     def warn(self, keys: Sequence[str]) -> None:
         """Of what is not wrong in any one row, and may be wrong with all of them."""
@@ -166,7 +168,7 @@ def _table(schema: TableSchema, sources: Sequence[str], *, labelled: bool) -> In
     try:
         return TableInput(schema, sources, labelled=labelled)
     except DataError as problem:
-        if labelled and f"no column {schema.label!r}" in str(problem):
+        if labelled and problem.missing_column == schema.label:
             raise UserError(str(problem), _UNLABELLED) from None
         raise
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dlrmctl.embeddings.compression.isometry.secants import Progress
 from dlrmctl.embeddings.compression.rules.quantize import CHUNK_VALUES
+from dlrmctl.embeddings.errors import NonFiniteValueError
 
 KINDS = ("adagrad", "counts", "uniform")
 # A row that was never looked up counts as a tenth of one that was, so that it keeps a sensible value.
@@ -96,7 +97,7 @@ class TableRows:
         """The largest absolute value; looked for once.
 
         Raises:
-            ValueError: naming the first row that is not finite.
+            NonFiniteValueError: naming the first row that is not finite.
         """
         if self._largest is not None:
             return self._largest
@@ -106,7 +107,7 @@ class TableRows:
             if not bool(torch.isfinite(low) & torch.isfinite(high)):  # a NaN comes through aminmax
                 row = part.start + int((~torch.isfinite(values)).any(1).nonzero()[0])
                 row = row if self.index is None else int(self.index[row])
-                raise ValueError(
+                raise NonFiniteValueError(
                     f"table {self.name}: row {row:,} holds a value that is not finite; was the training diverging?"
                 )
             largest = max(largest, -float(low), float(high))

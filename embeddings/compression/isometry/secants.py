@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dlrmctl.embeddings.errors import NonFiniteValueError
+
 _BLOCK_PAIRS = 2**18
 # Rows this near, in units of their own lengths, are copies: float32 tables say no more about them.
 _COPY = 1e-6
@@ -77,7 +79,7 @@ class Secants:
             raise ValueError(f"rows of shape {tuple(rows.shape)} have no distances, there must be at least two rows")
         if not bool(torch.isfinite(rows).all()):
             row = int((~torch.isfinite(rows)).any(1).nonzero()[0])
-            raise ValueError(f"row {row:,} holds a value that is not finite; was the training diverging?")
+            raise NonFiniteValueError(f"row {row:,} holds a value that is not finite; was the training diverging?")
         centered = rows.double() - rows.double().mean(0)
         size = float(centered.abs().max())
         _, spread, directions = torch.linalg.svd(centered / (size or 1.0), full_matrices=False)
