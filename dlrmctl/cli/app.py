@@ -8,6 +8,8 @@ from dlrmctl.cli.data import data_app, prepare
 from dlrmctl.cli.export import export
 from dlrmctl.cli.plan import plan
 from dlrmctl.cli.score import compare, evaluate, predict
+from dlrmctl.cli.tools import doctor, plot, runs
+from dlrmctl.cli.train import train
 
 app = typer.Typer(
     name="dlrmctl",
@@ -17,25 +19,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-
 app.command("prepare", no_args_is_help=True)(prepare)
-
-
 app.add_typer(data_app, name="data")
-
-
 app.add_typer(bench_app, name="bench")
-
-
 for command in (evaluate, compare, predict):
     app.command()(command)
-
-
 app.command("compress-embeddings")(compress_embeddings)
-
-
 app.command("plan")(plan)
-
-
-app.command()(export)
+for command in (export, train, runs, plot, doctor):
+    app.command()(command)

@@ -2,26 +2,24 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dlrmctl.cli.options import LAUNCH_PANEL, AsJson, with_settings
-from dlrmctl.console.console import print_json, say
 from dlrmctl.data.schema import Schema
 from dlrmctl.errors import UserError
 from dlrmctl.plan.amounts import bandwidth_of, rate_of, size_of
-from dlrmctl.plan.cluster import Cluster
-from dlrmctl.plan.plan import answer
-from dlrmctl.plan.report import show_plan
 from dlrmctl.plan.tables import PRESET_SETTINGS, PRESETS, rows_of, schema_of_data, schema_of_file, schema_of_rows
-from dlrmctl.settings.config import Config, check_batch, resolve
+from dlrmctl.settings.config import Config, resolve
 from dlrmctl.settings.parse import one_of, whole_number
 from dlrmctl.settings.toml import read_toml
 
+if TYPE_CHECKING:
+    from dlrmctl.plan.cluster import Cluster
+
 WHOSE, WHERE, SPEED = "Whose tables (default: the data of the settings)", "Where", "Rates (default: measured here)"
 MOST_RANKS = 4096
-MANY_RANKS = 32  # from here on the planner takes seconds
 
 
 def _option(help: str, metavar: str, panel: str) -> Any:
@@ -76,7 +74,7 @@ def plan(
     here = _ranks_here(settings, nproc, world_size, nodes, hbm, ram, between_nodes=inter_bw is not None)
     schema, source = _schema(settings, preset, rows, tables)
     cluster = here(*exchange)
-    pass
+    from dlrmctl.plan.report import plan_and_show
 
     fits = plan_and_show(settings, schema, cluster, as_json=json, source=source, **speeds)
     raise typer.Exit(0 if fits else 1)
@@ -166,20 +164,3 @@ def _at_most(flag: str, number: int) -> int:
     if number > MOST_RANKS:
         raise UserError(f"{flag} = {number} must be at most {MOST_RANKS}: planning for more takes too long")
     return number
-
-
-def plan_and_show(config: Config, schema: Schema, cluster: Cluster, *, as_json: bool, **given: Any) -> bool:
-    """Shows the plan; returns whether it fits.
-
-    Args:
-        given: what `answer` takes besides.
-
-    Raises:
-        UserError: for settings that do not go with the tables or the ranks.
-    """
-    check_batch(config, cluster.world_size)
-    if cluster.world_size >= MANY_RANKS:
-        say(f"planning for {cluster.name}")
-    found = answer(config, schema, cluster, **given)
-    print_json(found.to_dict()) if as_json else show_plan(found)
-    return found.memory.fits

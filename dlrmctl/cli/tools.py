@@ -5,13 +5,11 @@ from typing import Annotated
 
 import typer
 
-from dlrmctl.cli.app import app
 from dlrmctl.cli.options import AsJson
 from dlrmctl.console.console import say
 from dlrmctl.settings.parse import one_of
 
 
-@app.command()
 def runs(
     directory: Annotated[Path, typer.Argument(help="Where the runs are.", metavar="DIR")] = Path("runs"),
     json: AsJson = False,
@@ -22,7 +20,6 @@ def runs(
     list_runs(directory, as_json=json)
 
 
-@app.command()
 def plot(
     run: Annotated[list[Path], typer.Argument(help="Run directories.", metavar="RUN...")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Picture to write, .png or .svg.")],
@@ -36,7 +33,6 @@ def plot(
     say(f"{out}: written")
 
 
-@app.command()
 def doctor(
     smoke: Annotated[bool, typer.Option("--smoke/--no-smoke", help="Also train two steps on two ranks.")] = True,
     json: AsJson = False,

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from dlrmctl.cli.app import app
 from dlrmctl.cli.options import LAUNCH_PANEL, AsJson, Nproc, with_settings
 from dlrmctl.console.console import print_json
 from dlrmctl.errors import UserError
@@ -17,7 +16,6 @@ from dlrmctl.settings.config import Config, check_batch, resolve
 from dlrmctl.settings.parse import whole_number
 
 
-@app.command()
 @with_settings()
 def train(
     config: Annotated[

@@ -2,20 +2,22 @@
 
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from dlrmctl.assembly.tables import summary
-from dlrmctl.console.console import output, print_table
+from dlrmctl.console.console import output, print_json, print_table, say
 from dlrmctl.console.text import bytes_text
+from dlrmctl.data.schema import Schema
 from dlrmctl.embeddings.sharding.memory import state_bytes, weight_bytes
 from dlrmctl.embeddings.sharding.placement import Placement
 from dlrmctl.plan.amounts import bandwidth_text, flops_text, time_text
+from dlrmctl.plan.cluster import Cluster
 from dlrmctl.plan.memory import MemoryPlan
+from dlrmctl.plan.plan import Answer, answer
 from dlrmctl.plan.steptime import Rate, Rates
+from dlrmctl.settings.config import Config, check_batch
 
-if TYPE_CHECKING:
-    from dlrmctl.plan.plan import Answer
-
+_MANY_RANKS = 32  # from here on the planner takes seconds
 _MOST_TABLES = 26  # the others are one line
 _FEW_RANKS = 4
 # Columns of the table of ranks, and the parts that each of them adds up.
@@ -29,7 +31,24 @@ _COLUMNS = {
 }
 
 
-def show_plan(answer: "Answer") -> None:
+def plan_and_show(config: Config, schema: Schema, cluster: Cluster, *, as_json: bool, **given: Any) -> bool:
+    """Shows the plan; returns whether it fits.
+
+    Args:
+        given: what `answer` takes besides.
+
+    Raises:
+        UserError: for settings that do not go with the tables or the ranks.
+    """
+    check_batch(config, cluster.world_size)
+    if cluster.world_size >= _MANY_RANKS:
+        say(f"planning for {cluster.name}")
+    found = answer(config, schema, cluster, **given)
+    print_json(found.to_dict()) if as_json else show_plan(found)
+    return found.memory.fits
+
+
+def show_plan(answer: Answer) -> None:
     """On standard output."""
     plan = answer.memory
     output.print(f"{answer.source} on {plan.cluster.name}, batch {answer.config.train.batch_size:,}")
@@ -101,7 +120,7 @@ def _share(total: int, limit: int | None) -> str:
     return "-" if not limit else f"{100 * total / limit:.0f} %" if limit > 0 else "-"
 
 
-def _show_time(answer: "Answer") -> None:
+def _show_time(answer: Answer) -> None:
     time = answer.time
     parts = {name: "?" if seconds is None else time_text(seconds) for name, seconds in time.parts.items()}
     whole = "?" if time.total is None else time_text(time.total)
@@ -137,7 +156,7 @@ def _rate_texts(rates: Rates, plan: MemoryPlan) -> list[str]:
     ]
 
 
-def _show_verdict(answer: "Answer") -> None:
+def _show_verdict(answer: Answer) -> None:
     plan = answer.memory
     limit = plan.cluster.memory_bytes
     if limit is None:

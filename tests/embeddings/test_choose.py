@@ -101,7 +101,10 @@ def test_every_operation_counts_as_it_is(kind):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: choose_tables([("a", 5, 1), ("a", 6, 1)]), r"feature names must differ, \['a'\] are repeated"),
+        (
+            lambda: fit_ratio([("a", 5, 1), ("a", 6, 1)], [Scheme(), Scheme()], [False, False], ratio=2, dim=16),
+            r"feature names must differ, \['a'\] are repeated",
+        ),
         (
             lambda: choose_tables([("a", 5, 1)], head_share=1.0),
             r"feature a: head_share=1.0 must be above 0 and below 1",

@@ -227,7 +227,9 @@ def test_what_cannot_be_sharded_is_refused():
 QUIET = """
 import sys, torch, torch.distributed as dist
 dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
-from tests.embeddings.test_sharding import MULTI_HOT, _sharded, make_bags, to_kjt
+from dlrmctl.ranks.process import configure
+from tests.embeddings.sharding.test_shard import MULTI_HOT, _sharded, make_bags, to_kjt
+configure()
 sharded = _sharded(MULTI_HOT)
 sharded.dmp(to_kjt(make_bags(MULTI_HOT, 4, 0))).sum().backward()
 dist.destroy_process_group()
