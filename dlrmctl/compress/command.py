@@ -16,7 +16,7 @@ from dlrmctl.compress.request import FineTuneRequest, Request, check_output, che
 from dlrmctl.compress.sources import TensorFiles
 from dlrmctl.compress.trial import Trial
 from dlrmctl.console.console import print_json
-from dlrmctl.console.progress import Telling
+from dlrmctl.console.progress import TimedLines
 from dlrmctl.datasets.open import open_reader, open_source
 from dlrmctl.embeddings.compression.composed import compose
 from dlrmctl.errors import UserError
@@ -66,7 +66,7 @@ def compress_embeddings(given: Given, request: Request) -> None:
         check_reach(tables, request)
         if given.finetune is not None:
             raise UserError(f"--finetune-data needs the model of a run to train; {given.source} holds tensors alone")
-        compression = compress(tables, request, trial=None, counts=no_counts, tell=Telling())
+        compression = compress(tables, request, trial=None, counts=no_counts, progress=TimedLines())
         _finish(given, compression, make_report(compression, {}))
         return
     with process_group("cpu") as ranks:
@@ -90,14 +90,14 @@ def compress_embeddings(given: Given, request: Request) -> None:
             for split in ("validation", "test")
             if source.num_examples(split)
         }
-        tell = Telling()
+        progress = TimedLines()
         fresh = open_fresh(given.finetune, config, tables.state, ranks) if given.finetune is not None else None
         counts = RowCounts(source, features)
-        compression = compress(tables, request, trial=trials.get("validation"), counts=counts, tell=tell)
+        compression = compress(tables, request, trial=trials.get("validation"), counts=counts, progress=progress)
         report, tuned = make_report(compression, trials), None
         if fresh is not None:
             tuner = Tuner(together, tables.sums, network, config, checkpoint, ranks)
-            tuned = fine_tune(tuner, fresh, trials, original, compression.replaced(), report, tell)
+            tuned = fine_tune(tuner, fresh, trials, original, compression.replaced(), report, progress)
         _finish(given, compression, report, tuned)
 
 

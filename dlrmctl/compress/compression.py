@@ -15,7 +15,7 @@ from dlrmctl.compress.request import Request, out_of_reach, split_tables
 from dlrmctl.compress.search import BudgetSearch, Joint, calibrate, realize, within_budget
 from dlrmctl.compress.trial import Trial
 from dlrmctl.console.console import finite, warn
-from dlrmctl.console.progress import Telling
+from dlrmctl.console.progress import TimedLines
 from dlrmctl.embeddings.compression.artifact import Writer
 from dlrmctl.embeddings.compression.frontier import Choice, Frontier, predicted_options
 from dlrmctl.embeddings.compression.rules.rows import Compressed, StoredRows
@@ -65,7 +65,7 @@ class Compression:
 
 
 def compress(
-    source: TableSource, request: Request, *, trial: Trial | None, counts: Counts, tell: Telling
+    source: TableSource, request: Request, *, trial: Trial | None, counts: Counts, progress: TimedLines
 ) -> Compression:
     """Fits options and chooses among them.
 
@@ -80,15 +80,15 @@ def compress(
     total = sum(table.stored_bytes for table in source.tables)
     # A model that is evaluated has all its tables in memory anyway; otherwise the largest alone shall matter.
     working = total if trial is not None else _working_bytes(source)
-    tables = fit_all(source, request, shapes, counts, kept=Kept(working), tell=tell)
+    tables = fit_all(source, request, shapes, counts, kept=Kept(working), progress=progress)
     sizes = [[fitted.num_bytes for fitted in table.fitted] for table in tables]
     proxies = [[fitted.proxy for fitted in table.fitted] for table in tables]
     fixed = sum(table.num_bytes for table in kept)
     if request.goal == "budget":
         assert trial is not None
         assert request.budget is not None
-        search = calibrate(tables, trial, around=request.budget / 2, tell=tell)
-        joint = within_budget(search, trial, request.budget, tell=tell)
+        search = calibrate(tables, trial, around=request.budget / 2, progress=progress)
+        joint = within_budget(search, trial, request.budget, progress=progress)
         compression = Compression(request, source, tables, kept, joint.choice, search.frontier, search, joint)
         _warn_of_nothing(compression, request.budget)
         return compression

@@ -20,7 +20,8 @@ from dlrmctl.assembly.optimizers import build_dense_optimizer, dense_state
 from dlrmctl.compress.request import FineTuneRequest
 from dlrmctl.compress.trial import Trial, measured
 from dlrmctl.console.console import print_table, warn
-from dlrmctl.console.progress import Telling
+from dlrmctl.console.progress import TimedLines
+from dlrmctl.console.text import with_error
 from dlrmctl.data.batch import Batch
 from dlrmctl.data.reader import Reader
 from dlrmctl.data.source import Source
@@ -95,7 +96,9 @@ class Tuner:
         self._compose, self._sums, self._network = compose, sums, network
         self._config, self._checkpoint, self._ranks = config, checkpoint, ranks
 
-    def tune(self, models: Mapping[str, Mapping[str, Compressed]], how: FineTuning, tell: Telling) -> dict[str, Tuned]:
+    def tune(
+        self, models: Mapping[str, Mapping[str, Compressed]], how: FineTuning, progress: TimedLines
+    ) -> dict[str, Tuned]:
         """Trains models, given by name as all their tables, on the same batches.
 
         Raises:
@@ -114,9 +117,9 @@ class Tuner:
                             f"from {first:.4g} to {loss:.4g} at step {step + 1:,}",
                             "a lower --finetune-lr",
                         )
-                if tell.due or step + 1 == how.steps:
+                if progress.due or step + 1 == how.steps:
                     losses = ", ".join(f"{name} {student.mean_loss(last):.4g}" for name, student in students.items())
-                    tell(f"fine-tuned {step + 1:,} of {how.steps:,} steps: log loss {losses}")
+                    progress(f"fine-tuned {step + 1:,} of {how.steps:,} steps: log loss {losses}")
         return {name: student.finish(last) for name, student in students.items()}
 
     def _student(self, tables: Mapping[str, Compressed], how: FineTuning) -> "_Student":
@@ -239,7 +242,7 @@ def fine_tune(
     original: Mapping[str, Compressed],
     replaced: Mapping[str, Compressed],
     report: dict[str, Any],
-    tell: Telling,
+    progress: TimedLines,
 ) -> Tuned:
     """Trains the compressed model and the control; the report's splits are those of the fine-tuned model afterwards.
 
@@ -249,7 +252,7 @@ def fine_tune(
         report: of the compression; its splits move to "finetune", under "before".
     """
     models = {"compressed": {**original, **replaced}, "control": original}
-    tuned = tuner.tune(models, how, tell)
+    tuned = tuner.tune(models, how, progress)
     student, control = tuned["compressed"], tuned["control"]
     part: dict[str, Any] = {
         "steps": how.steps,
@@ -280,7 +283,7 @@ def show_finetuning(report: Mapping[str, Any]) -> None:
             found = part[split]
             columns = (found["before"], report[split], found["control"], found["against_control"])
             rows.append(
-                [split, *(f"{100 * c['ne_increase']:+.4f} ±{100 * c['ne_increase_se']:.4f} %" for c in columns)]
+                [split, *(f"{with_error(c['ne_increase'], c['ne_increase_se'], '+.4f', scale=100)} %" for c in columns)]
             )
     examples = "fresh examples" if part["fresh"] else "examples of the training data"
     title = f"NE after {part['steps']:,} steps of {part['batch_size']:,} {examples}"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dlrmctl.compress.request import Request
 from dlrmctl.console.console import warn
-from dlrmctl.console.progress import Telling
+from dlrmctl.console.progress import TimedLines
 from dlrmctl.embeddings.compression.fits.methods import Method
 from dlrmctl.embeddings.compression.fits.quality import Quality, measure
 from dlrmctl.embeddings.compression.fits.trained import Importance, TableRows, importance
@@ -181,7 +181,13 @@ def weigh(source: TableSource, name: str, asked: str, counts: Counts) -> Importa
 
 
 def fit_all(
-    source: TableSource, request: Request, shapes: Sequence[TableShape], counts: Counts, *, kept: Kept, tell: Telling
+    source: TableSource,
+    request: Request,
+    shapes: Sequence[TableShape],
+    counts: Counts,
+    *,
+    kept: Kept,
+    progress: TimedLines,
 ) -> list[TableOptions]:
     """The options of these tables, in their order; a table per core at a time.
 
@@ -203,13 +209,13 @@ def fit_all(
                 request.methods(shape.rows, shape.dim),
                 weights=request.weights,
                 counts=counts,
-                progress=partial(tell.rows, context),
+                progress=partial(progress.rows, context),
                 kept=kept,
                 must_fit=request.goal == "method",
             )
         done += 1
         ways = f"{len(found.fitted)} ways" if request.goal != "method" else found.fitted[-1].method
-        tell(f"fitted {done} of {len(shapes)}: {context}, {ways}")
+        progress(f"fitted {done} of {len(shapes)}: {context}, {ways}")
         return found
 
     # Large tables first, so that the last one to end is small. Their products are too small for several threads.

@@ -11,7 +11,7 @@ from dlrmctl.compress.finetune import show_finetuning
 from dlrmctl.compress.trial import Trial, measured
 from dlrmctl.console.console import output, print_table
 from dlrmctl.console.pictures import picture
-from dlrmctl.console.text import bytes_text, number_text
+from dlrmctl.console.text import bytes_text, number_text, with_error
 
 _DRAWN_POINTS = 400
 
@@ -104,8 +104,8 @@ def _split_text(split: str, part: dict[str, Any]) -> str:
     ne, auc = part["ne"], part["auc"]
     return (
         f"{split}, {part['examples']:,} examples: NE {ne['a']:.5f} -> {ne['b']:.5f}, "
-        f"{100 * part['ne_increase']:+.4f} ±{100 * part['ne_increase_se']:.4f} %; "
-        f"AUC {auc['difference']:+.5f} ±{auc['se']:.5f}"
+        f"{with_error(part['ne_increase'], part['ne_increase_se'], '+.4f', scale=100)} %; "
+        f"AUC {with_error(auc['difference'], auc['se'], '+.5f')}"
     )
 
 
@@ -148,6 +148,10 @@ def _show_maps(report: dict[str, Any]) -> None:
     )
 
 
+def _rise(measured: dict[str, Any]) -> str:
+    return f"{with_error(measured['ne_increase'], measured['se'], '+.4f', scale=100)} %"
+
+
 def _explain(report: dict[str, Any]) -> None:
     print_table(
         "each table alone: the evaluation that calibrates the prediction",
@@ -156,7 +160,7 @@ def _explain(report: dict[str, Any]) -> None:
             [
                 entry["name"],
                 entry["calibration"]["method"],
-                f"{100 * entry['calibration']['ne_increase']:+.4f} ±{100 * entry['calibration']['se']:.4f} %",
+                _rise(entry["calibration"]),
             ]
             for entry in report["tables"]
             if "calibration" in entry
@@ -171,7 +175,7 @@ def _explain(report: dict[str, Any]) -> None:
                 bytes_text(tried["bytes"]),
                 f"{report['bytes_before'] / tried['bytes']:.1f}",
                 _predicted(tried["predicted_ne_increase"]),
-                f"{100 * tried['ne_increase']:+.4f} ±{100 * tried['se']:.4f} %",
+                _rise(tried),
             ]
             for number, tried in enumerate(report["evaluated"])
         ],

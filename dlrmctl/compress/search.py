@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from dlrmctl.compress.fitting import TableOptions
 from dlrmctl.compress.trial import Trial
+from dlrmctl.console.text import with_error
 from dlrmctl.embeddings.compression.frontier import Choice, Frontier, predicted_options
 from dlrmctl.embeddings.compression.rules.rows import Compressed
 
@@ -17,7 +18,7 @@ _SPREAD = 0.5  # of a table's constant around the common one
 _LEAST_SHARE = 0.2  # a constant is at least this share of the common one
 _JOINT_EVALUATIONS = 8
 _CLOSE = 0.97  # a choice that uses this share of the budget is not improved
-Tell = Callable[[str], None]
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -83,22 +84,22 @@ def realize(tables: Sequence[TableOptions], choice: Choice) -> dict[str, Compres
     }
 
 
-def calibrate(tables: Sequence[TableOptions], trial: Trial, *, around: float, tell: Tell) -> BudgetSearch:
+def calibrate(tables: Sequence[TableOptions], trial: Trial, *, around: float, progress: Progress) -> BudgetSearch:
     """Finds each table's constant.
 
     Args:
         around: the rise of NE that matters; options are evaluated that are expected to cause about so much.
-        tell: hears what is going on.
+        progress: is called with lines about what is going on.
     """
     common = _common_constant(tables, trial)
-    tell(f"calibrating {len(tables)} tables")
+    progress(f"calibrating {len(tables)} tables")
     constants, calibrations = [], []
     for number, table in enumerate(tables):
         option = min(table.fitted, key=lambda fitted: _distance(common * fitted.proxy, around))
         rise, se = trial.ne_rise({table.name: table.table(option.method)})
         calibrations.append((option.method, rise, se))
         constants.append(_pooled(common, option.proxy, rise, se))
-        tell(f"calibrated {number + 1} of {len(tables)}: {table.name} by {option.method}, NE {100 * rise:+.4f} %")
+        progress(f"calibrated {number + 1} of {len(tables)}: {table.name} by {option.method}, NE {100 * rise:+.4f} %")
     proxies = [[fitted.proxy for fitted in table.fitted] for table in tables]
     sizes = [[fitted.num_bytes for fitted in table.fitted] for table in tables]
     return BudgetSearch(tables, constants, calibrations, Frontier(predicted_options(sizes, proxies, constants)))
@@ -130,7 +131,7 @@ def _pooled(common: float, proxy: float, rise: float, se: float) -> float:
     return max((trust * own + prior * common) / (trust + prior), _LEAST_SHARE * common)
 
 
-def within_budget(search: BudgetSearch, trial: Trial, budget: float, *, tell: Tell) -> Joint:
+def within_budget(search: BudgetSearch, trial: Trial, budget: float, *, progress: Progress) -> Joint:
     """The smallest choice found whose rise with two standard errors keeps the budget; the most exact one if none does.
 
     Args:
@@ -150,7 +151,7 @@ def within_budget(search: BudgetSearch, trial: Trial, budget: float, *, tell: Te
         tried.add(choice.indices)
         joint = search.evaluate(trial, choice)
         kept = joint.upper <= budget
-        tell(_told(joint, budget))
+        progress(_judgement(joint, budget))
         if kept:
             low = max(low, limit)
             best = joint if best is None or choice.num_bytes < best.choice.num_bytes else best
@@ -161,20 +162,20 @@ def within_budget(search: BudgetSearch, trial: Trial, budget: float, *, tell: Te
         limit = _next_limit(limit, joint, budget, low, high)
     if best is None:  # float32 tables are among the options, and they change nothing
         best = search.evaluate(trial, search.frontier.choice(-1))
-        tell(_told(best, budget))
+        progress(_judgement(best, budget))
     if best.choice.error == 0 and len(search.frontier.num_bytes) > 1:  # is nothing smaller good enough?
         choice = search.frontier.choice(-2)
         if choice.indices not in tried:
             joint = search.evaluate(trial, choice)
-            tell(_told(joint, budget))
+            progress(_judgement(joint, budget))
             best = joint if joint.upper <= budget else best
     return best
 
 
-def _told(joint: Joint, budget: float) -> str:
+def _judgement(joint: Joint, budget: float) -> str:
     return (
         f"{'keeps' if joint.upper <= budget else 'breaks'} the budget, {joint.judged(budget)}: "
-        f"predicted {100 * joint.predicted:.4f} %, measured {100 * joint.measured:.4f} ±{100 * joint.se:.4f} %"
+        f"predicted {100 * joint.predicted:.4f} %, measured {with_error(joint.measured, joint.se, scale=100)} %"
     )
 
 

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,15 +13,40 @@ from rich.text import Text
 _FILE_WIDTH = 160
 
 
-def make_console(file: TextIO) -> Console:
-    """A console on which text is just text: no markup, no colouring of numbers."""
-    return Console(
-        file=file, highlight=False, markup=False, soft_wrap=True, width=None if file.isatty() else _FILE_WIDTH
-    )
+class Output:
+    """Prints to a standard stream, to wherever it leads at the moment: a terminal, a file, a notebook, a test.
+
+    Text is just text: no markup, no colouring of numbers.
+
+    Args:
+        stream: "stdout" or "stderr".
+    """
+
+    def __init__(self, stream: str) -> None:
+        self._stream = stream
+        self._console: Console | None = None
+
+    @property
+    def console(self) -> Console:
+        """Rich's console on the stream."""
+        # While a live bar is shown, the stream is a stand-in of rich's that prints above the bar.
+        file = getattr(sys, self._stream)
+        file = getattr(file, "rich_proxied_file", file)
+        if self._console is None or self._console.file is not file:
+            width = None if file.isatty() else _FILE_WIDTH
+            self._console = Console(file=file, highlight=False, markup=False, soft_wrap=True, width=width)
+        return self._console
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.console.is_terminal
+
+    def print(self, content: Any) -> None:
+        self.console.print(content)
 
 
-output = make_console(sys.stdout)
-messages = make_console(sys.stderr)
+output = Output("stdout")
+messages = Output("stderr")
 
 
 def show_error(message: str, hint: str | None = None) -> None:
@@ -45,6 +70,7 @@ def print_json(value: Any) -> None:
 
 
 def finite(value: Any) -> Any:
+    """The value for JSON: null for numbers that are not finite, lists for tuples, text for keys."""
     if isinstance(value, Mapping):
         return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -54,13 +80,11 @@ def finite(value: Any) -> Any:
     return value
 
 
-def print_table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], console: Console | None = None
-) -> None:
-    """A table, on standard output unless told otherwise: text in the first column, numbers in the others."""
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], to: Output = output) -> None:
+    """A table, on standard output unless `to` is given: text in the first column, numbers in the others."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    (console or output).print(table)
+    to.print(table)

@@ -1,4 +1,4 @@
-"""How figures of benchmarks read: digits enough for small ones, standard errors where there are any, one and many."""
+"""How numbers read: enough digits, units, standard errors where there are any, one and many."""
 
 
 def rate_text(value: float) -> str:
@@ -6,13 +6,19 @@ def rate_text(value: float) -> str:
     return f"{value:,.1f}" if value >= 10 or value == 0 else f"{value:#.3g}"
 
 
-def with_error(value: float, error: float | None, form: str) -> str:
-    """A mean and its standard error, which one run has not.
+def with_error(value: float | None, error: float | None, form: str = ".4f", *, scale: float = 1.0) -> str:
+    """A value and its standard error, such as 0.4631 ±0.0012.
 
     Args:
-        form: of the mean, such as "+.5f"; the error is written without a sign.
+        value: None is shown as a dash.
+        error: None, as of a single run, is shown as a dash.
+        form: of the value, such as "+.5f"; the error is written without a sign.
+        scale: both are multiplied by it: 100 shows shares in per cent.
     """
-    return f"{value:{form}} ±{'-' if error is None else format(error, form.lstrip('+'))}"
+    if value is None:
+        return "-"
+    known = "-" if error is None else format(scale * error, form.lstrip("+"))
+    return f"{scale * value:{form}} ±{known}"
 
 
 def counted(number: int, what: str) -> str:

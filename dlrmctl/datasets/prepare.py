@@ -1,11 +1,8 @@
 """`dlrmctl prepare`: raw data to a store, with its progress and a report of what was found."""
 
-import signal
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
@@ -25,9 +22,9 @@ from dlrmctl.data.preparation.unfinished import CONTINUES, partial_path
 from dlrmctl.data.schema import RESERVED_ROWS
 from dlrmctl.datasets.show import show_report
 from dlrmctl.errors import Interrupted, UserError
+from dlrmctl.ranks.signals import terminable
 from dlrmctl.settings.toml import read_toml
 
-INTERVAL_SECONDS = 10.0  # between two lines of progress in a file
 ESTIMATE_SECONDS = 1.0  # of a phase, before it is said how long it takes
 _PHASES = {"parse": "reading", "encode": "numbering ids", "write": "writing"}
 
@@ -94,20 +91,14 @@ def warn_of_lost_fields(repaired: Mapping[str, int], rows: int, empty: Sequence[
 @contextmanager
 def _interruptions(out: Path) -> Iterator[None]:
     """Lets SIGTERM end the work as Ctrl-C does, and says that it is kept."""
-
-    def stop(number: int, _: FrameType | None) -> None:
-        raise Interrupted(number)
-
-    previous = signal.signal(signal.SIGTERM, stop)
     try:
-        yield
+        with terminable():
+            yield
     except (KeyboardInterrupt, Interrupted):
         partial = partial_path(out)
         if partial.exists():
             say(f"{partial} is kept: {CONTINUES}")
         raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def open_input(format: str, sources: Sequence[str], schema: Path | None, *, ids_are_rows: bool) -> Input:
@@ -124,28 +115,24 @@ class _Display(BarDisplay):
     """A bar on a terminal; in a file, one line per phase and interval."""
 
     def __init__(self) -> None:
-        self.phase, self.started, self.said = "", time.monotonic(), 0.0
+        self._phase = ""
         columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn()
         super().__init__(*columns, TextColumn("{task.fields[about]}"), total=None, about="")
 
     def update(self, progress: PrepareProgress) -> None:
-        now = time.monotonic()
-        if progress.phase != self.phase and self.phase:
-            self.started = now
-        about = about_progress(progress, now - self.started)
-        if self.bar:
-            self.bar.update(
-                self.task,
-                description=_PHASES[progress.phase],
-                completed=progress.done,
-                total=progress.total or None,
-                about=about,
-            )
-        elif progress.phase != self.phase or now - self.said > INTERVAL_SECONDS:
-            share = f"{100 * progress.done / progress.total:.0f} %, " if progress.total else ""
-            say(f"{_PHASES[progress.phase]}: {share}{about}")
-            self.said = now
-        self.phase = progress.phase
+        begins, self._phase = progress.phase != self._phase, progress.phase
+        if begins:
+            self.restart()
+        about = about_progress(progress, self.seconds)
+        share = f"{100 * progress.done / progress.total:.0f} %, " if progress.total else ""
+        self.show(
+            f"{_PHASES[progress.phase]}: {share}{about}",
+            now=begins,
+            description=_PHASES[progress.phase],
+            completed=progress.done,
+            total=progress.total or None,
+            about=about,
+        )
 
 
 def about_progress(progress: PrepareProgress, seconds: float) -> str:

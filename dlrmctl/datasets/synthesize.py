@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from dlrmctl.console.console import output, print_table, say
+from dlrmctl.console.console import output, print_table
 from dlrmctl.console.progress import BarDisplay
 from dlrmctl.console.text import bytes_text, number_text
 from dlrmctl.data.errors import DataError
@@ -22,7 +22,6 @@ from dlrmctl.data.synthetic.synthetic import Synthetic
 from dlrmctl.data.synthetic.teacher import TeacherScores
 from dlrmctl.errors import UserError
 
-INTERVAL_SECONDS = 10.0  # between two lines of progress in a file
 MOST_FILES = 10_000
 
 
@@ -139,8 +138,7 @@ class _Display(BarDisplay):
     """A bar on a terminal; in a file, one line per interval."""
 
     def __init__(self, rows: int) -> None:
-        self.rows, self.started = rows, time.monotonic()
-        self.said = self.started
+        self._rows = rows
         super().__init__(
             TextColumn("writing"),
             BarColumn(bar_width=24),
@@ -152,13 +150,9 @@ class _Display(BarDisplay):
         )
 
     def update(self, done: int) -> None:
-        now = time.monotonic()
-        rate = f"{done / max(now - self.started, 1e-9):,.0f} rows/s"
-        if self.bar:
-            self.bar.update(self.task, completed=done, rate=rate)
-        elif now - self.said > INTERVAL_SECONDS:
-            say(f"writing: {100 * done / self.rows:.0f} %, {done:,} rows so far, {rate}")
-            self.said = now
+        rate = f"{done / self.seconds:,.0f} rows/s"
+        line = f"writing: {100 * done / self._rows:.0f} %, {done:,} rows so far, {rate}"
+        self.show(line, completed=done, rate=rate)
 
 
 def show_synthesis(result: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from dlrmctl.assembly.compressed import DENSE_FILE, is_compressed, load_network,
 from dlrmctl.assembly.model import build_dense_network
 from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.console.console import output, print_table, say
-from dlrmctl.console.text import bytes_text, number_text
+from dlrmctl.console.text import bytes_text, number_text, with_error
 from dlrmctl.data.source import Source
 from dlrmctl.datasets.open import logit_offset
 from dlrmctl.embeddings.compression.rules.pack import pack
@@ -158,7 +158,7 @@ def show_export(result: Mapping[str, Any]) -> None:
         ("NE", number_text(checks["ne_checkpoint"], 6), number_text(checks["ne_export"], 6)),
     ]
     if checks["ne_rise"] is not None:
-        rows.append(("rise of NE", "", f"{100 * checks['ne_rise']:+.4f} ±{100 * checks['ne_rise_se']:.4f} %"))
+        rows.append(("rise of NE", "", f"{with_error(checks['ne_rise'], checks['ne_rise_se'], '+.4f', scale=100)} %"))
     rows.append(("largest difference of a probability", "", f"{checks['largest_difference']:.1e}"))
     title = f"{result['out']}: {bytes_text(result['bytes'])}, scored {checks['rows']:,} validation rows by torch alone"
     print_table(title, ("", result["checkpoint"], "file"), rows)

@@ -8,24 +8,23 @@ import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any, cast
 
 import numpy as np
 import torch
 from torch.export import Dim
 
-from dlrmctl.errors import Interrupted, UserError
+from dlrmctl.errors import UserError
 from dlrmctl.export import check
 from dlrmctl.export.agreement import Inputs
 from dlrmctl.export.graph import ServedModel
+from dlrmctl.ranks.signals import terminable
 
 METADATA = "dlrmctl.json"  # name inside the file
 _EXAMPLES = 4  # rows the program is traced with; any number but 0 and 1, which torch would take for constants
@@ -69,19 +68,15 @@ def place_beside(out: Path) -> Iterator[Path]:
         UserError: if the directory of `out` takes none.
     """
 
-    def stop(number: int, _: FrameType | None) -> None:
-        raise Interrupted(number)
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    place: Path | None = None
-    try:
-        with writing(out):
-            place = Path(tempfile.mkdtemp(prefix="dlrmctl-export-", suffix=".partial", dir=out.parent))
-        yield place
-    finally:
-        if place is not None:
-            shutil.rmtree(place, ignore_errors=True)
-        signal.signal(signal.SIGTERM, previous)
+    with terminable():
+        place: Path | None = None
+        try:
+            with writing(out):
+                place = Path(tempfile.mkdtemp(prefix="dlrmctl-export-", suffix=".partial", dir=out.parent))
+            yield place
+        finally:
+            if place is not None:
+                shutil.rmtree(place, ignore_errors=True)
 
 
 @contextmanager

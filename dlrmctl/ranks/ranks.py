@@ -1,13 +1,10 @@
 """This process among the ranks: device, process group, and whose turn it is to speak."""
 
 import os
-import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType
 from typing import Any
 
 import torch
@@ -17,8 +14,6 @@ from dlrmctl.console.console import warn
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.launch import RENDEZVOUS, world_from_environment
 
-# Schedulers signal every process of a job, and launchers pass signals on: that is one request, not two.
-REPEAT_SECONDS = 3.0
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a checkpoint of large tables may hold the others up for long
 # What gloo, NCCL and the store say when a peer has died.
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
@@ -122,27 +117,3 @@ def _rendezvous_error(problem: Exception) -> UserError:
         f"no rendezvous at {address}:{port}: {str(problem).splitlines()[0]}",
         "check MASTER_ADDR, MASTER_PORT and that every node was started",
     )
-
-
-@dataclass
-class StopRequest:
-    """SIGTERM or Ctrl-C: the first asks to finish the step, save and leave; another one later leaves at once."""
-
-    signal_number: int = 0
-    _since: float = 0.0
-    _previous: dict[int, Any] = field(default_factory=dict)
-
-    def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for number, previous in self._previous.items():
-            signal.signal(number, previous)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if not self.signal_number:
-            self.signal_number, self._since = number, time.monotonic()
-        elif time.monotonic() - self._since > REPEAT_SECONDS:
-            os._exit(128 + number)

@@ -10,7 +10,7 @@ from typing import Any
 
 from dlrmctl.console.console import output, print_json, print_table
 from dlrmctl.console.pictures import check_picture, picture
-from dlrmctl.console.text import number_text
+from dlrmctl.console.text import number_text, with_error
 from dlrmctl.errors import UserError
 from dlrmctl.rundir.directory import RunDirectory
 
@@ -132,9 +132,6 @@ def list_runs(directory: Path, *, as_json: bool) -> None:
 def _row(run: dict[str, Any], directory: Path) -> Sequence[str]:
     path = Path(run["run"])
     name = str(path.relative_to(directory)) if path != directory else str(path)
-    test = number_text(run["test_ne"])
-    if run["test_ne_se"] is not None:
-        test += f" ±{run['test_ne_se']:.4f}"
     return [
         name,
         run["dataset"] or "-",
@@ -142,7 +139,7 @@ def _row(run: dict[str, Any], directory: Path) -> Sequence[str]:
         run["dense_optimizer"] or "-",
         f"{run['step']:,}" + ("" if run["finished"] else " ..."),
         number_text(run["validation_ne"]),
-        test,
+        with_error(run["test_ne"], run["test_ne_se"]),
         number_text(run["test_auc"]),
     ]
 

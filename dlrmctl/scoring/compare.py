@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dlrmctl.console.console import output, print_table
+from dlrmctl.console.text import with_error
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.ranks import Ranks
 from dlrmctl.rundir.directory import RunDirectory
@@ -65,7 +66,7 @@ def show_comparison(result: dict[str, Any]) -> None:
     for name, title in _NAMES.items():
         if name in result:
             found = Difference(**result[name])
-            change = f"{found.difference:+.5f} ±{found.se:.5f}"
+            change = with_error(found.difference, found.se, "+.5f")
             rows.append([title, f"{found.a:.5f}", f"{found.b:.5f}", change, _p_text(found.p)])
     a, b = result["a"]["run"], result["b"]["run"]
     print_table(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dlrmctl.console.console import print_table
-from dlrmctl.console.text import number_text
+from dlrmctl.console.text import number_text, with_error
 from dlrmctl.data.source import Source
 from dlrmctl.datasets.open import optimum
 
@@ -194,7 +194,10 @@ def table_of(splits: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[l
     rows = [["examples", *(f"{m['examples']:,}" for m in splits.values())]]
     for title, name, error in lines:
         if any(name in m for m in splits.values()):
-            rows.append([title, *(_with_error(m.get(name), m.get(error) if error else None) for m in splits.values())])
+            cells = (
+                with_error(m.get(name), m.get(error)) if error else number_text(m.get(name)) for m in splits.values()
+            )
+            rows.append([title, *cells])
     if any("gap_closed" in m for m in splits.values()):
         rows.append(["gap closed", *(f"{100 * m['gap_closed']:.1f} %" for m in splits.values())])
     return ["", *splits], rows
@@ -211,7 +214,3 @@ def show_results(results: dict[str, Any]) -> None:
 def short_text(metrics: Metrics) -> str:
     parts = {"log loss": metrics.log_loss, "ne": metrics.ne, "auc": metrics.auc, "calibration": metrics.calibration}
     return "  ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in parts.items())
-
-
-def _with_error(value: float | None, error: float | None) -> str:
-    return number_text(value) if value is None or error is None else f"{value:.4f} ±{error:.4f}"

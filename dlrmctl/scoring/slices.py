@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from dlrmctl.console.pictures import picture
-from dlrmctl.console.text import number_text
+from dlrmctl.console.text import number_text, with_error
 from dlrmctl.data.schema import MISSING_ROW, RARE_ROW
 from dlrmctl.data.source import Source
 from dlrmctl.data.store.encoders import Vocabulary
@@ -68,18 +68,13 @@ def _names(feature: str, source: Source) -> Any:
 
 def slice_rows(found: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows for people."""
-
-    def with_error(part: dict[str, Any], name: str) -> str:
-        error = part[f"{name}_se"]
-        return number_text(part[name]) + ("" if error is None or part[name] is None else f" ±{error:.4f}")
-
     rows = [
         [
             part["slice"],
             f"{part['examples']:,}",
             number_text(part["log_loss"]),
-            with_error(part, "ne"),
-            with_error(part, "auc"),
+            with_error(part["ne"], part["ne_se"]),
+            with_error(part["auc"], part["auc_se"]),
             number_text(part["calibration"]),
         ]
         for part in found
@@ -151,7 +146,7 @@ def decile_rows(parts: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]
             str(number + 1),
             f"{part['examples']:,}",
             f"{part['predicted']:.4f}",
-            f"{part['observed']:.4f} ±{part['se']:.4f}",
+            with_error(part["observed"], part["se"]),
             "-" if part["calibration"] is None else f"{part['calibration']:.3f}",
         ]
         for number, part in enumerate(parts)

@@ -1,7 +1,6 @@
 """Progress of training: a live bar on a terminal, steady lines in a file, nothing on ranks other than 0."""
 
 import resource
-import time
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -27,9 +26,7 @@ class TrainingDisplay(BarDisplay):
     """
 
     def __init__(self, total: int, done: int, *, speaks: bool) -> None:
-        self.speaks = speaks
-        self.examples = 0
-        self.since = time.perf_counter()
+        self._examples = 0
         super().__init__(
             TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
             BarColumn(bar_width=24),
@@ -44,46 +41,27 @@ class TrainingDisplay(BarDisplay):
 
     def advance(self, examples: int) -> None:
         """One step is done."""
-        self.examples += examples
+        self._examples += examples
         if self.bar:
             self.bar.advance(self.task)
 
     def rate(self) -> float:
         """Examples per second since the last call, pauses left out."""
-        now = time.perf_counter()
-        rate = self.examples / max(now - self.since, 1e-9)
-        self.examples, self.since = 0, now
+        rate = self._examples / self.seconds
+        self._examples = 0
+        self.restart()
         return rate
-
-    def pause(self) -> "_Pause":
-        """Time spent inside does not count against the rate: evaluation, checkpoints."""
-        return _Pause(self)
 
     def report(self, step: int, values: Mapping[str, float | None], examples_per_second: float) -> None:
         """One line of progress, or the bar's text."""
-        if not self.speaks:
-            return
         loss_and_ne = f"loss {number_text(values['loss'])}  ne {number_text(values['ne'])}"
         speed = f"examples/s {examples_per_second:,.0f}"
-        if self.bar:
-            self.bar.update(self.task, status=f"{loss_and_ne}  {speed}")
-        else:
-            say(f"step {step}  {loss_and_ne}  {speed}  memory {bytes_text(peak_memory_bytes())}")
+        memory = f"memory {bytes_text(peak_memory_bytes())}"
+        self.show(f"step {step}  {loss_and_ne}  {speed}  {memory}", now=True, status=f"{loss_and_ne}  {speed}")
 
     def say(self, message: str) -> None:
-        if self.speaks:
+        if self.shown:
             say(message)
-
-
-class _Pause:
-    def __init__(self, display: TrainingDisplay) -> None:
-        self.display = display
-
-    def __enter__(self) -> None:
-        self.started = time.perf_counter()
-
-    def __exit__(self, *exc: object) -> None:
-        self.display.since += time.perf_counter() - self.started
 
 
 def peak_memory_bytes() -> int:
@@ -116,5 +94,5 @@ def show_placements(plan: Sequence[Placement]) -> None:
             [t.table, f"{t.rows:,}", str(t.dim), bytes_text(t.bytes), t.sharding, ",".join(map(str, t.ranks))]
             for t in plan
         ],
-        console=messages,
+        to=messages,
     )

@@ -13,7 +13,8 @@ from dlrmctl.embeddings.sharding.shard import sparse_state
 from dlrmctl.errors import Interrupted
 from dlrmctl.plan.check import check_memory
 from dlrmctl.ranks.process import set_precision
-from dlrmctl.ranks.ranks import Ranks, StopRequest
+from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.ranks.signals import StopRequest, stop_requests
 from dlrmctl.rundir.checkpoint import Checkpoints, load, read_state
 from dlrmctl.rundir.directory import EventWriter, RunDirectory
 from dlrmctl.rundir.state import RunState
@@ -82,7 +83,7 @@ class Trainer:
     def run_to_the_end(self) -> dict[str, Any]:
         progress = self.progress
         with (
-            StopRequest() as request,
+            stop_requests() as request,
             TrainingDisplay(self.total_steps, progress.step, speaks=self.speaks) as display,
         ):
             self.display = display

@@ -6,13 +6,12 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dlrmctl.cli import main as entry
-from dlrmctl.console import console
 
 COMMAND = [sys.executable, "-P", "-m", "dlrmctl"]
 
@@ -35,26 +34,9 @@ class Done:
 
 def in_process(*arguments: str | Path) -> Done:
     """Runs a command here; fast, for what needs no ranks of its own."""
-    out, err = io.StringIO(), io.StringIO()
-    saved = console.messages, console.output
-    fakes = [console.make_console(file) for file in (err, out)]
-    modules = [module for name, module in sys.modules.items() if name.startswith("dlrmctl")]
-    try:
-        _swap(modules, saved, fakes)
-        with redirect_stdout(out):
-            status = entry.run_command([str(a) for a in arguments])
-    finally:
-        modules = [module for name, module in sys.modules.items() if name.startswith("dlrmctl")]
-        _swap(modules, fakes, saved)
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        status = entry.run_command([str(a) for a in arguments])
     return Done(status, out.getvalue(), err.getvalue())
-
-
-def _swap(modules: list[Any], old: Any, new: Any) -> None:
-    for module in modules:
-        for name, value in list(vars(module).items()):
-            for before, after in zip(old, new, strict=True):
-                if value is before:
-                    setattr(module, name, after)
 
 
 def environment(**changes: str) -> dict[str, str]:

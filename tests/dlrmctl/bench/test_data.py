@@ -1,20 +1,20 @@
 """`bench data` measures reading and preparing on the same rows, and says how they compare."""
 
 import io
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 
 from dlrmctl.bench import data as bench
 from dlrmctl.bench.reading import measure_first_read, measure_reading, write_multi_hot
-from dlrmctl.console import console
 from dlrmctl.console.text import bytes_text
 from dlrmctl.data.store.writer import write_store
 from dlrmctl.data.synthetic.synthetic import Synthetic
 from tests.dlrmctl.commands import in_process
 
 
-def test_bench_data_compares_on_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_bench_data_compares_on_the_same_rows(tmp_path: Path):
     done = in_process("bench", "data", "--quick", "--rounds", "1", "--json", "--plot", tmp_path / "data.png")
     assert done.status == 0, done.err
     result = done.json()
@@ -52,10 +52,8 @@ def test_bench_data_compares_on_the_same_rows(tmp_path: Path, monkeypatch: pytes
         for method in methods.values():
             assert method["times_ours"] == pytest.approx(method["cpu_ns_per_row"]["median"] / ours)
             assert method["peak_bytes"] > method["bytes_before"] > 0
-    text = io.StringIO()
-    for module in (console, bench):
-        monkeypatch.setattr(module, "output", console.make_console(text))
-    bench.show_bench_data(result)
+    with redirect_stdout(io.StringIO()) as text:
+        bench.show_bench_data(result)
     added = few["torchrec"]["peak_bytes"] - few["torchrec"]["bytes_before"]
     [header, line] = [line for line in text.getvalue().splitlines() if "memory" in line or "torchrec" in line][:2]
     assert header.split()[-2:] == ["memory", "imports"]

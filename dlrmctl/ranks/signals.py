@@ -1,0 +1,77 @@
+"""Signals while a block lasts; off the main thread, where Python takes no handlers, they keep their meaning."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from dlrmctl.errors import Interrupted
+
+# Schedulers signal every process of a job, and launchers pass signals on: that is one request, not two.
+REPEAT_SECONDS = 3.0
+
+
+@contextmanager
+def handling(*numbers: int, by: Callable[[int], None]) -> Iterator[None]:
+    """Calls `by` with the number of each of these signals that arrives; the earlier handlers are restored afterwards.
+
+    Off the main thread it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        by(number)
+
+    previous = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in previous.items():
+            signal.signal(number, earlier)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Lets SIGTERM end the block as Ctrl-C does, by an exception.
+
+    Raises:
+        Interrupted: on SIGTERM.
+    """
+
+    def stop(number: int) -> None:
+        raise Interrupted(number)
+
+    with handling(signal.SIGTERM, by=stop):
+        yield
+
+
+class StopRequest:
+    """Whether the process was asked to stop.
+
+    Attributes:
+        signal_number: of the first request, else 0.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number = 0
+        self._since = 0.0
+
+    def __call__(self, number: int) -> None:
+        """Takes a signal: the first is a request, another one later ends the process at once."""
+        if not self.signal_number:
+            self.signal_number, self._since = number, time.monotonic()
+        elif time.monotonic() - self._since > REPEAT_SECONDS:
+            os._exit(128 + number)
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Takes SIGTERM and Ctrl-C as requests to finish the step, save and leave."""
+    request = StopRequest()
+    with handling(signal.SIGTERM, signal.SIGINT, by=request):
+        yield request

@@ -1,0 +1,46 @@
+"""Answers and messages go to where the standard streams lead when they are printed."""
+
+import io
+from contextlib import redirect_stderr, redirect_stdout
+
+import pytest
+
+from dlrmctl.console.console import messages, output, print_table, say
+from dlrmctl.console.progress import BarDisplay
+from dlrmctl.console.text import with_error
+
+
+def test_output_follows_the_streams():
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        output.print("an answer")
+        say("a message")
+        print_table("title", ["", "n"], [["row", "1"]], to=messages)
+    with redirect_stderr(io.StringIO()) as later:
+        say("another")
+    assert out.getvalue() == "an answer\n"
+    assert err.getvalue().startswith("a message\ntitle")
+    assert later.getvalue() == "another\n"
+
+
+def test_a_file_gets_lines_at_intervals_and_those_that_are_due_now(capsys: pytest.CaptureFixture[str]):
+    with BarDisplay(total=3) as display:
+        display.show("too early")
+        display.show("a phase begins", now=True)
+    with BarDisplay(total=3, shown=False) as silent:
+        silent.show("another rank speaks", now=True)
+    assert capsys.readouterr().err == "a phase begins\n"
+
+
+def test_pauses_do_not_count():
+    display = BarDisplay(total=1)
+    with display.pause():
+        display._since -= 5  # as if the block had lasted longer
+    display._since += 5
+    assert display.seconds < 1
+
+
+def test_errors_stand_beside_their_values():
+    assert with_error(0.46312, 0.0012) == "0.4631 ±0.0012"
+    assert with_error(0.00012, 0.00001, "+.3f", scale=100) == "+0.012 ±0.001"
+    assert with_error(0.5, None) == "0.5000 ±-"
+    assert with_error(None, None) == "-"
