@@ -57,7 +57,6 @@ def build_model(
         UserError: if the tables do not fit the settings or the memory; said before any of it is taken.
     """
     settings = config.embeddings
-    assert config.optim.qr_lr is not None
     tables = feature_tables(config, schema)
     try:
         sharded = shard(

@@ -20,7 +20,6 @@ def dense_optimizer(
     settings: OptimSettings, network: nn.Module, group: dist.ProcessGroup | None
 ) -> torch.optim.Optimizer:
     """The same for the ranks of `group`, or for this process alone."""
-    assert settings.dense_lr is not None
     parameters, lr, decay = list(network.parameters()), settings.dense_lr, settings.weight_decay
     # One pass over memory on CPU; a GPU has no fused adagrad.
     kernel = {"fused": True} if parameters[0].device.type == "cpu" else {"foreach": True}
@@ -31,7 +30,6 @@ def dense_optimizer(
         return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=decay, eps=settings.dense_eps, **kernel)
     if settings.dense_optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=decay, **kernel)
-    assert settings.shampoo_start is not None
     return DistributedShampoo(
         network.named_parameters(),
         lr=lr,

@@ -74,7 +74,7 @@ def bench_convergence(
 def _variant(config: Config, optimizer: str, lr: float, seed: int) -> Config:
     return replace(
         config,
-        optim=replace(config.optim, dense_optimizer=optimizer, dense_lr=lr),
+        optim=replace(config.optim, dense_optimizer=optimizer, dense_lr=lr, shampoo_overhead=None),
         train=replace(config.train, seed=seed, keep_checkpoints=1),
     )
 

@@ -21,7 +21,6 @@ from dlrmctl.ranks.process import set_precision
 from dlrmctl.ranks.ranks import Ranks
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.settings.config import Config, resolve
-from dlrmctl.settings.embeddings import default_qr_lr
 from dlrmctl.training.train import Trainer
 
 TUNING_SEED = 0
@@ -44,10 +43,8 @@ def method_settings(config: Config, method: str) -> Config:
         if not equals:
             raise UserError(f"--methods: {change!r} of {method!r} is not a setting and its value", "qr:operation=add")
         flags[name.replace("-", "_")] = value
-    sections = config.to_dict()
+    sections = config.to_dict(derived=False)  # the method decides the learning rate of its tables
     sections["embeddings"] |= flags
-    if config.optim.qr_lr == default_qr_lr(config.embeddings):
-        del sections["optim"]["qr_lr"]  # the method's operation decides it again
     return resolve(sections, {}, file_name=f"--methods {method}")
 
 
@@ -94,7 +91,6 @@ def bench_embeddings(
 
 def _variant(config: Config, factor: float, seed: int) -> Config:
     optim = config.optim
-    assert optim.qr_lr is not None
     return replace(
         config,
         data=replace(config.data, synthetic_seed=seed),

@@ -8,7 +8,7 @@ Lists of values with commas between them, as options of benchmarks take them."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from dlrmctl.bench.delivery import tagged
 from dlrmctl.console.console import output, say
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.launch import world_from_environment
-from dlrmctl.settings.config import DENSE_OPTIMIZERS, SECTIONS, Config, resolve
+from dlrmctl.settings.config import DENSE_OPTIMIZERS, Config, resolve, section_of
 from dlrmctl.settings.parse import names_of, one_of, positive_numbers, whole_number
 
 Texts = Mapping[str, str | None]  # options as they were typed; None for those that were not
@@ -274,10 +274,9 @@ def step_variants(flags: Mapping[str, str], lists: Mapping[str, str]) -> dict[st
     """
     configs = {BASE: resolve({}, flags)}
     for name, text in lists.items():
-        section = next(key for key, cls in SECTIONS.items() if name in {item.name for item in fields(cls)})  # type: ignore[arg-type]
         others = {key: value for key, value in flags.items() if key != name}
         for value in names_of(_FLAGS[name], text):
-            config = resolve({section: {name: value}}, others, file_name=_FLAGS[name])
+            config = resolve({section_of(name): {name: value}}, others, file_name=_FLAGS[name])
             if config not in configs.values():
                 configs[f"batch {value}" if name == "batch_size" else value] = config
     return configs

@@ -33,7 +33,8 @@ class _Variant:
     """One optimizer with a network of its own, all on the same inputs."""
 
     def __init__(self, config: Config, optimizer: str, inputs: tuple[torch.Tensor, ...], ranks: Ranks) -> None:
-        self.config = replace(config, optim=replace(config.optim, dense_optimizer=optimizer, dense_lr=1e-4))
+        optim = replace(config.optim, dense_optimizer=optimizer, dense_lr=1e-4, shampoo_overhead=None)
+        self.config = replace(config, optim=optim)
         self.inputs, self.ranks = inputs, ranks
         self.network = build_dense_network(config, Synthetic(0, 1, 1, 1).schema, ranks.device)
         self.optimizer = build_dense_optimizer(self.config.optim, self.network, ranks)

@@ -121,9 +121,7 @@ def compress_embeddings(
     ratio = None if target_ratio is None else coerce(target_ratio.removesuffix("x"), float, "--target-ratio")
     if ratio is not None and ratio <= 1:
         raise UserError(f"--target-ratio = {target_ratio} must be above 1")
-    budget = None if max_ne_increase is None else share("--max-ne-increase", max_ne_increase)
-    if budget is not None and budget <= 0:
-        raise UserError(f"--max-ne-increase = {max_ne_increase} must be above 0")
+    budget = None if max_ne_increase is None else share("--max-ne-increase", max_ne_increase, zero=False)
     head = share("--keep-head", keep_head)
     if head and method is None:
         raise UserError(f"--keep-head = {keep_head} needs --method", "the other goals choose heads by themselves")

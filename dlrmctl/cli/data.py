@@ -11,7 +11,7 @@ from dlrmctl.console.console import print_json
 from dlrmctl.data.formats.table_schema import EXAMPLE
 from dlrmctl.errors import UserError, nearest
 from dlrmctl.settings.config import SYNTHETIC_SIZES
-from dlrmctl.settings.parse import large_number, number_at_least, one_of, share_at_most, whole_number
+from dlrmctl.settings.parse import one_of, share, whole_number
 
 FORMATS = ("criteo", "npy")
 _IDS = {"criteo": ("vocabulary", "hash"), "npy": ("rows", "vocabulary", "hash"), "table": ("vocabulary", "hash")}
@@ -115,16 +115,16 @@ def prepare(
         raise UserError("--min-count and --vocabulary-from contradict: the other store has chosen its values already")
     options = {
         "min_count": whole_number("--min-count", min_count or "2", at_least=1),
-        "max_rows_per_table": number_at_least("--max-rows-per-table", max_rows_per_table, at_least=2),
+        "max_rows_per_table": _limit("--max-rows-per-table", max_rows_per_table, at_least=2),
         "vocabulary_from": vocabulary_from,
-        "hash_rows": number_at_least("--hash-rows", hash_rows or "1000000", at_least=2, at_most=1 << 32)
+        "hash_rows": whole_number("--hash-rows", hash_rows or "1000000", at_least=2, at_most=1 << 32)
         if chosen == "hash"
         else None,
         "split": split,
-        "limit": number_at_least("--limit", limit, at_least=1),
-        "sample_negatives": share_at_most("--sample-negatives", sample_negatives),
+        "limit": _limit("--limit", limit, at_least=1),
+        "sample_negatives": share("--sample-negatives", sample_negatives or "1", zero=False, one=True),
         "seed": whole_number("--seed", seed or "0", at_least=0),
-        "max_bad_rows": number_at_least("--max-bad-rows", max_bad_rows, at_least=0),
+        "max_bad_rows": _limit("--max-bad-rows", max_bad_rows, at_least=0),
     }
     from dlrmctl.datasets.prepare import prepare as run
 
@@ -180,6 +180,10 @@ def show(
     show_data(store, plot=plot, as_json=json)
 
 
+def _limit(flag: str, text: str | None, *, at_least: int) -> int | None:
+    return None if text is None else whole_number(flag, text, at_least=at_least)
+
+
 @data_app.command("synthesize")
 def synthesize(
     out: Annotated[
@@ -201,9 +205,9 @@ def synthesize(
 ) -> None:
     """Generated rows with a known optimum, as files in Criteo's format."""
     one_of("--size", size, SYNTHETIC_SIZES)
-    num_rows = large_number("--rows", rows, at_least=1)
+    num_rows = whole_number("--rows", rows, at_least=1)
     num_files = None if files is None else whole_number("--files", files, at_least=1)
-    most = None if rows_per_file is None else large_number("--rows-per-file", rows_per_file, at_least=1)
+    most = None if rows_per_file is None else whole_number("--rows-per-file", rows_per_file, at_least=1)
     number = whole_number("--seed", seed, at_least=0)
     from dlrmctl.datasets.synthesize import show_synthesis
     from dlrmctl.datasets.synthesize import synthesize as run

@@ -45,7 +45,7 @@ def with_settings(only: Collection[str] = ()) -> Callable[[Callable[..., None]],
 
 def _with_settings(command: Callable[..., None], only: Collection[str]) -> Callable[..., None]:
     own = [p for p in inspect.signature(command).parameters.values() if p.name != "flags"]
-    options = [_parameter(section, item) for section, cls in SECTIONS.items() for item in fields(cls)]  # type: ignore[arg-type]
+    options = [_parameter(section, item) for section, cls in SECTIONS.items() for item in fields(cls)]
     options = [option for option in options if not only or option.name in only]
 
     def run(**values: Any) -> None:

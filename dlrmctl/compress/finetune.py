@@ -127,7 +127,6 @@ class Tuner:
         trained: list[Trained] = []
         fixed: list[str] = []
         optim = self._config.optim
-        assert optim.qr_lr is not None
         qr_tables = qr_table_names(self._compose(tables))
         for name, table in tables.items():
             sums = self._sums(name)
@@ -145,7 +144,6 @@ class Tuner:
         if how.mlps:
             optimizer = build_dense_optimizer(optim, network, self._ranks)
             load(self._checkpoint, {"optimizer": dense_state(optimizer, network)}, self._ranks)
-            assert optim.dense_lr is not None
         model = DLRM(self._compose(twins), network)
         rows = RowwiseAdagrad(trained, eps=optim.sparse_eps)
         return _Student(

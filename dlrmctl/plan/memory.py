@@ -169,7 +169,6 @@ def activation_floats(config: Config, num_vectors: int) -> int:
 def _embeddings(config: Config, schema: Schema) -> CompositionalEmbeddings:
     embeddings = CompositionalEmbeddings(feature_tables(config, schema), config.embeddings.dim)
     # The planner counts the state of an optimizer that it finds attached.
-    assert config.optim.qr_lr is not None
     attach_rowwise_adagrad(embeddings, sparse_lr=config.optim.sparse_lr, qr_lr=config.optim.qr_lr)
     return embeddings
 

@@ -15,7 +15,7 @@ from dlrmctl.data.schema import RESERVED_ROWS, Schema, SparseFeature
 from dlrmctl.data.synthetic.cardinalities import KAGGLE, MLPERF, SIZES
 from dlrmctl.errors import UserError, nearest
 from dlrmctl.settings.config import Config
-from dlrmctl.settings.parse import large_number
+from dlrmctl.settings.parse import whole_number
 from dlrmctl.settings.setting import coerce
 from dlrmctl.settings.toml import read_toml
 
@@ -70,7 +70,7 @@ def rows_of(flag: str, text: str) -> list[int]:
     parts = text.split(",")
     names = [f"{flag}, number {i} of {len(parts)}," if len(parts) > 1 else flag for i in range(1, len(parts) + 1)]
     return [
-        _checked_rows(name, large_number(name, part.strip(), at_least=1))
+        _checked_rows(name, whole_number(name, part.strip(), at_least=1))
         for name, part in zip(names, parts, strict=True)
     ]
 

@@ -1,13 +1,13 @@
 """Every setting of a training run, one line each: flags, `run.toml`, checks and help all come from here."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from dlrmctl.errors import UserError, nearest
 from dlrmctl.settings.embeddings import EmbeddingSettings, TableChanges, check_embeddings, default_qr_lr, table_changes
-from dlrmctl.settings.setting import flag_of, section_from, setting, shown
+from dlrmctl.settings.setting import checked_values, flag_of, setting, shown
 
 DATASETS = ("criteo", "synthetic")
 SYNTHETIC_SIZES = ("small", "medium", "kaggle")
@@ -45,12 +45,12 @@ class ModelSettings:
 @dataclass(frozen=True)
 class OptimSettings:
     sparse_lr: float = setting(0.1, "Learning rate of full, hash and head tables (row-wise AdaGrad).", at_least=0)
-    qr_lr: float | None = setting(
+    qr_lr: float = setting(
         None, "Learning rate of tables whose rows are combined. Default: mult 0.3, otherwise 0.1.", at_least=0
     )
     sparse_eps: float = setting(1e-8, "Epsilon of row-wise AdaGrad, outside the root.", above=0)
     dense_optimizer: str = setting("shampoo", "Optimizer of the MLPs.", choices=DENSE_OPTIMIZERS)
-    dense_lr: float | None = setting(
+    dense_lr: float = setting(
         None,
         "Learning rate of the MLPs. Default: " + ", ".join(f"{k} {v:g}" for k, v in DENSE_LR.items()) + ".",
         at_least=0,
@@ -73,11 +73,9 @@ class OptimSettings:
     shampoo_statistics: int = setting(4, "Steps between two updates of shampoo's factor matrices.", at_least=1)
     shampoo_sides: int = setting(2, "Sides of a matrix that shampoo preconditions.", at_least=1, at_most=2)
     shampoo_frequency: int = setting(100, "Steps between two refreshes of a root inverse.", at_least=1)
-    shampoo_start: int | None = setting(
-        None, "Step of the first preconditioned update. Default: the frequency.", at_least=1
-    )
+    shampoo_start: int = setting(None, "Step of the first preconditioned update. Default: the frequency.", at_least=1)
     shampoo_overhead: float | None = setting(
-        None, "Percent of a step that shampoo may add; a probe chooses block and intervals.", above=0
+        None, "Percent of a step that shampoo may add; a probe chooses block and intervals.", above=0, unit="%"
     )
     shampoo_epsilon: float = setting(1e-4, "Added to factor matrices, times their mean eigenvalue.", above=0)
 
@@ -113,9 +111,18 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class Config:
-    """The settings tree. Checked when built by `resolve`; frozen afterwards.
+    """The settings of a run: checked, completed and frozen however they are made.
 
-    `tables` is the section `embeddings.tables`: what single tables have otherwise.
+    `Config.of(batch_size=512)` takes settings by name, `Config(train=TrainSettings(batch_size=512))` takes sections,
+    and `resolve` takes what files and flags say. What follows from other settings, such as a learning rate that was
+    not given, follows anew when `change` or `dataclasses.replace` makes other settings of these.
+
+    Attributes:
+        tables: the section `embeddings.tables`: what single tables have otherwise.
+        derived: settings of `optim` that were not given, with the values that follow from others.
+
+    Raises:
+        UserError: for a value of another type or out of range, or settings that contradict.
     """
 
     data: DataSettings = field(default_factory=DataSettings)
@@ -125,28 +132,106 @@ class Config:
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     tables: TableChanges = field(default_factory=dict)
+    derived: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Plain data for TOML: lists for tuples, absent keys for None."""
-        sections = {
+    def __post_init__(self) -> None:
+        for name, cls in SECTIONS.items():
+            values = {key: value for key, value in vars(getattr(self, name)).items() if value is not None}
+            places = {key: (value, f"{name}.{key}") for key, value in values.items()}
+            self._set(name, cls(**checked_values(cls, places)))
+        self._set("tables", table_changes(self.tables, "embeddings.tables"))
+        if self.data.path is not None:  # a run can be resumed from any directory
+            self._set("data", replace(self.data, path=str(Path(self.data.path).resolve())))
+        self._complete()
+        _check(self)
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _complete(self) -> None:
+        """Gives a value to what was not given."""
+        given = {name: value for name, value in vars(self.optim).items() if self.derived.get(name) != value}
+        follows: dict[str, Any] = {
+            "qr_lr": default_qr_lr(self.embeddings),
+            "dense_lr": DENSE_LR[self.optim.dense_optimizer],
+            "shampoo_start": self.optim.shampoo_frequency,
+        }
+        derived = {name: value for name, value in follows.items() if given.get(name) is None}
+        self._set("optim", replace(self.optim, **derived))
+        self._set("derived", derived)
+
+    @classmethod
+    def of(cls, *, tables: Mapping[str, Mapping[str, Any]] | None = None, **settings: Any) -> "Config":
+        """Takes settings by name: `Config.of(dataset="synthetic", batch_size=512)`.
+
+        Args:
+            tables: what single tables have otherwise: pattern -> setting -> value.
+            settings: typed values or text, as on the command line.
+
+        Raises:
+            UserError: for an unknown or mistyped setting, a value out of range, or settings that contradict.
+        """
+        return cls(tables={pattern: dict(values) for pattern, values in (tables or {}).items()}).change(**settings)
+
+    def change(self, **settings: Any) -> "Config":
+        """The configuration with these settings changed, taken by name as `of` does.
+
+        Raises:
+            UserError: as `of`.
+        """
+        sections: dict[str, dict[str, Any]] = {}
+        for name, value in settings.items():
+            sections.setdefault(section_of(name), {})[name] = (value, name)
+        changed = {
+            section: replace(getattr(self, section), **checked_values(SECTIONS[section], values))
+            for section, values in sections.items()
+        }
+        return replace(self, **changed)
+
+    def to_dict(self, *, derived: bool = True) -> dict[str, dict[str, Any]]:
+        """Plain data for TOML: lists for tuples, absent keys for None.
+
+        Args:
+            derived: whether settings are among it that follow from others.
+        """
+        sections: dict[str, dict[str, Any]] = {
             section: {
                 name: list(value) if isinstance(value, tuple) else value
-                for name, value in values.items()
-                if value is not None
+                for name, value in vars(getattr(self, section)).items()
+                if value is not None and (derived or name not in self.derived)
             }
-            for section, values in asdict(self).items()
+            for section in SECTIONS
         }
-        tables = sections.pop("tables")
-        if tables:
-            sections["embeddings"]["tables"] = tables
+        if self.tables:
+            sections["embeddings"]["tables"] = {pattern: dict(values) for pattern, values in self.tables.items()}
         return sections
 
 
-SECTIONS = {item.name: item.default_factory for item in fields(Config) if item.name != "tables"}
+SECTIONS: dict[str, type] = {
+    "data": DataSettings,
+    "model": ModelSettings,
+    "embeddings": EmbeddingSettings,
+    "optim": OptimSettings,
+    "schedule": ScheduleSettings,
+    "train": TrainSettings,
+}
+_SECTION_OF = {item.name: section for section, cls in SECTIONS.items() for item in fields(cls)}
+
+
+def section_of(name: str) -> str:
+    """The section of a setting.
+
+    Raises:
+        UserError: if there is no setting of this name.
+    """
+    if name not in _SECTION_OF:
+        close = nearest(name, _SECTION_OF)
+        raise UserError(f"{name} is not a setting", f"did you mean {close!r}?" if close else None)
+    return _SECTION_OF[name]
 
 
 def resolve(file: Mapping[str, Any], flags: Mapping[str, Any], *, file_name: str = "run.toml") -> Config:
-    """Defaults, then the file, then the typed flags, checked.
+    """Takes the defaults, then the file, then the typed flags.
 
     Args:
         file: sections as read from TOML.
@@ -170,17 +255,19 @@ def resolve(file: Mapping[str, Any], flags: Mapping[str, Any], *, file_name: str
             else:
                 given[section][name] = (value, f"{file_name}: {section}.{name}")
     for section, cls in SECTIONS.items():
-        for item in fields(cls):  # type: ignore[arg-type]
+        for item in fields(cls):
             if item.name in flags:
                 given[section][item.name] = (flags[item.name], flag_of(item))
-    sections = {name: section_from(cls, given[name]) for name, cls in SECTIONS.items()}  # type: ignore[arg-type]
-    return _checked(Config(**sections, tables=tables))
+    sections = {name: cls(**checked_values(cls, given[name])) for name, cls in SECTIONS.items()}
+    return Config(**sections, tables=tables)
 
 
-def _checked(config: Config) -> Config:
-    """Fills in what follows from other settings and refuses what contradicts."""
-    if config.data.path is not None:  # a run can be gone on with from any directory
-        config = replace(config, data=replace(config.data, path=str(Path(config.data.path).resolve())))
+def _check(config: Config) -> None:
+    """Refuses what contradicts.
+
+    Raises:
+        UserError: naming both settings.
+    """
     emb, model, optim, schedule = config.embeddings, config.model, config.optim, config.schedule
     check_embeddings(emb, config.tables)
     if model.bottom_mlp[-1] != emb.dim:
@@ -194,13 +281,6 @@ def _checked(config: Config) -> Config:
         raise UserError(
             f"model.top_mlp = {shown(model.top_mlp)} must end in 1", f"--top-mlp {shown((*model.top_mlp, 1))}"
         )
-    if optim.qr_lr is None:
-        optim = replace(optim, qr_lr=default_qr_lr(emb))
-    if optim.dense_lr is None:
-        optim = replace(optim, dense_lr=DENSE_LR[optim.dense_optimizer])
-    if optim.shampoo_start is None:
-        optim = replace(optim, shampoo_start=optim.shampoo_frequency)
-    assert optim.shampoo_start is not None
     if optim.shampoo_start < optim.shampoo_frequency:
         raise UserError(
             f"optim.shampoo_start = {optim.shampoo_start} is before the first refresh, "
@@ -216,12 +296,13 @@ def _checked(config: Config) -> Config:
         raise UserError(
             f"schedule.decay_steps = {schedule.decay_steps} needs a decay", "--decay cosine or --decay polynomial"
         )
-    return replace(config, optim=optim)
 
 
 def check_batch(settings: Config, world_size: int) -> None:
-    """Raises:
-    UserError: if the batch cannot be cut into equal parts.
+    """Checks that the batch can be cut into equal parts, one per rank.
+
+    Raises:
+        UserError: if it cannot.
     """
     size = settings.train.batch_size
     if size % world_size:

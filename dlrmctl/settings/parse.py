@@ -3,10 +3,14 @@
 from dlrmctl.errors import UserError, nearest
 from dlrmctl.settings.setting import coerce
 
+_SCALES = {"k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
+
 
 def one_of(flag: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises:
-    UserError: if the value is none of the choices.
+    """Checks that a value is one of the choices.
+
+    Raises:
+        UserError: if it is none.
     """
     if value not in choices:
         close = nearest(value, choices)
@@ -14,25 +18,13 @@ def one_of(flag: str, value: str, choices: tuple[str, ...]) -> None:
         raise UserError(f"{flag} = {value!r} must be one of {', '.join(choices)}", hint)
 
 
-def whole_number(flag: str, text: str, *, at_least: int) -> int:
-    """The number a flag was given as text.
-
-    Raises:
-        UserError: if it is no whole number, or too small.
-    """
-    number = coerce(text, int, flag)
-    if number < at_least:
-        raise UserError(f"{flag} = {number} must be at least {at_least}")
-    return number
-
-
-def large_number(flag: str, text: str, *, at_least: int, at_most: int | None = None) -> int:
-    """As `whole_number`, for numbers that may also be written as 20M, 1.5M or 500k.
+def whole_number(flag: str, text: str, *, at_least: int, at_most: int | None = None) -> int:
+    """Reads a whole number, which may also be written as 20M, 1.5M or 500k.
 
     Raises:
         UserError: if it is no whole number, or out of its bounds.
     """
-    scale = {"k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}.get(text[-1:].lower(), 1)
+    scale = _SCALES.get(text[-1:].lower(), 1)
     number = coerce(text[:-1], float, flag) * scale if scale > 1 else coerce(text, int, flag)
     if number != int(number):
         raise UserError(f"{flag} = {text!r} is not a whole number")
@@ -43,35 +35,26 @@ def large_number(flag: str, text: str, *, at_least: int, at_most: int | None = N
     return int(number)
 
 
-def share(flag: str, text: str) -> float:
-    """A share given as a number or in per cent.
+def share(flag: str, text: str, *, zero: bool = True, one: bool = False) -> float:
+    """Reads a share of a whole, written as a number or in per cent: 0.25 or 25%.
+
+    Args:
+        zero: whether it may be 0.
+        one: whether it may be 1.
 
     Raises:
-        UserError: if it is neither, or not from 0 to below 1.
+        UserError: if it is neither, or out of these bounds.
     """
-    number = coerce(text, float, flag)
-    value: float = number / 100 if text.strip().endswith("%") else number
-    if not 0 <= value < 1:
-        raise UserError(f"{flag} = {text} must be at least 0 and below 100 %")
+    number = text.strip()
+    value: float = coerce(number.removesuffix("%"), float, flag) / (100 if number.endswith("%") else 1)
+    if not (value >= 0 if zero else value > 0) or not (value <= 1 if one else value < 1):
+        low, high = "at least 0" if zero else "above 0", "at most 1" if one else "below 1"
+        raise UserError(f"{flag} = {text} must be {low} and {high}")
     return value
 
 
-def number_at_least(flag: str, text: str | None, *, at_least: int, at_most: int | None = None) -> int | None:
-    return None if text is None else large_number(flag, text, at_least=at_least, at_most=at_most)
-
-
-def share_at_most(flag: str, text: str | None) -> float:
-    share = 1.0 if text is None else coerce(text, float, flag)
-    if not 0 < share <= 1:
-        raise UserError(f"{flag} = {text} must be above 0 and at most 1")
-    return share
-
-
 def names_of(flag: str, text: str) -> list[str]:
-    """The values of a list.
-
-    Args:
-        flag: that it was typed for.
+    """Reads a list: values with commas between them.
 
     Raises:
         UserError: if one is empty, or there twice.
@@ -86,7 +69,7 @@ def names_of(flag: str, text: str) -> list[str]:
 
 
 def positive_numbers(flag: str, text: str) -> list[float]:
-    """The values of a list of numbers.
+    """Reads a list of numbers above 0.
 
     Raises:
         UserError: if one is no number, not above 0, or there twice.

@@ -5,6 +5,7 @@ reads the same wherever it was made.
 """
 
 import math
+import os
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, field, fields
@@ -27,9 +28,12 @@ def setting(
     flag: str | None = None,
     unit: str = "",
 ) -> Any:
-    """One line of a settings dataclass; None as the default means "follows from other settings".
+    """One line of a settings dataclass: its default, help, bounds or choices.
 
-    Text may end in the `unit`.
+    Args:
+        default: None with a type that is not optional: the value follows from other settings.
+        flag: where the option is not called as the setting.
+        unit: that text may end in, such as "x" or "%"; the value is the number before it.
     """
     bounds = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
     return field(
@@ -80,8 +84,8 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     if isinstance(value, bool):
         raise UserError(f"{where} = {str(value).lower()} is not {_described(kind)}")
     if kind is str:
-        if isinstance(value, str):
-            return value
+        if isinstance(value, str | os.PathLike):
+            return os.fspath(value)
     elif get_origin(kind) is tuple:
         parts = value.split("-") if isinstance(value, str) else value
         if isinstance(parts, list | tuple) and parts:
@@ -92,7 +96,6 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
                 raise ValueError
             if isinstance(value, str):
                 value = value.replace("_", "")
-                value = value.removesuffix("%") if kind is float else value
             if isinstance(value, int | float | str) and math.isfinite(number := kind(value)):
                 return number
         except (ValueError, OverflowError):
@@ -126,11 +129,6 @@ def check_value(item: Field[Any], value: Any, where: str) -> None:
                 raise UserError(f"{where} = {shown(value)} must be {name.replace('_', ' ')} {bound:g}")
 
 
-def section_from(cls: type, given: Mapping[str, tuple[Any, str]]) -> Any:
-    """Builds one section from `name -> (value, where it came from)`; what is absent keeps its default."""
-    return cls(**checked_values(cls, given))
-
-
 def checked_values(cls: type, given: Mapping[str, tuple[Any, str]]) -> dict[str, Any]:
     """The values of `name -> (value, where it came from)` in the types of a section, held against its bounds.
 
@@ -139,13 +137,16 @@ def checked_values(cls: type, given: Mapping[str, tuple[Any, str]]) -> dict[str,
     """
     known = {item.name: item for item in fields(cls)}
     hints = get_type_hints(cls)
-    values = {}
+    values: dict[str, Any] = {}
     for name, (raw, where) in given.items():
         if name not in known:
             close = nearest(name, known)
             raise UserError(f"{where} is not a setting", f"did you mean {close!r}?" if close else None)
+        if raw is None and known[name].default is None:
+            values[name] = None
+            continue
         if isinstance(raw, str) and (unit := known[name].metadata["unit"]):
-            raw = raw.removesuffix(unit)
+            raw = raw.strip().removesuffix(unit)
         values[name] = coerce(raw, hints[name], where)
         check_value(known[name], values[name], where)
     return values

@@ -141,13 +141,11 @@ class Trainer:
     def _set_learning_rates(self) -> None:
         factor = self.schedule(self.progress.step)
         optim = self.config.optim
-        assert optim.qr_lr is not None
         self.model.sharded.set_learning_rates(sparse_lr=optim.sparse_lr * factor, qr_lr=optim.qr_lr * factor)
         for group in self.optimizer.param_groups:
             group["lr"] = self._dense_lr()
 
     def _dense_lr(self) -> float:
-        assert self.config.optim.dense_lr is not None
         return self.config.optim.dense_lr * self.schedule(self.progress.step)
 
     def _evaluate(self) -> None:

@@ -1,11 +1,14 @@
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 from dlrmctl.errors import UserError
-from dlrmctl.settings.config import SECTIONS, Config, resolve
-from dlrmctl.settings.setting import flag_of
+from dlrmctl.settings.config import SECTIONS, Config, ModelSettings, OptimSettings, TrainSettings, resolve
+from dlrmctl.settings.embeddings import EmbeddingSettings
+from dlrmctl.settings.setting import flag_of, plain_type
 from dlrmctl.settings.toml import read_toml, write_toml
 
 
@@ -136,3 +139,68 @@ def test_a_directory_is_not_a_settings_file(tmp_path: Path):
 def test_config_is_frozen():
     with pytest.raises(AttributeError):
         Config().train.seed = 1  # type: ignore[misc]
+
+
+def test_settings_are_the_same_by_name_by_section_and_as_text():
+    by_name = Config.of(batch_size=512, dense_optimizer="sgd", bottom_mlp=[32, 16], compress_ratio="4x")
+    sections = Config(
+        model=ModelSettings(bottom_mlp=(32, 16)),
+        embeddings=EmbeddingSettings(compress_ratio=4),
+        optim=OptimSettings(dense_optimizer="sgd"),
+        train=TrainSettings(batch_size=512),
+    )
+    texts = {"batch_size": "512", "dense_optimizer": "sgd", "bottom_mlp": "32-16", "compress_ratio": "4"}
+    assert by_name == sections == resolve({}, texts)
+    assert Config() == Config.of() == resolve({}, {})
+
+
+def test_what_follows_from_other_settings_follows_again_when_they_change():
+    config = Config.of(shampoo_frequency=50)
+    assert (config.optim.qr_lr, config.optim.dense_lr, config.optim.shampoo_start) == (0.3, 0.01, 50)
+    other = replace(config, embeddings=replace(config.embeddings, operation="add"))
+    assert other.optim.qr_lr == 0.1
+    assert (
+        config.change(dense_optimizer="sgd", shampoo_frequency=200).optim
+        == Config.of(dense_optimizer="sgd", shampoo_frequency=200).optim
+    )
+    given = config.change(qr_lr=0.2)
+    assert given.change(operation="add").optim.qr_lr == 0.2
+    assert given.change(operation="add", qr_lr=None).optim.qr_lr == 0.1
+    assert "qr_lr" in given.to_dict(derived=False)["optim"]
+    assert "dense_lr" not in given.to_dict(derived=False)["optim"]
+    assert given.to_dict()["optim"]["dense_lr"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Config(train=TrainSettings(batch_size=0)), "train.batch_size = 0 must be at least 1"),
+        (lambda: Config(embeddings=EmbeddingSettings(dim=8)), "ends in 16, but embeddings.dim = 8"),
+        (lambda: replace(Config(), train=TrainSettings(seed="x")), "train.seed = 'x' is not a whole number"),  # type: ignore[arg-type]
+        (lambda: Config(tables={"a": {"ways": 1}}), 'embeddings.tables."a".ways = 1 must be at least 2'),
+        (lambda: Config.of(batchsize=1), "batchsize is not a setting"),
+        (lambda: Config.of(dense_lr="fast"), "dense_lr = 'fast' is not a number"),
+        (lambda: Config().change(decay="none", decay_steps=5), "decay_steps = 5 needs a decay"),
+    ],
+)
+def test_a_config_cannot_be_made_wrong(make: Callable[[], Config], message: str):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+FLOATS = [
+    (section, item.name)
+    for section, cls in SECTIONS.items()
+    for item in fields(cls)
+    if plain_type(get_type_hints(cls)[item.name]) is float
+]
+
+
+@pytest.mark.parametrize(("section", "name"), FLOATS)
+def test_per_cent_is_read_where_a_setting_is_in_per_cent_and_refused_elsewhere(section: str, name: str):
+    assert len(FLOATS) > 10
+    if name == "shampoo_overhead":
+        assert resolve({}, {name: "5%"}) == resolve({}, {name: "5"})
+        return
+    with pytest.raises(UserError, match=rf"--{name.replace('_', '-')} = '0.5%' is not a number"):
+        resolve({}, {name: "0.5%"})
