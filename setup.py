@@ -1,12 +1,13 @@
 """Chooses the build of fbgemm-gpu: everything else about the package stands in pyproject.toml.
 
-torchrec asks for `fbgemm-gpu`, whose CUDA build cannot be imported without an NVIDIA driver. On a machine
-without one, the metadata-only project under `shims/` takes that name and brings `fbgemm-gpu-cpu` instead.
-The two own the same files, so exactly one of them may be installed.
+torchrec asks for `fbgemm-gpu`, whose CUDA build cannot be imported without an NVIDIA driver. For a machine without
+one there is `fbgemm-gpu-cpu`; the two own the same files, so exactly one of them may be installed. The project without
+files under `shims/` takes the name fbgemm-gpu, as version 1.8.0+cpu, and brings `fbgemm-gpu-cpu`.
 """
 
 import ctypes
 import os
+import tempfile
 from pathlib import Path
 
 from setuptools import setup
@@ -29,22 +30,28 @@ def fbgemm_requirement() -> str:
         raise SystemExit(f"error: DLRMCTL_BACKEND={backend!r} must be one of {', '.join(BACKENDS)}")
     if backend == "cuda":
         return f"fbgemm-gpu=={FBGEMM}"
+    if "DLRMCTL_EDITABLE" not in os.environ:  # a wheel names no folder of this machine
+        return f"fbgemm-gpu=={FBGEMM}+cpu"
     shim = Path(__file__).resolve().parent / "shims" / "fbgemm-gpu-cpu"
     return f"fbgemm-gpu @ {shim.as_uri()}"
 
 
-setup(
-    install_requires=[
-        "torch==2.13.0",
-        "torchrec==1.8.0",
-        fbgemm_requirement(),
-        "typer>=0.29,<1",
-        "rich>=13.9",
-        "numpy>=1.26",
-        "polars>=1.30,<3",
-        "platformdirs>=4.2",
-        "tomli-w>=1.0",
-        "matplotlib>=3.9",
-        "safetensors>=0.5",
-    ]
-)
+# A build directory in the tree would put files that are gone since into the next wheel.
+with tempfile.TemporaryDirectory() as build_base:
+    setup(
+        install_requires=[
+            "torch==2.13.0",
+            "torchrec==1.8.0",
+            fbgemm_requirement(),
+            "typer>=0.29,<1",
+            "rich>=13.9",
+            "numpy>=1.26",
+            "polars>=1.30,<3",
+            "platformdirs>=4.2",
+            "tomli-w>=1.0",
+            "matplotlib>=3.9",
+            "safetensors>=0.5",
+            "tensorboard>=2.16",
+        ],
+        options={"build": {"build_base": build_base}},
+    )

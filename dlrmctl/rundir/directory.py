@@ -136,19 +136,11 @@ class EventWriter:
     Args:
         directory: of the event files; made if needed.
         first_step: events of this step and later ones, which a killed run may have left, are hidden.
-
-    Raises:
-        UserError: if the package tensorboard is missing.
     """
 
     def __init__(self, directory: Path, *, first_step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError(
-                "train.tensorboard needs the package tensorboard",
-                "pip install tensorboard, or leave --tensorboard away",
-            ) from None
+        from torch.utils.tensorboard import SummaryWriter
+
         self.writer = SummaryWriter(str(directory), purge_step=first_step or None)
 
     def __call__(self, entry: dict[str, Any]) -> None:
