@@ -1,15 +1,20 @@
-"""The README's commands work, and its map of files is the tree."""
+"""The README's commands work, its map is the tree, and what it names exists."""
 
+import ast
 import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+
+import pytest
 
 from tests.dlrmctl.commands import in_process
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+ROOMS = ("dlrmctl", "data", "embeddings", "models", "optim")
 
 
 def _block_after(mark: str) -> list[str]:
@@ -45,13 +50,24 @@ def test_set_up_commands_are_single_lines_that_ci_can_find():
     assert _block_after("<!-- setup: tests -->")[0].endswith("pytest")
 
 
-def test_the_map_names_every_file():
-    files = {
-        str(path.relative_to(ROOT))
-        for package in ("dlrmctl", "data", "embeddings", "models", "optim")
-        for path in (ROOT / package).rglob("*.py")
-        if path.name not in ("__init__.py", "__main__.py")
-    }
+def test_the_map_names_every_folder():
+    folders = {path.parent for room in ROOMS for path in (ROOT / room).rglob("*.py") if path.name != "__init__.py"}
     section = README.split("## The map")[1].split("\n## ")[0]
-    named = set(re.findall(r"^\s*`?((?:dlrmctl|data|embeddings|models|optim)/[\w/]+\.py)`?", section, re.MULTILINE))
-    assert named == files
+    lines = [line for line in section.splitlines() if line.startswith("    ")]
+    named = re.findall(r"([a-z]+)/", " ".join(lines))
+    assert sorted(named) == sorted([*(folder.name for folder in folders), "tests", "shims"])
+    assert len(lines) <= 20
+
+
+def test_files_and_modules_that_are_named_exist():
+    for name in re.findall(rf"`((?:tests|{'|'.join(ROOMS)})/[\w/]+\.py)`", README):
+        assert (ROOT / name).is_file(), name
+    for name in re.findall(r"`(dlrmctl(?:\.\w+){2,})`", README):
+        assert find_spec(name), name
+
+
+@pytest.mark.parametrize("snippet", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_imports_of_python_snippets_work(snippet: str):
+    imports = [node for node in ast.parse(snippet).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert imports
+    exec("\n".join(map(ast.unparse, imports)), {})
