@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from dlrmctl.data.errors import DataError
+from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.schema import Schema
 
 SPLITS = ("train", "validation", "test")
@@ -35,6 +36,21 @@ class Block:
         return len(self.labels_N)
 
 
+@dataclass(frozen=True)
+class Bayes:
+    """What the best possible model scores on a split: the true probabilities against the labels that were drawn.
+
+    Attributes:
+        log_loss: mean, in nats.
+        ne: `log_loss` over the entropy of the split's own label rate.
+        auc: exact, ties counted half.
+    """
+
+    log_loss: float
+    ne: float
+    auc: float
+
+
 class Source(Protocol):
     """Blocks by split and index. Block i holds examples [i * block_rows, (i + 1) * block_rows) of its split."""
 
@@ -43,6 +59,11 @@ class Source(Protocol):
 
     @property
     def block_rows(self) -> int: ...
+
+    @property
+    def features(self) -> FeatureSpace:
+        """What raw rows need to become examples like these, and what is known of the ids."""
+        ...
 
     def num_examples(self, split: str) -> int:
         """Examples of the split."""
@@ -58,6 +79,10 @@ class Source(Protocol):
 
     def vocabulary_fingerprint(self) -> str:
         """Equal where ids mean the same; a model can score other data whose ids mean what its own meant."""
+        ...
+
+    def bayes(self, split: str) -> Bayes | None:
+        """What the best possible model scores on the split; None where that is not known."""
         ...
 
 

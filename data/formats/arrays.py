@@ -29,6 +29,7 @@ from dlrmctl.data.files import io_errors
 from dlrmctl.data.formats.raw import BadLine, Position, RawColumn, RawFeature, RawPiece, SourceFile, Task
 from dlrmctl.data.formats.sources import expand_sources
 from dlrmctl.data.formats.streams import damage
+from dlrmctl.data.formats.transforms import NONE, DenseTransform
 
 _DENSE, _LABELS, _ONE_HOT, _MULTI_HOT = "_dense.npy", "_labels.npy", "_sparse.npy", "_sparse_multi_hot.npz"
 _SUFFIXES = (_DENSE, _LABELS, _ONE_HOT, _MULTI_HOT)
@@ -205,7 +206,8 @@ class NpyInput:
 
     format = "npy"
     label = "label"
-    dense_transform: Mapping[str, Any] = {"formula": "x", "missing": None, "type": "float16"}
+    dense_transform = DenseTransform(None, NONE.formula)
+    table_schema = None
 
     def __init__(self, sources: Sequence[str | Path], *, as_rows: bool = True, piece_rows: int = PIECE_ROWS) -> None:
         self._piece_rows, self._as_rows = piece_rows, as_rows

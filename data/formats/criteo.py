@@ -1,9 +1,8 @@
 """Criteo's text format: label, 13 integers, 26 categoricals of up to 8 hexadecimal digits; tabs; empty is missing.
 
+`CriteoInput` takes texts in order and cuts them into pieces; `parse` makes rows and bad lines of a piece.
 N good rows, I = 13 dense features, F = 26 sparse features.
-
-
-Criteo files as the input of a preparation: texts in order, cut into pieces that threads parse."""
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -14,16 +13,16 @@ import numpy as np
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors
-from dlrmctl.data.formats.criteo_digits import MAX_DIGITS, MISSING_DENSE, read_fields, read_integer
+from dlrmctl.data.formats.criteo_digits import MAX_DIGITS, read_fields, read_integer
 from dlrmctl.data.formats.lines import MAX_LINE_BYTES, PIECE_BYTES, START, Lines, Mark, cut_lines, skip_text
 from dlrmctl.data.formats.raw import BadLine, Position, RawColumn, RawFeature, RawPiece, SourceFile, Task
 from dlrmctl.data.formats.sources import expand_sources
 from dlrmctl.data.formats.texts import Text, find_texts, open_text
+from dlrmctl.data.formats.transforms import LOG, MISSING, DenseTransform
 
 LABEL = "label"
 DENSE = tuple(f"int_{i}" for i in range(1, 14))
 SPARSE = tuple(f"cat_{f}" for f in range(1, 27))
-DENSE_TRANSFORM = "log(max(x, -2) + 3)"  # 0 or more, so that a missing value is below every other
 LOST_FIELDS = "lost empty fields at the end"  # a reason to repair a line
 _HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 _SHOWN = 40  # characters of a wrong value
@@ -179,7 +178,8 @@ class CriteoInput:
     dense = DENSE
     sparse = tuple(RawFeature(name) for name in SPARSE)
     label = LABEL
-    dense_transform: Mapping[str, Any] = {"formula": DENSE_TRANSFORM, "missing": MISSING_DENSE, "type": "float16"}
+    dense_transform = DenseTransform(MISSING, LOG.formula)
+    table_schema = None
 
     def __init__(self, sources: Sequence[str | Path], *, labelled: bool = True, piece_bytes: int = PIECE_BYTES) -> None:
         names = expand_sources(sources)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlrmctl.data.formats.lines import MAX_LINE_BYTES
+from dlrmctl.data.formats.transforms import LOG, MISSING
 
 MAX_DIGITS = 8  # of a categorical, and of a word
-MISSING_DENSE = -1.0
 _BLOCK_BYTES = 1 << 19  # more than a line; these and what is made of them stay in a core's cache
 _MARGIN = b" " * MAX_DIGITS  # around a block: the words of its first and last field reach over its edges
 _TAB, _NEWLINE = ord("\t"), ord("\n")
@@ -31,8 +31,8 @@ _MISSING = _ABOVE + 1
 
 
 def transform_dense(values: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """log(max(x, -2) + 3) of the integers that are present and `MISSING_DENSE` for the others, float16."""
-    return np.where(present, np.log(np.maximum(values, -2) + 3.0), MISSING_DENSE).astype(np.float16)
+    """The logarithm (`transforms.LOG`) of the integers that are present and `MISSING` for the others, float16."""
+    return np.where(present, LOG.apply(values), MISSING).astype(np.float16)
 
 
 def _pair_table(digits: str, base: int) -> np.ndarray:

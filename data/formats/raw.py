@@ -9,6 +9,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dlrmctl.data.formats.table_schema import TableSchema
+from dlrmctl.data.formats.transforms import DenseTransform
+
 Position = Mapping[str, Any]  # plain values for JSON
 
 
@@ -140,8 +143,11 @@ class Input(Protocol):
     def label(self) -> str: ...
 
     @property
-    def dense_transform(self) -> Mapping[str, Any]:
-        """What was done to the dense values, for the manifest."""
+    def dense_transform(self) -> DenseTransform: ...
+
+    @property
+    def table_schema(self) -> TableSchema | None:
+        """What the columns of a table are; None for the other formats."""
         ...
 
     @property

@@ -1,6 +1,7 @@
 """What the columns of a user's own tables are: label, dense and sparse columns, as a TOML file says it.
 
-The keys of a TOML file: each of the type it must have, or one line that names it."""
+Every key must have its type; one line names the key that has not.
+"""
 
 import difflib
 import math
@@ -9,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dlrmctl.data.errors import DataError
+from dlrmctl.data.formats.transforms import MISSING, TRANSFORMS
 
 EXAMPLE = """\
 label = "clicked"            # 0 and 1, or true and false
@@ -34,7 +36,6 @@ truncate = "reject"          # longer: "reject" the row, or keep the
                              # "first" or the "last" values
 type = "string"              # or "integer"; Parquet knows its types
 """
-TRANSFORMS = {"log": "log(max(x, -2) + 3)", "log1p": "log(1 + max(x, 0))", "none": "x"}
 TRUNCATIONS = ("reject", "first", "last")
 TYPES = ("string", "integer")
 _OPERATORS = (">=", "<=", ">", "<")
@@ -58,7 +59,7 @@ class DenseColumn:
     name: str
     transform: str = "log"
     missing: tuple[str, ...] = ()
-    missing_value: float = -1.0
+    missing_value: float = MISSING
 
 
 @dataclass(frozen=True)
@@ -113,13 +114,19 @@ class TableSchema:
 
         Args:
             name: of where it was kept, for messages.
+
+        Raises:
+            DataError: if they describe none.
         """
-        kept = {
-            **values,
-            "dense": tuple(DenseColumn(**_with_tuples(column)) for column in values["dense"]),
-            "sparse": tuple(SparseColumn(**_with_tuples(column)) for column in values["sparse"]),
-        }
-        return cls(name=name, **_with_tuples(kept))
+        try:
+            kept = {
+                **values,
+                "dense": tuple(DenseColumn(**_with_tuples(column)) for column in values["dense"]),
+                "sparse": tuple(SparseColumn(**_with_tuples(column)) for column in values["sparse"]),
+            }
+            return cls(name=name, **_with_tuples(kept))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"not the schema of a table: {error!r}") from error
 
 
 def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,7 +240,7 @@ def _dense(name: str, own: Section, top: Section) -> DenseColumn:
         name,
         transform=section.choice("transform", top.choice("transform", "log", TRANSFORMS), TRANSFORMS) or "log",
         missing=section.words("missing", top.words("missing", ())),
-        missing_value=section.number("missing_value", top.number("missing_value", -1.0)),
+        missing_value=section.number("missing_value", top.number("missing_value", MISSING)),
     )
 
 

@@ -1,9 +1,7 @@
 """From the columns of a table to raw examples: numbers transformed, sparse values as 64-bit words, wrong rows left out.
 
-N rows, I dense features, F sparse features.
-
-
-Columns of a table as numbers, or as 64-bit words that stand for their values."""
+A sparse value is an integer, or the hash of a string. N rows, I dense features, F sparse features.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +14,7 @@ import polars as pl
 
 from dlrmctl.data.formats.raw import BadLine, RawColumn, RawPiece
 from dlrmctl.data.formats.table_schema import DenseColumn, SparseColumn, TableSchema
+from dlrmctl.data.formats.transforms import TRANSFORMS
 
 _SHOWN = 40  # characters of a wrong value
 _LARGEST = float(np.finfo(np.float16).max)
@@ -129,10 +128,7 @@ def _dense(column: DenseColumn, series: pl.Series, faults: _Faults) -> np.ndarra
     """float64, transformed; `missing_value` where missing."""
     numbers_N, given_N, wrong_N = numbers(series, column.missing)
     faults.add(wrong_N, column.name, "not a number", "a number")
-    if column.transform == "log":
-        numbers_N = np.log(np.maximum(numbers_N, -2) + 3)
-    elif column.transform == "log1p":
-        numbers_N = np.log1p(np.maximum(numbers_N, 0))
+    numbers_N = TRANSFORMS[column.transform].apply(numbers_N)
     large_N = given_N & ~wrong_N & (np.abs(numbers_N) > _LARGEST)
     faults.add(large_N, column.name, "too large", f"at most {_LARGEST:.0f}, or transform = 'log'")
     return np.where(given_N & ~large_N, numbers_N, column.missing_value)

@@ -14,10 +14,11 @@ from dlrmctl.data.files import io_errors
 from dlrmctl.data.formats.raw import Position, RawFeature, RawPiece, SourceFile, Task
 from dlrmctl.data.formats.sources import expand_sources
 from dlrmctl.data.formats.table_parquet import check_types, count_rows, is_parquet, read_rows, read_types
-from dlrmctl.data.formats.table_schema import TRANSFORMS, TableSchema, nearest
+from dlrmctl.data.formats.table_schema import TableSchema, nearest
 from dlrmctl.data.formats.table_text import PIECE_BYTES, Dialect, Place, Records, read_header, read_records, to_frame
 from dlrmctl.data.formats.table_values import to_piece
 from dlrmctl.data.formats.texts import HEAD_BYTES, STANDARD_INPUT, is_tar, is_zip, refuse_others
+from dlrmctl.data.formats.transforms import TRANSFORMS, ColumnTransform, DenseTransform
 
 PIECE_ROWS = 1 << 16
 READER_VERSION = 1  # another one reads other examples out of the same files
@@ -58,7 +59,7 @@ class TableInput:
         piece_bytes: int = PIECE_BYTES,
         piece_rows: int = PIECE_ROWS,
     ) -> None:
-        self.schema, self._labelled = schema, labelled
+        self.table_schema, self._labelled = schema, labelled
         self._piece_bytes, self._piece_rows = piece_bytes, piece_rows
         paths = [check_file(name) for name in expand_sources(sources)]
         self.sources = tuple(SourceFile(path.name, path.stat().st_size) for path in paths)
@@ -73,14 +74,14 @@ class TableInput:
         self.sparse = tuple(RawFeature(column.name, "<u8", column.max_ids) for column in schema.sparse)
 
     @property
-    def dense_transform(self) -> Mapping[str, Any]:
-        """By column: the formula, and what a missing value becomes; that too by itself where it is the same for all."""
+    def dense_transform(self) -> DenseTransform:
+        """What was done to each column, and what a missing value becomes where that is the same for all."""
         columns = {
-            column.name: {"formula": TRANSFORMS[column.transform], "missing": column.missing_value}
-            for column in self.schema.dense
+            column.name: ColumnTransform(TRANSFORMS[column.transform].formula, column.missing_value)
+            for column in self.table_schema.dense
         }
-        values = {column.missing_value for column in self.schema.dense}
-        return {"columns": columns, "missing": values.pop() if len(values) == 1 else None, "type": "float16"}
+        values = {column.missing_value for column in self.table_schema.dense}
+        return DenseTransform(values.pop() if len(values) == 1 else None, columns=columns)
 
     def identity(self) -> Mapping[str, Any]:
         """The schema; names, sizes and times of change of the sources; and how they are read."""
@@ -89,7 +90,7 @@ class TableInput:
             for file, source in zip(self._files, self.sources, strict=True)
         ]
         how = {"reader": READER_VERSION, "piece_bytes": self._piece_bytes, "piece_rows": self._piece_rows}
-        schema = {**self.schema.to_dict(), "labelled": self._labelled}
+        schema = {**self.table_schema.to_dict(), "labelled": self._labelled}
         return {"format": self.format, **how, "schema": schema, "sources": files}
 
     def tasks(self, after: Position | None = None) -> Iterator[Task]:
@@ -114,7 +115,7 @@ class TableInput:
 
     def _read_text(self, file: _File, records: Records) -> RawPiece:
         frame, lines_N, bad = to_frame(records, file.header, self._names, file.dialect)
-        return to_piece(self.schema, frame, lines_N, bad, labelled=self._labelled)
+        return to_piece(self.table_schema, frame, lines_N, bad, labelled=self._labelled)
 
     def _parquet_tasks(self, number: int, before: int, place: Mapping[str, Any] | None) -> Iterator[Task]:
         file, size = self._files[number], self.sources[number].num_bytes
@@ -126,7 +127,7 @@ class TableInput:
 
     def _read_parquet(self, path: Path, start: int, count: int) -> RawPiece:
         frame = read_rows(path, self._names, start, count)
-        return to_piece(self.schema, frame, np.arange(start + 1, start + count + 1), labelled=self._labelled)
+        return to_piece(self.table_schema, frame, np.arange(start + 1, start + count + 1), labelled=self._labelled)
 
     def _text_file(self, path: Path) -> _File:
         dialect = self._dialect(path)
@@ -140,19 +141,19 @@ class TableInput:
         if other and header[0] not in self._names:
             raise DataError(
                 f"{path}: the first line has one column, {header[0][:60]!r}",
-                f"if {other!r} separates columns, say separator = {json.dumps(other)} in {self.schema.name}",
+                f"if {other!r} separates columns, say separator = {json.dumps(other)} in {self.table_schema.name}",
             )
         self._check_columns(path, header)
         return _File(path, dialect, header=tuple(header))
 
     def _dialect(self, path: Path) -> Dialect:
         by_name = "\t" if path.name.lower().endswith(_TAB_SUFFIXES) else ","
-        return Dialect(self.schema.separator or by_name, self.schema.quote)
+        return Dialect(self.table_schema.separator or by_name, self.table_schema.quote)
 
     def _parquet_file(self, path: Path) -> _File:
         types = read_types(path)
         self._check_columns(path, list(types))
-        check_types(path, types, self.schema, labelled=self._labelled)
+        check_types(path, types, self.table_schema, labelled=self._labelled)
         return _File(path, self._dialect(path), rows=count_rows(path))
 
     def _check_columns(self, path: Path, header: list[str]) -> None:
@@ -163,7 +164,7 @@ class TableInput:
                 shown = ", ".join(header[:_SHOWN_COLUMNS]) + (", ..." if len(header) > _SHOWN_COLUMNS else "")
                 hint = nearest(name, header)
                 raise DataError(
-                    f"{path}: no column {name!r}, which {self.schema.name} names",
+                    f"{path}: no column {name!r}, which {self.table_schema.name} names",
                     f"{hint} " * bool(hint) + f"the columns are {shown}",
                     missing_column=name,
                 )

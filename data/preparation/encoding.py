@@ -1,19 +1,12 @@
 """The second phase of a preparation: column by column, values are counted and become rows of tables.
 
 Threads work on the parts of a column. A column's rows go into a file of their own, in the order of the examples; a
-column that was interrupted is done again.
-
-
-One sparse column of the parts: what threads do with it, part by part.
-
+column that was interrupted is done again. Of a store whose encoders are reused, vocabularies are copied.
 N examples of a part; the ids of a feature with lists are more or fewer than N.
+"""
 
-
-The encoders of one store, taken for another, so that ids mean the same in both."""
-
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +14,16 @@ from typing import Any
 import numpy as np
 
 from dlrmctl.data.errors import DataError
+from dlrmctl.data.features.columns import (
+    VOCABULARY,
+    ColumnEntry,
+    KeptArray,
+    KeptEncoder,
+    columns_fingerprint,
+    counts_file,
+    vocabulary_file,
+)
+from dlrmctl.data.features.encoders import AsRows, Encoder, Hashing, Vocabulary
 from dlrmctl.data.files import io_errors, read_array, sync_file
 from dlrmctl.data.formats.raw import Input, RawFeature
 from dlrmctl.data.preparation.counting import Ranked, ValueCounter, rank_values, start_counts, write_counts
@@ -29,26 +32,128 @@ from dlrmctl.data.preparation.parts import Parts
 from dlrmctl.data.preparation.selection import Selection
 from dlrmctl.data.preparation.workers import Workers
 from dlrmctl.data.schema import RARE_ROW, RESERVED_ROWS
-from dlrmctl.data.store.encoders import (
-    VOCABULARY,
-    AsRows,
-    Encoder,
-    Hashing,
-    Vocabulary,
-    counts_entry,
-    counts_file,
-    encoder_entry,
-    encoders_fingerprint,
-    value_type,
-    vocabulary_file,
-)
+from dlrmctl.data.sealed import Values
 from dlrmctl.data.store.layout import narrowest
 from dlrmctl.data.store.manifest import read_manifest
 
 _MOST_COUNTED = 1 << 24  # rows of a hashed table whose counts are kept: more are mostly zeros, and gigabytes
 _SHARE_OF_COUNTING = 0.5  # of the time for a column
-Told = Callable[[float], None]  # takes the share of a column that is done
-EXAMPLES, IDS, MISSING, RARE = range(4)  # what is summed up of a split
+Progress = Callable[[float], None]  # takes the share of a column that is done
+
+
+@dataclass(frozen=True)
+class IdSums:
+    """What is summed up of a column: examples, ids, examples without a value, and rare ids."""
+
+    examples: int = 0
+    ids: int = 0
+    missing: int = 0
+    rare: int = 0
+
+    def __add__(self, other: "IdSums") -> "IdSums":
+        return IdSums(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
+class EncodedColumn:
+    """A column whose rows are in their file.
+
+    Attributes:
+        entry: for the manifest.
+        cardinality: different values among the training examples; None if they were not counted.
+        file: name of the file of rows.
+        dtype: of a row.
+        part_ids: number of ids in each part, if the feature has lists.
+        train, held_out: sums over the training split, and over the other two.
+    """
+
+    entry: ColumnEntry
+    cardinality: int | None
+    file: str
+    dtype: np.dtype
+    part_ids: list[int] | None
+    train: IdSums
+    held_out: IdSums
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "entry": self.entry.to_dict(),
+            "cardinality": self.cardinality,
+            "file": self.file,
+            "type": self.dtype.str,
+            "ids": self.part_ids,
+            "train": astuple(self.train),
+            "held_out": astuple(self.held_out),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "EncodedColumn":
+        """The column that `to_dict` described."""
+        return cls(
+            ColumnEntry.from_values(Values(values["entry"])),
+            values["cardinality"],
+            values["file"],
+            np.dtype(values["type"]),
+            values["ids"],
+            IdSums(*values["train"]),
+            IdSums(*values["held_out"]),
+        )
+
+
+class ReusedEncoders:
+    """The encoders of a store, taken for another, so that ids mean the same in both.
+
+    Args:
+        path: of the store.
+        input: whose features are to be encoded.
+
+    Raises:
+        DataError: if there is no store, or its encoders do not fit the features.
+    """
+
+    def __init__(self, path: Path, input: Input) -> None:
+        self._path = path
+        preparation = read_manifest(path).preparation
+        if preparation is None:
+            raise DataError(f"{path}: keeps no vocabulary, its rows were not made from raw values")
+        self._columns = {column.name: column for column in preparation.columns}
+        for feature in input.sparse:
+            self._check(feature)
+
+    def fingerprint(self) -> str:
+        """Depends on everything that gives values their rows."""
+        return columns_fingerprint(self._columns.values())
+
+    def take(self, feature: RawFeature, largest: int, store: Path) -> KeptEncoder:
+        """The encoder of a feature; a vocabulary is copied into the new store.
+
+        Args:
+            feature: of the input.
+            largest: its highest value, if its values are rows.
+            store: directory of the new store.
+
+        Raises:
+            DataError: if a value lies outside its table, or the vocabulary changed.
+        """
+        encoder = self._columns[feature.name].encoder
+        if isinstance(encoder, AsRows) and largest >= encoder.rows:
+            raise DataError(f"{feature.name}: row {largest:,} lies outside the {encoder.rows:,} of {self._path}")
+        if isinstance(encoder, KeptArray):
+            encoder.copy(self._path, store)
+        return encoder
+
+    def _check(self, feature: RawFeature) -> None:
+        entry = self._columns.get(feature.name)
+        if entry is None:
+            raise DataError(f"{self._path}: knows no feature {feature.name!r}, only {', '.join(self._columns)}")
+        if feature.as_rows != isinstance(entry.encoder, AsRows):
+            kinds = ("values", "rows of tables") if feature.as_rows else ("rows of tables", "values")
+            raise DataError(f"{self._path}: {feature.name} holds {kinds[0]} there, and {kinds[1]} here")
+        here = np.dtype(feature.value_type)
+        if isinstance(entry.encoder, KeptArray) and entry.encoder.dtype != here:
+            widths = 8 * entry.encoder.dtype.itemsize, 8 * here.itemsize
+            raise DataError(f"{self._path}: {feature.name} has values of {widths[0]} bits there, of {widths[1]} here")
 
 
 @dataclass(frozen=True)
@@ -57,18 +162,18 @@ class PartRows:
 
     Attributes:
         rows: of the column's type.
-        train, held_out: examples, ids, examples without a value, and rare ids, in the split and behind it.
+        train, held_out: sums over the training examples, and over those behind them.
         counted: different rows of the training examples, rising, and how often each occurs, if they are asked for.
     """
 
     rows: np.ndarray
-    train: list[int]
-    held_out: list[int]
+    train: IdSums
+    held_out: IdSums
     counted: tuple[np.ndarray, np.ndarray] | None
 
 
 class ColumnParts:
-    """A column.
+    """One sparse column of the parts, and what threads do with it, part by part.
 
     Args:
         parts, selection: the rows, and which of them are examples.
@@ -135,67 +240,9 @@ class ColumnParts:
         return values[np.repeat(kept_N, lengths_N)], None, lengths_N[kept_N]
 
 
-class ReusedEncoders:
-    """The encoders of a store.
-
-    Args:
-        path: of the store.
-        input: whose features are to be encoded.
-
-    Raises:
-        DataError: if there is no store, or its encoders do not fit the features.
-    """
-
-    def __init__(self, path: Path, input: Input) -> None:
-        self._path = path
-        entries = read_manifest(path).get("ids", {}).get("columns")
-        if not entries:
-            raise DataError(f"{path}: keeps no vocabulary, its rows were not made from raw values")
-        self._entries = {entry["name"]: entry for entry in entries}
-        for feature in input.sparse:
-            self._check(feature)
-
-    def fingerprint(self) -> str:
-        """Depends on everything that gives values their rows."""
-        return encoders_fingerprint(self._entries.values())
-
-    def take(self, feature: RawFeature, largest: int, store: Path) -> Hashing | AsRows | np.dtype:
-        """The encoder of a feature; of a vocabulary, which is copied into the new store, the type of its values.
-
-        Args:
-            feature: of the input.
-            largest: its highest value, if its values are rows.
-            store: directory of the new store.
-
-        Raises:
-            DataError: if a value lies outside its table, or the vocabulary changed.
-        """
-        entry = self._entries[feature.name]
-        if entry["scheme"] == "hash":
-            return Hashing(entry["rows"], entry["column"])
-        if entry["scheme"] == "rows":
-            if largest >= entry["rows"]:
-                raise DataError(f"{feature.name}: row {largest:,} lies outside the {entry['rows']:,} of {self._path}")
-            return AsRows(entry["rows"])
-        dtype = value_type(entry)
-        source, copy = self._path / entry["file"], store / vocabulary_file(feature.name, dtype)
-        with io_errors(source, "read"), source.open("rb") as opened:
-            with io_errors(copy, "write"), copy.open("wb") as file:
-                shutil.copyfileobj(opened, file)
-        if encoder_entry(store, feature.name, dtype)["crc32"] != entry["crc32"]:
-            raise DataError(f"{source}: changed since it was prepared", "take the vocabulary of another store")
-        return dtype
-
-    def _check(self, feature: RawFeature) -> None:
-        entry = self._entries.get(feature.name)
-        if entry is None:
-            raise DataError(f"{self._path}: knows no feature {feature.name!r}, only {', '.join(self._entries)}")
-        if feature.as_rows != (entry["scheme"] == "rows"):
-            kinds = ("values", "rows of tables") if feature.as_rows else ("rows of tables", "values")
-            raise DataError(f"{self._path}: {feature.name} holds {kinds[0]} there, and {kinds[1]} here")
-        if entry["scheme"] == "vocabulary" and value_type(entry) != np.dtype(feature.value_type):
-            widths = 8 * value_type(entry).itemsize, 8 * np.dtype(feature.value_type).itemsize
-            raise DataError(f"{self._path}: {feature.name} has values of {widths[0]} bits there, of {widths[1]} here")
+def _sums(there_N: np.ndarray, rows: np.ndarray, has_rare: bool) -> IdSums:
+    rare = np.count_nonzero(rows == RARE_ROW) if has_rare else 0
+    return IdSums(len(there_N), len(rows), len(there_N) - int(np.count_nonzero(there_N)), int(rare))
 
 
 class ColumnEncoder:
@@ -227,26 +274,22 @@ class ColumnEncoder:
         with io_errors(work, "write"):
             work.mkdir(exist_ok=True)
 
-    def encode(self, f: int, feature: RawFeature, largest: int, told: Told) -> dict[str, Any]:
-        """Makes the file of rows of a column.
+    def encode(self, f: int, feature: RawFeature, largest: int, progress: Progress) -> EncodedColumn:
+        """Makes the file of rows of a column, its vocabulary and its counts.
 
         Args:
             f: number of the feature.
             feature: of the input.
             largest: its highest value, if its values are rows.
-            told: hears how far the column is.
-
-        Returns:
-            "entry" for the manifest, "cardinality" or None, "file" and "type" of the rows, "ids" of each part if the
-            feature has lists, "train" and "held_out" as in `PartRows`; plain values for JSON.
+            progress: called with the share that is done.
 
         Raises:
             DataError: if the disk is full, or a reused table has no row for a value.
         """
         most_ids = self._selection.num_train * feature.max_ids
         count_type = np.dtype("<u4") if most_ids < 1 << 32 else np.dtype("<u8")
-        column, name, ranked = ColumnParts(self._parts, self._selection, f, feature), feature.name, None
-        encoder: Hashing | AsRows | np.dtype = np.dtype(feature.value_type)
+        column, ranked = ColumnParts(self._parts, self._selection, f, feature), None
+        encoder: KeptEncoder
         if not feature.as_rows and self._options.hash_rows is None:
             with io_errors(self._store / VOCABULARY, "write"):
                 (self._store / VOCABULARY).mkdir(exist_ok=True)
@@ -257,47 +300,46 @@ class ColumnEncoder:
         elif self._options.hash_rows is not None:
             encoder = Hashing(self._options.hash_rows, f)
         else:
-            ranked = self._count_values(column, count_type, lambda share: told(share * _SHARE_OF_COUNTING))
-        entry = encoder_entry(self._store, name, encoder)
-        row_type = narrowest(entry["rows"] - 1)
+            ranked = self._count_values(column, count_type, lambda share: progress(share * _SHARE_OF_COUNTING))
+            values_type = np.dtype(feature.value_type)
+            encoder = KeptArray.describe(self._store, vocabulary_file(feature.name, values_type), values_type)
+        entry = ColumnEntry(feature.name, encoder)
+        row_type = narrowest(entry.rows - 1)
         count_rows = ranked is None and (not isinstance(encoder, Hashing) or encoder.rows <= _MOST_COUNTED)
         counter = ValueCounter(row_type, self._work / "runs", self._most) if count_rows else None
-        begin = _SHARE_OF_COUNTING if ranked else 0.0
-        ids, train, held_out = self._write_rows(
-            column, entry, row_type, counter, lambda share: told(begin + share * (1 - begin))
+        begun = _SHARE_OF_COUNTING if ranked else 0.0
+        part_ids, train, held_out = self._write_rows(
+            column, encoder, row_type, counter, lambda share: progress(begun + share * (1 - begun))
         )
+        counts = counts_file(feature.name)
         if ranked:
-            missing = train[MISSING] if feature.max_ids == 1 else 0
-            start_counts(self._store / counts_file(name), count_type, missing, ranked.total - ranked.kept_total)
+            missing = train.missing if feature.max_ids == 1 else 0
+            start_counts(self._store / counts, count_type, missing, ranked.total - ranked.kept_total)
         elif counter is not None:
-            write_counts(self._store / counts_file(name), count_type, entry["rows"], counter.ranges())
+            write_counts(self._store / counts, count_type, entry.rows, counter.ranges())
             counter.close()
         if ranked or counter:
-            entry["counts"] = counts_entry(self._store, name, count_type)
-        return {
-            "entry": entry,
-            "cardinality": ranked.distinct if ranked else None,
-            "file": self.rows_file(f).name,
-            "type": row_type.str,
-            "ids": ids if feature.max_ids > 1 else None,
-            "train": train,
-            "held_out": held_out,
-        }
+            entry = replace(entry, counts=KeptArray.describe(self._store, counts, count_type))
+        return EncodedColumn(
+            entry,
+            cardinality=ranked.distinct if ranked else None,
+            file=self.rows_file(f).name,
+            dtype=row_type,
+            part_ids=part_ids if feature.max_ids > 1 else None,
+            train=train,
+            held_out=held_out,
+        )
 
-    def sync(self, columns: Sequence[Mapping[str, Any]]) -> None:
+    def sync(self, columns: Sequence[EncodedColumn]) -> None:
         """Waits until all files of these columns are on the disk; `encode` does not.
-
-        Args:
-            columns: what `encode` told of each.
 
         Raises:
             DataError: if the disk is full.
         """
         paths = [self._work, self._work.parent, self._store]
         for column in columns:
-            entry = column["entry"]
-            paths.append(self._work / column["file"])
-            paths += [self._store / of["file"] for of in (entry, entry.get("counts", {})) if "file" in of]
+            paths.append(self._work / column.file)
+            paths += [self._store / kept.file for kept in column.entry.files]
         if (self._store / VOCABULARY).exists():
             paths.append(self._store / VOCABULARY)
         for path in paths:
@@ -308,14 +350,14 @@ class ColumnEncoder:
         """Where the rows of a column are."""
         return self._work / f"{f:04}.rows"
 
-    def _count_values(self, column: ColumnParts, count_type: np.dtype, told: Told) -> Ranked:
+    def _count_values(self, column: ColumnParts, count_type: np.dtype, progress: Progress) -> Ranked:
         """Makes the vocabulary of a column and the counts of its values."""
         feature, options = column.feature, self._options
         dtype = np.dtype(feature.value_type)
         counter = ValueCounter(dtype, self._work / "runs", self._most)
         for part, counted in enumerate(self._workers.in_order(partial(column.count, p) for p in column)):
             counter.add(*counted)
-            told((part + 1) / len(self._parts))
+            progress((part + 1) / len(self._parts))
         ranked = rank_values(
             counter.ranges,
             self._store / vocabulary_file(feature.name, dtype),
@@ -328,19 +370,24 @@ class ColumnEncoder:
         return ranked
 
     def _write_rows(
-        self, column: ColumnParts, entry: dict[str, Any], row_type: np.dtype, counter: ValueCounter | None, told: Told
-    ) -> tuple[list[int], list[int], list[int]]:
+        self,
+        column: ColumnParts,
+        encoder: KeptEncoder,
+        row_type: np.dtype,
+        counter: ValueCounter | None,
+        progress: Progress,
+    ) -> tuple[list[int], IdSums, IdSums]:
         """The file of rows, in as many passes as the vocabulary has pieces; ids of each part, and the sums."""
-        train, held_out = np.zeros(4, np.int64), np.zeros(4, np.int64)
-        path, id_starts, passes = self.rows_file(column.f), [0], self._num_passes(entry)
+        train, held_out = IdSums(), IdSums()
+        path, id_starts, passes = self.rows_file(column.f), [0], self._num_passes(encoder)
         with io_errors(path, "write"), path.open("w+b") as file:
-            for number, encoder in enumerate(self._encoders(entry)):
+            for number, piece in enumerate(self._pieces(encoder)):
                 last = number == passes - 1
                 calls = (
                     partial(
                         column.encode,
                         part,
-                        encoder,
+                        piece,
                         row_type,
                         known=(path, id_starts[part]) if number else None,
                         count=last and counter is not None,
@@ -357,28 +404,20 @@ class ColumnEncoder:
                         held_out += found.held_out
                     if found.counted is not None and counter is not None:
                         counter.add(*found.counted)
-                    told((number + (part + 1) / len(self._parts)) / passes)
+                    progress((number + (part + 1) / len(self._parts)) / passes)
                 file.flush()
-        return np.diff(id_starts).tolist(), train.tolist(), held_out.tolist()
+        return np.diff(id_starts).tolist(), train, held_out
 
-    def _num_passes(self, entry: dict[str, Any]) -> int:
-        return max(1, -(-(entry["rows"] - RESERVED_ROWS) // self._most)) if entry["scheme"] == "vocabulary" else 1
+    def _num_passes(self, encoder: KeptEncoder) -> int:
+        return max(1, -(-encoder.num_values // self._most)) if isinstance(encoder, KeptArray) else 1
 
-    def _encoders(self, entry: dict[str, Any]) -> Iterator[Encoder]:
+    def _pieces(self, encoder: KeptEncoder) -> Iterator[Encoder]:
         """The encoder of a column, a vocabulary in pieces of `most_in_memory` values."""
-        if entry["scheme"] == "hash":
-            yield Hashing(entry["rows"], entry["column"])
-        elif entry["scheme"] == "rows":
-            yield AsRows(entry["rows"])
-        else:
-            dtype = value_type(entry)
-            for number in range(self._num_passes(entry)):
-                start = number * self._most
-                count = min(self._most, entry["rows"] - RESERVED_ROWS - start)
-                values = read_array(self._store / entry["file"], dtype, count, start * dtype.itemsize)
-                yield Vocabulary(values, RESERVED_ROWS + start)
-
-
-def _sums(there_N: np.ndarray, rows: np.ndarray, has_rare: bool) -> list[int]:
-    rare = np.count_nonzero(rows == RARE_ROW) if has_rare else 0
-    return [len(there_N), len(rows), len(there_N) - int(np.count_nonzero(there_N)), int(rare)]
+        if not isinstance(encoder, KeptArray):
+            yield encoder
+            return
+        for number in range(self._num_passes(encoder)):
+            start = number * self._most
+            count = min(self._most, encoder.num_values - start)
+            values = read_array(self._store / encoder.file, encoder.dtype, count, start * encoder.dtype.itemsize)
+            yield Vocabulary(values, RESERVED_ROWS + start)

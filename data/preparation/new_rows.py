@@ -7,10 +7,10 @@ import numpy as np
 
 from dlrmctl.data.batch import Batch, PickedRows, join_batch, pick_rows
 from dlrmctl.data.errors import DataError
+from dlrmctl.data.features.encoders import Encoder
 from dlrmctl.data.formats.raw import BadLine, Input
 from dlrmctl.data.schema import Schema
 from dlrmctl.data.source import Block
-from dlrmctl.data.store.encoders import Encoder
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def read_input(
     if about:
         tally, position, ended = Tally.from_dict(about["tally"]), about["position"], about["ended"]
         begun = about["bytes_done"]
-    done, waiting, writing = begun, _Waiting(), _Writing(parts, missing_dense(input), workers)
+    done, waiting, writing = begun, _Waiting(), _Writing(parts, input.dense_transform.missing, workers)
     try:
         for task, whole in () if ended else _pieces(input, position, tally.rows, options.limit, workers):
             piece = _up_to(options.limit, tally.rows, whole)
@@ -54,12 +54,6 @@ def read_input(
         raise DataError(f"{input.sources[0].name}: no good row{first}", f"the format should be {input.format}")
     progress(PrepareProgress("parse", total or done, total or done, tally.rows, begun))
     return tally
-
-
-def missing_dense(input: Input) -> float | None:
-    """The dense value that stands for a missing one, if the input has one."""
-    missing = input.dense_transform.get("missing")
-    return float(missing) if isinstance(missing, int | float) else None
 
 
 def _about(tally: Tally, position: Position | None, bytes_done: int) -> dict[str, Any]:

@@ -10,17 +10,16 @@ import time
 from collections.abc import Callable
 from functools import partial as bind
 from pathlib import Path
-from typing import Any
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors
 from dlrmctl.data.formats.raw import Input
 from dlrmctl.data.preparation.counting import MOST_IN_MEMORY
-from dlrmctl.data.preparation.encoding import ColumnEncoder, ReusedEncoders
+from dlrmctl.data.preparation.encoding import ColumnEncoder, EncodedColumn, ReusedEncoders
 from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.parsing import PART_ROWS, read_input
 from dlrmctl.data.preparation.parts import Parts, join_dense_tallies
-from dlrmctl.data.preparation.report import PrepareProgress, PrepareReport, Tally, manifest_entries, summarize
+from dlrmctl.data.preparation.report import PrepareProgress, PrepareReport, Tally, describe_preparation, summarize
 from dlrmctl.data.preparation.selection import Selection, cut_splits
 from dlrmctl.data.preparation.unfinished import Journal, clear, partial_directory, partial_path, publish
 from dlrmctl.data.preparation.workers import Workers
@@ -53,7 +52,7 @@ def prepare(
         input: what to read.
         out: directory of the new store.
         options: decisions; the defaults if None.
-        progress: hears where the preparation is, in the calling thread.
+        progress: called with where the preparation is, in the calling thread.
         workers: threads; None takes one for each core. The result is the same for any number.
         part_rows: rows of a part, at least.
         most_in_memory: values of a column's vocabulary in memory at a time. The result is the same for any number.
@@ -84,7 +83,9 @@ def prepare(
             journal.state["complete"] = True
             journal.save()
             publish(run.store, out)
-        report = PrepareReport.from_dict(read_manifest(out)["report"])
+        finished = read_manifest(out).preparation
+        assert finished is not None, "the journal says that it is complete"
+        report = PrepareReport.from_dict(finished.report)
         clear(partial)
     return report
 
@@ -129,7 +130,7 @@ class _Run:
         )
         columns = self._encode(encoder, tally, save_seconds)
         sparse = [
-            SparseFeature(feature.name, column["entry"]["rows"], feature.max_ids)
+            SparseFeature(feature.name, column.entry.rows, feature.max_ids)
             for feature, column in zip(self._input.sparse, columns, strict=True)
         ]
         schema = Schema(tuple(self._input.dense), tuple(sparse), self._input.label)
@@ -146,13 +147,12 @@ class _Run:
                 writer,
                 self._journal,
                 self._workers,
-                told=lambda done: self._progress(PrepareProgress("write", done, num_examples, tally.rows, begun)),
+                progress=lambda done: self._progress(PrepareProgress("write", done, num_examples, tally.rows, begun)),
                 save_seconds=save_seconds,
             )
             report = summarize(self._input, tally, dense, cut, selection, columns, positives, writer.bytes_written)
             fingerprint = self._reused.fingerprint() if self._reused else None
-            entries = [column["entry"] for column in columns]
-            writer.finish(manifest_entries(self._input, self._options, entries, fingerprint, report))
+            writer.finish(describe_preparation(self._input, self._options, columns, fingerprint, report))
 
     def _parts(self, part_rows: int) -> tuple[Tally, list[tuple[int, int, float, float, float]], Parts]:
         """The first phase: all rows on disk, what was counted, and the tallies of the dense features."""
@@ -167,20 +167,21 @@ class _Run:
             self._journal.save()
         return Tally.from_dict(state["tally"]), [tuple(dense) for dense in state["dense"]], parts
 
-    def _encode(self, encoder: ColumnEncoder, tally: Tally, save_seconds: float) -> list[dict[str, Any]]:
+    def _encode(self, encoder: ColumnEncoder, tally: Tally, save_seconds: float) -> list[EncodedColumn]:
         """The second phase: the columns that are not done yet."""
-        columns: list[dict[str, Any]] = self._journal.state.setdefault("columns", [])
+        columns = [EncodedColumn.from_dict(values) for values in self._journal.state.get("columns", ())]
         features, begun, saved, saved_at = self._input.sparse, len(columns), len(columns), time.monotonic()
 
-        def told(f: int, share: float) -> None:
+        def progress(f: int, share: float) -> None:
             done, total = int((f + share) * tally.rows), len(features) * tally.rows
             self._progress(PrepareProgress("encode", done, total, tally.rows, begun * tally.rows))
 
         for f in range(begun, len(features)):
             feature = features[f]
-            columns.append(encoder.encode(f, feature, tally.largest.get(feature.name, 0), bind(told, f)))
+            columns.append(encoder.encode(f, feature, tally.largest.get(feature.name, 0), bind(progress, f)))
             if f == len(features) - 1 or time.monotonic() - saved_at >= save_seconds:
                 encoder.sync(columns[saved:])
+                self._journal.state["columns"] = [column.to_dict() for column in columns]
                 self._journal.save()
                 saved, saved_at = len(columns), time.monotonic()
         return columns

@@ -1,8 +1,4 @@
-"""What a preparation did, as plain values: for printing, for the manifest, for tests.
-
-What a preparation counted, as its report and as the entries of the manifest.
-
-What a preparation counts while it reads: lines, rows, repairs, bad lines, labels, and the dense values."""
+"""What a preparation did: where it is, what it counts while it reads, its report, and what the manifest says of it."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,12 +9,11 @@ import numpy as np
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.formats.raw import Input, RawPiece, unit_of
-from dlrmctl.data.formats.tables import TableInput
-from dlrmctl.data.preparation.encoding import EXAMPLES, IDS, MISSING, RARE
+from dlrmctl.data.preparation.encoding import EncodedColumn
 from dlrmctl.data.preparation.options import PrepareOptions
-from dlrmctl.data.preparation.selection import Selection, SplitSizes, sampling_entry
-from dlrmctl.data.schema import MISSING_ROW, RARE_ROW
+from dlrmctl.data.preparation.selection import Selection, SplitSizes
 from dlrmctl.data.source import SPLITS
+from dlrmctl.data.store.manifest import Preparation, Sampling
 
 SHOWN_BAD_LINES = 10
 
@@ -256,7 +251,7 @@ def summarize(
     dense: Sequence[tuple[int, int, float, float, float]],
     cut: SplitSizes,
     selection: Selection,
-    columns: Sequence[Mapping[str, Any]],
+    columns: Sequence[EncodedColumn],
     positives: Mapping[str, int],
     store_bytes: int,
 ) -> PrepareReport:
@@ -268,7 +263,7 @@ def summarize(
         dense: of each dense feature, as `join_dense_tallies` gives it.
         cut: rows of the splits before sampling.
         selection: examples of the splits.
-        columns: what `ColumnEncoder.encode` told of each sparse feature.
+        columns: the sparse features.
         positives: examples labelled 1 of each split.
         store_bytes: of all blocks.
     """
@@ -302,56 +297,48 @@ def summarize(
     )
 
 
-def manifest_entries(
+def describe_preparation(
     input: Input,
     options: PrepareOptions,
-    encoders: Sequence[Mapping[str, Any]],
+    columns: Sequence[EncodedColumn],
     vocabulary_from: str | None,
     report: PrepareReport,
-) -> dict[str, Any]:
-    """What a manifest says besides what every store needs.
+) -> Preparation:
+    """What the manifest says of a preparation.
 
     Args:
-        input, options, report: of the preparation.
-        encoders: their entries.
+        input, options, columns, report: of the preparation.
         vocabulary_from: fingerprint of the encoders that were taken from another store.
     """
-    has_vocabulary = any(entry["scheme"] == "vocabulary" for entry in encoders)
-    entries: dict[str, Any] = {
-        "input": input.format,
-        "dense_transform": dict(input.dense_transform),
-        "ids": {
-            "missing_row": MISSING_ROW,
-            "rare_row": RARE_ROW if has_vocabulary else None,
-            "min_count": options.min_count if options.counts_values else None,
-            "max_rows_per_table": options.max_rows_per_table,
-            "vocabulary_from": vocabulary_from,
-            "columns": list(encoders),
-        },
-        "split": options.split,
-        "limit": options.limit,
-        "report": report.to_dict(),
-    }
-    if isinstance(input, TableInput):
-        entries["table_schema"] = input.schema.to_dict()
+    train, sampling = report.splits["train"], None
     if options.sample_negatives < 1:
-        train = report.splits["train"]
         before = train.label_rate if train.label_rate_before is None else train.label_rate_before
-        entries["negative_sampling"] = sampling_entry(options, before, train.label_rate)
-    return entries
+        sampling = Sampling(options.sample_negatives, options.seed, before, train.label_rate)
+    return Preparation(
+        input=input.format,
+        dense_transform=input.dense_transform,
+        columns=tuple(column.entry for column in columns),
+        split=options.split,
+        report=report.to_dict(),
+        min_count=options.min_count if options.counts_values else None,
+        max_rows_per_table=options.max_rows_per_table,
+        vocabulary_from=vocabulary_from,
+        limit=options.limit,
+        table_schema=input.table_schema,
+        sampling=sampling,
+    )
 
 
-def _column(column: Mapping[str, Any]) -> ColumnReport:
-    train, held_out = column["train"], column["held_out"]
-    both = [a + b for a, b in zip(train, held_out, strict=True)]
+def _column(column: EncodedColumn) -> ColumnReport:
+    train, held_out, both = column.train, column.held_out, column.train + column.held_out
     return ColumnReport(
-        column["entry"]["name"],
-        column["entry"]["rows"],
-        missing=_share(both[MISSING], both[EXAMPLES]),
-        rare=_share(both[RARE], both[IDS]),
-        cardinality=column["cardinality"],
-        rare_train=_share(train[RARE], train[IDS]),
-        rare_held_out=_share(held_out[RARE], held_out[IDS]),
+        column.entry.name,
+        column.entry.rows,
+        missing=_share(both.missing, both.examples),
+        rare=_share(both.rare, both.ids),
+        cardinality=column.cardinality,
+        rare_train=_share(train.rare, train.ids),
+        rare_held_out=_share(held_out.rare, held_out.ids),
     )
 
 

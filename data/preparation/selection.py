@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -130,16 +129,3 @@ class Selection:
 
     def _file(self, part: int) -> Path:
         return self._directory / f"{part:06}.kept"
-
-
-def sampling_entry(options: PrepareOptions, before: float, after: float) -> dict[str, Any]:
-    """What the manifest says of a sample: how to get back to the rate of labels before it."""
-    return {
-        "rate": options.sample_negatives,
-        "seed": options.seed,
-        "split": "train",
-        "logit_offset": math.log(options.sample_negatives),
-        "meaning": "a model trained on this split predicts too high: add logit_offset to its logits to undo that",
-        "label_rate_before": before,
-        "label_rate_after": after,
-    }

@@ -4,15 +4,15 @@ N examples of a block, I dense features, F sparse features.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dlrmctl.data.files import read_array
 from dlrmctl.data.formats.raw import RawFeature
+from dlrmctl.data.preparation.encoding import EncodedColumn
 from dlrmctl.data.preparation.parts import Parts
 from dlrmctl.data.preparation.selection import Selection
 from dlrmctl.data.preparation.unfinished import Journal
@@ -29,7 +29,7 @@ class Blocks:
     Args:
         parts, selection: the rows, and which of them are examples.
         features: of the input.
-        columns: what `ColumnEncoder.encode` told of each.
+        columns: the sparse features, encoded.
         files: of the rows of each.
         schema: of the store.
     """
@@ -39,14 +39,14 @@ class Blocks:
         parts: Parts,
         selection: Selection,
         features: Sequence[RawFeature],
-        columns: Sequence[Mapping[str, Any]],
+        columns: Sequence[EncodedColumn],
         files: Sequence[Path],
         schema: Schema,
     ) -> None:
         self._parts, self._selection, self._schema = parts, selection, schema
-        self._files, self._types = files, [np.dtype(column["type"]) for column in columns]
+        self._files, self._types = files, [column.dtype for column in columns]
         self._id_starts = [
-            None if column["ids"] is None else np.concatenate(([0], np.cumsum(column["ids"]))) for column in columns
+            None if column.part_ids is None else np.concatenate(([0], np.cumsum(column.part_ids))) for column in columns
         ]
         self._one_hot = all(feature.max_ids == 1 for feature in features)
 
@@ -109,7 +109,7 @@ def write_blocks(
     journal: Journal,
     workers: Workers,
     *,
-    told: Callable[[int], None],
+    progress: Callable[[int], None],
     save_seconds: float,
 ) -> dict[str, int]:
     """Writes the blocks that are not there yet, and gives back the space of parts that are no longer needed.
@@ -121,7 +121,7 @@ def write_blocks(
         writer: stands where the journal's "written" says.
         journal: is brought up to date.
         workers: for blocks.
-        told: hears how many examples are written.
+        progress: called with the number of examples that are written.
         save_seconds: between two entries in the journal.
 
     Returns:
@@ -150,5 +150,5 @@ def write_blocks(
             for part in range(removed, blocks.first_part(stop)):
                 parts.remove(part)
             removed = blocks.first_part(stop)
-        told(stop)
+        progress(stop)
     return positives

@@ -1,28 +1,30 @@
-"""The manifest of a store: what its files hold, and a checksum of itself.
+"""The manifest of a store: what its files hold, how a preparation made them, and a checksum of itself.
 
 Everything that reads a block trusts the manifest for shapes, and the model for the heights of its tables, so a manifest
 that was edited or damaged is refused as a whole, with the first thing that is wrong.
 """
 
-import json
-import zlib
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from dlrmctl.data.errors import DataError
-from dlrmctl.data.files import io_errors, write_whole
+from dlrmctl.data.features.columns import ColumnEntry, read_columns, reserved_rows
+from dlrmctl.data.features.space import FeatureSpace
+from dlrmctl.data.formats.table_schema import TableSchema
+from dlrmctl.data.formats.transforms import DenseTransform
 from dlrmctl.data.schema import Schema
+from dlrmctl.data.sealed import Values, read_sealed, write_sealed
 from dlrmctl.data.source import SPLITS
 from dlrmctl.data.store.layout import block_bytes, table_file
 
 FORMAT = "dlrmctl-store/2"
 MANIFEST = "manifest.json"
 PREPARE_AGAIN = "prepare it again from the raw files"
-_CHECKSUM = "crc32"
-_KINDS = {int: "a whole number", str: "a text", dict: "an object"}
-_SHOWN = 200  # characters of what is wrong
-_Kind = TypeVar("_Kind", int, str, dict)
+_HOW = "`prepare` makes a store from raw files"
+_OFFSET_MEANS = "a model trained on this split predicts too high: add logit_offset to its logits to undo that"
 
 
 def split_file(split: str) -> str:
@@ -30,104 +32,273 @@ def split_file(split: str) -> str:
     return f"{split}.bin"
 
 
-def write_manifest(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes the manifest of the store in the directory `path`, with the format's name and a checksum.
+@dataclass(frozen=True)
+class SplitEntry:
+    """The blocks of one split.
 
-    Args:
-        path: of the store.
-        content: "schema", "block_rows", "splits", and whatever else is worth keeping; plain values for JSON.
+    Attributes:
+        examples: in all blocks.
+        bytes: of all blocks.
+        table_crc32: CRC-32 of the table of blocks.
     """
-    manifest = json.loads(json.dumps({"format": FORMAT, **content}))
-    manifest[_CHECKSUM] = _checksum(manifest)
-    write_whole(path / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+
+    examples: int
+    bytes: int
+    table_crc32: int
+
+    def to_dict(self, split: str) -> dict[str, Any]:
+        """Plain values for JSON."""
+        sizes = {"examples": self.examples, "bytes": self.bytes, "table_crc32": self.table_crc32}
+        return {"file": split_file(split), "table": table_file(split), **sizes}
+
+    @classmethod
+    def from_values(cls, values: Values, split: str, schema: Schema, block_rows: int) -> "SplitEntry":
+        """The entry that `to_dict` described.
+
+        Raises:
+            DataError: if a value is missing, or cannot be true of blocks of this schema.
+        """
+        values.require("file", split_file(split))
+        values.require("table", table_file(split))
+        entry = cls(values.whole("examples"), values.whole("bytes"), values.whole("table_crc32"))
+        whole, rest = divmod(entry.examples, block_rows)
+        (low, high), (rest_low, rest_high) = block_bytes(schema, block_rows), block_bytes(schema, rest)
+        low, high = whole * low + rest_low, whole * high + rest_high
+        if not low <= entry.bytes <= high:
+            takes = low if low == high else f"{low} to {high}"
+            raise DataError(
+                f"{values.where}bytes = {entry.bytes}, but {entry.examples} examples of the schema take {takes}"
+            )
+        return entry
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Sampling:
+    """The sample of the training examples labelled 0, and how to get back to the rate of labels before it.
+
+    Attributes:
+        rate: probability that one was kept.
+        seed: of the sample.
+        label_rate_before, label_rate_after: share of the training examples labelled 1.
+    """
+
+    rate: float
+    seed: int
+    label_rate_before: float
+    label_rate_after: float
+
+    @property
+    def logit_offset(self) -> float:
+        """What is added to the logits of a model that was trained on the sample."""
+        return math.log(self.rate)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "rate": self.rate,
+            "seed": self.seed,
+            "split": "train",
+            "logit_offset": self.logit_offset,
+            "meaning": _OFFSET_MEANS,
+            "label_rate_before": self.label_rate_before,
+            "label_rate_after": self.label_rate_after,
+        }
+
+    @classmethod
+    def from_values(cls, values: Values) -> "Sampling":
+        """The sample that `to_dict` described.
+
+        Raises:
+            DataError: if a value is missing, or is not what it should be.
+        """
+        values.require("split", "train")
+        rate = values.number("rate")
+        if not 0 < rate <= 1:
+            raise DataError(f"{values.where}rate = {rate} must be above 0 and at most 1")
+        before, after = values.number("label_rate_before"), values.number("label_rate_after")
+        return cls(rate, values.whole("seed"), before, after)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a preparation made the examples out of raw rows.
+
+    Attributes:
+        input: format of the raw rows.
+        dense_transform: what was done to the dense values.
+        columns: how values got their rows, one entry for each sparse feature.
+        split: how rows were cut into splits, "order" or "last-file".
+        report: what was found, as `PrepareReport.to_dict` gives it.
+        min_count: a value seen less often has no row of its own; None if values were not counted.
+        max_rows_per_table: most rows of a table, or None.
+        vocabulary_from: fingerprint of the columns that were taken from another store, or None.
+        limit: good rows that were taken at most, or None.
+        table_schema: what the columns of a table are, if the raw rows are tables.
+        sampling: of the training examples, or None.
+    """
+
+    input: str
+    dense_transform: DenseTransform
+    columns: tuple[ColumnEntry, ...]
+    split: str
+    report: Mapping[str, Any]
+    min_count: int | None = None
+    max_rows_per_table: int | None = None
+    vocabulary_from: str | None = None
+    limit: int | None = None
+    table_schema: TableSchema | None = None
+    sampling: Sampling | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        ids = {
+            **reserved_rows(self.columns),
+            "min_count": self.min_count,
+            "max_rows_per_table": self.max_rows_per_table,
+            "vocabulary_from": self.vocabulary_from,
+            "columns": [column.to_dict() for column in self.columns],
+        }
+        return {
+            "input": self.input,
+            "dense_transform": self.dense_transform.to_dict(),
+            "ids": ids,
+            "split": self.split,
+            "limit": self.limit,
+            "report": self.report,
+            **({"table_schema": self.table_schema.to_dict()} if self.table_schema else {}),
+            **({"negative_sampling": self.sampling.to_dict()} if self.sampling else {}),
+        }
+
+    @classmethod
+    def from_values(cls, values: Values, path: Path) -> "Preparation":
+        """What `to_dict` described.
+
+        Args:
+            values: of the manifest.
+            path: of the store, for messages.
+
+        Raises:
+            DataError: if a value is missing, or is not what it should be.
+        """
+        ids = values.inner("ids")
+        return cls(
+            input=values.text("input"),
+            dense_transform=DenseTransform.from_values(values.inner("dense_transform")),
+            columns=read_columns(ids),
+            split=values.text("split"),
+            report=values.inner("report").entries,
+            min_count=_whole_or_none(ids, "min_count"),
+            max_rows_per_table=_whole_or_none(ids, "max_rows_per_table"),
+            vocabulary_from=ids.text("vocabulary_from") if ids.has("vocabulary_from") else None,
+            limit=_whole_or_none(values, "limit"),
+            table_schema=values.optional("table_schema", lambda v: TableSchema.from_dict(v.entries, str(path))),
+            sampling=values.optional("negative_sampling", Sampling.from_values),
+        )
+
+
+def _whole_or_none(values: Values, name: str) -> int | None:
+    return values.whole(name) if values.has(name) else None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything `manifest.json` says.
+
+    Attributes:
+        schema: of every block.
+        block_rows: examples of every block but the last one of a split.
+        splits: by name, all of `SPLITS`.
+        preparation: how the examples were made out of raw rows; None if they were not.
+        vocabulary_fingerprint: identity of the ids of a source that was copied, or None.
+    """
+
+    schema: Schema
+    block_rows: int
+    splits: Mapping[str, SplitEntry]
+    preparation: Preparation | None = None
+    vocabulary_fingerprint: str | None = None
+
+    def features(self, path: Path, identity: str) -> FeatureSpace:
+        """What raw rows need to become examples like these.
+
+        Args:
+            path: of the store.
+            identity: of the data, which tells what ids mean if nothing else does.
+        """
+        made = self.preparation
+        if made is None:
+            return FeatureSpace(self.schema, ids=self.vocabulary_fingerprint or identity, directory=path)
+        return FeatureSpace(
+            self.schema,
+            input=made.input,
+            table_schema=made.table_schema,
+            dense_transform=made.dense_transform,
+            columns=made.columns,
+            sampling_offset=made.sampling.logit_offset if made.sampling else 0.0,
+            directory=path,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, without format and checksum."""
+        known = self.vocabulary_fingerprint
+        return {
+            "schema": self.schema.to_dict(),
+            "block_rows": self.block_rows,
+            "splits": {split: entry.to_dict(split) for split, entry in self.splits.items()},
+            **({"vocabulary_fingerprint": known} if known is not None else {}),
+            **(self.preparation.to_dict() if self.preparation else {}),
+        }
+
+    @classmethod
+    def from_values(cls, values: Values, path: Path) -> "Manifest":
+        """The manifest that `to_dict` described.
+
+        Args:
+            values: of the file; what this version does not know is ignored.
+            path: of the store, for messages.
+
+        Raises:
+            DataError: naming the first value that is missing, or is not what it should be.
+        """
+        schema = Schema.from_dict(values.inner("schema").entries)
+        block_rows = values.whole("block_rows", least=1)
+        splits = values.inner("splits")
+        name = "vocabulary_fingerprint"
+        return cls(
+            schema,
+            block_rows,
+            {split: SplitEntry.from_values(splits.inner(split), split, schema, block_rows) for split in SPLITS},
+            Preparation.from_values(values, path) if values.has("ids") else None,
+            values.text(name) if values.has(name) else None,
+        )
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Writes the manifest of the store in the directory `path`, which makes it one.
+
+    Raises:
+        DataError: if it cannot be written.
+    """
+    write_sealed(path / MANIFEST, FORMAT, manifest.to_dict())
+
+
+def read_manifest(path: Path) -> Manifest:
     """The manifest of the store in the directory `path`.
 
     Raises:
         DataError: if there is none, it is of another version, or it is not as it was written.
     """
-    how = "`prepare` makes a store from raw files"
     if not path.exists():
-        raise DataError(f"{path}: there is no such directory", how)
+        raise DataError(f"{path}: there is no such directory", _HOW)
     if not path.is_dir():
-        raise DataError(f"{path}: a file, where a store is a directory", how)
+        raise DataError(f"{path}: a file, where a store is a directory", _HOW)
     if not (path / MANIFEST).exists():
-        raise DataError(f"{path}: no {MANIFEST}, so not a store, or one whose preparation did not finish", how)
-    with io_errors(path / MANIFEST, "read"):
-        content = (path / MANIFEST).read_bytes()
-    try:
-        manifest = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path / MANIFEST}: damaged: {error}", PREPARE_AGAIN) from error
-    if not isinstance(manifest, dict) or "format" not in manifest:
-        raise DataError(f"{path / MANIFEST}: not the manifest of a store", how)
-    if manifest["format"] != FORMAT:
-        found = _short(repr(manifest["format"]))
-        raise DataError(f"{path / MANIFEST}: the format is {found}, this version reads {FORMAT!r}", PREPARE_AGAIN)
-    try:
-        _check(manifest)
-    except DataError as error:
-        raise DataError(f"{path / MANIFEST}: edited or damaged: {_short(error.message)}", PREPARE_AGAIN) from error
-    return manifest
-
-
-def _checksum(manifest: Mapping[str, Any]) -> int:
-    """CRC-32 of everything but the checksum; order and spaces do not count."""
-    content = {key: value for key, value in manifest.items() if key != _CHECKSUM}
-    return zlib.crc32(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
-
-
-def _check(manifest: dict[str, Any]) -> None:
-    """Raises:
-    DataError: saying what is wrong, without the name of the file.
-    """
-    schema = Schema.from_dict(_take(manifest, "schema", dict))
-    block_rows = _take(manifest, "block_rows", int)
-    if block_rows < 1:
-        raise DataError(f"block_rows = {block_rows} must be at least 1")
-    splits = _take(manifest, "splits", dict)
-    for split in SPLITS:
-        _check_split(schema, block_rows, split, _take(splits, split, dict, "splits."))
-    if _take(manifest, _CHECKSUM, int) != _checksum(manifest):
-        raise DataError(f"its content does not match its checksum, {_CHECKSUM} = {manifest[_CHECKSUM]}")
-
-
-def _check_split(schema: Schema, block_rows: int, split: str, entry: dict[str, Any]) -> None:
-    where = f"splits.{split}."
-    for name, file in (("file", split_file(split)), ("table", table_file(split))):
-        if _take(entry, name, str, where) != file:
-            raise DataError(f"{where}{name} = {entry[name]!r} must be {file!r}")
-    examples, total = _take(entry, "examples", int, where), _take(entry, "bytes", int, where)
-    if examples < 0:
-        raise DataError(f"{where}examples = {examples} must be at least 0")
-    low, high = _split_bytes(schema, block_rows, examples)
-    if not low <= total <= high:
-        takes = low if low == high else f"{low} to {high}"
-        raise DataError(f"{where}bytes = {total}, but {examples} examples of the schema take {takes}")
-    _take(entry, "table_crc32", int, where)
-
-
-def _split_bytes(schema: Schema, block_rows: int, examples: int) -> tuple[int, int]:
-    """The fewest and the most bytes of a split's blocks."""
-    whole, rest = divmod(examples, block_rows)
-    low, high = block_bytes(schema, block_rows)
-    rest_low, rest_high = block_bytes(schema, rest)
-    return whole * low + rest_low, whole * high + rest_high
-
-
-def _take(values: dict[str, Any], name: str, kind: type[_Kind], where: str = "") -> _Kind:
-    """An entry that must be there and of its type; true is no number."""
-    if name not in values:
-        raise DataError(f"{where}{name} is missing")
-    value = values[name]
-    if type(value) is not kind:
-        raise DataError(f"{where}{name} = {value!r} must be {_KINDS[kind]}")
-    return value
-
-
-def _short(text: str) -> str:
-    """One line that is not endless."""
-    line = " ".join(text.encode(errors="backslashreplace").decode().split())
-    return line if len(line) <= _SHOWN else line[:_SHOWN] + "..."
+        raise DataError(f"{path}: no {MANIFEST}, so not a store, or one whose preparation did not finish", _HOW)
+    return read_sealed(
+        path / MANIFEST,
+        FORMAT,
+        lambda values: Manifest.from_values(values, path),
+        what="the manifest of a store",
+        hint=_HOW,
+        again=PREPARE_AGAIN,
+    )

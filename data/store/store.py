@@ -9,19 +9,16 @@ import json
 import os
 import weakref
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dlrmctl.data.errors import DataError
+from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.files import io_errors
-from dlrmctl.data.schema import Schema
-from dlrmctl.data.source import SPLITS, Block, check_split
-from dlrmctl.data.store.encoders import Encoder, encoders_fingerprint, load_encoders
-from dlrmctl.data.store.layout import BlockTable, unpack
-from dlrmctl.data.store.manifest import PREPARE_AGAIN, read_manifest
+from dlrmctl.data.source import SPLITS, Bayes, Block, check_split
+from dlrmctl.data.store.layout import BlockTable, table_file, unpack
+from dlrmctl.data.store.manifest import PREPARE_AGAIN, Manifest, read_manifest, split_file
 
 
 class Store:
@@ -34,6 +31,8 @@ class Store:
     Attributes:
         path: the directory.
         manifest: everything `manifest.json` says.
+        schema, block_rows: of the blocks.
+        features: what raw rows need to become examples like these.
 
     Raises:
         DataError: if there is no store at `path`, it is of another version, its manifest was edited or damaged, or a
@@ -44,15 +43,14 @@ class Store:
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
         self._verify = verify
-        self.schema = Schema.from_dict(self.manifest["schema"])
-        self.block_rows: int = self.manifest["block_rows"]
-        self._splits = {split: _Split(self.path, self.manifest, self.schema, split) for split in SPLITS}
+        self.schema, self.block_rows = self.manifest.schema, self.manifest.block_rows
+        self.features: FeatureSpace = self.manifest.features(self.path, self.fingerprint())
+        self._splits = {split: _Split(self.path, self.manifest, split) for split in SPLITS}
 
     def num_examples(self, split: str) -> int:
         """Examples of the split."""
         check_split(split)
-        examples: int = self.manifest["splits"][split]["examples"]
-        return examples
+        return self.manifest.splits[split].examples
 
     def read_block(self, split: str, index: int) -> Block:
         """One block; safe to call from several threads.
@@ -78,20 +76,10 @@ class Store:
         check_split(split)
         self._splits[split].verify()
 
-    def encoders(self) -> dict[str, Encoder]:
-        """What gives rows to new values, by sparse feature; for scoring rows that are not in the store.
-
-        Raises:
-            DataError: if the store was not made from raw values, or a vocabulary changed.
-        """
-        entries = self.manifest.get("ids", {}).get("columns")
-        if not entries:
-            raise DataError(f"{self.path}: keeps no vocabulary, its rows were not made from raw values")
-        return load_encoders(self.path, entries)
-
     def fingerprint(self) -> str:
         """Depends on the schema and on the checksums of all blocks."""
-        identity = json.dumps([self.schema.to_dict(), self.block_rows, self.manifest["splits"]], sort_keys=True)
+        splits = {split: entry.to_dict(split) for split, entry in self.manifest.splits.items()}
+        identity = json.dumps([self.schema.to_dict(), self.block_rows, splits], sort_keys=True)
         return "store-2:" + hashlib.sha256(identity.encode()).hexdigest()[:32]
 
     def vocabulary_fingerprint(self) -> str:
@@ -99,26 +87,27 @@ class Store:
 
         A store that knows neither has ids that mean something in it alone, and gives the identity of its data.
         """
-        entries = self.manifest.get("ids", {}).get("columns")
-        if entries:
-            return encoders_fingerprint(entries)
-        return str(self.manifest.get("vocabulary_fingerprint", self.fingerprint()))
+        return self.features.vocabulary_fingerprint()
+
+    def bayes(self, split: str) -> Bayes | None:
+        """None: nobody knows what the best possible model scores on these examples."""
+        return None
 
 
 class _Split:
     """The file with the blocks of one split, open for as long as this lives."""
 
-    def __init__(self, store: Path, manifest: Mapping[str, Any], schema: Schema, split: str) -> None:
-        entry = manifest["splits"][split]
-        self.path = store / entry["file"]
+    def __init__(self, store: Path, manifest: Manifest, split: str) -> None:
+        entry = manifest.splits[split]
+        self.path = store / split_file(split)
         try:
             self.table = BlockTable(
-                store / entry["table"],
-                schema,
-                block_rows=manifest["block_rows"],
-                examples=entry["examples"],
-                total_bytes=entry["bytes"],
-                crc32=entry["table_crc32"],
+                store / table_file(split),
+                manifest.schema,
+                block_rows=manifest.block_rows,
+                examples=entry.examples,
+                total_bytes=entry.bytes,
+                crc32=entry.table_crc32,
             )
         except DataError as error:
             raise DataError(error.message, error.hint or PREPARE_AGAIN) from error
@@ -126,8 +115,8 @@ class _Split:
             self._file = os.open(self.path, os.O_RDONLY)
             weakref.finalize(self, os.close, self._file)
             found, _ = self._stamp_now()
-        if found != entry["bytes"]:
-            raise DataError(f"{self.path}: {found:,} bytes, the manifest says {entry['bytes']:,}", PREPARE_AGAIN)
+        if found != entry.bytes:
+            raise DataError(f"{self.path}: {found:,} bytes, the manifest says {entry.bytes:,}", PREPARE_AGAIN)
         self._compared: dict[int, tuple[int, int]] = {}  # block -> the stamp of its file then
 
     def read(self, index: int, *, verify: bool) -> np.ndarray:

@@ -3,42 +3,28 @@
 import os
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors
 from dlrmctl.data.schema import Schema
 from dlrmctl.data.source import SPLITS, Block, Source
 from dlrmctl.data.store.layout import RECORD_BYTES, block_record, pack, table_file
-from dlrmctl.data.store.manifest import split_file, write_manifest
+from dlrmctl.data.store.manifest import Manifest, Preparation, SplitEntry, split_file, write_manifest
 
 STORE_BLOCK_ROWS = 65_536
 
 
 @dataclass
-class _Written:
-    """How far a split is written.
-
-    Attributes:
-        examples, bytes: of its blocks so far.
-        table_crc32: CRC-32 of its table of blocks so far.
-    """
-
-    examples: int = 0
-    bytes: int = 0
-    table_crc32: int = zlib.crc32(b"")
-
-
-@dataclass
 class _SplitFiles:
-    """The two files of a split: blocks, and the table of them."""
+    """The two files of a split, blocks and the table of them, and how far they are written."""
 
     blocks: BinaryIO
     table: BinaryIO
-    written: _Written = field(default_factory=_Written)
+    written: SplitEntry
 
 
 class StoreWriter:
@@ -70,9 +56,10 @@ class StoreWriter:
         for split in SPLITS:
             blocks, table = path / split_file(split), path / table_file(split)
             if state is None:
-                self._splits[split] = _SplitFiles(_open(blocks, "wb"), _open(table, "wb"))
+                nothing = SplitEntry(0, 0, zlib.crc32(b""))
+                self._splits[split] = _SplitFiles(_open(blocks, "wb"), _open(table, "wb"), nothing)
                 continue
-            written = _Written(**state[split])
+            written = SplitEntry(**state[split])
             num_blocks = -(-written.examples // block_rows)
             files = _SplitFiles(_open(blocks, "r+b"), _open(table, "r+b"), written)
             _cut(files.blocks, blocks, written.bytes)
@@ -108,9 +95,9 @@ class StoreWriter:
             files.blocks.write(content)
         with io_errors(self.path / table_file(split), "write"):
             files.table.write(record)
-        written.examples += num_examples
-        written.bytes += len(content)
-        written.table_crc32 = zlib.crc32(record, written.table_crc32)
+        files.written = SplitEntry(
+            written.examples + num_examples, written.bytes + len(content), zlib.crc32(record, written.table_crc32)
+        )
 
     def state(self) -> dict[str, dict[str, int]]:
         """How far every split is written, as small plain values for JSON; holds for the disk after `sync()`."""
@@ -128,16 +115,17 @@ class StoreWriter:
                     file.flush()
                     os.fsync(file.fileno())
 
-    def finish(self, about: Mapping[str, Any] | None = None) -> None:
-        """Brings everything to the disk and writes the manifest, with the entries of `about` besides its own."""
+    def finish(self, preparation: Preparation | None = None, *, vocabulary_fingerprint: str | None = None) -> None:
+        """Brings everything to the disk and writes the manifest.
+
+        Args:
+            preparation: how the examples were made out of raw rows.
+            vocabulary_fingerprint: of a source that was copied.
+        """
         self.sync()
         self.close()
-        splits = {
-            split: {"file": split_file(split), "table": table_file(split), **entry}
-            for split, entry in self.state().items()
-        }
-        content = {"schema": self.schema.to_dict(), "block_rows": self.block_rows, "splits": splits}
-        write_manifest(self.path, {**content, **(about or {})})
+        splits = {split: files.written for split, files in self._splits.items()}
+        write_manifest(self.path, Manifest(self.schema, self.block_rows, splits, preparation, vocabulary_fingerprint))
 
     def close(self) -> None:
         """Closes the files; what they hold stays."""
@@ -176,7 +164,7 @@ def _cut(file: BinaryIO, path: Path, size: int) -> None:
         file.seek(size)
 
 
-def write_store(source: Source, path: Path, about: Mapping[str, Any] | None = None) -> None:
+def write_store(source: Source, path: Path) -> None:
     """Copies every split of a source into a store in the directory `path`, which must not exist.
 
     Raises:
@@ -188,4 +176,4 @@ def write_store(source: Source, path: Path, about: Mapping[str, Any] | None = No
         for split in SPLITS:
             for index in range(-(-source.num_examples(split) // source.block_rows)):
                 writer.add(split, source.read_block(split, index))
-        writer.finish({"vocabulary_fingerprint": source.vocabulary_fingerprint(), **(about or {})})
+        writer.finish(vocabulary_fingerprint=source.vocabulary_fingerprint())

@@ -7,13 +7,13 @@ from typing import Protocol
 
 import numpy as np
 
+from dlrmctl.data.formats.transforms import LOG, MISSING
 from dlrmctl.data.randomness import Use, permutation
 from dlrmctl.data.schema import MISSING_ROW, RESERVED_ROWS
 from dlrmctl.data.synthetic.draws import EXPONENT, MISSING_RANK, Alias, PowerLaw, Scramble
 from dlrmctl.data.synthetic.teacher import bias_only, hashed_effects, random_effects, smooth_effects
 
 MOST_IN_TABLES = 1 << 14  # ids; setting up more takes longer than computing them
-MISSING_DENSE = -1.0
 _LEVELS = 4096  # different draws of a dense feature
 
 
@@ -109,7 +109,7 @@ class GeneratedDense:
 
     Attributes:
         integers: int64 per level; -1 where missing.
-        values: float32 per level, log(x + 3) of the integer; `MISSING_DENSE` where missing.
+        values: float32 per level, the logarithm (`transforms.LOG`) of the integer; `MISSING` where missing.
         effects: packed uint64 per level, smooth in the value, and free where it is missing.
     """
 
@@ -118,8 +118,8 @@ class GeneratedDense:
         typical, tail = 2.0 ** (column % 7), 0.6 + 0.1 * (column % 5)
         whole = np.floor(typical * (u / (1 - u)) ** tail)
         missing = permutation(_LEVELS, seed, Use.MISSING_LEVELS, column)[: _LEVELS * (column * 5 % 7) // 20]
-        values = np.log(whole + 3)
-        values[missing] = MISSING_DENSE
+        values = LOG.apply(whole)
+        values[missing] = MISSING
         whole[missing] = -1
         self.integers = whole.astype(np.int64)
         self.values = values.astype(np.float32)

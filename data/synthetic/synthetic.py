@@ -12,13 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlrmctl.data.errors import DataError
+from dlrmctl.data.features.space import GENERATED, FeatureSpace
+from dlrmctl.data.formats.transforms import LOG, MISSING, DenseTransform
 from dlrmctl.data.randomness import Use, words
 from dlrmctl.data.schema import MISSING_ROW, RESERVED_ROWS, Schema, SparseFeature
-from dlrmctl.data.source import SPLITS, Block, check_split
+from dlrmctl.data.source import SPLITS, Bayes, Block, check_split
 from dlrmctl.data.synthetic.cardinalities import CARDINALITIES
 from dlrmctl.data.synthetic.columns import MOST_IN_TABLES, GeneratedDense, sparse_column
 from dlrmctl.data.synthetic.draws import MAX_IDS
-from dlrmctl.data.synthetic.teacher import THRESHOLDS, Bayes, Teacher, TeacherScores
+from dlrmctl.data.synthetic.teacher import THRESHOLDS, Teacher, TeacherScores
 
 BLOCK_ROWS = 8192
 MAX_CARDINALITY = MAX_IDS
@@ -53,6 +55,7 @@ class Synthetic:
         label_rate: mean of the true probabilities.
 
     Attributes:
+        schema, features: of the examples.
         dense: the dense columns.
 
     Raises:
@@ -77,13 +80,18 @@ class Synthetic:
         settings = [seed, list(self._num_examples.values()), list(cardinalities), lists, num_dense, label_rate]
         version = 1 if max(cardinalities) <= MOST_IN_TABLES else 2
         self._fingerprint = f"synthetic-{version}:" + _digest(settings)
-        self._vocabulary_fingerprint = f"synthetic-ids-{version}:" + _digest([seed, list(cardinalities)])
         self.seed, self.block_rows = seed, BLOCK_ROWS
         sparse = [
             SparseFeature(f"cat_{f + 1}", ids + RESERVED_ROWS, longest)
             for f, (ids, longest) in enumerate(zip(cardinalities, lists, strict=True))
         ]
         self.schema = Schema(tuple(f"int_{i + 1}" for i in range(num_dense)), tuple(sparse))
+        self.features = FeatureSpace(
+            self.schema,
+            input=GENERATED,
+            dense_transform=DenseTransform(MISSING, LOG.formula, type="float32"),
+            ids=f"synthetic-ids-{version}:" + _digest([seed, list(cardinalities)]),
+        )
         slots = sum(lists) + num_dense
         self._columns = [
             sparse_column(ids, seed, column, slots, lists=lists[column] > 1) for column, ids in enumerate(cardinalities)
@@ -106,7 +114,7 @@ class Synthetic:
 
     def vocabulary_fingerprint(self) -> str:
         """Depends on what the effects of the ids depend on: the seed and the cardinalities."""
-        return self._vocabulary_fingerprint
+        return self.features.vocabulary_fingerprint()
 
     def read_block(self, split: str, index: int) -> Block:
         """Examples [index * 8192, (index + 1) * 8192) of the split."""

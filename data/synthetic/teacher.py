@@ -9,11 +9,11 @@ same bits.
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
 from dlrmctl.data.randomness import Use, mix, words
+from dlrmctl.data.source import Bayes
 
 LANES = 4  # a bias, and a vector of three
 _BYTES = np.uint64(0x00FF00FF00FF00FF)
@@ -25,21 +25,6 @@ _MAIN_DEVIATION, _PAIR_DEVIATION = 1.35, 0.3  # in logits; together they give a 
 _GRID = (np.arange(2 * _LIMIT * _STEPS) - _LIMIT * _STEPS) / _STEPS
 THRESHOLDS = np.round(2.0**32 / (1 + np.exp(-_GRID))).astype(np.int64)
 PROBABILITIES = THRESHOLDS / 2.0**32
-
-
-@dataclass(frozen=True)
-class Bayes:
-    """What the best possible model scores on a split: the true probabilities against the labels that were drawn.
-
-    Attributes:
-        log_loss: mean, in nats.
-        ne: `log_loss` over the entropy of the split's own label rate.
-        auc: exact, ties counted half.
-    """
-
-    log_loss: float
-    ne: float
-    auc: float
 
 
 def random_effects(num_rows: int, slots: int, seed: int, table: int) -> np.ndarray:

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 from dlrmctl.data.schema import Schema
 from dlrmctl.data.source import Source
-from dlrmctl.data.store.store import Store
 from dlrmctl.embeddings.choose import RatioError, Scheme, fit_ratio, num_parameters
 from dlrmctl.embeddings.tables import FeatureTable
 from dlrmctl.errors import UserError
@@ -56,9 +55,8 @@ def feature_tables(config: Config, schema: Schema) -> list[FeatureTable]:
 
 def unsorted_heads(tables: Sequence[FeatureTable], source: Source) -> list[str]:
     """A warning, if exact heads are given to ids that are not known to be sorted by frequency."""
-    entries = source.manifest.get("ids", {}).get("columns", []) if isinstance(source, Store) else []
-    is_sorted = {entry["name"] for entry in entries if entry.get("scheme") == "vocabulary"}
-    heads = [table.name for table in tables if table.kind == "head" and table.name not in is_sorted]
+    is_sorted = source.features.sorted_by_frequency
+    heads = [table.name for table in tables if table.kind == "head" and not is_sorted(table.name)]
     if not heads:
         return []
     which = heads[0] if len(heads) == 1 else f"{heads[0]} and {len(heads) - 1} more"

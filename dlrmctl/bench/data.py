@@ -100,10 +100,10 @@ def _write_texts(texts: dict[int, Path]) -> None:
 
 
 def _describe(store: Store) -> dict[str, Any]:
-    entry = store.manifest["splits"]["train"]
+    entry = store.manifest.splits["train"]
     return {
-        "train_examples": entry["examples"],
-        "bytes_per_row": entry["bytes"] / entry["examples"],
+        "train_examples": entry.examples,
+        "bytes_per_row": entry.bytes / entry.examples,
         "block_rows": store.block_rows,
     }
 

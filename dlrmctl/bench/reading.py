@@ -90,12 +90,12 @@ def measure_first_read(path: Path, *, rounds: int, most_rows: int = MOST_ROWS) -
 
         first, again = read(), read()
         rates.append(count / max(first - again, 1e-9))
-    entry = store.manifest["splits"]["train"]
+    entry = store.manifest.splits["train"]
     blocks_per_second = statistics.median(rates)
-    rows = min(store.block_rows, entry["examples"])
+    rows = min(store.block_rows, entry.examples)
     return {
         "rows_per_cpu_second": blocks_per_second * rows,
-        "gigabytes_per_cpu_second": blocks_per_second * rows * entry["bytes"] / entry["examples"] / 1e9,
+        "gigabytes_per_cpu_second": blocks_per_second * rows * entry.bytes / entry.examples / 1e9,
     }
 
 

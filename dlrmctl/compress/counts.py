@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 
 from dlrmctl.data.source import Source
-from dlrmctl.data.store.encoders import load_counts
-from dlrmctl.data.store.store import Store
 from dlrmctl.embeddings.partitions.basic import Full
 from dlrmctl.embeddings.tables import FeatureTable
 
@@ -19,28 +17,25 @@ class RowCounts:
     """Counts by table.
 
     Args:
-        source: what the model was trained on; only a `Store` keeps counts.
+        source: what the model was trained on; a prepared store keeps counts.
         features: whose partitions say which ids share a row.
     """
 
     def __init__(self, source: Source, features: Sequence[FeatureTable]) -> None:
-        self._store = source if isinstance(source, Store) else None
+        self._counts = source.features.counts
         self._features = {key: feature for feature in features for lookup in feature.lookups for key in lookup.keys}
 
     def __call__(self, table: str) -> Tensor | None:
-        """float32 [rows], the sums over the ids that share each row; None where the store keeps none.
+        """float32 [rows], the sums over the ids that share each row; None where the data keeps none.
 
         Raises:
             DataError: if the file of the counts is missing or changed.
         """
         feature = self._features.get(table)
-        if self._store is None or feature is None:
+        if feature is None:
             return None
-        entries = self._store.manifest.get("ids", {}).get("columns", [])
-        for entry in entries:
-            if entry["name"] == feature.name and entry.get("counts"):
-                return counts_of_rows(load_counts(self._store.path, entry), feature, table)
-        return None
+        counts = self._counts(feature.name)
+        return None if counts is None else counts_of_rows(counts, feature, table)
 
 
 def no_counts(table: str) -> Tensor | None:

@@ -12,7 +12,6 @@ from torch import nn
 
 from dlrmctl.data.batch import Batch
 from dlrmctl.data.reader import Reader
-from dlrmctl.datasets.open import logit_offset
 from dlrmctl.embeddings.compression.rules.rows import Compressed
 from dlrmctl.scoring.paired import Difference, compare_scores
 
@@ -39,7 +38,7 @@ class Trial:
         kept_bytes: int = KEPT_BYTES,
     ) -> None:
         self._compose, self._original, self._network = compose, original, network
-        self._offset = logit_offset(reader.source, reader.split)
+        self._offset = reader.source.features.logit_offset(reader.split)
         self._batches: list[Batch] = []
         used = 0
         with closing(reader.batches(epoch=0)) as batches:  # type: ignore[type-var]

@@ -10,7 +10,6 @@ from dlrmctl.data.source import Source
 from dlrmctl.data.store.store import Store
 from dlrmctl.data.synthetic.cardinalities import SIZES
 from dlrmctl.data.synthetic.synthetic import Synthetic
-from dlrmctl.data.synthetic.teacher import Bayes
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.ranks import Ranks
 from dlrmctl.settings.config import Config, DataSettings
@@ -77,20 +76,3 @@ def open_reader(config: Config, source: Source, split: str, ranks: Ranks, *, tra
         drop_last=training,
         pin_memory=ranks.device.type == "cuda",
     )
-
-
-def optimum(source: Source, split: str) -> Bayes | None:
-    """What the best possible model scores on a split, where that is known."""
-    return source.bayes(split) if isinstance(source, Synthetic) else None
-
-
-def logit_offset(source: Source, split: str | None) -> float:
-    """What is added to a model's logits on a split, so that training on a sample of the negatives does not show.
-
-    Args:
-        split: None for rows that are in no split.
-    """
-    if split == "train" or not isinstance(source, Store):
-        return 0.0
-    offset: float = source.manifest.get("negative_sampling", {}).get("logit_offset", 0.0)
-    return offset

@@ -1,7 +1,7 @@
 """`dlrmctl data show`: what is in a store, and how often its ids occur, as tables and as a picture."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from dlrmctl.console.text import bytes_text
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.preparation.report import PrepareReport
 from dlrmctl.data.source import SPLITS
-from dlrmctl.data.store.encoders import load_counts
 from dlrmctl.data.store.store import Store
 
 _SHARES = (0.001, 0.01, 0.1, 0.5)  # of a table's rows
@@ -59,7 +58,7 @@ def show_data(path: Path, *, plot: Path | None, as_json: bool) -> None:
         DataError: if there is no store, or it keeps nothing to draw.
     """
     store = Store(path)
-    report = store.manifest.get("report")
+    preparation = store.manifest.preparation
     frequencies = list(read_frequencies(store))
     if plot is not None:
         if not frequencies:
@@ -67,12 +66,12 @@ def show_data(path: Path, *, plot: Path | None, as_json: bool) -> None:
         draw_frequencies(frequencies, plot)
         say(f"drawn: {plot}")
     if as_json:
-        print_json({"store": str(path), **_facts(store), **(report or {}), "frequencies": _as_dicts(frequencies)})
+        print_json({"store": str(path), **_facts(store), "frequencies": _as_dicts(frequencies)})
         return
-    if report is None:
+    if preparation is None:
         _show_schema(store)
     else:
-        show_report(PrepareReport.from_dict(report), str(path))
+        show_report(PrepareReport.from_dict(preparation.report), str(path))
     if frequencies:
         show_frequencies(frequencies)
     else:
@@ -80,10 +79,12 @@ def show_data(path: Path, *, plot: Path | None, as_json: bool) -> None:
 
 
 def _facts(store: Store) -> dict[str, Any]:
+    made = store.manifest.preparation
     return {
-        "input": store.manifest.get("input"),
+        "input": made and made.input,
         "schema": store.schema.to_dict(),
-        "split": store.manifest.get("split"),
+        "split": made and made.split,
+        **(made.report if made else {}),
     }
 
 
@@ -163,11 +164,10 @@ def read_frequencies(store: Store) -> Iterator[Frequencies]:
     Raises:
         DataError: if a file of counts is missing or changed.
     """
-    entries: Sequence[Mapping[str, Any]] = store.manifest.get("ids", {}).get("columns", [])
-    for entry in entries:
-        if entry.get("counts"):
-            counts = np.sort(load_counts(store.path, entry))[::-1]
-            yield frequencies_of(entry["name"], counts)
+    for name in store.schema.keys:
+        counts = store.features.counts(name)
+        if counts is not None:
+            yield frequencies_of(name, np.sort(counts)[::-1])
 
 
 def frequencies_of(name: str, counts: np.ndarray) -> Frequencies:

@@ -20,7 +20,6 @@ from torch import Tensor
 from dlrmctl.data.batch import Batch
 from dlrmctl.data.reader import Reader
 from dlrmctl.data.schema import Schema
-from dlrmctl.datasets.open import logit_offset
 from dlrmctl.errors import UserError
 from dlrmctl.export.graph import PADDING
 from dlrmctl.scoring.paired import compare_scores
@@ -116,7 +115,7 @@ def score_sample(inference: Inference, reader: Reader, rows: int) -> Sample:
         reader: of one rank, not shuffled.
         rows: at most.
     """
-    schema, offset = reader.source.schema, logit_offset(reader.source, reader.split)
+    schema, offset = reader.source.schema, reader.source.features.logit_offset(reader.split)
     inputs: list[Inputs] = []
     logits: list[Tensor] = []
     labels: list[Tensor] = []

@@ -17,7 +17,6 @@ from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.console.console import output, print_table, say
 from dlrmctl.console.text import bytes_text, number_text, with_error
 from dlrmctl.data.source import Source
-from dlrmctl.datasets.open import logit_offset
 from dlrmctl.embeddings.compression.rules.pack import pack
 from dlrmctl.embeddings.compression.rules.rows import Compressed, StoredRows
 from dlrmctl.errors import UserError
@@ -141,7 +140,7 @@ def _served(config: Config, run: RunDirectory, path: Path, source: Source, preci
         stored = CheckpointTables(path)
         load_network(network, stored.network(), path)
         tables = {name: _stored(stored, name, precision) for name in names}
-    num_dense, offset = len(source.schema.dense), logit_offset(source, None)
+    num_dense, offset = len(source.schema.dense), source.features.logit_offset()
     return ServedModel(features, tables, network, num_dense=num_dense, logit_offset=offset).eval()
 
 

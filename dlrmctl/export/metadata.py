@@ -5,11 +5,8 @@ from typing import Any
 
 import torch
 
-from dlrmctl.data.formats.criteo import DENSE_TRANSFORM
-from dlrmctl.data.formats.criteo_digits import MISSING_DENSE
 from dlrmctl.data.schema import MISSING_ROW, RARE_ROW, Schema
 from dlrmctl.data.source import Source
-from dlrmctl.data.store.store import Store
 from dlrmctl.embeddings.compression.rules.rows import Compressed
 from dlrmctl.export.graph import PADDING, ServedModel
 from dlrmctl.settings.config import Config
@@ -23,12 +20,14 @@ def describe(model: ServedModel, source: Source, config: Config, origin: Mapping
     Args:
         origin: run, checkpoint, precision.
     """
+    transform = source.features.dense_transform
     return {
         "format": FORMAT,
         **origin,
         "inputs": _inputs(source.schema),
         "output": {"shape": ["batch"], "type": "float32", "is": "the probability of label 1"},
-        "dense_transform": _dense_transform(source),
+        # What the server does to raw numbers before the call; the graph begins behind it.
+        "dense_transform": transform.to_dict() if transform else None,
         "ids": _ids(source),
         "logit_offset": model.logit_offset,
         "model": config.to_dict()["model"] | {"dim": config.embeddings.dim},
@@ -63,19 +62,14 @@ def _inputs(schema: Schema) -> dict[str, Any]:
     return inputs
 
 
-def _dense_transform(source: Source) -> Any:
-    """What the server does to raw numbers before the call; the graph begins behind it."""
-    if isinstance(source, Store):
-        return source.manifest.get("dense_transform")
-    return {"formula": DENSE_TRANSFORM, "missing": MISSING_DENSE, "type": "float32"}
-
-
 def _ids(source: Source) -> dict[str, Any]:
     """How raw values become ids."""
-    found: dict[str, Any] = {"missing": MISSING_ROW, "rare": RARE_ROW, "vocabulary": source.vocabulary_fingerprint()}
-    if isinstance(source, Store):
-        found["columns"] = source.manifest.get("ids", {}).get("columns")
-    return found
+    return {
+        "missing": MISSING_ROW,
+        "rare": RARE_ROW,
+        "vocabulary": source.vocabulary_fingerprint(),
+        "columns": [column.to_dict() for column in source.features.columns] or None,
+    }
 
 
 def _table(table: Compressed) -> dict[str, Any]:

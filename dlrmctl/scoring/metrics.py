@@ -17,7 +17,6 @@ from torch.nn import functional
 from dlrmctl.console.console import print_table
 from dlrmctl.console.text import number_text, with_error
 from dlrmctl.data.source import Source
-from dlrmctl.datasets.open import optimum
 
 NUM_BINS = 16_384
 LOGIT_LIMIT = 16.0  # beyond it probabilities differ from 0 or 1 by 1e-7
@@ -170,7 +169,7 @@ def with_optimum(metrics: dict[str, Any], source: Source, split: str) -> dict[st
 
     `gap_closed` is 0 for a constant prediction and 1 for the best one.
     """
-    bayes = optimum(source, split)
+    bayes = source.bayes(split)
     if bayes is None or metrics["ne"] is None:
         return metrics
     return metrics | {

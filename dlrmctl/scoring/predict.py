@@ -14,6 +14,7 @@ from polars.io.plugins import register_io_source
 
 from dlrmctl.console.console import output, say, warn
 from dlrmctl.data.errors import DataError
+from dlrmctl.data.features.space import GENERATED, FeatureSpace
 from dlrmctl.data.formats.arrays import NpyInput
 from dlrmctl.data.formats.criteo import CriteoInput
 from dlrmctl.data.formats.raw import Input, unit_of
@@ -21,8 +22,7 @@ from dlrmctl.data.formats.table_schema import TableSchema, read_schema
 from dlrmctl.data.formats.tables import TableInput
 from dlrmctl.data.preparation.new_rows import NewRows, cut_batches, read_new_rows
 from dlrmctl.data.schema import MISSING_ROW, RARE_ROW
-from dlrmctl.data.store.store import Store
-from dlrmctl.datasets.open import logit_offset, open_source
+from dlrmctl.datasets.open import open_source
 from dlrmctl.datasets.prepare import warn_of_lost_fields
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.ranks import Ranks
@@ -125,16 +125,18 @@ def predict(
         raise UserError(f"{out}: exists already", "choose another file, or remove this one")
     if not out.resolve().parent.is_dir():
         raise UserError(f"{out.parent}: there is no such directory", f"mkdir -p {out.parent}")
-    store = open_source(config.data)
-    if not isinstance(store, Store):
+    features = open_source(config.data).features
+    if features.input == GENERATED:
         raise UserError("generated data has no raw rows to score", "dlrmctl evaluate scores its splits")
     opened = open_run(config, run, ranks, checkpoint=checkpoint, split="test")
-    raw = _input(store, sources, schema, labelled=labelled)
-    rows = read_new_rows(raw, store.encoders(), store.schema)
+    raw = _input(features, sources, schema, labelled=labelled)
+    rows = read_new_rows(raw, features.encoders(), features.schema)
     found, metrics = _Found(unit_of(raw.format), labelled), StreamingMetrics(torch.device("cpu"))
-    scored = _scored(rows, opened.inference, store, config.train.batch_size, ranks, found, metrics, labelled=labelled)
+    scored = _scored(
+        rows, opened.inference, features, config.train.batch_size, ranks, found, metrics, labelled=labelled
+    )
     _write(scored, out, labelled=labelled)
-    found.warn(store.schema.keys)
+    found.warn(features.schema.keys)
     result: dict[str, Any] = {
         "out": str(out),
         "checkpoint": opened.checkpoint.name,
@@ -147,9 +149,9 @@ def predict(
     return result | ({"metrics": metrics.compute().to_dict()} if labelled else {})
 
 
-def _input(store: Store, sources: Sequence[str], schema: Path | None, *, labelled: bool) -> Input:
-    """The sources as an input of the kind that the store was made from."""
-    format = store.manifest.get("input")
+def _input(features: FeatureSpace, sources: Sequence[str], schema: Path | None, *, labelled: bool) -> Input:
+    """The sources as an input of the kind that the training data was made from."""
+    format = features.input
     if schema is not None:
         return _table(read_schema(read_toml(schema), str(schema)), sources, labelled=labelled)
     if format == "criteo":
@@ -157,11 +159,12 @@ def _input(store: Store, sources: Sequence[str], schema: Path | None, *, labelle
     if format == "npy":
         return NpyInput(sources)
     if format is None:
-        raise UserError(f"{store.path}: was not made from raw rows, so new ones cannot be read like them")
-    kept = store.manifest.get("table_schema")
-    if kept is None:  # by an earlier version
-        raise UserError(f"{store.path}: was made from tables, and does not keep their schema", "--schema my.toml")
-    return _table(TableSchema.from_dict(kept, str(store.path)), sources, labelled=labelled)
+        raise UserError(f"{features.directory}: was not made from raw rows, so new ones cannot be read like them")
+    if features.table_schema is None:  # by an earlier version
+        raise UserError(
+            f"{features.directory}: was made from tables, and does not keep their schema", "--schema my.toml"
+        )
+    return _table(features.table_schema, sources, labelled=labelled)
 
 
 def _table(schema: TableSchema, sources: Sequence[str], *, labelled: bool) -> Input:
@@ -176,7 +179,7 @@ def _table(schema: TableSchema, sources: Sequence[str], *, labelled: bool) -> In
 def _scored(
     rows: Iterator[NewRows],
     inference: Any,
-    store: Store,
+    features: FeatureSpace,
     batch_size: int,
     ranks: Ranks,
     found: _Found,
@@ -185,7 +188,7 @@ def _scored(
     labelled: bool,
 ) -> Iterator[pl.DataFrame]:
     """Predictions in frames of a batch; batches are as large as evaluation's, which gives a row the same bits."""
-    offset = logit_offset(store, None)
+    offset = features.logit_offset()
     places: list[tuple[str, int]] = []
 
     def blocks() -> Iterator[Any]:
@@ -195,7 +198,7 @@ def _scored(
             if len(piece.block):
                 yield piece.block
 
-    for batch in cut_batches(blocks(), store.schema.keys, batch_size):
+    for batch in cut_batches(blocks(), features.schema.keys, batch_size):
         on_device = batch.to(ranks.device)
         with torch.no_grad():  # for this call: polars may ask for the next frame from another thread
             logits_B = (inference(on_device.dense_BI, on_device.kjt()) + offset)[: batch.num_valid].float().cpu()

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from dlrmctl.data.reader import Reader
 from dlrmctl.data.schema import Schema
-from dlrmctl.datasets.open import logit_offset
 from dlrmctl.errors import UserError, nearest
 from dlrmctl.ranks.ranks import Ranks
 from dlrmctl.scoring.metrics import Metrics, StreamingMetrics
@@ -54,7 +53,7 @@ def collect_scores(
     """
     schema = reader.source.schema
     column = _column(feature, schema) if feature is not None else None
-    offset = logit_offset(reader.source, reader.split)
+    offset = reader.source.features.logit_offset(reader.split)
     batches: list[list[np.ndarray]] = []
     with torch.no_grad(), closing(reader.batches(epoch=0)) as stream:  # type: ignore[type-var]
         for batch in stream:
@@ -99,7 +98,7 @@ def _ids_of(ids: Tensor, lengths_FB: Tensor | None, column: int, size: int) -> T
 def evaluate(inference: Inference, reader: Reader, ranks: Ranks) -> Metrics:
     """The metrics of a model on everything the reader gives, over all ranks; the same on each."""
     metrics = StreamingMetrics(ranks.device, ranks.world_size)
-    offset = logit_offset(reader.source, reader.split)
+    offset = reader.source.features.logit_offset(reader.split)
     with torch.no_grad(), closing(reader.batches(epoch=0)) as batches:  # type: ignore[type-var]
         for batch in batches:
             on_device = batch.to(ranks.device, non_blocking=True)

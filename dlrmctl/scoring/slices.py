@@ -10,10 +10,9 @@ import torch
 
 from dlrmctl.console.pictures import picture
 from dlrmctl.console.text import number_text, with_error
+from dlrmctl.data.features.encoders import Vocabulary
 from dlrmctl.data.schema import MISSING_ROW, RARE_ROW
 from dlrmctl.data.source import Source
-from dlrmctl.data.store.encoders import Vocabulary
-from dlrmctl.data.store.store import Store
 from dlrmctl.scoring.metrics import StreamingMetrics
 from dlrmctl.scoring.scores import Scores
 
@@ -52,9 +51,7 @@ def _metrics(scores: Scores, chosen_N: np.ndarray) -> dict[str, Any]:
 
 
 def _names(feature: str, source: Source) -> Any:
-    encoder = None
-    if isinstance(source, Store) and source.manifest.get("ids", {}).get("columns"):
-        encoder = source.encoders()[feature]
+    encoder = source.features.encoder(feature)
 
     def name(row: int) -> str:
         if row == MISSING_ROW:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dlrmctl.data.formats.raw import Position, RawColumn, RawFeature, RawPiece, SourceFile, Task
+from dlrmctl.data.formats.transforms import DenseTransform
 
 FEATURES = (
     RawFeature("user"),
@@ -35,7 +36,8 @@ class ArrayInput:
     format = "arrays"
     dense = ("price", "age")
     label = "clicked"
-    dense_transform: Mapping[str, Any] = {"formula": "x", "missing": -1.0, "type": "float16"}
+    dense_transform = DenseTransform(-1.0, "x")
+    table_schema = None
 
     def __init__(
         self, rows: Sequence[int], piece_rows: int = 50, features: Sequence[RawFeature] = FEATURES, seed: int = 0

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.schema import Schema, SparseFeature
 from dlrmctl.data.source import Block
 
@@ -13,6 +14,7 @@ class Counting:
         self.count, self.block_rows, self.multi_hot = num_examples, block_rows, multi_hot
         sparse = (SparseFeature("small", 7), SparseFeature("large", 2**25))
         self.schema = Schema(("up", "down"), (*sparse, SparseFeature("list", 3, 3)) if multi_hot else sparse)
+        self.features = FeatureSpace(self.schema, ids="counting")
 
     def num_examples(self, split: str) -> int:
         return self.count
@@ -31,4 +33,7 @@ class Counting:
         return f"counting-{self.count}"
 
     def vocabulary_fingerprint(self) -> str:
-        return "counting"
+        return self.features.vocabulary_fingerprint()
+
+    def bayes(self, split: str) -> None:
+        return None

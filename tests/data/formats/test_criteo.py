@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from dlrmctl.data.formats.criteo import LOST_FIELDS, parse
-from dlrmctl.data.formats.criteo_digits import MISSING_DENSE, transform_dense
+from dlrmctl.data.formats.criteo_digits import transform_dense
 from dlrmctl.data.formats.lines import MAX_LINE_BYTES, Lines
 from dlrmctl.data.formats.raw import BadLine, RawPiece
+from dlrmctl.data.formats.transforms import MISSING
 from tests.data.criteo_files import Row, as_text, make_rows
 
 
@@ -16,7 +17,7 @@ def parse_text(text: bytes, **settings: bool) -> RawPiece:
 
 def plain(row: Row) -> tuple[int, list[float], list[int | None]]:
     """A row read the slow and obvious way."""
-    dense = [float(np.float16(np.log(max(int(x), -2) + 3.0))) if x else MISSING_DENSE for x in row[1:14]]
+    dense = [float(np.float16(np.log(max(int(x), -2) + 3.0))) if x else MISSING for x in row[1:14]]
     return int(row[0]), dense, [int(value, 16) if value else None for value in row[14:]]
 
 

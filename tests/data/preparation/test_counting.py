@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dlrmctl.data.features.lookup import ValueTable
 from dlrmctl.data.preparation import counting
 from dlrmctl.data.preparation.counting import ValueCounter, merge_counts, rank_values, write_counts
-from dlrmctl.data.store.lookup import ValueTable
 
 WIDTHS = [np.dtype("<u4"), np.dtype("<u8")]
 

@@ -23,7 +23,7 @@ def test_new_rows_are_encoded_like_stored_ones(tmp_path: Path, hash_rows: int | 
     store = Store(tmp_path / "store")
     stored = list(Reader(store, "test", batch_size=7, shuffle=False).batches(0))
     new = write(tmp_path / "new.gz", [row if labelled else row[1:] for row in rows[-7:]])
-    (piece,) = read_new_rows(CriteoInput([new], labelled=labelled), store.encoders(), store.schema)
+    (piece,) = read_new_rows(CriteoInput([new], labelled=labelled), store.features.encoders(), store.schema)
     (batch,) = cut_batches(iter([piece.block]), store.schema.keys, 7)
     assert torch.equal(batch.ids, stored[0].ids)
     assert torch.equal(batch.dense_BI, stored[0].dense_BI)
@@ -38,13 +38,15 @@ def test_bad_lines_among_new_rows_are_told_by_number(tmp_path: Path) -> None:
     prepare_criteo([write(tmp_path / "train.txt", rows)], tmp_path / "store")
     store = Store(tmp_path / "store")
     (tmp_path / "new").write_bytes(as_text([row[1:] for row in rows[:2]]) + b"x\n" + as_text([rows[3][1:]]))
-    (piece,) = read_new_rows(CriteoInput([str(tmp_path / "n?w")], labelled=False), store.encoders(), store.schema)
+    (piece,) = read_new_rows(
+        CriteoInput([str(tmp_path / "n?w")], labelled=False), store.features.encoders(), store.schema
+    )
     assert piece.lines_N.tolist() == [1, 2, 4]
     assert piece.source == "new"
     assert [(bad.line, bad.problem) for bad in piece.bad] == [(3, "1 field, expected 39")]
     other = replace(store.schema, dense=(*store.schema.dense[:-1], "age"))
     with pytest.raises(DataError, match="the rows have the dense features int_1 to int_13, the model has int_1 to age"):
-        read_new_rows(CriteoInput([tmp_path / "new"], labelled=False), store.encoders(), other)
+        read_new_rows(CriteoInput([tmp_path / "new"], labelled=False), store.features.encoders(), other)
     none = replace(store.schema, dense=())
     with pytest.raises(DataError, match="the rows have the dense features int_1 to int_13, the model has "):
-        read_new_rows(CriteoInput([tmp_path / "new"], labelled=False), store.encoders(), none)
+        read_new_rows(CriteoInput([tmp_path / "new"], labelled=False), store.features.encoders(), none)

@@ -1,7 +1,6 @@
 """Raw files become a store of exactly their good rows, or one clear line says why not."""
 
 import collections
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.formats.criteo import CriteoInput
 from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.prepare import prepare
-from dlrmctl.data.preparation.report import PrepareProgress
+from dlrmctl.data.preparation.report import PrepareProgress, PrepareReport
 from dlrmctl.data.reader import Reader
 from dlrmctl.data.source import SPLITS
-from dlrmctl.data.store.encoders import load_counts
 from dlrmctl.data.store.store import Store
 from tests.data.criteo_files import Row, as_text, make_rows, prepare_criteo, write
 
@@ -63,8 +61,10 @@ def test_the_store_holds_what_a_plain_reading_finds(tmp_path: Path, min_count: i
     for column, told in enumerate(report.columns):
         ids = np.array(expected)[:, column]
         assert (told.rows, told.missing, told.rare) == (len(known[column]) + 2, (ids == 0).mean(), (ids == 1).mean())
-    assert json.loads(json.dumps(report.to_dict())) == store.manifest["report"]
-    assert store.manifest["ids"]["min_count"] == min_count
+    made = store.manifest.preparation
+    assert made is not None
+    assert PrepareReport.from_dict(made.report) == report
+    assert made.min_count == min_count
 
 
 def test_the_same_files_make_the_same_store(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_new_rows_can_be_encoded_like_the_old_ones(tmp_path: Path) -> None:
     path = write(tmp_path / "train.txt", make_rows(100))
     prepare_criteo([path], tmp_path / "store")
     store = Store(tmp_path / "store")
-    encoders = store.encoders()
+    encoders = store.features.encoders()
     values = np.array([int(row[14] or "0", 16) for row in make_rows(100)], dtype=np.uint32)
     present = np.array([bool(row[14]) for row in make_rows(100)])
     assert encoders["cat_1"].encode(values, present)[:85].tolist() == stored_ids(store, "train")[:, 0].tolist()
@@ -125,7 +125,7 @@ def test_hashed_ids_above_two_to_the_24th_survive(tmp_path: Path) -> None:
     assert ids.max() > 2**24
     assert (ids[ids > 2**24] % 2 == 1).any()  # a float32 keeps even ones only
     assert {feature.rows for feature in store.schema.sparse} == {50_000_000}
-    encoders = store.encoders()
+    encoders = store.features.encoders()
     for column, name in enumerate(store.schema.keys):
         texts = [row[14 + column] for row in make_rows(60)[: len(ids)]]
         values = np.array([int(text or "0", 16) for text in texts], dtype=np.uint32)
@@ -293,10 +293,11 @@ def test_the_counts_of_rows_are_those_of_the_training_examples(tmp_path: Path) -
         prepare_criteo([path], tmp_path / name, options)
         store = Store(tmp_path / name)
         ids = stored_ids(store, "train")
-        for column, entry in enumerate(store.manifest["ids"]["columns"]):
-            counts = load_counts(store.path, entry)
-            assert counts.tolist() == np.bincount(ids[:, column], minlength=entry["rows"]).tolist()
+        for column, feature in enumerate(store.schema.sparse):
+            counts = store.features.counts(feature.name)
+            assert counts is not None
+            assert counts.tolist() == np.bincount(ids[:, column], minlength=feature.rows).tolist()
     (tmp_path / "ids" / "vocabulary" / "cat_1.counts").write_bytes(bytes(8))
     store = Store(tmp_path / "ids")
     with pytest.raises(DataError, match=r"cat_1\.counts: changed since it was prepared"):
-        load_counts(store.path, store.manifest["ids"]["columns"][0])
+        store.features.counts("cat_1")

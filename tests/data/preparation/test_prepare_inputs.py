@@ -15,7 +15,6 @@ from dlrmctl.data.preparation.prepare import prepare
 from dlrmctl.data.preparation.report import PrepareReport
 from dlrmctl.data.preparation.selection import is_kept
 from dlrmctl.data.source import SPLITS
-from dlrmctl.data.store.encoders import load_counts
 from dlrmctl.data.store.store import Store
 from tests.data.raw_inputs import FEATURES, ArrayInput
 
@@ -25,6 +24,11 @@ ROWS = [260, 160]
 def prepared(input: ArrayInput, out: Path, options: PrepareOptions | None = None, **steps: Any) -> Store:
     prepare(input, out, options or PrepareOptions(block_rows=64), **steps)
     return Store(out)
+
+
+def report_of(store: Store) -> PrepareReport:
+    assert store.manifest.preparation is not None
+    return PrepareReport.from_dict(store.manifest.preparation.report)
 
 
 def stored(store: Store, split: str) -> tuple[list[list[list[int]]], list[int], np.ndarray]:
@@ -62,9 +66,11 @@ def check(store: Store, input: ArrayInput, rows: dict[str, list[int]], ids_FN: l
         assert labels == input.labels_N[rows[split]].tolist()
         assert dense_IN.tolist() == input.dense_IN[:, rows[split]].tolist()
         assert lists_FN == [[ids_N[row] for row in rows[split]] for ids_N in ids_FN]
-    for f, entry in enumerate(store.manifest["ids"]["columns"]):
+    for f, feature in enumerate(store.schema.sparse):
         seen = collections.Counter(value for row in rows["train"] for value in ids_FN[f][row])
-        assert load_counts(store.path, entry).tolist() == [seen[row] for row in range(entry["rows"])]
+        counts = store.features.counts(feature.name)
+        assert counts is not None
+        assert counts.tolist() == [seen[row] for row in range(feature.rows)]
 
 
 def cut(total: int, train: int) -> dict[str, list[int]]:
@@ -108,7 +114,7 @@ def test_a_limit_takes_the_first_good_rows(tmp_path: Path) -> None:
     input = ArrayInput(ROWS)
     store = prepared(input, tmp_path / "store", PrepareOptions(limit=301))
     check(store, input, cut(301, 258), plain_ids(input, [*range(258)]))
-    assert [source["rows"] for source in store.manifest["report"]["sources"]] == [260, 41]
+    assert [source.rows for source in report_of(store).sources] == [260, 41]
 
 
 def test_negatives_are_sampled_in_training_alone(tmp_path: Path) -> None:
@@ -119,10 +125,16 @@ def test_negatives_are_sampled_in_training_alone(tmp_path: Path) -> None:
     assert sum(input.labels_N[kept]) == sum(input.labels_N[:260])
     store = prepared(input, tmp_path / "store", options, part_rows=30)
     check(store, input, {**rows, "train": kept}, plain_ids(input, kept))
-    told = store.manifest["negative_sampling"]
-    assert (told["rate"], told["seed"], told["split"]) == (0.4, 7, "train")
-    assert told["logit_offset"] == math.log(0.4)
-    report = PrepareReport.from_dict(store.manifest["report"])
+    assert store.manifest.preparation is not None
+    sampling = store.manifest.preparation.sampling
+    assert sampling is not None
+    assert (sampling.rate, sampling.seed, sampling.logit_offset) == (0.4, 7, math.log(0.4))
+    assert [store.features.logit_offset(split) for split in ("train", "test", None)] == [
+        0,
+        math.log(0.4),
+        math.log(0.4),
+    ]
+    report = report_of(store)
     assert report.splits["train"].label_rate == np.mean(input.labels_N[kept])
     assert report.splits["train"].label_rate_before == np.mean(input.labels_N[:260])
     assert report.splits["test"].label_rate_before is None

@@ -6,6 +6,7 @@ import shutil
 import time
 import tracemalloc
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from dlrmctl.data.reader import Reader
 from dlrmctl.data.schema import RESERVED_ROWS, Schema, SparseFeature
 from dlrmctl.data.source import SPLITS, Block
 from dlrmctl.data.store.layout import block_bytes, narrowest
-from dlrmctl.data.store.manifest import write_manifest
+from dlrmctl.data.store.manifest import SplitEntry, read_manifest, write_manifest
 from dlrmctl.data.store.store import Store
 from dlrmctl.data.store.writer import StoreWriter, write_store
 from dlrmctl.data.synthetic.cardinalities import SIZES
@@ -68,8 +69,9 @@ def test_a_row_of_criteo_takes_less_than_100_bytes() -> None:
 def test_equal_data_has_an_equal_fingerprint(tmp_path: Path) -> None:
     small = {"num_train": 9000, "num_validation": 10, "num_test": 10, "cardinalities": (5, 300)}
     write_store(Synthetic(1, **small), tmp_path / "a")
-    write_store(Synthetic(1, **small), tmp_path / "b", {"note": "made elsewhere"})
+    write_store(Synthetic(1, **small), tmp_path / "b")
     write_store(Synthetic(2, **small), tmp_path / "c")
+    write_manifest(tmp_path / "b", replace(read_manifest(tmp_path / "b"), vocabulary_fingerprint="made elsewhere"))
     a, b, c = (Store(tmp_path / name).fingerprint() for name in "abc")
     assert a == b != c
 
@@ -186,7 +188,7 @@ def test_a_writer_goes_on_where_another_one_was_killed(tmp_path: Path) -> None:
         if left:
             writer.add(left[0][0], Counting(10, multi_hot=True).read_block(left[0][0], 0))  # never said to be written
             writer.close()
-    writer.finish({"vocabulary_fingerprint": source.vocabulary_fingerprint()})
+    writer.finish(vocabulary_fingerprint=source.vocabulary_fingerprint())
     for file in whole.iterdir():
         assert (parts / file.name).read_bytes() == file.read_bytes()
     assert len(list(parts.iterdir())) == len(list(whole.iterdir()))
@@ -212,13 +214,9 @@ def test_opening_a_store_of_a_terabyte_is_quick_and_small(tmp_path: Path) -> Non
     records["bytes"], records["crc32"] = size, np.arange(num_blocks)
     (tmp_path / "train.blocks").write_bytes(records.tobytes())
     os.truncate(tmp_path / "train.bin", num_blocks * size)  # a hole: nothing of it lies on the disk
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    manifest["splits"]["train"] |= {
-        "examples": num_blocks * block_rows,
-        "bytes": num_blocks * size,
-        "table_crc32": zlib.crc32(records.tobytes()),
-    }
-    write_manifest(tmp_path, {name: manifest[name] for name in ("schema", "block_rows", "splits")})
+    manifest = read_manifest(tmp_path)
+    train = SplitEntry(num_blocks * block_rows, num_blocks * size, zlib.crc32(records.tobytes()))
+    write_manifest(tmp_path, replace(manifest, splits={**manifest.splits, "train": train}))
     tracemalloc.start()
     started = time.process_time()
     store = Store(tmp_path)
@@ -279,7 +277,7 @@ def test_a_block_or_split_that_is_not_there_is_refused(path: Path) -> None:
     with pytest.raises(DataError, match="there is no split 'dev'"):
         Store(path).read_block("dev", 0)
     with pytest.raises(DataError, match="keeps no vocabulary"):
-        Store(path).encoders()
+        Store(path).features.encoders()
 
 
 @pytest.mark.parametrize(

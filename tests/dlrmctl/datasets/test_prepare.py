@@ -13,7 +13,6 @@ import pytest
 from dlrmctl.console.text import duration
 from dlrmctl.data.formats.table_schema import EXAMPLE, read_schema
 from dlrmctl.data.preparation.report import PrepareProgress
-from dlrmctl.data.store.encoders import load_counts
 from dlrmctl.data.store.store import Store
 from dlrmctl.data.store.writer import write_store
 from dlrmctl.data.synthetic.synthetic import Synthetic
@@ -328,9 +327,11 @@ def test_a_store_shows_the_report_again(tables: Path, store: Path):
 
 def test_the_curve_is_that_of_the_counts(store: Path):
     shown = in_process("data", "show", store, "--json").json()["frequencies"]
-    entries = Store(store).manifest["ids"]["columns"]
-    for curve, entry in zip(shown, entries, strict=True):
-        counts = np.sort(load_counts(store, entry))[::-1]
+    features = Store(store).features
+    for curve, name in zip(shown, features.schema.keys, strict=True):
+        kept = features.counts(name)
+        assert kept is not None
+        counts = np.sort(kept)[::-1]
         assert curve["lookups"] == counts.sum()
         assert curve["rows"] == len(counts)
         top = len(counts) // 10

@@ -95,9 +95,13 @@ def test_the_file_says_what_its_server_has_to_know(place: Path, exported: tuple[
     torch.export.load(file, extra_files=inside)
     metadata, store = json.loads(inside[METADATA]), Store(place / "store")
     assert metadata["ids"]["vocabulary"] == store.vocabulary_fingerprint()
-    assert metadata["dense_transform"] == store.manifest["dense_transform"]
+    made = store.manifest.preparation
+    assert made is not None
+    assert made.sampling is not None
+    assert metadata["dense_transform"] == made.dense_transform.to_dict()
+    assert metadata["ids"]["columns"] == [column.to_dict() for column in made.columns]
     assert [column["name"] for column in metadata["inputs"]["ids"]["columns"]] == list(store.schema.keys)
-    assert metadata["logit_offset"] == store.manifest["negative_sampling"]["logit_offset"] != 0
+    assert metadata["logit_offset"] == made.sampling.logit_offset != 0
     assert metadata["checks"]["rows"] == result["checks"]["rows"] == 50
     assert result["checks"]["largest_difference"] <= ROUNDING
     assert sum(table["bytes"] for table in metadata["tables"].values()) == result["table_bytes"]

@@ -1,22 +1,11 @@
 """Every value has its row, by counting or by hashing, in integer arithmetic."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from dlrmctl.data.errors import DataError
+from dlrmctl.data.features.encoders import AsRows, Hashing, Vocabulary
 from dlrmctl.data.randomness import mix
-from dlrmctl.data.store.encoders import (
-    AsRows,
-    Hashing,
-    Vocabulary,
-    encoder_entry,
-    encoders_fingerprint,
-    load_encoders,
-    vocabulary_file,
-)
 
 
 def test_rows_are_those_of_the_values_in_order() -> None:
@@ -59,29 +48,9 @@ def test_the_hash_is_the_published_one() -> None:
     )
 
 
-def test_encoders_are_kept_beside_the_store(tmp_path: Path) -> None:
-    values = {"a": np.array([9, 3, 7], "<u4"), "b/c": np.array([2**40, 3], "<u8")}
-    (tmp_path / "vocabulary").mkdir()
-    for name, array in values.items():
-        (tmp_path / vocabulary_file(name, array.dtype)).write_bytes(array.tobytes())
-    entries = [encoder_entry(tmp_path, name, array.dtype) for name, array in values.items()]
-    entries += [encoder_entry(tmp_path, "d", Hashing(10, 1)), encoder_entry(tmp_path, "e", AsRows(12))]
-    loaded = load_encoders(tmp_path, json.loads(json.dumps(entries)))
-    assert [(name, encoder.rows) for name, encoder in loaded.items()] == [("a", 5), ("b/c", 4), ("d", 10), ("e", 12)]
-    asked, present = np.arange(12, dtype=np.uint32), np.arange(12) > 0
-    assert loaded["a"].encode(asked, present).tolist() == [0, 1, 1, 3, 1, 1, 1, 4, 1, 2, 1, 1]
-    assert loaded["b/c"].encode(np.array([2**40, 2**40 + 3, 3], np.uint64), None).tolist() == [2, 1, 3]
-    assert loaded["d"].encode(asked, present).tolist() == Hashing(10, 1).encode(asked, present).tolist()
-    assert loaded["e"].encode(asked, present).tolist() == asked.tolist()
+def test_rows_that_are_rows_already_lie_inside_their_table() -> None:
+    values = np.arange(12, dtype=np.uint64)
+    assert AsRows(12).encode(values, None).tolist() == values.tolist()
+    assert AsRows(12).encode(values, values % 2 == 1).tolist() == [0, 1, 0, 3, 0, 5, 0, 7, 0, 9, 0, 11]
     with pytest.raises(DataError, match="row 12 lies outside a table of 12 rows"):
-        loaded["e"].encode(np.array([12], np.uint64), None)
-    (tmp_path / "vocabulary" / "a.u4").write_bytes(b"\0" * 12)
-    with pytest.raises(DataError, match=r"a\.u4: changed since it was prepared"):
-        load_encoders(tmp_path, entries)
-
-
-def test_only_equal_encoders_have_equal_fingerprints(tmp_path: Path) -> None:
-    entry = {"name": "a", "rows": 5, "scheme": "vocabulary", "file": "a.u4", "crc32": 1}
-    assert encoders_fingerprint([entry]) == encoders_fingerprint([{**entry, "counts": {"crc32": 7}}])
-    others = [{**entry, "crc32": 2}, {**entry, "name": "b"}, {"name": "a", "rows": 5, "scheme": "rows"}]
-    assert len({encoders_fingerprint([other]) for other in (entry, *others)}) == 4
+        AsRows(12).encode(np.array([12], np.uint64), None)

@@ -1,0 +1,217 @@
+"""The columns of a data set as its manifest lists them: how raw values get their rows, and which files keep that."""
+
+import hashlib
+import json
+import shutil
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.features.encoders import AsRows, Encoder, Hashing, Vocabulary
+from dlrmctl.data.files import file_crc32, io_errors, read_array
+from dlrmctl.data.schema import MISSING_ROW, RARE_ROW, RESERVED_ROWS
+from dlrmctl.data.sealed import Values
+
+VOCABULARY = "vocabulary"  # directory of the files, beside the manifest
+_VALUE_TYPES = ("u4", "u8")
+_COUNT_TYPES = ("<u4", "<u8")
+_AGAIN = "prepare it again from the raw files"
+
+
+def vocabulary_file(name: str, dtype: np.dtype) -> str:
+    """Where the values of a column are kept, in the order of their rows."""
+    return f"{VOCABULARY}/{quote(name, safe='')}.u{dtype.itemsize}"
+
+
+def counts_file(name: str) -> str:
+    """Where it is kept how often each row of a column occurs in the training split."""
+    return f"{VOCABULARY}/{quote(name, safe='')}.counts"
+
+
+@dataclass(frozen=True)
+class KeptArray:
+    """An array in a file of its own, beside the manifest that lists it.
+
+    Attributes:
+        file: its name, from the directory of the manifest.
+        dtype: unsigned, little-endian.
+        num_values: in the file.
+        crc32: of the file.
+    """
+
+    file: str
+    dtype: np.dtype
+    num_values: int
+    crc32: int
+
+    @classmethod
+    def describe(cls, directory: Path, file: str, dtype: np.dtype) -> "KeptArray":
+        """A file that is in place.
+
+        Raises:
+            DataError: if it cannot be read.
+        """
+        with io_errors(directory / file, "read"):
+            num_values = (directory / file).stat().st_size // dtype.itemsize
+        return cls(file, dtype, num_values, file_crc32(directory / file))
+
+    def check_size(self, directory: Path) -> None:
+        """Raises:
+        DataError: if the file is missing, or shorter or longer than it was.
+        """
+        path, expected = directory / self.file, self.num_values * self.dtype.itemsize
+        with io_errors(path, "read"):
+            found = path.stat().st_size
+        if found != expected:
+            raise DataError(f"{path}: changed since it was prepared: {found:,} bytes, not {expected:,}", _AGAIN)
+
+    def load(self, directory: Path) -> np.ndarray:
+        """The array.
+
+        Raises:
+            DataError: if the file is missing or changed.
+        """
+        self.check_size(directory)
+        array = read_array(directory / self.file, self.dtype, self.num_values)
+        if zlib.crc32(array.data) != self.crc32:
+            raise DataError(f"{directory / self.file}: changed since it was prepared", _AGAIN)
+        return array
+
+    def copy(self, source: Path, target: Path) -> None:
+        """Copies the file from one directory to another.
+
+        Raises:
+            DataError: if it changed, or cannot be read or written.
+        """
+        with io_errors(source / self.file, "read"), (source / self.file).open("rb") as opened:
+            with io_errors(target / self.file, "write"), (target / self.file).open("wb") as file:
+                shutil.copyfileobj(opened, file)
+        if file_crc32(target / self.file) != self.crc32:
+            raise DataError(f"{source / self.file}: changed since it was prepared", _AGAIN)
+
+
+KeptEncoder = Hashing | AsRows | KeptArray  # of a vocabulary, the file of its values, most frequent first
+
+
+@dataclass(frozen=True)
+class ColumnEntry:
+    """One column.
+
+    Attributes:
+        name: of the sparse feature.
+        encoder: what gives rows to values.
+        counts: how often each row occurs in the training split; None if that is not kept.
+    """
+
+    name: str
+    encoder: KeptEncoder
+    counts: KeptArray | None = None
+
+    @property
+    def rows(self) -> int:
+        """Of the table, the reserved ones included."""
+        return self.encoder.num_values + RESERVED_ROWS if isinstance(self.encoder, KeptArray) else self.encoder.rows
+
+    @property
+    def scheme(self) -> str:
+        """ "vocabulary", "hash" or "rows"."""
+        return _SCHEMES[type(self.encoder)]
+
+    @property
+    def files(self) -> list[KeptArray]:
+        """The files of the column."""
+        return [kept for kept in (self.encoder, self.counts) if isinstance(kept, KeptArray)]
+
+    def load(self, directory: Path) -> Encoder:
+        """The encoder, which may take long and much memory.
+
+        Raises:
+            DataError: if the file of a vocabulary is missing or changed.
+        """
+        return Vocabulary(self.encoder.load(directory)) if isinstance(self.encoder, KeptArray) else self.encoder
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        entry: dict[str, Any] = {"name": self.name, "rows": self.rows, "scheme": self.scheme}
+        if isinstance(self.encoder, Hashing):
+            entry["column"] = self.encoder.column
+        elif isinstance(self.encoder, KeptArray):
+            entry |= {"file": self.encoder.file, "crc32": self.encoder.crc32}
+        if self.counts:
+            counts = self.counts
+            entry["counts"] = {"file": counts.file, "type": counts.dtype.str, "crc32": counts.crc32}
+        return entry
+
+    @classmethod
+    def from_values(cls, values: Values) -> "ColumnEntry":
+        """The entry that `to_dict` described.
+
+        Raises:
+            DataError: if a value is missing, or is not what it should be.
+        """
+        name, scheme = values.text("name"), values.text("scheme")
+        encoder: KeptEncoder
+        if scheme == "hash":
+            encoder = Hashing(values.whole("rows", least=2), values.whole("column"))
+        elif scheme == "rows":
+            encoder = AsRows(values.whole("rows", least=1))
+        elif scheme == "vocabulary":
+            code = values.text("file").rpartition(".")[2]
+            if code not in _VALUE_TYPES:
+                raise DataError(f"{values.where}file = {values.text('file')!r} must end in .u4 or .u8")
+            num_values = values.whole("rows", least=RESERVED_ROWS) - RESERVED_ROWS
+            encoder = _kept(values, np.dtype(f"<{code}"), num_values)
+        else:
+            raise DataError(f"{values.where}scheme = {scheme!r} must be one of {', '.join(_SCHEMES.values())}")
+        entry = cls(name, encoder)
+        if not values.has("counts"):
+            return entry
+        counts = values.inner("counts")
+        if counts.text("type") not in _COUNT_TYPES:
+            raise DataError(f"{counts.where}type = {counts.text('type')!r} must be one of {', '.join(_COUNT_TYPES)}")
+        return replace(entry, counts=_kept(counts, np.dtype(counts.text("type")), entry.rows))
+
+
+_SCHEMES: dict[type, str] = {KeptArray: "vocabulary", Hashing: "hash", AsRows: "rows"}
+
+
+def _kept(values: Values, dtype: np.dtype, num_values: int) -> KeptArray:
+    file = PurePosixPath(values.text("file"))
+    if file.is_absolute() or ".." in file.parts:
+        raise DataError(f"{values.where}file = {str(file)!r} must lie beside the manifest")
+    return KeptArray(str(file), dtype, num_values, values.whole("crc32"))
+
+
+def reserved_rows(columns: Sequence[ColumnEntry]) -> dict[str, Any]:
+    """The rows that stand for no value of their own, as plain values: only a vocabulary has rare ones."""
+    rare = any(column.scheme == "vocabulary" for column in columns)
+    return {"missing_row": MISSING_ROW, "rare_row": RARE_ROW if rare else None}
+
+
+def read_columns(ids: Values) -> tuple[ColumnEntry, ...]:
+    """The columns that a manifest lists under "ids".
+
+    Raises:
+        DataError: if a value is missing, or is not what it should be.
+    """
+    columns = tuple(ColumnEntry.from_values(values) for values in ids.each("columns"))
+    for name, row in reserved_rows(columns).items():
+        ids.require(name, row)
+    return columns
+
+
+def columns_fingerprint(columns: Iterable[ColumnEntry]) -> str:
+    """Equal where these columns give equal values equal rows."""
+    identity = []
+    for column in columns:
+        encoder = column.encoder
+        number = encoder.column if isinstance(encoder, Hashing) else None
+        crc32 = encoder.crc32 if isinstance(encoder, KeptArray) else None
+        identity.append([column.name, column.rows, column.scheme, number, crc32])
+    return "vocabulary-1:" + hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]

@@ -1,0 +1,212 @@
+"""What scoring raw rows needs of a data set: how the rows are read, and which ids their values have.
+
+`FeatureSpace.save` writes it to a directory of its own, so that rows can be scored where the data set is not:
+
+    features.json             everything but the arrays, and a checksum of itself
+    vocabulary/NAME.u4, .u8   values of a column that have a row of their own, most frequent first
+    vocabulary/NAME.counts    how often each row occurs in the training split
+"""
+
+import errno
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.features.columns import (
+    VOCABULARY,
+    ColumnEntry,
+    KeptArray,
+    columns_fingerprint,
+    read_columns,
+    reserved_rows,
+)
+from dlrmctl.data.features.encoders import Encoder
+from dlrmctl.data.files import io_errors, sync_file
+from dlrmctl.data.formats.table_schema import TableSchema
+from dlrmctl.data.formats.transforms import DenseTransform
+from dlrmctl.data.schema import Schema
+from dlrmctl.data.sealed import Values, read_sealed, write_sealed
+
+FORMAT = "dlrmctl-features/1"
+FEATURES = "features.json"
+GENERATED = "generated"  # the format of what has no raw rows
+_WHAT = "features that were kept of a data set"
+_HOW = "`FeatureSpace.save` writes them"
+_AGAIN = "save them again from the data set"
+_CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+@dataclass(frozen=True)
+class FeatureSpace:
+    """The features of a data set: names, tables, and the way from raw rows to them.
+
+    Attributes:
+        schema: of the examples.
+        input: format of the raw rows: "criteo", "csv", "parquet" or "npy"; "generated" for examples without raw rows,
+            None for those whose raw rows are not known.
+        table_schema: what the columns of "csv" and "parquet" are.
+        dense_transform: what was done to the dense values; None where that is not known.
+        columns: how raw values get rows, and how often each occurs, one entry for each sparse feature; empty where ids
+            were not made from raw values.
+        sampling_offset: logarithm of the share of training negatives that was kept; see `logit_offset`.
+        ids: identity of the ids where there are no columns.
+        directory: of the files of the columns.
+    """
+
+    schema: Schema
+    input: str | None = None
+    table_schema: TableSchema | None = None
+    dense_transform: DenseTransform | None = None
+    columns: tuple[ColumnEntry, ...] = ()
+    sampling_offset: float = 0.0
+    ids: str = ""
+    directory: Path | None = None
+
+    def vocabulary_fingerprint(self) -> str:
+        """Equal where ids mean the same; a model can score other data whose ids mean what its own meant."""
+        return columns_fingerprint(self.columns) if self.columns else self.ids
+
+    def logit_offset(self, split: str | None = None) -> float:
+        """What is added to the logits of a model, so that training on a sample of the negatives does not show.
+
+        Args:
+            split: the examples that are scored; None for rows that are in no split. Only "train" was sampled.
+        """
+        return 0.0 if split == "train" else self.sampling_offset
+
+    def sorted_by_frequency(self, name: str) -> bool:
+        """Whether a lower id of this feature is known to occur at least as often, behind the reserved ones."""
+        return any(column.name == name and column.scheme == "vocabulary" for column in self.columns)
+
+    def encoder(self, name: str) -> Encoder | None:
+        """What gives rows to the raw values of one feature; None if its ids were not made from raw values.
+
+        Raises:
+            DataError: if a file is missing or changed.
+        """
+        column = next((column for column in self.columns if column.name == name), None)
+        return None if column is None else column.load(self._directory())
+
+    def encoders(self) -> dict[str, Encoder]:
+        """What gives rows to raw values, by sparse feature. Vocabularies are read from their files.
+
+        Raises:
+            DataError: if ids were not made from raw values, or a file is missing or changed.
+        """
+        if not self.columns:
+            raise DataError(f"{self._name()}: keeps no vocabulary, its rows were not made from raw values")
+        return {column.name: column.load(self._directory()) for column in self.columns}
+
+    def counts(self, name: str) -> np.ndarray | None:
+        """How often each row of a feature occurs in the training split: uint32 or uint64 [rows].
+
+        Rows 0 and 1 are those of missing and of rare values. None where nothing was counted.
+
+        Raises:
+            DataError: if the file is missing or changed.
+        """
+        kept = next((column.counts for column in self.columns if column.name == name), None)
+        return None if kept is None else kept.load(self._directory())
+
+    def save(self, directory: Path) -> None:
+        """Writes a directory that `open` reads, whole or not at all. Files are hard links where that is possible.
+
+        Args:
+            directory: must not exist.
+
+        Raises:
+            DataError: if it exists, cannot be written, or a file of the columns is missing or changed.
+        """
+        with io_errors(directory, "write"):
+            if directory.exists():
+                raise DataError(f"{directory}: exists already", "choose another directory, or remove this one")
+            unfinished = directory.with_name(f"{directory.name}.{os.getpid()}.tmp")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            (unfinished / VOCABULARY).mkdir(parents=True)
+        try:
+            for kept in (kept for column in self.columns for kept in column.files):
+                _link_or_copy(kept, self._directory(), unfinished)
+            write_sealed(unfinished / FEATURES, FORMAT, self._to_dict())
+            with io_errors(directory, "write"):
+                sync_file(unfinished / VOCABULARY)
+                sync_file(unfinished)
+                unfinished.rename(directory)
+                sync_file(directory.parent)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    @classmethod
+    def open(cls, directory: Path | str) -> "FeatureSpace":
+        """What `save` wrote. Sizes of files are compared now, and their checksums when they are loaded.
+
+        Raises:
+            DataError: if there is nothing at `directory`, it is of another version, edited or damaged.
+        """
+        directory = Path(directory)
+        if not (directory / FEATURES).is_file():
+            raise DataError(f"{directory}: no {FEATURES}, so not {_WHAT}", _HOW)
+        features = read_sealed(
+            directory / FEATURES,
+            FORMAT,
+            lambda values: cls._from_values(values, directory),
+            what=_WHAT,
+            hint=_HOW,
+            again=_AGAIN,
+        )
+        for kept in (kept for column in features.columns for kept in column.files):
+            kept.check_size(directory)
+        return features
+
+    def _to_dict(self) -> dict[str, Any]:
+        return {
+            "schema": self.schema.to_dict(),
+            "input": self.input,
+            "table_schema": self.table_schema.to_dict() if self.table_schema else None,
+            "dense_transform": self.dense_transform.to_dict() if self.dense_transform else None,
+            "ids": {**reserved_rows(self.columns), "columns": [column.to_dict() for column in self.columns]},
+            "vocabulary_fingerprint": self.vocabulary_fingerprint(),
+            "logit_offset": self.sampling_offset,
+        }
+
+    @classmethod
+    def _from_values(cls, values: Values, directory: Path) -> "FeatureSpace":
+        schema = Schema.from_dict(values.inner("schema").entries)
+        columns = read_columns(values.inner("ids"))
+        names = tuple(column.name for column in columns)
+        if columns and names != schema.keys:
+            raise DataError("ids.columns are not the sparse features of the schema")
+        return cls(
+            schema,
+            input=values.text("input") if values.has("input") else None,
+            table_schema=values.optional("table_schema", lambda v: TableSchema.from_dict(v.entries, str(directory))),
+            dense_transform=values.optional("dense_transform", DenseTransform.from_values),
+            columns=columns,
+            sampling_offset=values.number("logit_offset"),
+            ids=values.text("vocabulary_fingerprint"),
+            directory=directory,
+        )
+
+    def _name(self) -> str:
+        return "generated data" if self.directory is None else str(self.directory)
+
+    def _directory(self) -> Path:
+        assert self.directory is not None, "columns have files"
+        return self.directory
+
+
+def _link_or_copy(kept: KeptArray, source: Path, target: Path) -> None:
+    kept.check_size(source)
+    try:
+        os.link(source / kept.file, target / kept.file)
+    except OSError as error:
+        if error.errno not in _CANNOT_LINK:
+            with io_errors(target / kept.file, "write"):
+                raise
+        kept.copy(source, target)
+        with io_errors(target / kept.file, "write"):
+            sync_file(target / kept.file)

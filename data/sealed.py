@@ -1,0 +1,151 @@
+"""JSON files with the name of their format and a checksum of themselves, checked when they are read."""
+
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.files import io_errors, write_whole
+
+_CHECKSUM = "crc32"
+_KINDS = {int: "a whole number", str: "a text", dict: "an object", list: "a list"}
+_SHOWN = 200  # characters of what is wrong
+_Kind = TypeVar("_Kind", int, str, dict, list)
+_Content = TypeVar("_Content")
+
+
+def write_sealed(path: Path, format: str, content: Mapping[str, Any]) -> None:
+    """Writes the file, whole or not at all.
+
+    Args:
+        path: of the file.
+        format: its name and version, as in "dlrmctl-store/2".
+        content: plain values for JSON.
+
+    Raises:
+        DataError: if it cannot be written.
+    """
+    sealed = json.loads(json.dumps({"format": format, **content}))
+    sealed[_CHECKSUM] = _checksum(sealed)
+    write_whole(path, (json.dumps(sealed, indent=1) + "\n").encode())
+
+
+def read_sealed(
+    path: Path, format: str, parse: Callable[["Values"], _Content], *, what: str, hint: str, again: str
+) -> _Content:
+    """What `parse` makes of the content of the file.
+
+    Args:
+        path: of the file.
+        format: the one that this version reads.
+        parse: of the values; raises DataError, without the name of the file.
+        what: the file should be, as in "the manifest of a store".
+        hint: if it is something else.
+        again: hint if it is of another version, edited or damaged.
+
+    Raises:
+        DataError: in one line, if it cannot be read, or is not as it was written.
+    """
+    with io_errors(path, "read"):
+        content = path.read_bytes()
+    try:
+        sealed = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: damaged: {error}", again) from error
+    if not isinstance(sealed, dict) or "format" not in sealed:
+        raise DataError(f"{path}: not {what}", hint)
+    if sealed["format"] != format:
+        found = _short(repr(sealed["format"]))
+        raise DataError(f"{path}: the format is {found}, this version reads {format!r}", again)
+    try:
+        values = Values(sealed)
+        parsed = parse(values)
+        if values.whole(_CHECKSUM) != _checksum(sealed):
+            raise DataError(f"its content does not match its checksum, {_CHECKSUM} = {sealed[_CHECKSUM]}")
+    except DataError as error:
+        raise DataError(f"{path}: edited or damaged: {_short(error.message)}", again) from error
+    return parsed
+
+
+def _checksum(sealed: Mapping[str, Any]) -> int:
+    """CRC-32 of everything but the checksum; order and spaces do not count."""
+    content = {key: value for key, value in sealed.items() if key != _CHECKSUM}
+    return zlib.crc32(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _short(text: str) -> str:
+    """One line that is not endless."""
+    line = " ".join(text.encode(errors="backslashreplace").decode().split())
+    return line if len(line) <= _SHOWN else line[:_SHOWN] + "..."
+
+
+@dataclass(frozen=True)
+class Values:
+    """An object of a JSON file. What is taken out of it is checked, and named where it is wrong.
+
+    Attributes:
+        entries: plain values by name.
+        where: what stands before their names in messages, as in "splits.train.".
+    """
+
+    entries: Mapping[str, Any]
+    where: str = ""
+
+    def whole(self, name: str, *, least: int = 0) -> int:
+        """A whole number that must be there.
+
+        Raises:
+            DataError: if it is not, or it is below `least`.
+        """
+        number = self._take(name, int)
+        if number < least:
+            raise DataError(f"{self.where}{name} = {number} must be at least {least}")
+        return number
+
+    def number(self, name: str) -> float:
+        """A number that must be there, whole or not; true is none."""
+        value = self.entries.get(name)
+        return float(value) if type(value) is float else float(self._take(name, int))
+
+    def text(self, name: str) -> str:
+        return self._take(name, str)
+
+    def inner(self, name: str) -> "Values":
+        return Values(self._take(name, dict), f"{self.where}{name}.")
+
+    def each(self, name: str) -> list["Values"]:
+        """The objects of a list."""
+        items = self._take(name, list)
+        for index, item in enumerate(items):
+            if not isinstance(item, dict):
+                raise DataError(f"{self.where}{name}[{index}] = {item!r} must be {_KINDS[dict]}")
+        return [Values(item, f"{self.where}{name}[{index}].") for index, item in enumerate(items)]
+
+    def optional(self, name: str, parse: Callable[["Values"], _Content]) -> _Content | None:
+        """What `parse` makes of an object; None if it is not there."""
+        return parse(self.inner(name)) if self.has(name) else None
+
+    def has(self, name: str) -> bool:
+        """Whether the entry is there, and not null."""
+        return self.entries.get(name) is not None
+
+    def require(self, name: str, expected: Any) -> None:
+        """Raises:
+        DataError: if the entry is not just this.
+        """
+        if name not in self.entries:
+            raise DataError(f"{self.where}{name} is missing")
+        found = self.entries[name]
+        if type(found) is not type(expected) or found != expected:
+            raise DataError(f"{self.where}{name} = {found!r} must be {expected!r}")
+
+    def _take(self, name: str, kind: type[_Kind]) -> _Kind:
+        if name not in self.entries:
+            raise DataError(f"{self.where}{name} is missing")
+        value = self.entries[name]
+        if type(value) is not kind:
+            raise DataError(f"{self.where}{name} = {value!r} must be {_KINDS[kind]}")
+        return value
