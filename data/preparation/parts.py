@@ -1,7 +1,8 @@
 """Parsed rows on disk between the passes of a preparation: numbered files of many rows, whole or absent.
 
 In a part, column follows column: the labels, the dense features, and for every sparse feature one bit per row (is the
-value there?) or the lengths of the lists, then the values. What the part holds is said at its end, as JSON.
+value there?) or the lengths of the lists, then the values. What the part holds is said at its end, as JSON. The journal
+beside the parts names the version of their format.
 I dense features, N rows of a part.
 """
 

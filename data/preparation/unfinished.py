@@ -1,6 +1,8 @@
-"""The directory `OUT.partial` of an unfinished preparation: one process works in it, and it stays if work can go on.
+"""The directory `OUT.partial` of an unfinished preparation: one process works in it, and it stays if work can continue.
 
-How far a preparation is, in a small file that is replaced whole: what it says is on the disk already."""
+Its journal says how far the work is, in a small file that is replaced whole: what it says is on the disk already. It
+names the version of everything in the directory.
+"""
 
 import fcntl
 import json
@@ -94,7 +96,7 @@ def _is_of_the_system(error: BaseException | None) -> bool:
 
 
 class OtherPreparation(DataError):
-    """What lies there was begun from other sources or with other options; it is left alone."""
+    """What lies there was begun from other sources, with other options or by another version; it is left alone."""
 
 
 class Journal:
@@ -108,7 +110,7 @@ class Journal:
         state: what was last saved, changed in place before `save`; empty at the beginning.
 
     Raises:
-        OtherPreparation: naming the first difference.
+        OtherPreparation: naming the first difference, or saying that the journal is damaged.
     """
 
     def __init__(self, directory: Path, task: Mapping[str, Any]) -> None:
@@ -118,15 +120,23 @@ class Journal:
         if not self._path.exists():
             self.save()
             return
+        start_over = f"remove {directory} to start over"
         with io_errors(self._path, "read"):
-            content = json.loads(self._path.read_bytes())
-        difference = _difference(content["task"], self._task)
+            content = self._path.read_bytes()
+        try:
+            saved = json.loads(content)
+            task, format, self.state = saved["task"], saved["task"]["format"], saved["state"]
+        except (ValueError, RecursionError, KeyError, TypeError) as error:
+            raise OtherPreparation(f"{self._path}: damaged: {error!r}", start_over) from error
+        if format != _FORMAT:
+            formats = f"the format is {_short(format)}, expected {_short(_FORMAT)}"
+            raise OtherPreparation(f"{directory}: begun by another version: {formats}", start_over)
+        difference = _difference(task, self._task)
         if difference:
             raise OtherPreparation(
                 f"{directory}: begun with {difference}",
-                f"give the same sources and options to continue it, or remove {directory} to start over",
+                f"give the same sources and options to continue it, or {start_over}",
             )
-        self.state = content["state"]
 
     def save(self) -> None:
         """Brings `state` to the disk; what it vouches for must be there."""

@@ -6,7 +6,7 @@ that was edited or damaged is refused as a whole, with the first thing that is w
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +182,8 @@ class Preparation:
         """
         ids = values.inner("ids")
         return cls(
-            input=values.text("input"),
+            # The first stores of this format were all made from Criteo's text, and do not say so.
+            input=values.text("input") if values.has("input") else "criteo",
             dense_transform=DenseTransform.from_values(values.inner("dense_transform")),
             columns=read_columns(ids),
             split=values.text("split"),
@@ -225,17 +226,17 @@ class Manifest:
             path: of the store.
             identity: of the data, which tells what ids mean if nothing else does.
         """
+        ids_alone = FeatureSpace(self.schema, ids=self.vocabulary_fingerprint or identity, directory=path)
         made = self.preparation
         if made is None:
-            return FeatureSpace(self.schema, ids=self.vocabulary_fingerprint or identity, directory=path)
-        return FeatureSpace(
-            self.schema,
+            return ids_alone
+        return replace(
+            ids_alone,
             input=made.input,
             table_schema=made.table_schema,
             dense_transform=made.dense_transform,
             columns=made.columns,
             sampling_offset=made.sampling.logit_offset if made.sampling else 0.0,
-            directory=path,
         )
 
     def to_dict(self) -> dict[str, Any]:

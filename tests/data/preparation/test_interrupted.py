@@ -199,6 +199,34 @@ def test_other_options_or_sources_do_not_go_on_with_the_work(sources: list[Path]
     assert content(out.parent) == before
 
 
+def test_work_of_another_version_or_with_a_damaged_journal_is_left_alone(sources: list[Path], tmp_path: Path) -> None:
+    out, journal = tmp_path / "store", tmp_path / "store.partial" / "journal.json"
+
+    def interrupt(progress: PrepareProgress) -> None:
+        if progress.phase == "encode":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_small(sources, out, interrupt)
+    whole = journal.read_bytes()
+    other = whole.replace(b'"dlrmctl-prepare/1"', b'"dlrmctl-prepare/9"')
+    for text, message in [
+        (other, 'the format is "dlrmctl-prepare/9", expected "dlrmctl-prepare/1"'),
+        (whole[:-5], r"journal\.json: damaged: "),
+        (b"{}", r"journal\.json: damaged: KeyError\('task'\)"),
+        (b"[]", r"journal\.json: damaged: TypeError"),
+    ]:
+        journal.write_bytes(text)
+        before = content(tmp_path)
+        with pytest.raises(DataError, match=message) as caught:
+            prepare_small(sources, out)
+        assert "\n" not in caught.value.message
+        assert caught.value.hint == f"remove {tmp_path / 'store.partial'} to start over"
+        assert content(tmp_path) == before
+    journal.write_bytes(whole)
+    assert prepare_small(sources, out).rows == 140
+
+
 def test_bad_content_removes_the_work(sources: list[Path], tmp_path: Path) -> None:
     bad = tmp_path / "bad"
     bad.write_bytes(sources[0].read_bytes() + b"x\n" * 200)

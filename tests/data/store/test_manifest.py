@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 
 from dlrmctl.data.errors import DataError
+from dlrmctl.data.sealed import write_sealed
 from dlrmctl.data.source import Block
 from dlrmctl.data.store.layout import block_bytes, pack
 from dlrmctl.data.store.store import Store
 from dlrmctl.data.store.writer import write_store
+from dlrmctl.data.synthetic.synthetic import Synthetic
 from tests.data.criteo_files import make_rows, prepare_criteo, write
 from tests.data.sources import Counting
 
@@ -134,13 +137,63 @@ def test_order_and_spaces_of_a_manifest_do_not_count(path: Path) -> None:
     assert Store(path).fingerprint() == before
 
 
-def test_the_manifest_of_a_preparation_is_sealed_too(tmp_path: Path) -> None:
-    prepare_criteo([write(tmp_path / "train.txt", make_rows(30))], tmp_path / "store")
-    manifest = read(tmp_path / "store")
-    assert json.loads(json.dumps({**Store(tmp_path / "store").manifest.to_dict()})).items() <= manifest.items()
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    prepare_criteo([write(tmp_path / "train.txt", make_rows(400))], tmp_path / "prepared")
+    return tmp_path / "prepared"
+
+
+def test_the_manifest_of_a_preparation_is_sealed_too(prepared: Path) -> None:
+    manifest = read(prepared)
     manifest["ids"]["columns"][0]["rows"] += 1
-    (tmp_path / "store" / "manifest.json").write_text(json.dumps(manifest))
-    assert "does not match its checksum" in message_of(tmp_path / "store")
+    (prepared / "manifest.json").write_text(json.dumps(manifest))
+    assert "does not match its checksum" in message_of(prepared)
+    for name, inner, message in [
+        ("input", 7, "input = 7 must be a text"),
+        ("dense_transform", {}, "dense_transform.type is missing"),
+        ("table_schema", {}, "not the schema of a table: KeyError('dense')"),
+        ("report", [], "report = [] must be an object"),
+        ("negative_sampling", {"split": "train", "rate": 1.5}, "negative_sampling.rate = 1.5 must be above 0"),
+        ("ids", {**manifest["ids"], "min_count": "2"}, "ids.min_count = '2' must be a whole number"),
+        ("ids", {**manifest["ids"], "columns": [3]}, "ids.columns[0] = 3 must be an object"),
+        ("ids", {**manifest["ids"], "missing_row": 1}, "ids.missing_row = 1 must be 0"),
+    ]:
+        (prepared / "manifest.json").write_text(json.dumps({**manifest, name: inner}))
+        assert message_of(prepared).startswith(f"edited or damaged: {message}")
+
+
+def test_what_is_read_is_all_that_was_written(prepared: Path, path: Path) -> None:
+    for store in (prepared, path):
+        content = read(store)
+        again = {"format": "dlrmctl-store/2", **Store(store).manifest.to_dict(), "crc32": content["crc32"]}
+        assert json.dumps(again) == json.dumps(content)
+
+
+def test_what_a_later_version_added_is_ignored(prepared: Path) -> None:
+    before = Store(prepared).manifest
+    (prepared / "manifest.json").unlink()
+    write_sealed(prepared / "manifest.json", "dlrmctl-store/2", {**before.to_dict(), "note": "mine"})
+    assert Store(prepared).manifest == before
+
+
+def test_the_first_stores_of_this_format_open(prepared: Path) -> None:
+    before = Store(prepared)
+    content = before.manifest.to_dict()
+    del content["input"], content["limit"], content["ids"]["max_rows_per_table"], content["ids"]["vocabulary_from"]
+    for column in content["ids"]["columns"]:
+        del column["counts"]
+    write_sealed(prepared / "manifest.json", "dlrmctl-store/2", content)
+    store = Store(prepared)
+    assert store.features.input == "criteo"
+    assert store.fingerprint() == before.fingerprint()
+    assert store.vocabulary_fingerprint() == before.vocabulary_fingerprint()
+    assert store.features.counts("cat_1") is None
+
+
+def test_the_bytes_of_a_manifest_are_those_of_all_stores_of_its_format(prepared: Path, tmp_path: Path) -> None:
+    write_store(Synthetic(1, 900, 10, 10, cardinalities=(5, 300)), tmp_path / "generated")
+    digests = [sha256((store / "manifest.json").read_bytes()) for store in (prepared, tmp_path / "generated")]
+    assert [digest.hexdigest()[:16] for digest in digests] == ["c0c5a3baad97292c", "83642fcea88d9eb3"]
 
 
 @pytest.mark.parametrize("count", [1, 9, 10])
