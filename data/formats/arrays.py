@@ -1,18 +1,10 @@
-"""Triplets of NumPy files: which files belong together, and whether their shapes do.
+"""NumPy arrays as the input of a preparation: TorchRec's triplets of files, and MLPerf's multi-hot archives.
 
 Beside NAME_dense.npy [N, I] and NAME_labels.npy [N, 1] stand the ids: NAME_sparse.npy [N, F], or
-NAME_sparse_multi_hot.npz with an array [N, K] for each feature under the keys 0, 1, 2, ...
-N examples, I dense features, F sparse features, K ids of a feature in every example.
+NAME_sparse_multi_hot.npz with an array [N, K] for each feature under the keys 0, 1, 2, ... Archives are not unpacked
+to the disk. N examples, I dense features, F sparse features, K ids of a feature in every example.
+"""
 
-
-NumPy arrays as the input of a preparation: TorchRec's triplets of files, and MLPerf's multi-hot archives.
-
-N examples, I dense features, F sparse features, K ids of a feature in every example.
-
-
-Arrays in .npy files and .npz archives, a range of rows at a time; archives are not unpacked to the disk."""
-
-import re
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +19,7 @@ import numpy as np
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors
 from dlrmctl.data.formats.raw import BadLine, Position, RawColumn, RawFeature, RawPiece, SourceFile, Task
-from dlrmctl.data.formats.sources import expand_sources
+from dlrmctl.data.formats.sources import expand_sources, natural
 from dlrmctl.data.formats.streams import damage
 from dlrmctl.data.formats.transforms import NONE, DenseTransform
 
@@ -85,6 +77,53 @@ class ArrayFile:
             yield stream
 
 
+def open_npy(path: Path) -> ArrayFile:
+    """The array of a .npy file.
+
+    Raises:
+        DataError: if it is none, or its values are objects or lie column after column.
+    """
+    with io_errors(path, "read"), path.open("rb") as file:
+        shape, dtype = _read_header(str(path), file)
+        return ArrayFile(str(path), path, shape, dtype, file.tell())
+
+
+def open_npz(path: Path) -> dict[str, ArrayFile]:
+    """The arrays of a .npz file by their keys.
+
+    Raises:
+        DataError: if it is none, or as `open_npy`.
+    """
+    arrays = {}
+    with io_errors(path, "read"), damage(str(path), "npz"), zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        for entry in archive.infolist():
+            key, name = entry.filename.removesuffix(".npy"), f"{path}, array {entry.filename.removesuffix('.npy')}"
+            with archive.open(entry) as member:
+                shape, dtype = _read_header(name, member)
+                header = member.tell()
+            start = -1
+            if entry.compress_type == zipfile.ZIP_STORED:
+                file.seek(entry.header_offset)
+                lengths = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+                start = entry.header_offset + _LOCAL_HEADER.size + sum(lengths) + header
+            arrays[key] = ArrayFile(name, path, shape, dtype, start, entry.filename)
+    return arrays
+
+
+def _read_header(name: str, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, by_column, dtype = read(file)
+    except ValueError as error:
+        raise DataError(f"{name}: not a NumPy array: {str(error).splitlines()[0][:100]}") from error
+    if dtype.hasobject or dtype.names:
+        raise DataError(f"{name}: an array of objects, expected numbers")
+    if by_column and len(shape) > 1 and shape[1] > 1:
+        raise DataError(f"{name}: the array lies column after column", "save it with np.ascontiguousarray(array)")
+    return shape, dtype
+
+
 @dataclass(frozen=True)
 class Triplet:
     """The arrays of one name. Either one array of ids for all features, or one for each."""
@@ -120,7 +159,7 @@ def open_triplets(sources: Sequence[str | Path]) -> list[Triplet]:
     found: dict[Path, set[str]] = {}
     for name in expand_sources(sources):
         path = Path(name)
-        files = sorted(path.iterdir(), key=_natural) if path.is_dir() else [path]
+        files = sorted(path.iterdir(), key=lambda file: natural(file.name)) if path.is_dir() else [path]
         known = [file for file in files if file.name.endswith(_SUFFIXES)]
         if not known:
             raise DataError(f"{path}: {'no' if path.is_dir() else 'not a'} file of a triplet", f"these are {_NAMES}")
@@ -158,7 +197,7 @@ def _features_of(path: Path) -> tuple[ArrayFile, ...]:
     arrays = open_npz(path)
     keys = [str(f) for f in range(len(arrays))]
     if not arrays or set(arrays) != set(keys):
-        shown = ", ".join(sorted(arrays, key=lambda key: _natural(Path(key)))[:5])
+        shown = ", ".join(sorted(arrays, key=natural)[:5])
         raise DataError(f"{path}: the keys are {shown or 'none'}", "one array for each feature: 0, 1, 2, ...")
     return tuple(arrays[key] for key in keys)
 
@@ -186,10 +225,6 @@ def _described(array: ArrayFile) -> str:
 def _features(triplet: Triplet) -> str:
     hot = f", {sum(triplet.hot)} ids" if triplet.multi_hot else ""
     return f"{triplet.dense.shape[1]} dense and {len(triplet.hot)} sparse features{hot}"
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
 
 class NpyInput:
@@ -309,50 +344,3 @@ def _unpack(array: ArrayFile, stream: IO[bytes], count: int) -> np.ndarray:
 def _skip(stream: IO[bytes], size: int) -> None:
     while size and (part := stream.read(min(size, 1 << 20))):
         size -= len(part)
-
-
-def open_npy(path: Path) -> ArrayFile:
-    """The array of a .npy file.
-
-    Raises:
-        DataError: if it is none, or its values are objects or lie column after column.
-    """
-    with io_errors(path, "read"), path.open("rb") as file:
-        shape, dtype = _read_header(str(path), file)
-        return ArrayFile(str(path), path, shape, dtype, file.tell())
-
-
-def open_npz(path: Path) -> dict[str, ArrayFile]:
-    """The arrays of a .npz file by their keys.
-
-    Raises:
-        DataError: if it is none, or as `open_npy`.
-    """
-    arrays = {}
-    with io_errors(path, "read"), damage(str(path), "npz"), zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        for entry in archive.infolist():
-            key, name = entry.filename.removesuffix(".npy"), f"{path}, array {entry.filename.removesuffix('.npy')}"
-            with archive.open(entry) as member:
-                shape, dtype = _read_header(name, member)
-                header = member.tell()
-            start = -1
-            if entry.compress_type == zipfile.ZIP_STORED:
-                file.seek(entry.header_offset)
-                lengths = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
-                start = entry.header_offset + _LOCAL_HEADER.size + sum(lengths) + header
-            arrays[key] = ArrayFile(name, path, shape, dtype, start, entry.filename)
-    return arrays
-
-
-def _read_header(name: str, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
-    try:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, by_column, dtype = read(file)
-    except ValueError as error:
-        raise DataError(f"{name}: not a NumPy array: {str(error).splitlines()[0][:100]}") from error
-    if dtype.hasobject or dtype.names:
-        raise DataError(f"{name}: an array of objects, expected numbers")
-    if by_column and len(shape) > 1 and shape[1] > 1:
-        raise DataError(f"{name}: the array lies column after column", "save it with np.ascontiguousarray(array)")
-    return shape, dtype

@@ -67,13 +67,14 @@ def _matches(name: str, source: str) -> list[str]:
     if _MAGIC.search(name):
         matches = [match for match in glob.glob(name) if not Path(match).is_dir()]
         if matches:
-            return sorted(matches, key=_natural)
+            return sorted(matches, key=natural)
         raise DataError(f"{name}: no file matches", _nearest(Path(name)))
     what = f"{name}: cannot read: no such file or directory"
     raise DataError(what if name == source else f"{what} (of {source})", _nearest(Path(name)))
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key for sorting: day_2 before day_10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
@@ -82,9 +83,9 @@ def _nearest(path: Path) -> str:
     directory = path.parent
     if not directory.is_dir():
         return f"there is no directory {directory}"
-    names = sorted((entry.name for entry in directory.iterdir() if not entry.name.startswith(".")), key=_natural)
+    names = sorted((entry.name for entry in directory.iterdir() if not entry.name.startswith(".")), key=natural)
     near = difflib.get_close_matches(path.name, names, n=_SHOWN_NAMES, cutoff=0.5)
-    shown = sorted(near, key=_natural) or names[:_SHOWN_NAMES]
+    shown = sorted(near, key=natural) or names[:_SHOWN_NAMES]
     if not shown:
         return f"the directory {directory} is empty"
     more = "" if near or len(names) <= _SHOWN_NAMES else ", ..."

@@ -2,9 +2,8 @@
 
 A record ends at a newline with an even number of quotes before it. A quote that is never closed would swallow the
 rest of the file: a record longer than `MAX_RECORD_BYTES` loses its first line instead, and the next starts after that.
-
-
-Separated text as columns of strings: records with the wrong number of fields or wrong quotes are left out."""
+`to_frame` makes columns of strings of a piece; records with the wrong number of fields or wrong quotes are left out.
+"""
 
 import csv
 import gzip

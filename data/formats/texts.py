@@ -1,6 +1,7 @@
-"""Open texts: a plain or packed file, a file inside an archive, a pipe or standard input.
+"""What texts a source holds, and their bytes: plain or packed files, files inside an archive, pipes, standard input.
 
-What texts a file holds: itself, or the files of Criteo's that are inside an archive."""
+`find_texts` says which of the files inside an archive are meant; `open_text` opens one of them.
+"""
 
 import re
 import stat

@@ -1,15 +1,11 @@
-"""Counts values in bounded memory: what does not fit goes to disk as sorted runs, and is merged by ranges of values.
+"""From values to the rows of a table, in bounded memory: they are counted, then ranked by falling count.
 
-K different values of an array, rising.
-
-
-From counted values to the rows of a table: by falling count, and by rising value where counts are equal.
-
-The values come in rising order, in pieces. How many values have each count says in which row each count begins, so a
-second look at the pieces gives every value its row, and nothing needs to be in memory as a whole. K values of a piece.
-
-
-The file that says how often each row of a column occurs in the training split."""
+`ValueCounter` counts. What does not fit into memory goes to disk as sorted runs, which are merged by ranges of values.
+`rank_values` gives the rows, by falling count, and by rising value where counts are equal. The values come to it in
+rising order, in pieces: how many values have each count says in which row each count begins, so a second look at the
+pieces gives every value its row. `write_counts` writes how often each row occurs where rows were counted, not values.
+K different values of an array or a piece, rising.
+"""
 
 import itertools
 import os
@@ -24,12 +20,12 @@ from dlrmctl.data.files import io_errors, read_array
 from dlrmctl.data.schema import MISSING_ROW, RARE_ROW, RESERVED_ROWS
 
 MOST_IN_MEMORY = 1 << 22  # different values: about 0.2 GiB while they are merged
-_COUNT = np.dtype("<u8")
 _MERGE_AT = 1 << 18  # values that wait before they are merged, at least
-_Counted = tuple[np.ndarray, np.ndarray]  # values_K, counts_K
-_Place = tuple[int, int]  # in a run: from, to
-_Ranges = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
 _WINDOW = 1 << 20  # rows of the table that are written at once
+_COUNT = np.dtype("<u8")  # in a run
+_Counted = tuple[np.ndarray, np.ndarray]  # values_K, counts_K
+_Ranges = Callable[[], Iterator[_Counted]]
+_Place = tuple[int, int]  # in a run: from, to
 
 
 class ValueCounter:
@@ -290,7 +286,7 @@ def start_counts(path: Path, dtype: np.dtype, missing: int, rare: int) -> None:
         file.write(reserved.data)
 
 
-def write_counts(path: Path, dtype: np.dtype, num_rows: int, counted: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+def write_counts(path: Path, dtype: np.dtype, num_rows: int, counted: Iterable[_Counted]) -> None:
     """Writes the counts of all rows.
 
     Args:

@@ -1,12 +1,9 @@
-"""How one block lies on disk: column after column, each in its narrowest type, every column 8-byte aligned.
+"""How the blocks of a split lie on disk, and the table that says where.
 
-Dense columns as float16, the labels as uint8, then per sparse feature its ids; for a feature with several ids the
-lengths come before them. Bytes are little-endian.
-
-
-The table of a split's blocks: the size and the checksum of each, as small records in a file of their own.
-
-A terabyte of clicks has 65,000 blocks; as JSON in the manifest their table would take seconds to read.
+A block is column after column, each in its narrowest type, every column 8-byte aligned: dense columns as float16, the
+labels as uint8, then per sparse feature its ids; for a feature with several ids the lengths come before them.
+The table holds the size and the checksum of each block, as small records in a file of their own: a terabyte of clicks
+has 65,000 blocks, and as JSON in the manifest their table would take seconds to read. Bytes are little-endian.
 """
 
 import zlib

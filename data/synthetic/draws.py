@@ -1,10 +1,9 @@
-"""Drawing from a discrete distribution with one 32-bit word and no arithmetic but integers.
+"""Ids drawn from 32-bit words, the same everywhere.
 
-Ids of large tables by a power law, in scrambled order: a few kilobytes per table, whatever its size.
-
-Words become ranks by a quantile function of 4,096 straight pieces, ranks become ids by a bijection. The pieces come
-from multiplications and divisions alone, which IEEE 754 rounds in one way, and the rest is integers: the same words
-give the same ids everywhere.
+`Alias` draws from any small distribution with one word and no arithmetic but integers. Large tables follow a power law
+in scrambled order, in a few kilobytes per table, whatever its size: `PowerLaw` makes ranks of words by a quantile
+function of 4,096 straight pieces, `Scramble` makes ids of ranks by a bijection. The pieces come from multiplications
+and divisions alone, which IEEE 754 rounds in one way, and the rest is integers.
 """
 
 from dataclasses import dataclass

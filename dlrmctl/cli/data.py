@@ -8,7 +8,7 @@ import typer
 
 from dlrmctl.cli.options import AsJson
 from dlrmctl.console.console import print_json
-from dlrmctl.data.formats.table_schema import EXAMPLE
+from dlrmctl.data.formats.table_example import EXAMPLE
 from dlrmctl.errors import UserError, nearest
 from dlrmctl.settings.config import SYNTHETIC_SIZES
 from dlrmctl.settings.parse import one_of, share, whole_number

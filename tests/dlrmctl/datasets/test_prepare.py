@@ -11,7 +11,8 @@ import polars as pl
 import pytest
 
 from dlrmctl.console.text import duration
-from dlrmctl.data.formats.table_schema import EXAMPLE, read_schema
+from dlrmctl.data.formats.table_example import EXAMPLE
+from dlrmctl.data.formats.table_schema import read_schema
 from dlrmctl.data.preparation.report import PrepareProgress
 from dlrmctl.data.store.store import Store
 from dlrmctl.data.store.writer import write_store
