@@ -1,6 +1,4 @@
-"""Two results of one benchmark: what changed beyond the noise, and what else was different.
-
-An earlier result of a benchmark: read from its file, and refused where nothing can be held against it."""
+"""Compares a result of a benchmark with an earlier one: what changed beyond the noise, and what else is different."""
 
 import json
 import math
@@ -59,7 +57,7 @@ def figures(result: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 
 
 def compare(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """What two results of one command say about each other.
+    """Compares two results of one command.
 
     Returns:
         "compared": figures that both have; "changes": those beyond the noise, each with "figure", "earlier", "now",
@@ -125,7 +123,7 @@ def _verdict(path: tuple[str, ...], earlier: float, now: float) -> str:
 
 
 def _conditions(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What a result was measured with, and what its parts were."""
+    """Names and values of what a result was measured with, and its parts."""
     for section in CONDITIONS:
         yield from _leaves(result.get(section, {}))
     yield "ranks", result.get("ranks")
@@ -173,7 +171,7 @@ def read_result(path: Path, command: str) -> dict[str, Any]:
 
 
 def _damage(result: Mapping[str, Any], where: str = "") -> str | None:
-    """What is not as every result has it, or None."""
+    """The first thing that a result must have and this one has not, or None."""
     for name in ("environment", "options"):
         if name not in result:
             return f"it has no {where}{name}"

@@ -15,7 +15,7 @@ from typing import Any
 
 from dlrmctl.assembly.model import build_model
 from dlrmctl.assembly.optimizers import build_dense_optimizer
-from dlrmctl.bench.timing import alternate
+from dlrmctl.bench.timing import alternate, mean_and_error
 from dlrmctl.console.console import print_table, say
 from dlrmctl.console.text import counted, with_error
 from dlrmctl.data.source import Source
@@ -112,22 +112,24 @@ def _step_times(config: Config, source: Source, ranks: Ranks, optimizers: Sequen
 
 
 def _compare(curves: Sequence[Curve], targets: Sequence[tuple[int, float]], step_cost: float) -> dict[str, Any]:
-    """Against the targets, (step, NE) per seed, of the baseline."""
+    """Compares curves with the targets of the baseline, (step, NE) per seed."""
     ratios = []
     for curve, (target_step, target_ne) in zip(curves, targets, strict=True):
         reached = next((step for step, ne in curve if ne <= target_ne), None)
         ratios.append(math.inf if reached is None else reached / target_step)
     differences = [_best(curve)[1] - ne for curve, (_, ne) in zip(curves, targets, strict=True)]
     reached_all = all(math.isfinite(ratio) for ratio in ratios)
+    difference, difference_se = mean_and_error(differences)
+    ratio, ratio_se = mean_and_error(ratios) if reached_all else (math.inf, math.nan)
     return {
         "ne": statistics.fmean(_best(curve)[1] for curve in curves),
-        "ne_difference": statistics.fmean(differences),
-        "ne_difference_se": _standard_error(differences),
-        "steps_ratio": statistics.fmean(ratios) if reached_all else None,
-        "steps_ratio_se": _standard_error(ratios) if reached_all else None,
+        "ne_difference": difference,
+        "ne_difference_se": difference_se,
+        "steps_ratio": ratio if reached_all else None,
+        "steps_ratio_se": ratio_se if reached_all else None,
         "seeds_that_reached": sum(math.isfinite(ratio) for ratio in ratios),
         "step_cost": step_cost,
-        "time_ratio": statistics.fmean(ratios) * step_cost if reached_all else None,
+        "time_ratio": ratio * step_cost if reached_all else None,
     }
 
 
@@ -165,7 +167,3 @@ def _means(by_rate: Mapping[float, Sequence[Curve]]) -> dict[float, float]:
 def _best_rate(by_rate: Mapping[float, Sequence[Curve]]) -> float:
     means = _means(by_rate)
     return min(means, key=lambda lr: means[lr])
-
-
-def _standard_error(values: Sequence[float]) -> float:
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan

@@ -5,7 +5,6 @@ Then each is trained with that factor on seeds 1, 2, ..., which fix the initial 
 of synthetic data, the teacher and its rows; the test NE of a seed is compared within the seed.
 """
 
-import math
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dlrmctl.bench.timing import mean_and_error
 from dlrmctl.console.console import print_table, say
 from dlrmctl.console.text import bytes_text, counted, with_error
 from dlrmctl.datasets.open import open_source
@@ -117,7 +117,7 @@ def _tell(ranks: Ranks, method: str, factor: float, seed: int, metrics: Mapping[
 
 def _summary(runs: Sequence[Mapping[str, Any]], base: Sequence[float]) -> dict[str, Any]:
     nes = [run["ne"] for run in runs]
-    mean, error = paired_difference(nes, base)
+    mean, error = _paired_difference(nes, base)
     gaps = [run["gap_closed"] for run in runs if "gap_closed" in run]
     return {
         "bytes": runs[0]["bytes"],
@@ -129,18 +129,15 @@ def _summary(runs: Sequence[Mapping[str, Any]], base: Sequence[float]) -> dict[s
     }
 
 
-def paired_difference(values: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
-    """Mean of the differences and its standard error; NaN with fewer than two."""
-    differences = [a - b for a, b in zip(values, base, strict=True)]
-    error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
-    return statistics.fmean(differences), error
+def _paired_difference(values: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
+    return mean_and_error([a - b for a, b in zip(values, base, strict=True)])
 
 
 def _all_pairs(nes: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
     """Every later method against every earlier one."""
     names = list(nes)
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-    found = [(a, b, *paired_difference(nes[b], nes[a])) for a, b in pairs]
+    found = [(a, b, *_paired_difference(nes[b], nes[a])) for a, b in pairs]
     return [{"of": b, "to": a, "ne": mean, "se": error} for a, b, mean, error in found]
 
 

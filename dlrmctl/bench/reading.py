@@ -76,7 +76,7 @@ def _read(reader: Reader, batches: int) -> tuple[float, float, float]:
 
 
 def measure_first_read(path: Path, *, rounds: int, most_rows: int = MOST_ROWS) -> dict[str, float]:
-    """What the first read of a block costs besides: its checksum. Rows per CPU second, and bytes."""
+    """Measures what the first read of a block costs besides, its checksum: rows per CPU second, and bytes."""
     rates = []
     for _ in range(rounds):
         store = Store(path)

@@ -2,9 +2,7 @@
 
 13 dense features, 26 tables. Examples are made up with ids that follow a power law, written to a store, and read as
 training reads them. Variants differ from the settings in one thing each and are alternated with them in one run.
-
-
-The result of `dlrmctl bench step` as tables."""
+"""
 
 import statistics
 import tempfile
@@ -122,7 +120,7 @@ def _variant(
 
 
 def _base(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What was measured of the first variant."""
+    """The measured values of the first variant."""
     base: dict[str, Any] = next(iter(result["variants"].values()))
     return base
 

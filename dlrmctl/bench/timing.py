@@ -1,16 +1,15 @@
-"""Timing that can be trusted: warm-up dropped, variants alternated, the device waited for.
+"""Measures works: time with the warm-up dropped, variants alternated and the device waited for; memory and collectives.
 
-What one traced step shows: the memory it takes, and the collectives it waits for.
-
-Tracing slows a step down, so this is apart from the timing.
+Memory and collectives come from a trace. Tracing slows a step down, so it is apart from the timing.
 """
 
+import math
 import os
 import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,8 +46,14 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def spread_of_rates(values: list[float]) -> dict[str, float]:
-    """As `spread`, for values of which the largest is the fastest."""
+    """Median and range of rates, of which the largest is the fastest."""
     return {"median": statistics.median(values), "fastest": max(values), "slowest": min(values)}
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error; NaN with fewer than two."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return statistics.fmean(values), error
 
 
 class Laps:

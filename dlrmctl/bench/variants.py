@@ -1,6 +1,6 @@
-"""The variants of a training step that a benchmark alternates: settings, model, batches and floor of each.
+"""The variants of a training step that a benchmark alternates, each with its floor.
 
-The floor of a training step: the bare operations that no implementation of it can leave out.
+The floor is the bare operations that no implementation of the step can leave out.
 
 Dimensions: B examples, F vectors of D columns, N = F + 1, R rows of all tables stacked.
 """
@@ -95,7 +95,7 @@ class Variant:
         return laps.take(self.steps)
 
     def held_bytes(self) -> int:
-        """Of this rank between two steps: tables, MLPs, the state of both optimizers."""
+        """Bytes that this rank holds between two steps: tables, MLPs, the state of both optimizers."""
         parameters = list(self.model.network.parameters())
         state = list(_tensors(self.optimizer.state_dict()["state"]))
         return self.model.sharded.bytes_per_rank[self.ranks.rank] + sum(t.nbytes for t in (*parameters, *state))
@@ -165,7 +165,7 @@ class Floor:
             self.dots_BNN = torch.randn(batch, N, N, device=device).to(dtype)
 
     def __call__(self, laps: Laps) -> None:
-        """Runs it once; `laps` hears the parts."""
+        """Runs it once, and marks the parts in `laps`."""
         laps.start()
         for i, (x, weight, grad) in enumerate(self.operands):
             x @ weight.T

@@ -1,213 +1,173 @@
 """The commands under `dlrmctl bench`."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from dlrmctl.bench import measurements
 from dlrmctl.bench.delivery import Delivery
-from dlrmctl.bench.measurements import Measurement, all_measurements, described
-from dlrmctl.cli.options import LAUNCH_PANEL, AsJson, Nproc, launch_or_go_on, with_settings
-from dlrmctl.errors import UserError
-from dlrmctl.settings.config import Config, check_batch
+from dlrmctl.bench.measurements import (
+    AllMeasurements,
+    ConvergenceMeasurement,
+    DataMeasurement,
+    EmbeddingsMeasurement,
+    Measurement,
+    ShampooMeasurement,
+    StepMeasurement,
+    described,
+)
+from dlrmctl.cli.options import LAUNCH_PANEL, AsJson, Nproc, launch_or_go_on, with_parameters, with_settings
 from dlrmctl.settings.parse import whole_number
 
 bench_app = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
-_LIST = "A,B,..."
+
+
+def _number(help: str, *default_of: str) -> Any:
+    return typer.Option(help=f"{help} {described(*default_of)}", metavar="N")
+
+
+def _list(help: str, *default_of: str) -> Any:
+    return typer.Option(help=f"{help} {described(*default_of)}" if default_of else help, metavar="A,B,...")
+
+
+def _file(flag: str, help: str, metavar: str, *more: str) -> Any:
+    return typer.Option(flag, *more, help=help, metavar=metavar, rich_help_panel=LAUNCH_PANEL)
+
+
 Quick = Annotated[
-    bool,
-    typer.Option("--quick", help="Small and short; the figures are rough.", rich_help_panel=LAUNCH_PANEL),
+    bool, typer.Option("--quick", help="Small and short; the figures are rough.", rich_help_panel=LAUNCH_PANEL)
 ]
-Out = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", help="File for the result as JSON.", metavar="JSON", rich_help_panel=LAUNCH_PANEL),
-]
-Plot = Annotated[
-    Path | None,
-    typer.Option("--plot", help="Picture of the result, .png or .svg.", metavar="FILE", rich_help_panel=LAUNCH_PANEL),
-]
-Against = Annotated[
-    Path | None,
-    typer.Option(
-        "--against",
-        help="An earlier result; says what changed beyond the noise.",
-        metavar="JSON",
-        rich_help_panel=LAUNCH_PANEL,
-    ),
-]
+Out = Annotated[Path | None, _file("--out", "File for the result as JSON.", "JSON", "-o")]
+Plot = Annotated[Path | None, _file("--plot", "Picture of the result, .png or .svg.", "FILE")]
+Against = Annotated[Path | None, _file("--against", "An earlier result; says what changed beyond the noise.", "JSON")]
+_DELIVERY = {"json": (AsJson, False), "out": (Out, None), "plot": (Plot, None), "against": (Against, None)}
+
+
+def _measures(command: Callable[..., Measurement]) -> Callable[..., None]:
+    """Makes a command of a function that reads a measurement, with the options that say where results go."""
+
+    def run(*, json: bool, out: Path | None, plot: Path | None, against: Path | None, **values: Any) -> None:
+        work = command(**values)
+        delivery = Delivery(work.command, json, out, plot, against)
+        nproc = values.get("nproc", "1")
+        if work.configs:
+            work.check_ranks(whole_number("--nproc", nproc, at_least=1))
+            launch_or_go_on(work.configs[0], nproc)
+        measured = work.run()
+        if measured is not None:
+            delivery.deliver(measured, work.show, work.options)
+
+    own = inspect.signature(command).parameters.values()
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, (annotation, default) in _DELIVERY.items()
+    ]
+    return with_parameters(run, [*own, *added], like=command)
 
 
 @bench_app.command("step")
 @with_settings()
+@_measures
 def bench_step(
-    precisions: Annotated[str | None, typer.Option(help="Precisions to compare.", metavar=_LIST)] = None,
-    embeddings: Annotated[str | None, typer.Option(help="Kinds of tables to compare.", metavar=_LIST)] = None,
-    optimizers: Annotated[str | None, typer.Option(help="Dense optimizers to compare.", metavar=_LIST)] = None,
-    batch_sizes: Annotated[str | None, typer.Option(help="Batch sizes to compare.", metavar=_LIST)] = None,
-    rounds: Annotated[
-        str | None, typer.Option(help=f"Rounds; medians are over these. {described('step', 'rounds')}", metavar="N")
-    ] = None,
-    steps: Annotated[
-        str | None, typer.Option(help=f"Steps per round. {described('step', 'steps')}", metavar="N")
-    ] = None,
-    rows_cap: Annotated[
-        str | None,
-        typer.Option(help=f"Larger tables are cut to this many rows. {described('step', 'rows_cap')}", metavar="N"),
-    ] = None,
+    precisions: Annotated[str | None, _list("Precisions to compare.")] = None,
+    embeddings: Annotated[str | None, _list("Kinds of tables to compare.")] = None,
+    optimizers: Annotated[str | None, _list("Dense optimizers to compare.")] = None,
+    batch_sizes: Annotated[str | None, _list("Batch sizes to compare.")] = None,
+    rounds: Annotated[str | None, _number("Rounds; medians are over these.", "step", "rounds")] = None,
+    steps: Annotated[str | None, _number("Steps per round.", "step", "steps")] = None,
+    rows_cap: Annotated[str | None, _number("Larger tables are cut to this many rows.", "step", "rows_cap")] = None,
     nproc: Nproc = "1",
     quick: Quick = False,
-    json: AsJson = False,
-    out: Out = None,
-    plot: Plot = None,
-    against: Against = None,
     *,
     flags: dict[str, str],
-) -> None:
+) -> Measurement:
     """The training step by part, against its floor and the machine's limits.
 
     Lists compare: every value is a variant that differs from the settings in this alone.
     """
     lists = {"precision": precisions, "embedding": embeddings, "dense_optimizer": optimizers, "batch_size": batch_sizes}
     numbers = {"rounds": rounds, "steps": steps, "rows_cap": rows_cap}
-    work = measurements.step(flags, lists | numbers, quick=quick)
-    _deliver(work, Delivery("step", json, out, plot, against), nproc)
+    return StepMeasurement.read(flags, lists | numbers, quick=quick)
 
 
 @bench_app.command("shampoo")
 @with_settings()
+@_measures
 def bench_shampoo(
-    periods: Annotated[
-        str | None,
-        typer.Option(help=f"Refresh periods; medians are over these. {described('shampoo', 'periods')}", metavar="N"),
-    ] = None,
+    periods: Annotated[str | None, _number("Refresh periods; medians are over these.", "shampoo", "periods")] = None,
     nproc: Nproc = "1",
     quick: Quick = False,
-    json: AsJson = False,
-    out: Out = None,
-    plot: Plot = None,
-    against: Against = None,
     *,
     flags: dict[str, str],
-) -> None:
+) -> Measurement:
     """Shampoo beside Adagrad and AdamW on the MLPs, by part and by layer."""
-    work = measurements.shampoo(flags, {"periods": periods}, quick=quick)
-    _deliver(work, Delivery("shampoo", json, out, plot, against), nproc)
+    return ShampooMeasurement.read(flags, {"periods": periods}, quick=quick)
 
 
 @bench_app.command("convergence")
 @with_settings()
+@_measures
 def bench_convergence(
     optimizers: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Dense optimizers; the first is the baseline. {described('convergence', 'optimizers')}",
-            metavar=_LIST,
-        ),
+        str | None, _list("Dense optimizers; the first is the baseline.", "convergence", "optimizers")
     ] = None,
-    lrs: Annotated[
-        str | None,
-        typer.Option(help=f"Dense learning rates to try with each. {described('convergence', 'lrs')}", metavar=_LIST),
-    ] = None,
-    seeds: Annotated[
-        str | None, typer.Option(help=f"Runs per optimizer and rate. {described('convergence', 'seeds')}", metavar="N")
-    ] = None,
+    lrs: Annotated[str | None, _list("Dense learning rates to try with each.", "convergence", "lrs")] = None,
+    seeds: Annotated[str | None, _number("Runs per optimizer and rate.", "convergence", "seeds")] = None,
     quick: Quick = False,
-    json: AsJson = False,
-    out: Out = None,
-    plot: Plot = None,
-    against: Against = None,
     *,
     flags: dict[str, str],
-) -> None:
+) -> Measurement:
     """Steps and time until the first optimizer's best validation NE, learning rates tuned alike."""
-    work = measurements.convergence(flags, {"optimizers": optimizers, "lrs": lrs, "seeds": seeds}, quick=quick)
-    _deliver(work, Delivery("convergence", json, out, plot, against))
+    return ConvergenceMeasurement.read(flags, {"optimizers": optimizers, "lrs": lrs, "seeds": seeds}, quick=quick)
 
 
 @bench_app.command("embeddings")
 @with_settings()
+@_measures
 def bench_embeddings(
     methods: Annotated[
         str | None,
-        typer.Option(
-            help="Kinds of tables, also with settings (qr:operation=add); the first is the baseline. "
-            + described("embeddings", "methods"),
-            metavar=_LIST,
+        _list(
+            "Kinds of tables, also with settings (qr:operation=add); the first is the baseline.",
+            "embeddings",
+            "methods",
         ),
     ] = None,
     factors: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Factors of the tables' learning rates to try with each. {described('embeddings', 'factors')}",
-            metavar=_LIST,
-        ),
+        str | None, _list("Factors of the tables' learning rates to try with each.", "embeddings", "factors")
     ] = None,
-    seeds: Annotated[
-        str | None,
-        typer.Option(help=f"Runs per method after tuning. {described('embeddings', 'seeds')}", metavar="N"),
-    ] = None,
+    seeds: Annotated[str | None, _number("Runs per method after tuning.", "embeddings", "seeds")] = None,
     quick: Quick = False,
-    json: AsJson = False,
-    out: Out = None,
-    plot: Plot = None,
-    against: Against = None,
     *,
     flags: dict[str, str],
-) -> None:
+) -> Measurement:
     """What smaller tables cost in NE: tuned alike on one seed, compared on others."""
-    work = measurements.embeddings(flags, {"methods": methods, "factors": factors, "seeds": seeds}, quick=quick)
-    _deliver(work, Delivery("embeddings", json, out, plot, against))
+    return EmbeddingsMeasurement.read(flags, {"methods": methods, "factors": factors, "seeds": seeds}, quick=quick)
 
 
 @bench_app.command("data")
+@_measures
 def bench_data(
     data: Annotated[
         Path | None, typer.Option("--data", help="A store to read, in place of generated rows.", metavar="DIR")
     ] = None,
-    rounds: Annotated[
-        str | None, typer.Option(help=f"Rounds; medians are over these. {described('data', 'rounds')}", metavar="N")
-    ] = None,
+    rounds: Annotated[str | None, _number("Rounds; medians are over these.", "data", "rounds")] = None,
     quick: Quick = False,
-    json: AsJson = False,
-    out: Out = None,
-    plot: Plot = None,
-    against: Against = None,
-) -> None:
+) -> Measurement:
     """Reading a store and preparing one: rows per second of a core, beside the machine's limits and other tools."""
-    work = measurements.data(data, {"rounds": rounds}, quick=quick)
-    _deliver(work, Delivery("data", json, out, plot, against))
+    return DataMeasurement.read(data, {"rounds": rounds}, quick=quick)
 
 
 @bench_app.command("all")
 @with_settings()
+@_measures
 def bench_all(
-    only: Annotated[str | None, typer.Option(help="Some of them alone.", metavar=_LIST)] = None,
+    only: Annotated[str | None, _list("Some of them alone.")] = None,
     quick: Quick = False,
-    json: AsJson = False,
-    out: Out = None,
-    plot: Plot = None,
-    against: Against = None,
     *,
     flags: dict[str, str],
-) -> None:
+) -> Measurement:
     """All of them, each as its own command runs it with these settings."""
-    _deliver(all_measurements(flags, only=only, quick=quick), Delivery("all", json, out, plot, against))
-
-
-def _deliver(work: Measurement, delivery: Delivery, nproc: str = "1") -> None:
-    if work.configs:
-        _check_variants(work.configs[1:], whole_number("--nproc", nproc, at_least=1))
-        launch_or_go_on(work.configs[0], nproc)
-    measured = work.run()
-    if measured is not None:
-        delivery.deliver(measured, work.show, work.options)
-
-
-def _check_variants(configs: Sequence[Config], ranks: int) -> None:
-    for config in configs:
-        try:
-            check_batch(config, ranks)
-        except UserError as error:
-            raise UserError(error.message) from None  # its hint is of --batch-size, and these came from a list
+    return AllMeasurements.read(flags, only=only, quick=quick)

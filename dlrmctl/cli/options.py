@@ -1,10 +1,8 @@
-"""Typer options made from the settings, so that a setting is written down once.
-
-What commands that work on runs share: their settings, and the ranks they start."""
+"""What commands share: an option for each setting, the settings of a run, and the ranks to start."""
 
 import inspect
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -53,9 +51,16 @@ def _with_settings(command: Callable[..., None], only: Collection[str]) -> Calla
         flags = {name: value for name, value in values.items() if name in names and value is not None}
         command(**{name: value for name, value in values.items() if name not in names}, flags=flags)
 
-    run.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in [*own, *options]}
-    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    return with_parameters(run, [*own, *options], like=command)
+
+
+def with_parameters(
+    run: Callable[..., None], parameters: Sequence[inspect.Parameter], *, like: Callable[..., Any]
+) -> Callable[..., None]:
+    """`run` as Typer reads it: with these parameters, and the name and help of another function."""
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    run.__name__, run.__doc__ = like.__name__, like.__doc__
     return run
 
 
