@@ -18,18 +18,18 @@ from dlrmctl.bench.measurements import (
     StepMeasurement,
     described,
 )
-from dlrmctl.cli.options import LAUNCH_PANEL, AsJson, Nproc, launch_or_go_on, with_parameters, with_settings
+from dlrmctl.cli.options import LAUNCH_PANEL, AsJson, Nproc, launch_or_go_on, option, with_parameters, with_settings
 from dlrmctl.settings.parse import whole_number
 
 bench_app = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
 
 
 def _number(help: str, *default_of: str) -> Any:
-    return typer.Option(help=f"{help} {described(*default_of)}", metavar="N")
+    return option(f"{help} {described(*default_of)}", "N")
 
 
 def _list(help: str, *default_of: str) -> Any:
-    return typer.Option(help=f"{help} {described(*default_of)}" if default_of else help, metavar="A,B,...")
+    return option(f"{help} {described(*default_of)}" if default_of else help, "A,B,...")
 
 
 def _file(flag: str, help: str, metavar: str, *more: str) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dlrmctl.cli.options import AsJson
+from dlrmctl.cli.options import AsJson, option
 from dlrmctl.console.console import print_json
 from dlrmctl.data.formats.table_example import EXAMPLE
 from dlrmctl.errors import UserError, nearest
@@ -17,7 +17,6 @@ FORMATS = ("criteo", "npy")
 _IDS = {"criteo": ("vocabulary", "hash"), "npy": ("rows", "vocabulary", "hash"), "table": ("vocabulary", "hash")}
 _IDS_PANEL, _ROWS_PANEL = "Ids", "Rows"
 data_app = typer.Typer(help="Make and look at data.", no_args_is_help=True)
-Number = str | None
 
 
 def prepare(
@@ -33,59 +32,34 @@ def prepare(
     ] = None,
     ids: Annotated[
         str | None,
-        typer.Option(
-            help="How values become ids; npy: rows, taken as they are. \\[default: vocabulary; npy: rows]",
-            metavar="vocabulary|hash|rows",
-            rich_help_panel=_IDS_PANEL,
+        option(
+            "How values become ids; npy: rows, taken as they are. \\[default: vocabulary; npy: rows]",
+            "vocabulary|hash|rows",
+            _IDS_PANEL,
         ),
     ] = None,
     min_count: Annotated[
-        Number,
-        typer.Option(
-            help="Vocabulary: rarer values share row 1. \\[default: 2]", metavar="N", rich_help_panel=_IDS_PANEL
-        ),
+        str | None, option("Vocabulary: rarer values share row 1. \\[default: 2]", "N", _IDS_PANEL)
     ] = None,
     max_rows_per_table: Annotated[
-        Number,
-        typer.Option(
-            help="Vocabulary: only the most frequent values have rows.", metavar="N", rich_help_panel=_IDS_PANEL
-        ),
+        str | None, option("Vocabulary: only the most frequent values have rows.", "N", _IDS_PANEL)
     ] = None,
-    vocabulary_from: Annotated[
-        Path | None,
-        typer.Option(help="Number ids as this store does.", metavar="STORE", rich_help_panel=_IDS_PANEL),
-    ] = None,
-    hash_rows: Annotated[
-        Number,
-        typer.Option(help="Hashing: rows per table. \\[default: 1000000]", metavar="N", rich_help_panel=_IDS_PANEL),
-    ] = None,
+    vocabulary_from: Annotated[Path | None, option("Number ids as this store does.", "STORE", _IDS_PANEL)] = None,
+    hash_rows: Annotated[str | None, option("Hashing: rows per table. \\[default: 1000000]", "N", _IDS_PANEL)] = None,
     split: Annotated[
         str,
-        typer.Option(
-            help="order: first 6/7 train, the rest halved; last-file: the last file halved.",
-            metavar="order|last-file",
-            rich_help_panel=_ROWS_PANEL,
+        option(
+            "order: first 6/7 train, the rest halved; last-file: the last file halved.", "order|last-file", _ROWS_PANEL
         ),
     ] = "order",
-    limit: Annotated[
-        Number, typer.Option(help="Take the first N good rows, such as 5M.", metavar="N", rich_help_panel=_ROWS_PANEL)
-    ] = None,
+    limit: Annotated[str | None, option("Take the first N good rows, such as 5M.", "N", _ROWS_PANEL)] = None,
     sample_negatives: Annotated[
-        Number,
-        typer.Option(
-            help="Keep this share of the training rows labelled 0.", metavar="RATE", rich_help_panel=_ROWS_PANEL
-        ),
+        str | None, option("Keep this share of the training rows labelled 0.", "RATE", _ROWS_PANEL)
     ] = None,
-    seed: Annotated[
-        Number, typer.Option(help="Of that sample. \\[default: 0]", metavar="N", rich_help_panel=_ROWS_PANEL)
-    ] = None,
+    seed: Annotated[str | None, option("Of that sample. \\[default: 0]", "N", _ROWS_PANEL)] = None,
     max_bad_rows: Annotated[
-        Number,
-        typer.Option(
-            help="Refuse the data above this many rejected rows. \\[default: 1 % and 100]",
-            metavar="N",
-            rich_help_panel=_ROWS_PANEL,
-        ),
+        str | None,
+        option("Refuse the data above this many rejected rows. \\[default: 1 % and 100]", "N", _ROWS_PANEL),
     ] = None,
     json: AsJson = False,
 ) -> None:
@@ -151,11 +125,10 @@ def format_and_files(words: list[str], schema: Path | None) -> tuple[str, list[s
         return "table", words
     if first not in FORMATS:
         close = nearest(first, FORMATS)
+        own = "dlrmctl prepare --schema FILE.toml SRC... -o DIR for your own tables"
         raise UserError(
             f"{first!r} is not a format: the first word is {' or '.join(FORMATS)}, or there is a --schema",
-            f"did you mean {close!r}?"
-            if close
-            else "dlrmctl prepare --schema FILE.toml SRC... -o DIR for your own tables",
+            f"did you mean {close!r}?" if close else own,
         )
     if not files:
         raise UserError(f"no file after {first!r}", f"dlrmctl prepare {first} SRC... -o DIR")
@@ -165,9 +138,7 @@ def format_and_files(words: list[str], schema: Path | None) -> tuple[str, list[s
 @data_app.command("show")
 def show(
     store: Annotated[Path, typer.Argument(help="A store that `dlrmctl prepare` made.", metavar="DIR")],
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw how often ids occur: rank against count.", metavar="FILE.png|FILE.svg")
-    ] = None,
+    plot: Annotated[Path | None, option("Draw how often ids occur: rank against count.", "FILE.png|FILE.svg")] = None,
     json: AsJson = False,
 ) -> None:
     """What a preparation found: rows, splits, columns, and how often ids occur."""
@@ -180,37 +151,34 @@ def show(
     show_data(store, plot=plot, as_json=json)
 
 
-def _limit(flag: str, text: str | None, *, at_least: int) -> int | None:
-    return None if text is None else whole_number(flag, text, at_least=at_least)
-
-
 @data_app.command("synthesize")
 def synthesize(
     out: Annotated[
         str, typer.Option("--out", "-o", help="File, compressed if it ends in .gz; {n} is a number.", metavar="NAME")
     ],
-    rows: Annotated[str, typer.Option(help="Rows of all files, such as 20M or 500k.", metavar="N")] = "1M",
+    rows: Annotated[str, option("Rows of all files, such as 20M or 500k.", "N")] = "1M",
     size: Annotated[
         str,
-        typer.Option(
-            help="Ids per table: up to 10,000; up to 200,000; or as in Criteo's Kaggle data.",
-            metavar="|".join(SYNTHETIC_SIZES),
-        ),
+        option("Ids per table: up to 10,000; up to 200,000; or as in Criteo's Kaggle data.", "|".join(SYNTHETIC_SIZES)),
     ] = "small",
-    seed: Annotated[str, typer.Option(help="Seed of the teacher and its rows.", metavar="N")] = "0",
-    files: Annotated[str | None, typer.Option(help="Cut the rows into so many files.", metavar="N")] = None,
-    rows_per_file: Annotated[str | None, typer.Option(help="Cut the rows into files of so many.", metavar="N")] = None,
+    seed: Annotated[str, option("Seed of the teacher and its rows.", "N")] = "0",
+    files: Annotated[str | None, option("Cut the rows into so many files.", "N")] = None,
+    rows_per_file: Annotated[str | None, option("Cut the rows into files of so many.", "N")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
     json: AsJson = False,
 ) -> None:
     """Generated rows with a known optimum, as files in Criteo's format."""
     one_of("--size", size, SYNTHETIC_SIZES)
     num_rows = whole_number("--rows", rows, at_least=1)
-    num_files = None if files is None else whole_number("--files", files, at_least=1)
-    most = None if rows_per_file is None else whole_number("--rows-per-file", rows_per_file, at_least=1)
+    num_files = _limit("--files", files, at_least=1)
+    most = _limit("--rows-per-file", rows_per_file, at_least=1)
     number = whole_number("--seed", seed, at_least=0)
     from dlrmctl.datasets.synthesize import show_synthesis
     from dlrmctl.datasets.synthesize import synthesize as run
 
     result = run(out, rows=num_rows, num_files=num_files, rows_per_file=most, size=size, seed=number, force=force)
     print_json(result) if json else show_synthesis(result)
+
+
+def _limit(flag: str, text: str | None, *, at_least: int) -> int | None:
+    return None if text is None else whole_number(flag, text, at_least=at_least)

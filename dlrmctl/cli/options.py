@@ -32,6 +32,11 @@ _PANELS = {
 Nproc = Annotated[str, typer.Option(help="Ranks to start on this machine.", metavar="N", rich_help_panel=LAUNCH_PANEL)]
 
 
+def option(help: str, metavar: str | None = None, panel: str | None = None) -> Any:
+    """An option named after its parameter."""
+    return typer.Option(help=help, metavar=metavar, rich_help_panel=panel)
+
+
 def with_settings(only: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a command one option per setting; those typed arrive as its argument `flags`, name -> text.
 

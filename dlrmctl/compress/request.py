@@ -1,6 +1,7 @@
-"""What a compression is asked for, checked before anything is read.
+"""What a compression is asked for, and whether it can be reached: checked before anything is fitted.
 
-What a compression can reach, said before anything is fitted: bytes follow from the shapes of the tables."""
+What can be reached follows from the shapes of the tables, which say how many bytes each method takes.
+"""
 
 import math
 from dataclasses import dataclass
@@ -23,32 +24,34 @@ _INT8 = Method.parse("int8")
 
 @dataclass(frozen=True)
 class Request:
-    """One compression.
+    """One compression, by a method, a ratio or a budget; the other two are None.
 
     Attributes:
-        goal: "method" (the same for every table), "ratio" (of all tables together) or "budget" (of NE).
-        method: its name, for "method".
-        ratio: bytes before over bytes after, for "ratio".
-        budget: relative rise of NE, such as .001, for "budget".
-        keep_head: share of the rows, the heaviest, that stay at 8 bits, for "method"; 0 for none.
+        method: its name, the same for every table.
+        ratio: bytes before over bytes after, of all tables together.
+        budget: relative rise of NE, such as .001.
+        keep_head: share of the rows, the heaviest, that stay at 8 bits, with a method; 0 for none.
         tables: comma-separated patterns of the tables to compress.
         min_rows: smaller tables stay float32.
         weights: "auto", "adagrad", "counts" or "uniform".
     """
 
-    goal: Goal
-    method: str | None = None
-    ratio: float | None = None
-    budget: float | None = None
-    keep_head: float = 0.0
-    tables: str = "*"
-    min_rows: int = 16
-    weights: str = "auto"
+    method: str | None
+    ratio: float | None
+    budget: float | None
+    keep_head: float
+    tables: str
+    min_rows: int
+    weights: str
+
+    @property
+    def goal(self) -> Goal:
+        """Which of the three it is."""
+        return "method" if self.method is not None else "ratio" if self.ratio is not None else "budget"
 
     def methods(self, rows: int, dim: int) -> list[Method]:
-        """What to try on a table, float32 as it is always among them."""
-        if self.goal == "method":
-            assert self.method is not None
+        """The methods to try on a table; float32 is always among them."""
+        if self.method is not None:
             return [Method.parse("fp32"), parse_method(self.method, dim, self.keep_head)]
         methods = default_grid(dim)
         methods += [Method.parse(f"rq{count}x{size}") for size in _SMALL_CODEBOOKS for count in (1, 2, 3)]
@@ -95,23 +98,23 @@ def parse_method(name: str, dim: int, keep_head: float = 0.0) -> Method:
         raise UserError(f"--method: {message}", hint if examples else None) from None
 
 
-def check_output(out: Path) -> Path:
-    """The path, if nothing is there yet.
+def check_output(out: Path) -> None:
+    """Checks that a directory can be written.
 
     Raises:
-        UserError: if it exists, or its directory does not.
+        UserError: if it exists, or the one that it is to lie in does not.
     """
     if out.exists():
         raise UserError(f"-o {out}: exists already", "choose another output directory, or remove this one")
     if not out.resolve().parent.is_dir():
         raise UserError(f"-o {out}: there is no directory {out.parent}", f"mkdir -p {out.parent}")
-    return out
 
 
 def check_plot(path: Path) -> None:
-    """
+    """Checks that a picture can be written to a path.
+
     Raises:
-        UserError: if no picture can be written there.
+        UserError: if none can.
     """
     try:
         check_picture(path)
@@ -134,7 +137,8 @@ def split_tables(source: TableSource, request: Request) -> tuple[list[TableShape
 
 
 def check_reach(source: TableSource, request: Request) -> None:
-    """
+    """Checks that a request can be reached.
+
     Raises:
         UserError: if no table is chosen, a method does not fit one, or none makes them as small as the request says.
     """

@@ -22,7 +22,6 @@ from dlrmctl.settings.toml import read_toml
 NUM_DENSE = 13  # as Criteo's data has
 MOST_ROWS = 2**63 - 1
 _KEYS = ("rows", "max_ids")  # of a table in a file
-# fmt: on
 PRESETS = {"mlperf": MLPERF, "kaggle": KAGGLE}
 # The model that goes with the tables, unless other flags are typed.
 PRESET_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
@@ -33,6 +32,24 @@ PRESET_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "kaggle": {},
 }
+
+
+def chosen_schema(config: Config, *, preset: str | None, rows: str | None, tables: Path | None) -> tuple[Schema, str]:
+    """The tables to plan, and what to call them; those of the settings' data where no flag names others.
+
+    Raises:
+        UserError, DataError: if they are not there, or cannot be read.
+    """
+    if preset is not None:
+        return schema_of_rows(list(PRESETS[preset])), f"{preset} tables"
+    if rows is not None:
+        numbers = rows_of("--rows", rows)
+        return schema_of_rows(numbers), f"{len(numbers)} given tables"
+    if tables is not None:
+        return schema_of_file(tables), str(tables)
+    if config.data.dataset == "synthetic":
+        return schema_of_data(config), f"synthetic data, {config.data.synthetic_size}"
+    return schema_of_data(config), config.data.path or f"{config.data.dataset} data"
 
 
 def schema_of_data(config: Config) -> Schema:
