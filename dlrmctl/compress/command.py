@@ -1,4 +1,4 @@
-"""`dlrmctl compress-embeddings` behind its flags."""
+"""Runs `dlrmctl compress-embeddings`: opens the source, compresses, fine-tunes, reports, and writes."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +9,7 @@ from dlrmctl.assembly.compressed import is_compressed, load_network
 from dlrmctl.assembly.model import build_dense_network
 from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.compress.compression import Compression, as_it_is, compress, write
-from dlrmctl.compress.counts import RowCounts, no_counts
+from dlrmctl.compress.counts import RowCounts
 from dlrmctl.compress.finetune import Tuned, Tuner, fine_tune, open_fresh
 from dlrmctl.compress.report import draw_frontier, make_report, show_report
 from dlrmctl.compress.request import FineTuneRequest, Request, check_output, check_plot, check_reach
@@ -20,17 +20,24 @@ from dlrmctl.console.progress import TimedLines
 from dlrmctl.datasets.open import open_reader, open_source
 from dlrmctl.embeddings.compression.composed import compose
 from dlrmctl.errors import UserError
-from dlrmctl.ranks.ranks import process_group
+from dlrmctl.ranks.ranks import Ranks, process_group
 from dlrmctl.rundir.checkpoint import Checkpoints
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.rundir.opened import find_checkpoint, same_ids
-from dlrmctl.rundir.stored_tables import CheckpointTables, TableSource
+from dlrmctl.rundir.stored_tables import CheckpointTables
 from dlrmctl.settings.config import Config, resolve
 
 
 @dataclass(frozen=True)
 class Given:
-    """What stands on the command line beside the request."""
+    """The command line, but for the request.
+
+    Attributes:
+        source: a run, a checkpoint or files of tensors.
+        checkpoint: of a run: "best", "last" or "step-N".
+        flags: typed settings.
+        finetune: training afterwards; None for none.
+    """
 
     source: Path
     out: Path
@@ -53,52 +60,63 @@ def compress_embeddings(given: Given, request: Request) -> None:
         check_output(given.out)
     if given.plot is not None:
         check_plot(given.plot)
-    run, config = _run_of(given.source, given.flags)
-    if run is None or config is None:
-        if request.goal == "budget":
-            raise UserError(
-                f"--max-ne-increase needs the model of a run to evaluate; {given.source} holds tensors alone",
-                "--target-ratio or --method need none",
-            )
-        if is_compressed(given.source):
-            raise UserError(f"{given.source}: is compressed already", "--expand writes its plain tables")
-        tables = _checkpoint_or_files(given.source, request)
-        check_reach(tables, request)
-        if given.finetune is not None:
-            raise UserError(f"--finetune-data needs the model of a run to train; {given.source} holds tensors alone")
-        compression = compress(tables, request, trial=None, counts=no_counts, progress=TimedLines())
-        _finish(given, compression, make_report(compression, {}))
-        return
-    with process_group("cpu") as ranks:
-        checkpoint = find_checkpoint(Checkpoints(run.checkpoints, ranks), run, _checkpoint_name(given, run))
-        tables = CheckpointTables(checkpoint)
-        check_reach(tables, request)
-        source = open_source(config.data)
-        same_ids(checkpoint, tables.state["vocabulary"], source)
-        if request.goal == "budget" and not source.num_examples("validation"):
-            raise UserError(
-                "--max-ne-increase needs a validation split to measure NE on; this data has none",
-                "--target-ratio or --method need none, or name other data of the same vocabulary with --data",
-            )
-        features = feature_tables(config, source.schema)
-        network = build_dense_network(config, source.schema, ranks.device)
-        load_network(network, tables.network(), checkpoint)
-        original = {table.name: as_it_is(tables, table) for table in tables.tables}
-        together = partial(compose, features, config.embeddings.dim)
-        trials = {
-            split: Trial(together, original, network, open_reader(config, source, split, ranks, training=False))
-            for split in ("validation", "test")
-            if source.num_examples(split)
-        }
-        progress = TimedLines()
-        fresh = open_fresh(given.finetune, config, tables.state, ranks) if given.finetune is not None else None
-        counts = RowCounts(source, features)
-        compression = compress(tables, request, trial=trials.get("validation"), counts=counts, progress=progress)
-        report, tuned = make_report(compression, trials), None
-        if fresh is not None:
-            tuner = Tuner(together, tables.sums, network, config, checkpoint, ranks)
-            tuned = fine_tune(tuner, fresh, trials, original, compression.replaced(), report, progress)
-        _finish(given, compression, report, tuned)
+    found = _run_of(given.source, given.flags)
+    if found is None:
+        _compress_tensors(given, request)
+    else:
+        with process_group("cpu") as ranks:
+            _compress_run(given, request, *found, ranks)
+
+
+def _compress_tensors(given: Given, request: Request) -> None:
+    """Compresses tables without the model that they belong to."""
+    if request.goal == "budget":
+        raise UserError(
+            f"--max-ne-increase needs the model of a run to evaluate; {given.source} holds tensors alone",
+            "--target-ratio or --method need none",
+        )
+    if is_compressed(given.source):
+        raise UserError(f"{given.source}: is compressed already", "--expand writes its plain tables")
+    is_checkpoint = (given.source / "complete.json").is_file()
+    tables = CheckpointTables(given.source) if is_checkpoint else TensorFiles(given.source, request.tables)
+    check_reach(tables, request)
+    if given.finetune is not None:
+        raise UserError(f"--finetune-data needs the model of a run to train; {given.source} holds tensors alone")
+    compression = compress(tables, request, trial=None, counts=lambda table: None, progress=TimedLines())
+    _finish(given, compression, make_report(compression, {}))
+
+
+def _compress_run(given: Given, request: Request, run: RunDirectory, config: Config, ranks: Ranks) -> None:
+    """Compresses the tables of a run's checkpoint, measures on its data, and fine-tunes if asked to."""
+    checkpoint = find_checkpoint(Checkpoints(run.checkpoints, ranks), run, _checkpoint_name(given, run))
+    tables = CheckpointTables(checkpoint)
+    check_reach(tables, request)
+    source = open_source(config.data)
+    same_ids(checkpoint, tables.state["vocabulary"], source)
+    if request.goal == "budget" and not source.num_examples("validation"):
+        raise UserError(
+            "--max-ne-increase needs a validation split to measure NE on; this data has none",
+            "--target-ratio or --method need none, or name other data of the same vocabulary with --data",
+        )
+    features = feature_tables(config, source.schema)
+    network = build_dense_network(config, source.schema, ranks.device)
+    load_network(network, tables.network(), checkpoint)
+    original = {table.name: as_it_is(tables, table) for table in tables.tables}
+    together = partial(compose, features, config.embeddings.dim)
+    trials = {
+        split: Trial(together, original, network, open_reader(config, source, split, ranks, training=False))
+        for split in ("validation", "test")
+        if source.num_examples(split)
+    }
+    progress = TimedLines()
+    fresh = open_fresh(given.finetune, config, tables.state, ranks) if given.finetune is not None else None
+    counts = RowCounts(source, features)
+    compression = compress(tables, request, trial=trials.get("validation"), counts=counts, progress=progress)
+    report, tuned = make_report(compression, trials), None
+    if fresh is not None:
+        tuner = Tuner(together, tables.sums, network, config, checkpoint, ranks)
+        tuned = fine_tune(tuner, fresh, trials, original, compression.replaced(), report, progress)
+    _finish(given, compression, report, tuned)
 
 
 def _checkpoint_name(given: Given, run: RunDirectory) -> str:
@@ -119,16 +137,10 @@ def _finish(given: Given, compression: Compression, report: dict[str, Any], tune
         show_report(report, None if given.dry_run else given.out, explain=given.explain)
 
 
-def _run_of(source: Path, flags: dict[str, str]) -> tuple[RunDirectory | None, Config | None]:
+def _run_of(source: Path, flags: dict[str, str]) -> tuple[RunDirectory, Config] | None:
     """The run that `source` is or lies in, with its settings; None for files of tensors."""
     for path in (source, *source.resolve().parents[:2]):
         if (path / "run.toml").is_file() and not is_compressed(path):
             run = RunDirectory(path, writes=False)
             return run, resolve(run.settings(), flags, file_name=str(path / "run.toml"))
-    return None, None
-
-
-def _checkpoint_or_files(source: Path, request: Request) -> TableSource:
-    if (source / "complete.json").is_file():
-        return CheckpointTables(source)
-    return TensorFiles(source, request.tables)
+    return None

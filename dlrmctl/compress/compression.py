@@ -1,4 +1,4 @@
-"""A compression from its source to the finished directory."""
+"""A compression: fits options, chooses among them, and writes the directory."""
 
 import json
 import math
@@ -28,7 +28,7 @@ _MOST_FILE_BYTES = 256 << 20
 
 @dataclass
 class Compression:
-    """What was decided: an option for each chosen table, and what is known about its cost."""
+    """The decision: an option for each chosen table, and what is known about its cost."""
 
     request: Request
     source: TableSource
@@ -119,7 +119,7 @@ def _warn_of_nothing(compression: Compression, budget: float) -> None:
 
 
 def _working_bytes(source: TableSource) -> int:
-    """What may be held beside the table that is worked on."""
+    """Bytes that may be held beside the table that is worked on."""
     return max(SMALL_BYTES, max(table.num_bytes for table in source.tables) // 4)
 
 

@@ -1,4 +1,4 @@
-"""How often each row of every table was looked up in training, out of the counts that a prepared store keeps."""
+"""Counts how often each row of every table was looked up in training, from what a prepared store keeps by id."""
 
 from collections.abc import Sequence
 
@@ -36,11 +36,6 @@ class RowCounts:
             return None
         counts = self._counts(feature.name)
         return None if counts is None else counts_of_rows(counts, feature, table)
-
-
-def no_counts(table: str) -> Tensor | None:
-    """For tables of unknown data."""
-    return None
 
 
 def counts_of_rows(counts: np.ndarray, feature: FeatureTable, table: str) -> Tensor:

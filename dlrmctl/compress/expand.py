@@ -1,4 +1,4 @@
-"""Compressed tables written back as plain ones: whole rows, or the short rows of near-isometric maps."""
+"""Writes compressed tables as plain ones: whole rows, or the short rows of near-isometric maps."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ _ROWS = 1 << 18
 
 @dataclass(frozen=True)
 class Target:
-    """Where to write and how to tell of it."""
+    """Where to write, and whether to report as JSON."""
 
     out: Path
     dry_run: bool = False

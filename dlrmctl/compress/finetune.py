@@ -1,9 +1,7 @@
 """Training a compressed model on fresh data, and beside it the trained model itself on the same batches.
 
 Fresh examples improve any model a little. So what fine-tuning repairs is the difference to the uncompressed control.
-
-
-Fine-tuning a compressed model for the command: the fresh data, the control beside it, and what both gained."""
+"""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -18,7 +16,7 @@ from torch.nn import functional
 
 from dlrmctl.assembly.optimizers import build_dense_optimizer, dense_state
 from dlrmctl.compress.request import FineTuneRequest
-from dlrmctl.compress.trial import Trial, measured
+from dlrmctl.compress.trial import Trial
 from dlrmctl.console.console import print_table, warn
 from dlrmctl.console.progress import TimedLines
 from dlrmctl.console.text import with_error
@@ -77,6 +75,43 @@ class Tuned:
     network: nn.Module
     fixed: tuple[str, ...]
     loss: float
+
+
+def open_fresh(request: FineTuneRequest, config: Config, trained_on: Mapping[str, Any], ranks: Ranks) -> FineTuning:
+    """Opens the data to fine-tune on.
+
+    Args:
+        trained_on: the state of the run's checkpoint.
+
+    Raises:
+        UserError, DataError: if it is not there, has other ids, or too few examples.
+    """
+    source: Source = Store(request.data)
+    if source.vocabulary_fingerprint() != trained_on["vocabulary"]:
+        raise UserError(
+            f"--finetune-data {request.data}: numbers ids otherwise than the data the run was trained on",
+            "dlrmctl prepare criteo NEW_FILES --vocabulary-from STORE -o DIR",
+        )
+    fresh = source.fingerprint() != trained_on["data"]
+    if not fresh:
+        warn(
+            f"--finetune-data {request.data} is what the model was trained on. Seeing examples again makes these "
+            "models worse, the uncompressed control too: compare with it, and use fresh data"
+        )
+    examples, batch_size = source.num_examples("train"), config.train.batch_size
+    if examples < batch_size:
+        raise UserError(
+            f"--finetune-data {request.data}: has {examples:,} examples to train on, not one batch of {batch_size:,}",
+            "more data, or a smaller --batch-size",
+        )
+    reader = open_reader(config, source, "train", ranks, training=True)
+    steps = reader.num_batches if request.steps is None else request.steps
+    if steps > reader.num_batches:
+        raise UserError(
+            f"--finetune-steps {steps:,}: {request.data} has {reader.num_batches:,} batches of {reader.batch_size:,}",
+            "a second pass would replay examples; use fewer steps, or a smaller --batch-size",
+        )
+    return FineTuning(reader, steps, request.lr_factor, request.mlps, fresh)
 
 
 class Tuner:
@@ -196,43 +231,6 @@ class _Student:
         return Tuned(stored, self.model.dense.eval(), self.fixed, self.mean_loss(last))
 
 
-def open_fresh(request: FineTuneRequest, config: Config, trained_on: Mapping[str, Any], ranks: Ranks) -> FineTuning:
-    """The data to fine-tune on.
-
-    Args:
-        trained_on: the state of the run's checkpoint.
-
-    Raises:
-        UserError, DataError: if it is not there, has other ids, or too few examples.
-    """
-    source: Source = Store(request.data)
-    if source.vocabulary_fingerprint() != trained_on["vocabulary"]:
-        raise UserError(
-            f"--finetune-data {request.data}: numbers ids otherwise than the data the run was trained on",
-            "dlrmctl prepare criteo NEW_FILES --vocabulary-from STORE -o DIR",
-        )
-    fresh = source.fingerprint() != trained_on["data"]
-    if not fresh:
-        warn(
-            f"--finetune-data {request.data} is what the model was trained on. Seeing examples again makes these "
-            "models worse, the uncompressed control too: compare with it, and use fresh data"
-        )
-    examples, batch_size = source.num_examples("train"), config.train.batch_size
-    if examples < batch_size:
-        raise UserError(
-            f"--finetune-data {request.data}: has {examples:,} examples to train on, not one batch of {batch_size:,}",
-            "more data, or a smaller --batch-size",
-        )
-    reader = open_reader(config, source, "train", ranks, training=True)
-    steps = reader.num_batches if request.steps is None else request.steps
-    if steps > reader.num_batches:
-        raise UserError(
-            f"--finetune-steps {steps:,}: {request.data} has {reader.num_batches:,} batches of {reader.batch_size:,}",
-            "a second pass would replay examples; use fewer steps, or a smaller --batch-size",
-        )
-    return FineTuning(reader, steps, request.lr_factor, request.mlps, fresh)
-
-
 def fine_tune(
     tuner: Tuner,
     how: FineTuning,
@@ -265,16 +263,16 @@ def fine_tune(
         after, beside = (trial.logits(model.tables, model.network) for model in (student, control))
         part[split] = {
             "before": report[split],
-            "control": measured(trial, trial.logits_N, beside),
-            "against_control": measured(trial, beside, after),
+            "control": trial.compare(beside),
+            "against_control": trial.compare(after, beside),
         }
-        report[split] = measured(trial, trial.logits_N, after)
+        report[split] = trial.compare(after)
     report["finetune"] = part
     return student
 
 
 def show_finetuning(report: Mapping[str, Any]) -> None:
-    """A table on standard output: the rise of NE over the trained model, before and after, and the control's."""
+    """Prints the rise of NE over the trained model, before and after, and the control's."""
     part, rows = report["finetune"], []
     for split in ("validation", "test"):
         if split in part and "ne" in part[split]["before"]:

@@ -1,8 +1,8 @@
-"""The ways each table could be stored, fitted and weighed: bytes, error, and the table itself while it is small.
+"""Fits all ways to store all chosen tables: bytes, error, and the table itself while it is small.
 
-All ways to store all chosen tables, several tables at a time as far as memory allows.
-
-Freed memory that goes back to the system, so that the peak of a long compression is that of its largest step."""
+Several tables are fitted at a time as far as memory allows, and freed memory goes back to the system, so that the peak
+of a long compression is that of its largest step.
+"""
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
@@ -124,62 +124,6 @@ class TableOptions:
         return fitted
 
 
-def fit_options(
-    source: TableSource,
-    name: str,
-    methods: Sequence[Method],
-    *,
-    weights: str,
-    counts: Counts,
-    progress: Progress,
-    kept: Kept,
-    must_fit: bool = False,
-) -> TableOptions:
-    """All methods on one table.
-
-    Args:
-        weights: "auto" (AdaGrad's sums, else counts, else uniform), "adagrad", "counts" or "uniform".
-        counts: times each row was looked up in training, where that is known.
-        kept: takes fitted tables.
-        must_fit: a method that cannot be used on this table is an error, and not left out.
-
-    Raises:
-        UserError: if the weights asked for are not there, a value is not finite, or a method that must does not fit.
-    """
-    shape = next(table for table in source.tables if table.name == name)
-    found = weigh(source, name, weights, counts)
-
-    def load() -> TableRows:
-        weights_now = weigh(source, name, weights, counts).weights
-        return TableRows(source.weight(name), weights_now, name=name, progress=progress)
-
-    options = TableOptions(name, shape.rows, shape.dim, found.kind, load, kept)
-    rows = TableRows(source.weight(name), found.weights, name=name, progress=progress)
-    for method in methods:
-        options.add(rows, method, found.scale, must_fit=must_fit)
-        give_back()
-    return options
-
-
-def weigh(source: TableSource, name: str, asked: str, counts: Counts) -> Importance:
-    """The importance of each row of a table.
-
-    Raises:
-        UserError: if the kind asked for is not there, or not usable.
-    """
-    rows = next(table.rows for table in source.tables if table.name == name)
-    for kind in _KINDS if asked == "auto" else (asked,):
-        values = source.sums(name) if kind == "adagrad" else counts(name) if kind == "counts" else None
-        if values is None and kind != "uniform":
-            continue
-        try:
-            return importance(kind, rows, values, name=name)
-        except ValueError as problem:
-            raise UserError(str(problem)) from None
-    where = "a run's checkpoint carries it" if asked == "adagrad" else "`dlrmctl prepare` counts ids"
-    raise UserError(f"--weights {asked}: table {name} has none", f"{where}; --weights auto takes what there is")
-
-
 def fit_all(
     source: TableSource,
     request: Request,
@@ -227,6 +171,62 @@ def fit_all(
     return tables
 
 
+def fit_options(
+    source: TableSource,
+    name: str,
+    methods: Sequence[Method],
+    *,
+    weights: str,
+    counts: Counts,
+    progress: Progress,
+    kept: Kept,
+    must_fit: bool = False,
+) -> TableOptions:
+    """All methods on one table.
+
+    Args:
+        weights: "auto" (AdaGrad's sums, else counts, else uniform), "adagrad", "counts" or "uniform".
+        counts: times each row was looked up in training, where that is known.
+        kept: takes fitted tables.
+        must_fit: a method that cannot be used on this table is an error, and not left out.
+
+    Raises:
+        UserError: if the weights asked for are not there, a value is not finite, or a method that must does not fit.
+    """
+    shape = next(table for table in source.tables if table.name == name)
+    found = weigh(source, name, weights, counts)
+
+    def load() -> TableRows:
+        weights_now = weigh(source, name, weights, counts).weights
+        return TableRows(source.weight(name), weights_now, name=name, progress=progress)
+
+    options = TableOptions(name, shape.rows, shape.dim, found.kind, load, kept)
+    rows = TableRows(source.weight(name), found.weights, name=name, progress=progress)
+    for method in methods:
+        options.add(rows, method, found.scale, must_fit=must_fit)
+        _trim_heap()
+    return options
+
+
+def weigh(source: TableSource, name: str, asked: str, counts: Counts) -> Importance:
+    """The importance of each row of a table.
+
+    Raises:
+        UserError: if the kind asked for is not there, or not usable.
+    """
+    rows = next(table.rows for table in source.tables if table.name == name)
+    for kind in _KINDS if asked == "auto" else (asked,):
+        values = source.sums(name) if kind == "adagrad" else counts(name) if kind == "counts" else None
+        if values is None and kind != "uniform":
+            continue
+        try:
+            return importance(kind, rows, values, name=name)
+        except ValueError as problem:
+            raise UserError(str(problem)) from None
+    where = "a run's checkpoint carries it" if asked == "adagrad" else "`dlrmctl prepare` counts ids"
+    raise UserError(f"--weights {asked}: table {name} has none", f"{where}; --weights auto takes what there is")
+
+
 def _warn(request: Request, tables: Sequence[TableOptions]) -> None:
     for table in tables:
         if request.goal == "method" and len(table.fitted) == 1:
@@ -259,7 +259,7 @@ class _Turns:
                 self._condition.notify_all()
 
 
-def give_back() -> None:
+def _trim_heap() -> None:
     """Asks glibc to return what it keeps for later; does nothing where there is no glibc."""
     try:
         trim = ctypes.CDLL(None).malloc_trim

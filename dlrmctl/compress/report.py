@@ -1,4 +1,4 @@
-"""What a compression cost: as plain values, as tables, and as a picture of the frontier."""
+"""The report of a compression, what it saves and costs: plain values, tables, and a picture of the frontier."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 
 from dlrmctl.compress.compression import Compression
 from dlrmctl.compress.finetune import show_finetuning
-from dlrmctl.compress.trial import Trial, measured
+from dlrmctl.compress.trial import Trial
 from dlrmctl.console.console import output, print_table
 from dlrmctl.console.pictures import picture
 from dlrmctl.console.text import bytes_text, number_text, with_error
@@ -17,7 +17,7 @@ _DRAWN_POINTS = 400
 
 
 def make_report(compression: Compression, trials: dict[str, Trial]) -> dict[str, Any]:
-    """Plain values.
+    """Gathers the report as plain values.
 
     Args:
         trials: by name of the split; the measured differences are given for each.
@@ -69,12 +69,12 @@ def make_report(compression: Compression, trials: dict[str, Trial]) -> dict[str,
             for tried in search.joints
         ]
     for split, trial in trials.items():
-        report[split] = measured(trial, trial.logits_N, trial.logits(compression.replaced()))
+        report[split] = trial.compare(trial.logits(compression.replaced()))
     return report
 
 
 def show_report(report: dict[str, Any], out: Path | None, *, explain: bool) -> None:
-    """Tables on standard output.
+    """Prints the report.
 
     Args:
         out: the written directory; None if nothing was written.
@@ -133,7 +133,7 @@ def _predicted(rise: float) -> str:
 
 
 def _show_maps(report: dict[str, Any]) -> None:
-    """What near-isometric maps keep of distances and neighbours, beside other maps of the same rank."""
+    """Prints what near-isometric maps keep of distances and neighbours, beside other maps of the same rank."""
     rows = []
     for entry in report["tables"]:
         found = entry.get("isometry", {"maps": []})

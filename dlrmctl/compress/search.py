@@ -5,11 +5,12 @@ choices along the frontier are evaluated as a whole until the smallest one that 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dlrmctl.compress.fitting import TableOptions
 from dlrmctl.compress.trial import Trial
+from dlrmctl.console.progress import TimedLines
 from dlrmctl.console.text import with_error
 from dlrmctl.embeddings.compression.frontier import Choice, Frontier, predicted_options
 from dlrmctl.embeddings.compression.rules.rows import Compressed
@@ -18,7 +19,6 @@ _SPREAD = 0.5  # of a table's constant around the common one
 _LEAST_SHARE = 0.2  # a constant is at least this share of the common one
 _JOINT_EVALUATIONS = 8
 _CLOSE = 0.97  # a choice that uses this share of the budget is not improved
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,11 @@ def realize(tables: Sequence[TableOptions], choice: Choice) -> dict[str, Compres
     }
 
 
-def calibrate(tables: Sequence[TableOptions], trial: Trial, *, around: float, progress: Progress) -> BudgetSearch:
+def calibrate(tables: Sequence[TableOptions], trial: Trial, *, around: float, progress: TimedLines) -> BudgetSearch:
     """Finds each table's constant.
 
     Args:
         around: the rise of NE that matters; options are evaluated that are expected to cause about so much.
-        progress: is called with lines about what is going on.
     """
     common = _common_constant(tables, trial)
     progress(f"calibrating {len(tables)} tables")
@@ -131,7 +130,7 @@ def _pooled(common: float, proxy: float, rise: float, se: float) -> float:
     return max((trust * own + prior * common) / (trust + prior), _LEAST_SHARE * common)
 
 
-def within_budget(search: BudgetSearch, trial: Trial, budget: float, *, progress: Progress) -> Joint:
+def within_budget(search: BudgetSearch, trial: Trial, budget: float, *, progress: TimedLines) -> Joint:
     """The smallest choice found whose rise with two standard errors keeps the budget; the most exact one if none does.
 
     Args:
@@ -151,7 +150,7 @@ def within_budget(search: BudgetSearch, trial: Trial, budget: float, *, progress
         tried.add(choice.indices)
         joint = search.evaluate(trial, choice)
         kept = joint.upper <= budget
-        progress(_judgement(joint, budget))
+        progress(_verdict(joint, budget))
         if kept:
             low = max(low, limit)
             best = joint if best is None or choice.num_bytes < best.choice.num_bytes else best
@@ -162,17 +161,17 @@ def within_budget(search: BudgetSearch, trial: Trial, budget: float, *, progress
         limit = _next_limit(limit, joint, budget, low, high)
     if best is None:  # float32 tables are among the options, and they change nothing
         best = search.evaluate(trial, search.frontier.choice(-1))
-        progress(_judgement(best, budget))
+        progress(_verdict(best, budget))
     if best.choice.error == 0 and len(search.frontier.num_bytes) > 1:  # is nothing smaller good enough?
         choice = search.frontier.choice(-2)
         if choice.indices not in tried:
             joint = search.evaluate(trial, choice)
-            progress(_judgement(joint, budget))
+            progress(_verdict(joint, budget))
             best = joint if joint.upper <= budget else best
     return best
 
 
-def _judgement(joint: Joint, budget: float) -> str:
+def _verdict(joint: Joint, budget: float) -> str:
     return (
         f"{'keeps' if joint.upper <= budget else 'breaks'} the budget, {joint.judged(budget)}: "
         f"predicted {100 * joint.predicted:.4f} %, measured {with_error(joint.measured, joint.se, scale=100)} %"

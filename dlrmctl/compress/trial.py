@@ -1,6 +1,4 @@
-"""What replaced tables do to the predictions of a model, on examples that are read once and kept. N of them.
-
-The differences between two models on the examples of a trial, as plain values."""
+"""Tries replaced tables on N examples that are read once and kept: what becomes of the predictions of the model."""
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -13,7 +11,7 @@ from torch import nn
 from dlrmctl.data.batch import Batch
 from dlrmctl.data.reader import Reader
 from dlrmctl.embeddings.compression.rules.rows import Compressed
-from dlrmctl.scoring.paired import Difference, compare_scores
+from dlrmctl.scoring.paired import compare_scores
 
 KEPT_BYTES = 2 << 30
 
@@ -59,22 +57,17 @@ class Trial:
         logits_N: np.ndarray = torch.cat(found).numpy() + np.float32(self._offset)
         return logits_N
 
-    def differences(self, replaced: Mapping[str, Compressed]) -> dict[str, Difference]:
-        """What the replacement changes: see `paired.compare_scores`; A is the trained model."""
-        return compare_scores(self.logits_N, self.logits(replaced), self.labels_N)
-
     def ne_rise(self, replaced: Mapping[str, Compressed]) -> tuple[float, float]:
-        """The relative rise of NE and its standard error."""
-        ne = self.differences(replaced)["ne"]
+        """The relative rise of NE over the trained model, and its standard error."""
+        ne = compare_scores(self.logits_N, self.logits(replaced), self.labels_N)["ne"]
         return ne.difference / ne.a, ne.se / ne.a
 
-
-def measured(trial: Trial, logits_a_N: np.ndarray, logits_b_N: np.ndarray) -> dict[str, Any]:
-    """Differences of two models' metrics on the trial's examples: B minus A."""
-    found = compare_scores(logits_a_N, logits_b_N, trial.labels_N)
-    values: dict[str, Any] = {name: difference.to_dict() for name, difference in found.items()}
-    values["examples"] = len(trial.labels_N)
-    if "ne" in found:
-        values["ne_increase"] = found["ne"].difference / found["ne"].a
-        values["ne_increase_se"] = found["ne"].se / found["ne"].a
-    return values
+    def compare(self, logits_b_N: np.ndarray, logits_a_N: np.ndarray | None = None) -> dict[str, Any]:
+        """Differences of two models' metrics as plain values: B minus A, which is the trained model by default."""
+        found = compare_scores(self.logits_N if logits_a_N is None else logits_a_N, logits_b_N, self.labels_N)
+        values: dict[str, Any] = {name: difference.to_dict() for name, difference in found.items()}
+        values["examples"] = len(self.labels_N)
+        if "ne" in found:
+            values["ne_increase"] = found["ne"].difference / found["ne"].a
+            values["ne_increase_se"] = found["ne"].se / found["ne"].a
+        return values
