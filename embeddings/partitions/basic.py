@@ -2,9 +2,7 @@
 
 A partition is a small pure object: it knows how many rows its tables have and maps ids to rows. All arithmetic is
 integer arithmetic: through float32 ids above 2**24 come out wrong, and rows out of range.
-
-
-Two independent hash functions per id: two ids are the same only where both collide."""
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -56,8 +54,8 @@ class Full:
 
 
 @dataclass(frozen=True)
-class Hash:
-    """`id mod buckets`: ids a multiple of `buckets` apart share a row and cannot be told apart."""
+class _Buckets:
+    """Ids hashed into buckets, which nothing keeps from colliding."""
 
     rows: int
     buckets: int
@@ -67,12 +65,36 @@ class Hash:
         at_least("rows", self.rows, 1)
         at_least("buckets", self.buckets, 1)
 
+
+@dataclass(frozen=True)
+class Hash(_Buckets):
+    """`id mod buckets`: ids a multiple of `buckets` apart share a row and cannot be told apart."""
+
     @property
     def table_rows(self) -> tuple[int]:
         return (min(self.rows, self.buckets),)
 
     def __call__(self, ids: Tensor) -> tuple[Tensor]:
         return (ids % self.buckets,)
+
+
+@dataclass(frozen=True)
+class DoubleHash(_Buckets):
+    """Two tables of `buckets` rows; each has its own hash of the id, which depends on nothing else.
+
+    Two ids share both rows with probability 1 / buckets**2: rarely, but nothing rules it out.
+
+    Source: Zhang et al., Model Size Reduction Using Frequency Based Double Hashing, arXiv:2007.14523; Svenstrup et
+    al., Hash Embeddings, arXiv:1709.03933.
+    """
+
+    @property
+    def table_rows(self) -> tuple[int, int]:
+        return (self.buckets, self.buckets)
+
+    def __call__(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = ((mix(ids, seed) % self.buckets).to(ids.dtype) for seed in (0, 1))
+        return first, second
 
 
 @dataclass(frozen=True)
@@ -129,9 +151,10 @@ def ceil_div(a: int, b: int) -> int:
 
 
 def at_least(name: str, value: int, bound: int) -> None:
-    """
+    """Checks a bound.
+
     Raises:
-        ValueError: if the value is below the bound.
+        ValueError: if the value is below it.
     """
     if value < bound:
         raise ValueError(f"{name}={value} must be at least {bound}")
@@ -161,30 +184,3 @@ def mix(ids: Tensor, seed: Tensor | int) -> Tensor:
 def _shifted(values: Tensor, bits: int) -> Tensor:
     """A shift to the right that brings in zeros; that of int64 repeats the sign."""
     return (values >> bits).bitwise_and_(2 ** (64 - bits) - 1)
-
-
-@dataclass(frozen=True)
-class DoubleHash:
-    """Two tables of `buckets` rows; each has its own hash of the id, which depends on nothing else.
-
-    Two ids share both rows with probability 1 / buckets**2: rarely, but nothing rules it out.
-
-    Source: Zhang et al., Model Size Reduction Using Frequency Based Double Hashing, arXiv:2007.14523; Svenstrup et
-    al., Hash Embeddings, arXiv:1709.03933.
-    """
-
-    rows: int
-    buckets: int
-    complementary: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        at_least("rows", self.rows, 1)
-        at_least("buckets", self.buckets, 1)
-
-    @property
-    def table_rows(self) -> tuple[int, int]:
-        return (self.buckets, self.buckets)
-
-    def __call__(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = ((mix(ids, seed) % self.buckets).to(ids.dtype) for seed in (0, 1))
-        return first, second

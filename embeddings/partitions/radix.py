@@ -10,16 +10,12 @@ from dlrmctl.embeddings.partitions.basic import at_least, ceil_div
 
 
 @dataclass(frozen=True)
-class MixedRadix:
-    """The digits of an id: P1 = id mod m1, Pj = (id // (m1 ... m(j-1))) mod mj. Two ids differ in at least one digit.
-
-    With two moduli this is the quotient-remainder partition.
+class _Moduli:
+    """Complementary tables of as many rows as each modulus.
 
     Args:
         rows: number of ids.
         moduli: rows of each table, at least 1 each, with a product of at least `rows`.
-
-    Source: Shi et al., arXiv:1909.02107, "generalized quotient-remainder".
     """
 
     rows: int
@@ -27,7 +23,27 @@ class MixedRadix:
     complementary: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check(self.rows, self.moduli)
+        at_least("rows", self.rows, 1)
+        for modulus in self.moduli:
+            at_least("modulus", modulus, 1)
+        if math.prod(self.moduli) < self.rows:
+            raise ValueError(
+                f"moduli {self.moduli} have a product of {math.prod(self.moduli)}, too few for rows={self.rows}"
+            )
+
+    @property
+    def table_rows(self) -> tuple[int, ...]:
+        return self.moduli
+
+
+@dataclass(frozen=True)
+class MixedRadix(_Moduli):
+    """The digits of an id: P1 = id mod m1, Pj = (id // (m1 ... m(j-1))) mod mj. Two ids differ in at least one digit.
+
+    With two moduli this is the quotient-remainder partition.
+
+    Source: Shi et al., arXiv:1909.02107, "generalized quotient-remainder".
+    """
 
     @classmethod
     def of(cls, rows: int, ways: int, collisions: int) -> "MixedRadix":
@@ -40,10 +56,6 @@ class MixedRadix:
         first = _first_modulus(rows, ways, collisions)
         return cls(rows, (first, *_factors_of_at_least(ceil_div(rows, first), ways - 1)))
 
-    @property
-    def table_rows(self) -> tuple[int, ...]:
-        return self.moduli
-
     def __call__(self, ids: Tensor) -> tuple[Tensor, ...]:
         digits = []
         for modulus in self.moduli[:-1]:
@@ -53,24 +65,19 @@ class MixedRadix:
 
 
 @dataclass(frozen=True)
-class ChineseRemainder:
+class ChineseRemainder(_Moduli):
     """Pj = id mod mj for pairwise coprime moduli: by the Chinese remainder theorem no two ids agree in all of them.
 
     Unlike digits, every table spreads neighbouring ids over all of its rows.
 
     Args:
-        rows: number of ids.
-        moduli: rows of each table, at least 1 each, pairwise coprime, with a product of at least `rows`.
+        moduli: pairwise coprime, too.
 
     Source: Shi et al., arXiv:1909.02107, "Chinese remainder partition".
     """
 
-    rows: int
-    moduli: tuple[int, ...]
-    complementary: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
-        _check(self.rows, self.moduli)
+        super().__post_init__()
         if math.lcm(*self.moduli) != math.prod(self.moduli):
             raise ValueError(f"moduli {self.moduli} must be pairwise coprime")
 
@@ -83,10 +90,6 @@ class ChineseRemainder:
         for target in _factors_of_at_least(ceil_div(rows, first), ways - 1):
             small.append(_coprime_from(target, small))
         return cls(rows, (_coprime_from(ceil_div(rows, math.prod(small)), small), *small))
-
-    @property
-    def table_rows(self) -> tuple[int, ...]:
-        return self.moduli
 
     def __call__(self, ids: Tensor) -> tuple[Tensor, ...]:
         return tuple(ids % modulus for modulus in self.moduli)
@@ -122,11 +125,3 @@ def _coprime_from(start: int, others: list[int]) -> int:
     while any(math.gcd(start, other) != 1 for other in others):
         start += 1
     return start
-
-
-def _check(rows: int, moduli: tuple[int, ...]) -> None:
-    at_least("rows", rows, 1)
-    for modulus in moduli:
-        at_least("modulus", modulus, 1)
-    if math.prod(moduli) < rows:
-        raise ValueError(f"moduli {moduli} have a product of {math.prod(moduli)}, too few for {rows=}")

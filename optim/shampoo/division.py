@@ -1,6 +1,7 @@
-"""The division of labour: every group's blocks, their owners, this rank's shards, and the buffers between ranks.
+"""Divides a step between ranks: every group's blocks and their owners, this rank's shards, and the exchange.
 
-Every rank's directions brought to every rank by one all-gather."""
+One all-gather brings every rank's directions to every rank.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

@@ -1,14 +1,9 @@
-"""The factor matrices of K blocks of one shape, stacked so that one call serves all of them.
+"""The factor matrices of K blocks of one shape, stacked so that one call serves all of them, and products with them.
 
-Shapes: K blocks of shape S = (n_1, ..., n_o); the factors of dimension k are one tensor [K, n_k, n_k].
-For a gradient G: `F_k <- decay F_k + weight G_(k) G_(k)^T`. What is made of the factors now and then, and how the
-direction follows from it, is the subclass's (preconditioner.py).
-
-
-Products of stacked blocks with matrices, one dimension at a time.
-
-Shapes: K blocks of shape S = (n_1, ..., n_o), stacked: [K, *S]; a matrix per block: [K, n, n]. The unfolding of a block
-along a dimension is the matrix whose rows run over that dimension.
+Shapes: K blocks of shape S = (n_1, ..., n_o), stacked: [K, *S]; the factors of dimension k are one [K, n_k, n_k].
+For a gradient G: `F_k <- decay F_k + weight G_(k) G_(k)^T`, where the unfolding G_(k) is the matrix whose rows run over
+dimension k. What is made of the factors now and then, and how the direction follows from it, is the subclass's
+(preconditioner.py).
 """
 
 import math
@@ -32,7 +27,7 @@ NEVER_REFRESHED, GOOD, FAILED = 0, 1, 2
 
 @dataclass(frozen=True)
 class RootSettings:
-    """How factors are used at one step; `correction` is `1 - beta2^t` or 1, `largest_ratio` from scalars.py."""
+    """How factors are used at one step; `correction` is `1 - beta2^t` or 1, `largest_ratio` from settings.py."""
 
     correction: float
     epsilon: float | None
@@ -42,7 +37,7 @@ class RootSettings:
 
 
 def exponent_of(order: int, dim: int, override: ExponentOverride | None, default: float) -> float:
-    """What the override says for blocks of this order (and this dimension), else the default."""
+    """The exponent that the override has for blocks of this order (and this dimension), else the default."""
     exponent: float | Mapping[int, float] | None = override.get(order) if isinstance(override, Mapping) else override
     if isinstance(exponent, Mapping):
         exponent = exponent.get(dim)
@@ -156,6 +151,10 @@ class FactorStack(ABC):
     @abstractmethod
     def direction(self, filtered_KS: Tensor, settings: RootSettings, *, out: Tensor) -> None:
         """Writes the direction to `out`, aligned and of the shape of `filtered_KS`."""
+
+    def allocated(self) -> list[Tensor]:
+        """All tensors that were allocated here."""
+        return [*self.factors, *self.made, self._scratch_KS]
 
     def block_state(self, row: int) -> dict[str, Tensor]:
         """Live views of one block's state."""

@@ -1,13 +1,10 @@
-"""The elementwise part of the step: the filtered gradient and the diagonal method that is grafted.
-
-Grafting takes the step length from a diagonal method and the direction from Shampoo.
+"""Grafting: the step length of a diagonal method, which is elementwise, for the direction of Shampoo, block by block.
 
 The diagonal method's second moment is `V <- beta2 V + (1 - beta2) G^2` (AdaGrad: the plain sum), its step
-`H / (sqrt(V / (1 - beta2^t)) + epsilon)`; epsilon is added after the root, as in torch.optim.
+`H / (sqrt(V / (1 - beta2^t)) + epsilon)` with H the filtered gradient; epsilon is added after the root, as in
+torch.optim.
 Source: Agarwal et al., arXiv:2002.11803; Anil et al., arXiv:2002.09018.
-
-
-The blocks of one shape in a shard, and the length of their directions."""
+"""
 
 import math
 from collections.abc import Sequence
@@ -35,6 +32,7 @@ def filter_gradient(grad: Tensor, average: Tensor, *, beta1: float, beta3: float
 
 
 def has_second_moment(config: Grafting | None) -> bool:
+    """Whether the method remembers squares of gradients."""
     return config is not None and not isinstance(config, SGDGrafting)
 
 
@@ -111,7 +109,7 @@ def graft(parts: Sequence[BlockGroup], root_status_K: Tensor) -> None:
 
 
 def stop_lost(parts: Sequence[BlockGroup]) -> None:
-    """Without grafting: a block whose direction overflowed does not move."""
+    """Stops a block whose direction overflowed, where there is no grafted step to take."""
     for part in parts:
         usable_K = all_finite(part.out_KS)
         if not usable_K.all():

@@ -1,6 +1,7 @@
-"""What becomes of a parameter group: its blocks, their owners and their turns. Equal on every rank.
+"""Plans a parameter group: its blocks, the rank that owns each, and the steps at which its roots are due.
 
-Which rank owns which block, and at which step a block's roots are due. Pure, deterministic, equal on every rank."""
+Pure, deterministic, equal on every rank.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,9 +36,8 @@ def plan_group(group_index: int, group: dict[str, Any], loads: list[float]) -> G
     cuts = [cut_parameter(p, limit=limit, merge=merge) for p in group["params"]]
     blocks = []
     for position, cut in enumerate(cuts):
-        order, config = len(cut.shape), group["preconditioner_config"]
-        diagonal = config is None or (order == 1 and not group["precondition_vectors"])
-        dims = () if diagonal else preconditioned_dims(order, config, group["inverse_exponent_override"])
+        order = len(cut.shape)
+        diagonal, dims = preconditioning(order, group)
         if diagonal and order == 1:  # nothing is gained by cutting what is elementwise, and biases are many
             cuts[position] = cut = cut_parameter(group["params"][position], limit=max(*cut.shape, 1), merge=False)
         blocks += [
@@ -59,6 +59,14 @@ def plan_group(group_index: int, group: dict[str, Any], loads: list[float]) -> G
         blocks_of_rank.setdefault(kind, [[] for _ in loads])[owner].append(block)
     ordered = {kind: [flat_order(members) for members in ranks] for kind, ranks in blocks_of_rank.items()}
     return GroupPlan(cuts, ordered, dict(zip(blocks, turns, strict=True)), dict(zip(blocks, costs, strict=True)))
+
+
+def preconditioning(order: int, group: dict[str, Any]) -> tuple[bool, tuple[int, ...]]:
+    """Whether blocks of so many dimensions are diagonal, and which dimensions of them have a factor matrix."""
+    config = group["preconditioner_config"]
+    if config is None or (order == 1 and not group["precondition_vectors"]):
+        return True, ()
+    return False, preconditioned_dims(order, config, group["inverse_exponent_override"])
 
 
 def spread(costs: Sequence[float], num_bins: int, loads: list[float] | None = None) -> list[int]:

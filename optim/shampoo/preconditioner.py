@@ -28,7 +28,7 @@ _EIGENVALUE_EPSILON = 1e-8  # beside the root of a second moment, as in Adam; th
 
 
 class _RootedStack(FactorStack):
-    """What root inverses and their eigendecomposed form share."""
+    """Root inverses, or their eigendecomposed form: the direction is a product with a root of each factor."""
 
     config: RootInverse | Eigendecomposed
 
@@ -42,6 +42,9 @@ class _RootedStack(FactorStack):
     def _exponent(self, i: int, settings: RootSettings) -> float:
         order = len(self.shape)
         return exponent_of(order, self.dims[i], settings.exponent_override, 1 / (2 * order))
+
+    def allocated(self) -> list[Tensor]:
+        return super().allocated() + ([] if self._others_KS is None else [self._others_KS])
 
     @abstractmethod
     def _roots(self, settings: RootSettings) -> list[Tensor]:
@@ -92,6 +95,9 @@ class EigendecomposedStack(_RootedStack):
         super().__init__(shape, dims, config, root_status=root_status, dtype=dtype, device=device)
         self.eigenvalues = [torch.ones_like(basis_KNN[..., 0]) for basis_KNN in self.made]
 
+    def allocated(self) -> list[Tensor]:
+        return super().allocated() + self.eigenvalues
+
     def _roots(self, settings: RootSettings) -> list[Tensor]:
         pairs = enumerate(zip(self.eigenvalues, self.made, strict=True))
         return [root_of(values_KN, basis_KNN, self._exponent(i, settings)) for i, (values_KN, basis_KNN) in pairs]
@@ -131,6 +137,9 @@ class EigenStack(FactorStack):
         super().__init__(shape, dims, config, root_status=root_status, dtype=dtype, device=device)
         self.config: EigenvalueCorrected = config
         self.eigenvalues_KS, self._seen_KS = self._buffer(), self._buffer()
+
+    def allocated(self) -> list[Tensor]:
+        return [*super().allocated(), self.eigenvalues_KS, self._seen_KS]
 
     def _make(
         self, i: int, index: Index, corrected_KNN: Tensor, settings: RootSettings

@@ -1,12 +1,10 @@
-"""Inverse roots and eigenbases of stacks of factor matrices.
+"""Inverse roots and eigenbases of stacks of factor matrices, by decomposition or by coupled iterations.
 
 Shapes: K matrices of N x N, stacked: [K, N, N]. A matrix that cannot be decomposed yields NaN in its own place and
 never an exception, so that its block can fall back alone.
 
-
-Inverse roots by coupled iterations: matrix products alone, which accelerators like better than eigh.
-
-For `A ** (-1/p)` two sequences move together, `X` to the root and `M = X^p A` to the identity:
+Coupled iterations are matrix products alone, which accelerators like better than eigh. For `A ** (-1/p)` two sequences
+move together, `X` to the root and `M = X^p A` to the identity:
 
     X <- X T,   M <- T^p M,   T = an approximation of M ** (-1/p) that is right near the identity
 

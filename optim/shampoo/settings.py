@@ -1,6 +1,4 @@
-"""What may be set on a parameter group, checked in one place.
-
-The few numbers of a step that are not tensors, and the precision they are computed in."""
+"""The settings of a parameter group: their check, and the few numbers of a step that follow from them."""
 
 import math
 from collections.abc import Mapping
@@ -75,7 +73,7 @@ def checked_group(settings: dict[str, Any]) -> None:
 
 
 def decay_of_weights(settings: dict[str, Any]) -> tuple[float, float]:
-    """What is added of the weights to the gradient, and to the finished direction: one of the two is 0.
+    """The shares of the weights that are added to the gradient, and to the finished direction: one of the two is 0.
 
     - "l2": `weight_decay` to the gradient; "decoupled": `weight_decay` to the direction, so that a step shrinks weights
       by `lr * weight_decay`, as AdamW's;
@@ -103,6 +101,7 @@ def _is_count(value: Any) -> bool:
 
 
 def rounded(value: float, *, float32: bool) -> float:
+    """The value as float32 holds it, if asked for."""
     return float(torch.tensor(value, dtype=torch.float32)) if float32 else float(value)
 
 
@@ -119,7 +118,7 @@ def bias_correction(beta: float, step: int, *, float32: bool, factor: float = 1.
 
 
 def largest_ratio(beta1: float, beta2: float) -> float:
-    """What `|m| / sqrt(v)` cannot exceed, whatever the gradients: m their average with beta1, v that of their squares.
+    """The bound of `|m| / sqrt(v)`, whatever the gradients: m their average with beta1, v that of their squares.
 
     By Cauchy and Schwarz `(sum a_k g_k)^2 <= sum a_k^2 / b_k * sum b_k g_k^2` with `a_k = (1 - beta1) beta1^k` and
     `b_k = (1 - beta2) beta2^k` (1 for a plain sum). Infinite where v forgets too fast for a bound.

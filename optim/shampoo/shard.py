@@ -106,6 +106,21 @@ class Shard:
         for part in self._parts:
             part.set_out(out_N)
 
+    def state_bytes(self) -> int:
+        """Bytes of the state of all blocks."""
+        kinds = Counter((block.diagonal, block.shape) for block in self.blocks)
+        first = {(block.diagonal, block.shape): i for i, block in enumerate(self.blocks)}
+        return sum(
+            count * sum(tensor.nbytes for tensor in self.block_state(first[kind]).values())
+            for kind, count in kinds.items()
+        )
+
+    def allocated_bytes(self) -> int:
+        """Bytes of all that was allocated here: state, scratch and padding, without the directions."""
+        held = [self._second_moment, self._filtered_grad, self._momentum, self._grad, self._grafted, self._root_status]
+        held += [tensor for part in self._parts for tensor in part.stack.allocated()]
+        return sum(tensor.untyped_storage().nbytes() for tensor in held)
+
     def block_state(self, index: int) -> dict[str, Tensor]:
         """Live views of the state of one block, by name."""
         block, start = self.blocks[index], self._layout.starts[index]
