@@ -1,4 +1,4 @@
-"""How the bottom MLP's output and the embeddings meet.
+"""Interactions of the bottom MLP's output with the embeddings.
 
 Shapes: B examples, F sparse features, N = F + 1 vectors, D columns, P = N (N - 1) / 2 pairs.
 """

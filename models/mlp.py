@@ -57,7 +57,7 @@ class MLP(nn.Module):
 
 
 class LearnedVector(nn.Module):
-    """What a bottom MLP is without dense features: one learned vector for every example, starting from N(0, 1 / D).
+    """A bottom MLP without dense features: one learned vector for every example, starting from N(0, 1 / D).
 
     Args:
         dim: D.

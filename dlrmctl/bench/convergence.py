@@ -1,4 +1,4 @@
-"""`dlrmctl bench convergence`: steps and time that optimizers need for the same validation NE, tuned alike.
+"""Measures the steps and the time that optimizers need for the same validation NE (`dlrmctl bench convergence`).
 
 Every optimizer runs the same grid of learning rates with the same seeds, which fix initial values and the order of
 examples, so that comparisons are paired. The rate of each is the one with the best mean NE.

@@ -1,4 +1,4 @@
-"""`dlrmctl bench data`: reading a store and preparing one, beside what the machine can do.
+"""Measures reading a store and preparing one, beside what the machine can do (`dlrmctl bench data`).
 
 Rows are generated with Criteo Kaggle's cardinalities, as text; the text is prepared, and the store is read.
 """
@@ -27,7 +27,7 @@ from dlrmctl.data.synthetic.synthetic import Synthetic
 
 @dataclass(frozen=True)
 class _Sizes:
-    """How much is measured; TorchRec's scripts take a minute for what the others do in a second."""
+    """Amounts to measure; TorchRec's scripts take a minute for what the others do in a second."""
 
     rows: int
     rows_for_torchrec: int

@@ -1,4 +1,4 @@
-"""What becomes of a benchmark's result: a table or JSON, a file, a picture, and a comparison with an earlier one.
+"""Delivers the result of a benchmark: a table or JSON, a file, a picture, and a comparison with an earlier one.
 
 No torch here: everything that can be wrong with the files is said before anything is measured.
 """
@@ -20,7 +20,7 @@ from dlrmctl.errors import UserError
 
 @dataclass
 class Delivery:
-    """Where the result of a benchmark goes.
+    """The places that the result of a benchmark goes to.
 
     Args:
         command: "step", "shampoo", ...
@@ -101,7 +101,7 @@ def tagged(command: str, measured: Mapping[str, Any], options: Mapping[str, Any]
 
 
 def environment(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """What figures depend on besides settings."""
+    """Properties of the machine and the packages that figures depend on."""
     import torch
 
     settings = measured.get("settings", {})

@@ -1,4 +1,4 @@
-"""`dlrmctl bench embeddings`: what smaller tables cost in NE, tuned alike and paired over seeds.
+"""Measures what smaller tables cost in NE, tuned alike and paired over seeds (`dlrmctl bench embeddings`).
 
 Every method tries the same factors on its learning rates with seed 0 and keeps the one with the best validation NE.
 Then each is trained with that factor on seeds 1, 2, ..., which fix the initial values, the order of the examples and,

@@ -1,4 +1,4 @@
-"""What the machine can do at most: matrix products, copying, and rows at random places.
+"""Measures what the machine can do at most: matrix products, copying, and rows at random places.
 
 `dlrmctl bench step` holds its own figures against these, measured in the same run.
 """

@@ -309,7 +309,7 @@ def _config(command: str, flags: Flags, quick: bool) -> Config:
 
 
 def _text(command: str, name: str, texts: Texts, quick: bool) -> str:
-    """What was typed for an option of a command, or its default in a full or a quick run."""
+    """The text of an option as it was typed, or its default in a full or a quick run."""
     typed = texts.get(name)
     return typed if typed is not None else _DEFAULTS[command][name][quick]
 

@@ -37,7 +37,7 @@ def _work(method: str, text: Path, out: Path) -> Callable[[], object]:
 
 
 def _bytes_of_process(name: str) -> float:
-    """`VmRSS` or `VmHWM`, its peak; getrusage would include the peak of the process that started this one."""
+    """Reads `VmRSS`, or its peak `VmHWM`; getrusage would include the peak of the process that started this one."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name + ":"):
             return float(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""What preparing raw rows costs: ours, polars reading the text alone, and TorchRec's own scripts, on the same file.
+"""Measures preparing raw rows: ours, polars reading the text alone, and TorchRec's own scripts, on the same file.
 
 Each runs in a process of its own, for its own peak of memory; imports are not counted.
 """

@@ -1,4 +1,4 @@
-"""What the reader of a store costs, beside the bare copying and gathering in it."""
+"""Measures what the reader of a store costs, beside the bare copying and gathering in it."""
 
 import os
 import statistics

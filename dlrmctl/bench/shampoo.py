@@ -1,4 +1,4 @@
-"""`dlrmctl bench shampoo`: what Shampoo costs beside Adagrad and AdamW, by part and by layer.
+"""Measures what Shampoo costs beside Adagrad and AdamW, by part and by layer (`dlrmctl bench shampoo`).
 
 The dense network alone: forward, backward and optimizer step, amortised over a refresh period. Variants are alternated
 step by step in one run, so that all see the same machine.

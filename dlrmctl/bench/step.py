@@ -1,4 +1,4 @@
-"""`dlrmctl bench step`: the training step at the shapes of the Criteo Kaggle data, against its floor and the machine.
+"""Measures the training step at the shapes of the Criteo Kaggle data, against its floor and the machine.
 
 13 dense features, 26 tables. Examples are made up with ids that follow a power law, written to a store, and read as
 training reads them. Variants differ from the settings in one thing each and are alternated with them in one run.

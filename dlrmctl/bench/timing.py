@@ -110,7 +110,7 @@ def peak_bytes(work: Callable[[], None], device: torch.device) -> int:
 
 
 def collective_milliseconds(work: Callable[[], None], steps: int) -> dict[str, float]:
-    """How long collectives were under way per step, by kind; backward goes on meanwhile.
+    """Milliseconds that collectives are under way per step, by kind; backward goes on meanwhile.
 
     Args:
         work: takes so many `steps`.

@@ -1,4 +1,4 @@
-"""Where the program starts and where its errors end: one line each, shown once over all ranks."""
+"""Runs a command; errors end here as one line each, shown once over all ranks."""
 
 import sys
 import traceback

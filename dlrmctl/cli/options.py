@@ -1,4 +1,4 @@
-"""What commands share: an option for each setting, the settings of a run, and the ranks to start."""
+"""Options that commands share: one for each setting; and the settings of a run, and the ranks to start."""
 
 import inspect
 import sys
@@ -62,7 +62,7 @@ def _with_settings(command: Callable[..., None], only: Collection[str]) -> Calla
 def with_parameters(
     run: Callable[..., None], parameters: Sequence[inspect.Parameter], *, like: Callable[..., Any]
 ) -> Callable[..., None]:
-    """`run` as Typer reads it: with these parameters, and the name and help of another function."""
+    """Gives `run` these parameters, as Typer reads them, and the name and help of another function."""
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     run.__name__, run.__doc__ = like.__name__, like.__doc__

@@ -24,7 +24,7 @@ _ROWS = 1 << 18
 
 @dataclass(frozen=True)
 class Target:
-    """Where to write, and whether to report as JSON."""
+    """The output: a directory, and a report as JSON or as a line."""
 
     out: Path
     dry_run: bool = False

@@ -43,7 +43,7 @@ Compose = Callable[[Mapping[str, Compressed]], CompositionalEmbeddings]
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How to fine-tune.
+    """The data and the course of a fine-tuning.
 
     Attributes:
         reader: of fresh data; shuffled, whole batches.

@@ -88,7 +88,7 @@ class TableOptions:
 
     @property
     def num_bytes(self) -> int:
-        """Of the trained table, float32."""
+        """Bytes of the trained table, float32."""
         return 4 * self.rows * self.dim
 
     def table(self, method: str) -> Compressed:

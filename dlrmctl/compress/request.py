@@ -1,4 +1,4 @@
-"""What a compression is asked for, and whether it can be reached: checked before anything is fitted.
+"""The request for a compression, and whether it can be reached: checked before anything is fitted.
 
 What can be reached follows from the shapes of the tables, which say how many bytes each method takes.
 """
@@ -46,7 +46,7 @@ class Request:
 
     @property
     def goal(self) -> Goal:
-        """Which of the three it is."""
+        """The one of the three that is given."""
         return "method" if self.method is not None else "ratio" if self.ratio is not None else "budget"
 
     def methods(self, rows: int, dim: int) -> list[Method]:

@@ -179,7 +179,7 @@ def _verdict(joint: Joint, budget: float) -> str:
 
 
 def _next_limit(limit: float, joint: Joint, budget: float, low: float, high: float) -> float:
-    """Where the rise would meet the budget if both stayed in proportion; else half way to what is known."""
+    """The limit at which the rise would meet the budget in proportion; else half way to what is known."""
     wanted = limit * budget / joint.upper if joint.upper > 0 else limit * 2
     if not low < wanted < high:
         wanted = limit * 2 if math.isinf(high) else (low + high) / 2

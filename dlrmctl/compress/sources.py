@@ -1,4 +1,4 @@
-"""Where the tables to compress come from: a checkpoint of a run, or files of tensors from elsewhere.
+"""Tables to compress that are not of a run: files of tensors from elsewhere; and the choice among tables.
 
 Tables are read one at a time, so that the largest decides the memory and not their sum.
 """

@@ -1,1 +1,1 @@
-"""How things are shown: lines, tables, bars, pictures, texts of numbers. What is shown lies with its subject."""
+"""Lines, tables, bars, pictures and texts of numbers, by which everything is shown; each subject says what is."""

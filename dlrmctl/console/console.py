@@ -1,4 +1,4 @@
-"""What people see: answers on standard output, everything else on standard error."""
+"""Prints answers on standard output, and everything else on standard error."""
 
 import json
 import sys

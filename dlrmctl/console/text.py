@@ -1,4 +1,4 @@
-"""How numbers read: enough digits, units, standard errors where there are any, one and many."""
+"""Texts of numbers: enough digits, units, standard errors where there are any, one and many."""
 
 
 def rate_text(value: float) -> str:
@@ -40,7 +40,7 @@ def number_text(value: float | None, digits: int = 4) -> str:
 
 
 def duration(seconds: float) -> str:
-    """As people say it: 42 s, 3 min 20 s, 2 h 5 min."""
+    """A duration as people say it: 42 s, 3 min 20 s, 2 h 5 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

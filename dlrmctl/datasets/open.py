@@ -18,7 +18,7 @@ ENVIRONMENT = "DLRMCTL_DATA"
 
 
 def data_directory(settings: DataSettings) -> Path | None:
-    """Where the prepared store should be; None for data that needs no files.
+    """The directory where the prepared store should be; None for data that needs no files.
 
     Raises:
         UserError: if no place holds one, with the ways out.

@@ -1,4 +1,4 @@
-"""`dlrmctl prepare`: raw data to a store, with its progress and a report of what was found."""
+"""Prepares raw data as a store, with progress and a report of what was found (`dlrmctl prepare`)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -102,7 +102,7 @@ def _interruptions(out: Path) -> Iterator[None]:
 
 
 def open_input(format: str, sources: Sequence[str], schema: Path | None, *, ids_are_rows: bool) -> Input:
-    """What the sources are read as."""
+    """Opens the sources in their format."""
     if format == "npy":
         return NpyInput(sources, as_rows=ids_are_rows)
     if format == "criteo":

@@ -1,4 +1,4 @@
-"""`dlrmctl data show`: what is in a store, and how often its ids occur, as tables and as a picture."""
+"""Shows what is in a store, and how often its ids occur, as tables and as a picture (`dlrmctl data show`)."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ _MOST_SOURCES = 30
 
 @dataclass(frozen=True)
 class Frequencies:
-    """How often the rows of one table are looked up in the training split.
+    """Counts of how often the rows of one table are looked up in the training split.
 
     Attributes:
         name: of the feature.
@@ -151,7 +151,7 @@ def _rate(rate: float | None) -> str:
 
 
 def _show_schema(store: Store) -> None:
-    """What a store without a report has."""
+    """Shows the columns of a store without a report."""
     output.print(f"{store.path}: written without a report; {len(store.schema.dense)} dense features")
     print_table("splits", ["", "examples"], [[split, f"{store.num_examples(split):,}"] for split in SPLITS])
     sparse = [[f.name, f"{f.rows:,}", f"{f.max_ids:,}"] for f in store.schema.sparse]
@@ -159,7 +159,7 @@ def _show_schema(store: Store) -> None:
 
 
 def read_frequencies(store: Store) -> Iterator[Frequencies]:
-    """Of the features whose counts the store keeps; one table's counts are in memory at a time.
+    """Reads the frequencies of features whose counts the store keeps; one table's counts are in memory at a time.
 
     Raises:
         DataError: if a file of counts is missing or changed.
@@ -171,7 +171,7 @@ def read_frequencies(store: Store) -> Iterator[Frequencies]:
 
 
 def frequencies_of(name: str, counts: np.ndarray) -> Frequencies:
-    """What is told of one table.
+    """Sums up the counts of one table.
 
     Args:
         name: of the feature.
@@ -186,7 +186,7 @@ def frequencies_of(name: str, counts: np.ndarray) -> Frequencies:
 
 
 def show_frequencies(frequencies: Sequence[Frequencies]) -> None:
-    """Which part of the training lookups the most frequent rows get."""
+    """Shows the share of the training lookups that the most frequent rows get."""
     tops = [f"top {100 * share:g} %" for share in _SHARES]
     print_table(
         "training lookups that go to the most frequent rows of each table; the curve is log count over log rank",

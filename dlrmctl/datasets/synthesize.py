@@ -1,4 +1,4 @@
-"""`dlrmctl data synthesize`: generated rows as files in Criteo's format, with what the best model scores on them."""
+"""Writes generated examples in Criteo's format, with what the best model scores on them (`dlrmctl data synthesize`)."""
 
 import re
 import time

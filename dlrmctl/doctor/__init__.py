@@ -1,1 +1,1 @@
-"""`dlrmctl doctor`: packages, devices and the machine examined, with the command that fixes each problem."""
+"""Examines packages, devices and the machine, and names the command that fixes each problem (`dlrmctl doctor`)."""

@@ -1,6 +1,4 @@
-"""Runs all checks and shows what they found.
-
-Trains for two steps on two ranks, as users do, and looks at what came out."""
+"""Runs all checks and shows what they found; the last one trains for two steps on two ranks, as users do."""
 
 import json
 import os
@@ -28,7 +26,7 @@ _ARGUMENTS = [
 
 
 def examine(*, smoke: bool) -> Iterator[list[Finding]]:
-    """The findings, area by area.
+    """Makes the findings, area by area.
 
     Args:
         smoke: also train for two steps on two ranks.
@@ -71,7 +69,7 @@ def _show(findings: list[Finding]) -> None:
 
 
 def check_training(ranks: int = 2) -> Finding:
-    """A tiny training on `ranks` local ranks in a temporary directory."""
+    """Trains a tiny model on `ranks` local ranks in a temporary directory, and looks at what came out."""
     name = f"{ranks} ranks"
     with tempfile.TemporaryDirectory(prefix="dlrmctl-doctor-") as scratch:
         command = [sys.executable, "-P", "-m", "dlrmctl", *_ARGUMENTS]

@@ -1,4 +1,4 @@
-"""What one check found, and what to do about it."""
+"""The outcome of a check, and the step that mends a problem."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass

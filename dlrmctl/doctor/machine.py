@@ -1,4 +1,4 @@
-"""What this machine has for training: processor, memory, disk, shared memory, network, GPUs."""
+"""Checks what this machine has for training: processor, memory, disk, shared memory, network, GPUs."""
 
 import json
 import os
@@ -33,7 +33,7 @@ print(json.dumps(found))
 
 
 def check_machine() -> list[Finding]:
-    """Everything but the packages."""
+    """Checks everything but the packages."""
     return [_processor(), _threads(), _memory(), *_disks(), _shared_memory(), _loopback(), _host_name(), _gpu()]
 
 

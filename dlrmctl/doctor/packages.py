@@ -1,4 +1,4 @@
-"""Which packages are installed, whether they belong together, and whether each can be imported.
+"""Checks which packages are installed, whether they belong together, and whether each can be imported.
 
 Nothing heavy is imported here: every import happens in a process of its own, so that one that crashes is a finding.
 """

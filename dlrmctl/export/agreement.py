@@ -1,10 +1,6 @@
-"""How the scores of an exported model agree with those of the checkpoint it was made from.
+"""Compares the scores of an exported model with those of the checkpoint it was made from.
 
-Dimensions: N rows.
-
-
-Rows of the validation split as a served model takes them, with what the checkpoint itself says of them.
-
+Both score a sample: rows of the validation split as a served model takes them.
 Dimensions: N rows, I dense features, F features with one id each, L ids of the longest list.
 """
 
@@ -32,14 +28,14 @@ _LEAST = 2.0**-26  # of a probability, so that its logit is finite
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a `graph.ServedModel` is called with."""
+    """The arguments of a call of `graph.ServedModel`."""
 
     dense: Tensor
     ids: Tensor
     lists: dict[str, Tensor] = field(default_factory=dict)
 
     def arguments(self) -> tuple[Tensor, ...] | tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """In the order of the call; a model without lists is called without them."""
+        """The tensors in the order of the call; a model without lists is called without them."""
         return (self.dense, self.ids, self.lists) if self.lists else (self.dense, self.ids)
 
     def cut(self, start: int, stop: int) -> "Inputs":
@@ -61,7 +57,7 @@ class Sample:
 
 
 def agreement(sample: Sample, probabilities_N: np.ndarray) -> dict[str, Any]:
-    """How these probabilities differ from the checkpoint's on the same rows.
+    """Compares probabilities with the checkpoint's on the same rows.
 
     Returns:
         "rows"; "largest_difference" of two probabilities; "ne_checkpoint" and "ne_export"; "ne_rise", relative, with
@@ -81,7 +77,8 @@ def agreement(sample: Sample, probabilities_N: np.ndarray) -> dict[str, Any]:
 
 
 def refuse_disagreement(found: Mapping[str, Any], checkpoint: str, precision: str, max_ne_rise: float) -> None:
-    """
+    """Checks that an exported model agrees with its checkpoint.
+
     Args:
         found: by `agreement`.
         max_ne_rise: what "int8" may cost, relative; the other precisions may round differently, and that is all.

@@ -16,7 +16,7 @@ FOREIGN = ("torchrec", "fbgemm_gpu", "dlrmctl")
 
 
 def batches(rows: int) -> list[slice]:
-    """Which rows are scored together."""
+    """Slices of rows that are scored together."""
     parts: list[slice] = []
     start = 0
     while start < rows:

@@ -1,6 +1,4 @@
-"""`dlrmctl export` behind its flags: a checkpoint to a file that was held against the checkpoint's own scores.
-
-What an export did, for people, and how its file is called."""
+"""Runs `dlrmctl export`: writes a checkpoint as a file, checks its scores against the checkpoint's, and reports."""
 
 import gc
 from collections.abc import Iterator, Mapping
@@ -35,7 +33,7 @@ SUFFIX = ".pt2"
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be written.
+    """The file that is to be written.
 
     Attributes:
         checkpoint: "best", "last" or "step-N" of a run; None for the best, and for a compressed model, which has one.
@@ -119,7 +117,7 @@ def _check_file(out: Path) -> None:
 
 
 def _scored(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> tuple[Sample, Path, Source]:
-    """What the checkpoint itself says of some rows, where it is, and the data."""
+    """Some rows as the checkpoint itself scores them, where it is, and the data."""
     opened = open_run(config, run, ranks, checkpoint=wanted.checkpoint or "best", split="validation")
     rows = min(wanted.check_rows, opened.reader.num_examples)
     say(f"scoring {rows:,} validation rows with {opened.checkpoint.name}")
@@ -166,7 +164,7 @@ def show_export(result: Mapping[str, Any]) -> None:
 
 
 def call_lines(inputs: Mapping[str, Any], file: str) -> Iterator[str]:
-    """How the file is called, in Python."""
+    """The lines of Python that call the file."""
     yield f"torch.export.load({file!r}).module()({', '.join(inputs)}) gives probabilities, float32 [batch]"
     for name in ("dense", "ids"):
         yield f"  {name}: {inputs[name]['type']} [{', '.join(map(str, inputs[name]['shape']))}]"

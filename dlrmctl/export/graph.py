@@ -20,7 +20,7 @@ PADDING = -1  # fills up lists of ids
 
 
 class ServedModel(nn.Module):
-    """What evaluation computes, without TorchRec: partitions, tables, dense network, and the sigmoid.
+    """The model as evaluation computes it, without TorchRec: partitions, tables, dense network, and the sigmoid.
 
     Args:
         features: in the order of the data.
@@ -55,7 +55,8 @@ class ServedModel(nn.Module):
         self.register_buffer("rows_F", torch.tensor(rows, dtype=torch.int64), persistent=False)
 
     def forward(self, dense: Tensor, ids: Tensor, lists: dict[str, Tensor] | None = None) -> Tensor:
-        """
+        """Scores rows.
+
         Args:
             dense: float32 [B, I], transformed as the training data was.
             ids: int64 [B, F], 0 <= id < rows, of the features with one id each, in their order.

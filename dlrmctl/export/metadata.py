@@ -1,4 +1,4 @@
-"""What stands beside the graph in an exported file: everything its server has to know, as plain values."""
+"""Describes an exported model for its server, as plain values that stand beside the graph in the file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -38,7 +38,7 @@ def describe(model: ServedModel, source: Source, config: Config, origin: Mapping
 
 
 def _inputs(schema: Schema) -> dict[str, Any]:
-    """By the names of the graph's arguments, in their order."""
+    """Inputs by the names of the graph's arguments, in their order."""
     ones = [feature for feature in schema.sparse if feature.max_ids == 1]
     lists = [feature for feature in schema.sparse if feature.max_ids > 1]
     inputs: dict[str, Any] = {
@@ -63,7 +63,7 @@ def _inputs(schema: Schema) -> dict[str, Any]:
 
 
 def _ids(source: Source) -> dict[str, Any]:
-    """How raw values become ids."""
+    """The rules by which raw values become ids."""
     return {
         "missing": MISSING_ROW,
         "rare": RARE_ROW,

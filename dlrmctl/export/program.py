@@ -81,7 +81,7 @@ def place_beside(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """What the disk refuses in the block is a UserError about `out`."""
+    """Turns what the disk refuses in the block into a UserError about `out`."""
     try:
         yield
     except OSError as problem:

@@ -1,4 +1,4 @@
-"""The check before a training takes any memory: does it fit these ranks? The same numbers as `dlrmctl plan`."""
+"""Checks, before a training takes any memory, that it fits these ranks, by the numbers of `dlrmctl plan`."""
 
 from dlrmctl.console.text import bytes_text
 from dlrmctl.data.schema import Schema

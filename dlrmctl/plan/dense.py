@@ -1,4 +1,4 @@
-"""What the dense network needs on every rank: weights, gradients, optimizer state and scratch; from shapes alone.
+"""The needs of the dense network on every rank: weights, gradients, optimizer state and scratch; from shapes alone.
 
 The network is built on "meta", where tensors have shapes and no memory, and any number of ranks can be asked about
 without being there.
@@ -64,7 +64,7 @@ def meta_network(config: Config, schema: Schema) -> DenseNetwork:
 
 
 def dense_need(config: Config, schema: Schema, world_size: int) -> DenseNeed:
-    """What the dense half of the settings needs on each of `world_size` ranks."""
+    """Counts what the dense half of the settings needs on each of `world_size` ranks."""
     network = meta_network(config, schema)
     num_weights = sum(p.numel() for p in network.parameters())
     layers = [tuple(layer.weight.shape) for layer in network.modules() if isinstance(layer, nn.Linear)]

@@ -35,7 +35,7 @@ _READ_AHEAD_ROWS = 2 * 65_536  # a block of the store being shuffled and one of 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What every rank needs and has.
+    """The memory that every rank needs and has.
 
     Attributes:
         parts: name -> bytes per rank, the names of `PARTS`.
@@ -102,7 +102,7 @@ def plan_memory(config: Config, schema: Schema, cluster: Cluster, *, sharding: s
 
 @dataclass(frozen=True)
 class Exchange:
-    """What one rank looks up and exchanges in a step.
+    """The rows that one rank looks up, and the bytes that it exchanges in a step.
 
     Attributes:
         rows, row_bytes: rows it reads from its tables, and their bytes.
@@ -123,7 +123,10 @@ class Exchange:
 def table_exchange(
     embeddings: CompositionalEmbeddings, placements: Sequence[Placement], cluster: Cluster, batch: int
 ) -> list[Exchange]:
-    """Per rank. A whole table serves the batches of all ranks; of a cut one every rank has sums for all of them."""
+    """Counts the exchange of each rank.
+
+    A whole table serves the batches of all ranks; of a cut one every rank has sums for all of them.
+    """
     world_size = cluster.world_size
     longest = {key: feature.max_ids for feature in embeddings.features for key in feature.keys}
     unpooled = set(embeddings.row_ids.keys)
@@ -212,7 +215,7 @@ def _per_rank(placements: Sequence[Placement], world_size: int, *, weights: bool
 
 
 def _batches(schema: Schema, cluster: Cluster, batch: int) -> int:
-    """On a GPU the batch at work and the next one; on a CPU those that the reader has ready, too."""
+    """Bytes of the batch at work and the next one; on a CPU also of those that the reader has ready."""
     example = _FLOAT * (len(schema.dense) + 1) + sum(_ID * feature.max_ids + _FLOAT for feature in schema.sparse)
     ahead = _READ_AHEAD_ROWS // cluster.world_size if cluster.device_type == "cpu" else 0
     return example * (2 * batch + ahead)

@@ -1,4 +1,4 @@
-"""`dlrmctl plan`: from settings, tables and ranks to what fits, what would, and how long a step might take."""
+"""Answers, from settings, tables and ranks, what fits, what would, and how long a step might take."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from dlrmctl.settings.config import Config
 
 @dataclass(frozen=True)
 class Answer:
-    """Everything that a plan says."""
+    """The plan with everything that is said about it."""
 
     config: Config
     source: str

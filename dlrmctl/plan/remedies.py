@@ -1,4 +1,4 @@
-"""What would make a training fit that does not: smaller tables or layers, more ranks; or fewer bits, for serving.
+"""Finds what would make a training fit: smaller tables or layers, more ranks; or fewer bits, for serving.
 
 Every remedy for training is planned before it is offered, with tables cut into equal parts: what is said to fit, fits.
 """
@@ -121,7 +121,7 @@ def _table_bytes(plan: MemoryPlan) -> int:
 
 
 def _more_ranks(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | None:
-    """As many more nodes of the same kind as it takes: more ranks on the same have no more memory together."""
+    """The least number of nodes of the same kind: more ranks on the same have no more memory together."""
     cluster, batch = plan.cluster, config.train.batch_size
     room = max(plan.table_room or 1, 1) * cluster.ranks_per_node
     nodes = max(cluster.nodes + 1, _table_bytes(plan) // room)
@@ -141,7 +141,7 @@ def _more_ranks(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | No
 
 
 def _planned(config: Config, schema: Schema, cluster: Cluster) -> MemoryPlan:
-    """In equal parts where they may be cut: the plan with the least for the fullest rank, and quick to make."""
+    """Plans equal parts where tables may be cut, which is least for the fullest rank, and quick to make."""
     kept_whole = config.embeddings.sharding == "table_wise" or cluster.world_size == 1
     return plan_memory(config, schema, cluster, sharding="table_wise" if kept_whole else "row_wise")
 

@@ -1,4 +1,4 @@
-"""A plan for people: tables, ranks, time, and the ways out, in less than fifty lines for Criteo's 26 tables."""
+"""Shows a plan: tables, ranks, time, and the ways out, in less than fifty lines for Criteo's 26 tables."""
 
 import statistics
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def plan_and_show(config: Config, schema: Schema, cluster: Cluster, *, as_json: 
 
 
 def show_plan(answer: Answer) -> None:
-    """On standard output."""
+    """Prints a plan."""
     plan = answer.memory
     output.print(f"{answer.source} on {plan.cluster.name}, batch {answer.config.train.batch_size:,}")
     output.print(summary(plan.embeddings.features, plan.embeddings.dim))

@@ -1,4 +1,4 @@
-"""Which ranks are planned for, as flags say it; read and checked without loading torch."""
+"""The ranks to plan for, read from flags and checked without loading torch."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self

@@ -1,10 +1,9 @@
-"""An estimate of the time of a step: what has to be multiplied, moved and sent, over the rates of the slowest rank.
+"""Estimates the time of a step: what has to be multiplied, moved and sent, over the rates of the slowest rank.
 
 It counts arithmetic and bytes, one after the other. What overlaps, what waits, and what a kernel loses at small sizes
-is not in it, nor is reading data: take it for an order of magnitude, and for what a step is bound by.
-
-
-How fast a rank multiplies, copies and gathers: measured here within a second, or given."""
+is not in it, nor is reading data: take it for an order of magnitude, and for what a step is bound by. How fast a rank
+multiplies, copies and gathers is measured here within a second, or given.
+"""
 
 import os
 import time
@@ -54,7 +53,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Rates:
-    """Of one rank; None where not known.
+    """Rates of one rank; None where not known.
 
     Attributes:
         flops: floating point operations of matrix products.
@@ -71,7 +70,7 @@ class Rates:
 
 
 def estimate(config: Config, plan: MemoryPlan, rates: Rates) -> StepTime:
-    """Of the rank that is slowest at each part."""
+    """Estimates the step of the rank that is slowest at each part."""
     cluster, dense, size = plan.cluster, plan.dense, plan.cluster.world_size
     batch = config.train.batch_size // size
     exchanges = table_exchange(plan.embeddings, plan.placements, cluster, batch)
@@ -97,7 +96,7 @@ def estimate(config: Config, plan: MemoryPlan, rates: Rates) -> StepTime:
 
 
 def _sent(num_bytes: float, plan: MemoryPlan, rates: Rates) -> float | None:
-    """Over both networks at once: the share of ranks on other nodes goes by the slower one."""
+    """Seconds over both networks at once: the share of ranks on other nodes goes by the slower one."""
     cluster = plan.cluster
     outside = (cluster.world_size - cluster.ranks_per_node) / (cluster.world_size - 1)
     ways = [_over(num_bytes * (1 - outside), rates.intra) if outside < 1 else 0.0]
@@ -119,7 +118,7 @@ def _sum(*seconds: float | None) -> float | None:
 def find_rates(
     cluster: Cluster, dense: DenseNeed, *, dim: int, batch: int, flops: float | None, memory: float | None
 ) -> Rates:
-    """What is given as given, the rest as measured if these ranks are here."""
+    """Takes the rates that are given, and measures the others if these ranks are here."""
     here = not cluster.described
     measured = measure(cluster, dense, dim=dim, batch=batch) if here and (flops is None or memory is None) else {}
     given_memory = None if memory is None else Rate(memory, "given")
@@ -140,7 +139,7 @@ def _bandwidth(given: float | None, local: bool) -> Rate | None:
 
 
 def measure(cluster: Cluster, dense: DenseNeed, *, dim: int, batch: int) -> dict[str, Rate]:
-    """A product of the shape of the largest layer, a copy, and rows of a table gathered at random.
+    """Measures a product of the shape of the largest layer, a copy, and rows of a table gathered at random.
 
     With the threads that each of the ranks would have; where there are more ranks than cores, they take turns.
     """

@@ -1,4 +1,4 @@
-"""How the id of a feature becomes a row of each of its tables.
+"""Partitions: functions from the id of a feature to a row of each of its tables.
 
 A partition is a small pure object: it knows how many rows its tables have and maps ids to rows. All arithmetic is
 integer arithmetic: through float32 ids above 2**24 come out wrong, and rows out of range.
@@ -68,7 +68,7 @@ class _Buckets:
 
 @dataclass(frozen=True)
 class Hash(_Buckets):
-    """`id mod buckets`: ids a multiple of `buckets` apart share a row and cannot be told apart."""
+    """One table by `id mod buckets`: ids a multiple of `buckets` apart share a row and cannot be told apart."""
 
     @property
     def table_rows(self) -> tuple[int]:
@@ -99,7 +99,7 @@ class DoubleHash(_Buckets):
 
 @dataclass(frozen=True)
 class QuotientRemainder:
-    """`(id // divisor, id % divisor)`: the pair is different for every id, though each row is shared.
+    """Two tables by `(id // divisor, id % divisor)`: the pair is different for every id, though each row is shared.
 
     The divisor decides which table is large. With a small one, the quotient table is large and neighbouring ids share
     its rows; with a large one, the remainder table is large and ids `divisor` apart share its rows. `of` builds

@@ -47,7 +47,7 @@ class MixedRadix(_Moduli):
 
     @classmethod
     def of(cls, rows: int, ways: int, collisions: int) -> "MixedRadix":
-        """`ways` tables, the first with a row per `collisions` ids, the others as small as that allows.
+        """Makes `ways` tables, the first with a row per `collisions` ids, the others as small as that allows.
 
         From `rows ** (1 - 1 / ways)` collisions on, all tables have about `rows ** (1 / ways)` rows: there are no
         smaller ones.
@@ -83,7 +83,7 @@ class ChineseRemainder(_Moduli):
 
     @classmethod
     def of(cls, rows: int, ways: int, collisions: int) -> "ChineseRemainder":
-        """`ways` tables, sized as those of `MixedRadix.of` or a little larger."""
+        """Makes `ways` tables, sized as those of `MixedRadix.of` or a little larger."""
         at_least("ways", ways, 2)
         first = _first_modulus(rows, ways, collisions)
         small: list[int] = []

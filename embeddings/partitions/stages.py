@@ -30,7 +30,8 @@ class Stage(nn.Module):
             self.register_buffer(name, torch.tensor(values, dtype=torch.int64), persistent=False)
 
     def forward(self, ids: Tensor, sizes: list[int]) -> None:
-        """
+        """Turns ids into rows, in place.
+
         Args:
             ids: of all keys of the batch.
             sizes: of all keys' pieces.
@@ -45,7 +46,7 @@ class Stage(nn.Module):
 
 
 class Modulo(Stage):
-    """ids % modulus: `Hash`, `ChineseRemainder`."""
+    """The stage of `Hash` and `ChineseRemainder`: ids % modulus."""
 
     moduli: Tensor
 
@@ -54,7 +55,7 @@ class Modulo(Stage):
 
 
 class HeadModulo(Stage):
-    """`HeadHash`."""
+    """The stage of `HeadHash`: ids of the head as they are, the others modulo."""
 
     heads: Tensor
     moduli: Tensor
@@ -66,7 +67,7 @@ class HeadModulo(Stage):
 
 
 class HeadAlone(Stage):
-    """`Head`: -1 for the ids behind it."""
+    """The stage of `Head`: -1 for the ids behind it."""
 
     heads: Tensor
 
@@ -113,7 +114,7 @@ class Digits(Stage):
 
 
 class Hashes(Stage):
-    """`DoubleHash`."""
+    """The stage of `DoubleHash`."""
 
     seeds: Tensor
     moduli: Tensor
@@ -124,7 +125,7 @@ class Hashes(Stage):
 
 
 class TailAlone(Stage):
-    """`Tail`: what another stage makes of the ids behind the head, counted from 0; -1 for the others."""
+    """The stage of `Tail`: what another stage makes of the ids behind the head, counted from 0; -1 for the others."""
 
     heads: Tensor
 

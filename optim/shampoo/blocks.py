@@ -1,4 +1,4 @@
-"""How a parameter is cut into blocks, and how the same cut is taken of its gradient.
+"""Cuts a parameter into blocks, and its gradient in the same way.
 
 A block is preconditioned on its own: a block of shape [n_1, ..., n_o] has `o` factor matrices of n_k x n_k.
 """

@@ -1,4 +1,4 @@
-"""How blocks are preconditioned and what is grafted, as plain values that a state dict can carry."""
+"""Configurations of preconditioning and grafting, as plain values that a state dict can carry."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +23,7 @@ class AdaGradGrafting:
 
 @dataclass(frozen=True)
 class RMSpropGrafting:
-    """`beta2` is torch.optim.RMSprop's `alpha`; no bias correction."""
+    """RMSprop's second moment, without bias correction; `beta2` is torch.optim.RMSprop's `alpha`."""
 
     beta2: float = 0.99
     epsilon: float = 1e-8

@@ -1,4 +1,4 @@
-"""What a step costs: estimated in multiplications and bytes, to share the work out, and measured in seconds by part."""
+"""Costs of a step: estimated in multiplications and bytes, to share the work out, and measured in seconds by part."""
 
 import math
 import time
@@ -47,7 +47,7 @@ def root_cost(block: ParameterBlock) -> float:
 
 
 def step_cost(block: ParameterBlock, *, precondition_frequency: int, statistics_frequency: int) -> StepCost:
-    """What the block costs per step."""
+    """Counts what the block costs per step."""
     elementwise = float(ELEMENTWISE_COST * block.numel)
     if block.diagonal:
         return StepCost(elementwise=elementwise)

@@ -23,7 +23,7 @@ _all_gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else 
 
 
 class Division:
-    """What this rank does of a step, and how it learns what the others did.
+    """The part of a step that this rank does, and the exchange with the others.
 
     Args:
         process_group: the ranks that share the work; None for this process alone.
@@ -97,7 +97,7 @@ class Division:
             buffer.exchange()
 
     def move(self, groups: Sequence[dict[str, Any]]) -> None:
-        """`W <- W - lr P` for all blocks of all ranks."""
+        """Moves all blocks of all ranks: `W <- W - lr P`."""
         for g, group in enumerate(groups):
             if self._moves[g]:
                 weights = self._weight_views(g, group)

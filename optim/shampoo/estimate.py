@@ -1,4 +1,4 @@
-"""What Shampoo holds on each of any number of ranks: shards are made on "meta", where tensors have no memory."""
+"""Counts what Shampoo holds on each of any number of ranks, by shards on "meta", where tensors have no memory."""
 
 import itertools
 import math
@@ -20,7 +20,7 @@ _MOST_BLOCKS = 50_000  # to be dealt out one by one
 
 @dataclass(frozen=True)
 class ShampooShare:
-    """What one rank holds of Shampoo, in bytes.
+    """The bytes that one rank holds of Shampoo.
 
     Attributes:
         state: as `DistributedShampoo.costs` counts it: second moments, averages, factor matrices and their roots.

@@ -27,7 +27,7 @@ NEVER_REFRESHED, GOOD, FAILED = 0, 1, 2
 
 @dataclass(frozen=True)
 class RootSettings:
-    """How factors are used at one step; `correction` is `1 - beta2^t` or 1, `largest_ratio` from settings.py."""
+    """The use of factors at one step; `correction` is `1 - beta2^t` or 1, `largest_ratio` is from settings.py."""
 
     correction: float
     epsilon: float | None
@@ -124,7 +124,7 @@ class FactorStack(ABC):
         return [row for row, good in zip(rows, usable, strict=True) if not good]
 
     def _corrected(self, factor_KNN: Tensor, settings: RootSettings) -> Tensor:
-        """Without bias, and scaled; in float64 where the user lets matrix products round to less than float32."""
+        """Corrects and scales factors; in float64 where the user lets matrix products round to less than float32."""
         if torch.get_float32_matmul_precision() != "highest":
             factor_KNN = factor_KNN.double()
         if settings.correction != 1:
@@ -143,7 +143,7 @@ class FactorStack(ABC):
     def _make(
         self, i: int, index: Index, corrected_KNN: Tensor, settings: RootSettings
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """What `_kept(i)` should hold for the blocks at `index`, and for which of them that can be used, bool."""
+        """Makes what `_kept(i)` should hold for the blocks at `index`, and tells which of it can be used, bool."""
 
     def observe(self, grad_KS: Tensor, *, beta2: float) -> None:  # noqa: B027 (most have nothing to do)
         """Called every step, after any refresh."""
@@ -164,12 +164,12 @@ class FactorStack(ABC):
 
 
 def all_finite(tensor_K: Tensor) -> Tensor:
-    """Which of K tensors are finite throughout, their sums included: one pass, where `isfinite` takes several."""
+    """Tells which of K tensors are finite throughout, their sums included: one pass, where `isfinite` takes several."""
     return tensor_K.flatten(1).sum(1).isfinite()
 
 
 def add_gram(factor_KNN: Tensor, tensor_KS: Tensor, dim: int, *, decay: float, weight: float) -> None:
-    """`F <- decay F + weight A A^T`, in place, with A the unfolding of the tensor along dimension `dim` of S."""
+    """Adds `A A^T` in place, `F <- decay F + weight A A^T`; A is the unfolding of the tensor along dimension `dim`."""
     num_blocks, n = factor_KNN.shape[:2]
     before = math.prod(tensor_KS.shape[1 : 1 + dim])
     if before == 1:

@@ -31,7 +31,7 @@ def stack_view(flat_N: Tensor, num_blocks: int, shape: Shape) -> Tensor:
 
 
 class Layout:
-    """Where blocks lie behind each other in a flat buffer of `numel` elements."""
+    """Places of blocks behind each other in a flat buffer of `numel` elements."""
 
     def __init__(self, blocks: Sequence[ParameterBlock]) -> None:
         self.blocks = list(blocks)

@@ -169,7 +169,7 @@ class DistributedShampoo(Optimizer):
             entries |= {f"block_{block.number}/{name}": tensor for name, tensor in tensors.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch.optim, of this rank's blocks; plain data and tensors, so `weights_only=True` loads it."""
+        """The state of this rank's blocks, as in torch.optim; plain data, which `weights_only=True` loads."""
         return state.to_plain(super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -218,7 +218,7 @@ def num_failed_roots(division: Division) -> int:
 
 
 def failed_roots(division: Division, groups: Sequence[dict[str, Any]]) -> str:
-    """Which blocks of this rank failed, one line; the worst first."""
+    """Names the blocks of this rank that failed, in one line, the worst first."""
     items: list[tuple[int, int, str]] = []
     for (g, _), shard in division.shards.items():
         for index, times in shard.failures.items():

@@ -18,7 +18,7 @@ Kind = tuple[torch.device, torch.dtype]  # where a block's state lives, and its 
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """`cuts` by position of the parameter; blocks by kind and rank, in the order they lie in the rank's buffers."""
+    """Cuts by position of the parameter; blocks by kind and rank, in the order they lie in the rank's buffers."""
 
     cuts: list[ParameterCut]
     blocks_of_rank: dict[Kind, list[list[ParameterBlock]]]
@@ -62,7 +62,7 @@ def plan_group(group_index: int, group: dict[str, Any], loads: list[float]) -> G
 
 
 def preconditioning(order: int, group: dict[str, Any]) -> tuple[bool, tuple[int, ...]]:
-    """Whether blocks of so many dimensions are diagonal, and which dimensions of them have a factor matrix."""
+    """Tells whether blocks of so many dimensions are diagonal, and which of these have a factor matrix."""
     config = group["preconditioner_config"]
     if config is None or (order == 1 and not group["precondition_vectors"]):
         return True, ()

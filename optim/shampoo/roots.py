@@ -26,7 +26,7 @@ _DIVERGED = 1.2  # an error that grows by this factor will not come back
 
 
 def regularization(factor_KNN: Tensor, epsilon: float | None, relative_epsilon: float) -> Tensor:
-    """What is added to the diagonal of each factor matrix, [K].
+    """The number to add to the diagonal of each factor matrix, [K].
 
     `epsilon` for all of them when it is given. Otherwise `relative_epsilon` times the factor's mean eigenvalue, which
     makes the damping independent of the gradient's scale; a zero matrix gets 1, so that its root is the identity.
@@ -38,7 +38,7 @@ def regularization(factor_KNN: Tensor, epsilon: float | None, relative_epsilon: 
 
 
 def damped(factor_KNN: Tensor, epsilon_K: Tensor) -> Tensor:
-    """`F + epsilon I`, a copy."""
+    """A copy with something added to the diagonal: `F + epsilon I`."""
     damped_KNN = factor_KNN.clone()
     damped_KNN.diagonal(dim1=-2, dim2=-1).add_(epsilon_K[:, None])
     return damped_KNN
@@ -54,7 +54,7 @@ def trace_scaled(factor_KNN: Tensor, floor: float) -> Tensor:
 
 
 def inverse_root(factor_KNN: Tensor, exponent: float, epsilon_K: Tensor, config: RootInverse) -> Tensor:
-    """`(F + epsilon I) ** -exponent` of each symmetric positive semidefinite matrix of the stack.
+    """The inverse root `(F + epsilon I) ** -exponent` of each symmetric positive semidefinite matrix of the stack.
 
     Args:
         factor_KNN: float32 or float64.
@@ -111,7 +111,7 @@ def lifted(values_KN: Tensor, epsilon_K: Tensor) -> Tensor:
 
 
 def root_of(values_KN: Tensor, vectors_KNN: Tensor, exponent: float) -> Tensor:
-    """`Q diag(l ** -exponent) Q^T`."""
+    """The inverse root from eigenvalues and eigenvectors: `Q diag(l ** -exponent) Q^T`."""
     return (vectors_KNN * values_KN.pow(-exponent)[:, None, :]) @ vectors_KNN.mT
 
 
@@ -167,7 +167,7 @@ def iterable_exponent(exponent: float, *, order: int | None) -> Fraction | None:
 def coupled_inverse_root(
     matrix_KNN: Tensor, exponent: Fraction, *, order: int | None, max_iterations: int, tolerance: float
 ) -> tuple[Tensor, Tensor]:
-    """`A ** -exponent` of each symmetric positive definite matrix.
+    """Iterates to `A ** -exponent` of each symmetric positive definite matrix.
 
     Args:
         matrix_KNN: K matrices of N x N, float32 or float64.

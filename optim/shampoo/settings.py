@@ -106,7 +106,7 @@ def rounded(value: float, *, float32: bool) -> float:
 
 
 def bias_correction(beta: float, step: int, *, float32: bool, factor: float = 1.0) -> float:
-    """`1 - factor * beta^step`: what an average that began at zero has to be divided by.
+    """The divisor of an average that began at zero: `1 - factor * beta^step`.
 
     In float32 `1 - 0.999` is already off by 1e-5. Meta's implementation computes it so, and so do we where its
     trajectories are to be repeated digit by digit; otherwise in float64.

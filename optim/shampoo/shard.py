@@ -266,7 +266,7 @@ class Shard:
             self.out_N.copy_(self._momentum)
 
     def _diagonal_method(self, settings: Settings) -> Any:
-        """What diagonal blocks do without grafting: the diagonal of Shampoo's own statistics."""
+        """The grafted method; without one, for diagonal blocks, the diagonal of Shampoo's own statistics."""
         beta2, epsilon = settings["betas"][1], settings["epsilon"] or 1e-10
         if settings["grafting_config"] is not None:
             return settings["grafting_config"]
