@@ -1,26 +1,16 @@
-"""What the model is given: one rank's part of a global batch.
+"""A `Batch` is what the model is given, one rank's part of a global batch; and how it is cut out of blocks.
 
-B examples, I dense features, F sparse features.
-
-
-Picks the rows of a block in a given order, and batches out of the picked rows.
-
-N rows picked, B rows of a batch, I dense features, F sparse features.
+B examples of a batch, N rows picked from a block, I dense features, F sparse features.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dlrmctl.data.source import Block
-
-if TYPE_CHECKING:
-    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 
 @dataclass(frozen=True)
@@ -71,29 +61,6 @@ class Batch:
         for tensor in (self.dense_BI, self.ids, self.lengths_FB, self.labels_B):
             if tensor is not None:
                 tensor.record_stream(stream)
-
-    def kjt(self) -> "KeyedJaggedTensor":
-        """The ids as TorchRec's KeyedJaggedTensor, sharing memory with `ids`; imports TorchRec when called."""
-        from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-
-        num_examples = len(self)
-        if self.lengths_FB is not None:
-            return KeyedJaggedTensor(
-                keys=list(self.keys), values=self.ids, lengths=self.lengths_FB.reshape(-1), stride=num_examples
-            )
-        lengths, offsets = _one_each(len(self.keys) * num_examples, self.ids.device)
-        return KeyedJaggedTensor(
-            keys=list(self.keys), values=self.ids, lengths=lengths, offsets=offsets, stride=num_examples
-        )
-
-
-@lru_cache(maxsize=16)
-def _one_each(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """int32 lengths (all 1) and offsets 0..count; the same for every one-hot batch of a size, so made once."""
-    return (
-        torch.ones(count, dtype=torch.int32, device=device),
-        torch.arange(count + 1, dtype=torch.int32, device=device),
-    )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ How the rows of each feature's tables become its vectors: the parts that the com
 Dimensions: B examples, D columns, N ids of multi-hot bags.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
@@ -224,6 +224,14 @@ def operand_keys(feature: FeatureTable) -> tuple[str, ...]:
     return keys[::-1] if feature.combination == "path" and feature.value_part == 1 else keys
 
 
+@dataclass(frozen=True)
+class Bags:
+    """The rows of one table, float32 [N, D], those of each example's bag in turn, and how many each bag has, [B]."""
+
+    rows_ND: Tensor
+    lengths_B: Tensor
+
+
 class UnpooledFeatures:
     """Combines the rows of each id of multi-hot features, and sums over the ids of each bag.
 
@@ -241,10 +249,10 @@ class UnpooledFeatures:
             self._groups.setdefault((feature.combination, len(feature.combined_keys)), []).append(feature)
         self.names = [feature.name for group in self._groups.values() for feature in group]
 
-    def __call__(self, rows: dict[str, Any]) -> Columns:
+    def __call__(self, rows: Mapping[str, Bags]) -> Columns:
         """
         Args:
-            rows: JaggedTensors of the rows of every id, by the keys of the tables.
+            rows: of every id, by the keys of the tables.
 
         Returns:
             A vector per example and feature, by the features' names.
@@ -252,9 +260,9 @@ class UnpooledFeatures:
         summed_B = []
         for (operation, parts), group in self._groups.items():
             operands = [operand_keys(feature) for feature in group]
-            values = [torch.cat([rows[keys[part]].values() for keys in operands]) for part in range(parts)]
+            values = [torch.cat([rows[keys[part]].rows_ND for keys in operands]) for part in range(parts)]
             combined_ND = follow_path(*values) if operation == "path" else reduce(torch.mul, values)
-            lengths = torch.cat([rows[keys[0]].lengths() for keys in operands])
+            lengths = torch.cat([rows[keys[0]].lengths_B for keys in operands])
             summed_FBD = segment_sum(combined_ND, lengths).view(len(group), -1, self.dim)
             summed_B.append(summed_FBD.transpose(0, 1).flatten(1))
         return Columns(torch.cat(summed_B, dim=1), self.names, [self.dim] * len(self.names))

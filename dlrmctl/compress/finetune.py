@@ -25,11 +25,10 @@ from dlrmctl.data.reader import Reader
 from dlrmctl.data.source import Source
 from dlrmctl.data.store.store import Store
 from dlrmctl.datasets.open import open_reader
-from dlrmctl.embeddings.collection import CompositionalEmbeddings
 from dlrmctl.embeddings.compression.adagrad import RowwiseAdagrad, Trained, shared_state
 from dlrmctl.embeddings.compression.rules.pack import stored_like
 from dlrmctl.embeddings.compression.rules.rows import Compressed
-from dlrmctl.embeddings.sharding.fused import qr_table_names
+from dlrmctl.embeddings.module import FeatureEmbeddings
 from dlrmctl.errors import UserError
 from dlrmctl.models import DLRM
 from dlrmctl.ranks.ranks import Ranks
@@ -38,7 +37,7 @@ from dlrmctl.settings.config import Config
 
 _MOST_GROWTH = 10  # of the loss since the first step, before training is called diverging
 Sums = Callable[[str], Tensor | None]
-Compose = Callable[[Mapping[str, Compressed]], CompositionalEmbeddings]
+Compose = Callable[[Mapping[str, Compressed]], FeatureEmbeddings]
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ class Tuner:
         trained: list[Trained] = []
         fixed: list[str] = []
         optim = self._config.optim
-        qr_tables = qr_table_names(self._compose(tables))
+        qr_tables = self._compose(tables).combined_keys
         for name, table in tables.items():
             sums = self._sums(name)
             assert sums is not None, "checkpoints of runs have it"
@@ -204,7 +203,7 @@ class _Student:
         self.losses: list[float] = []
 
     def step(self, batch: Batch, factor: float) -> None:
-        logits_B = self.model(batch.dense_BI, batch.kjt())
+        logits_B = self.model(batch.dense_BI, batch)
         loss = functional.binary_cross_entropy_with_logits(logits_B, batch.labels_B)
         if self.optimizer is not None:
             self.optimizer.zero_grad(set_to_none=True)

@@ -53,7 +53,7 @@ class Trial:
     def logits(self, replaced: Mapping[str, Compressed], network: nn.Module | None = None) -> np.ndarray:
         """Logits with some tables replaced, and the dense half if one is given, float32 [N]."""
         embeddings, network = self._compose({**self._original, **replaced}), network or self._network
-        found = [network(batch.dense_BI, embeddings(batch.kjt()))[: batch.num_valid] for batch in self._batches]
+        found = [network(batch.dense_BI, embeddings(batch))[: batch.num_valid] for batch in self._batches]
         logits_N: np.ndarray = torch.cat(found).numpy() + np.float32(self._offset)
         return logits_N
 

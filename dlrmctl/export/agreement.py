@@ -120,7 +120,7 @@ def score_sample(inference: Inference, reader: Reader, rows: int) -> Sample:
     with closing(reader.batches(epoch=0)) as batches:  # type: ignore[type-var]
         for batch in batches:
             taken = min(batch.num_valid, left)
-            logits.append((inference(batch.dense_BI, batch.kjt()) + offset)[:taken].float())
+            logits.append((inference(batch.dense_BI, batch) + offset)[:taken].float())
             labels.append(batch.labels_B[:taken])
             inputs.append(inputs_of(batch, schema).cut(0, taken))
             left -= taken

@@ -201,7 +201,7 @@ def _scored(
     for batch in cut_batches(blocks(), features.schema.keys, batch_size):
         on_device = batch.to(ranks.device)
         with torch.no_grad():  # for this call: polars may ask for the next frame from another thread
-            logits_B = (inference(on_device.dense_BI, on_device.kjt()) + offset)[: batch.num_valid].float().cpu()
+            logits_B = (inference(on_device.dense_BI, on_device) + offset)[: batch.num_valid].float().cpu()
         labels_B = batch.labels_B[: batch.num_valid]
         names, lines = zip(*places[: batch.num_valid], strict=True)
         del places[: batch.num_valid]

@@ -58,7 +58,7 @@ def collect_scores(
     with torch.no_grad(), closing(reader.batches(epoch=0)) as stream:  # type: ignore[type-var]
         for batch in stream:
             on_device = batch.to(ranks.device, non_blocking=True)
-            logits_B = inference(on_device.dense_BI, on_device.kjt()) + offset
+            logits_B = inference(on_device.dense_BI, on_device) + offset
             if metrics is not None:
                 metrics.update(logits_B[: batch.num_valid], on_device.labels_B[: batch.num_valid])
             columns = [logits_B.float().cpu().numpy(), batch.labels_B.numpy() > 0.5]
@@ -102,6 +102,6 @@ def evaluate(inference: Inference, reader: Reader, ranks: Ranks) -> Metrics:
     with torch.no_grad(), closing(reader.batches(epoch=0)) as batches:  # type: ignore[type-var]
         for batch in batches:
             on_device = batch.to(ranks.device, non_blocking=True)
-            logits_B = inference(on_device.dense_BI, on_device.kjt()) + offset
+            logits_B = inference(on_device.dense_BI, on_device) + offset
             metrics.update(logits_B[: batch.num_valid], on_device.labels_B[: batch.num_valid])
     return metrics.compute(ranks.group)

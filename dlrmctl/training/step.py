@@ -67,7 +67,7 @@ class TrainingStep:
         Raises:
             UserError: if a loss or gradient is not finite, before any weight is touched, on every rank.
         """
-        embeddings_BFD = self.model.embeddings(batch.kjt())
+        embeddings_BFD = self.model.embeddings(batch)
         cut_BFD = embeddings_BFD.detach().requires_grad_()
         self.lap("lookup")
         with self.autocast:

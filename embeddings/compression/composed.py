@@ -1,4 +1,6 @@
-"""Compressed tables in the places of trained ones: every kind of feature keeps its partitions and its operation.
+"""The embedding module over stored tables, plain or compressed: every feature keeps its partitions and its operation.
+
+Plain torch, for whatever scores or trains further without TorchRec.
 
 Dimensions: B examples, D columns of a table, N ids of multi-hot bags.
 """
@@ -7,59 +9,61 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from dlrmctl.embeddings.collection import CompositionalEmbeddings
+from dlrmctl.embeddings.combine import Bags, Columns
 from dlrmctl.embeddings.compression.rules.rows import Compressed
+from dlrmctl.embeddings.ids import SparseIds
+from dlrmctl.embeddings.module import FeatureEmbeddings
 from dlrmctl.embeddings.tables import FeatureTable
 
 
-class CompressedBags(nn.Module):
-    """What an EmbeddingBagCollection that sums gives, from compressed tables.
+class StoredEmbeddings(FeatureEmbeddings):
+    """`FeatureEmbeddings` over stored tables.
 
     Args:
-        tables: by their keys.
+        features, dim: see `FeatureEmbeddings`.
+        tables: one for each table of the features, by its name.
+
+    Raises:
+        ValueError: if a table is missing or of another height or width.
     """
 
-    def __init__(self, tables: Mapping[str, Compressed]) -> None:
-        super().__init__()
-        self.keys = tuple(tables)
-        self.tables = nn.ModuleList(tables.values())  # names of tables may hold what names of modules may not
+    def __init__(self, features: Sequence[FeatureTable], dim: int, tables: Mapping[str, Compressed]) -> None:
+        super().__init__(features, dim)
+        for wanted in self.tables:
+            table = tables.get(wanted.name)
+            if table is None:
+                raise ValueError(f"table {wanted.name} is missing")
+            if (table.num_rows, table.dim) != (wanted.rows, wanted.dim):
+                raise ValueError(
+                    f"table {wanted.name} has {table.num_rows:,} rows of {table.dim}, its feature needs "
+                    f"{wanted.rows:,} of {wanted.dim}"
+                )
+        # Lists: names of tables may hold what names of modules may not.
+        self.bags = nn.ModuleList(tables[key] for key in self.bag_ids.keys)
+        self.rows = nn.ModuleList(tables[key] for key in self.row_ids.keys)
+        self._widths = [tables[key].dim for key in self.bag_ids.keys]
 
-    def forward(self, kjt: KeyedJaggedTensor) -> KeyedTensor:
-        bags = kjt.to_dict()
-        vectors, widths = [], []
-        for key, table in zip(self.keys, self.tables, strict=True):
-            assert isinstance(table, Compressed)
-            vectors.append(pooled(table(bags[key].values().long()), bags[key].lengths()))
-            widths.append(table.dim)
-        return KeyedTensor(list(self.keys), widths, torch.cat(vectors, dim=1))
+    def pool(self, rows: SparseIds) -> list[Columns]:
+        found = zip(self.bags, _pieces(rows), strict=True)
+        vectors = [pooled(table(ids), None if rows.lengths_KB is None else lengths) for table, (ids, lengths) in found]
+        return [Columns(torch.cat(vectors, dim=1), self.bag_ids.keys, self._widths)]
+
+    def look_up(self, rows: SparseIds) -> dict[str, Bags]:
+        found = zip(self.row_ids.keys, self.rows, _pieces(rows), strict=True)
+        return {key: Bags(table(ids), lengths) for key, table, (ids, lengths) in found}
 
 
-class CompressedRows(nn.Module):
-    """What an EmbeddingCollection gives, the row of every id, from compressed tables.
-
-    Args:
-        tables: by their keys.
-    """
-
-    def __init__(self, tables: Mapping[str, Compressed]) -> None:
-        super().__init__()
-        self.keys = tuple(tables)
-        self.tables = nn.ModuleList(tables.values())
-
-    def forward(self, kjt: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
-        bags = kjt.to_dict()
-        rows = {}
-        for key, table in zip(self.keys, self.tables, strict=True):
-            rows[key] = JaggedTensor(table(bags[key].values().long()), lengths=bags[key].lengths())
-        return rows
+def _pieces(rows: SparseIds) -> list[tuple[Tensor, Tensor]]:
+    """Of each key its values, int64, and its lengths."""
+    pieces = rows.values.long().split(rows.values_per_key())
+    return [(ids, rows.lengths_of(key)) for key, ids in enumerate(pieces)]
 
 
 def compose(
     features: Sequence[FeatureTable], dim: int, tables: Mapping[str, Compressed], *, trainable: bool = False
-) -> CompositionalEmbeddings:
-    """The embedding module of these features, over compressed tables.
+) -> StoredEmbeddings:
+    """The embedding module of these features, over stored tables.
 
     Args:
         features: in the order of the output.
@@ -71,31 +75,13 @@ def compose(
     Raises:
         ValueError: if a table is missing or of another height or width.
     """
-    module = CompositionalEmbeddings(features, dim)
-    for wanted in module.tables:
-        table = tables.get(wanted.name)
-        if table is None:
-            raise ValueError(f"table {wanted.name} is missing")
-        if (table.num_rows, table.dim) != (wanted.rows, wanted.dim):
-            raise ValueError(
-                f"table {wanted.name} has {table.num_rows:,} rows of {table.dim}, its feature needs {wanted.rows:,} of "
-                f"{wanted.dim}"
-            )
-    if trainable:
-        tables = {name: table.trainable() for name, table in tables.items()}
-    if module.bags is not None:
-        module.bags = CompressedBags({key: tables[key] for key in module.bag_ids.keys})
-    if module.rows is not None:
-        narrow = [key for key in module.row_ids.keys if tables[key].dim == dim]
-        module.rows = CompressedRows({key: tables[key] for key in narrow})
-    if module.wide_rows is not None:
-        wide = [key for key in module.row_ids.keys if tables[key].dim != dim]
-        module.wide_rows = CompressedRows({key: tables[key] for key in wide})
-    return module
+    return StoredEmbeddings(
+        features, dim, {name: table.trainable() for name, table in tables.items()} if trainable else tables
+    )
 
 
-def pooled(rows_ND: Tensor, lengths_B: Tensor) -> Tensor:
-    """[B, D]: the sum of each example's next `lengths` rows, 0 where that is none."""
-    if rows_ND.shape[0] == lengths_B.numel() and bool((lengths_B == 1).all()):
+def pooled(rows_ND: Tensor, lengths_B: Tensor | None) -> Tensor:
+    """[B, D]: the sum of each example's next `lengths` rows, 0 where that is none; None for one row each."""
+    if lengths_B is None:
         return rows_ND
     return torch.segment_reduce(rows_ND, "sum", lengths=lengths_B.long(), axis=0, initial=0.0)

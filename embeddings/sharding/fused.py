@@ -44,18 +44,13 @@ def attach_rowwise_adagrad(
             raise ValueError(f"{name}={value} must be at least 0")
     if not eps > 0:
         raise ValueError(f"{eps=} must be above 0: a row's first gradient may be 0")
-    qr_tables = qr_table_names(embeddings)
+    qr_tables = embeddings.combined_keys
     for name, weight in embeddings.named_parameters():
         is_qr = name.split(".")[-2] in qr_tables
         settings: dict[str, Any] = {"lr": qr_lr if is_qr else sparse_lr, "eps": eps}
         _apply_optimizer_in_backward(RowWiseAdagrad, [weight], settings)
         # Only now: the optimizer class itself does not know the key. TorchRec reads the stored settings.
         settings[_GROUP_KEY] = QR if is_qr else SPARSE
-
-
-def qr_table_names(embeddings: CompositionalEmbeddings) -> set[str]:
-    """Names of all tables whose rows are combined with those of another."""
-    return {key for feature in embeddings.features for key in feature.combined_keys}
 
 
 def kernels(model: nn.Module) -> Iterator[tuple[BaseBatchedEmbedding | BaseBatchedEmbeddingBag, list[str]]]:

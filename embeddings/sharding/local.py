@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbeddingBag
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrmctl.embeddings.combine import Columns
-from dlrmctl.embeddings.ids import OneHotTest
+from dlrmctl.embeddings.ids import SparseIds
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class LocalBags:
 
     Args:
         kernels: each with the names of its tables, which are its keys; together they hold `keys`.
-        keys: of the KJTs to come, in order.
+        keys: of the batches to come, in order.
 
     Raises:
         ValueError: if the keys of a kernel do not stand together in `keys`.
@@ -38,7 +37,6 @@ class LocalBags:
         self,
         kernels: Sequence[tuple[BatchedFusedEmbeddingBag, list[str]]],
         keys: list[str],
-        is_one_hot: OneHotTest,
     ) -> None:
         self._kernels: list[_Kernel] = []
         for kernel, names in kernels:
@@ -47,13 +45,13 @@ class LocalBags:
                 raise ValueError(f"the kernel with keys {names} needs them in this order, next to each other: {keys}")
             widths = [table.embedding_dim for table in kernel.config.embedding_tables]
             self._kernels.append(_Kernel(kernel.emb_module, first, names, widths))
-        self._is_one_hot = is_one_hot
         self._counting: Tensor | None = None
 
-    def __call__(self, kjt: KeyedJaggedTensor) -> list[Columns]:
-        values, batch_size = kjt.values().long(), kjt.stride()
-        one_hot = self._is_one_hot(kjt)
-        offsets = self._count_to(values.numel(), values.device) if one_hot else kjt.offsets().long()
+    def __call__(self, rows: SparseIds) -> list[Columns]:
+        values, batch_size = rows.values.long(), rows.batch_size
+        one_hot = rows.lengths_KB is None
+        offsets = self._count_to(values.numel(), values.device) if one_hot else self._offsets(rows)
+        per_key = rows.values_per_key() if len(self._kernels) > 1 else []
         results = []
         for kernel in self._kernels:
             start, end = kernel.first * batch_size, (kernel.first + len(kernel.keys)) * batch_size
@@ -62,10 +60,17 @@ class LocalBags:
             elif len(self._kernels) == 1:
                 pooled = kernel.module(values, offsets)
             else:
-                begin, stop = (kjt.offset_per_key()[i] for i in (kernel.first, kernel.first + len(kernel.keys)))
+                begin = sum(per_key[: kernel.first])
+                stop = begin + sum(per_key[kernel.first : kernel.first + len(kernel.keys)])
                 pooled = kernel.module(values[begin:stop], offsets[start : end + 1] - begin)
             results.append(Columns(pooled, kernel.keys, kernel.widths))
         return results
+
+    @staticmethod
+    def _offsets(rows: SparseIds) -> Tensor:
+        """Where each bag's values start, and where the last one's end; int64 [K x B + 1]."""
+        assert rows.lengths_KB is not None
+        return nn.functional.pad(rows.lengths_KB.reshape(-1).cumsum(0), (1, 0))
 
     def _count_to(self, total: int, device: torch.device) -> Tensor:
         """0, 1, ..., total: the offsets of bags of one."""

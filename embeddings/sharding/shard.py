@@ -18,7 +18,7 @@ from torchrec.distributed.types import ShardingEnv, ShardingPlan
 
 from dlrmctl.embeddings.collection import CompositionalEmbeddings
 from dlrmctl.embeddings.init import fill_rows, table_distributions
-from dlrmctl.embeddings.sharding.fused import LearningRates, attach_rowwise_adagrad, kernels, qr_table_names
+from dlrmctl.embeddings.sharding.fused import LearningRates, attach_rowwise_adagrad, kernels
 from dlrmctl.embeddings.sharding.local import LocalBags
 from dlrmctl.embeddings.sharding.memory import available_bytes
 from dlrmctl.embeddings.sharding.placement import Placement, make_plan, rank_bytes, sharders
@@ -115,7 +115,7 @@ def shard(
     )
     _initialize_tables(dmp, embeddings, seed)
     if world_size == 1 and embeddings.bags is not None:
-        embeddings.pool_with(LocalBags(list(kernels(embeddings.bags)), embeddings.bag_ids.keys, embeddings.is_one_hot))
+        embeddings.pool_with(LocalBags(list(kernels(embeddings.bags)), embeddings.bag_ids.keys))
     return Sharded(
         dmp=dmp,
         embeddings=embeddings,
@@ -123,7 +123,7 @@ def shard(
         sharding_plan=sharding_plan,
         bytes_per_rank=rank_bytes(plan, world_size),
         dense=_dense_parameters(dmp, embeddings),
-        learning_rates=LearningRates(dmp, qr_table_names(embeddings)),
+        learning_rates=LearningRates(dmp, embeddings.combined_keys),
     )
 
 

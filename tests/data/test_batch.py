@@ -1,29 +1,10 @@
-"""A batch is what TorchRec takes, without a copy."""
+"""A batch moves and is pinned as a whole."""
 
 import pytest
 import torch
 
 from dlrmctl.data.reader import Reader
 from tests.data.sources import Counting
-
-
-def test_a_one_hot_batch_becomes_a_kjt_over_the_same_memory() -> None:
-    batch = next(Reader(Counting(50), "train", batch_size=8).batches(0))
-    kjt = batch.kjt()
-    assert kjt.keys() == ["small", "large"]
-    assert kjt.stride() == 8
-    assert kjt.values().data_ptr() == batch.ids.data_ptr()
-    assert kjt.lengths().tolist() == [1] * 16
-    assert kjt.offsets().tolist() == list(range(17))
-    assert kjt["large"].values().tolist() == (2**24 + batch.dense_BI[:, 0].long()).tolist()
-    assert batch.kjt().lengths().data_ptr() == kjt.lengths().data_ptr()  # made once per shape
-
-
-def test_a_multi_hot_batch_becomes_a_kjt_with_its_lengths() -> None:
-    batch = next(Reader(Counting(50, multi_hot=True), "train", batch_size=8).batches(0))
-    dense = batch.kjt()["list"].to_dense()
-    numbers = batch.dense_BI[:, 0].long().tolist()
-    assert [row.tolist() for row in dense] == [list(range(n % 3)) for n in numbers]
 
 
 def test_a_batch_moves_whole() -> None:

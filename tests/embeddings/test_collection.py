@@ -92,13 +92,14 @@ def test_batches_of_other_sizes_and_lengths_follow_each_other():
         assert torch.allclose(module(to_kjt(bags)).double(), expected, rtol=0, atol=1e-6)
 
 
-def test_full_features_in_order_are_passed_on_untouched():
-    features = [FeatureTable("a", 9), FeatureTable("b", 9)]
-    module = CompositionalEmbeddings(features, DIM, device="cpu")
-    kjt = to_kjt(make_bags(features, 4, 0))
-    assert module.bag_ids(kjt) is kjt
-    [columns] = module._pool(kjt)
-    assert module._combiner([columns]).data_ptr() == columns.values.data_ptr()
+def test_a_loader_may_refill_the_same_memory():
+    module = CompositionalEmbeddings([FeatureTable("a", 9, 2), FeatureTable("b", 9, 2)], DIM, device="cpu")
+    kjt = to_kjt({"a": [[1], [2]], "b": [[3], [4]]})
+    module(kjt)
+    kjt.lengths().copy_(torch.tensor([2, 0, 1, 1]))
+    fresh = KeyedJaggedTensor(kjt.keys(), kjt.values(), lengths=kjt.lengths())
+    expected = module(to_kjt({"a": [[1, 2], []], "b": [[3], [4]]}))
+    assert torch.equal(module(fresh), expected)
 
 
 def test_initial_values_follow_the_seed():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -5,7 +7,7 @@ from dlrmctl.embeddings.collection import CompositionalEmbeddings
 from dlrmctl.embeddings.compression.composed import compose
 from dlrmctl.embeddings.compression.fits.methods import Method
 from dlrmctl.embeddings.compression.fits.trained import TableRows
-from dlrmctl.embeddings.compression.rules.rows import Compressed
+from dlrmctl.embeddings.compression.rules.rows import Compressed, StoredRows
 from dlrmctl.embeddings.tables import FeatureTable
 from dlrmctl.models.dlrm import DLRM, DenseNetwork
 from tests.embeddings.compression.tables import table_rows
@@ -149,3 +151,17 @@ def test_ids_without_a_row_and_missing_features_are_told():
         module(to_kjt({**bags, "c": [[1], [500], [2]]}))
     with pytest.raises(ValueError, match="the batch has no feature 'a'"):
         module(to_kjt({"b": bags["b"]}))
+
+
+@pytest.mark.parametrize("max_ids", [1, 3])
+def test_plain_lookups_give_what_torchrec_gives(max_ids: int):
+    features = [replace(feature, max_ids=min(max_ids, feature.max_ids)) for feature in EVERYTHING]
+    module = CompositionalEmbeddings(features, DIM, device="cpu", seed=3)
+    weights = weights_of(module)
+    tables = {table.name: StoredRows(weights[table.name], table.dim, 32) for table in module.tables}
+    bags = to_kjt(make_bags(features, 16, seed=5))
+    found, expected = compose(features, DIM, tables)(bags), module(bags).detach()
+    if max_ids == 1:
+        assert torch.equal(found, expected)
+    else:  # sums of at most 3 rows below 2, in another order
+        assert torch.allclose(found, expected, rtol=0, atol=1e-6)

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlrmctl.embeddings.ids import OneHotTest, RowIds, without_missing
+from dlrmctl.embeddings.ids import RowIds, SparseIds, without_missing
 from dlrmctl.embeddings.tables import KINDS, FeatureTable
 from tests.embeddings.reference import make_bags, to_kjt
 
@@ -28,16 +30,17 @@ def features(draw) -> list[FeatureTable]:
 @settings(max_examples=60, deadline=None)
 @given(chosen=features(), max_ids=st.sampled_from([1, 3]), batch_size=st.integers(1, 6), narrow=st.booleans())
 def test_all_features_at_once_give_what_their_partitions_give(chosen, max_ids, batch_size, narrow):
-    module = RowIds([lookup for feature in chosen for lookup in feature.lookups], OneHotTest())
+    module = RowIds([lookup for feature in chosen for lookup in feature.lookups])
     declared = [FeatureTable(f.name, f.rows, max_ids) for f in chosen]
     bags = make_bags(declared, batch_size, seed=0)
-    kjt = to_kjt(bags)
+    sparse = SparseIds.of(to_kjt(bags))
     if narrow:
-        kjt = type(kjt)(kjt.keys(), kjt.values().int(), lengths=kjt.lengths())
-    before = kjt.values().clone()
-    out = module(kjt)
-    assert torch.equal(kjt.values(), before)
-    assert sorted(out.keys()) == sorted(key for f in chosen for lookup in f.lookups for key in lookup.keys)
+        sparse = replace(sparse, values=sparse.values.int())
+    before = sparse.values.clone()
+    rows = module(sparse)
+    assert torch.equal(sparse.values, before)
+    out = rows.kjt()
+    assert sorted(rows.keys) == sorted(key for f in chosen for lookup in f.lookups for key in lookup.keys)
     for feature in chosen:
         for lookup in feature.lookups:
             for part, key in enumerate(lookup.keys):
@@ -49,9 +52,9 @@ def test_all_features_at_once_give_what_their_partitions_give(chosen, max_ids, b
 
 
 def test_missing_rows_are_left_out_of_their_bags():
-    rows, lengths, per_key = without_missing(
-        torch.tensor([3, -1, -1, 5, 0, -1]), torch.tensor([2, 0, 1, 3], dtype=torch.int32), 2
-    )
+    found = torch.tensor([3, -1, -1, 5, 0, -1])
+    rows, lengths_KB = without_missing(found, torch.tensor([[2, 0], [1, 3]], dtype=torch.int32), 2)
     assert rows.tolist() == [3, 5, 0]
-    assert (lengths.tolist(), lengths.dtype) == ([1, 0, 0, 2], torch.int32)
-    assert per_key == [1, 2]
+    assert (lengths_KB.tolist(), lengths_KB.dtype) == ([[1, 0], [0, 2]], torch.int32)
+    rows, lengths_KB = without_missing(found, None, 2)
+    assert (rows.tolist(), lengths_KB.tolist()) == ([3, 5, 0], [[1, 0, 0], [1, 1, 0]])

@@ -1,0 +1,101 @@
+"""The embedding module, whatever its tables are made of: sparse features in, their vectors out.
+
+Dimensions: B examples, F vectors (one per feature, unless its rows are features of their own), D columns.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from dlrmctl.embeddings.combine import Bags, Columns, Combiner, UnpooledFeatures, feature_parts
+from dlrmctl.embeddings.ids import IdCheck, RowIds, SparseBatch, SparseIds
+from dlrmctl.embeddings.tables import FeatureTable, Lookup, Table
+
+if TYPE_CHECKING:
+    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+
+class FeatureEmbeddings(nn.Module, ABC):
+    """Embeds each feature as its `FeatureTable` says and sums over the ids of a bag.
+
+    Wherever summing and combining commute, rows are pooled first and combined afterwards. A product of sums is not the
+    sum of products, so multi-hot features with operation "mult" or "path" look their rows up one by one, combine, and
+    then sum. A subclass says how rows of tables are found: `pool` and `look_up`.
+
+    Args:
+        features: in the order of the output.
+        dim: columns D of every embedding, a multiple of 4 (of 4 times the tables of a feature with "concat").
+
+    Attributes:
+        bag_ids, row_ids: give the rows of the tables that are pooled, and of those that are looked up one by one; the
+            names of the tables are their `keys`.
+
+    Raises:
+        ValueError: if there are no features, names repeat, or D does not fit.
+    """
+
+    def __init__(self, features: Sequence[FeatureTable], dim: int) -> None:
+        super().__init__()
+        self.features = tuple(features)
+        self.dim = dim
+        self.num_vectors = sum(feature.vectors for feature in self.features)
+        names = [f.name for f in self.features]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"features must have different names, at least one: {names}")
+        pooled, unpooled = _lookups(self.features)
+        self._check_ids = IdCheck(self.features)
+        self.bag_ids, self.row_ids = RowIds(pooled), RowIds(unpooled)
+        self._combiner = Combiner(feature_parts(self.features, dim), self.num_vectors, dim)
+        self._unpooled = UnpooledFeatures([f for f in self.features if not f.pools_before_combining], dim)
+
+    def forward(self, sparse: "SparseIds | SparseBatch | KeyedJaggedTensor") -> Tensor:
+        """
+        Args:
+            sparse: ids in [0, rows) of at least these features.
+
+        Returns:
+            float32 [B, F, D], F vectors in the order of the features, those of a feature with operation "features" in
+            the order of its tables; the vector of an empty bag is 0.
+
+        Raises:
+            ValueError: if a feature is missing; on CPU also if an id is outside [0, rows) or a bag too large.
+        """
+        ids = SparseIds.of(sparse)
+        self._check_ids(ids)
+        columns: list[Columns] = []
+        if self.bag_ids.keys:
+            columns += self.pool(self.bag_ids(ids))
+        if self.row_ids.keys:
+            columns.append(self._unpooled(self.look_up(self.row_ids(ids))))
+        return self._combiner(columns)
+
+    @abstractmethod
+    def pool(self, rows: SparseIds) -> list[Columns]:
+        """The sums of the rows of every bag, of all keys of `bag_ids`."""
+
+    @abstractmethod
+    def look_up(self, rows: SparseIds) -> Mapping[str, Bags]:
+        """The row of every id, by the keys of `row_ids`."""
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """Every table, feature by feature."""
+        return tuple(table for feature in self.features for table in feature.tables(self.dim))
+
+    @property
+    def combined_keys(self) -> set[str]:
+        """Names of the tables whose rows are combined with those of another; they have a learning rate of their own."""
+        return {key for feature in self.features for key in feature.combined_keys}
+
+
+def _lookups(features: Sequence[FeatureTable]) -> tuple[list[Lookup], list[Lookup]]:
+    """Those whose rows are summed over a bag first, and those whose rows are combined first."""
+    pooled: list[Lookup] = []
+    unpooled: list[Lookup] = []
+    for feature in features:
+        *heads, last = feature.lookups
+        pooled += heads
+        (pooled if feature.pools_before_combining else unpooled).append(last)
+    return pooled, unpooled
