@@ -6,20 +6,17 @@ OUT/manifest.json, tables-*.safetensors   the tables; see `embeddings.compressio
     report.json                           what the compression cost
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
-from dlrmctl.assembly.model import build_dense_network
+from dlrmctl.assembly.network import stored_model
 from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.data.schema import Schema
 from dlrmctl.embeddings.compression.artifact import FORMAT, Artifact
-from dlrmctl.embeddings.compression.composed import compose
 from dlrmctl.errors import UserError
-from dlrmctl.models import DLRM, DenseNetwork
+from dlrmctl.models import DLRM
 from dlrmctl.settings.config import Config
 
 DENSE_FILE = "dense.safetensors"
@@ -57,21 +54,6 @@ def load_model(path: Path, artifact: Artifact, config: Config, schema: Schema, d
     try:
         names = [table.name for feature in features for table in feature.tables(config.embeddings.dim)]
         tables = {name: artifact.read(name) for name in names}
-        embeddings = compose(features, config.embeddings.dim, tables)
     except ValueError as problem:
         raise UserError(f"{path}: does not fit this data: {problem}") from None
-    network = build_dense_network(config, schema, torch.device("cpu"))
-    load_network(network, load_file(path / DENSE_FILE), path)
-    return DLRM(embeddings, network).to(device)
-
-
-def load_network(network: DenseNetwork, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Fills the dense network.
-
-    Raises:
-        UserError: if the weights are of another shape.
-    """
-    try:
-        network.load_state_dict(dict(weights))
-    except RuntimeError as problem:
-        raise UserError(f"{path}: does not fit this model: {str(problem).splitlines()[-1].strip()}") from None
+    return stored_model(config, schema, features, tables, load_file(path / DENSE_FILE), device, path)

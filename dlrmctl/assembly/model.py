@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dlrmctl.assembly.network import build_dense_network
 from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.data.schema import Schema
 from dlrmctl.embeddings.collection import CompositionalEmbeddings
@@ -87,16 +87,3 @@ def build_model(
             static_graph=True,
         )
     return Model(sharded, network, replicated)
-
-
-def build_dense_network(config: Config, schema: Schema, device: torch.device) -> DenseNetwork:
-    """The dense half with its initial values, which depend on the seed alone."""
-    return DenseNetwork(
-        num_dense=len(schema.dense),
-        num_features=sum(table.vectors for table in feature_tables(config, schema)),
-        dim=config.embeddings.dim,
-        bottom=config.model.bottom_mlp,
-        top=config.model.top_mlp,
-        interaction=config.model.interaction,
-        generator=torch.Generator().manual_seed(config.train.seed),
-    ).to(device)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from dlrmctl.assembly.model import build_dense_network
+from dlrmctl.assembly.network import build_dense_network
 from dlrmctl.assembly.optimizers import build_dense_optimizer
 from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.bench.timing import now, spread

@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dlrmctl.assembly.compressed import is_compressed, load_network
-from dlrmctl.assembly.model import build_dense_network
+from dlrmctl.assembly.compressed import is_compressed
+from dlrmctl.assembly.network import build_dense_network, load_network
 from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.compress.compression import Compression, as_it_is, compress, write
 from dlrmctl.compress.counts import RowCounts

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from dlrmctl.assembly.compressed import DENSE_FILE, is_compressed, load_network, open_artifact
-from dlrmctl.assembly.model import build_dense_network
+from dlrmctl.assembly.compressed import DENSE_FILE, is_compressed, open_artifact
+from dlrmctl.assembly.network import build_dense_network, load_network
 from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.console.console import output, print_table, say
 from dlrmctl.console.text import bytes_text, number_text, with_error

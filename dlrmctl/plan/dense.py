@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from dlrmctl.assembly.network import build_dense_network
 from dlrmctl.assembly.optimizers import dense_optimizer
-from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.data.schema import Schema
-from dlrmctl.models import DenseNetwork
 from dlrmctl.optim.shampoo import DistributedShampoo
 from dlrmctl.optim.shampoo.estimate import shampoo_shares
 from dlrmctl.settings.config import Config
@@ -50,22 +49,9 @@ class DenseNeed:
     exchanged: int
 
 
-def meta_network(config: Config, schema: Schema) -> DenseNetwork:
-    """The dense half without memory."""
-    with torch.device("meta"):
-        return DenseNetwork(
-            num_dense=len(schema.dense),
-            num_features=sum(table.vectors for table in feature_tables(config, schema)),
-            dim=config.embeddings.dim,
-            bottom=config.model.bottom_mlp,
-            top=config.model.top_mlp,
-            interaction=config.model.interaction,
-        )
-
-
 def dense_need(config: Config, schema: Schema, world_size: int) -> DenseNeed:
     """Counts what the dense half of the settings needs on each of `world_size` ranks."""
-    network = meta_network(config, schema)
+    network = build_dense_network(config, schema, torch.device("meta"))
     num_weights = sum(p.numel() for p in network.parameters())
     layers = [tuple(layer.weight.shape) for layer in network.modules() if isinstance(layer, nn.Linear)]
     optimizer = dense_optimizer(config.optim, nn.Linear(1, 1, device="meta"), None)  # for its settings alone

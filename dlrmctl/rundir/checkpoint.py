@@ -6,29 +6,19 @@
     checkpoints/best              link to the best one
 
 A checkpoint under way is called `step-1200.partial` and is renamed when it is complete and on disk.
-
-
-Reads checkpoints without ever running what they contain.
-
-torch.distributed.checkpoint loads tensors with `weights_only`, but unpickles its own `.metadata` without limits.
 """
 
 import errno
 import json
 import os
-import pickle
 import re
 import shutil
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
-from torch.distributed.checkpoint.planner import WriteItem
 
 from dlrmctl.data.files import sync_file
 from dlrmctl.errors import UserError
@@ -37,7 +27,6 @@ from dlrmctl.ranks.ranks import Ranks
 FORMAT = "dlrmctl-checkpoint/1"
 _NAME = re.compile(r"step-(\d+)")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_DISTRUST = "do not trust this file"
 
 
 class Checkpoints:
@@ -60,6 +49,8 @@ class Checkpoints:
         Raises:
             UserError: if it cannot be written. Earlier checkpoints stay as they were.
         """
+        from dlrmctl.rundir.tensor_exchange import ExchangeError, write_tensors
+
         final = self.directory / f"step-{step}"
         partial = self.directory / f"step-{step}.partial"
         try:
@@ -67,8 +58,7 @@ class Checkpoints:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
             self._barrier()
-            writer = dcp.FileSystemWriter(partial, single_file_per_rank=True, sync_files=True)
-            dcp.save(tensors, storage_writer=writer, planner=_WithoutCopies(), process_group=self.ranks.group)
+            write_tensors(partial, tensors, self.ranks.group)
             mine = _checksums(partial, f"__{self.ranks.rank}_")
             files = {name: entry for of_rank in self.ranks.gather(mine) for name, entry in of_rank.items()}
             if self.ranks.is_main:
@@ -79,17 +69,14 @@ class Checkpoints:
                 partial.rename(final)
                 sync_file(self.directory)
             self._barrier()
-        except (OSError, CheckpointException) as problem:
+        except (OSError, ExchangeError) as problem:
             if self.ranks.is_main:
                 shutil.rmtree(partial, ignore_errors=True)
-            raise self._save_error(final, problem) from None
+            causes = problem.causes if isinstance(problem, ExchangeError) else [problem]
+            raise self._save_error(final, causes) from None
         return final
 
-    def _save_error(self, path: Path, problem: BaseException) -> UserError:
-        causes: list[BaseException] = [problem]
-        if isinstance(problem, CheckpointException):
-            causes = [failure[0] for failure in problem.failures.values()]
-        causes += [inner for cause in causes for inner in (cause.__cause__, cause.__context__) if inner is not None]
+    def _save_error(self, path: Path, causes: Sequence[BaseException]) -> UserError:
         kept = self.newest()
         stays = f"{kept.name} stays and can be resumed" if kept else "there is no earlier checkpoint"
         full = any(isinstance(cause, OSError) and cause.errno in _NO_SPACE for cause in causes)
@@ -134,20 +121,6 @@ class Checkpoints:
     def _barrier(self) -> None:
         if self.ranks.world_size > 1:
             dist.barrier(group=self.ranks.group)
-
-
-class _WithoutCopies(dcp.DefaultSavePlanner):
-    """Hands out tensors whose storage is no larger than they are.
-
-    All tables of a rank are views of one buffer. torch's writer clones every view, and keeps the clones until the file
-    is closed: a second time all tables.
-    """
-
-    def transform_object(self, write_item: WriteItem, object: Any) -> Any:
-        found = super().transform_object(write_item, object)
-        if isinstance(found, torch.Tensor) and found.device.type == "cpu" and found.is_contiguous():
-            return torch.from_numpy(found.detach().numpy())
-        return found
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -202,12 +175,13 @@ def load(path: Path, tensors: dict[str, Any], ranks: Ranks) -> None:
     for problem in ranks.gather(_problem_with(path, ranks)):
         if problem is not None:
             raise problem
+    from dlrmctl.rundir.tensor_exchange import ExchangeError, fill_tensors
+
     try:
-        dcp.load(tensors, storage_reader=SafeReader(path), process_group=ranks.group)
-    except CheckpointException as failure:
-        cause = next(iter(failure.failures.values()))[0]
+        fill_tensors(path, tensors, ranks.group)
+    except ExchangeError as failure:
         raise UserError(
-            f"{path}: does not fit this model: {str(cause).strip().splitlines()[0]}",
+            f"{path}: does not fit this model: {str(failure).strip().splitlines()[0]}",
             "the model and embedding settings must be those it was trained with",
         ) from None
 
@@ -241,51 +215,3 @@ def _write_json(path: Path, value: Any) -> None:
         json.dump(value, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-
-
-class SafeReader(dcp.FileSystemReader):
-    """Reads the metadata through an unpickler that builds descriptions of tensors and nothing else."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with (Path(self.path) / ".metadata").open("rb") as file:
-            metadata = _MetadataUnpickler(file).load()
-        if not isinstance(metadata, Metadata):
-            raise UserError(f"{self.path}/.metadata does not describe a checkpoint", _DISTRUST)
-        metadata.storage_meta = metadata.storage_meta or StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    """Knows the few names that describe tensors, each exactly: a prefix or a dotted name would open whole modules."""
-
-    _NAMES = frozenset(
-        {
-            ("collections", "OrderedDict"),
-            ("pathlib", "PosixPath"),
-            ("torch", "Size"),
-            ("torch.serialization", "_get_layout"),
-            ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-            *(
-                ("torch.distributed.checkpoint.metadata", name)
-                for name in (
-                    "ChunkStorageMetadata",
-                    "Metadata",
-                    "MetadataIndex",
-                    "StorageMeta",
-                    "TensorProperties",
-                    "TensorStorageMetadata",
-                    "_MEM_FORMAT_ENCODING",
-                )
-            ),
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and "." not in name and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        if (module, name) in self._NAMES:
-            return super().find_class(module, name)
-        raise UserError(
-            f".metadata asks for {module}.{name}, which no checkpoint of ours holds", "do not trust this file"
-        )

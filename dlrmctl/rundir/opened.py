@@ -6,10 +6,13 @@ from pathlib import Path
 from torch import nn
 
 from dlrmctl.assembly.compressed import is_compressed, load_model, open_artifact
-from dlrmctl.assembly.model import build_model
+from dlrmctl.assembly.network import stored_model
+from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.data.reader import Reader
+from dlrmctl.data.schema import Schema
 from dlrmctl.data.source import Source
 from dlrmctl.datasets.open import open_reader, open_source
+from dlrmctl.embeddings.compression.rules.rows import StoredRows
 from dlrmctl.errors import UserError
 from dlrmctl.models import DLRM
 from dlrmctl.ranks.process import set_precision
@@ -17,6 +20,7 @@ from dlrmctl.ranks.ranks import Ranks
 from dlrmctl.rundir.checkpoint import Checkpoints, load, read_state
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.rundir.state import same_shape
+from dlrmctl.rundir.stored_tables import CheckpointTables
 from dlrmctl.settings.config import Config
 
 
@@ -39,6 +43,9 @@ class Opened:
 def open_run(config: Config, run: RunDirectory, ranks: Ranks, *, checkpoint: str, split: str) -> Opened:
     """Loads a checkpoint of a run, and the split of the data that the settings name.
 
+    One rank looks rows up in plain torch. Several spread the tables as in training, so that tables of any size can be
+    scored.
+
     Args:
         run: of a run, or the directory of its compressed model.
         checkpoint: "best", "last" or "step-N"; a compressed model has but one.
@@ -58,14 +65,32 @@ def open_run(config: Config, run: RunDirectory, ranks: Ranks, *, checkpoint: str
     state = read_state(path)
     same_shape(config, state["settings"], path, sections=("model", "embeddings"))
     same_ids(path, state["vocabulary"], source)
-    model = build_model(config, source.schema, ranks, batch_size=reader.local_batch_size)
+    loaded = _whole if ranks.world_size == 1 else _spread
+    model = loaded(config, source.schema, path, ranks, reader.local_batch_size)
+    return Opened(path, source, reader, model.embeddings, model.dense)
+
+
+def _whole(config: Config, schema: Schema, path: Path, ranks: Ranks, batch_size: int) -> DLRM:
+    """The model in this process, without TorchRec."""
+    stored, features = CheckpointTables(path), feature_tables(config, schema)
+    tables = {shape.name: StoredRows(stored.weight(shape.name), shape.dim, 32) for shape in stored.tables}
+    return stored_model(config, schema, features, tables, stored.network(), ranks.device, path)
+
+
+def _spread(config: Config, schema: Schema, path: Path, ranks: Ranks, batch_size: int) -> DLRM:
+    """The model with its tables spread over the ranks. Every rank must call it."""
+    from dlrmctl.assembly.model import build_model  # TorchRec takes seconds to load
+
+    model = build_model(config, schema, ranks, batch_size=batch_size)
     load(path, model.tensors(), ranks)
-    return Opened(path, source, reader, model.embeddings, model.network)
+    return model.inference
 
 
 def same_ids(path: Path, vocabulary: str | None, source: Source) -> None:
-    """Raises:
-    UserError: if ids of the data mean other values than those a model was trained on.
+    """Check that ids of the data mean what they meant to a model.
+
+    Raises:
+        UserError: if they do not.
     """
     if vocabulary != source.vocabulary_fingerprint():
         raise UserError(

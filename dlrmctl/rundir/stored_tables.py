@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from dlrmctl.rundir.checkpoint import SafeReader, read_state, verify
+from dlrmctl.rundir.checkpoint import read_state, verify
+from dlrmctl.rundir.tensor_files import read_tensor, stored_tensors
 
 
 @dataclass(frozen=True)
@@ -64,26 +63,24 @@ class CheckpointTables:
     def __init__(self, path: Path) -> None:
         self.path, self.state = path, read_state(path)
         verify(path, 0, 1)
-        entries = SafeReader(path).read_metadata().state_dict_metadata
-        self._sizes: dict[str, tuple[int, ...]] = {name: tuple(entry.size) for name, entry in entries.items()}  # type: ignore[union-attr]
+        self._stored = stored_tensors(path)
         self.tables = tuple(
-            TableShape(name.removeprefix("tables.").removesuffix("/weight"), size[0], size[1])
-            for name, size in sorted(self._sizes.items())
+            TableShape(name.removeprefix("tables.").removesuffix("/weight"), *tensor.size)
+            for name, tensor in sorted(self._stored.items())
             if name.startswith("tables.") and name.endswith("/weight")
         )
 
     def weight(self, name: str) -> Tensor:
-        return self._read([f"tables.{name}/weight"])[0]
+        return self._read(f"tables.{name}/weight")
 
     def sums(self, name: str) -> Tensor | None:
         key = f"tables.{name}/sum"
-        return self._read([key])[0].reshape(-1) if key in self._sizes else None
+        return self._read(key).reshape(-1) if key in self._stored else None
 
     def network(self) -> dict[str, Tensor]:
         """The dense half of the model, by its own names."""
-        names = [name for name in self._sizes if name.startswith("network.")]
-        values = self._read(names)
-        return {name.removeprefix("network."): value for name, value in zip(names, values, strict=True)}
+        names = [name for name in self._stored if name.startswith("network.")]
+        return {name.removeprefix("network."): self._read(name) for name in names}
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -94,7 +91,5 @@ class CheckpointTables:
             "vocabulary": self.state["vocabulary"],
         }
 
-    def _read(self, names: Sequence[str]) -> list[Tensor]:
-        tensors = {name: torch.empty(self._sizes[name]) for name in names}
-        dcp.load(tensors, storage_reader=SafeReader(self.path), no_dist=True)
-        return [tensors[name] for name in names]
+    def _read(self, name: str) -> Tensor:
+        return read_tensor(self.path, self._stored[name])

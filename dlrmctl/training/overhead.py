@@ -8,7 +8,7 @@ from itertools import product
 import torch
 from torch.nn import functional
 
-from dlrmctl.assembly.model import build_dense_network
+from dlrmctl.assembly.network import build_dense_network
 from dlrmctl.assembly.optimizers import build_dense_optimizer
 from dlrmctl.console.console import say, warn
 from dlrmctl.data.schema import Schema

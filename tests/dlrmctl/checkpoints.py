@@ -1,23 +1,16 @@
 """Reads whole checkpoints, to compare them bit by bit."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from dlrmctl.rundir.checkpoint import SafeReader
+from dlrmctl.rundir.tensor_files import read_tensor, stored_tensors
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint in one piece, by name."""
-    tensors: dict[str, Any] = {
-        name: torch.empty(meta.size, dtype=meta.properties.dtype)
-        for name, meta in SafeReader(path).read_metadata().state_dict_metadata.items()
-    }
-    dcp.load(tensors, storage_reader=SafeReader(path), no_dist=True)
-    return tensors
+    return {name: read_tensor(path, stored) for name, stored in stored_tensors(path).items()}
 
 
 def assert_bitwise_equal(a: Path, b: Path) -> None:

@@ -341,11 +341,11 @@ def _pickle_of_call(module: str, name: str, argument: str) -> bytes:
 )
 def test_metadata_that_would_run_code_is_refused(tmp_path: Path, module: str, name: str):
     from dlrmctl.errors import UserError
-    from dlrmctl.rundir.checkpoint import SafeReader
+    from dlrmctl.rundir.tensor_files import stored_tensors
 
     (tmp_path / ".metadata").write_bytes(_pickle_of_call(module, name, f"touch {tmp_path}/ran"))
     with pytest.raises(UserError, match=rf"asks for {module}\.{name}"):
-        SafeReader(tmp_path).read_metadata()
+        stored_tensors(tmp_path)
     assert not (tmp_path / "ran").exists()
 
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dlrmctl.assembly.model import build_dense_network
+from dlrmctl.assembly.network import build_dense_network
 from dlrmctl.assembly.optimizers import dense_optimizer
 from dlrmctl.data.schema import Schema, SparseFeature
 from dlrmctl.optim.shampoo import DistributedShampoo
 from dlrmctl.optim.shampoo.estimate import _even_share, shampoo_shares
-from dlrmctl.plan.dense import dense_need, meta_network
+from dlrmctl.plan.dense import dense_need
 from dlrmctl.settings.config import resolve
 from tests.ranks import run_ranks
 
@@ -53,7 +53,7 @@ def test_shampoo_state_is_shared_out_over_any_number_of_ranks():
 @pytest.mark.parametrize("flags", SHAMPOOS, ids=str)
 def test_blocks_too_many_to_deal_out_have_the_same_sum(flags: dict[str, str]):
     config = resolve({}, flags)
-    network = meta_network(config, SCHEMA)
+    network = build_dense_network(config, SCHEMA, torch.device("meta"))
     settings = dense_optimizer(config.optim, torch.nn.Linear(1, 1), None).param_groups[0]
     even = _even_share(settings | {"params": list(network.parameters())}, 1)
     [dealt] = shampoo_shares(network.parameters(), settings, 1)

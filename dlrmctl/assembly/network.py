@@ -1,0 +1,79 @@
+"""From settings to the dense half of the model, and to a whole model that scores without TorchRec."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dlrmctl.assembly.tables import feature_tables
+from dlrmctl.data.schema import Schema
+from dlrmctl.embeddings.compression.composed import compose
+from dlrmctl.embeddings.compression.rules.rows import Compressed
+from dlrmctl.embeddings.tables import FeatureTable
+from dlrmctl.errors import UserError
+from dlrmctl.models import DLRM, DenseNetwork
+from dlrmctl.settings.config import Config
+
+_OTHER_MODEL = "the model and embedding settings must be those it was trained with"
+
+
+def build_dense_network(config: Config, schema: Schema, device: torch.device) -> DenseNetwork:
+    """The dense half with its initial values, which depend on the seed alone.
+
+    Args:
+        device: "meta" gives shapes without memory or values.
+    """
+    with torch.device("meta") if device.type == "meta" else torch.device("cpu"):
+        network = DenseNetwork(
+            num_dense=len(schema.dense),
+            num_features=sum(table.vectors for table in feature_tables(config, schema)),
+            dim=config.embeddings.dim,
+            bottom=config.model.bottom_mlp,
+            top=config.model.top_mlp,
+            interaction=config.model.interaction,
+            generator=None if device.type == "meta" else torch.Generator().manual_seed(config.train.seed),
+        )
+    return network.to(device)
+
+
+def stored_model(
+    config: Config,
+    schema: Schema,
+    features: Sequence[FeatureTable],
+    tables: Mapping[str, Compressed],
+    weights: Mapping[str, Tensor],
+    device: torch.device,
+    where: Path,
+) -> DLRM:
+    """A trained model with plain lookups: no kernels for training, no optimizer state.
+
+    Args:
+        features: of the settings.
+        tables: one for each table of the features, by its name.
+        weights: of the dense half.
+        where: tables and weights come from, for messages.
+
+    Raises:
+        UserError: if tables or weights are of another model than the settings describe.
+    """
+    network = build_dense_network(config, schema, torch.device("cpu"))
+    load_network(network, weights, where)
+    try:
+        embeddings = compose(features, config.embeddings.dim, tables)
+    except ValueError as problem:
+        raise UserError(f"{where}: does not fit this model: {problem}", _OTHER_MODEL) from None
+    return DLRM(embeddings, network).to(device)
+
+
+def load_network(network: DenseNetwork, weights: Mapping[str, Tensor], where: Path) -> None:
+    """Fills the dense half.
+
+    Raises:
+        UserError: if the weights are of another shape.
+    """
+    try:
+        network.load_state_dict(dict(weights))
+    except RuntimeError as problem:
+        reason = str(problem).strip().splitlines()[-1].strip()
+        raise UserError(f"{where}: does not fit this model: {reason}", _OTHER_MODEL) from None

@@ -1,0 +1,91 @@
+"""Tensors of all ranks to a checkpoint's files and back, by torch.distributed.checkpoint, which takes a second to load.
+
+Reading is as safe as `tensor_files`: descriptions come from there.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import WriteItem
+
+from dlrmctl.rundir.tensor_files import StoredTensor, stored_tensors
+
+
+class ExchangeError(Exception):
+    """Some rank could not write or read; `causes` are its errors and those behind them."""
+
+    def __init__(self, failure: CheckpointException) -> None:
+        causes: list[BaseException] = [failure_of_rank[0] for failure_of_rank in failure.failures.values()]
+        self.causes = causes + [inner for c in causes for inner in (c.__cause__, c.__context__) if inner is not None]
+        super().__init__(str(self.causes[0]))
+
+
+def write_tensors(directory: Path, tensors: dict[str, Any], group: dist.ProcessGroup) -> None:
+    """Writes the tensors of every rank. Every rank must call it.
+
+    Raises:
+        OSError, ExchangeError: if a rank cannot write.
+    """
+    writer = dcp.FileSystemWriter(directory, single_file_per_rank=True, sync_files=True)
+    try:
+        dcp.save(tensors, storage_writer=writer, planner=_WithoutCopies(), process_group=group)
+    except CheckpointException as failure:
+        raise ExchangeError(failure) from None
+
+
+def fill_tensors(directory: Path, tensors: dict[str, Any], group: dist.ProcessGroup) -> None:
+    """Fills tensors in place, whatever ranks wrote them. Every rank must call it.
+
+    Raises:
+        UserError: if a file is not to be trusted. ExchangeError: if other tensors are asked for than are there.
+    """
+    try:
+        dcp.load(tensors, storage_reader=_Reader(directory), process_group=group)
+    except CheckpointException as failure:
+        raise ExchangeError(failure) from None
+
+
+class _WithoutCopies(dcp.DefaultSavePlanner):
+    """Hands out tensors whose storage is no larger than they are.
+
+    All tables of a rank are views of one buffer. torch's writer clones every view, and keeps the clones until the file
+    is closed: a second time all tables.
+    """
+
+    def transform_object(self, write_item: WriteItem, object: Any) -> Any:
+        found = super().transform_object(write_item, object)
+        if isinstance(found, torch.Tensor) and found.device.type == "cpu" and found.is_contiguous():
+            return torch.from_numpy(found.detach().numpy())
+        return found
+
+
+class _Reader(dcp.FileSystemReader):
+    """Takes the descriptions of tensors from `tensor_files`; torch's own reader unpickles them without limits."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        stored = stored_tensors(Path(self.path))
+        places = {
+            MetadataIndex(tensor.name, piece.offsets, number): _StorageInfo(piece.file, piece.start, piece.length)
+            for tensor in stored.values()
+            for number, piece in enumerate(tensor.pieces)
+        }
+        described: dict[str, Any] = {name: _described(tensor) for name, tensor in stored.items()}
+        return Metadata(described, storage_data=places, storage_meta=StorageMeta(load_id=self.load_id))
+
+
+def _described(tensor: StoredTensor) -> TensorStorageMetadata:
+    chunks = [ChunkStorageMetadata(torch.Size(piece.offsets), torch.Size(piece.sizes)) for piece in tensor.pieces]
+    return TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), torch.Size(tensor.size), chunks)

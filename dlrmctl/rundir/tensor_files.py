@@ -1,0 +1,206 @@
+"""The tensors of a checkpoint, read without torch.distributed.checkpoint and without ever running what a file contains.
+
+`.metadata` is a pickle of a few descriptions of tensors. It is read into plain records, and those are checked; classes
+of torch are never handed to a file. `__R_0.distcp` of rank R holds pieces of tensors, each as torch.save wrote it.
+"""
+
+import io
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from dlrmctl.errors import UserError
+
+METADATA = ".metadata"
+_DISTRUST = "do not trust this file"
+_DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)}
+_DTYPES |= {str(dtype): dtype for dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)}
+_DESCRIPTIONS = "torch.distributed.checkpoint.metadata"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a tensor: where it begins in it, its shape, and its bytes in a file of the checkpoint."""
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    file: str
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a checkpoint; its pieces cover it."""
+
+    name: str
+    dtype: torch.dtype
+    size: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+
+def stored_tensors(checkpoint: Path) -> dict[str, StoredTensor]:
+    """What a checkpoint holds, by name.
+
+    Raises:
+        UserError: if its description asks for anything but tensors, or contradicts itself.
+    """
+    with (checkpoint / METADATA).open("rb") as file:
+        content = _Descriptions(file).load_descriptions()
+    try:
+        return _checked(content)
+    except (AttributeError, TypeError, ValueError, KeyError) as problem:
+        raise UserError(f"{checkpoint}/{METADATA} does not describe a checkpoint: {problem}", _DISTRUST) from None
+
+
+def read_tensor(checkpoint: Path, stored: StoredTensor) -> Tensor:
+    """One tensor, put together from its pieces.
+
+    Raises:
+        UserError: if a piece is not what the checkpoint says of it.
+    """
+    if len(stored.pieces) == 1:
+        return _read_piece(checkpoint, stored, stored.pieces[0])
+    whole = torch.empty(stored.size, dtype=stored.dtype)
+    for piece in stored.pieces:
+        region = tuple(slice(at, at + size) for at, size in zip(piece.offsets, piece.sizes, strict=True))
+        whole[region] = _read_piece(checkpoint, stored, piece)
+    return whole
+
+
+def _read_piece(checkpoint: Path, stored: StoredTensor, piece: Piece) -> Tensor:
+    try:
+        with (checkpoint / piece.file).open("rb") as file:
+            content = io.BufferedReader(_Slice(file, piece.start, piece.length))
+            tensor = torch.load(content, map_location="cpu", weights_only=True)
+    except Exception:  # torch raises many kinds, for zip files, pickles and types alike
+        raise UserError(f"{checkpoint}/{piece.file}: {stored.name} cannot be read", _DISTRUST) from None
+    if not isinstance(tensor, Tensor) or tensor.dtype != stored.dtype or tuple(tensor.shape) != piece.sizes:
+        raise UserError(f"{checkpoint}/{piece.file}: {stored.name} is not what {METADATA} says", _DISTRUST)
+    return tensor.detach()
+
+
+class _Slice(io.RawIOBase):
+    """A part of a file as a file of its own."""
+
+    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
+        self._file, self._start, self._length, self._at = file, start, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._start + self._at)
+        content = self._file.read(max(0, min(len(buffer), self._length - self._at)))
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
+
+
+class _Record:
+    """Stands for an object of the pickle: its attributes, or the tuple that was its state."""
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, tuple):
+            self.state = state
+        else:
+            vars(self).update(state)
+
+
+class _Descriptions(pickle.Unpickler):
+    """Knows the few names that describe tensors, each exactly: a prefix or a dotted name would open whole modules."""
+
+    def load_descriptions(self) -> Any:
+        """
+        Raises:
+            UserError: for a name that no description needs, or what is no pickle.
+        """
+        # Records of this load alone: a pickle can set attributes of a class that it is given.
+        self._records = {
+            name: type(name, (_Record,), {})
+            for name in ("ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties")
+        }
+        self._records |= {name: type(name, (_Record,), {}) for name in ("TensorStorageMetadata", "_StorageInfo")}
+        try:
+            return self.load()
+        except UserError:
+            raise
+        except Exception as problem:  # pickle raises many kinds for bytes that are no pickle
+            raise UserError(f"{METADATA} cannot be read: {type(problem).__name__}", _DISTRUST) from None
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and f"torch.{name}" in _DTYPES:
+            return _DTYPES[f"torch.{name}"]
+        home = "torch.distributed.checkpoint.filesystem" if name == "_StorageInfo" else _DESCRIPTIONS
+        if module == home and name in self._records:
+            return self._records[name]
+        values = {
+            ("collections", "OrderedDict"): lambda *items: dict(*items),
+            ("pathlib", "PosixPath"): lambda *parts: "/".join(map(str, parts)),
+            ("torch", "Size"): lambda sizes: tuple(sizes),
+            ("torch.serialization", "_get_layout"): lambda layout: layout,
+            (_DESCRIPTIONS, "_MEM_FORMAT_ENCODING"): lambda number: number,
+        }
+        if (module, name) in values:
+            return values[module, name]
+        raise UserError(f"{METADATA} asks for {module}.{name}, which no checkpoint of ours holds", _DISTRUST)
+
+
+def _checked(content: Any) -> dict[str, StoredTensor]:
+    places: dict[tuple[str, tuple[int, ...]], Any] = {}
+    for index, place in content.storage_data.items():
+        places[index.fqn, _sizes(index.offset)] = place
+    found = {}
+    for name, entry in _of(content.state_dict_metadata, Mapping).items():
+        size, dtype = _sizes(entry.size), entry.properties.state[0]
+        if dtype not in _DTYPES.values():
+            raise ValueError(f"{name} is of {dtype}")
+        pieces = tuple(_piece(name, size, chunk, places) for chunk in _of(entry.chunks, Sequence))
+        if sum(_count(piece.sizes) for piece in pieces) != _count(size):
+            raise ValueError(f"the pieces of {name} do not cover it")
+        found[_of(name, str)] = StoredTensor(name, dtype, size, pieces)
+    return found
+
+
+def _piece(name: str, size: tuple[int, ...], chunk: Any, places: Mapping[tuple[str, tuple[int, ...]], Any]) -> Piece:
+    offsets, sizes = _sizes(chunk.offsets), _sizes(chunk.sizes)
+    if any(at + length > whole for at, length, whole in zip(offsets, sizes, size, strict=True)):
+        raise ValueError(f"a piece of {name} lies outside it")
+    place = places[name, offsets]
+    file, start, length = _of(place.relative_path, str), _of(place.offset, int), _of(place.length, int)
+    if Path(file).name != file or min(start, length) < 0 or getattr(place, "transform_descriptors", None):
+        raise ValueError(f"{name} lies in {file!r} from {start} on")
+    return Piece(offsets, sizes, file, start, length)
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    sizes = _of(value, tuple)
+    if any(type(size) is not int or size < 0 for size in sizes):
+        raise ValueError(f"{sizes} is no shape")
+    return tuple(sizes)
+
+
+def _of(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value
+
+
+def _count(sizes: tuple[int, ...]) -> int:
+    count = 1
+    for size in sizes:
+        count *= size
+    return count
