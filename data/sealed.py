@@ -11,7 +11,7 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors, write_whole
 
 _CHECKSUM = "crc32"
-_KINDS = {int: "a whole number", str: "a text", dict: "an object", list: "a list"}
+_KINDS = {int: "a whole number", str: "a string", dict: "an object", list: "a list"}
 _SHOWN = 200  # characters of what is wrong
 _Kind = TypeVar("_Kind", int, str, dict, list)
 _Content = TypeVar("_Content")

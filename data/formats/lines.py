@@ -55,7 +55,7 @@ def cut_lines(
 ) -> Iterator[Lines]:
     """The lines of a text from a place on, about `piece_bytes` at a time.
 
-    A piece is what follows from the text behind its beginning alone, so that reading can go on at any of them.
+    A piece is what follows from the text behind its beginning alone, so that reading can continue at any of them.
 
     Args:
         stream: the text; stands at `start`.
@@ -117,7 +117,7 @@ def _long_line(
 
 
 def skip_text(stream: Readable, mark: Mark, name: str, piece_bytes: int = PIECE_BYTES) -> None:
-    """Reads up to a place, to go on behind it.
+    """Reads up to a place, to continue behind it.
 
     Raises:
         DataError: if the text before it is not what it was.

@@ -106,7 +106,7 @@ class Task:
 
     Attributes:
         source: which of the input's sources it lies in.
-        position: where the input goes on after it.
+        position: where the input continues after it.
         bytes_done: bytes of all sources up to there, as they lie on disk; for showing progress.
         read: makes the piece; raises DataError.
     """

@@ -68,7 +68,7 @@ def check_types(path: Path, types: dict[str, pl.DataType], schema: TableSchema, 
     if labelled:
         label = types[schema.label]
         if not (_is_number(label) or label in (pl.Boolean, pl.String)):
-            raise _wrong(path, schema.label, label, "a label is a number, true or false, or a text")
+            raise _wrong(path, schema.label, label, "a label is a number, true or false, or a string")
     for dense in schema.dense:
         if not (_is_number(types[dense.name]) or types[dense.name] in (pl.Boolean, pl.String)):
             raise _wrong(path, dense.name, types[dense.name], "a dense column holds numbers")

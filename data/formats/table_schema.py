@@ -166,7 +166,7 @@ class Section:
     def text(self, key: str, default: str | None) -> str:
         if key not in self.values and default is None:
             raise DataError(f"{self.where}{key} is missing", f'say {key} = "..." with the name of a column')
-        return self._as(key, self.values.get(key, default), str, "a text")
+        return self._as(key, self.values.get(key, default), str, "a string")
 
     def texts(self, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
         values = self._as(key, self.values.get(key, list(default)), list, "a list of names")

@@ -28,11 +28,11 @@ _UTF8_MARK = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class Place:
-    """Where reading goes on.
+    """Where reading continues.
 
     Attributes:
         offset: bytes of the text that lie in earlier pieces.
-        read: bytes that were taken off the file for them; pieces are the same when reading goes on there.
+        read: bytes that were taken off the file for them; pieces are the same when reading continues there.
         line: number of the next line, counted from 1.
         skipping: the next line started in an earlier piece, and is dropped.
     """
@@ -52,7 +52,7 @@ class Records:
         starts_R, ends_R: int64; record r is content[starts_R[r] : ends_R[r]], without its newline.
         lines_R: int64, the line each begins on.
         bad: lines that are in no record, in order.
-        after: where reading goes on.
+        after: where reading continues.
         position: bytes of the file up to there, as it lies on disk.
     """
 

@@ -1,7 +1,7 @@
 """The second phase of a preparation: column by column, values are counted and become rows of tables.
 
 Threads work on the parts of a column. A column's rows go into a file of their own, in the order of the examples; a
-column that was interrupted is done again. Of a store whose encoders are reused, vocabularies are copied.
+column that was interrupted is done again.
 N examples of a part; the ids of a feature with lists are more or fewer than N.
 """
 
@@ -13,28 +13,26 @@ from typing import Any
 
 import numpy as np
 
-from dlrmctl.data.errors import DataError
 from dlrmctl.data.features.columns import (
     VOCABULARY,
     ColumnEntry,
     KeptArray,
     KeptEncoder,
-    columns_fingerprint,
     counts_file,
     vocabulary_file,
 )
 from dlrmctl.data.features.encoders import AsRows, Encoder, Hashing, Vocabulary
 from dlrmctl.data.files import io_errors, read_array, sync_file
-from dlrmctl.data.formats.raw import Input, RawFeature
+from dlrmctl.data.formats.raw import RawFeature
 from dlrmctl.data.preparation.counting import Ranked, ValueCounter, rank_values, start_counts, write_counts
 from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.parts import Parts
+from dlrmctl.data.preparation.reuse import ReusedEncoders
 from dlrmctl.data.preparation.selection import Selection
 from dlrmctl.data.preparation.workers import Workers
 from dlrmctl.data.schema import RARE_ROW, RESERVED_ROWS
 from dlrmctl.data.sealed import Values
 from dlrmctl.data.store.layout import narrowest
-from dlrmctl.data.store.manifest import read_manifest
 
 _MOST_COUNTED = 1 << 24  # rows of a hashed table whose counts are kept: more are mostly zeros, and gigabytes
 _SHARE_OF_COUNTING = 0.5  # of the time for a column
@@ -99,61 +97,6 @@ class EncodedColumn:
             IdSums(*values["train"]),
             IdSums(*values["held_out"]),
         )
-
-
-class ReusedEncoders:
-    """The encoders of a store, taken for another, so that ids mean the same in both.
-
-    Args:
-        path: of the store.
-        input: whose features are to be encoded.
-
-    Raises:
-        DataError: if there is no store, or its encoders do not fit the features.
-    """
-
-    def __init__(self, path: Path, input: Input) -> None:
-        self._path = path
-        preparation = read_manifest(path).preparation
-        if preparation is None:
-            raise DataError(f"{path}: keeps no vocabulary, its rows were not made from raw values")
-        self._columns = {column.name: column for column in preparation.columns}
-        for feature in input.sparse:
-            self._check(feature)
-
-    def fingerprint(self) -> str:
-        """Depends on everything that gives values their rows."""
-        return columns_fingerprint(self._columns.values())
-
-    def take(self, feature: RawFeature, largest: int, store: Path) -> KeptEncoder:
-        """The encoder of a feature; a vocabulary is copied into the new store.
-
-        Args:
-            feature: of the input.
-            largest: its highest value, if its values are rows.
-            store: directory of the new store.
-
-        Raises:
-            DataError: if a value lies outside its table, or the vocabulary changed.
-        """
-        encoder = self._columns[feature.name].encoder
-        if isinstance(encoder, AsRows) and largest >= encoder.rows:
-            raise DataError(f"{feature.name}: row {largest:,} lies outside the {encoder.rows:,} of {self._path}")
-        if isinstance(encoder, KeptArray):
-            encoder.copy(self._path, store)
-        return encoder
-
-    def _check(self, feature: RawFeature) -> None:
-        entry = self._columns.get(feature.name)
-        if entry is None:
-            raise DataError(f"{self._path}: knows no feature {feature.name!r}, only {', '.join(self._columns)}")
-        if feature.as_rows != isinstance(entry.encoder, AsRows):
-            kinds = ("values", "rows of tables") if feature.as_rows else ("rows of tables", "values")
-            raise DataError(f"{self._path}: {feature.name} holds {kinds[0]} there, and {kinds[1]} here")
-        here = np.dtype(feature.value_type)
-        if isinstance(entry.encoder, KeptArray) and entry.encoder.dtype != here:
-            widths = 8 * entry.encoder.dtype.itemsize, 8 * here.itemsize
-            raise DataError(f"{self._path}: {feature.name} has values of {widths[0]} bits there, of {widths[1]} here")
 
 
 @dataclass(frozen=True)

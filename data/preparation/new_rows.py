@@ -36,9 +36,9 @@ def read_new_rows(input: Input, encoders: Mapping[str, Encoder], schema: Schema)
     """An input, piece by piece, with the ids that a model knows.
 
     Args:
-        input: with the features of the store.
-        encoders: of the store that the model was trained on, `Store.encoders()`.
-        schema: of that store.
+        input: with the features of the training data.
+        encoders: of the data that the model was trained on, `FeatureSpace.encoders()`.
+        schema: of that data.
 
     Raises:
         DataError: if a source cannot be used, or the input has other features.

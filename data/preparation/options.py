@@ -64,7 +64,7 @@ class PrepareOptions:
             raise DataError(f"a seed of {self.seed} must be at least 0 and below 2**64")
         if self.hash_rows is not None and (self.vocabulary_from is not None or self.max_rows_per_table is not None):
             other = "a vocabulary" if self.vocabulary_from is not None else "a limit of rows per table"
-            raise DataError(f"hashed values have no use for {other}", "leave one of the two out")
+            raise DataError(f"hashed values have no use for {other}", "omit one of the two")
         if self.vocabulary_from is not None and self.max_rows_per_table is not None:
             raise DataError("a vocabulary that is taken as it is has no use for a limit of rows per table")
 

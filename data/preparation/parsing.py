@@ -10,7 +10,8 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.formats.raw import Input, Position, RawPiece, Task
 from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.parts import Parts
-from dlrmctl.data.preparation.report import PrepareProgress, SourceTally, Tally
+from dlrmctl.data.preparation.report import PrepareProgress
+from dlrmctl.data.preparation.tally import SourceTally, Tally
 from dlrmctl.data.preparation.workers import Workers
 
 Progress = Callable[[PrepareProgress], None]
@@ -138,6 +139,6 @@ class _Writing:
             now.result()
 
     def wait(self) -> None:
-        """Lets no writing go on, whatever became of it."""
+        """Waits until nothing is being written, whatever became of it."""
         if self._now:
             self._now.exception()

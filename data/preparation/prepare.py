@@ -2,8 +2,8 @@
 
 The input is parsed into parts; each sparse column is counted over the training examples and encoded; labels, dense
 features and rows become the blocks of the store, and the parts go. What is on the disk is in the journal, so that the
-same call goes on after a kill and makes the same bytes. Disk beside the store, for a while: about 135 bytes per row of
-Criteo for the parts, and the store's ids once more.
+same call continues after a kill and makes the same bytes. Disk beside the store, for a while: about 135 bytes per row
+of Criteo for the parts, and the store's ids once more.
 """
 
 import time
@@ -15,12 +15,14 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors
 from dlrmctl.data.formats.raw import Input
 from dlrmctl.data.preparation.counting import MOST_IN_MEMORY
-from dlrmctl.data.preparation.encoding import ColumnEncoder, EncodedColumn, ReusedEncoders
+from dlrmctl.data.preparation.encoding import ColumnEncoder, EncodedColumn
 from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.parsing import PART_ROWS, read_input
 from dlrmctl.data.preparation.parts import Parts, join_dense_tallies
-from dlrmctl.data.preparation.report import PrepareProgress, PrepareReport, Tally, describe_preparation, summarize
+from dlrmctl.data.preparation.report import PrepareProgress, PrepareReport
+from dlrmctl.data.preparation.reuse import ReusedEncoders
 from dlrmctl.data.preparation.selection import Selection, cut_splits
+from dlrmctl.data.preparation.tally import Tally, describe_preparation, summarize
 from dlrmctl.data.preparation.unfinished import Journal, clear, partial_directory, partial_path, publish
 from dlrmctl.data.preparation.workers import Workers
 from dlrmctl.data.preparation.writing import Blocks, write_blocks
@@ -46,7 +48,7 @@ def prepare(
     """Makes the store `out` from any input.
 
     Until it is complete, the work is in `OUT.partial`. That stays after an interruption or a failure of the system,
-    and the same call goes on with it; after an error in the data it is removed.
+    and the same call continues with it; after an error in the data it is removed.
 
     Args:
         input: what to read.

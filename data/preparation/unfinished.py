@@ -16,7 +16,7 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors, sync_file, write_whole
 
 _LOCK = "unfinished.lock"
-CONTINUES = "the same command goes on from there"
+CONTINUES = "the same command continues from there"
 _FORMAT = "dlrmctl-prepare/1"
 _SHOWN = 80  # characters of a value that differs
 

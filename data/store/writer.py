@@ -34,7 +34,7 @@ class StoreWriter:
         path: the directory.
         schema: of every block.
         block_rows: examples of every block but the last one of a split.
-        state: goes on from here: what `state()` of an earlier writer of the same directory, schema and `block_rows`
+        state: where to continue: what `state()` of an earlier writer of the same directory, schema and `block_rows`
             gave after `sync()`. What was written later is cut off.
 
     Raises:
@@ -104,7 +104,7 @@ class StoreWriter:
         return {split: asdict(files.written) for split, files in self._splits.items()}
 
     def sync(self) -> None:
-        """Waits until all blocks so far are on the disk, so that a writer can go on from `state()` after a crash.
+        """Waits until all blocks so far are on the disk, so that a writer can continue from `state()` after a crash.
 
         Raises:
             DataError: if the disk is full.
@@ -155,7 +155,7 @@ def _open(path: Path, mode: str) -> BinaryIO:
 
 
 def _cut(file: BinaryIO, path: Path, size: int) -> None:
-    """Leaves the first `size` bytes of a file, and goes on after them."""
+    """Leaves the first `size` bytes of a file, and continues after them."""
     with io_errors(path, "write"):
         found = file.seek(0, os.SEEK_END)
         if found < size:

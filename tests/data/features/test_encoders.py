@@ -5,6 +5,7 @@ import pytest
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.features.encoders import AsRows, Hashing, Vocabulary
+from dlrmctl.data.features.lookup import ValueTable
 from dlrmctl.data.randomness import mix
 
 
@@ -54,3 +55,22 @@ def test_rows_that_are_rows_already_lie_inside_their_table() -> None:
     assert AsRows(12).encode(values, values % 2 == 1).tolist() == [0, 1, 0, 3, 0, 5, 0, 7, 0, 9, 0, 11]
     with pytest.raises(DataError, match="row 12 lies outside a table of 12 rows"):
         AsRows(12).encode(np.array([12], np.uint64), None)
+
+
+@pytest.mark.parametrize("dtype", [np.dtype("<u4"), np.dtype("<u8")])
+def test_a_lookup_finds_every_value_and_no_other(dtype: np.dtype) -> None:
+    top = int(np.iinfo(dtype).max)
+    rng = np.random.default_rng(1)
+    for known in (
+        np.array([], dtype),
+        np.array([0], dtype),
+        np.unique(rng.integers(0, top, 200_000, dtype=dtype)),
+        np.arange(3000, dtype=dtype),
+        np.arange(3000, dtype=dtype) << dtype.type(8 * dtype.itemsize - 12),  # all the low bits are zero
+        np.arange(top - 5, top, dtype=dtype),
+    ):
+        known = rng.permutation(np.unique(known))
+        rows = {value: row for row, value in enumerate(known.tolist(), 2)}
+        asked = np.concatenate([known, known + dtype.type(1), rng.integers(0, top, 1000, dtype=dtype)])
+        asked = np.append(asked, np.array([0, top], dtype))
+        assert ValueTable(known, 2).rows(asked).tolist() == [rows.get(value, 1) for value in asked.tolist()]

@@ -389,7 +389,7 @@ def test_identity_changes_with_the_schema_and_the_files(tmp_path: Path):
     ("change", "message", "hint"),
     [
         ({"lable": "x"}, "lable is not a key", "'label'"),
-        ({"label": 3}, "label = 3 must be a text", ""),
+        ({"label": 3}, "label = 3 must be a string", ""),
         ({"label": None}, "label is missing", 'label = "..."'),
         ({"dense": "age"}, "dense = 'age' must be a list of names", ""),
         ({"dense": [1]}, "dense = 1 must be a list of names", ""),

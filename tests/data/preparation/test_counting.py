@@ -1,4 +1,4 @@
-"""Values are counted, ranked and looked up as in plain Python, whatever fits into memory."""
+"""Values are counted and ranked as in plain Python, whatever fits into memory."""
 
 import collections
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlrmctl.data.features.lookup import ValueTable
 from dlrmctl.data.preparation import counting
 from dlrmctl.data.preparation.counting import ValueCounter, merge_counts, rank_values, write_counts
 
@@ -83,25 +82,6 @@ def test_nothing_counted_has_no_rows(tmp_path: Path) -> None:
     files = tmp_path / "values", tmp_path / "counts"
     ranked = rank_values(counter.ranges, *files, count_type=np.dtype("<u4"), min_count=1, most=None)
     assert (ranked.distinct, ranked.kept, files[0].stat().st_size, files[1].stat().st_size) == (0, 0, 0, 8)
-
-
-@pytest.mark.parametrize("dtype", WIDTHS)
-def test_a_lookup_finds_every_value_and_no_other(dtype: np.dtype) -> None:
-    top = int(np.iinfo(dtype).max)
-    rng = np.random.default_rng(1)
-    for known in (
-        np.array([], dtype),
-        np.array([0], dtype),
-        np.unique(rng.integers(0, top, 200_000, dtype=dtype)),
-        np.arange(3000, dtype=dtype),
-        np.arange(3000, dtype=dtype) << dtype.type(8 * dtype.itemsize - 12),  # all the low bits are zero
-        np.arange(top - 5, top, dtype=dtype),
-    ):
-        known = rng.permutation(np.unique(known))
-        rows = {value: row for row, value in enumerate(known.tolist(), 2)}
-        asked = np.concatenate([known, known + dtype.type(1), rng.integers(0, top, 1000, dtype=dtype)])
-        asked = np.append(asked, np.array([0, top], dtype))
-        assert ValueTable(known, 2).rows(asked).tolist() == [rows.get(value, 1) for value in asked.tolist()]
 
 
 def test_counts_of_few_rows_of_a_large_table_lie_in_their_places(tmp_path: Path) -> None:

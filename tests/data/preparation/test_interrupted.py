@@ -260,7 +260,7 @@ def test_where_no_more_can_be_written_the_file_is_named_and_the_work_goes_on_lat
     assert "cannot write: file too large" in message
     assert file in message
     assert "ulimit -f" in hint
-    assert hint.endswith("store.partial is kept: the same command goes on from there")
+    assert hint.endswith("store.partial is kept: the same command continues from there")
     assert [path.name for path in tmp_path.iterdir()] == ["store.partial"]
     prepare_small(sources, out)
     assert content(out) == uninterrupted

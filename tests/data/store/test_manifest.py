@@ -149,7 +149,7 @@ def test_the_manifest_of_a_preparation_is_sealed_too(prepared: Path) -> None:
     (prepared / "manifest.json").write_text(json.dumps(manifest))
     assert "does not match its checksum" in message_of(prepared)
     for name, inner, message in [
-        ("input", 7, "input = 7 must be a text"),
+        ("input", 7, "input = 7 must be a string"),
         ("dense_transform", {}, "dense_transform.type is missing"),
         ("table_schema", {}, "not the schema of a table: KeyError('dense')"),
         ("report", [], "report = [] must be an object"),

@@ -25,7 +25,7 @@ def test_a_signal_keeps_the_work_and_the_same_command_goes_on(tmp_path: Path, nu
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == status
-    assert said.splitlines()[-1] == f"{out}.partial is kept: the same command goes on from there"
+    assert said.splitlines()[-1] == f"{out}.partial is kept: the same command continues from there"
     assert "Traceback" not in said
     assert not out.exists()
     done = subprocess.run(command, capture_output=True, text=True)

@@ -1,0 +1,66 @@
+"""The encoders of one store, taken for another, so that ids mean the same in both."""
+
+from pathlib import Path
+
+import numpy as np
+
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.features.columns import KeptArray, KeptEncoder, columns_fingerprint
+from dlrmctl.data.features.encoders import AsRows
+from dlrmctl.data.formats.raw import Input, RawFeature
+from dlrmctl.data.store.manifest import read_manifest
+
+
+class ReusedEncoders:
+    """The encoders of a store.
+
+    Args:
+        path: of the store.
+        input: whose features are to be encoded.
+
+    Raises:
+        DataError: if there is no store, or its encoders do not fit the features.
+    """
+
+    def __init__(self, path: Path, input: Input) -> None:
+        self._path = path
+        preparation = read_manifest(path).preparation
+        if preparation is None:
+            raise DataError(f"{path}: keeps no vocabulary, its rows were not made from raw values")
+        self._columns = {column.name: column for column in preparation.columns}
+        for feature in input.sparse:
+            self._check(feature)
+
+    def fingerprint(self) -> str:
+        """Depends on everything that gives values their rows."""
+        return columns_fingerprint(self._columns.values())
+
+    def take(self, feature: RawFeature, largest: int, store: Path) -> KeptEncoder:
+        """The encoder of a feature; a vocabulary is copied into the new store.
+
+        Args:
+            feature: of the input.
+            largest: its highest value, if its values are rows.
+            store: directory of the new store.
+
+        Raises:
+            DataError: if a value lies outside its table, or the vocabulary changed.
+        """
+        encoder = self._columns[feature.name].encoder
+        if isinstance(encoder, AsRows) and largest >= encoder.rows:
+            raise DataError(f"{feature.name}: row {largest:,} lies outside the {encoder.rows:,} of {self._path}")
+        if isinstance(encoder, KeptArray):
+            encoder.copy(self._path, store)
+        return encoder
+
+    def _check(self, feature: RawFeature) -> None:
+        entry = self._columns.get(feature.name)
+        if entry is None:
+            raise DataError(f"{self._path}: knows no feature {feature.name!r}, only {', '.join(self._columns)}")
+        if feature.as_rows != isinstance(entry.encoder, AsRows):
+            kinds = ("values", "rows of tables") if feature.as_rows else ("rows of tables", "values")
+            raise DataError(f"{self._path}: {feature.name} holds {kinds[0]} there, and {kinds[1]} here")
+        here = np.dtype(feature.value_type)
+        if isinstance(entry.encoder, KeptArray) and entry.encoder.dtype != here:
+            widths = 8 * entry.encoder.dtype.itemsize, 8 * here.itemsize
+            raise DataError(f"{self._path}: {feature.name} has values of {widths[0]} bits there, of {widths[1]} here")

@@ -1,0 +1,213 @@
+"""What a preparation counts while it reads, and the report and the entries of the manifest that become of it."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.formats.raw import Input, RawPiece, unit_of
+from dlrmctl.data.preparation.encoding import EncodedColumn
+from dlrmctl.data.preparation.options import PrepareOptions
+from dlrmctl.data.preparation.report import (
+    ColumnReport,
+    DenseReport,
+    PrepareReport,
+    RejectedLine,
+    SourceReport,
+    SplitReport,
+)
+from dlrmctl.data.preparation.selection import Selection, SplitSizes
+from dlrmctl.data.source import SPLITS
+from dlrmctl.data.store.manifest import Preparation, Sampling
+
+SHOWN_BAD_LINES = 10
+
+
+@dataclass
+class SourceTally:
+    """One source: lines, good rows, and rows labelled 1."""
+
+    lines: int = 0
+    rows: int = 0
+    positives: int = 0
+
+
+@dataclass
+class Tally:
+    """Counts of everything read so far.
+
+    Attributes:
+        sources: one each.
+        repaired: rows whose line was mended, by what was mended.
+        rejected: lines left out, by reason.
+        examples: the first few of them: source, line, problem.
+        largest: highest value of each feature whose values are rows, by name.
+    """
+
+    sources: list[SourceTally]
+    repaired: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
+    examples: list[tuple[int, int, str]] = field(default_factory=list)
+    largest: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        return sum(source.rows for source in self.sources)
+
+    @property
+    def lines(self) -> int:
+        return sum(source.lines for source in self.sources)
+
+    def add(self, input: Input, source: int, piece: RawPiece) -> None:
+        """Counts a piece of a source."""
+        of_source = self.sources[source]
+        of_source.lines += len(piece) + len(piece.bad)
+        of_source.rows += len(piece)
+        of_source.positives += int(np.count_nonzero(piece.labels_N))
+        self.repaired.update(piece.repaired)
+        self.rejected.update(bad.reason for bad in piece.bad)
+        room = SHOWN_BAD_LINES - len(self.examples)
+        self.examples += [(source, bad.line, bad.problem) for bad in piece.bad[:room]]
+        for feature, column in zip(input.sparse, piece.sparse, strict=True):
+            if feature.as_rows:
+                largest = int(column.values.max(initial=0))
+                self.largest[feature.name] = max(self.largest.get(feature.name, 0), largest)
+
+    def check_rejected(self, input: Input, limit: int | None) -> None:
+        """Raises:
+        DataError: naming the first bad line, if there are more than `limit`.
+        """
+        unit = unit_of(input.format)
+        allowed = 100 + self.lines // 100 if limit is None else limit
+        if self.rejected.total() > allowed:
+            raise DataError(
+                self.shown_examples(input)[0],
+                f"{self.rejected.total():,} of the first {self.lines:,} {unit}s were rejected, at most {allowed:,} "
+                f"were allowed; the file may be cut short or of another format; if not, allow more rejected {unit}s",
+            )
+
+    def shown_examples(self, input: Input) -> list[str]:
+        """The first bad lines, as one line each."""
+        unit = unit_of(input.format)
+        return [f"{input.sources[source].name}, {unit} {line}: {problem}" for source, line, problem in self.examples]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        # asdict would count the pairs of a Counter.
+        counters = {"repaired": dict(self.repaired), "rejected": dict(self.rejected)}
+        return {**asdict(replace(self, repaired=Counter(), rejected=Counter())), **counters}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Tally":
+        """The tally that `to_dict` described."""
+        return cls(
+            [SourceTally(**source) for source in values["sources"]],
+            Counter(values["repaired"]),
+            Counter(values["rejected"]),
+            [(source, line, problem) for source, line, problem in values["examples"]],
+            dict(values["largest"]),
+        )
+
+
+def summarize(
+    input: Input,
+    tally: Tally,
+    dense: Sequence[tuple[int, int, float, float, float]],
+    cut: SplitSizes,
+    selection: Selection,
+    columns: Sequence[EncodedColumn],
+    positives: Mapping[str, int],
+    store_bytes: int,
+) -> PrepareReport:
+    """The report.
+
+    Args:
+        input: what was read.
+        tally: of all lines.
+        dense: of each dense feature, as `join_dense_tallies` gives it.
+        cut: rows of the splits before sampling.
+        selection: examples of the splits.
+        columns: the sparse features.
+        positives: examples labelled 1 of each split.
+        store_bytes: of all blocks.
+    """
+    sizes, unit = {split: len(selection.split(split)) for split in SPLITS}, unit_of(input.format)
+    sampled = sizes["train"] < cut.train
+    splits = {split: SplitReport(sizes[split], positives[split] / sizes[split]) for split in SPLITS}
+    if sampled:  # examples labelled 1 all stay
+        rate_before = positives["train"] / cut.train
+        splits["train"] = SplitReport(sizes["train"], positives["train"] / sizes["train"], rate_before)
+    return PrepareReport(
+        lines=tally.lines,
+        rows=tally.rows,
+        repaired=dict(tally.repaired),
+        rejected=dict(tally.rejected),
+        examples=[
+            RejectedLine(input.sources[source].name, line, problem, unit) for source, line, problem in tally.examples
+        ],
+        sources=[
+            SourceReport(source.name, source.num_bytes, found.lines, found.rows, _share(found.positives, found.rows))
+            for source, found in zip(input.sources, tally.sources, strict=True)
+        ],
+        splits=splits,
+        dense=[
+            DenseReport(name, _share(absent, absent + present), mean, low, high)
+            for name, (absent, present, mean, low, high) in zip(input.dense, dense, strict=True)
+        ],
+        columns=[_column(column) for column in columns],
+        store_bytes=store_bytes,
+        bytes_per_row=store_bytes / sum(sizes.values()),
+        unit=unit,
+    )
+
+
+def describe_preparation(
+    input: Input,
+    options: PrepareOptions,
+    columns: Sequence[EncodedColumn],
+    vocabulary_from: str | None,
+    report: PrepareReport,
+) -> Preparation:
+    """What the manifest says of a preparation.
+
+    Args:
+        input, options, columns, report: of the preparation.
+        vocabulary_from: fingerprint of the encoders that were taken from another store.
+    """
+    train, sampling = report.splits["train"], None
+    if options.sample_negatives < 1:
+        before = train.label_rate if train.label_rate_before is None else train.label_rate_before
+        sampling = Sampling(options.sample_negatives, options.seed, before, train.label_rate)
+    return Preparation(
+        input=input.format,
+        dense_transform=input.dense_transform,
+        columns=tuple(column.entry for column in columns),
+        split=options.split,
+        report=report.to_dict(),
+        min_count=options.min_count if options.counts_values else None,
+        max_rows_per_table=options.max_rows_per_table,
+        vocabulary_from=vocabulary_from,
+        limit=options.limit,
+        table_schema=input.table_schema,
+        sampling=sampling,
+    )
+
+
+def _column(column: EncodedColumn) -> ColumnReport:
+    train, held_out, both = column.train, column.held_out, column.train + column.held_out
+    return ColumnReport(
+        column.entry.name,
+        column.entry.rows,
+        missing=_share(both.missing, both.examples),
+        rare=_share(both.rare, both.ids),
+        cardinality=column.cardinality,
+        rare_train=_share(train.rare, train.ids),
+        rare_held_out=_share(held_out.rare, held_out.ids),
+    )
+
+
+def _share(some: int, all_of_them: int) -> float:
+    return some / all_of_them if all_of_them else 0.0
