@@ -17,7 +17,7 @@ _REPEATS = 20  # of what is over in a fraction of a millisecond
 _PRODUCT_SIDE = {"cpu": 1024, "cuda": 8192}  # large enough to be limited by arithmetic, over in milliseconds
 
 
-def thread_counts() -> list[int]:
+def _thread_counts() -> list[int]:
     """1, 2, 4, ... and the number of threads that torch uses."""
     most = torch.get_num_threads()
     return sorted({most, *(1 << power for power in range(most.bit_length()))})
@@ -39,7 +39,7 @@ class Limits:
         self._side = _PRODUCT_SIDE[device.type]
         self.works: dict[str, Callable[[], None]] = {}
         for dtype in (torch.float32, torch.bfloat16):
-            for count in thread_counts() if device.type == "cpu" else [threads]:
+            for count in _thread_counts() if device.type == "cpu" else [threads]:
                 self.works[f"{dtype} {count}"] = _product(self._side, dtype, device, count)
         source = torch.ones(_COPIED_BYTES // 4, device=device)
         target = torch.empty_like(source)

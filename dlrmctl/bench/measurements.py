@@ -98,7 +98,7 @@ class StepMeasurement(Measurement):
         """Reads "rounds", "steps", "rows_cap", and lists of values of settings by the setting's name."""
         options: dict[str, Any] = {name: _whole("step", name, texts, quick) for name in _DEFAULTS["step"]}
         lists = {name: text for name in _LISTS if (text := texts.get(name)) is not None}
-        variants = step_variants(quick_settings("step", flags) if quick else flags, lists)
+        variants = step_variants(_quick_settings("step", flags) if quick else flags, lists)
         return cls(list(variants.values()), {"variants": list(variants), **options}, variants)
 
     def run(self) -> dict[str, Any] | None:
@@ -294,7 +294,7 @@ def described(command: str, name: str) -> str:
     return f"Default: {full}." if full == quick else f"Default: {full}; quick {quick}."
 
 
-def quick_settings(command: str, flags: Flags) -> dict[str, str]:
+def _quick_settings(command: str, flags: Flags) -> dict[str, str]:
     """The typed settings over small ones; generated examples unless data was named."""
     small = dict(_QUICK_SETTINGS[command])
     if "synthetic_rows" in small and not {"path", "dataset"} & set(flags):
@@ -305,7 +305,7 @@ def quick_settings(command: str, flags: Flags) -> dict[str, str]:
 
 
 def _config(command: str, flags: Flags, quick: bool) -> Config:
-    return resolve({}, quick_settings(command, flags) if quick else flags)
+    return resolve({}, _quick_settings(command, flags) if quick else flags)
 
 
 def _text(command: str, name: str, texts: Texts, quick: bool) -> str:

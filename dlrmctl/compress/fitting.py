@@ -138,7 +138,7 @@ def fit_all(
     Tables that are fitted at the same time are together no larger than the largest, so that memory is its matter alone.
 
     Raises:
-        UserError: see `fit_options`.
+        UserError: see `_fit_options`.
     """
     done = 0
     turns = _Turns(max(SMALL_BYTES, *(shape.num_bytes for shape in shapes)))
@@ -147,7 +147,7 @@ def fit_all(
         nonlocal done
         context = f"{shape.name} ({shape.rows:,} x {shape.dim})"
         with turns.take(shape.num_bytes):
-            found = fit_options(
+            found = _fit_options(
                 source,
                 shape.name,
                 request.methods(shape.rows, shape.dim),
@@ -171,7 +171,7 @@ def fit_all(
     return tables
 
 
-def fit_options(
+def _fit_options(
     source: TableSource,
     name: str,
     methods: Sequence[Method],

@@ -80,7 +80,7 @@ def _cpu_quota() -> float | None:
     return None if limit == "max" else int(limit) / int(period)
 
 
-def memory_limit() -> tuple[int, int]:
+def _memory_limit() -> tuple[int, int]:
     """Bytes that this process could have in all, and those free now: the machine's, or its control group's."""
     values = {}
     for line in Path("/proc/meminfo").read_text().splitlines():
@@ -98,7 +98,7 @@ def memory_limit() -> tuple[int, int]:
 
 
 def _memory() -> Finding:
-    total, free = memory_limit()
+    total, free = _memory_limit()
     found = f"{bytes_text(total)}, {bytes_text(free)} free"
     if free < _LEAST_MEMORY:
         return Finding(

@@ -53,7 +53,7 @@ def driver_library() -> str | None:
     return name
 
 
-def version_of(name: str) -> str | None:
+def _version_of(name: str) -> str | None:
     """The installed version of a distribution; None if there is none."""
     try:
         return importlib.metadata.version(name)
@@ -96,7 +96,7 @@ def _versions() -> list[Finding]:
             continue
         name = re.match(r"[A-Za-z0-9_.-]+", line)
         assert name
-        installed = version_of(name[0])
+        installed = _version_of(name[0])
         wanted = line.removeprefix(name[0]).strip()
         if installed is None:
             findings.append(Finding(AREA, name[0], "problem", "not installed", _mend(name[0], wanted)))
@@ -125,8 +125,8 @@ def _satisfies(installed: str, wanted: str) -> bool:
 
 
 def _pair() -> Finding:
-    versions = {name: version_of(name) for name in ("torch", "torchrec", "fbgemm-gpu")}
-    if fbgemm := version_of("fbgemm-gpu-cpu"):
+    versions = {name: _version_of(name) for name in ("torch", "torchrec", "fbgemm-gpu")}
+    if fbgemm := _version_of("fbgemm-gpu-cpu"):
         versions["fbgemm-gpu"] = fbgemm
     found = ", ".join(f"{name} {version or 'missing'}" for name, version in versions.items())
     if None in versions.values():
@@ -143,7 +143,7 @@ def _pair() -> Finding:
 
 def _fbgemm_build() -> Finding:
     """The CUDA build needs a driver, and owns the same files as the CPU build."""
-    cuda, cpu, driver = version_of("fbgemm-gpu"), version_of("fbgemm-gpu-cpu"), driver_library()
+    cuda, cpu, driver = _version_of("fbgemm-gpu"), _version_of("fbgemm-gpu-cpu"), driver_library()
     stand_in = bool(cuda) and "cpu" in str(cuda)
     both = cuda and cpu and not stand_in
     if both:
@@ -208,13 +208,13 @@ def _import(module: str) -> Finding:
 
 def _distribution(module: str) -> str:
     if module == "fbgemm_gpu":
-        return "fbgemm-gpu-cpu" if version_of("fbgemm-gpu-cpu") else "fbgemm-gpu"
+        return "fbgemm-gpu-cpu" if _version_of("fbgemm-gpu-cpu") else "fbgemm-gpu"
     return module
 
 
 def _remedy(module: str, reason: str) -> str:
     distribution = _distribution(module)
-    version = version_of(distribution)
+    version = _version_of(distribution)
     if version is None or "No module named" in reason:
         missing = re.search(r"No module named '([\w.]+)'", reason)
         needed = missing[1].split(".")[0] if missing else module

@@ -159,11 +159,11 @@ def show_export(result: Mapping[str, Any]) -> None:
     rows.append(("largest difference of a probability", "", f"{checks['largest_difference']:.1e}"))
     title = f"{result['out']}: {bytes_text(result['bytes'])}, scored {checks['rows']:,} validation rows by torch alone"
     print_table(title, ("", result["checkpoint"], "file"), rows)
-    for line in call_lines(result["inputs"], result["out"]):
+    for line in _call_lines(result["inputs"], result["out"]):
         output.print(line)
 
 
-def call_lines(inputs: Mapping[str, Any], file: str) -> Iterator[str]:
+def _call_lines(inputs: Mapping[str, Any], file: str) -> Iterator[str]:
     """The lines of Python that call the file."""
     yield f"torch.export.load({file!r}).module()({', '.join(inputs)}) gives probabilities, float32 [batch]"
     for name in ("dense", "ids"):

@@ -26,7 +26,7 @@ def check_memory(config: Config, schema: Schema, ranks: Ranks) -> int | None:
     if ranks.is_main:
         try:
             plan = plan_memory(config, schema, cluster)
-            outcome = plan.table_room if plan.fits else refusal(config, plan)
+            outcome = plan.table_room if plan.fits else _refusal(config, plan)
         except UserError as problem:
             outcome = problem
     outcome = ranks.broadcast(outcome)
@@ -35,7 +35,7 @@ def check_memory(config: Config, schema: Schema, ranks: Ranks) -> int | None:
     return outcome
 
 
-def refusal(config: Config, plan: MemoryPlan) -> UserError:
+def _refusal(config: Config, plan: MemoryPlan) -> UserError:
     """One line with the numbers of the fullest rank, and what to change first."""
     cluster = plan.cluster
     if plan.problem is not None and max(plan.totals) <= (cluster.memory_bytes or 0):

@@ -71,7 +71,7 @@ def this_machine(device: str, nproc: int, *, intra_bandwidth: float | None = Non
         free = [available_bytes(torch.device("cuda", i)) or 0 for i in range(min(nproc, count))]
         shared = -(-nproc // count)  # ranks on one GPU
         return Cluster(nproc, nproc, "cuda", min(free) // shared, intra_bandwidth=intra_bandwidth)
-    free_bytes, own = available_bytes(torch.device("cpu")), own_bytes()
+    free_bytes, own = available_bytes(torch.device("cpu")), _own_bytes()
     # What this process takes will be free when it has ended, and is what each rank takes before it has a model.
     memory = None if free_bytes is None else (free_bytes + own) // nproc
     return Cluster(nproc, nproc, "cpu", memory, process_bytes=own, intra_bandwidth=intra_bandwidth)
@@ -87,7 +87,7 @@ def described(
     inter_bandwidth: float | None = None,
 ) -> Cluster:
     """A cluster in numbers, with about what each rank takes before it has a model."""
-    process = CUDA_BYTES if device_type == "cuda" else own_bytes()
+    process = CUDA_BYTES if device_type == "cuda" else _own_bytes()
     per_node = world_size // nodes
     return Cluster(world_size, per_node, device_type, memory_bytes, process, True, intra_bandwidth, inter_bandwidth)
 
@@ -99,7 +99,7 @@ def these_ranks(ranks: Ranks) -> Cluster:
     return Cluster(ranks.world_size, ranks.local_world_size, ranks.device.type, min(known) if known else None)
 
 
-def own_bytes() -> int:
+def _own_bytes() -> int:
     """Memory of this process that no other shares; 0 where the system does not say."""
     try:
         lines = Path(f"/proc/{os.getpid()}/status").read_text().splitlines()

@@ -44,11 +44,11 @@ def plan_and_show(config: Config, schema: Schema, cluster: Cluster, *, as_json: 
     if cluster.world_size >= _MANY_RANKS:
         say(f"planning for {cluster.name}")
     found = answer(config, schema, cluster, **given)
-    print_json(found.to_dict()) if as_json else show_plan(found)
+    print_json(found.to_dict()) if as_json else _show_plan(found)
     return found.memory.fits
 
 
-def show_plan(answer: Answer) -> None:
+def _show_plan(answer: Answer) -> None:
     """Prints a plan."""
     plan = answer.memory
     output.print(f"{answer.source} on {plan.cluster.name}, batch {answer.config.train.batch_size:,}")

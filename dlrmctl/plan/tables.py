@@ -1,4 +1,4 @@
-"""Whose tables are planned: those of data, of a known benchmark, of a list of rows, or of a file.
+"""Finds the tables to plan: those of data, of a known benchmark, of a list of rows, or of a file such as this.
 
 dense = 13
 
@@ -46,7 +46,7 @@ def chosen_schema(config: Config, *, preset: str | None, rows: str | None, table
         numbers = rows_of("--rows", rows)
         return schema_of_rows(numbers), f"{len(numbers)} given tables"
     if tables is not None:
-        return schema_of_file(tables), str(tables)
+        return _schema_of_file(tables), str(tables)
     if config.data.dataset == "synthetic":
         return schema_of_data(config), f"synthetic data, {config.data.synthetic_size}"
     return schema_of_data(config), config.data.path or f"{config.data.dataset} data"
@@ -92,7 +92,7 @@ def rows_of(flag: str, text: str) -> list[int]:
     ]
 
 
-def schema_of_file(path: Path) -> Schema:
+def _schema_of_file(path: Path) -> Schema:
     """The tables of a file as above.
 
     Raises:
