@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -416,22 +415,3 @@ def test_a_rank_that_is_killed_is_named(tmp_path: Path):
     assert process.returncode == 128 + signal.SIGKILL
     assert "error: rank 1 was ended by SIGKILL" in err
     assert "Traceback" not in err
-
-
-def test_torchrun_starts_the_same_command(tmp_path: Path):
-    torchrun = [
-        sys.executable,
-        "-P",
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "--no-python",
-    ]
-    arguments = ["train", *SMALL, "--synthetic-rows", "3000", "--json", "--run-dir", str(tmp_path / "run")]
-    done = subprocess.run(
-        [*torchrun, *COMMAND, *arguments], capture_output=True, text=True, env=environment(), timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["steps"] == 11
