@@ -1,6 +1,6 @@
 """Shampoo for any torch model: the step as a sequence, and the books it needs.
 
-    gradients (checked) -> blocks -> this rank's directions (shard.py) -> one all-gather (gather.py) -> weights
+    gradients (checked) -> blocks -> this rank's directions (shard.py) -> one all-gather (division.py) -> weights
 
 Every rank must hold the same gradients, as after DistributedDataParallel. Blocks belong to ranks; a rank keeps state
 and computes directions only for its own. Source: Gupta et al., arXiv:1802.09568; Anil et al., arXiv:2002.09018;

@@ -27,7 +27,7 @@ def fit_isometric(
 
     The certificate holds, all relative errors of squared distances: "delta", the bound over all pairs of the sample;
     "stored_delta", the same of the coordinates as they are stored; "sample_rows", "pairs" and "copies" of the sample;
-    and "maps", the figures of this map, PCA and random projections (see `isometry_report.MapFigures`).
+    and "maps", the figures of this map, PCA and random projections (see `isometry.compare.MapFigures`).
 
     Raises:
         ValueError: if the rank does not fit, or too few rows differ.
@@ -74,7 +74,7 @@ def stored_distortion(rows_KD: Tensor, images_KR: Tensor) -> float:
         before = torch.cdist(rows_KD[start : start + step], rows_KD, compute_mode=_EXACT).square()
         after = torch.cdist(images_KR[start : start + step], images_KR, compute_mode=_EXACT).square()
         sizes = rows_KD.square().sum(1)
-        apart = before > 1e-12 * (sizes[start : start + step, None] + sizes)  # as `isometry_secants` counts pairs
+        apart = before > 1e-12 * (sizes[start : start + step, None] + sizes)  # as `isometry.secants` counts pairs
         if bool(apart.any()):
             worst = max(worst, float((after[apart] / before[apart] - 1).abs().max()))
     return worst
