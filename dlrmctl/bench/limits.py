@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dlrmctl.bench.timing import spread_of_rates
-from dlrmctl.ranks.process import set_precision
+from dlrmctl.ranks.process import matmul_precision, num_threads
 
 _COPIED_BYTES = 1 << 27  # more than caches hold
 _REPEATS = 20  # of what is over in a fraction of a millisecond
@@ -48,7 +48,6 @@ class Limits:
         self._copied, self._moved = 2.0 * source.nbytes, float(_REPEATS * rows_ND.nbytes)
 
         def copy() -> None:
-            torch.set_num_threads(threads)
             target.copy_(source)
 
         def gather() -> None:
@@ -89,8 +88,7 @@ def _product(side: int, dtype: torch.dtype, device: torch.device, threads: int) 
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
 
     def multiply() -> None:
-        set_precision("fp32")
-        torch.set_num_threads(threads)
-        a @ b
+        with matmul_precision("fp32"), num_threads(threads):
+            a @ b
 
     return multiply

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 from dlrmctl.bench.delivery import tagged
 from dlrmctl.console.console import output, say
 from dlrmctl.errors import UserError
-from dlrmctl.ranks.launch import world_from_environment
+from dlrmctl.ranks.launch import needs_launch, run_on_ranks, world_from_environment
 from dlrmctl.settings.config import DENSE_OPTIMIZERS, Config, check_batch, resolve, section_of
 from dlrmctl.settings.parse import names_of, one_of, positive_numbers, whole_number
 
@@ -76,6 +76,21 @@ class Measurement(ABC):
                 check_batch(config, number)
             except UserError as error:
                 raise UserError(error.message) from None
+
+    def measure(self, nproc: int) -> dict[str, Any] | None:
+        """Runs it on `nproc` ranks of this machine; the result where this process is to show it, else None."""
+        if not needs_launch(nproc):
+            return self.run()
+        measurement: dict[str, Any] = run_on_ranks("dlrmctl.bench.measurements:measure_on_rank", self.values(), nproc)
+        return measurement
+
+    def values(self) -> dict[str, Any]:
+        """Plain values that `measure_on_rank` makes the same measurement of."""
+        return {
+            "command": self.command,
+            "configs": [config.to_dict() for config in self.configs],
+            "options": self.options,
+        }
 
     @abstractmethod
     def run(self) -> dict[str, Any] | None:
@@ -316,6 +331,14 @@ def _text(command: str, name: str, texts: Texts, quick: bool) -> str:
 
 def _whole(command: str, name: str, texts: Texts, quick: bool) -> int:
     return whole_number(f"--{name.replace('_', '-')}", _text(command, name, texts, quick), at_least=1)
+
+
+def measure_on_rank(command: str, configs: Sequence[Mapping[str, Any]], options: dict[str, Any]) -> Any:
+    """Runs a measurement, made of its `values`, on a rank that was started for it."""
+    settings = [resolve(sections, {}, file_name="settings") for sections in configs]
+    if command == "step":
+        return StepMeasurement(settings, options, dict(zip(options["variants"], settings, strict=True))).run()
+    return ShampooMeasurement(settings, options).run()
 
 
 def _on_ranks(config: Config, work: Callable[[Any], dict[str, Any]]) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from dlrmctl.bench.measurements import (
     StepMeasurement,
     described,
 )
-from dlrmctl.cli.options import LAUNCH_PANEL, AsJson, Nproc, launch_or_go_on, option, with_parameters, with_settings
+from dlrmctl.cli.options import LAUNCH_PANEL, AsJson, Nproc, number_of_ranks, option, with_parameters, with_settings
 from dlrmctl.settings.parse import whole_number
 
 bench_app = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
@@ -51,11 +51,12 @@ def _measures(command: Callable[..., Measurement]) -> Callable[..., None]:
     def run(*, json: bool, out: Path | None, plot: Path | None, against: Path | None, **values: Any) -> None:
         work = command(**values)
         delivery = Delivery(work.command, json, out, plot, against)
-        nproc = values.get("nproc", "1")
+        ranks = 1
         if work.configs:
+            nproc = values.get("nproc", "1")
             work.check_ranks(whole_number("--nproc", nproc, at_least=1))
-            launch_or_go_on(work.configs[0], nproc)
-        measured = work.run()
+            ranks = number_of_ranks(work.configs[0], nproc)
+        measured = work.measure(ranks)
         if measured is not None:
             delivery.deliver(measured, work.show, work.options)
 

@@ -10,7 +10,7 @@ from dlrmctl.cli.app import app
 from dlrmctl.console.console import say, show_error
 from dlrmctl.data.errors import DataError
 from dlrmctl.errors import EXIT_USER_ERROR, Interrupted, UserError
-from dlrmctl.ranks.launch import claim_report
+from dlrmctl.ranks.launch import RankEnded, RankError, claim_report
 from dlrmctl.ranks.process import configure
 
 
@@ -29,6 +29,9 @@ def run_command(arguments: list[str] | None = None) -> int:
     try:
         status: Any = app(arguments, standalone_mode=False)
         return status if isinstance(status, int) else 0
+    except RankEnded as error:
+        _report(error.message, error.hint)
+        return error.exit_status
     except (UserError, DataError) as error:
         return _report(error.message, error.hint)
     except typer.TyperException as error:
@@ -39,6 +42,9 @@ def run_command(arguments: list[str] | None = None) -> int:
         return interruption.exit_status
     except (KeyboardInterrupt, typer.Abort):
         return 130
+    except RankError as error:
+        say(str(error))
+        return 1
     except Exception:
         if claim_report():
             say(traceback.format_exc())

@@ -1,7 +1,6 @@
 """Options that commands share: one for each setting; and the settings of a run, and the ranks to start."""
 
 import inspect
-import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 from functools import partial
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from dlrmctl.ranks.launch import launch_local, needs_launch
 from dlrmctl.settings.config import SECTIONS, Config, check_batch, resolve
 from dlrmctl.settings.parse import whole_number
 from dlrmctl.settings.setting import default_of, flag_of, plain_type, shown
@@ -95,9 +93,12 @@ def settings_of_run(run: Path, flags: dict[str, str]) -> "tuple[RunDirectory, Co
     return directory, resolve(directory.settings(), flags, file_name=str(run / "run.toml"))
 
 
-def launch_or_go_on(settings: Config, nproc: str) -> None:
-    """Starts `nproc` ranks of this command and leaves with their status, unless this process is one of them."""
-    ranks_here = whole_number("--nproc", nproc, at_least=1)
-    check_batch(settings, ranks_here)
-    if needs_launch(ranks_here):
-        raise typer.Exit(launch_local(ranks_here, sys.argv[1:]))
+def number_of_ranks(settings: Config, nproc: str) -> int:
+    """The ranks to start, into which the batch of these settings can be cut.
+
+    Raises:
+        UserError: if it cannot, or this is no number of ranks.
+    """
+    ranks = whole_number("--nproc", nproc, at_least=1)
+    check_batch(settings, ranks)
+    return ranks

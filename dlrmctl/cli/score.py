@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from dlrmctl.cli.options import LAUNCH_PANEL, AsJson, Nproc, launch_or_go_on, settings_of_run, with_settings
+from dlrmctl.cli.options import LAUNCH_PANEL, AsJson, Nproc, number_of_ranks, settings_of_run, with_settings
 from dlrmctl.console.console import print_json
+from dlrmctl.ranks.launch import is_main, run_on_ranks
 from dlrmctl.settings.parse import one_of
 
 SPLITS = ("train", "validation", "test")
@@ -33,17 +34,25 @@ def evaluate(
 ) -> None:
     """Score a checkpoint of a run on a split of its data."""
     one_of("--split", split, SPLITS)
-    directory, settings = settings_of_run(run, flags)
-    launch_or_go_on(settings, nproc)
-    from dlrmctl.ranks.ranks import process_group
-    from dlrmctl.scoring.evaluate import evaluate_run, show_evaluation
+    _, settings = settings_of_run(run, flags)
+    arguments = {
+        "settings": settings.to_dict(),
+        "run": str(run),
+        "checkpoint": checkpoint,
+        "split": split,
+        "feature": by,
+        "by_decile": by_decile,
+        "plot": None if plot is None else str(plot),
+    }
+    result = run_on_ranks("dlrmctl.scoring.evaluate:evaluate_on_rank", arguments, number_of_ranks(settings, nproc))
+    if not is_main():
+        return
+    if json:
+        print_json(result)
+    else:
+        from dlrmctl.scoring.evaluate import show_evaluation
 
-    with process_group(settings.train.device) as ranks:
-        result = evaluate_run(
-            settings, directory, ranks, checkpoint=checkpoint, split=split, feature=by, by_decile=by_decile, plot=plot
-        )
-        if ranks.is_main:
-            print_json(result) if json else show_evaluation(result)
+        show_evaluation(result)
 
 
 @with_settings(only=("path", "batch_size", "device", "precision"))
@@ -59,17 +68,22 @@ def compare(
 ) -> None:
     """Compare two runs on the same rows: paired differences of log loss, NE and AUC."""
     one_of("--split", split, SPLITS)
-    both = [settings_of_run(run, flags) for run in (run_a, run_b)]
-    settings = both[0][1]
-    launch_or_go_on(settings, nproc)
-    from dlrmctl.ranks.ranks import process_group
-    from dlrmctl.scoring.compare import compare_runs, show_comparison
+    both = [settings_of_run(run, flags)[1] for run in (run_a, run_b)]
+    arguments = {
+        "settings": [settings.to_dict() for settings in both],
+        "runs": [str(run_a), str(run_b)],
+        "checkpoint": checkpoint,
+        "split": split,
+    }
+    result = run_on_ranks("dlrmctl.scoring.compare:compare_on_rank", arguments, number_of_ranks(both[0], nproc))
+    if not is_main():
+        return
+    if json:
+        print_json(result)
+    else:
+        from dlrmctl.scoring.compare import show_comparison
 
-    with process_group(settings.train.device) as ranks:
-        directories, configs = zip(*both, strict=True)
-        result = compare_runs(directories, configs, ranks, checkpoint=checkpoint, split=split)
-        if ranks.is_main:
-            print_json(result) if json else show_comparison(result)
+        show_comparison(result)
 
 
 @with_settings(only=("path", "batch_size", "device", "precision"))

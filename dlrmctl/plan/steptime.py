@@ -16,6 +16,7 @@ from dlrmctl.embeddings.sharding.placement import CPU_BYTES_PER_SECOND
 from dlrmctl.plan.cluster import Cluster
 from dlrmctl.plan.dense import DenseNeed
 from dlrmctl.plan.memory import MemoryPlan, activation_floats, table_exchange
+from dlrmctl.ranks.process import num_threads
 from dlrmctl.settings.config import Config
 
 _FLOAT = 4
@@ -157,13 +158,10 @@ def measure(cluster: Cluster, dense: DenseNeed, *, dim: int, batch: int) -> dict
         "memory": (2.0 * _COPIED_BYTES, lambda: target.copy_(source)),
         "gather": (4.0 * num_rows * dim, lambda: table_RD.index_select(0, rows)),
     }
-    cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
-    torch.set_num_threads(max(1, min(threads, cores // cluster.world_size)))
+    cores = len(os.sched_getaffinity(0))
     turns = max(1.0, cluster.world_size / cores) if device.type == "cpu" else 1.0
-    try:
+    with num_threads(max(1, min(torch.get_num_threads(), cores // cluster.world_size))):
         return {name: Rate(_per_second(*work, device) / turns, "measured") for name, work in per_call.items()}
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _per_second(amount: float, work: Callable[[], object], device: torch.device) -> float:

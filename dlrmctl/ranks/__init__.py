@@ -1,1 +1,4 @@
-"""Processes: `launch` starts ranks here, `ranks` joins them, `process` sets what they share with libraries."""
+"""Processes and their state: `launch` runs a function on ranks, `rank` is one of them, `ranks` joins them to a group.
+
+`process` sets what they share with libraries, `signals` handles SIGTERM and Ctrl-C while work lasts.
+"""

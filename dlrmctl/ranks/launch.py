@@ -1,26 +1,32 @@
-"""Starts local ranks and waits for them. No torch here: the launcher itself stays light.
+"""Runs a function on ranks: here, or on processes that are started for it. No torch here: a launcher stays light.
 
 Ranks find each other through a file, so no port can be in use; torchrun and other launchers work as usual through
-RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Function and arguments travel as JSON in a private directory of the
+launch, and what comes of them, a result or an error, travels back the same way.
 """
 
-import ctypes
+import importlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
-from dlrmctl.console.console import show_error, warn
-from dlrmctl.errors import UserError
+from dlrmctl.console.console import warn
+from dlrmctl.data.errors import DataError
+from dlrmctl.errors import Interrupted, UserError
+from dlrmctl.ranks.signals import handling
 
 RENDEZVOUS = "DLRMCTL_RENDEZVOUS"
 GRACE_SECONDS = 15.0  # for the other ranks to notice, once one has failed
+# In the directory of a launch.
+WORK, RESULT, REPORT = "work.json", "result.json", "dlrmctl-reported"
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,25 @@ class World:
     local_rank: int
     local_world_size: int
     from_launcher: bool
+
+
+class RankError(Exception):
+    """A rank failed by a bug.
+
+    Args:
+        traceback: of the rank.
+    """
+
+    def __init__(self, traceback: str) -> None:
+        super().__init__(traceback)
+
+
+class RankEnded(UserError):
+    """A rank ended without saying why; `exit_status` is what a shell would show."""
+
+    def __init__(self, message: str, hint: str | None, exit_status: int) -> None:
+        super().__init__(message, hint)
+        self.exit_status = exit_status
 
 
 def world_from_environment() -> World:
@@ -55,83 +80,105 @@ def world_from_environment() -> World:
     return World(rank, world_size, number("LOCAL_RANK", rank), number("LOCAL_WORLD_SIZE", world_size), True)
 
 
+def is_main() -> bool:
+    """Whether this process is rank 0, or no rank at all: the one that shows results."""
+    return world_from_environment().rank == 0
+
+
 def needs_launch(nproc: int) -> bool:
-    """Whether this process should start `nproc` ranks instead of being one."""
+    """Whether `nproc` ranks have to be started, because this process is not one of them."""
     return nproc > 1 and not world_from_environment().from_launcher
 
 
-def launch_local(nproc: int, arguments: Sequence[str]) -> int:
-    """Runs `dlrmctl ARGUMENTS` on `nproc` ranks of this machine and returns the exit status.
+def run_on_ranks(function: str, arguments: Mapping[str, Any], nproc: int) -> Any:
+    """Calls a function on `nproc` ranks of this machine; in this process if it is a rank already, or the only one.
 
-    The status is that of the first rank to fail, or 0. SIGTERM and Ctrl-C go to every rank once.
+    While started ranks run, SIGTERM and Ctrl-C go to each of them once, where this is the main thread.
+
+    Args:
+        function: "module:name"; it joins the others by `process_group`.
+        arguments: by name, plain values that JSON can hold.
+
+    Returns:
+        What the function returns, on started ranks that of rank 0: plain values again.
+
+    Raises:
+        UserError, DataError: what the first rank to fail raised. RankEnded: if a signal ended one.
+        RankError: with the traceback of another error. Interrupted: if the ranks left because of a signal.
     """
+    if not needs_launch(nproc):
+        return imported(function)(**arguments)
     cores = len(os.sched_getaffinity(0))
     if nproc > cores:
         warn(f"--nproc = {nproc} ranks on {cores} cores: they will wait for each other")
     with tempfile.TemporaryDirectory(prefix="dlrmctl-") as scratch:
-        environment = os.environ | {
-            "WORLD_SIZE": str(nproc),
-            "LOCAL_WORLD_SIZE": str(nproc),
-            RENDEZVOUS: f"file://{scratch}/rendezvous",
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // nproc))),
-            # Names of machines do not always resolve to themselves; local ranks meet on the loopback.
-            "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
-        }
-        # -P: a ./models.py in the user's directory must not shadow ours.
-        command = [sys.executable, "-P", "-m", "dlrmctl", *arguments]
-        ranks = [
-            subprocess.Popen(
-                command,
-                env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                # Ctrl-C reaches a terminal's whole process group: apart, each rank gets it once, from us.
-                start_new_session=True,
-                stdin=subprocess.DEVNULL,
-                preexec_fn=_die_with_parent,
-            )
-            for rank in range(nproc)
-        ]
-        return _wait(ranks)
+        place = Path(scratch)
+        work = {"function": function, "arguments": dict(arguments), "launcher": os.getpid()}
+        (place / WORK).write_text(json.dumps(work))
+        failed = _wait(_start(place, nproc, threads=max(1, cores // nproc)))
+        if failed is not None:
+            raise _failure(place, *failed)
+        return json.loads((place / RESULT).read_text())
 
 
-def _die_with_parent() -> None:
-    PR_SET_PDEATHSIG = 1
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def imported(function: str) -> Any:
+    """The function that "module:name" names."""
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
+def _start(place: Path, nproc: int, *, threads: int) -> list[subprocess.Popen[bytes]]:
+    environment = os.environ | {
+        "WORLD_SIZE": str(nproc),
+        "LOCAL_WORLD_SIZE": str(nproc),
+        RENDEZVOUS: f"file://{place}/rendezvous",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        # Names of machines do not always resolve to themselves; local ranks meet on the loopback.
+        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
+    }
+    return [
+        subprocess.Popen(
+            # -P: a ./models.py in the user's directory must not shadow ours.
+            [sys.executable, "-P", "-m", "dlrmctl.ranks.rank", str(place)],
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            # Ctrl-C reaches a terminal's whole process group: apart, each rank gets it once, from us.
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+        )
+        for rank in range(nproc)
+    ]
+
+
+def _wait(ranks: list[subprocess.Popen[bytes]]) -> tuple[int, int, bool] | None:
+    """Waits for all ranks; once one has failed, for the others no longer than `GRACE_SECONDS`.
+
+    Returns:
+        The rank that failed, its return code, and whether it is a signal that went through us; None if none failed.
+    """
     forwarded: set[int] = set()
 
-    def forward(number: int, frame: FrameType | None) -> None:
+    def forward(number: int) -> None:
         forwarded.add(number)
         for process in ranks:
             if process.poll() is None:
                 process.send_signal(number)
 
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     failed: tuple[int, int] | None = None
     deadline = None
     try:
-        while any(process.poll() is None for process in ranks):
-            if deadline is None and (failed := _failed(ranks)):
-                deadline = time.monotonic() + GRACE_SECONDS
-            if deadline is not None and time.monotonic() > deadline:
-                for process in ranks:
-                    process.kill()
-            time.sleep(0.05)
+        with handling(signal.SIGINT, signal.SIGTERM, by=forward):
+            while any(process.poll() is None for process in ranks):
+                if deadline is None and (failed := _failed(ranks)):
+                    deadline = time.monotonic() + GRACE_SECONDS
+                if deadline is not None and time.monotonic() > deadline:
+                    break
+                time.sleep(0.05)
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for process in ranks:
+            process.kill()
+            process.wait()
     failed = failed or _failed(ranks)
-    if failed is None:
-        return 0
-    rank, code = failed
-    if code > 0:
-        return code
-    if -code in forwarded:
-        return 128 - code
-    name = signal.Signals(-code).name
-    show_error(f"rank {rank} was ended by {name}", "if memory ran out, dmesg says so; --resume goes on")
-    return 128 - code
+    return None if failed is None else (*failed, -failed[1] in forwarded)
 
 
 def _failed(ranks: list[subprocess.Popen[bytes]]) -> tuple[int, int] | None:
@@ -140,13 +187,37 @@ def _failed(ranks: list[subprocess.Popen[bytes]]) -> tuple[int, int] | None:
     return min(codes, key=lambda pair: pair[1], default=None)
 
 
-def claim_report() -> bool:
-    """True for the first rank of a launch that has an error to show; the others' errors only follow from it."""
+def _failure(place: Path, rank: int, code: int, forwarded: bool) -> Exception:
+    """The error that ranks ended with."""
+    if forwarded:
+        return Interrupted(-code)
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = "if memory ran out, dmesg says so; --resume goes on"
+        return RankEnded(f"rank {rank} was ended by {name}", hint, 128 - code)
+    if code > 128:
+        return Interrupted(code - 128)
+    text = (place / REPORT).read_text() if (place / REPORT).exists() else ""
+    if not text:
+        return RankEnded(f"rank {rank} ended with status {code}", None, code)
+    report = json.loads(text)
+    if report["kind"] == "bug":
+        return RankError(report["message"])
+    return (DataError if report["kind"] == "data" else UserError)(report["message"], report["hint"])
+
+
+def claim_report(content: str = "") -> bool:
+    """True for the first rank of a launch that has an error to show; the others' errors only follow from it.
+
+    Args:
+        content: what is left in the launch's directory for the launcher.
+    """
     directory = _launch_directory()
     if directory is None:
         return True
     try:
-        (directory / "dlrmctl-reported").touch(exist_ok=False)
+        with (directory / REPORT).open("x") as file:
+            file.write(content)
     except FileExistsError:
         return False
     except OSError:

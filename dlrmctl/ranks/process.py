@@ -5,6 +5,8 @@ Importing a module changes none of it. A command, a rank, and each function of t
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # What torch, TorchRec and FBGEMM say about each other; nobody who runs a model can act on it.
 _IGNORED = (
@@ -32,3 +34,29 @@ def set_precision(precision: str) -> None:
     import torch
 
     torch.set_float32_matmul_precision("medium" if precision == "medium" else "highest")
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """`set_precision` while the block lasts; what was set before is set again afterwards."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    set_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def num_threads(threads: int) -> Iterator[None]:
+    """Computes with so many threads while the block lasts."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -7,8 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -58,13 +57,21 @@ class RunDirectory:
                 raise UserError(f"{self.path}: already exists", f"--resume {self.path}, or another --run-dir")
             self.path.mkdir(parents=True, exist_ok=True)
 
-    def describe(self, config: Config, world_size: int, device: str) -> None:
-        """Writes the settings and what they run on: of a resumed run, the settings it goes on with."""
+    def describe(self, config: Config, world_size: int, device: str, command_line: Sequence[str] = ()) -> None:
+        """Writes the settings and what they run on: of a resumed run, the settings it continues with.
+
+        Args:
+            command_line: arguments of the command, if one was typed.
+        """
         if not self.writes:
             return
         with self._writing():
             write_toml(self.path / "run.toml", config.to_dict())
-            environment = _environment() | {"world_size": world_size, "device": device}
+            environment = _environment() | {
+                "arguments": list(command_line),
+                "world_size": world_size,
+                "device": device,
+            }
             (self.path / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
 
     def write_plan(self, rows: list[dict[str, Any]]) -> None:
@@ -126,7 +133,6 @@ def _environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in _PACKAGES},
         "cores": len(os.sched_getaffinity(0)),
-        "arguments": sys.argv[1:],
     }
 
 

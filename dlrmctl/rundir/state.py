@@ -20,9 +20,32 @@ _FIXED: dict[str, set[str] | None] = {  # None: all of the section
 _BEFORE = {"qr_layout": "quotient"}
 
 
+@dataclass(frozen=True)
+class StepSums:
+    """What steps saw, summed over their examples on all ranks: log loss, labels, predicted probabilities."""
+
+    examples: float = 0.0
+    loss: float = 0.0
+    positives: float = 0.0
+    predicted: float = 0.0
+
+    def __add__(self, other: "StepSums") -> "StepSums":
+        return StepSums(
+            self.examples + other.examples,
+            self.loss + other.loss,
+            self.positives + other.positives,
+            self.predicted + other.predicted,
+        )
+
+
 @dataclass
 class RunState:
-    """Where a run stands; with the tensors, all that a checkpoint needs. `batch` is the next one of `epoch`."""
+    """Where a run stands; with the tensors, all that a checkpoint needs.
+
+    Attributes:
+        batch: the next one of `epoch`.
+        window: sums since the last line of progress.
+    """
 
     step: int = 0
     epoch: int = 0
@@ -31,8 +54,7 @@ class RunState:
     best_step: int | None = None
     evaluations_without_gain: int = 0
     finished: bool = False
-    # Sums since the last line of progress: examples, loss, positives, predicted.
-    window: list[float] = field(default_factory=lambda: [0.0] * 4)
+    window: StepSums = field(default_factory=StepSums)
 
     @classmethod
     def from_state(cls, state: dict[str, Any], config: Config, source: Source, path: Path) -> "RunState":
@@ -47,7 +69,10 @@ class RunState:
                 f"{path}: was trained on other data ({state['data']}) than is given ({source.fingerprint()})",
                 "name the same prepared store with --data",
             )
-        return cls(**state["progress"])
+        progress = dict(state["progress"])
+        window = progress.pop("window")
+        # Checkpoints of before kept the sums as a list.
+        return cls(**progress, window=StepSums(*window) if isinstance(window, list) else StepSums(**window))
 
     def to_state(self, config: Config, source: Source) -> dict[str, Any]:
         """What a checkpoint keeps beside its tensors."""

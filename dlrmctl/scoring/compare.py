@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,16 +10,30 @@ import numpy as np
 from dlrmctl.console.console import output, print_table
 from dlrmctl.console.text import with_error
 from dlrmctl.errors import UserError
-from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.ranks.ranks import Ranks, process_group
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.rundir.opened import open_run
 from dlrmctl.scoring.paired import Difference, compare_scores
 from dlrmctl.scoring.scores import Scores, collect_scores
-from dlrmctl.settings.config import Config
+from dlrmctl.settings.config import Config, resolve
 
 LEVEL = 0.05
 _NAMES = {"log_loss": "log loss", "ne": "NE", "auc": "AUC"}
 _HIGHER_IS_BETTER = {"auc"}
+
+
+def compare_on_rank(
+    settings: Sequence[dict[str, Any]], runs: Sequence[str], *, checkpoint: str, split: str
+) -> dict[str, Any]:
+    """Joins the ranks and compares with them.
+
+    Args:
+        settings: of each run, sections as `Config.to_dict` gives them.
+    """
+    configs = [resolve(sections, {}, file_name="settings") for sections in settings]
+    directories = [RunDirectory(Path(run), writes=False) for run in runs]
+    with process_group(configs[0].train.device) as ranks:
+        return compare_runs(directories, configs, ranks, checkpoint=checkpoint, split=split)
 
 
 def compare_runs(

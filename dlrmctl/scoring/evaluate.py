@@ -5,13 +5,26 @@ from typing import Any
 
 from dlrmctl.console.console import print_table
 from dlrmctl.console.pictures import check_picture
-from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.ranks.ranks import Ranks, process_group
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.rundir.opened import open_run
-from dlrmctl.scoring.metrics import StreamingMetrics, table_of, with_optimum
+from dlrmctl.scoring.metrics import StreamingMetrics, with_optimum
+from dlrmctl.scoring.results import table_of
 from dlrmctl.scoring.scores import collect_scores, evaluate
 from dlrmctl.scoring.slices import decile_rows, deciles, draw_calibration_and_roc, slice_rows, slices
-from dlrmctl.settings.config import Config
+from dlrmctl.settings.config import Config, resolve
+
+
+def evaluate_on_rank(settings: dict[str, Any], run: str, *, plot: str | None, **options: Any) -> dict[str, Any]:
+    """Joins the ranks and evaluates with them.
+
+    Args:
+        settings: sections of settings as `Config.to_dict` gives them.
+        options: others of `evaluate_run`.
+    """
+    config, picture = resolve(settings, {}, file_name="settings"), None if plot is None else Path(plot)
+    with process_group(config.train.device) as ranks:
+        return evaluate_run(config, RunDirectory(Path(run), writes=False), ranks, plot=picture, **options)
 
 
 def evaluate_run(

@@ -1,4 +1,4 @@
-"""The training loop: `train` from file to checkpoint, `step` one step of it, `display` what is seen meanwhile.
+"""Training: `run` is one call for all ranks, `train` is one rank from file to checkpoint, `step` one step of it.
 
-`overhead` chooses Shampoo's settings for a share of the step's time.
+`display` shows progress. `overhead` chooses Shampoo's settings for a share of the step's time.
 """

@@ -6,7 +6,6 @@ optimizer touch a weight.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -17,19 +16,9 @@ from dlrmctl.assembly.model import Model
 from dlrmctl.data.batch import Batch
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.rundir.state import StepSums
 
 _FINE, _BAD_LOSS, _BAD_GRADIENT = 0.0, 1.0, 2.0
-
-
-@dataclass(frozen=True)
-class StepSums:
-    """What a step saw, over all ranks: the same numbers on each."""
-
-    stop: bool
-    examples: float
-    loss: float
-    positives: float
-    predicted: float
 
 
 class TrainingStep:
@@ -58,11 +47,14 @@ class TrainingStep:
         self.parameters = list(model.network.parameters())
         self.lap = lap
 
-    def __call__(self, batch: Batch, step: int, *, stop: bool) -> StepSums:
+    def __call__(self, batch: Batch, step: int, *, stop: bool) -> tuple[StepSums, bool]:
         """Takes step number `step` on this rank's part of the global batch.
 
         Args:
-            stop: whether this rank was asked to stop; the answer is whether any was.
+            stop: whether this rank was asked to stop.
+
+        Returns:
+            What the step saw over all ranks, and whether any of them was asked to stop: the same on each.
 
         Raises:
             UserError: if a loss or gradient is not finite, before any weight is touched, on every rank.
@@ -79,17 +71,17 @@ class TrainingStep:
         loss.backward()
         self.lap("dense backward")
         assert cut_BFD.grad is not None
-        sums = self._agree(loss.detach(), logits_B.detach(), batch.labels_B, cut_BFD.grad, step, stop)
+        agreed = self._agree(loss.detach(), logits_B.detach(), batch.labels_B, cut_BFD.grad, step, stop)
         self.lap("check")
         embeddings_BFD.backward(cut_BFD.grad)
         self.lap("table update")
         self.optimizer.step()
         self.lap("dense update")
-        return sums
+        return agreed
 
     def _agree(
         self, loss: Tensor, logits_B: Tensor, labels_B: Tensor, grad_BFD: Tensor, step: int, stop: bool
-    ) -> StepSums:
+    ) -> tuple[StepSums, bool]:
         """Sums over the ranks in one small all-reduce, which also says whether any of them must not go on."""
         ranks = self.ranks
         gradients = [p.grad for p in self.parameters if p.grad is not None]
@@ -121,4 +113,4 @@ class TrainingStep:
                     "checkpoint",
                 )
         asked, examples, loss_sum, positives, predicted = numbers
-        return StepSums(asked > 0, examples, loss_sum, positives, predicted)
+        return StepSums(examples, loss_sum, positives, predicted), asked > 0

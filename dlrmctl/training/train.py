@@ -1,32 +1,68 @@
-"""`dlrmctl train`: file -> reader -> batch -> model -> loss -> updates -> metrics -> checkpoint."""
+"""Training on one rank: file -> reader -> batch -> model -> loss -> updates -> metrics -> checkpoint."""
 
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from dlrmctl.assembly.model import Model, build_model
 from dlrmctl.assembly.optimizers import build_dense_optimizer, build_schedule, dense_state, failed_roots
 from dlrmctl.console.console import say
-from dlrmctl.data.source import Source
+from dlrmctl.data.reader import Reader
+from dlrmctl.data.source import SPLITS, Source
 from dlrmctl.datasets.open import open_reader, open_source
 from dlrmctl.embeddings.sharding.shard import sparse_state
 from dlrmctl.errors import Interrupted
 from dlrmctl.plan.check import check_memory
-from dlrmctl.ranks.process import set_precision
-from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.ranks.process import matmul_precision
+from dlrmctl.ranks.ranks import Ranks, process_group
 from dlrmctl.ranks.signals import StopRequest, stop_requests
 from dlrmctl.rundir.checkpoint import Checkpoints, load, read_state
 from dlrmctl.rundir.directory import EventWriter, RunDirectory
-from dlrmctl.rundir.state import RunState
+from dlrmctl.rundir.state import RunState, StepSums
 from dlrmctl.scoring.metrics import entropy, short_text, with_optimum
 from dlrmctl.scoring.scores import evaluate
-from dlrmctl.settings.config import Config
+from dlrmctl.settings.config import Config, check_batch, resolve
 from dlrmctl.training.display import TrainingDisplay, introduction, show_placements
 from dlrmctl.training.overhead import within_overhead
-from dlrmctl.training.step import StepSums, TrainingStep
+from dlrmctl.training.step import TrainingStep
 
 
-def train(config: Config, run: RunDirectory, ranks: Ranks, *, resume: bool, print_plan: bool = False) -> dict[str, Any]:
+def train_on_rank(
+    settings: dict[str, Any],
+    run_dir: str,
+    *,
+    resume: bool,
+    print_plan: bool,
+    command_line: list[str],
+    source: Source | None = None,
+) -> dict[str, Any]:
+    """Joins the ranks and trains with them: what `run_training` calls on every rank.
+
+    Args:
+        settings: sections of settings as `Config.to_dict` gives them.
+        run_dir, source: as for `run_training`; rank 0 names the directory, for clocks differ between ranks.
+    """
+    config = resolve(settings, {}, file_name="settings")
+    with process_group(config.train.device) as ranks:
+        check_batch(config, ranks.world_size)
+        run = RunDirectory(Path(ranks.broadcast(run_dir)), writes=ranks.is_main)
+        return train(config, run, ranks, resume=resume, source=source, print_plan=print_plan, command_line=command_line)
+
+
+def train(
+    config: Config,
+    run: RunDirectory,
+    ranks: Ranks,
+    *,
+    resume: bool,
+    source: Source | None = None,
+    print_plan: bool = False,
+    command_line: Sequence[str] = (),
+) -> dict[str, Any]:
     """Trains to the end of the settings, testing the best checkpoint once at the end.
 
     Returns:
@@ -35,20 +71,19 @@ def train(config: Config, run: RunDirectory, ranks: Ranks, *, resume: bool, prin
     Raises:
         UserError, DataError: for what the user can mend. Interrupted: after SIGTERM or Ctrl-C, with the state saved.
     """
-    set_precision(config.train.precision)
-    source = open_source(config.data)
-    if config.optim.shampoo_overhead is not None:
-        config = within_overhead(config, source.schema, ranks)
-    trainer = Trainer(config, source, run, ranks)
-    if resume:
-        trainer.resume()
-    else:
-        run.create()
-    run.describe(config, ranks.world_size, ranks.device.type)
-    run.write_plan([asdict(table) for table in trainer.model.sharded.plan])
-    if print_plan and ranks.is_main:
-        show_placements(trainer.model.sharded.plan)
-    with ExitStack() as events:
+    with matmul_precision(config.train.precision), ExitStack() as events:
+        source = open_source(config.data) if source is None else source
+        if config.optim.shampoo_overhead is not None:
+            config = within_overhead(config, source.schema, ranks)
+        trainer = Trainer(config, source, run, ranks)
+        if resume:
+            trainer.resume()
+        else:
+            run.create()
+        run.describe(config, ranks.world_size, ranks.device.type, command_line)
+        run.write_plan([asdict(table) for table in trainer.model.sharded.plan])
+        if print_plan and ranks.is_main:
+            show_placements(trainer.model.sharded.plan)
         if config.train.tensorboard and ranks.is_main:
             writer = EventWriter(run.path / "events", first_step=trainer.progress.step + 1 if resume else 0)
             run.listeners.append(events.enter_context(writer))
@@ -56,25 +91,45 @@ def train(config: Config, run: RunDirectory, ranks: Ranks, *, resume: bool, prin
 
 
 class Trainer:
-    """The parts of a run and the loop over them."""
+    """The parts of a run and the loop over them.
 
-    def __init__(self, config: Config, source: Source, run: RunDirectory, ranks: Ranks, *, quiet: bool = False) -> None:
-        table_room = check_memory(config, source.schema, ranks)
+    Args:
+        config: settings of the loop, and of every part that is not handed over.
+        source: what the readers read.
+        readers: by split: "train", "validation" and "test".
+        model: on this rank.
+        optimizer: of the model's dense network; the schedule scales the learning rates that it comes with.
+        quiet: shows no progress.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        source: Source,
+        run: RunDirectory,
+        ranks: Ranks,
+        *,
+        readers: Mapping[str, Reader] | None = None,
+        model: Model | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        quiet: bool = False,
+    ) -> None:
+        table_room = check_memory(config, source.schema, ranks) if model is None else None
         self.config, self.source, self.run, self.ranks = config, source, run, ranks
         self.speaks = ranks.is_main and not quiet
-        self.readers = {
-            split: open_reader(config, source, split, ranks, training=split == "train")
-            for split in ("train", "validation", "test")
+        self.readers = readers or {
+            split: open_reader(config, source, split, ranks, training=split == "train") for split in SPLITS
         }
         reader = self.readers["train"]
-        self.model: Model = build_model(
+        self.model = model or build_model(
             config, source.schema, ranks, batch_size=reader.local_batch_size, memory_bytes=table_room
         )
-        self.optimizer = build_dense_optimizer(config.optim, self.model.network, ranks)
+        self.optimizer = optimizer or build_dense_optimizer(config.optim, self.model.network, ranks)
+        self.dense_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.take_step = TrainingStep(self.model, self.optimizer, ranks, config.train.precision)
         whole_run = config.train.epochs * reader.num_batches
         self.total_steps = min(whole_run, config.train.max_steps or whole_run)
-        # --max-steps cuts a run short without squeezing its schedule, so that it can be gone on with.
+        # --max-steps cuts a run short without squeezing its schedule, so that it can be continued.
         self.schedule = build_schedule(config, whole_run)
         self.checkpoints = Checkpoints(run.checkpoints, ranks)
         self.progress = RunState()
@@ -100,14 +155,14 @@ class Trainer:
             for batch in batches:
                 self._set_learning_rates()
                 on_device = batch.to(device, non_blocking=True)
-                sums = self.take_step(on_device, progress.step + 1, stop=bool(request.signal_number))
+                sums, stop = self.take_step(on_device, progress.step + 1, stop=bool(request.signal_number))
                 self._advance(sums)
                 last = progress.step == self.total_steps
                 if progress.batch in evaluate_at or last:
                     self._evaluate()
                 elif self.config.train.checkpoint_every and progress.step % self.config.train.checkpoint_every == 0:
                     self._save()
-                if sums.stop:
+                if stop:
                     self._leave(request)
                 if progress.finished:
                     break
@@ -119,34 +174,31 @@ class Trainer:
         progress.step += 1
         progress.batch += 1
         self.display.advance(int(sums.examples))
-        seen = (sums.examples, sums.loss, sums.positives, sums.predicted)
-        progress.window = [a + b for a, b in zip(progress.window, seen, strict=True)]
+        progress.window += sums
         if progress.step % self.config.train.log_every == 0:
             self._log()
 
     def _log(self) -> None:
-        examples, loss, positives, predicted = self.progress.window
-        self.progress.window = [0.0] * 4
-        base = entropy(positives / examples)
+        """One line of what the steps since the last one saw."""
+        progress, window = self.progress, self.progress.window
+        progress.window = StepSums()
+        base = entropy(window.positives / window.examples)
         values = {
-            "loss": loss / examples,
-            "ne": loss / examples / base if base else None,
-            "calibration": predicted / positives if positives else None,
+            "loss": window.loss / window.examples,
+            "ne": window.loss / window.examples / base if base else None,
+            "calibration": window.predicted / window.positives if window.positives else None,
         }
         rate = self.display.rate()
-        self.display.report(self.progress.step, values, rate)
-        entry = {"kind": "train", "step": self.progress.step, **values, "dense_lr": self._dense_lr()}
+        self.display.report(progress.step, values, rate)
+        dense_lr = self.dense_lrs[0] * self.schedule(progress.step)
+        entry = {"kind": "train", "step": progress.step, **values, "dense_lr": dense_lr}
         self.run.record(entry | {"examples_per_second": rate})
 
     def _set_learning_rates(self) -> None:
-        factor = self.schedule(self.progress.step)
-        optim = self.config.optim
+        factor, optim = self.schedule(self.progress.step), self.config.optim
         self.model.sharded.set_learning_rates(sparse_lr=optim.sparse_lr * factor, qr_lr=optim.qr_lr * factor)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._dense_lr()
-
-    def _dense_lr(self) -> float:
-        return self.config.optim.dense_lr * self.schedule(self.progress.step)
+        for group, lr in zip(self.optimizer.param_groups, self.dense_lrs, strict=True):
+            group["lr"] = lr * factor
 
     def _evaluate(self) -> None:
         """Scores the validation split, saves, and keeps the checkpoint if it is the best so far."""

@@ -33,7 +33,7 @@ def _losses(flags: dict[str, str], max_ids: int) -> list[float]:
     losses = []
     with closing(reader.batches(0)) as batches:
         for number, batch in enumerate(batches):
-            sums = step(batch, number, stop=False)
+            sums, _ = step(batch, number, stop=False)
             losses.append(sums.loss / sums.examples)
     return losses
 

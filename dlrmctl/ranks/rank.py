@@ -1,0 +1,53 @@
+"""`python -m dlrmctl.ranks.rank DIRECTORY`: one of the ranks that `launch` starts. People do not call it."""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from dlrmctl.data.errors import DataError
+from dlrmctl.errors import EXIT_USER_ERROR, Interrupted, UserError
+from dlrmctl.ranks.launch import RESULT, WORK, claim_report, imported, is_main
+from dlrmctl.ranks.process import configure
+
+
+def main(place: Path) -> int:
+    """Does the work of a launch; leaves the result of rank 0, or the first error, in its directory.
+
+    Returns:
+        The exit status: 2 for an error that the user can mend, 1 for another, 128 + N after signal N.
+    """
+    work = json.loads((place / WORK).read_text())
+    _end_with(work["launcher"])
+    configure()
+    try:
+        result = imported(work["function"])(**work["arguments"])
+        if is_main():
+            (place / RESULT).write_text(json.dumps(result, default=str))
+        return 0
+    except (UserError, DataError) as error:
+        kind = "data" if isinstance(error, DataError) else "user"
+        claim_report(json.dumps({"kind": kind, "message": error.message, "hint": error.hint}))
+        return EXIT_USER_ERROR
+    except Interrupted as interruption:
+        return interruption.exit_status
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except Exception:
+        claim_report(json.dumps({"kind": "bug", "message": traceback.format_exc()}))
+        return 1
+
+
+def _end_with(launcher: int) -> None:
+    """Lets the kernel send SIGTERM when the launcher ends, however it does."""
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != launcher:  # it ended before we asked
+        sys.exit(128 + signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

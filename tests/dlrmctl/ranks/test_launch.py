@@ -1,0 +1,107 @@
+"""A function runs on ranks that are started for it; its result or its one error comes back."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlrmctl.data.errors import DataError
+from dlrmctl.errors import Interrupted, UserError
+from dlrmctl.ranks.launch import RankEnded, RankError, run_on_ranks
+
+ROOT = Path(__file__).resolve().parents[3]
+HERE = "tests.dlrmctl.ranks.test_launch"
+
+
+@pytest.fixture(autouse=True)
+def _these_functions_can_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def _where(scale: float) -> dict[str, Any]:
+    return {"rank": os.environ.get("RANK"), "scaled": [scale * 2, float("nan")], "pid": os.getpid()}
+
+
+def _fail(kind: str) -> None:
+    if kind == "user":
+        raise UserError("this cannot be", "try that")
+    if kind == "data":
+        raise DataError("line 7: no number")
+    if kind == "bug":
+        raise ZeroDivisionError("a bug on a rank")
+    if kind == "signal" and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "status":
+        os._exit(7)
+    time.sleep(0.3)
+    raise UserError("only noticed that another rank is gone")
+
+
+def _leave(touch: str) -> None:
+    from dlrmctl.ranks.signals import stop_requests
+
+    with stop_requests() as request:
+        (Path(touch) / os.environ["RANK"]).touch()
+        while not request.signal_number:
+            time.sleep(0.01)
+    raise Interrupted(request.signal_number)
+
+
+def test_the_result_of_rank_0_comes_back():
+    found = run_on_ranks(f"{HERE}:_where", {"scale": 1.5}, 2)
+    assert found["rank"] == "0"
+    assert found["scaled"][0] == 3.0
+    assert found["scaled"][1] != found["scaled"][1]
+    assert found["pid"] != os.getpid()
+
+
+def test_one_rank_is_this_process():
+    assert run_on_ranks(f"{HERE}:_where", {"scale": 1.5}, 1)["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "message"),
+    [
+        ("user", UserError, "this cannot be"),
+        ("data", DataError, "line 7: no number"),
+        ("bug", RankError, "ZeroDivisionError: a bug on a rank"),
+        ("signal", RankEnded, "rank 1 was ended by SIGKILL"),
+        ("status", RankEnded, "rank 0 ended with status 7"),
+    ],
+)
+def test_the_first_error_comes_back_and_no_output(
+    kind: str, error: type[Exception], message: str, capfd: pytest.CaptureFixture[str]
+):
+    with pytest.raises(error, match=message) as caught:
+        run_on_ranks(f"{HERE}:_fail", {"kind": kind}, 2)
+    assert type(caught.value) is error
+    assert capfd.readouterr().err == ""
+    if isinstance(caught.value, RankEnded):
+        assert caught.value.exit_status == {"signal": 137, "status": 7}[kind]
+
+
+def test_a_thread_can_launch():
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(run_on_ranks(f"{HERE}:_where", {"scale": 1.0}, 2)))
+    thread.start()
+    thread.join(60)
+    assert found[0]["rank"] == "0"
+
+
+def test_a_signal_goes_to_every_rank_and_is_raised(tmp_path: Path):
+    def interrupt() -> None:
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(Interrupted) as caught:
+        run_on_ranks(f"{HERE}:_leave", {"touch": str(tmp_path)}, 2)
+    thread.join()
+    assert caught.value.exit_status == 143
