@@ -231,6 +231,7 @@ def test_a_missing_part_of_a_sharded_checkpoint_is_said(runs: Path, tmp_path: Pa
         (["full", "-o", "x", "--expand", "--plot", "y.png"], "--plot does not go with --expand"),
         (["full", "-o", "x", "--vectors", "--tables", "y"], "--tables does not go with --vectors"),
         (["full", "-o", "x", "--expand", "--data", "y"], "--data does not go with --expand"),
+        (["full", "-o", "x", "--expand", "--weights", "auto"], "--weights does not go with --expand"),
         (["nowhere", "-o", "x", "--method", "int8"], "nowhere: no such run, checkpoint or file of tensors"),
         (["nan.safetensors", "-o", "x", "--method", "int8"], "table t: row 7 holds a value that is not finite"),
         (["nan.safetensors", "-o", "x", "--max-ne-increase", "1%"], "--max-ne-increase needs the model of a run"),
