@@ -117,5 +117,6 @@ def predict(
             schema=schema,
             labelled=labelled,
             out=out,
+            from_data="path" in flags,
         )
         print_json(result) if json else show_prediction(result)

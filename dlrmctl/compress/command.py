@@ -17,6 +17,7 @@ from dlrmctl.compress.sources import TensorFiles
 from dlrmctl.compress.trial import Trial
 from dlrmctl.console.console import print_json
 from dlrmctl.console.progress import TimedLines
+from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.datasets.open import open_reader, open_source
 from dlrmctl.embeddings.compression.composed import compose
 from dlrmctl.errors import UserError
@@ -92,7 +93,7 @@ def _compress_run(given: Given, request: Request, run: RunDirectory, config: Con
     tables = CheckpointTables(checkpoint)
     check_reach(tables, request)
     source = open_source(config.data)
-    same_ids(checkpoint, tables.state["vocabulary"], source)
+    same_ids(checkpoint, tables.state["vocabulary"], source.features)
     if request.goal == "budget" and not source.num_examples("validation"):
         raise UserError(
             "--max-ne-increase needs a validation split to measure NE on; this data has none",
@@ -116,7 +117,7 @@ def _compress_run(given: Given, request: Request, run: RunDirectory, config: Con
     if fresh is not None:
         tuner = Tuner(together, tables.sums, network, config, checkpoint, ranks)
         tuned = fine_tune(tuner, fresh, trials, original, compression.replaced(), report, progress)
-    _finish(given, compression, report, tuned)
+    _finish(given, compression, report, tuned, source.features)
 
 
 def _checkpoint_name(given: Given, run: RunDirectory) -> str:
@@ -125,10 +126,16 @@ def _checkpoint_name(given: Given, run: RunDirectory) -> str:
     return inside.name if inside != run.path.resolve() else given.checkpoint
 
 
-def _finish(given: Given, compression: Compression, report: dict[str, Any], tuned: Tuned | None = None) -> None:
+def _finish(
+    given: Given,
+    compression: Compression,
+    report: dict[str, Any],
+    tuned: Tuned | None = None,
+    features: FeatureSpace | None = None,
+) -> None:
     report = {"source": str(given.source), **report}
     if not given.dry_run:
-        write(compression, given.out, report, tuned)
+        write(compression, given.out, report, tuned, features)
     if given.plot is not None:
         draw_frontier(compression, report, given.plot)
     if given.as_json:

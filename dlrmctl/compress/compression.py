@@ -16,10 +16,12 @@ from dlrmctl.compress.search import BudgetSearch, Joint, calibrate, realize, wit
 from dlrmctl.compress.trial import Trial
 from dlrmctl.console.console import finite, warn
 from dlrmctl.console.progress import TimedLines
+from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.embeddings.compression.artifact import Writer
 from dlrmctl.embeddings.compression.frontier import Choice, Frontier, predicted_options
 from dlrmctl.embeddings.compression.rules.rows import Compressed, StoredRows
 from dlrmctl.errors import UserError
+from dlrmctl.rundir.directory import FEATURES
 from dlrmctl.rundir.stored_tables import CheckpointTables, TableShape, TableSource
 from dlrmctl.settings.toml import write_toml
 
@@ -123,11 +125,18 @@ def _working_bytes(source: TableSource) -> int:
     return max(SMALL_BYTES, max(table.num_bytes for table in source.tables) // 4)
 
 
-def write(compression: Compression, out: Path, report: dict[str, Any], tuned: Tuned | None = None) -> None:
+def write(
+    compression: Compression,
+    out: Path,
+    report: dict[str, Any],
+    tuned: Tuned | None = None,
+    features: FeatureSpace | None = None,
+) -> None:
     """Writes the directory, whole or not at all; its bytes go into the report.
 
     Args:
         tuned: tables and dense network to write in place of the fitted and the trained ones.
+        features: of the data, kept beside the model so that raw rows can be scored; not counted among its bytes.
 
     Raises:
         UserError: if the disk refuses.
@@ -145,6 +154,8 @@ def write(compression: Compression, out: Path, report: dict[str, Any], tuned: Tu
                 settings = writer.directory / "run.toml"
                 write_toml(settings, source.state["settings"])
                 report["files"]["settings"] = settings.stat().st_size
+            if features is not None:
+                features.save(writer.directory / FEATURES)
             (writer.directory / REPORT).write_text(_with_its_own_size(report))
     except OSError as problem:
         raise UserError(

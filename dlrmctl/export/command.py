@@ -121,7 +121,7 @@ def _scored(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> 
     opened = open_run(config, run, ranks, checkpoint=wanted.checkpoint or "best", split="validation")
     rows = min(wanted.check_rows, opened.reader.num_examples)
     say(f"scoring {rows:,} validation rows with {opened.checkpoint.name}")
-    return score_sample(opened.inference, opened.reader, rows), opened.checkpoint, opened.source
+    return score_sample(opened.model, opened.reader, rows), opened.checkpoint, opened.source
 
 
 def _served(config: Config, run: RunDirectory, path: Path, source: Source, precision: str | None) -> ServedModel:

@@ -1,4 +1,4 @@
-"""A run's directory: run.toml, environment.json, plan.json, metrics.jsonl, results.json, checkpoints/.
+"""A run's directory: run.toml, environment.json, plan.json, metrics.jsonl, results.json, features/, checkpoints/.
 
 TensorBoard events beside metrics.jsonl: the same numbers, for those who like to watch."""
 
@@ -11,13 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlrmctl.console.console import finite
 from dlrmctl.errors import UserError
 from dlrmctl.settings.config import Config
 from dlrmctl.settings.toml import read_toml, write_toml
 
+if TYPE_CHECKING:
+    from dlrmctl.data.features.space import FeatureSpace
+
+FEATURES = "features"
 _PACKAGES = ("dlrmctl", "torch", "torchrec", "fbgemm-gpu", "numpy", "polars")
 
 
@@ -33,6 +37,26 @@ class RunDirectory:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def features(self) -> Path:
+        """Of the data: vocabularies, counts, transforms; see `data.features`."""
+        return self.path / FEATURES
+
+    def keep_features(self, features: "FeatureSpace") -> None:
+        """Keeps all that scoring raw rows needs, so that the data need not be there.
+
+        Raises:
+            UserError, DataError: if it cannot be written, or is there already and of other data.
+        """
+        from dlrmctl.data.features.space import FeatureSpace
+
+        if not self.writes:
+            return
+        if not self.features.exists():
+            features.save(self.features)
+        elif FeatureSpace.open(self.features).vocabulary_fingerprint() != features.vocabulary_fingerprint():
+            raise UserError(f"{self.features}: is of other data than the run is trained on")
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
-
 from dlrmctl.assembly.compressed import is_compressed, load_model, open_artifact
 from dlrmctl.assembly.network import stored_model
 from dlrmctl.assembly.tables import feature_tables
+from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.reader import Reader
 from dlrmctl.data.schema import Schema
 from dlrmctl.data.source import Source
@@ -25,26 +24,30 @@ from dlrmctl.settings.config import Config
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A checkpoint of a run, loaded and ready to score a split."""
+class OpenedModel:
+    """A checkpoint of a run, loaded.
+
+    Attributes:
+        checkpoint: its directory; that of the model itself, if it is a compressed one.
+        model: gives the logits of dense features and a batch.
+        features: how raw rows become examples for it.
+    """
 
     checkpoint: Path
+    model: DLRM
+    features: FeatureSpace
+
+
+@dataclass(frozen=True)
+class OpenedRun(OpenedModel):
+    """A checkpoint of a run, loaded, and a split of its data to score."""
+
     source: Source
     reader: Reader
-    embeddings: nn.Module
-    network: nn.Module
-
-    @property
-    def inference(self) -> DLRM:
-        """Gives the logits."""
-        return DLRM(self.embeddings, self.network)
 
 
-def open_run(config: Config, run: RunDirectory, ranks: Ranks, *, checkpoint: str, split: str) -> Opened:
+def open_run(config: Config, run: RunDirectory, ranks: Ranks, *, checkpoint: str, split: str) -> OpenedRun:
     """Loads a checkpoint of a run, and the split of the data that the settings name.
-
-    One rank looks rows up in plain torch. Several spread the tables as in training, so that tables of any size can be
-    scored.
 
     Args:
         run: of a run, or the directory of its compressed model.
@@ -53,48 +56,77 @@ def open_run(config: Config, run: RunDirectory, ranks: Ranks, *, checkpoint: str
     Raises:
         UserError, DataError: if checkpoint or data are not there or do not fit.
     """
-    set_precision(config.train.precision)
-    source = open_source(config.data)
+    source = open_source(config.data, verify=())  # the reader compares the checksums of what it reads
     reader = open_reader(config, source, split, ranks, training=False)
+    opened = open_model(config, run, ranks, checkpoint=checkpoint, features=source.features)
+    return OpenedRun(opened.checkpoint, opened.model, opened.features, source, reader)
+
+
+def open_model(
+    config: Config, run: RunDirectory, ranks: Ranks, *, checkpoint: str, features: FeatureSpace | None = None
+) -> OpenedModel:
+    """Loads a checkpoint of a run.
+
+    One rank looks rows up in plain torch. Several spread the tables as in training, so that tables of any size can be
+    scored.
+
+    Args:
+        run, checkpoint: see `open_run`.
+        features: of the data that is to be scored; None for those that the run keeps.
+
+    Raises:
+        UserError, DataError: if the checkpoint is not there, or does not fit.
+    """
+    set_precision(config.train.precision)
+    features = features or run_features(config, run)
     if is_compressed(run.path):
         artifact = open_artifact(run.path)
-        same_ids(run.path, artifact.source.get("vocabulary"), source)
-        small = load_model(run.path, artifact, config, source.schema, ranks.device)
-        return Opened(run.path, source, reader, small.embeddings, small.dense)
+        same_ids(run.path, artifact.source.get("vocabulary"), features)
+        return OpenedModel(run.path, load_model(run.path, artifact, config, features.schema, ranks.device), features)
     path = ranks.broadcast(find_checkpoint(Checkpoints(run.checkpoints, ranks), run, checkpoint))
     state = read_state(path)
     same_shape(config, state["settings"], path, sections=("model", "embeddings"))
-    same_ids(path, state["vocabulary"], source)
+    same_ids(path, state["vocabulary"], features)
     loaded = _whole if ranks.world_size == 1 else _spread
-    model = loaded(config, source.schema, path, ranks, reader.local_batch_size)
-    return Opened(path, source, reader, model.embeddings, model.dense)
+    return OpenedModel(path, loaded(config, features.schema, path, ranks), features)
 
 
-def _whole(config: Config, schema: Schema, path: Path, ranks: Ranks, batch_size: int) -> DLRM:
+def run_features(config: Config, run: RunDirectory) -> FeatureSpace:
+    """What a run keeps of its data: all that scoring raw rows needs. Runs of before have it in their data alone.
+
+    Raises:
+        UserError, DataError: if it is damaged, or neither the run nor its data is there.
+    """
+    if run.features.is_dir():
+        return FeatureSpace.open(run.features)
+    return open_source(config.data, verify=()).features
+
+
+def _whole(config: Config, schema: Schema, path: Path, ranks: Ranks) -> DLRM:
     """The model in this process, without TorchRec."""
     stored, features = CheckpointTables(path), feature_tables(config, schema)
     tables = {shape.name: StoredRows(stored.weight(shape.name), shape.dim, 32) for shape in stored.tables}
     return stored_model(config, schema, features, tables, stored.network(), ranks.device, path)
 
 
-def _spread(config: Config, schema: Schema, path: Path, ranks: Ranks, batch_size: int) -> DLRM:
+def _spread(config: Config, schema: Schema, path: Path, ranks: Ranks) -> DLRM:
     """The model with its tables spread over the ranks. Every rank must call it."""
     from dlrmctl.assembly.model import build_model  # TorchRec takes seconds to load
 
-    model = build_model(config, schema, ranks, batch_size=batch_size)
+    model = build_model(config, schema, ranks, batch_size=config.train.batch_size // ranks.world_size)
     load(path, model.tensors(), ranks)
     return model.inference
 
 
-def same_ids(path: Path, vocabulary: str | None, source: Source) -> None:
+def same_ids(path: Path, vocabulary: str | None, features: FeatureSpace) -> None:
     """Check that ids of the data mean what they meant to a model.
 
     Raises:
         UserError: if they do not.
     """
-    if vocabulary != source.vocabulary_fingerprint():
+    if vocabulary != features.vocabulary_fingerprint():
         raise UserError(
-            f"{path}: was trained with other ids than this data has ({source.vocabulary_fingerprint()})",
+            f"{path}: was trained with other ids than this data has ({features.vocabulary_fingerprint()})",
             "prepare the data with the vocabulary of the training data, or name that data with --data",
         )
 

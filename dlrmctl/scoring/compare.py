@@ -56,7 +56,7 @@ def compare_runs(
     names, fingerprints = [], []
     for run, config in zip(runs, configs, strict=True):
         opened = open_run(config, run, ranks, checkpoint=checkpoint, split=split)
-        scored.append(collect_scores(opened.inference, opened.reader, ranks))
+        scored.append(collect_scores(opened.model, opened.reader, ranks))
         names.append({"run": str(run.path), "checkpoint": opened.checkpoint.name})
         fingerprints.append(opened.source.fingerprint())
     if fingerprints[0] != fingerprints[1]:

@@ -55,7 +55,7 @@ def evaluate_run(
     if plot is not None:
         check_picture(plot)
     opened = open_run(config, run, ranks, checkpoint=checkpoint, split=split)
-    inference, reader = opened.inference, opened.reader
+    inference, reader = opened.model, opened.reader
     result: dict[str, Any] = {"run": str(run.path), "checkpoint": opened.checkpoint.name, "split": split}
     if feature is None and plot is None and not by_decile:
         metrics = evaluate(inference, reader, ranks)

@@ -27,7 +27,7 @@ from dlrmctl.datasets.prepare import warn_of_lost_fields
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.ranks import Ranks
 from dlrmctl.rundir.directory import RunDirectory
-from dlrmctl.rundir.opened import open_run
+from dlrmctl.rundir.opened import open_model, run_features
 from dlrmctl.scoring.metrics import Metrics, StreamingMetrics, short_text
 from dlrmctl.settings.config import Config
 from dlrmctl.settings.toml import read_toml
@@ -103,6 +103,7 @@ def predict(
     schema: Path | None,
     labelled: bool,
     out: Path,
+    from_data: bool = False,
 ) -> dict[str, Any]:
     """Scores the rows of the sources.
 
@@ -112,6 +113,7 @@ def predict(
         schema: for tables: what their columns are; None for the schema of the training data.
         labelled: whether the rows have labels; the metrics are given then.
         out: .parquet or .csv; has a row for every good row, in order: source, line, probability, label if there.
+        from_data: take vocabulary and transforms from the data that the settings name, not from the run.
 
     Returns:
         What was read, and the metrics if there are labels.
@@ -125,16 +127,14 @@ def predict(
         raise UserError(f"{out}: exists already", "choose another file, or remove this one")
     if not out.resolve().parent.is_dir():
         raise UserError(f"{out.parent}: there is no such directory", f"mkdir -p {out.parent}")
-    features = open_source(config.data).features
+    features = open_source(config.data, verify=()).features if from_data else run_features(config, run)
     if features.input == GENERATED:
         raise UserError("generated data has no raw rows to score", "dlrmctl evaluate scores its splits")
-    opened = open_run(config, run, ranks, checkpoint=checkpoint, split="test")
+    opened = open_model(config, run, ranks, checkpoint=checkpoint, features=features)
     raw = _input(features, sources, schema, labelled=labelled)
     rows = read_new_rows(raw, features.encoders(), features.schema)
     found, metrics = _Found(unit_of(raw.format), labelled), StreamingMetrics(torch.device("cpu"))
-    scored = _scored(
-        rows, opened.inference, features, config.train.batch_size, ranks, found, metrics, labelled=labelled
-    )
+    scored = _scored(rows, opened.model, features, config.train.batch_size, ranks, found, metrics, labelled=labelled)
     _write(scored, out, labelled=labelled)
     found.warn(features.schema.keys)
     result: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """Every prediction of a model on a split, kept in the order of the examples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dlrmctl.data.batch import Batch
 from dlrmctl.data.reader import Reader
 from dlrmctl.data.schema import Schema
 from dlrmctl.errors import UserError, nearest
 from dlrmctl.ranks.ranks import Ranks
 from dlrmctl.scoring.metrics import Metrics, StreamingMetrics
 
-Inference = Callable[..., Tensor]  # (dense_BI, kjt) -> logits_B
+Inference = Callable[..., Tensor]  # (dense_BI, batch) -> logits_B
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,25 @@ class Scores:
     logits_N: np.ndarray
     labels_N: np.ndarray
     ids_N: np.ndarray | None = None
+
+
+def evaluate(inference: Inference, reader: Reader, ranks: Ranks) -> Metrics:
+    """The metrics of a model on everything the reader gives, over all ranks; the same on each."""
+    metrics = StreamingMetrics(ranks.device, ranks.world_size)
+    for batch, logits_B in scored_batches(inference, reader, ranks):
+        metrics.update(logits_B[: batch.num_valid], batch.labels_B[: batch.num_valid])
+    return metrics.compute(ranks.group)
+
+
+def scored_batches(inference: Inference, reader: Reader, ranks: Ranks) -> Iterator[tuple[Batch, Tensor]]:
+    """Every batch of this rank, on its device, with the logits [B] of its examples."""
+    offset = reader.source.features.logit_offset(reader.split)
+    with closing(reader.batches(epoch=0)) as batches:  # type: ignore[type-var]
+        for batch in batches:
+            on_device = batch.to(ranks.device, non_blocking=True)
+            with torch.no_grad():
+                logits_B = inference(on_device.dense_BI, on_device) + offset
+            yield on_device, logits_B
 
 
 def collect_scores(
@@ -51,20 +71,15 @@ def collect_scores(
     Raises:
         UserError: if the data has no such feature, or it has lists of ids.
     """
-    schema = reader.source.schema
-    column = _column(feature, schema) if feature is not None else None
-    offset = reader.source.features.logit_offset(reader.split)
+    column = _column(feature, reader.source.schema) if feature is not None else None
     batches: list[list[np.ndarray]] = []
-    with torch.no_grad(), closing(reader.batches(epoch=0)) as stream:  # type: ignore[type-var]
-        for batch in stream:
-            on_device = batch.to(ranks.device, non_blocking=True)
-            logits_B = inference(on_device.dense_BI, on_device) + offset
-            if metrics is not None:
-                metrics.update(logits_B[: batch.num_valid], on_device.labels_B[: batch.num_valid])
-            columns = [logits_B.float().cpu().numpy(), batch.labels_B.numpy() > 0.5]
-            if column is not None:
-                columns.append(_ids_of(batch.ids, batch.lengths_FB, column, len(batch)).numpy())
-            batches.append(columns)
+    for batch, logits_B in scored_batches(inference, reader, ranks):
+        if metrics is not None:
+            metrics.update(logits_B[: batch.num_valid], batch.labels_B[: batch.num_valid])
+        columns = [logits_B.float().cpu().numpy(), batch.labels_B.cpu().numpy() > 0.5]
+        if column is not None:
+            columns.append(_ids_of(batch, column).cpu().numpy())
+        batches.append(columns)
     mine = [np.stack(arrays) for arrays in zip(*batches, strict=True)]
     # Rank r has the r-th part of every global batch; what follows the last example is padding.
     everyone = zip(*ranks.gather(mine), strict=True)
@@ -87,21 +102,10 @@ def _column(feature: str, schema: Schema) -> int:
     return keys.index(feature)
 
 
-def _ids_of(ids: Tensor, lengths_FB: Tensor | None, column: int, size: int) -> Tensor:
-    """The ids of a one-hot feature in a batch."""
-    if lengths_FB is None:
-        return ids.view(-1, size)[column]
-    start = int(lengths_FB[:column].sum())
-    return ids[start : start + size]
-
-
-def evaluate(inference: Inference, reader: Reader, ranks: Ranks) -> Metrics:
-    """The metrics of a model on everything the reader gives, over all ranks; the same on each."""
-    metrics = StreamingMetrics(ranks.device, ranks.world_size)
-    offset = reader.source.features.logit_offset(reader.split)
-    with torch.no_grad(), closing(reader.batches(epoch=0)) as batches:  # type: ignore[type-var]
-        for batch in batches:
-            on_device = batch.to(ranks.device, non_blocking=True)
-            logits_B = inference(on_device.dense_BI, on_device) + offset
-            metrics.update(logits_B[: batch.num_valid], on_device.labels_B[: batch.num_valid])
-    return metrics.compute(ranks.group)
+def _ids_of(batch: Batch, column: int) -> Tensor:
+    """The ids of a one-hot feature."""
+    size = len(batch)
+    if batch.lengths_FB is None:
+        return batch.ids.view(-1, size)[column]
+    start = int(batch.lengths_FB[:column].sum())
+    return batch.ids[start : start + size]

@@ -81,6 +81,7 @@ def train(
         else:
             run.create()
         run.describe(config, ranks.world_size, ranks.device.type, command_line)
+        run.keep_features(source.features)
         run.write_plan([asdict(table) for table in trainer.model.sharded.plan])
         if print_plan and ranks.is_main:
             show_placements(trainer.model.sharded.plan)

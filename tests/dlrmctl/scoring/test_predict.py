@@ -1,6 +1,9 @@
 """`dlrmctl predict` on raw rows: what evaluation would have predicted, to the bit."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -173,3 +176,43 @@ def test_preparing_lines_that_lack_columns_is_the_same_warning(place: Path, tmp_
     number = f"{len(lines):,}"
     assert f"warning: {number} of {number} rows are of lines that lack columns at their end" in done.err
     assert "(cat_7 to cat_26 without any value): the file may be cut" in done.err
+
+
+def test_a_run_and_its_compressed_model_score_raw_rows_when_the_data_is_gone(place: Path, tmp_path: Path):
+    shutil.copytree(place / "store", tmp_path / "store")
+    trained = in_process("train", *MODEL, "--data", tmp_path / "store", "--run-dir", tmp_path / "run")
+    assert trained.status == 0, trained.err
+    small = in_process(
+        "compress-embeddings", tmp_path / "run", "-o", tmp_path / "small", "--method", "int8", "--min-rows", "1"
+    )
+    assert small.status == 0, small.err
+    rows = [place / "train.txt", "--labelled"]
+    for model in ("run", "small"):
+        done = in_process("predict", tmp_path / model, *rows, "-o", tmp_path / f"{model}-before.csv")
+        assert done.status == 0, done.err
+    shutil.rmtree(tmp_path / "store")
+    (tmp_path / "moved").mkdir()
+    for model in ("run", "small"):
+        shutil.move(tmp_path / model, tmp_path / "moved" / model)
+        after = tmp_path / f"{model}-after.csv"
+        assert in_process("predict", tmp_path / "moved" / model, *rows, "-o", after).status == 0
+        assert after.read_bytes() == (tmp_path / f"{model}-before.csv").read_bytes()
+    vocabulary = next((tmp_path / "moved" / "run" / "features" / "vocabulary").glob("*.u*"))
+    vocabulary.write_bytes(bytes(vocabulary.stat().st_size))
+    damaged = in_process("predict", tmp_path / "moved" / "run", *rows, "-o", tmp_path / "x.csv")
+    assert damaged.status == 2
+    assert f"{vocabulary.name}: changed since" in damaged.err
+    assert not (tmp_path / "x.csv").exists()
+
+
+def test_scoring_loads_no_training_kernels(place: Path, tmp_path: Path):
+    program = (
+        "import sys\nfrom dlrmctl.cli.main import run_command\n"
+        f"for command in (['evaluate', {str(place / 'run')!r}], ['compare', *2 * [{str(place / 'run')!r}]],\n"
+        f"    ['predict', {str(place / 'run')!r}, {str(place / 'train.txt')!r}, '--labelled', '-o', 'out.csv']):\n"
+        "    assert run_command(command) == 0\n"
+        "    slow = {'torchrec', 'fbgemm_gpu', 'torch.distributed.checkpoint'} & set(sys.modules)\n"
+        "    assert not slow, (command, slow)\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
