@@ -5,29 +5,30 @@ from dataclasses import dataclass, replace
 
 from dlrmctl.embeddings.partitions.basic import at_least, ceil_div
 from dlrmctl.embeddings.tables import FeatureTable
+from dlrmctl.embeddings.words import QR_LAYOUT, QR_THRESHOLD
 
 Feature = tuple[str, int, int]  # name, rows, max_ids
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """What is done with features of at least `threshold` rows; smaller ones stay full.
+    """What is done with features of at least `qr_threshold` rows; smaller ones stay full.
 
     Attributes:
-        kind, operation, large, ways, tail: see `FeatureTable`.
+        embedding, operation, qr_layout, ways, tail: see `FeatureTable`.
         collisions: how many times fewer rows there are, roughly: ids that share a row of the large table. "head" counts
             both its parts: head and tail together have rows / collisions rows (and a remainder table, if any).
         head_share: of the rows of a "head", the share that belongs to the head, between 0 and 1.
     """
 
-    kind: str = "full"
+    embedding: str = "full"
     collisions: int = 4
     operation: str = "mult"
-    large: str = "quotient"
+    qr_layout: str = QR_LAYOUT
     ways: int = 3
     head_share: float = 0.7
     tail: str = "hash"
-    threshold: int = 200
+    qr_threshold: int = QR_THRESHOLD
 
     def table(self, feature: Feature) -> FeatureTable:
         """The feature's tables; full ones if it has too few rows or would not become smaller.
@@ -41,18 +42,18 @@ class Scheme:
         at_least("collisions", self.collisions, 1)
         full = FeatureTable(name, rows, max_ids)
         collisions, head = self.collisions, 0
-        if self.kind == "head":
+        if self.embedding == "head":
             budget = ceil_div(rows, collisions)
             head = min(max(1, int(budget * self.head_share)), budget - 1)
             if head < 1:
                 return full
             collisions = ceil_div(rows - head, budget - head)
         table = FeatureTable(
-            name, rows, max_ids, self.kind, collisions, self.operation, self.large, self.ways, head, self.tail
+            name, rows, max_ids, self.embedding, collisions, self.operation, self.qr_layout, self.ways, head, self.tail
         )
         # Widths are multiples of the dimension, whatever it is; this one can be cut into as many parts as there are.
         dim = 4 * max(1, len(table.combined_keys))
-        return table if rows >= self.threshold and num_parameters([table], dim) < rows * dim else full
+        return table if rows >= self.qr_threshold and num_parameters([table], dim) < rows * dim else full
 
 
 def checked_names(features: Sequence[Feature]) -> Sequence[Feature]:

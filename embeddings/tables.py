@@ -10,14 +10,10 @@ from dlrmctl.embeddings.partitions.basic import DoubleHash, Full, Hash, Partitio
 from dlrmctl.embeddings.partitions.heads import Head, HeadHash, HeadTail, Tail
 from dlrmctl.embeddings.partitions.radix import ChineseRemainder, MixedRadix
 from dlrmctl.embeddings.path import map_width
+from dlrmctl.embeddings.words import EMBEDDINGS, OPERATIONS, OPERATIONS_OF, QR_LAYOUT, QR_LAYOUTS, TAILS
 
-KINDS = ("full", "hash", "qr", "kway", "crt", "head", "double-hash")
-OPERATIONS = ("mult", "add", "concat", "features", "path")
-LARGE = ("quotient", "remainder")
-TAILS = ("hash", "qr")
-# What can be done with the rows of a kind; the others have one row per id, or add two.
-OPERATIONS_OF = {"qr": OPERATIONS, "kway": OPERATIONS[:4], "crt": OPERATIONS[:4], "head": OPERATIONS[:3]}
 _MODULES = nn.ModuleDict()
+_EARLIER = {"kind": "embedding", "large": "qr_layout"}  # names in descriptions of exported models
 
 
 @dataclass(frozen=True)
@@ -46,15 +42,15 @@ class FeatureTable:
         name: the feature's key.
         rows: number of different ids, >= 1.
         max_ids: the most ids one example can have; 1 means one-hot.
-        kind: "full" (a row per id), "hash" (id modulo a smaller table), "qr" (quotient and remainder tables), "kway"
-            (digits in a mixed radix), "crt" (remainders by coprime moduli), "head" (the ids below `head` keep a row of
-            their own, the rest is compressed) or "double-hash" (the sum of two hashed rows).
+        embedding: "full" (a row per id), "hash" (id modulo a smaller table), "qr" (quotient and remainder tables),
+            "kway" (digits in a mixed radix), "crt" (remainders by coprime moduli), "head" (the ids below `head` keep a
+            row of their own, the rest is compressed) or "double-hash" (the sum of two hashed rows).
         collisions: ids that share a row of the hashed table, or of the largest one; of "head", among the ids of the
             tail. The two tables of "double-hash" have rows / collisions together.
         operation: how the rows of an id become one vector: "mult", "add", "concat" (side by side, each narrower) or
             "path" (a row of the large table through a small network that the other row holds); or "features": they
             stay vectors of their own. See `OPERATIONS_OF`.
-        large: which table of a "qr" is the large one, "quotient" or "remainder".
+        qr_layout: which table of a "qr" is the large one: "remainder", or "quotient", where neighbours share its rows.
         ways: tables of a "kway" or "crt".
         head: ids of a "head" that are exact, >= 1.
         tail: what a "head" does with the other ids: "hash" or "qr".
@@ -63,10 +59,10 @@ class FeatureTable:
     name: str
     rows: int
     max_ids: int = 1
-    kind: str = "full"
+    embedding: str = "full"
     collisions: int = 1
     operation: str = "mult"
-    large: str = "quotient"
+    qr_layout: str = QR_LAYOUT
     ways: int = 3
     head: int = 0
     tail: str = "hash"
@@ -74,20 +70,20 @@ class FeatureTable:
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError("the name of a feature must not be empty")
-        _one_of("kind", self.kind, KINDS, self.name)
+        _one_of("embedding", self.embedding, EMBEDDINGS, self.name)
         _one_of("operation", self.operation, OPERATIONS, self.name)
-        _one_of("large", self.large, LARGE, self.name)
+        _one_of("qr_layout", self.qr_layout, QR_LAYOUTS, self.name)
         _one_of("tail", self.tail, TAILS, self.name)
         for field, bound in {"rows": 1, "max_ids": 1, "collisions": 1, "ways": 2, "head": 0}.items():
             value = getattr(self, field)
             if value < bound:
                 raise ValueError(f"feature {self.name}: {field}={value} must be at least {bound}")
-        if self.kind == "head" and not 1 <= self.head < self.rows:
+        if self.embedding == "head" and not 1 <= self.head < self.rows:
             raise ValueError(f"feature {self.name}: head={self.head} must be at least 1 and below rows={self.rows}")
-        if self.combination is not None and self.operation not in OPERATIONS_OF.get(self.kind, OPERATIONS):
+        if self.combination is not None and self.operation not in OPERATIONS_OF.get(self.embedding, OPERATIONS):
             raise ValueError(
-                f"feature {self.name}: operation={self.operation!r} of kind {self.kind!r} must be one of "
-                f"{', '.join(OPERATIONS_OF[self.kind])}"
+                f"feature {self.name}: operation={self.operation!r} of embedding {self.embedding!r} must be one of "
+                f"{', '.join(OPERATIONS_OF[self.embedding])}"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,10 +92,12 @@ class FeatureTable:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "FeatureTable":
-        """
+        """The table of plain values, those that were written when attributes had other names among them.
+
         Raises:
             ValueError: for a name that is no attribute, or a value that is refused.
         """
+        values = {_EARLIER.get(name, name): value for name, value in values.items()}
         unknown = sorted(set(values) - {item.name for item in fields(cls)})
         if unknown:
             raise ValueError(f"{unknown[0]!r} is not an attribute of a feature's table")
@@ -108,9 +106,9 @@ class FeatureTable:
     @property
     def combination(self) -> str | None:
         """How the rows of `lookups[-1]` meet, one of `OPERATIONS`; None where it has one table."""
-        if self.kind == "double-hash":
+        if self.embedding == "double-hash":
             return "add"
-        if self.kind in ("full", "hash") or (self.kind == "head" and self.tail == "hash"):
+        if self.embedding in ("full", "hash") or (self.embedding == "head" and self.tail == "hash"):
             return None
         return self.operation
 
@@ -118,21 +116,21 @@ class FeatureTable:
     def lookups(self) -> tuple[Lookup, ...]:
         """The feature's partitions: one, or that of the head and that of the tail, whose ids have no row in common."""
         name, rows, collisions, head = self.name, self.rows, self.collisions, self.head
-        if self.kind == "full":
+        if self.embedding == "full":
             return (Lookup(name, self._key(), Full(rows)),)
-        if self.kind == "hash":
+        if self.embedding == "hash":
             return (Lookup(name, self._key(), Hash(rows, ceil_div(rows, collisions))),)
-        if self.kind == "qr":
-            return (Lookup(name, self._keys("q", "r"), QuotientRemainder.of(rows, collisions, large=self.large)),)
-        if self.kind == "double-hash":
+        if self.embedding == "qr":
+            return (Lookup(name, self._keys("q", "r"), QuotientRemainder.of(rows, collisions, large=self.qr_layout)),)
+        if self.embedding == "double-hash":
             return (Lookup(name, self._keys("1", "2"), DoubleHash(rows, ceil_div(rows, 2 * collisions))),)
-        if self.kind == "head" and self.tail == "hash":
+        if self.embedding == "head" and self.tail == "hash":
             return (Lookup(name, self._key(), HeadHash(rows, head, ceil_div(rows - head, collisions))),)
-        if self.kind == "head":
-            inner = QuotientRemainder.of(rows - head, collisions, large=self.large)
+        if self.embedding == "head":
+            inner = QuotientRemainder.of(rows - head, collisions, large=self.qr_layout)
             head_lookup = Lookup(name, self._keys("h"), Head(rows, head))
             return (head_lookup, Lookup(name, self._keys("q", "r"), Tail(head, inner)))
-        many = MixedRadix if self.kind == "kway" else ChineseRemainder
+        many = MixedRadix if self.embedding == "kway" else ChineseRemainder
         keys = self._keys(*map(str, range(1, self.ways + 1)))
         return (Lookup(name, keys, many.of(rows, self.ways, collisions)),)
 
@@ -168,7 +166,7 @@ class FeatureTable:
     @property
     def value_part(self) -> int:
         """Which of the combined tables is the large one, whose rows the others multiply or transform."""
-        return int(self.kind in ("qr", "head") and self.large == "remainder")
+        return int(self.embedding in ("qr", "head") and self.qr_layout == "remainder")
 
     @property
     def vectors(self) -> int:

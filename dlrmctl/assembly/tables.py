@@ -28,14 +28,14 @@ def feature_tables(config: Config, schema: Schema) -> list[FeatureTable]:
     each = [replace(config.embeddings, **change) for change in changes]
     methods = [
         Scheme(
-            kind=settings.embedding,
+            embedding=settings.embedding,
             collisions=settings.collisions,
             operation=settings.operation,
-            large=settings.qr_layout,
+            qr_layout=settings.qr_layout,
             ways=settings.ways,
             head_share=settings.head_share,
             tail=settings.tail,
-            threshold=settings.qr_threshold,
+            qr_threshold=settings.qr_threshold,
         )
         for settings in each
     ]
@@ -56,7 +56,7 @@ def feature_tables(config: Config, schema: Schema) -> list[FeatureTable]:
 def unsorted_heads(tables: Sequence[FeatureTable], source: Source) -> list[str]:
     """A warning, if exact heads are given to ids that are not known to be sorted by frequency."""
     is_sorted = source.features.sorted_by_frequency
-    heads = [table.name for table in tables if table.kind == "head" and not is_sorted(table.name)]
+    heads = [table.name for table in tables if table.embedding == "head" and not is_sorted(table.name)]
     if not heads:
         return []
     which = heads[0] if len(heads) == 1 else f"{heads[0]} and {len(heads) - 1} more"
@@ -71,7 +71,7 @@ def summary(tables: Sequence[FeatureTable], dim: int) -> str:
     full, kept = sum(table.rows * dim for table in tables), num_parameters(tables, dim)
     counts: dict[str, int] = {}
     for table in tables:
-        way = table.kind if table.combination is None else f"{table.kind} {table.combination}"
+        way = table.embedding if table.combination is None else f"{table.embedding} {table.combination}"
         counts[way] = counts.get(way, 0) + 1
     kinds = ", ".join(f"{count} {way}" for way, count in counts.items())
     return f"{full:,} weights of embeddings in {kept:,}, {full / kept:.2f}x smaller: {kinds}"

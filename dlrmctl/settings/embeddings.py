@@ -19,13 +19,19 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
+from dlrmctl.embeddings.words import (
+    EMBEDDINGS,
+    OPERATIONS,
+    OPERATIONS_OF,
+    QR_LAYOUT,
+    QR_LAYOUTS,
+    QR_THRESHOLD,
+    SHARDINGS,
+    TAILS,
+)
 from dlrmctl.errors import UserError, nearest
 from dlrmctl.settings.setting import checked_values, setting
 
-EMBEDDINGS = ("full", "hash", "qr", "kway", "crt", "head", "double-hash")
-OPERATIONS = ("mult", "add", "concat", "features", "path")
-# What does not work, of the kinds that combine rows; those that do not are free.
-_IMPOSSIBLE = {"kway": ("path",), "crt": ("path",), "head": ("features", "path")}
 ONE_TABLE = ("embedding", "collisions", "operation", "qr_layout", "ways", "head_share", "tail", "qr_threshold")
 TableChanges = dict[str, dict[str, Any]]  # pattern -> setting -> value
 
@@ -46,19 +52,18 @@ class EmbeddingSettings:
     operation: str = setting(
         "mult", "How the rows of an id meet (qr, kway, crt, head with a qr tail).", choices=OPERATIONS
     )
-    # Ids are sorted by frequency: with a large quotient table, the most frequent ones would share rows with each other.
     qr_layout: str = setting(
-        "remainder",
+        QR_LAYOUT,
         "Large table of a qr: ids far apart share its rows (remainder), or neighbours do (quotient).",
-        choices=("quotient", "remainder"),
+        choices=QR_LAYOUTS,
     )
     ways: int = setting(3, "Tables of a kway or crt.", at_least=2, at_most=8)
     head_share: float = setting(
         0.7, "Share of the rows of a head table that frequent ids have to themselves.", above=0, below=1
     )
-    tail: str = setting("hash", "How the other ids of a head table share rows.", choices=("hash", "qr"))
-    qr_threshold: int = setting(200, "Tables with fewer rows stay full.", at_least=0)
-    sharding: str = setting("auto", "How tables are spread over ranks.", choices=("auto", "table_wise", "row_wise"))
+    tail: str = setting("hash", "How the other ids of a head table share rows.", choices=TAILS)
+    qr_threshold: int = setting(QR_THRESHOLD, "Tables with fewer rows stay full.", at_least=0)
+    sharding: str = setting("auto", "How tables are spread over ranks.", choices=SHARDINGS)
 
 
 def table_changes(tables: Any, where: str) -> TableChanges:
@@ -124,7 +129,7 @@ def check_embeddings(settings: EmbeddingSettings, changes: TableChanges) -> None
     if dim % 4:
         raise UserError(f"embeddings.dim = {dim} must be a multiple of 4", f"try {dim + -dim % 4}")
     combines = kind in ("qr", "kway", "crt") or (kind == "head" and settings.tail == "qr")
-    if combines and operation in _IMPOSSIBLE.get(kind, ()):
+    if combines and operation not in OPERATIONS_OF.get(kind, OPERATIONS):
         raise UserError(
             f"embeddings.operation = {operation} does not work with embeddings.embedding = {kind}",
             "path: only qr" if operation == "path" else "features: qr, kway or crt",

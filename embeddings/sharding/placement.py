@@ -21,8 +21,8 @@ from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSha
 from dlrmctl.embeddings.collection import CompositionalEmbeddings
 from dlrmctl.embeddings.sharding.memory import gib, table_bytes
 from dlrmctl.embeddings.tables import Table
+from dlrmctl.embeddings.words import SHARDINGS
 
-SHARDINGS = ("auto", "table_wise", "row_wise")
 _UNLIMITED_BYTES = 2**60
 # Between CPU ranks, loopback or a fast network: an order of magnitude. The planner's own default is NVLink's 600 GiB/s,
 # with which it cuts every table, and the sums that row-wise sharding exchanges made a step 1.3-1.5 times as long.

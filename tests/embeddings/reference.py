@@ -15,9 +15,9 @@ Bags = dict[str, list[list[int]]]  # feature -> example -> ids
 
 # Every way to embed a feature, one-hot and multi-hot, in an order that mixes them.
 ONE_HOT = [
-    FeatureTable("mult", 50, 1, "qr", 4, "mult"),
+    FeatureTable("mult", 50, 1, "qr", 4, "mult", qr_layout="quotient"),
     FeatureTable("full", 100),
-    FeatureTable("concat", 61, 1, "qr", 5, "concat"),
+    FeatureTable("concat", 61, 1, "qr", 5, "concat", qr_layout="quotient"),
     FeatureTable("hash", 60, 1, "hash", 4),
     FeatureTable("add", 60, 1, "qr", 5, "add", "remainder"),
     FeatureTable("mult2", 37, 1, "qr", 3, "mult", "remainder"),
@@ -29,22 +29,24 @@ MIXED = [*ONE_HOT[:4], *MULTI_HOT[4:]]
 # The same of the ways to partition into more tables, to combine otherwise, and to keep a head.
 _K = {"ways": 3, "collisions": 9}
 MORE_ONE_HOT = [
-    FeatureTable("kway-mult", 90, kind="kway", operation="mult", **_K),
-    FeatureTable("head", 50, kind="head", collisions=4, head=10),
-    FeatureTable("qr-path", 50, kind="qr", collisions=4, operation="path"),
-    FeatureTable("crt-add", 90, kind="crt", operation="add", **_K),
-    FeatureTable("head-mult", 70, kind="head", collisions=5, head=12, tail="qr"),
+    FeatureTable("kway-mult", 90, embedding="kway", operation="mult", **_K),
+    FeatureTable("head", 50, embedding="head", collisions=4, head=10),
+    FeatureTable("qr-path", 50, embedding="qr", collisions=4, operation="path", qr_layout="quotient"),
+    FeatureTable("crt-add", 90, embedding="crt", operation="add", **_K),
+    FeatureTable("head-mult", 70, embedding="head", collisions=5, head=12, tail="qr", qr_layout="quotient"),
     FeatureTable("full2", 40),
-    FeatureTable("kway-features", 90, kind="kway", operation="features", **_K),
-    FeatureTable("double", 80, kind="double-hash", collisions=4),
-    FeatureTable("head-concat", 70, kind="head", collisions=5, operation="concat", head=12, tail="qr"),
-    FeatureTable("crt-mult", 90, kind="crt", operation="mult", **_K),
-    FeatureTable("kway-add2", 90, kind="kway", operation="add", ways=4, collisions=40),
+    FeatureTable("kway-features", 90, embedding="kway", operation="features", **_K),
+    FeatureTable("double", 80, embedding="double-hash", collisions=4),
+    FeatureTable(
+        "head-concat", 70, embedding="head", collisions=5, operation="concat", head=12, tail="qr", qr_layout="quotient"
+    ),
+    FeatureTable("crt-mult", 90, embedding="crt", operation="mult", **_K),
+    FeatureTable("kway-add2", 90, embedding="kway", operation="add", ways=4, collisions=40),
     FeatureTable("head-add", 70, 1, "head", 5, "add", "remainder", head=12, tail="qr"),
     FeatureTable("path2", 50, 1, "qr", 4, "path", "remainder"),
-    FeatureTable("qr-features", 50, kind="qr", collisions=7, operation="features"),
-    FeatureTable("kway-concat", 90, kind="kway", operation="concat", ways=2, collisions=9),
-    FeatureTable("head-hash2", 60, kind="head", collisions=9, head=1),
+    FeatureTable("qr-features", 50, embedding="qr", collisions=7, operation="features", qr_layout="quotient"),
+    FeatureTable("kway-concat", 90, embedding="kway", operation="concat", ways=2, collisions=9),
+    FeatureTable("head-hash2", 60, embedding="head", collisions=9, head=1),
 ]
 MORE_MULTI_HOT = [replace(f, max_ids=4) for f in MORE_ONE_HOT]
 EVERYTHING = [*ONE_HOT[:3], *MORE_MULTI_HOT[:8], *MULTI_HOT[3:], *MORE_ONE_HOT[8:]]
@@ -84,7 +86,7 @@ def embed(features: Sequence[FeatureTable], tables: dict[str, Tensor], bags: Bag
     for b in range(len(next(iter(bags.values())))):
         vectors = []
         for feature in features:
-            count = feature.ways if feature.kind in ("kway", "crt") else 2
+            count = feature.ways if feature.embedding in ("kway", "crt") else 2
             totals = [torch.zeros(dim, dtype=torch.float64)] * (count if feature.operation == "features" else 1)
             for id_ in bags[feature.name][b]:
                 totals = [t + v for t, v in zip(totals, _vectors(feature, tables, id_), strict=True)]
@@ -95,29 +97,29 @@ def embed(features: Sequence[FeatureTable], tables: dict[str, Tensor], bags: Bag
 
 def _vectors(feature: FeatureTable, tables: dict[str, Tensor], id_: int) -> list[Tensor]:
     name = feature.name
-    if feature.kind == "full":
+    if feature.embedding == "full":
         return [tables[name][id_]]
-    if feature.kind == "hash":
+    if feature.embedding == "hash":
         return [tables[name][id_ % math.ceil(feature.rows / feature.collisions)]]
-    if feature.kind == "head" and feature.tail == "hash":
+    if feature.embedding == "head" and feature.tail == "hash":
         buckets = math.ceil((feature.rows - feature.head) / feature.collisions)
         return [tables[name][id_ if id_ < feature.head else feature.head + (id_ - feature.head) % buckets]]
-    if feature.kind == "double-hash":
+    if feature.embedding == "double-hash":
         pair = [tables[f"{name}@{part}"] for part in (1, 2)]
         return [pair[0][splitmix64(id_, 0) % len(pair[0])] + pair[1][splitmix64(id_, 1) % len(pair[1])]]
-    if feature.kind in ("kway", "crt"):
+    if feature.embedding in ("kway", "crt"):
         rows = []
         for part in range(1, feature.ways + 1):
             table = tables[f"{name}@{part}"]
             rows.append(table[id_ % len(table)])
-            if feature.kind == "kway":
+            if feature.embedding == "kway":
                 id_ //= len(table)
         return _combined(feature, rows)
-    if feature.kind == "head" and id_ < feature.head:
+    if feature.embedding == "head" and id_ < feature.head:
         return [tables[f"{name}@h"][id_]]
     id_ -= feature.head
     big = math.ceil((feature.rows - feature.head) / feature.collisions)
-    divisor = feature.collisions if feature.large == "quotient" else big
+    divisor = feature.collisions if feature.qr_layout == "quotient" else big
     return _combined(feature, [tables[f"{name}@q"][id_ // divisor], tables[f"{name}@r"][id_ % divisor]])
 
 
@@ -127,7 +129,7 @@ def _combined(feature: FeatureTable, rows: list[Tensor]) -> list[Tensor]:
     if feature.operation == "concat":
         return [torch.cat(rows)]
     if feature.operation == "path":
-        x, network = rows if feature.large == "quotient" else rows[::-1]
+        x, network = rows if feature.qr_layout == "quotient" else rows[::-1]
         down, up = network.view(2, -1, len(x))
         hidden = [torch.clamp(v @ x / len(x) ** 0.5, min=0) for v in down]
         return [x + sum(h * u for h, u in zip(hidden, up, strict=True)) / len(up) ** 0.5]

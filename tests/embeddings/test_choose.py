@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlrmctl.embeddings.choose import RatioError, Scheme, fit_ratio, num_parameters
-from dlrmctl.embeddings.tables import KINDS, OPERATIONS_OF, FeatureTable
+from dlrmctl.embeddings.tables import FeatureTable
+from dlrmctl.embeddings.words import EMBEDDINGS, OPERATIONS_OF
 
 # Distinct values per categorical column of Criteo's Kaggle data set.
 # fmt: off
@@ -23,33 +24,35 @@ def choose_tables(features: Sequence[tuple[str, int, int]], **settings: Any) -> 
 
 
 def test_small_features_stay_full():
-    chosen = choose_tables([("a", 199, 1), ("b", 200, 3)], kind="qr", collisions=4, operation="add", threshold=200)
+    chosen = choose_tables(
+        [("a", 199, 1), ("b", 200, 3)], embedding="qr", collisions=4, operation="add", qr_threshold=200
+    )
     assert chosen == [FeatureTable("a", 199), FeatureTable("b", 200, 3, "qr", 4, "add")]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EMBEDDINGS)
 def test_a_feature_whose_tables_would_not_shrink_stays_full(kind):
-    assert choose_tables([("a", 300, 1)], kind=kind, collisions=1, threshold=1)[0].kind == "full"
-    assert choose_tables([("a", 1, 1)], kind=kind, collisions=5, threshold=1)[0].kind == "full"
-    assert choose_tables([("a", 5, 1)], kind="qr", collisions=5, threshold=1)[0].kind == "full"
+    assert choose_tables([("a", 300, 1)], embedding=kind, collisions=1, qr_threshold=1)[0].embedding == "full"
+    assert choose_tables([("a", 1, 1)], embedding=kind, collisions=5, qr_threshold=1)[0].embedding == "full"
+    assert choose_tables([("a", 5, 1)], embedding="qr", collisions=5, qr_threshold=1)[0].embedding == "full"
 
 
 def test_networks_count_with_their_width():
     # 75 rows of D and 4 of 16 D are fewer than 300; 200 collisions are 2 rows and 200 networks.
-    assert choose_tables([("a", 300, 1)], kind="qr", operation="path", collisions=4)[0].kind == "qr"
-    assert choose_tables([("a", 300, 1)], kind="qr", operation="path", collisions=200)[0].kind == "full"
+    assert choose_tables([("a", 300, 1)], embedding="qr", operation="path", collisions=4)[0].embedding == "qr"
+    assert choose_tables([("a", 300, 1)], embedding="qr", operation="path", collisions=200)[0].embedding == "full"
 
 
 def test_compression_reaches_the_ratio_asked_for():
-    chosen = choose_tables([("a", 1_000_000, 1)], kind="qr", collisions=50)
+    chosen = choose_tables([("a", 1_000_000, 1)], embedding="qr", collisions=50)
     assert sum(t.rows for t in chosen[0].tables(16)) == 20_000 + 50
 
 
 @settings(deadline=None)
 @given(rows=st.integers(200, 10**6), collisions=st.integers(2, 100), share=st.floats(0.01, 0.99))
 def test_head_and_tail_share_the_rows_there_are(rows, collisions, share):
-    [chosen] = choose_tables([("a", rows, 1)], kind="head", collisions=collisions, head_share=share)
-    if chosen.kind == "full":
+    [chosen] = choose_tables([("a", rows, 1)], embedding="head", collisions=collisions, head_share=share)
+    if chosen.embedding == "full":
         assert rows // collisions <= 2
         return
     budget = -(-rows // collisions)
@@ -61,19 +64,19 @@ def test_head_and_tail_share_the_rows_there_are(rows, collisions, share):
     assert -(-(rows - chosen.head) // (budget - chosen.head)) == chosen.collisions
 
 
-@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("kind", EMBEDDINGS[1:])
 @pytest.mark.parametrize("ratio", [2, 4, 7.3, 60])
 def test_a_ratio_is_met_closely_on_tables_like_criteos(kind, ratio):
     chosen = fit_ratio(FEATURES, [Scheme(kind)] * 26, [False] * 26, ratio=ratio, dim=16)
     reached = FULL / num_parameters(chosen, 16)
     # Five large tables, 30 % of all rows at most, take c or c + 1 collisions each; coprime moduli move in larger steps.
     assert ratio <= reached < ratio * (1.1 if kind == "crt" else 1.05)
-    assert [t.kind for t in chosen if t.rows < 200] == ["full"] * 8
+    assert [t.embedding for t in chosen if t.rows < 200] == ["full"] * 8
 
 
 def test_larger_tables_have_no_fewer_collisions_than_the_ratio_needs():
     chosen = fit_ratio(FEATURES, [Scheme("hash")] * 26, [False] * 26, ratio=4, dim=16)
-    assert {t.collisions for t in chosen if t.kind == "hash"} <= {4, 5}
+    assert {t.collisions for t in chosen if t.embedding == "hash"} <= {4, 5}
 
 
 def test_a_ratio_beyond_the_smallest_tables_says_the_best():

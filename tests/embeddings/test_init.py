@@ -6,7 +6,8 @@ import torch
 
 from dlrmctl.embeddings.init import BLOCK_ROWS, FACTOR_NOISE, Uniform, fill_rows, initial_distributions
 from dlrmctl.embeddings.path import follow_path
-from dlrmctl.embeddings.tables import LARGE, OPERATIONS, OPERATIONS_OF, FeatureTable
+from dlrmctl.embeddings.tables import FeatureTable
+from dlrmctl.embeddings.words import OPERATIONS, OPERATIONS_OF, QR_LAYOUTS
 
 UNIT = Uniform(-1.0, 1.0)
 
@@ -49,8 +50,8 @@ SEEDS = 24
 EVERY_WAY = [
     *((kind, "mult", "hash", "quotient") for kind in ("full", "hash", "double-hash", "head")),
     *((kind, operation, "hash", "quotient") for kind in ("kway", "crt") for operation in OPERATIONS_OF[kind]),
-    *(("qr", operation, "hash", large) for operation in OPERATIONS for large in LARGE),
-    *(("head", operation, "qr", large) for operation in OPERATIONS_OF["head"] for large in LARGE),
+    *(("qr", operation, "hash", large) for operation in OPERATIONS for large in QR_LAYOUTS),
+    *(("head", operation, "qr", large) for operation in OPERATIONS_OF["head"] for large in QR_LAYOUTS),
 ]
 
 
@@ -68,9 +69,9 @@ def test_the_combined_vector_has_mean_and_variance_of_a_plain_table(kind, operat
 
 
 def test_the_factor_of_a_product_is_near_one_and_never_zero():
-    values, factor = initial_distributions(FeatureTable("a", 100, kind="qr", collisions=4))
+    values, factor = initial_distributions(FeatureTable("a", 100, embedding="qr", collisions=4, qr_layout="quotient"))
     assert (values.low, factor.low > 0, (factor.low + factor.high) / 2) == (-values.high, True, 1.0)
-    swapped = FeatureTable("a", 100, kind="qr", collisions=4, large="remainder")
+    swapped = FeatureTable("a", 100, embedding="qr", collisions=4, qr_layout="remainder")
     assert initial_distributions(swapped) == (factor, values)
 
 

@@ -10,26 +10,31 @@ from tests.embeddings.reference import EVERYTHING
 
 def test_tables_of_each_kind():
     assert FeatureTable("a", 10).tables(8) == (Table("a", 10, 8),)
-    assert FeatureTable("a", 10, kind="hash", collisions=3).tables(8) == (Table("a", 4, 8),)
-    assert FeatureTable("a", 10, kind="qr", collisions=3).tables(8) == (Table("a@q", 4, 8), Table("a@r", 3, 8))
-    concat = FeatureTable("a", 10, kind="qr", collisions=3, operation="concat", large="remainder")
+    assert FeatureTable("a", 10, embedding="hash", collisions=3).tables(8) == (Table("a", 4, 8),)
+    assert FeatureTable("a", 10, embedding="qr", collisions=3, qr_layout="quotient").tables(8) == (
+        Table("a@q", 4, 8),
+        Table("a@r", 3, 8),
+    )
+    concat = FeatureTable("a", 10, embedding="qr", collisions=3, operation="concat", qr_layout="remainder")
     assert concat.tables(8) == (Table("a@q", 3, 4), Table("a@r", 4, 4))
-    kway = FeatureTable("a", 1000, kind="kway", collisions=40, operation="features")
+    kway = FeatureTable("a", 1000, embedding="kway", collisions=40, operation="features")
     assert kway.tables(8) == (Table("a@1", 25, 8), Table("a@2", 7, 8), Table("a@3", 6, 8))
     assert kway.vectors == 3
-    crt = FeatureTable("a", 1000, kind="crt", collisions=40, operation="concat", ways=2)  # 32 x 33
+    crt = FeatureTable("a", 1000, embedding="crt", collisions=40, operation="concat", ways=2)  # 32 x 33
     assert crt.tables(8) == (Table("a@1", 33, 4), Table("a@2", 32, 4))
-    double = FeatureTable("a", 1000, kind="double-hash", collisions=40)
+    double = FeatureTable("a", 1000, embedding="double-hash", collisions=40)
     assert double.tables(8) == (Table("a@1", 13, 8), Table("a@2", 13, 8))
-    head = FeatureTable("a", 1000, kind="head", collisions=40, head=200)
+    head = FeatureTable("a", 1000, embedding="head", collisions=40, head=200)
     assert head.tables(8) == (Table("a", 220, 8),)
-    both = FeatureTable("a", 1000, kind="head", collisions=40, head=200, tail="qr", operation="concat")
+    both = FeatureTable(
+        "a", 1000, embedding="head", collisions=40, head=200, tail="qr", operation="concat", qr_layout="quotient"
+    )
     assert both.tables(8) == (Table("a@h", 200, 8), Table("a@q", 20, 4), Table("a@r", 40, 4))
 
 
-@pytest.mark.parametrize(("large", "widths"), [("quotient", [8, 128]), ("remainder", [128, 8])])
-def test_the_small_table_of_a_path_holds_networks(large, widths):
-    tables = FeatureTable("a", 1000, kind="qr", collisions=10, operation="path", large=large).tables(8)
+@pytest.mark.parametrize(("layout", "widths"), [("quotient", [8, 128]), ("remainder", [128, 8])])
+def test_the_small_table_of_a_path_holds_networks(layout, widths):
+    tables = FeatureTable("a", 1000, embedding="qr", collisions=10, operation="path", qr_layout=layout).tables(8)
     assert [table.dim for table in tables] == widths
 
 
@@ -42,6 +47,8 @@ def test_plain_values_give_the_table_back():
     for feature in EVERYTHING:
         assert FeatureTable.from_dict(json.loads(json.dumps(feature.to_dict()))) == feature
     assert FeatureTable.from_dict({"name": "a", "rows": 9}) == FeatureTable("a", 9)
+    earlier = {"name": "a", "rows": 9, "kind": "qr", "collisions": 2, "large": "quotient"}
+    assert FeatureTable.from_dict(earlier) == FeatureTable("a", 9, 1, "qr", 2, qr_layout="quotient")
     with pytest.raises(ValueError, match="'large_table' is not an attribute of a feature's table"):
         FeatureTable.from_dict({"name": "a", "rows": 9, "large_table": "q"})
 
@@ -57,28 +64,40 @@ def test_only_what_is_linear_is_summed_first(max_ids):
     ("make", "message"),
     [
         (lambda: FeatureTable("", 5), r"the name of a feature must not be empty"),
-        (lambda: FeatureTable("a", 5, kind="tree"), "feature a: kind='tree' must be one of full, hash, qr, kway"),
+        (
+            lambda: FeatureTable("a", 5, embedding="tree"),
+            "feature a: embedding='tree' must be one of full, hash, qr, kway",
+        ),
         (lambda: FeatureTable("a", 5, operation="xor"), "feature a: operation='xor' must be one of mult, add, concat"),
-        (lambda: FeatureTable("a", 5, large="both"), "feature a: large='both' must be one of quotient, remainder"),
+        (
+            lambda: FeatureTable("a", 5, qr_layout="both"),
+            "feature a: qr_layout='both' must be one of quotient",
+        ),
         (lambda: FeatureTable("a", 5, tail="cut"), "feature a: tail='cut' must be one of hash, qr"),
         (lambda: FeatureTable("a", 0), "feature a: rows=0 must be at least 1"),
         (lambda: FeatureTable("a", 5, collisions=0), "feature a: collisions=0 must be at least 1"),
         (lambda: FeatureTable("a", 5, 0), "feature a: max_ids=0 must be at least 1"),
         (lambda: FeatureTable("a", 5, ways=1), "feature a: ways=1 must be at least 2"),
-        (lambda: FeatureTable("a", 5, kind="head"), "feature a: head=0 must be at least 1 and below rows=5"),
-        (lambda: FeatureTable("a", 5, kind="head", head=5), "feature a: head=5 must be at least 1 and below rows=5"),
+        (lambda: FeatureTable("a", 5, embedding="head"), "feature a: head=0 must be at least 1 and below rows=5"),
         (
-            lambda: FeatureTable("a", 5, kind="kway", operation="path"),
-            "feature a: operation='path' of kind 'kway' must be one of mult, add, concat, features",
+            lambda: FeatureTable("a", 5, embedding="head", head=5),
+            "head=5 must be at least 1 and below rows=5",
         ),
         (
-            lambda: FeatureTable("a", 5, kind="head", head=2, tail="qr", operation="features"),
-            "operation='features' of kind 'head' must be one of mult, add, concat",
+            lambda: FeatureTable("a", 5, embedding="kway", operation="path"),
+            "feature a: operation='path' of embedding 'kway' must be one of mult, add, concat, features",
+        ),
+        (
+            lambda: FeatureTable("a", 5, embedding="head", head=2, tail="qr", operation="features"),
+            "operation='features' of embedding 'head' must be one of mult, add, concat",
         ),
         (lambda: FeatureTable("a", 5).tables(6), "dim=6 must be a positive multiple of 4"),
-        (lambda: FeatureTable("a", 5, kind="qr", operation="concat").tables(12), r"dim/2=6 .*multiple of 4.* of 12"),
         (
-            lambda: FeatureTable("a", 50, kind="kway", operation="concat").tables(16),
+            lambda: FeatureTable("a", 5, embedding="qr", operation="concat").tables(12),
+            r"dim/2=6 .*multiple of 4",
+        ),
+        (
+            lambda: FeatureTable("a", 50, embedding="kway", operation="concat").tables(16),
             r"3 parts of dim/3=5.33333 columns, which must be a multiple of 4; use a dim that is a multiple of 12",
         ),
     ],
@@ -92,5 +111,5 @@ def test_names_that_modules_cannot_have_are_written_otherwise():
     assert FeatureTable("user.id", 5).keys == ("user%2Eid",)
     assert FeatureTable("user%2Eid", 5).keys == ("user%252Eid",)
     assert FeatureTable("type", 5).keys == ("type@rows",)
-    assert FeatureTable("type", 50, kind="qr", collisions=4).keys == ("type@q", "type@r")
+    assert FeatureTable("type", 50, embedding="qr", collisions=4).keys == ("type@q", "type@r")
     assert FeatureTable("cat_1", 5).keys == ("cat_1",)

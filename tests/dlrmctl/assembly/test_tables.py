@@ -10,10 +10,10 @@ from dlrmctl.data.schema import Schema
 from dlrmctl.data.store.store import Store
 from dlrmctl.data.synthetic.synthetic import Synthetic
 from dlrmctl.embeddings import tables as library
+from dlrmctl.embeddings import words
 from dlrmctl.embeddings.choose import num_parameters
 from dlrmctl.errors import UserError
 from dlrmctl.rundir.state import same_shape
-from dlrmctl.settings import embeddings as embedding_settings
 from dlrmctl.settings.config import Config, resolve
 from tests.dlrmctl.commands import SMALL, in_process
 
@@ -25,13 +25,11 @@ def _tables(changes: dict, **flags: str) -> list[library.FeatureTable]:
     return feature_tables(resolve({"embeddings": {"tables": changes}}, flags), SCHEMA)
 
 
-def test_settings_know_the_kinds_and_operations_of_the_library():
-    assert embedding_settings.EMBEDDINGS == library.KINDS
-    assert embedding_settings.OPERATIONS == library.OPERATIONS
-    for kind in library.KINDS:
-        for operation in library.OPERATIONS:
+def test_settings_refuse_the_operations_that_the_library_does_not_have():
+    for kind in words.EMBEDDINGS:
+        for operation in words.OPERATIONS:
             flags = {"embedding": kind, "operation": operation, "dim": "48", "bottom_mlp": "48", "tail": "qr"}
-            possible = operation in library.OPERATIONS_OF.get(kind, library.OPERATIONS)
+            possible = operation in words.OPERATIONS_OF.get(kind, words.OPERATIONS)
             try:
                 _tables({}, **flags)
             except UserError:
@@ -41,14 +39,14 @@ def test_settings_know_the_kinds_and_operations_of_the_library():
 
 
 def test_every_setting_reaches_the_tables():
-    assert [t.kind for t in _tables({}, qr_threshold="1000")] == ["full", "full", "qr", "qr", "qr"]
+    assert [t.embedding for t in _tables({}, qr_threshold="1000")] == ["full", "full", "qr", "qr", "qr"]
     assert _tables({}, qr_layout="quotient", collisions="7", operation="add")[3] == library.FeatureTable(
         NAMES[3], 90_002, 1, "qr", 7, "add", "quotient"
     )
     assert _tables({}, embedding="crt", ways="4")[2].ways == 4
     head = _tables({}, embedding="head", head_share="0.5", collisions="10", tail="qr")[3]
     # A tenth of the rows is 9001, half of them for the head; the tail's 85,502 ids share the other 4501.
-    assert (head.kind, head.head, head.tail, head.collisions) == ("head", 4500, "qr", 19)
+    assert (head.embedding, head.head, head.tail, head.collisions) == ("head", 4500, "qr", 19)
 
 
 def test_a_pattern_changes_what_it_names_later_ones_more_and_an_exact_name_last():
@@ -58,7 +56,7 @@ def test_a_pattern_changes_what_it_names_later_ones_more_and_an_exact_name_last(
         f"{NAMES[4][:-1]}?": {"collisions": 30},
     }
     chosen = _tables(changes)
-    assert [t.kind for t in chosen] == ["full", *["hash"] * 4]
+    assert [t.embedding for t in chosen] == ["full", *["hash"] * 4]
     assert [t.collisions for t in chosen[1:]] == [30, 30, 9, 30]
 
 
@@ -78,7 +76,7 @@ def test_a_ratio_is_reached_and_hardly_exceeded(kind: str, ratio: float):
     # The largest table has 76 % of the rows. With c collisions instead of c + 1 it takes rows / c / (c + 1) more, and c
     # is about the ratio. Coprime moduli cannot follow so closely: from 30 = 6 x 5 collisions they go to 42 = 6 x 7.
     assert full / num_parameters(chosen, 16) < ratio * (1.1 if kind == "crt" and ratio == 30 else 1 + 0.76 / ratio)
-    assert chosen[0].kind == "full"
+    assert chosen[0].embedding == "full"
 
 
 def test_collisions_of_a_table_stay_and_the_others_make_up_for_it():
@@ -186,5 +184,5 @@ def test_only_ids_sorted_by_frequency_have_a_head(tmp_path: Path):
         assert done.status == 0, done.err
         source = Store(store)
         tables = feature_tables(resolve({}, {"embedding": "head", "qr_threshold": "9"}), source.schema)
-        assert any(table.kind == "head" for table in tables)
+        assert any(table.embedding == "head" for table in tables)
         assert len(unsorted_heads(tables, source)) == warnings

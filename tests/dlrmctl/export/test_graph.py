@@ -10,7 +10,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from dlrmctl.embeddings.collection import CompositionalEmbeddings
 from dlrmctl.embeddings.compression.rules.pack import pack
 from dlrmctl.embeddings.compression.rules.rows import StoredRows
-from dlrmctl.embeddings.tables import LARGE, OPERATIONS, OPERATIONS_OF, FeatureTable
+from dlrmctl.embeddings.tables import FeatureTable
+from dlrmctl.embeddings.words import OPERATIONS, OPERATIONS_OF, QR_LAYOUTS
 from dlrmctl.export.agreement import Inputs
 from dlrmctl.export.graph import PADDING, ServedModel
 from dlrmctl.export.program import to_program
@@ -24,14 +25,14 @@ ROUNDING = 2.0**-16
 def _every_kind() -> dict[str, FeatureTable]:
     """One feature of one id for all kinds, operations and layouts."""
     specs: dict[str, dict] = {"full": {}, "hash": {"collisions": 4}, "double-hash": {"collisions": 4}}
-    specs |= {f"qr-{op}-{large}": {"operation": op, "large": large} for op in OPERATIONS for large in LARGE}
+    specs |= {f"qr-{op}-{large}": {"operation": op, "qr_layout": large} for op in OPERATIONS for large in QR_LAYOUTS}
     specs |= {f"{kind}-{op}": {"operation": op} for kind in ("kway", "crt") for op in OPERATIONS_OF[kind]}
     specs |= {f"head-{op}": {"head": 20, "tail": "qr", "operation": op} for op in OPERATIONS_OF["head"]}
     specs["head-hash"] = {"head": 20, "tail": "hash"}
     features = {}
     for number, (name, spec) in enumerate(specs.items()):
         kind = name if name == "double-hash" else name.split("-")[0]
-        features[name] = FeatureTable(name, rows=97 + number, kind=kind, **{"collisions": 5, **spec})
+        features[name] = FeatureTable(name, rows=97 + number, embedding=kind, **{"collisions": 5, **spec})
     return features
 
 

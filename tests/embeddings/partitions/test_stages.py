@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlrmctl.embeddings.ids import RowIds, SparseIds, without_missing
-from dlrmctl.embeddings.tables import KINDS, FeatureTable
+from dlrmctl.embeddings.tables import FeatureTable
+from dlrmctl.embeddings.words import EMBEDDINGS
 from tests.embeddings.reference import make_bags, to_kjt
 
 
@@ -16,9 +17,9 @@ def features(draw) -> list[FeatureTable]:
         return FeatureTable(
             f"f{index}",
             rows,
-            kind=draw(st.sampled_from(KINDS)),
+            embedding=draw(st.sampled_from(EMBEDDINGS)),
             collisions=draw(st.sampled_from([1, 3, 3, 7, 90])),
-            large=draw(st.sampled_from(["quotient", "remainder"])),
+            qr_layout=draw(st.sampled_from(["quotient", "remainder"])),
             ways=draw(st.integers(2, 4)),
             head=draw(st.integers(1, rows - 1)),
             tail=draw(st.sampled_from(["hash", "qr"])),

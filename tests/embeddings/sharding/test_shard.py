@@ -180,7 +180,7 @@ def _placement_error(features: list[FeatureTable], sharding: str, memory_bytes: 
 
 
 # Far more than any machine has: an attempt to allocate it would fail loudly.
-HUGE = [FeatureTable("small", 100), FeatureTable("huge", 2**40, kind="hash", collisions=2)]
+HUGE = [FeatureTable("small", 100), FeatureTable("huge", 2**40, embedding="hash", collisions=2)]
 
 
 def test_tables_that_do_not_fit_are_refused_before_anything_is_allocated():

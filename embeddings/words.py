@@ -1,0 +1,12 @@
+"""The words that say how a feature is embedded, for those who read settings too: nothing is imported here."""
+
+EMBEDDINGS = ("full", "hash", "qr", "kway", "crt", "head", "double-hash")
+OPERATIONS = ("mult", "add", "concat", "features", "path")
+# What can be done with the rows of an embedding; the others have one row per id, or add two.
+OPERATIONS_OF = {"qr": OPERATIONS, "kway": OPERATIONS[:4], "crt": OPERATIONS[:4], "head": OPERATIONS[:3]}
+QR_LAYOUTS = ("quotient", "remainder")
+# Ids are sorted by frequency: with a large quotient table, the most frequent ones would share rows with each other.
+QR_LAYOUT = "remainder"
+TAILS = ("hash", "qr")
+QR_THRESHOLD = 200
+SHARDINGS = ("auto", "table_wise", "row_wise")
