@@ -12,7 +12,7 @@ from dlrmctl.plan.request import ClusterRequest
 from dlrmctl.plan.tables import PRESET_SETTINGS, PRESETS, chosen_schema
 from dlrmctl.settings.config import Config, resolve
 from dlrmctl.settings.parse import one_of
-from dlrmctl.settings.toml import read_toml
+from dlrmctl.settings.toml import read_settings
 
 WHOSE, WHERE, SPEED = "Whose tables (default: the data of the settings)", "Where", "Rates (default: measured here)"
 
@@ -82,7 +82,7 @@ def plan(
 
 def _settings(config: Path | None, preset: str | None, flags: dict[str, str]) -> Config:
     if config is not None:
-        return resolve(read_toml(config), flags, file_name=str(config))
+        return resolve(read_settings(config), flags, file_name=str(config))
     return resolve(PRESET_SETTINGS[preset] if preset else {}, flags, file_name=f"--preset {preset}")
 
 

@@ -13,7 +13,7 @@ from dlrmctl.ranks.launch import is_main
 from dlrmctl.scoring.results import show_results
 from dlrmctl.settings.config import Config, resolve
 from dlrmctl.settings.parse import whole_number
-from dlrmctl.settings.toml import read_toml
+from dlrmctl.settings.toml import read_settings
 from dlrmctl.training.run import run_training
 
 
@@ -63,4 +63,4 @@ def train(
 def _settings(config: Path | None, flags: dict[str, str]) -> Config:
     if config is None:
         return resolve({}, flags)
-    return resolve(read_toml(config), flags, file_name=str(config))
+    return resolve(read_settings(config), flags, file_name=str(config))

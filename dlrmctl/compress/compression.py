@@ -23,7 +23,7 @@ from dlrmctl.embeddings.compression.rules.rows import Compressed, StoredRows
 from dlrmctl.errors import UserError
 from dlrmctl.rundir.directory import FEATURES
 from dlrmctl.rundir.stored_tables import CheckpointTables, TableShape, TableSource
-from dlrmctl.settings.toml import write_toml
+from dlrmctl.settings.toml import write_settings
 
 _MOST_FILE_BYTES = 256 << 20
 
@@ -152,7 +152,7 @@ def write(
             report["files"] = asdict(writer.seal())
             if isinstance(source, CheckpointTables):
                 settings = writer.directory / "run.toml"
-                write_toml(settings, source.state["settings"])
+                write_settings(settings, source.state["settings"])
                 report["files"]["settings"] = settings.stat().st_size
             if features is not None:
                 features.save(writer.directory / FEATURES)

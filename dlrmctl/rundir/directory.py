@@ -1,6 +1,14 @@
-"""A run's directory: run.toml, environment.json, plan.json, metrics.jsonl, results.json, features/, checkpoints/.
+"""A run's directory: its files, written by rank 0 alone.
 
-TensorBoard events beside metrics.jsonl: the same numbers, for those who like to watch."""
+    run.toml            all settings; names the version of the whole directory
+    environment.json    versions, ranks, device, command line
+    plan.json           where every table lives
+    metrics.jsonl       one line per interval and evaluation
+    results.json        validation and test of the best checkpoint
+    features/           what scoring raw rows needs of the data
+    checkpoints/        see `checkpoint`
+    events/             the lines of metrics.jsonl for TensorBoard, if asked for
+"""
 
 import errno
 import importlib.metadata
@@ -16,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from dlrmctl.console.console import finite
 from dlrmctl.errors import UserError
 from dlrmctl.settings.config import Config
-from dlrmctl.settings.toml import read_toml, write_toml
+from dlrmctl.settings.toml import read_settings, write_settings
 
 if TYPE_CHECKING:
     from dlrmctl.data.features.space import FeatureSpace
@@ -90,7 +98,7 @@ class RunDirectory:
         if not self.writes:
             return
         with self._writing():
-            write_toml(self.path / "run.toml", config.to_dict())
+            write_settings(self.path / "run.toml", config.to_dict())
             environment = _environment() | {
                 "arguments": list(command_line),
                 "world_size": world_size,
@@ -114,7 +122,7 @@ class RunDirectory:
             raise UserError(f"{self.path}: no such run directory")
         if not (self.path / "run.toml").is_file():
             raise UserError(f"{self.path}: is not a run directory: run.toml is missing")
-        return read_toml(self.path / "run.toml")
+        return read_settings(self.path / "run.toml")
 
     def record(self, entry: dict[str, Any]) -> None:
         """Appends one line to metrics.jsonl, and tells it to the listeners."""

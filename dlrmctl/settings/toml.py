@@ -9,6 +9,8 @@ import tomli_w
 
 from dlrmctl.errors import UserError
 
+FORMAT = "dlrmctl-run/1"  # of run.toml, and of the directory that it stands in
+
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The sections of a settings file.
@@ -38,3 +40,23 @@ def write_toml(path: Path, sections: dict[str, Any]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The sections of a run's settings, or of a file that a person wrote, which need not name a format.
+
+    Raises:
+        UserError: as `read_toml`; if the file is of another version.
+    """
+    sections = read_toml(path)
+    format = sections.pop("format", FORMAT)
+    if format != FORMAT:
+        raise UserError(
+            f"{path}: the format is {format!r}, this version reads {FORMAT!r}", "use the version that wrote it"
+        )
+    return sections
+
+
+def write_settings(path: Path, sections: dict[str, Any]) -> None:
+    """Writes the sections of a run's settings with the format's name, whole or not at all."""
+    write_toml(path, {"format": FORMAT, **sections})

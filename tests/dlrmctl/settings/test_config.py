@@ -9,7 +9,7 @@ from dlrmctl.errors import UserError
 from dlrmctl.settings.config import SECTIONS, Config, ModelSettings, OptimSettings, TrainSettings, resolve
 from dlrmctl.settings.embeddings import EmbeddingSettings
 from dlrmctl.settings.setting import flag_of, plain_type
-from dlrmctl.settings.toml import read_toml, write_toml
+from dlrmctl.settings.toml import read_settings, read_toml, write_settings
 
 
 def test_defaults_are_consistent():
@@ -29,16 +29,16 @@ def test_flags_override_the_file_and_the_file_the_defaults():
 
 def test_run_toml_gives_the_same_run_back(tmp_path: Path):
     config = resolve({}, {"bottom_mlp": "32-8", "dim": "8", "dense_optimizer": "adamw"})
-    write_toml(tmp_path / "run.toml", config.to_dict())
-    assert resolve(read_toml(tmp_path / "run.toml"), {}) == config
+    write_settings(tmp_path / "run.toml", config.to_dict())
+    assert resolve(read_settings(tmp_path / "run.toml"), {}) == config
 
 
 def test_run_toml_gives_the_tables_back_in_their_order(tmp_path: Path):
     tables = {"cat_2*": {"embedding": "head", "head_share": 0.5}, "*": {"ways": 2}, "cat_20": {"collisions": 9}}
     config = resolve({"embeddings": {"tables": tables}}, {"compress_ratio": "4x"})
     assert config.embeddings.compress_ratio == 4
-    write_toml(tmp_path / "run.toml", config.to_dict())
-    again = resolve(read_toml(tmp_path / "run.toml"), {})
+    write_settings(tmp_path / "run.toml", config.to_dict())
+    again = resolve(read_settings(tmp_path / "run.toml"), {})
     assert again == config
     assert list(again.tables) == list(tables)
 
@@ -204,3 +204,11 @@ def test_per_cent_is_read_where_a_setting_is_in_per_cent_and_refused_elsewhere(s
         return
     with pytest.raises(UserError, match=rf"--{name.replace('_', '-')} = '0.5%' is not a number"):
         resolve({}, {name: "0.5%"})
+
+
+def test_settings_of_another_version_are_refused_and_those_without_one_are_read(tmp_path: Path):
+    (tmp_path / "mine.toml").write_text("[train]\nseed = 3\n")
+    assert resolve(read_settings(tmp_path / "mine.toml"), {}).train.seed == 3
+    (tmp_path / "run.toml").write_text('format = "dlrmctl-run/9"\n[train]\nseed = 3\n')
+    with pytest.raises(UserError, match=r"run.toml: the format is 'dlrmctl-run/9', this version reads"):
+        read_settings(tmp_path / "run.toml")

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from dlrmctl.settings.config import resolve
-from dlrmctl.settings.toml import read_toml
+from dlrmctl.settings.toml import read_settings
 from dlrmctl.training.overhead import OverheadChoice, pick
 from tests.dlrmctl.commands import SMALL, in_process
 
@@ -39,7 +39,7 @@ def test_what_the_probe_chose_is_in_run_toml_and_not_probed_again(tmp_path: Path
     done = in_process("train", *SMALL, *arguments)
     assert done.status == 0, done.err
     assert "-sided blocks of" in done.err
-    stored = resolve(read_toml(path / "run.toml"), {}).optim
+    stored = resolve(read_settings(path / "run.toml"), {}).optim
     assert stored.shampoo_overhead is None
     # Ten times the step is room for everything, so the probe takes the freshest there is.
     assert (stored.shampoo_sides, stored.shampoo_block) == (2, 256)
