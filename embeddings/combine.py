@@ -156,11 +156,11 @@ class _Combine(torch.autograd.Function):
 
 def _write(run: _Run, values: list[Tensor], out: Tensor) -> None:
     if run.accumulate:
-        out += values[0] if run.operation == "copy" else _combined(run.operation, values)
+        out += values[0] if run.operation == "copy" else combined(run.operation, values)
     elif run.operation == "copy":
         out.copy_(values[0])
     elif run.operation == "path":
-        out.copy_(_combined("path", values))
+        out.copy_(combined("path", values))
     else:
         combine = torch.mul if run.operation == "mult" else torch.add
         combine(values[0], values[1], out=out)
@@ -168,10 +168,17 @@ def _write(run: _Run, values: list[Tensor], out: Tensor) -> None:
             combine(out, value, out=out)
 
 
-def _combined(operation: str, values: list[Tensor]) -> Tensor:
-    """The vectors of one operation as a new tensor."""
+def combined(operation: str, values: Sequence[Tensor]) -> Tensor:
+    """The rows of an id in several tables as one vector, a new tensor.
+
+    Args:
+        operation: "mult", "add", "concat" or "path".
+        values: of the tables in the order of `operand_keys`, [..., width] each.
+    """
     if operation == "path":
         return follow_path(*values)
+    if operation == "concat":
+        return torch.cat(list(values), dim=-1)
     return reduce(torch.mul if operation == "mult" else torch.add, values)
 
 
@@ -261,7 +268,7 @@ class UnpooledFeatures:
         for (operation, parts), group in self._groups.items():
             operands = [operand_keys(feature) for feature in group]
             values = [torch.cat([rows[keys[part]].rows_ND for keys in operands]) for part in range(parts)]
-            combined_ND = follow_path(*values) if operation == "path" else reduce(torch.mul, values)
+            combined_ND = combined(operation, values)
             lengths = torch.cat([rows[keys[0]].lengths_B for keys in operands])
             summed_FBD = segment_sum(combined_ND, lengths).view(len(group), -1, self.dim)
             summed_B.append(summed_FBD.transpose(0, 1).flatten(1))

@@ -4,16 +4,14 @@ Dimensions: B examples, I dense features, F features with one id each, L ids of 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
-from dlrmctl.embeddings.combine import operand_keys
+from dlrmctl.embeddings.combine import combined, operand_keys
 from dlrmctl.embeddings.compression.rules.rows import Compressed
 from dlrmctl.embeddings.partitions.basic import Partition
 from dlrmctl.embeddings.partitions.heads import Head, Tail
-from dlrmctl.embeddings.path import follow_path
 from dlrmctl.embeddings.tables import FeatureTable
 
 PADDING = -1  # fills up lists of ids
@@ -101,7 +99,10 @@ class ServedModel(nn.Module):
         """[N, D] each: what each id is alone; one vector, or those of operation "features"."""
         *heads, last = feature.lookups
         rows = dict(zip(last.keys, self._rows(last.keys, last.partition, ids_N), strict=True))
-        vectors = _combined(feature, rows)
+        if feature.combination in (None, "features"):
+            vectors = list(rows.values())
+        else:
+            vectors = [combined(feature.combination, [rows[key] for key in operand_keys(feature)])]
         for head in heads:  # an id has no row in the head's table, or none in the tail's
             (row_ND,) = self._rows(head.keys, head.partition, ids_N)
             vectors = [row_ND + vector_ND for vector_ND in vectors]
@@ -117,15 +118,3 @@ class ServedModel(nn.Module):
             else:
                 found.append(table(row_N))
         return found
-
-
-def _combined(feature: FeatureTable, rows: Mapping[str, Tensor]) -> list[Tensor]:
-    operation = feature.combination
-    if operation is None or operation == "features":
-        return list(rows.values())
-    if operation == "concat":
-        return [torch.cat(list(rows.values()), 1)]
-    parts = [rows[key] for key in operand_keys(feature)]
-    if operation == "path":
-        return [follow_path(*parts)]
-    return [reduce(torch.mul if operation == "mult" else torch.add, parts)]

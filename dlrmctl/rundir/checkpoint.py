@@ -13,14 +13,13 @@ import json
 import os
 import re
 import shutil
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from dlrmctl.data.files import sync_file
+from dlrmctl.data.files import file_crc32, sync_file
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.ranks import Ranks
 
@@ -154,7 +153,7 @@ def verify(path: Path, rank: int, world_size: int) -> None:
     """
     files = sorted(json.loads((path / "complete.json").read_text())["files"].items())
     for name, (_, crc) in files[rank::world_size]:
-        if _crc32(path / name) != crc:
+        if file_crc32(path / name) != crc:
             raise _damaged(path, f"{name} does not match its checksum")
 
 
@@ -199,15 +198,7 @@ def _damaged(path: Path, what: str) -> UserError:
 def _checksums(directory: Path, prefix: str) -> dict[str, list[int]]:
     """Name -> [bytes, CRC-32] of the files with this prefix."""
     files = (file for file in sorted(directory.iterdir()) if file.name.startswith(prefix))
-    return {file.name: [file.stat().st_size, _crc32(file)] for file in files}
-
-
-def _crc32(path: Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            value = zlib.crc32(chunk, value)
-    return value
+    return {file.name: [file.stat().st_size, file_crc32(file)] for file in files}
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -1,13 +1,13 @@
 """A run's directory: its files, written by rank 0 alone.
 
-    run.toml            all settings; names the version of the whole directory
-    environment.json    versions, ranks, device, command line
-    plan.json           where every table lives
-    metrics.jsonl       one line per interval and evaluation
-    results.json        validation and test of the best checkpoint
-    features/           what scoring raw rows needs of the data
-    checkpoints/        see `checkpoint`
-    events/             the lines of metrics.jsonl for TensorBoard, if asked for
+run.toml            all settings; names the version of the whole directory
+environment.json    versions, ranks, device, command line
+plan.json           where every table lives
+metrics.jsonl       one line per interval and evaluation
+results.json        validation and test of the best checkpoint
+features/           what scoring raw rows needs of the data
+checkpoints/        see `checkpoint`
+events/             the lines of metrics.jsonl for TensorBoard, if asked for
 """
 
 import errno

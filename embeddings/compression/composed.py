@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from dlrmctl.embeddings.combine import Bags, Columns
+from dlrmctl.embeddings.combine import Bags, Columns, segment_sum
 from dlrmctl.embeddings.compression.rules.rows import Compressed
 from dlrmctl.embeddings.ids import SparseIds
 from dlrmctl.embeddings.module import FeatureEmbeddings
@@ -82,6 +82,4 @@ def compose(
 
 def pooled(rows_ND: Tensor, lengths_B: Tensor | None) -> Tensor:
     """[B, D]: the sum of each example's next `lengths` rows, 0 where that is none; None for one row each."""
-    if lengths_B is None:
-        return rows_ND
-    return torch.segment_reduce(rows_ND, "sum", lengths=lengths_B.long(), axis=0, initial=0.0)
+    return rows_ND if lengths_B is None else segment_sum(rows_ND, lengths_B)

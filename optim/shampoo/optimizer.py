@@ -27,7 +27,6 @@ from dlrmctl.optim.shampoo.factors import FAILED, ExponentOverride
 from dlrmctl.optim.shampoo.gradients import checked_gradients, parameter_name
 from dlrmctl.optim.shampoo.settings import checked_group
 
-_NOT_PER_GROUP = {"self", "__class__", "params", "communication_dtype", "process_group"}
 _NUM_NAMED = 3  # blocks that a report of failures names
 
 
@@ -70,7 +69,7 @@ class DistributedShampoo(Optimizer):
     Attributes:
         num_failed_roots: refreshes of blocks that failed so far, on this rank; such a block goes on with its last good
             roots, or with grafting alone. `failed_roots_report` says which.
-        part_times: None, or where to measure the parts of a step (timing.py).
+        part_times: None, or where to measure the parts of a step (see `costs.PartTimes`).
 
     Raises:
         ValueError: for a setting out of range or a parameter that is complex.
@@ -107,7 +106,32 @@ class DistributedShampoo(Optimizer):
         use_float32_scalars: bool = False,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        defaults = {name: value for name, value in locals().items() if name not in _NOT_PER_GROUP}
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "beta3": beta3,
+            "epsilon": epsilon,
+            "relative_epsilon": relative_epsilon,
+            "momentum": momentum,
+            "dampening": dampening,
+            "use_nesterov": use_nesterov,
+            "weight_decay": weight_decay,
+            "use_decoupled_weight_decay": use_decoupled_weight_decay,
+            "weight_decay_type": weight_decay_type,
+            "peak_lr": peak_lr,
+            "max_preconditioner_dim": max_preconditioner_dim,
+            "merge_small_dims": merge_small_dims,
+            "precondition_vectors": precondition_vectors,
+            "precondition_frequency": precondition_frequency,
+            "start_preconditioning_step": start_preconditioning_step,
+            "stagger_refresh": stagger_refresh,
+            "statistics_frequency": statistics_frequency,
+            "inverse_exponent_override": inverse_exponent_override,
+            "use_bias_correction": use_bias_correction,
+            "grafting_config": grafting_config,
+            "preconditioner_config": preconditioner_config,
+            "use_float32_scalars": use_float32_scalars,
+        }
         self._process_group = process_group
         self._division = Division(process_group, communication_dtype)
         self.part_times: PartTimes | None = None
