@@ -42,6 +42,7 @@ _OTHERS = {
 }
 MEMBER_MARK = "::"
 _SHOWN_MEMBERS = 10
+_MOST_HEADER_BYTES = 1 << 16  # a name has at most 4,096 bytes on Linux; tarfile takes 3,000 times a header's size
 _DAY = re.compile(r"day_(\d+)(\.txt|\.tsv)?(\.gz)?")
 _NO_DATA = re.compile(r"(readme|license|licence).*|\..*", re.IGNORECASE)
 
@@ -83,11 +84,15 @@ class Text:
         stream = self._outer()
         self._base = file.tell() if in_archive else 0
         if in_archive:
-            head = stream.read(len(GZIP_MARK))
-            joined = Joined(head, stream)
-            packed = head == GZIP_MARK
-            self.seekable &= not packed
-            stream = Gunzip(joined, source.name) if packed else joined
+            head = stream.read(HEAD_BYTES)
+            stream = Joined(head, stream)
+            if head.startswith(GZIP_MARK):
+                self.seekable = False
+                stream = Gunzip(stream, source.name)
+        if in_archive or not self.seekable:
+            head = stream.read(HEAD_BYTES)
+            _refuse_nested(source.name, head)
+            stream = Joined(head, stream)
         self._stream: Readable = stream
 
     def _outer(self) -> Readable:
@@ -168,6 +173,30 @@ def refuse_others(name: str, head: bytes) -> None:
     for mark, what in _OTHERS.items():
         if head.startswith(mark):
             raise DataError(f"{name}: the file is {what}, expected text", "plain, gzip, tar and zip files can be read")
+
+
+def _refuse_nested(name: str, head: bytes) -> None:
+    """Raises DataError if what was packed begins like something packed."""
+    refuse_others(name, head)
+    kind = "a gzip file" if head.startswith(GZIP_MARK) else "an archive" if is_zip(head) or is_tar(head) else None
+    if kind:
+        raise DataError(f"{name}: {kind} inside a packed file, expected text", "unpack the outer one first")
+
+
+class _BoundedTarInfo(tarfile.TarInfo):
+    """A member of a tar file whose own extended header is of a sane size; tarfile would read any into memory."""
+
+    def _proc_pax(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        self._bound()
+        return super()._proc_pax(archive)  # type: ignore[misc]
+
+    def _proc_gnulong(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        self._bound()
+        return super()._proc_gnulong(archive)  # type: ignore[misc]
+
+    def _bound(self) -> None:
+        if self.size > _MOST_HEADER_BYTES:
+            raise tarfile.ReadError(f"an extended header of {self.size:,} bytes")
 
 
 @dataclass(frozen=True)
@@ -264,8 +293,10 @@ def _choose(members: Iterable[_Member], path: Path, wanted: str | None, usual: s
         problem = f"the archive holds {len(data)} files and no {usual}"
     names = [member.name for member in data or seen]
     more = f" and {len(names) - _SHOWN_MEMBERS} more" if len(names) > _SHOWN_MEMBERS else ""
+    if not names:
+        raise DataError(f"{path}: {problem}", AGAIN)
     hint = f"it holds {', '.join(names[:_SHOWN_MEMBERS])}{more}; name one as in {path.name}{MEMBER_MARK}{names[0]}"
-    raise DataError(f"{path}: {problem}", hint if names else AGAIN)
+    raise DataError(f"{path}: {problem}", hint)
 
 
 def _zip_members(file: BinaryIO, name: str) -> Iterator[_Member]:
@@ -278,7 +309,9 @@ def _tar_members(file: BinaryIO, name: str, is_gzip: bool) -> Iterator[_Member]:
     stream = Gunzip(file, name) if is_gzip else Joined(b"", file)
     try:
         # As a stream: a packed archive can only be read from front to back.
-        with tarfile.open(fileobj=cast(BinaryIO, stream), mode="r|", bufsize=1 << 20) as archive:
+        with tarfile.open(
+            fileobj=cast(BinaryIO, stream), mode="r|", bufsize=1 << 20, tarinfo=_BoundedTarInfo
+        ) as archive:
             for info in archive:
                 if info.isreg():
                     yield _Member(info.name, info.size, info.offset_data, info.size)

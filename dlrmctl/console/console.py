@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dlrmctl.console.text import printable
+
 # A file has no width; tables there should not be folded.
 _FILE_WIDTH = 160
 
@@ -41,8 +43,9 @@ class Output:
     def is_terminal(self) -> bool:
         return self.console.is_terminal
 
-    def print(self, content: Any) -> None:
-        self.console.print(content)
+    def print(self, content: str | Text | Table) -> None:
+        """Prints a text, of which control signs are escaped, or what is made of such texts."""
+        self.console.print(printable(content) if isinstance(content, str) else content)
 
 
 output = Output("stdout")
@@ -50,13 +53,18 @@ messages = Output("stderr")
 
 
 def show_error(message: str, hint: str | None = None) -> None:
-    messages.print(Text.assemble(("error: ", "bold red"), " ".join(message.split())))
+    messages.print(Text.assemble(("error: ", "bold red"), _line(message)))
     if hint:
-        messages.print(Text.assemble(("hint: ", "bold"), hint))
+        messages.print(Text.assemble(("hint: ", "bold"), _line(hint)))
 
 
 def warn(message: str) -> None:
-    messages.print(Text.assemble(("warning: ", "bold yellow"), message))
+    messages.print(Text.assemble(("warning: ", "bold yellow"), _line(message)))
+
+
+def _line(text: str) -> str:
+    """One line that a terminal shows as it is."""
+    return printable(" ".join(text.split()))
 
 
 def say(message: str) -> None:
@@ -80,11 +88,16 @@ def finite(value: Any) -> Any:
     return value
 
 
+def _cell(text: str) -> str:
+    """A cell of one line; spaces stay, since they align."""
+    return printable(text.replace("\n", "\\n").replace("\t", "\\t"))
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], to: Output = output) -> None:
     """A table, on standard output unless `to` is given: text in the first column, numbers in the others."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(title=_line(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+        table.add_column(_line(column), justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(_cell, row))
     to.print(table)

@@ -1,6 +1,20 @@
 """Texts of numbers: enough digits, units, standard errors where there are any, one and many."""
 
 
+def printable(text: str) -> str:
+    """The text without signs that move a cursor, colour, or turn the direction of writing: those as escapes.
+
+    Names of files, members and columns come from anywhere, and a terminal obeys what it is sent.
+    """
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def _escaped(sign: str) -> str:
+    if sign in "\n\t" or sign.isprintable():
+        return sign
+    return sign.encode("unicode_escape", "surrogatepass").decode()
+
+
 def rate_text(value: float) -> str:
     """A rate with one decimal, and with three digits where that would hide it."""
     return f"{value:,.1f}" if value >= 10 or value == 0 else f"{value:#.3g}"

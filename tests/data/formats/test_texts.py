@@ -205,3 +205,50 @@ def test_standard_input_is_text_plain_or_packed(tmp_path: Path, kind: str) -> No
         assert b"standard input: an archive comes out of a pipe, expected text" in done.stderr
     else:
         assert done.stdout == TEXT
+
+
+@pytest.mark.parametrize("outer", ["x.tar", "x.tar.gz", "x.zip", "x.gz"])
+@pytest.mark.parametrize("inner", ["dac.tar", "dac.tar.gz", "dac.zip", "twice.gz"])
+def test_what_is_packed_twice_is_refused_by_name(tmp_path: Path, outer: str, inner: str) -> None:
+    content = gzip.compress(gzip.compress(TEXT)) if inner == "twice.gz" else pack(tmp_path / inner, DAC).read_bytes()
+    if outer == "x.gz":
+        (tmp_path / outer).write_bytes(gzip.compress(content))
+        if inner == "dac.tar":  # x.gz is then a tar.gz by another name
+            assert read_all(tmp_path / outer) == TEXT
+            return
+    else:
+        pack(tmp_path / outer, [(inner, content)])
+    with pytest.raises(DataError, match=rf"{outer}.*: (a gzip file|an archive) inside a packed file"):
+        read_all(tmp_path / outer)
+
+
+def test_a_header_of_a_tar_file_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    record = b"10 a=bbbb\n"
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = tarfile.XHDTYPE, len(record) * 40_000
+    member = tarfile.TarInfo("train.txt")
+    with (tmp_path / "x.tar").open("wb") as file:
+        file.write(header.tobuf(tarfile.USTAR_FORMAT) + (record * 40_000).ljust(-(-header.size // 512) * 512, b"\0"))
+        file.write(member.tobuf() + bytes(1024))
+    program = (
+        "import resource, sys\nfrom dlrmctl.data.errors import DataError\n"
+        "from dlrmctl.data.formats.texts import find_texts\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try:\n    find_texts(sys.argv[1])\nexcept DataError as error:\n    print(error)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "x.tar")], capture_output=True, text=True, check=True
+    )
+    message, kibibytes = done.stdout.splitlines()
+    assert "x.tar: the tar file is cut short or damaged" in message
+    assert int(kibibytes) < 8 * 1024  # the header alone is 0.4 MB, and took 1.2 GB
+
+
+def test_a_tar_file_without_files_is_one_line(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        folder = tarfile.TarInfo("empty")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+    with pytest.raises(DataError, match=r"x.tar: the archive holds no data"):
+        find_texts(str(tmp_path / "x.tar"))

@@ -2,12 +2,14 @@
 
 import io
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 
 import pytest
 
-from dlrmctl.console.console import messages, output, print_table, say
+from dlrmctl.console.console import messages, output, print_table, say, warn
 from dlrmctl.console.progress import BarDisplay
 from dlrmctl.console.text import with_error
+from tests.dlrmctl.commands import in_process
 
 
 def test_output_follows_the_streams():
@@ -44,3 +46,16 @@ def test_errors_stand_beside_their_values():
     assert with_error(0.00012, 0.00001, "+.3f", scale=100) == "+0.012 ±0.001"
     assert with_error(0.5, None) == "0.5000 ±-"
     assert with_error(None, None) == "-"
+
+
+def test_control_signs_in_names_reach_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    hostile = "\x1b]0;owned\x07\x1b[2J\u202egnp.exe\x9b31m\r"
+    done = in_process("evaluate", tmp_path / hostile)
+    assert done.status == 2
+    print_table(hostile, ["name" + hostile, "rows"], [[f"a\n{hostile}", "1"]])
+    warn(hostile)
+    say(hostile)
+    shown = done.err + "".join(capsys.readouterr())
+    assert "\\x1b]0;owned\\x07\\x1b[2J\\u202egnp.exe\\x9b31m" in shown
+    assert not set(shown) & {"\x1b", "\x07", "\u202e", "\x9b", "\r"}
+    assert "a\\n" in shown
