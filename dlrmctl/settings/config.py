@@ -186,7 +186,9 @@ class Config:
             section: replace(getattr(self, section), **checked_values(SECTIONS[section], values))
             for section, values in sections.items()
         }
-        return replace(self, **changed)
+        # A value that is given stays, also if it equals the one that would have followed.
+        derived = {name: value for name, value in self.derived.items() if name not in settings}
+        return replace(self, **changed, derived=derived)
 
     def to_dict(self, *, derived: bool = True) -> dict[str, dict[str, Any]]:
         """Plain data for TOML: lists for tuples, absent keys for None.

@@ -163,6 +163,7 @@ def test_what_follows_from_other_settings_follows_again_when_they_change():
         config.change(dense_optimizer="sgd", shampoo_frequency=200).optim
         == Config.of(dense_optimizer="sgd", shampoo_frequency=200).optim
     )
+    assert config.change(qr_lr=config.optim.qr_lr).change(operation="add").optim.qr_lr == config.optim.qr_lr
     given = config.change(qr_lr=0.2)
     assert given.change(operation="add").optim.qr_lr == 0.2
     assert given.change(operation="add", qr_lr=None).optim.qr_lr == 0.1
