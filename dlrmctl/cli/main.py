@@ -1,5 +1,8 @@
 """Runs a command; errors end here as one line each, shown once over all ranks."""
 
+import errno
+import io
+import os
 import sys
 import traceback
 from typing import Any
@@ -13,10 +16,25 @@ from dlrmctl.errors import EXIT_USER_ERROR, Interrupted, UserError
 from dlrmctl.ranks.launch import RankEnded, RankError, claim_report
 from dlrmctl.ranks.process import configure
 
+# What a write to a stream can fail with; files are written by code that names them.
+_OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)
+
 
 def main() -> None:
-    """Entry point: every mistake a user can mend is one line and exit status 2."""
-    sys.exit(run_command())
+    """Entry point: every mistake a user can fix is one line and exit status 2."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (as long as the process)
+    if sys.stdout is None:
+        show_error("standard output is closed", "redirect it, as in > /dev/null")
+        sys.exit(EXIT_USER_ERROR)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has every sign
+    status = run_command()
+    try:
+        sys.stdout.flush()
+    except OSError as problem:
+        status = _refused_output(problem)
+    sys.exit(status)
 
 
 def run_command(arguments: list[str] | None = None) -> int:
@@ -45,10 +63,20 @@ def run_command(arguments: list[str] | None = None) -> int:
     except RankError as error:
         say(str(error))
         return 1
-    except Exception:
+    except Exception as problem:
+        if isinstance(problem, OSError) and problem.filename is None and problem.errno in _OUTPUT_ERRORS:
+            return _refused_output(problem)
         if claim_report():
             say(traceback.format_exc())
         return 1
+
+
+def _refused_output(problem: OSError) -> int:
+    """Reports that the answer could not be written, unless its reader simply left; nothing more is written then."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would try once more, and complain
+    if problem.errno == errno.EPIPE:
+        return 1  # as rich does
+    return _report(f"standard output cannot be written: {problem.strerror}", None)
 
 
 def _command_path(error: Any) -> str:

@@ -1,5 +1,6 @@
 """What holds for every command there is, found by walking the command line."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -83,3 +84,34 @@ def test_a_mistake_is_one_line_that_names_it(name: str, tmp_path: Path, monkeypa
 def test_every_answer_can_be_had_as_json():
     without = {name for name, command in NAMES.items() if not any("--json" in p.opts for p in command.params)}
     assert without == {"plot"}  # its answer is the picture
+
+
+@pytest.mark.parametrize("command", ["runs DIR", "runs DIR --json", "--help", "data --help"])
+@pytest.mark.parametrize(
+    ("redirected", "status", "words"),
+    [
+        ("> /dev/full", 2, "error: standard output cannot be written: No space left on device"),
+        (">&-", 2, "error: standard output is closed"),
+        ("2>&-", 0, ""),
+        ("| true", 1, ""),
+    ],
+)
+def test_an_answer_that_cannot_be_written(command: str, redirected: str, status: int, words: str, tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "run.toml").write_text("")
+    dlrmctl = f"{sys.executable} -P -m dlrmctl {command.replace('DIR', str(tmp_path))}"
+    # The reader is gone before anything is written.
+    script = f"set -o pipefail; ( sleep 1; {dlrmctl} ) {redirected}" if "|" in redirected else f"{dlrmctl} {redirected}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert done.stderr.split("\nhint: ")[0].strip() == words
+
+
+def test_a_terminal_without_the_signs_gets_them_as_escapes(tmp_path: Path):
+    (tmp_path / "\u00fcber").mkdir()
+    (tmp_path / "\u00fcber" / "run.toml").write_text("")
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    command = [sys.executable, "-P", "-m", "dlrmctl", "runs", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "\\xfcber" in done.stdout
