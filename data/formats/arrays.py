@@ -18,7 +18,16 @@ import numpy as np
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors
-from dlrmctl.data.formats.raw import BadLine, Position, RawColumn, RawFeature, RawPiece, SourceFile, Task
+from dlrmctl.data.formats.raw import (
+    LABEL_NOT_BINARY,
+    BadLine,
+    Position,
+    RawColumn,
+    RawFeature,
+    RawPiece,
+    SourceFile,
+    Task,
+)
 from dlrmctl.data.formats.sources import expand_sources, natural
 from dlrmctl.data.formats.streams import damage
 from dlrmctl.data.formats.transforms import NONE, DenseTransform
@@ -308,7 +317,7 @@ class NpyInput:
             for row in np.flatnonzero(wrong_N).tolist():
                 problems.setdefault(row, BadLine(start + row + 1, reason, problem))
 
-        bad(~np.isin(labels_N, (0, 1)), "label not 0 or 1", "the label is neither 0 nor 1")
+        bad(~np.isin(labels_N, (0, 1)), LABEL_NOT_BINARY, "the label is neither 0 nor 1")
         bad(np.any(~np.isfinite(dense_NI), axis=1), "dense value not finite", "a dense value is not a finite number")
         bad(np.any(np.abs(dense_NI) > _LARGEST, axis=1), "too large", f"a dense value is above {_LARGEST:.0f}")
         for feature, ids_NK in zip(self.sparse, ids_F, strict=True):

@@ -15,7 +15,16 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors
 from dlrmctl.data.formats.criteo_digits import MAX_DIGITS, read_fields, read_integer
 from dlrmctl.data.formats.lines import MAX_LINE_BYTES, PIECE_BYTES, START, Lines, Mark, cut_lines, skip_text
-from dlrmctl.data.formats.raw import BadLine, Position, RawColumn, RawFeature, RawPiece, SourceFile, Task
+from dlrmctl.data.formats.raw import (
+    LABEL_NOT_BINARY,
+    BadLine,
+    Position,
+    RawColumn,
+    RawFeature,
+    RawPiece,
+    SourceFile,
+    Task,
+)
 from dlrmctl.data.formats.sources import expand_sources
 from dlrmctl.data.formats.texts import Text, find_texts, open_text
 from dlrmctl.data.formats.transforms import LOG, MISSING, DenseTransform
@@ -153,7 +162,7 @@ def _wrong_field(number: int, name: str, field: bytes) -> BadLine | None:
     shown = repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
     if name == LABEL and text not in ("0", "1"):
         problem = f"the label is {shown}, expected 0 or 1" if text else "the label is missing"
-        return BadLine(number, "label not 0 or 1", problem)
+        return BadLine(number, LABEL_NOT_BINARY, problem)
     if name in DENSE and field and read_integer(field) is None:
         return BadLine(number, "not an integer", f"{name} is {shown}, expected an integer")
     if name in SPARSE and not (len(field) <= MAX_DIGITS and _HEX_DIGITS.issuperset(field)):

@@ -5,12 +5,15 @@ N good examples of a piece, I dense features, F sparse features.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from dlrmctl.data.formats.table_schema import TableSchema
 from dlrmctl.data.formats.transforms import DenseTransform
+
+if TYPE_CHECKING:
+    import polars as pl
 
 Position = Mapping[str, Any]  # plain values for JSON
 
@@ -48,6 +51,10 @@ class RawColumn:
     lengths_N: np.ndarray | None = None
 
 
+LABEL_NOT_BINARY, LABEL_WRONG = "label not 0 or 1", "label is wrong or missing"
+NO_LABEL = (LABEL_NOT_BINARY, LABEL_WRONG)  # reasons of bad lines
+
+
 def unit_of(format: str | None) -> str:
     """What an input of this format consists of: "row" or "line"."""
     return "row" if format in ("parquet", "npy") else "line"
@@ -77,6 +84,19 @@ class BadLine:
 
 
 @dataclass(frozen=True)
+class KeptColumns:
+    """Columns that are passed through as they are: of good rows and of those whose values are wrong.
+
+    Attributes:
+        lines: int64, the line each row stands on, ascending.
+        frame: the columns.
+    """
+
+    lines: np.ndarray
+    frame: "pl.DataFrame"
+
+
+@dataclass(frozen=True)
 class RawPiece:
     """Consecutive examples of one source.
 
@@ -87,6 +107,7 @@ class RawPiece:
         sparse: F columns.
         repaired: examples whose line had to be mended, by what was mended.
         bad: the lines left out, in order.
+        kept: columns that the input was asked to keep.
     """
 
     lines_N: np.ndarray
@@ -95,6 +116,7 @@ class RawPiece:
     sparse: Sequence[RawColumn]
     repaired: Mapping[str, int]
     bad: Sequence[BadLine]
+    kept: KeptColumns | None = None
 
     def __len__(self) -> int:
         return len(self.labels_N)

@@ -12,7 +12,7 @@ from typing import TypeGuard
 import numpy as np
 import polars as pl
 
-from dlrmctl.data.formats.raw import BadLine, RawColumn, RawPiece
+from dlrmctl.data.formats.raw import LABEL_WRONG, BadLine, RawColumn, RawPiece
 from dlrmctl.data.formats.table_schema import DenseColumn, SparseColumn, TableSchema
 from dlrmctl.data.formats.transforms import TRANSFORMS
 
@@ -120,7 +120,7 @@ def _labels(schema: TableSchema, frame: pl.DataFrame, faults: _Faults) -> np.nda
             numbers_N = np.where(true_N | false_N, 0, numbers_N)
         wrong_N |= (numbers_N != 0) & (numbers_N != 1)
         expected = "0 or 1"
-    faults.add(wrong_N | ~given_N, schema.label, "label is wrong or missing", expected)
+    faults.add(wrong_N | ~given_N, schema.label, LABEL_WRONG, expected)
     return (positive_N & given_N & ~wrong_N).astype(np.uint8)
 
 

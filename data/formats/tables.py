@@ -2,16 +2,17 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors
-from dlrmctl.data.formats.raw import Position, RawFeature, RawPiece, SourceFile, Task
+from dlrmctl.data.formats.raw import BadLine, KeptColumns, Position, RawFeature, RawPiece, SourceFile, Task
 from dlrmctl.data.formats.sources import expand_sources
 from dlrmctl.data.formats.table_parquet import check_types, count_rows, is_parquet, read_rows, read_types
 from dlrmctl.data.formats.table_schema import TableSchema, nearest
@@ -43,6 +44,7 @@ class TableInput:
         schema: what the columns are.
         sources: in the order of time; what `expand_sources` takes.
         labelled: False for files without labels: the label column need not be there, and is not read.
+        keep: columns that pieces hold as they are, besides what the schema makes of them.
         piece_bytes: of text in a piece.
         piece_rows: of Parquet in a piece.
 
@@ -56,18 +58,21 @@ class TableInput:
         sources: Sequence[str | Path],
         *,
         labelled: bool = True,
+        keep: Sequence[str] = (),
         piece_bytes: int = PIECE_BYTES,
         piece_rows: int = PIECE_ROWS,
     ) -> None:
         self.table_schema, self._labelled = schema, labelled
         self._piece_bytes, self._piece_rows = piece_bytes, piece_rows
-        paths = [check_file(name) for name in expand_sources(sources)]
+        self._paths = paths = [check_file(name) for name in expand_sources(sources)]
         self.sources = tuple(SourceFile(path.name, path.stat().st_size) for path in paths)
         parquet = [is_parquet(path) for path in paths]
         if any(parquet) and not all(parquet):
             raise DataError(f"{paths[parquet.index(False)]}: not a Parquet file, as {paths[parquet.index(True)]} is")
         self.format = "parquet" if parquet[0] else "csv"
         self._names = schema.columns[0 if labelled else 1 :]
+        self._kept: dict[str, pl.DataType] = dict.fromkeys(keep, pl.String())
+        self._wanted = [*self._names, *(name for name in keep if name not in self._names)]
         self._files = [self._parquet_file(path) if parquet[0] else self._text_file(path) for path in paths]
         self.label = schema.label
         self.dense = tuple(column.name for column in schema.dense)
@@ -114,8 +119,20 @@ class TableInput:
             yield Task(number, position, before + records.position, partial(self._read_text, file, records))
 
     def _read_text(self, file: _File, records: Records) -> RawPiece:
-        frame, lines_N, bad = to_frame(records, file.header, self._names, file.dialect)
-        return to_piece(self.table_schema, frame, lines_N, bad, labelled=self._labelled)
+        frame, lines_N, bad = to_frame(records, file.header, self._wanted, file.dialect)
+        return self._piece(frame, lines_N, bad)
+
+    def _piece(self, frame: pl.DataFrame, lines_N: np.ndarray, bad: Sequence[BadLine] = ()) -> RawPiece:
+        piece = to_piece(self.table_schema, frame, lines_N, bad, labelled=self._labelled)
+        if not self._kept:
+            return piece
+        kept = frame.select(pl.col(name).cast(kind) for name, kind in self._kept.items())
+        return replace(piece, kept=KeptColumns(lines_N, kept))
+
+    @property
+    def kept_types(self) -> Mapping[str, pl.DataType]:
+        """The columns that pieces keep, and their types, the same in every piece."""
+        return self._kept
 
     def _parquet_tasks(self, number: int, before: int, place: Mapping[str, Any] | None) -> Iterator[Task]:
         file, size = self._files[number], self.sources[number].num_bytes
@@ -126,8 +143,8 @@ class TableInput:
             yield Task(number, position, before + size * stop // file.rows, read)
 
     def _read_parquet(self, path: Path, start: int, count: int) -> RawPiece:
-        frame = read_rows(path, self._names, start, count)
-        return to_piece(self.table_schema, frame, np.arange(start + 1, start + count + 1), labelled=self._labelled)
+        frame, lines_N = read_rows(path, self._wanted, start, count), np.arange(start + 1, start + count + 1)
+        return self._piece(frame, lines_N)
 
     def _text_file(self, path: Path) -> _File:
         dialect = self._dialect(path)
@@ -154,17 +171,34 @@ class TableInput:
         types = read_types(path)
         self._check_columns(path, list(types))
         check_types(path, types, self.table_schema, labelled=self._labelled)
+        self._keep_types(path, types)
         return _File(path, self._dialect(path), rows=count_rows(path))
 
+    def _keep_types(self, path: Path, types: Mapping[str, pl.DataType]) -> None:
+        """Columns of categories are kept as strings: every file has its own."""
+        plain = {name: types[name] for name in self._kept}
+        for name, kind in plain.items():
+            if isinstance(kind, pl.Categorical | pl.Enum):
+                plain[name] = pl.String()
+        if path != self._paths[0]:
+            for name, kind in plain.items():
+                if kind != self._kept[name]:
+                    raise DataError(
+                        f"{path}: column {name!r} is of type {kind}, but {self._kept[name]} in {self._paths[0]}",
+                        "a column that is kept has one type in all files",
+                    )
+        self._kept = plain
+
     def _check_columns(self, path: Path, header: list[str]) -> None:
-        for name in self._names:
+        for name in self._wanted:
             if header.count(name) > 1:
                 raise DataError(f"{path}: two columns are named {name!r}", "give every column a name of its own")
             if name not in header:
                 shown = ", ".join(header[:_SHOWN_COLUMNS]) + (", ..." if len(header) > _SHOWN_COLUMNS else "")
                 hint = nearest(name, header)
+                named = f", which {self.table_schema.name} names" if name in self._names else " to keep"
                 raise DataError(
-                    f"{path}: no column {name!r}, which {self.table_schema.name} names",
+                    f"{path}: no column {name!r}{named}",
                     f"{hint} " * bool(hint) + f"the columns are {shown}",
                     missing_column=name,
                 )

@@ -8,7 +8,7 @@ import numpy as np
 from dlrmctl.data.batch import Batch, PickedRows, join_batch, pick_rows
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.features.encoders import Encoder
-from dlrmctl.data.formats.raw import BadLine, Input
+from dlrmctl.data.formats.raw import BadLine, Input, KeptColumns
 from dlrmctl.data.schema import Schema
 from dlrmctl.data.source import Block
 
@@ -22,7 +22,8 @@ class NewRows:
         source: name of the text or file.
         lines_N: int64, the line of it each row stands on, counted from 1.
         repaired: rows whose line had to be mended, by what was mended.
-        bad: the lines left out.
+        bad: the lines left out, in order.
+        kept: columns that the input was asked to keep.
     """
 
     block: Block
@@ -30,6 +31,7 @@ class NewRows:
     lines_N: np.ndarray
     repaired: Mapping[str, int]
     bad: Sequence[BadLine]
+    kept: KeptColumns | None = None
 
 
 def read_new_rows(input: Input, encoders: Mapping[str, Encoder], schema: Schema) -> Iterator[NewRows]:
@@ -73,7 +75,7 @@ def _encode(input: Input, encoders: Mapping[str, Encoder], schema: Schema) -> It
             _check_rows(feature.name, ids, feature.rows)
             ids_F.append(ids)
         block = Block(rows.dense_IN, ids_F, rows.labels_N, lengths_FN)
-        yield NewRows(block, input.sources[task.source].name, rows.lines_N, rows.repaired, rows.bad)
+        yield NewRows(block, input.sources[task.source].name, rows.lines_N, rows.repaired, rows.bad, rows.kept)
 
 
 def _check_rows(name: str, ids: np.ndarray, rows: int) -> None:

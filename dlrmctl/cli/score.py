@@ -8,7 +8,7 @@ import typer
 from dlrmctl.cli.options import LAUNCH_PANEL, AsJson, Nproc, number_of_ranks, settings_of_run, with_settings
 from dlrmctl.console.console import print_json
 from dlrmctl.ranks.launch import is_main, run_on_ranks
-from dlrmctl.settings.parse import one_of
+from dlrmctl.settings.parse import names_of, one_of, whole_number
 
 SPLITS = ("train", "validation", "test")
 Checkpoint = Annotated[str, typer.Option(help="best, last or step-N.", rich_help_panel=LAUNCH_PANEL)]
@@ -96,12 +96,22 @@ def predict(
         Path | None,
         typer.Option("--schema", help="For tables, if other than prepare had it.", metavar="FILE.toml"),
     ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option("--keep", help="Columns of tables to write beside the predictions.", metavar="COLUMN,..."),
+    ] = None,
+    max_bad_rows: Annotated[
+        str | None,
+        typer.Option(help="Refuse the rows above this many bad ones. \\[default: 1 % and 100]", metavar="N"),
+    ] = None,
     checkpoint: Checkpoint = "best",
     json: AsJson = False,
     *,
     flags: dict[str, str],
 ) -> None:
     """Score new rows with the vocabulary of the training data."""
+    kept = [] if keep is None else names_of("--keep", keep)
+    most = None if max_bad_rows is None else whole_number("--max-bad-rows", max_bad_rows, at_least=0)
     directory, settings = settings_of_run(run, flags)
     from dlrmctl.ranks.ranks import process_group
     from dlrmctl.scoring.predict import predict as score
@@ -117,6 +127,8 @@ def predict(
             schema=schema,
             labelled=labelled,
             out=out,
+            keep=kept,
+            max_bad_rows=most,
             from_data="path" in flags,
         )
         print_json(result) if json else show_prediction(result)

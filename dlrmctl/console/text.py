@@ -1,5 +1,7 @@
 """Texts of numbers: enough digits, units, standard errors where there are any, one and many."""
 
+from collections.abc import Sequence
+
 
 def printable(text: str) -> str:
     """The text without signs that move a cursor, colour, or turn the direction of writing: those as escapes.
@@ -38,6 +40,13 @@ def with_error(value: float | None, error: float | None, form: str = ".4f", *, s
 def counted(number: int, what: str) -> str:
     """1 seed, 2 seeds."""
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def few(names: Sequence[str], shown: int = 3) -> str:
+    """The first names, and how many more there are: cat_1, cat_2, cat_3 and 23 more."""
+    if len(names) <= shown + 1:  # naming the last is shorter than counting it
+        return ", ".join(names)
+    return f"{', '.join(names[:shown])} and {len(names) - shown} more"
 
 
 def bytes_text(count: float) -> str:

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 
 from dlrmctl.console.console import print_json, say, warn
 from dlrmctl.console.progress import BarDisplay
-from dlrmctl.console.text import duration
+from dlrmctl.console.text import duration, few
 from dlrmctl.data.formats.arrays import NpyInput
 from dlrmctl.data.formats.criteo import LOST_FIELDS, CriteoInput
 from dlrmctl.data.formats.raw import Input
@@ -60,10 +60,13 @@ def prepare(
     source = open_input(format, sources, schema, ids_are_rows=ids_are_rows)
     with _interruptions(out), _Display() as display:
         report = run_preparation(source, out, decisions, display.update)
-    for column in report.columns:
-        # With what is missing that is every value of the column.
-        if decisions.vocabulary_from and column.rows > RESERVED_ROWS and column.rare_train + column.missing > 0.9999:
-            warn(f"{column.name}: {decisions.vocabulary_from} knows none of its values; had they another type there?")
+    if decisions.vocabulary_from:
+        # With what is missing those are all values of the column.
+        unknown = [c.name for c in report.columns if c.rows > RESERVED_ROWS and c.rare_train + c.missing > 0.9999]
+        if unknown:
+            its = "its" if len(unknown) == 1 else "their"
+            of = f"{decisions.vocabulary_from} knows none of {its} values"
+            warn(f"{few(unknown)}: {of}; had they another type there?")
     warn_of_lost_fields(report.repaired, report.rows, [c.name for c in report.columns if c.missing == 1])
     if as_json:
         print_json({"store": str(out), **report.to_dict()})

@@ -1,8 +1,8 @@
 """`dlrmctl predict`: probabilities for rows that are in no store, in their order, in bounded memory."""
 
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ import torch
 from polars.io.plugins import register_io_source
 
 from dlrmctl.console.console import output, say, warn
+from dlrmctl.console.text import few
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.features.space import GENERATED, FeatureSpace
 from dlrmctl.data.formats.arrays import NpyInput
 from dlrmctl.data.formats.criteo import CriteoInput
-from dlrmctl.data.formats.raw import Input, unit_of
+from dlrmctl.data.formats.raw import NO_LABEL, Input, unit_of
 from dlrmctl.data.formats.table_schema import TableSchema, read_schema
 from dlrmctl.data.formats.tables import TableInput
 from dlrmctl.data.preparation.new_rows import NewRows, cut_batches, read_new_rows
@@ -36,14 +37,22 @@ SUFFIXES = (".parquet", ".csv")
 SHOWN_BAD_LINES = 10
 SUSPICIOUS = 20  # values of a feature that are all unknown
 _UNLABELLED = "leave out --labelled, if the rows have no labels"
+_COLUMNS = {"source": pl.String, "line": pl.Int64, "probability": pl.Float32, "label": pl.UInt8, "problem": pl.String}
 
 
 @dataclass
 class _Found:
-    """What was read and predicted so far."""
+    """What was read so far.
+
+    Args:
+        unit: "row" or "line".
+        labelled: whether the rows should have labels.
+        max_bad_rows: rows without a prediction that are allowed; None allows 100 and 1 % of those read.
+    """
 
     unit: str
     labelled: bool
+    max_bad_rows: int | None
     rows: int = 0
     repaired: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
@@ -53,6 +62,11 @@ class _Found:
     known: Counter[int] = field(default_factory=Counter)
 
     def add(self, piece: NewRows) -> None:
+        """Counts a piece.
+
+        Raises:
+            UserError: if more rows are bad by now than are allowed.
+        """
         self.rows += len(piece.block)
         for f, ids in enumerate(piece.block.ids_F):
             self.values[f] += int(np.count_nonzero(ids > MISSING_ROW))
@@ -63,34 +77,48 @@ class _Found:
         if piece.bad and not self.examples:
             self.first_extra_fields = piece.bad[0].extra_fields
         self.examples += [f"{piece.source}, {self.unit} {bad.line}: {bad.problem}" for bad in piece.bad[:room]]
+        bad, read = self.rejected.total(), self.rows + self.rejected.total()
+        allowed = 100 + read // 100 if self.max_bad_rows is None else self.max_bad_rows
+        if bad > allowed:
+            raise UserError(
+                f"{bad:,} of the first {read:,} {self.unit}s cannot be read, at most {allowed:,} may be; "
+                f"{self.examples[0]}",
+                self.other_flag() or "--max-bad-rows N allows more; what is wrong with them stands in their place",
+            )
 
     def unknown(self, keys: Sequence[str]) -> list[str]:
         """Features whose values, of which there are some, are all outside the vocabulary."""
         return [name for f, name in enumerate(keys) if self.values[f] >= SUSPICIOUS and not self.known[f]]
 
-    def refuse_nothing(self) -> None:
-        """Check that there was a good row.
+    def refuse_other_kind(self) -> None:
+        """Check that the rows are of the kind that was announced, once all are read.
 
         Raises:
-            UserError: if there was none.
+            UserError: if none is good, or most look as if they had labels, or none, against what was said.
         """
-        if self.rows:
-            return
-        raise UserError(f"no good row; {self.examples[0] if self.examples else 'there are no rows'}", self.other_flag())
+        if not self.rows:
+            first = self.examples[0] if self.examples else "there are no rows"
+            raise UserError(f"no good row; {first}", self.other_flag())
+        bad = self.rejected.total()
+        if bad > self.rows and (hint := self.other_flag()):
+            raise UserError(f"{bad:,} of {self.rows + bad:,} {self.unit}s cannot be read; {self.examples[0]}", hint)
 
     def other_flag(self) -> str | None:
-        """What to try where the first bad line has a field more or less than it should, as a label is one."""
+        """What to try where the first bad line has a field more or less than it should, or most lack their label."""
         if self.labelled:
-            return _UNLABELLED if self.first_extra_fields == -1 else None
+            without = sum(self.rejected[reason] for reason in NO_LABEL)
+            return _UNLABELLED if self.first_extra_fields == -1 or 2 * without > self.rejected.total() else None
         return "--labelled, if the rows have labels" if self.first_extra_fields == 1 else None
 
     def warn(self, keys: Sequence[str]) -> None:
         """Of what is not wrong in any one row, and may be wrong with all of them."""
-        if sum(self.rejected.values()) > self.rows and (hint := self.other_flag()):
-            warn(f"most {self.unit}s were left out, the first because of {self.examples[0]}; {hint}")
         warn_of_lost_fields(self.repaired, self.rows, [key for f, key in enumerate(keys) if not self.values[f]])
-        for name in self.unknown(keys):
-            warn(f"{name}: none of its values is known to the model; is it of the type that the training data had?")
+        if unknown := self.unknown(keys):
+            its, is_it = ("its", "is it") if len(unknown) == 1 else ("their", "are they")
+            warn(
+                f"{few(unknown)}: none of {its} values is known to the model; "
+                f"{is_it} of the type that the training data had?"
+            )
 
 
 def predict(
@@ -103,6 +131,8 @@ def predict(
     schema: Path | None,
     labelled: bool,
     out: Path,
+    keep: Sequence[str] = (),
+    max_bad_rows: int | None = None,
     from_data: bool = False,
 ) -> dict[str, Any]:
     """Scores the rows of the sources.
@@ -112,7 +142,10 @@ def predict(
         sources: in the format that the training data was prepared from.
         schema: for tables: what their columns are; None for the schema of the training data.
         labelled: whether the rows have labels; the metrics are given then.
-        out: .parquet or .csv; has a row for every good row, in order: source, line, probability, label if there.
+        out: .parquet or .csv; has a row for every row of the sources, in order: source, line, probability, label if
+            there, problem (why there is no probability), and the columns of `keep`.
+        keep: columns of tables that are written beside the predictions.
+        max_bad_rows: rows that may be without a probability; None allows 100 and 1 % of those read.
         from_data: take vocabulary and transforms from the data that the settings name, not from the run.
 
     Returns:
@@ -131,11 +164,14 @@ def predict(
     if features.input == GENERATED:
         raise UserError("generated data has no raw rows to score", "dlrmctl evaluate scores its splits")
     opened = open_model(config, run, ranks, checkpoint=checkpoint, features=features)
-    raw = _input(features, sources, schema, labelled=labelled)
+    raw = _input(features, sources, schema, labelled=labelled, keep=keep)
+    kept = raw.kept_types if isinstance(raw, TableInput) else {}
+    _check_kept(keep, out, kept)
     rows = read_new_rows(raw, features.encoders(), features.schema)
-    found, metrics = _Found(unit_of(raw.format), labelled), StreamingMetrics(torch.device("cpu"))
-    scored = _scored(rows, opened.model, features, config.train.batch_size, ranks, found, metrics, labelled=labelled)
-    _write(scored, out, labelled=labelled)
+    found = _Found(unit_of(raw.format), labelled, max_bad_rows)
+    metrics = StreamingMetrics(torch.device("cpu"))
+    scored = _scored(rows, opened.model, features, config.train.batch_size, ranks, found, metrics)
+    _write(scored, out, _columns(labelled, kept))
     found.warn(features.schema.keys)
     result: dict[str, Any] = {
         "out": str(out),
@@ -149,11 +185,21 @@ def predict(
     return result | ({"metrics": metrics.compute().to_dict()} if labelled else {})
 
 
-def _input(features: FeatureSpace, sources: Sequence[str], schema: Path | None, *, labelled: bool) -> Input:
+def _input(
+    features: FeatureSpace, sources: Sequence[str], schema: Path | None, *, labelled: bool, keep: Sequence[str]
+) -> Input:
     """The sources as an input of the kind that the training data was made from."""
     format = features.input
+    for name in keep:
+        if name in _COLUMNS:
+            raise UserError(f"--keep {name}: the predictions have a column of that name", "rename the one of the rows")
+    if keep and schema is None and format in ("criteo", "npy"):
+        raise UserError(
+            f"--keep {','.join(keep)}: rows in the format {format!r} have no columns besides the features",
+            "source and line say which row a prediction is of",
+        )
     if schema is not None:
-        return _table(read_schema(read_toml(schema), str(schema)), sources, labelled=labelled)
+        return _table(read_schema(read_toml(schema), str(schema)), sources, labelled=labelled, keep=keep)
     if format == "criteo":
         return CriteoInput(sources, labelled=labelled)
     if format == "npy":
@@ -164,12 +210,12 @@ def _input(features: FeatureSpace, sources: Sequence[str], schema: Path | None, 
         raise UserError(
             f"{features.directory}: was made from tables, and does not keep their schema", "--schema my.toml"
         )
-    return _table(features.table_schema, sources, labelled=labelled)
+    return _table(features.table_schema, sources, labelled=labelled, keep=keep)
 
 
-def _table(schema: TableSchema, sources: Sequence[str], *, labelled: bool) -> Input:
+def _table(schema: TableSchema, sources: Sequence[str], *, labelled: bool, keep: Sequence[str]) -> Input:
     try:
-        return TableInput(schema, sources, labelled=labelled)
+        return TableInput(schema, sources, labelled=labelled, keep=keep)
     except DataError as problem:
         if labelled and problem.missing_column == schema.label:
             raise UserError(str(problem), _UNLABELLED) from None
@@ -184,17 +230,18 @@ def _scored(
     ranks: Ranks,
     found: _Found,
     metrics: StreamingMetrics,
-    *,
-    labelled: bool,
 ) -> Iterator[pl.DataFrame]:
-    """Predictions in frames of a batch; batches are as large as evaluation's, which gives a row the same bits."""
+    """Every row of the pieces with its prediction or its problem, in order.
+
+    Batches are as large as evaluation's, which gives a row the same bits.
+    """
     offset = features.logit_offset()
-    places: list[tuple[str, int]] = []
+    pieces = _Unscored(found.labelled)
 
     def blocks() -> Iterator[Any]:
         for piece in rows:
             found.add(piece)
-            places.extend((piece.source, line) for line in piece.lines_N.tolist())
+            pieces.add(piece)
             if len(piece.block):
                 yield piece.block
 
@@ -202,34 +249,73 @@ def _scored(
         on_device = batch.to(ranks.device)
         with torch.no_grad():  # for this call: polars may ask for the next frame from another thread
             logits_B = (inference(on_device.dense_BI, on_device) + offset)[: batch.num_valid].float().cpu()
-        labels_B = batch.labels_B[: batch.num_valid]
-        names, lines = zip(*places[: batch.num_valid], strict=True)
-        del places[: batch.num_valid]
-        columns = {"source": list(names), "line": list(lines), "probability": logits_B.sigmoid().numpy()}
-        if labelled:
-            metrics.update(logits_B, labels_B)
-            columns["label"] = labels_B.to(torch.uint8).numpy()
-        yield pl.DataFrame(columns, schema=_columns(labelled))
-    found.refuse_nothing()
+        if found.labelled:
+            metrics.update(logits_B, batch.labels_B[: batch.num_valid])
+        yield from pieces.scored(logits_B.sigmoid().numpy())
+    found.refuse_other_kind()
+    yield from pieces.scored(np.empty(0, dtype=np.float32))  # pieces without a good row
 
 
-def _columns(labelled: bool) -> dict[str, Any]:
-    columns: dict[str, Any] = {"source": pl.String, "line": pl.Int64, "probability": pl.Float32}
-    return columns | ({"label": pl.UInt8} if labelled else {})
+class _Unscored:
+    """Pieces whose rows wait for their probabilities."""
+
+    def __init__(self, labelled: bool) -> None:
+        self._labelled = labelled
+        self._waiting: deque[NewRows] = deque()
+        self._probabilities = np.empty(0, dtype=np.float32)
+
+    def add(self, piece: NewRows) -> None:
+        self._waiting.append(piece)
+
+    def scored(self, probabilities: np.ndarray) -> Iterator[pl.DataFrame]:
+        """The pieces that are complete with these probabilities, the next ones of good rows."""
+        self._probabilities = np.concatenate([self._probabilities, probabilities])
+        while self._waiting and len(self._waiting[0].block) <= len(self._probabilities):
+            piece = self._waiting.popleft()
+            own, self._probabilities = np.split(self._probabilities, [len(piece.block)])
+            yield self._frame(piece, own)
+
+    def _frame(self, piece: NewRows, probabilities: np.ndarray) -> pl.DataFrame:
+        good = pl.DataFrame({"line": piece.lines_N, "probability": probabilities, "label": piece.block.labels_N})
+        bad = pl.DataFrame(
+            {"line": [line.line for line in piece.bad], "problem": [line.problem for line in piece.bad]},
+            schema={"line": pl.Int64, "problem": pl.String},
+        )
+        frame = pl.concat([good, bad], how="diagonal").sort("line").with_columns(source=pl.lit(piece.source))
+        frame = frame.select(pl.col(name).cast(kind) for name, kind in _columns(self._labelled).items())
+        if piece.kept is None:
+            return frame
+        kept = piece.kept.frame.with_columns(line=piece.kept.lines)
+        return frame.join(kept, on="line", how="left", maintain_order="left")
 
 
-def _write(frames: Iterator[pl.DataFrame], out: Path, *, labelled: bool) -> None:
+def _columns(labelled: bool, kept: Mapping[str, pl.DataType] | None = None) -> dict[str, Any]:
+    own = {name: kind for name, kind in _COLUMNS.items() if labelled or name != "label"}
+    return own | dict(kept or {})
+
+
+def _check_kept(keep: Sequence[str], out: Path, kinds: Mapping[str, pl.DataType]) -> None:
+    """
+    Raises:
+        UserError: if a column cannot be written beside the predictions.
+    """
+    for name in keep:
+        if out.suffix == ".csv" and kinds[name].is_nested():
+            raise UserError(f"--keep {name}: a CSV cannot hold its {kinds[name]}", "-o FILE.parquet")
+
+
+def _write(frames: Iterator[pl.DataFrame], out: Path, columns: Mapping[str, Any]) -> None:
     """Streams the frames into a file that appears when it is whole."""
     problems: list[BaseException] = []
 
-    def stream(columns: Any, predicate: Any, rows: Any, size: Any) -> Iterator[pl.DataFrame]:
+    def stream(some: Any, predicate: Any, rows: Any, size: Any) -> Iterator[pl.DataFrame]:
         try:
             yield from frames
         except BaseException as problem:  # polars would tell it as one of its own
             problems.append(problem)
 
     partial = out.with_name(f"{out.name}.{os.getpid()}.partial")  # another of that name is not ours to remove
-    lazy = register_io_source(stream, schema=_columns(labelled))
+    lazy = register_io_source(stream, schema=columns)
     try:
         lazy.sink_parquet(partial) if out.suffix == ".parquet" else lazy.sink_csv(partial)
         if problems:
@@ -246,8 +332,6 @@ def show_prediction(result: dict[str, Any]) -> None:
     for example in result["examples"]:
         say(example)
     bad, mended = sum(result["rejected"].values()), sum(result["repaired"].values())
-    output.print(
-        f"{result['out']}: {result['rows']:,} predictions, {mended:,} {result['unit']}s repaired, {bad:,} left out"
-    )
+    output.print(f"{result['out']}: {result['rows']:,} predictions, {mended:,} {result['unit']}s repaired, {bad:,} bad")
     if "metrics" in result:
         output.print(short_text(Metrics(**result["metrics"])))

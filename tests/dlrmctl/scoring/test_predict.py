@@ -46,12 +46,13 @@ def test_unlabelled_rows_get_the_same_probabilities_in_their_order(place: Path):
     assert in_process("predict", place / "run", place / "with.tsv", "-o", place / "a.csv", "--labelled").status == 0
     assert in_process("predict", place / "run", place / "without.tsv", "-o", place / "b.parquet").status == 0
     with_labels, without = pl.read_csv(place / "a.csv"), pl.read_parquet(place / "b.parquet")
-    assert without.columns == ["source", "line", "probability"]
+    assert without.columns == ["source", "line", "probability", "problem"]
+    assert without["problem"].null_count() == 300
     found = with_labels["probability"].cast(pl.Float32).to_numpy()
     assert np.array_equal(found, without["probability"].to_numpy())  # CSV holds every digit of a float32
 
 
-def test_bad_lines_are_left_out_and_said_and_unknown_values_are_rare(place: Path):
+def test_bad_lines_have_a_problem_in_place_of_a_probability_and_unknown_values_are_rare(place: Path):
     lines = (place / "train.txt").read_text().splitlines()
     good = lines[0].split("\t", 1)[1].split("\t")
     unknown = "\t".join([*good[:13], *[f"ffffff{i:02x}" for i in range(26)]])
@@ -59,17 +60,22 @@ def test_bad_lines_are_left_out_and_said_and_unknown_values_are_rare(place: Path
     done = in_process("predict", place / "run", place / "mixed.tsv", "-o", place / "mixed.csv")
     assert done.status == 0
     assert "mixed.tsv, line 2: 1 field, expected 39" in done.err
-    assert "2 predictions, 0 lines repaired, 1 left out" in done.out
+    assert "2 predictions, 0 lines repaired, 1 bad" in done.out
     frame = pl.read_csv(place / "mixed.csv")
-    assert frame["line"].to_list() == [1, 3]
-    assert frame["probability"].n_unique() == 2
+    assert frame["line"].to_list() == [1, 2, 3]
+    assert frame["problem"].to_list() == [None, "1 field, expected 39", None]
+    assert frame["probability"].is_null().to_list() == [False, True, False]
+    assert frame["probability"].n_unique() == 3
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["predict", "run", "new.tsv", "-o", "x.txt"], "ending in .parquet or .csv"),
-        (["predict", "run", "train.txt", "-o", "x.csv"], "no good row; train.txt, line 1: 40 fields, expected 39"),
+        (
+            ["predict", "run", "train.txt", "-o", "x.csv"],
+            "at most 114 may be; train.txt, line 1: 40 fields, expected 39",
+        ),
         (["predict", "run", "train.txt", "-o", "no/x.csv"], "no: there is no such directory"),
         (
             ["predict", "run", "train.txt", "-o", "train.csv", "--data", "nowhere"],
@@ -106,7 +112,7 @@ def test_lines_that_lack_columns_are_one_warning_that_names_them(place: Path):
     (place / "cut.tsv").write_text("".join("\t".join(line.split("\t")[1:20]) + "\n" for line in lines[:300]))
     done = in_process("predict", place / "run", place / "cut.tsv", "-o", place / "cut.csv")
     assert done.status == 0
-    good = len(pl.read_csv(place / "cut.csv"))
+    good = pl.read_csv(place / "cut.csv")["probability"].count()
     assert good > 150
     warning = f"warning: {good} of {good} rows are of lines that lack columns at their end, which were read as empty"
     assert f"{warning} (cat_7 to cat_26 without any value): the file may be cut" in done.err
@@ -131,17 +137,135 @@ def test_a_few_lines_stripped_by_a_tool_are_no_warning(place: Path):
     assert "warning:" not in done.err
 
 
-def test_labels_that_are_not_there_are_said_with_the_flag_to_leave_out(place: Path, tmp_path: Path):
-    lines = (place / "train.txt").read_text().splitlines()
-    (place / "un.tsv").write_text("".join(line.split("\t", 1)[1] + "\n" for line in lines))
-    done = in_process("predict", place / "run", place / "un.tsv", "-o", place / "un.csv", "--labelled")
-    words = "un.tsv, line 1: 39 fields, expected 40; leave out --labelled, if the rows have no labels"
-    assert f"warning: most lines were left out, the first because of {words}" in done.err  # some look as if labelled
-    (place / "un3.tsv").write_text("".join(line.split("\t", 1)[1] + "\n" for line in lines[:3]))
-    done = in_process("predict", place / "run", place / "un3.tsv", "-o", place / "un3.csv", "--labelled")
+@pytest.mark.parametrize("rows", [3, 60, 1400])
+def test_labels_that_are_not_there_are_refused_with_the_flag_to_leave_out(place: Path, tmp_path: Path, rows: int):
+    lines = (place / "train.txt").read_text().splitlines()[:rows]
+    (tmp_path / "un.tsv").write_text("".join(line.split("\t", 1)[1] + "\n" for line in lines))
+    done = in_process("predict", place / "run", tmp_path / "un.tsv", "-o", tmp_path / "un.csv", "--labelled")
     assert done.status == 2
-    assert "no good row" in done.err
+    assert "un.tsv, line 1: 39 fields, expected 40" in done.err
     assert "hint: leave out --labelled, if the rows have no labels" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["un.tsv"]
+
+
+def test_more_bad_rows_than_allowed_are_refused_and_leave_nothing_behind(place: Path, tmp_path: Path):
+    good = ["\t".join(line.split("\t")[1:]) for line in (place / "train.txt").read_text().splitlines()]
+    lines = [line for number, line in enumerate(good) for line in ([line, "no row"] if number % 10 == 0 else [line])]
+    (tmp_path / "new.tsv").write_text("\n".join(lines) + "\n")
+    done = in_process("predict", place / "run", tmp_path / "new.tsv", "-o", tmp_path / "out.csv")
+    assert done.status == 2
+    assert (
+        "error: 140 of the first 1,540 lines cannot be read, at most 115 may be; new.tsv, line 2: 1 field" in done.err
+    )
+    assert "hint: --max-bad-rows N allows more" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["new.tsv"]
+    rows = [place / "run", tmp_path / "new.tsv"]
+    allowed = in_process("predict", *rows, "-o", tmp_path / "out.csv", "--max-bad-rows", "140")
+    assert allowed.status == 0, allowed.err
+    frame = pl.read_csv(tmp_path / "out.csv")
+    assert frame["line"].to_list() == list(range(1, 1541))
+    assert [line == "no row" for line in lines] == frame["probability"].is_null().to_list()
+    assert [line == "no row" for line in lines] == frame["problem"].is_not_null().to_list()
+    assert in_process("predict", *rows, "-o", tmp_path / "x.csv", "--max-bad-rows", "139").status == 2
+
+
+def test_rows_of_another_kind_are_one_warning_that_names_some_features(place: Path, tmp_path: Path):
+    rows = ["\t".join([*["1"] * 13, *[f"f{n:03x}{f:04x}" for f in range(26)]]) for n in range(40)]
+    (tmp_path / "other.tsv").write_text("\n".join(rows) + "\n")
+    done = in_process("predict", place / "run", tmp_path / "other.tsv", "-o", tmp_path / "out.csv")
+    assert done.status == 0
+    words = "warning: cat_1, cat_2, cat_3 and 23 more: none of their values is known to the model; are they of the type"
+    assert words in done.err
+    assert done.err.count("warning:") == 1
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a table, and new rows as CSV, TSV and Parquet: the third has a wrong value, the fifth lacks a field."""
+    directory = tmp_path_factory.mktemp("tables")
+    (directory / "my.toml").write_text('label = "clicked"\ndense = ["age"]\nsparse = ["user"]\n')
+    rows = "".join(f"{n % 2},{n % 7},u{n % 5},k{n}\n" for n in range(700))
+    (directory / "t.csv").write_text("clicked,age,user,key\n" + rows)
+    store = directory / "store"
+    done = in_process("prepare", "--schema", directory / "my.toml", directory / "t.csv", "-o", store)
+    assert done.status == 0, done.err
+    assert in_process("train", *MODEL, "--data", store, "--run-dir", directory / "run").status == 0
+    lines = ["key,age,user,at", "7,1,u1,noon", "8,2,u2,", "9,x,u3,ten", '"1,0",4,u4,dusk', "11,5", "12,6,u1,now"]
+    (directory / "new.csv").write_text("\n".join(lines) + "\n")
+    (directory / "new.tsv").write_text("\n".join(lines).replace('"1,0"', "1;0").replace(",", "\t") + "\n")
+    frame = pl.DataFrame({"age": ["1", "x", None], "user": ["u1", "u2", "u3"], "key": [7, None, 2**60]})
+    frame.with_columns(tags=pl.Series([["a"], [], ["b", "c"]])).write_parquet(directory / "new.parquet")
+    return directory
+
+
+@pytest.mark.parametrize(("name", "fourth"), [("new.csv", "1,0"), ("new.tsv", "1;0")])
+def test_columns_that_are_kept_stand_beside_every_row(tables: Path, tmp_path: Path, name: str, fourth: str):
+    out = tmp_path / "out.parquet"
+    done = in_process("predict", tables / "run", tables / name, "-o", out, "--keep", "key,at,user")
+    assert done.status == 0, done.err
+    frame = pl.read_parquet(out)
+    assert frame.columns == ["source", "line", "probability", "problem", "key", "at", "user"]
+    assert frame["line"].to_list() == [2, 3, 4, 5, 6, 7]
+    assert frame["key"].to_list() == ["7", "8", "9", fourth, None, "12"]  # the fifth row has no such field
+    assert frame["at"].to_list() == ["noon", None, "ten", "dusk", None, "now"]
+    assert frame["user"].to_list() == ["u1", "u2", "u3", "u4", None, "u1"]
+    assert frame["probability"].is_null().to_list() == [False, False, True, False, True, False]
+    assert frame["problem"].to_list()[2] == "age is 'x', expected a number"
+
+
+def test_columns_of_parquet_keep_their_types(tables: Path, tmp_path: Path):
+    out, again = tmp_path / "out.parquet", tmp_path / "again.parquet"
+    shutil.copyfile(tables / "new.parquet", again)
+    done = in_process("predict", tables / "run", tables / "new.parquet", again, "-o", out, "--keep", "key,tags")
+    assert done.status == 0, done.err
+    frame = pl.read_parquet(out)
+    assert frame["key"].to_list() == [7, None, 2**60] * 2
+    assert frame["tags"].to_list() == [["a"], [], ["b", "c"]] * 2
+    assert frame["line"].to_list() == [1, 2, 3] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "keep", "message"),
+    [
+        ("new.csv", "kei", "new.csv: no column 'kei' to keep"),
+        ("new.csv", "line", "--keep line: the predictions have a column of that name"),
+        ("new.parquet", "tags", "--keep tags: a CSV cannot hold its List(String)"),
+    ],
+)
+def test_columns_that_cannot_be_kept_are_one_line(tables: Path, tmp_path: Path, name: str, keep: str, message: str):
+    done = in_process("predict", tables / "run", tables / name, "-o", tmp_path / "out.csv", "--keep", keep)
+    assert done.status == 2
+    assert message in done.err
+    assert done.err.count("error: ") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_of_criteo_have_no_columns_to_keep(place: Path, tmp_path: Path):
+    rows = [place / "train.txt", "--labelled"]
+    done = in_process("predict", place / "run", *rows, "-o", tmp_path / "out.csv", "--keep", "cat_1")
+    assert done.status == 2
+    assert "--keep cat_1: rows in the format 'criteo' have no columns besides the features" in done.err
+
+
+def test_a_table_whose_labels_are_all_missing_is_unlabelled(tables: Path, tmp_path: Path):
+    (tmp_path / "un.csv").write_text("clicked,age,user\n" + ",1,u1\n" * 50)
+    done = in_process("predict", tables / "run", tmp_path / "un.csv", "-o", tmp_path / "out.csv", "--labelled")
+    assert done.status == 2
+    assert "clicked is missing" in done.err
+    assert "hint: leave out --labelled, if the rows have no labels" in done.err
+
+
+def test_rows_without_a_good_one_among_their_neighbours_stand_in_their_order(place: Path, tmp_path: Path):
+    good = "\t".join((place / "train.txt").read_text().splitlines()[0].split("\t")[1:]) + "\n"
+    for name, text in {"a": "x\n", "b": good, "c": "x\n" * 3, "d": good * 2, "e": "\n"}.items():
+        (tmp_path / f"{name}.tsv").write_text(text)
+    sources = [tmp_path / f"{name}.tsv" for name in "abcde"]
+    done = in_process("predict", place / "run", *sources, "-o", tmp_path / "out.csv", "--max-bad-rows", "5")
+    assert done.status == 0, done.err
+    frame = pl.read_csv(tmp_path / "out.csv")
+    assert frame["source"].to_list() == ["a.tsv", "b.tsv", *["c.tsv"] * 3, *["d.tsv"] * 2, "e.tsv"]
+    assert frame["line"].to_list() == [1, 1, 1, 2, 3, 1, 2, 1]
+    assert frame["probability"].is_null().to_list() == [True, False, True, True, True, False, False, True]
 
 
 def test_tables_are_scored_by_the_schema_they_were_prepared_with(tmp_path: Path):
