@@ -23,12 +23,18 @@ def runs(
 def plot(
     run: Annotated[list[Path], typer.Argument(help="Run directories.", metavar="RUN...")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Picture to write, .png or .svg.")],
-    metric: Annotated[str, typer.Option(help="What to draw.", metavar="ne|log_loss|auc|calibration")] = "ne",
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="What to draw. \\[default: ne; log_loss if a run has no NE]", metavar="ne|log_loss|auc|calibration"
+        ),
+    ] = None,
 ) -> None:
     """Draw the learning curves of runs."""
     from dlrmctl.rundir.history import METRICS, plot_runs
 
-    one_of("--metric", metric, METRICS)
+    if metric is not None:
+        one_of("--metric", metric, METRICS)
     plot_runs(run, out, metric=metric)
     say(f"{out}: written")
 

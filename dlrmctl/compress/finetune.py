@@ -274,7 +274,7 @@ def show_finetuning(report: Mapping[str, Any]) -> None:
     """Prints the rise of NE over the trained model, before and after, and the control's."""
     part, rows = report["finetune"], []
     for split in ("validation", "test"):
-        if split in part and "ne" in part[split]["before"]:
+        if split in part:
             found = part[split]
             columns = (found["before"], report[split], found["control"], found["against_control"])
             rows.append(

@@ -85,7 +85,7 @@ def show_report(report: dict[str, Any], out: Path | None, *, explain: bool) -> N
     files = f"; {bytes_text(sum(report['files'].values()))} of files in all" if "files" in report else ""
     output.print(f"{written}{size}, {report['ratio']:.1f} times smaller{files}")
     for split in ("validation", "test"):
-        if split in report and "ne" in report[split]:
+        if split in report:
             output.print(_split_text(split, report[split]))
     if "finetune" in report:
         show_finetuning(report)
@@ -101,12 +101,10 @@ def show_report(report: dict[str, Any], out: Path | None, *, explain: bool) -> N
 
 
 def _split_text(split: str, part: dict[str, Any]) -> str:
-    ne, auc = part["ne"], part["auc"]
-    return (
-        f"{split}, {part['examples']:,} examples: NE {ne['a']:.5f} -> {ne['b']:.5f}, "
-        f"{with_error(part['ne_increase'], part['ne_increase_se'], '+.4f', scale=100)} %; "
-        f"AUC {with_error(auc['difference'], auc['se'], '+.5f')}"
-    )
+    title, found = ("NE", part["ne"]) if "ne" in part else ("log loss", part["log_loss"])
+    rise = with_error(part["ne_increase"], part["ne_increase_se"], "+.4f", scale=100)
+    auc = f"; AUC {with_error(part['auc']['difference'], part['auc']['se'], '+.5f')}" if "auc" in part else ""
+    return f"{split}, {part['examples']:,} examples: {title} {found['a']:.5f} -> {found['b']:.5f}, {rise} %{auc}"
 
 
 def _row(entry: dict[str, Any], predicts: bool) -> list[str]:

@@ -11,7 +11,7 @@ from torch import nn
 from dlrmctl.data.batch import Batch
 from dlrmctl.data.reader import Reader
 from dlrmctl.embeddings.compression.rules.rows import Compressed
-from dlrmctl.scoring.paired import compare_scores
+from dlrmctl.scoring.paired import compare_scores, relative_rise
 
 KEPT_BYTES = 2 << 30
 
@@ -58,16 +58,13 @@ class Trial:
         return logits_N
 
     def ne_rise(self, replaced: Mapping[str, Compressed]) -> tuple[float, float]:
-        """The relative rise of NE over the trained model, and its standard error."""
-        ne = compare_scores(self.logits_N, self.logits(replaced), self.labels_N)["ne"]
-        return ne.difference / ne.a, ne.se / ne.a
+        """The relative rise of NE over the trained model, and its standard error; see `relative_rise`."""
+        return relative_rise(compare_scores(self.logits_N, self.logits(replaced), self.labels_N))
 
     def compare(self, logits_b_N: np.ndarray, logits_a_N: np.ndarray | None = None) -> dict[str, Any]:
         """Differences of two models' metrics as plain values: B minus A, which is the trained model by default."""
         found = compare_scores(self.logits_N if logits_a_N is None else logits_a_N, logits_b_N, self.labels_N)
         values: dict[str, Any] = {name: difference.to_dict() for name, difference in found.items()}
         values["examples"] = len(self.labels_N)
-        if "ne" in found:
-            values["ne_increase"] = found["ne"].difference / found["ne"].a
-            values["ne_increase_se"] = found["ne"].se / found["ne"].a
+        values["ne_increase"], values["ne_increase_se"] = relative_rise(found)
         return values

@@ -17,7 +17,7 @@ from dlrmctl.data.formats.table_schema import read_schema
 from dlrmctl.data.formats.tables import TableInput
 from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.prepare import prepare as run_preparation
-from dlrmctl.data.preparation.report import PrepareProgress
+from dlrmctl.data.preparation.report import PrepareProgress, PrepareReport
 from dlrmctl.data.preparation.unfinished import CONTINUES, partial_path
 from dlrmctl.data.schema import RESERVED_ROWS
 from dlrmctl.datasets.show import show_report
@@ -68,6 +68,7 @@ def prepare(
             of = f"{decisions.vocabulary_from} knows none of {its} values"
             warn(f"{few(unknown)}: {of}; had they another type there?")
     warn_of_lost_fields(report.repaired, report.rows, [c.name for c in report.columns if c.missing == 1])
+    warn_of_constant_columns(report)
     if as_json:
         print_json({"store": str(out), **report.to_dict()})
     else:
@@ -89,6 +90,18 @@ def warn_of_lost_fields(repaired: Mapping[str, int], rows: int, empty: Sequence[
             f"{lost:,} of {rows:,} rows are of lines that lack columns at their end, which were read as empty"
             f"{without}: the file may be cut"
         )
+
+
+def warn_of_constant_columns(report: PrepareReport) -> None:
+    """Names the features that are the same in every row: a model learns nothing from them."""
+    empty = [column.name for column in report.dense if column.missing == 1]
+    empty += [column.name for column in report.columns if column.missing == 1]
+    constant = [column.name for column in report.dense if not column.missing and column.low == column.high]
+    constant += [column.name for column in report.columns if not column.missing and column.cardinality == 1]
+    said = [f"{few(empty)} without any value"] if empty else []
+    said += [f"{few(constant)} with one value in all rows"] if constant else []
+    if said:
+        warn(f"nothing can be learned from {' and '.join(said)}")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from dlrmctl.data.reader import Reader
 from dlrmctl.data.schema import Schema
 from dlrmctl.errors import UserError
 from dlrmctl.export.graph import PADDING
-from dlrmctl.scoring.paired import compare_scores
+from dlrmctl.scoring.paired import compare_scores, relative_rise
 from dlrmctl.scoring.scores import Inference
 
 # A thousand roundings of float32, all in one direction, on a logit; the sigmoid's slope is at most 1/4.
@@ -46,11 +46,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Sample:
-    """N rows with the checkpoint's logits, float32, and their labels, bool."""
+    """N rows with the checkpoint's logits, float32, and their labels, bool; `whole` if they are all of a split."""
 
     inputs: Inputs
     logits_N: np.ndarray
     labels_N: np.ndarray
+    whole: bool
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -60,19 +61,22 @@ def agreement(sample: Sample, probabilities_N: np.ndarray) -> dict[str, Any]:
     """Compares probabilities with the checkpoint's on the same rows.
 
     Returns:
-        "rows"; "largest_difference" of two probabilities; "ne_checkpoint" and "ne_export"; "ne_rise", relative, with
-        its standard error "ne_rise_se". NE is None where all labels are the same.
+        "rows"; "largest_difference" of two probabilities; "ne_checkpoint" and "ne_export", None where all labels are
+        the same; "ne_rise", relative, with its standard error "ne_rise_se": see `relative_rise`. Rows with one label
+        tell no rise, unless all rows of the split have it.
     """
     own_N = torch.from_numpy(sample.logits_N).sigmoid().numpy()
     logits_N = torch.from_numpy(probabilities_N).double().logit(eps=_LEAST).numpy()
-    ne = compare_scores(sample.logits_N, logits_N, sample.labels_N).get("ne")
+    compared = compare_scores(sample.logits_N, logits_N, sample.labels_N)
+    ne = compared.get("ne")
+    rise, rise_se = relative_rise(compared) if ne or sample.whole else (None, None)
     return {
         "rows": len(sample),
         "largest_difference": float(np.abs(probabilities_N - own_N).max()),
         "ne_checkpoint": ne.a if ne else None,
         "ne_export": ne.b if ne else None,
-        "ne_rise": ne.difference / ne.a if ne else None,
-        "ne_rise_se": ne.se / ne.a if ne else None,
+        "ne_rise": rise,
+        "ne_rise_se": rise_se,
     }
 
 
@@ -84,7 +88,7 @@ def refuse_disagreement(found: Mapping[str, Any], checkpoint: str, precision: st
         max_ne_rise: what "int8" may cost, relative; the other precisions may round differently, and that is all.
 
     Raises:
-        UserError: if the scores differ by more, or NE has to tell and all labels are the same.
+        UserError: if the scores differ by more, or the checked rows have one label while others have the other.
     """
     difference, rise = found["largest_difference"], found["ne_rise"]
     if precision != "int8" and not difference <= ROUNDING:  # what is not a number is refused too
@@ -126,7 +130,8 @@ def score_sample(inference: Inference, reader: Reader, rows: int) -> Sample:
             left -= taken
             if not left:
                 break
-    return Sample(_joined(inputs), torch.cat(logits).numpy(), torch.cat(labels).numpy() > 0.5)
+    labels_N = torch.cat(labels).numpy() > 0.5
+    return Sample(_joined(inputs), torch.cat(logits).numpy(), labels_N, whole=len(labels_N) == reader.num_examples)
 
 
 def inputs_of(batch: Batch, schema: Schema) -> Inputs:

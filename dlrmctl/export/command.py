@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,9 @@ def export(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> d
             f"--checkpoint {wanted.checkpoint}: {run.path} is a compressed model, made from one checkpoint",
             "leave --checkpoint out, or export the run that has it",
         )
-    exact = replace(config, train=replace(config.train, precision="fp32"))
+    exact = config.change(precision="fp32")
+    if config.train.precision != "fp32":
+        say(f"the run computes in {config.train.precision}; the exported model computes in float32")
     with place_beside(wanted.out) as place:  # before the rows are scored: a directory that cannot be written says so
         sample, path, source = _scored(exact, run, ranks, wanted)
         gc.collect()  # evaluation's tables are in cycles
@@ -155,7 +157,8 @@ def show_export(result: Mapping[str, Any]) -> None:
         ("NE", number_text(checks["ne_checkpoint"], 6), number_text(checks["ne_export"], 6)),
     ]
     if checks["ne_rise"] is not None:
-        rows.append(("rise of NE", "", f"{with_error(checks['ne_rise'], checks['ne_rise_se'], '+.4f', scale=100)} %"))
+        what = "rise of log loss" if checks["ne_checkpoint"] is None else "rise of NE"
+        rows.append((what, "", f"{with_error(checks['ne_rise'], checks['ne_rise_se'], '+.4f', scale=100)} %"))
     rows.append(("largest difference of a probability", "", f"{checks['largest_difference']:.1e}"))
     title = f"{result['out']}: {bytes_text(result['bytes'])}, scored {checks['rows']:,} validation rows by torch alone"
     print_table(title, ("", result["checkpoint"], "file"), rows)

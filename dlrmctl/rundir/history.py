@@ -42,9 +42,11 @@ class History:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The evaluation with the lowest validation NE."""
-        known = [entry for entry in self.validations if entry.get("ne") is not None]
-        return min(known, key=lambda entry: float(entry["ne"]), default=None)
+        """The evaluation with the lowest validation NE, or log loss where NE is not defined."""
+        for metric in ("ne", "log_loss"):
+            if known := [entry for entry in self.validations if entry.get(metric) is not None]:
+                return min(known, key=lambda entry: float(entry[metric]))
+        return None
 
     def summary(self) -> dict[str, Any]:
         """Plain values: one line of the list of runs."""
@@ -59,8 +61,10 @@ class History:
             "finished": self.results is not None,
             "best_step": best.get("step"),
             "validation_ne": best.get("ne"),
+            "validation_log_loss": best.get("log_loss"),
             "validation_auc": best.get("auc"),
             "test_ne": test.get("ne"),
+            "test_log_loss": test.get("log_loss"),
             "test_ne_se": test.get("ne_se"),
             "test_auc": test.get("auc"),
         }
@@ -115,7 +119,8 @@ def list_runs(directory: Path, *, as_json: bool) -> None:
     runs = [read_history(path).summary() for path in find_runs(directory)]
     if not runs:
         raise UserError(f"{directory}: no run in it", "`dlrmctl train` makes one; name the directory they are in")
-    runs.sort(key=lambda run: (run["validation_ne"] is None, run["validation_ne"] or 0.0))
+    # Those without NE come last, by log loss.
+    runs.sort(key=lambda run: (run["validation_ne"] is None, run["validation_ne"] or run["validation_log_loss"] or 0.0))
     if as_json:
         print_json(runs)
         return
@@ -144,14 +149,20 @@ def _row(run: dict[str, Any], directory: Path) -> Sequence[str]:
     ]
 
 
-def plot_runs(paths: Sequence[Path], out: Path, *, metric: str) -> None:
+def plot_runs(paths: Sequence[Path], out: Path, *, metric: str | None = None) -> None:
     """Draws a metric over the examples seen: training as thin lines, validation as marked ones.
+
+    Args:
+        metric: None for NE, or log loss if a run has no NE because all its validation labels are the same.
 
     Raises:
         UserError: if a run has nothing to draw yet, or the picture cannot be written.
     """
     check_picture(out)
     histories = [read_history(path) for path in paths]
+    if metric is None:
+        without_ne = any(history.best and history.best.get("ne") is None for history in histories)
+        metric = "log_loss" if without_ne else "ne"
     for history in histories:
         if not any(entry.get(metric) is not None for entry in history.validations):
             raise UserError(f"{history.path}: no evaluation with {_NAMES[metric]} recorded yet")

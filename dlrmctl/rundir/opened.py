@@ -142,7 +142,12 @@ def find_checkpoint(checkpoints: Checkpoints, run: RunDirectory, wanted: str) ->
         raise UserError(f"{run.path}: has no checkpoint yet")
     if wanted == "last":
         return newest
-    name = f"step-{read_state(newest)['progress']['best_step']}" if wanted == "best" else wanted
+    name = wanted
+    if wanted == "best":
+        best_step = read_state(newest)["progress"]["best_step"]
+        if best_step is None:  # runs of before chose none where NE was not defined
+            return newest
+        name = f"step-{best_step}"
     there = {path.name: path for path in checkpoints.complete()}
     if name not in there:
         raise UserError(

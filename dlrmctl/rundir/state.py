@@ -44,13 +44,14 @@ class RunState:
 
     Attributes:
         batch: the next one of `epoch`.
+        best_score: validation NE of the best step so far; its log loss where NE is not defined.
         window: sums since the last line of progress.
     """
 
     step: int = 0
     epoch: int = 0
     batch: int = 0
-    best_ne: float | None = None
+    best_score: float | None = None
     best_step: int | None = None
     evaluations_without_gain: int = 0
     finished: bool = False
@@ -71,6 +72,8 @@ class RunState:
             )
         progress = dict(state["progress"])
         window = progress.pop("window")
+        if "best_ne" in progress:  # what checkpoints of before call it
+            progress["best_score"] = progress.pop("best_ne")
         # Checkpoints of before kept the sums as a list.
         return cls(**progress, window=StepSums(*window) if isinstance(window, list) else StepSums(**window))
 

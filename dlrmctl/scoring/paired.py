@@ -4,6 +4,7 @@ N examples; A and B are the two models, and every difference is B minus A.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,6 +32,20 @@ class Difference:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def relative(self) -> tuple[float, float]:
+        """The difference and its standard error as shares of `a`."""
+        if not self.a:
+            return (math.inf if self.difference else 0.0), 0.0
+        return self.difference / self.a, self.se / self.a
+
+
+def relative_rise(found: Mapping[str, Difference]) -> tuple[float, float]:
+    """Of NE, and its standard error, from what `compare_scores` found; of log loss where NE is not defined.
+
+    With the labels held fixed the two are equal: NE is log loss over a constant.
+    """
+    return (found["ne"] if "ne" in found else found["log_loss"]).relative()
 
 
 def compare_scores(logits_a_N: np.ndarray, logits_b_N: np.ndarray, labels_N: np.ndarray) -> dict[str, Difference]:

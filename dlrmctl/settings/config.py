@@ -97,7 +97,7 @@ class TrainSettings:
     epochs: int = setting(1, "Passes over the training split.", at_least=1)
     max_steps: int = setting(0, "Stop after this many steps; 0 means no limit.", at_least=0)
     evaluations: int = setting(4, "Evaluations on the validation split per epoch.", at_least=1)
-    patience: int = setting(0, "Stop after this many evaluations without a better NE; 0 means never.", at_least=0)
+    patience: int = setting(0, "Stop after this many evaluations without a lower log loss; 0 means never.", at_least=0)
     checkpoint_every: int = setting(0, "Steps between checkpoints; 0 means at every evaluation.", at_least=0)
     keep_checkpoints: int = setting(2, "Latest checkpoints kept, besides the best.", at_least=1)
     log_every: int = setting(100, "Steps between two lines of progress.", at_least=1)

@@ -207,9 +207,14 @@ class Trainer:
         with self.display.pause():
             metrics = evaluate(self.model.inference, self.readers["validation"], self.ranks)
             self.run.record({"kind": "validation", "step": progress.step, **metrics.to_dict()})
-            better = metrics.ne is not None and (progress.best_ne is None or metrics.ne < progress.best_ne)
+            # Of one split log loss and NE order alike, but NE is not defined where all labels are the same.
+            score = metrics.log_loss if metrics.ne is None else metrics.ne
+            if metrics.ne is None and metrics.log_loss is not None and progress.best_step is None:
+                self.display.say("all validation labels are the same: without NE and AUC, log loss chooses the best")
+            # Without validation examples the newest is the best.
+            better = score is None or progress.best_score is None or score < progress.best_score
             if better:
-                progress.best_ne, progress.best_step = metrics.ne, progress.step
+                progress.best_score, progress.best_step = score, progress.step
                 progress.evaluations_without_gain = 0
             else:
                 progress.evaluations_without_gain += 1
@@ -259,7 +264,7 @@ class Trainer:
         self.saved_step = (progress := self.progress).step
         progress.finished = progress.step >= self.total_steps or self._out_of_patience()
         if self.ranks.broadcast(self.checkpoints.at(progress.best_step)) is None:
-            progress.best_ne = progress.best_step = None  # its checkpoint was removed, so the next best is taken
+            progress.best_score = progress.best_step = None  # its checkpoint was removed, so the next best is taken
         if self.ranks.is_main:
             self.checkpoints.keep(self.config.train.keep_checkpoints, progress.best_step)
         self.run.forget_after(progress.step)

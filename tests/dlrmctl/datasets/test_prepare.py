@@ -391,3 +391,16 @@ def test_columns_named_like_parts_of_modules_or_paths_train_compress_and_export(
     ):
         done = in_process(*command)
         assert done.status == 0, (command, done.err)
+
+
+def test_features_that_are_the_same_in_every_row_are_one_warning(tmp_path: Path):
+    (tmp_path / "my.toml").write_text(
+        'label = "y"\ndense = ["age", "unit", "gone"]\nsparse = ["user", "site", "none"]\n'
+    )
+    rows = "".join(f"{n % 2},{n % 7},1,,u{n % 5},s1,\n" for n in range(70))
+    (tmp_path / "t.csv").write_text("y,age,unit,gone,user,site,none\n" + rows)
+    done = in_process("prepare", "--schema", tmp_path / "my.toml", tmp_path / "t.csv", "-o", tmp_path / "store")
+    assert done.status == 0, done.err
+    words = "gone, none without any value and unit, site with one value in all rows"
+    assert f"warning: nothing can be learned from {words}" in done.err
+    assert done.err.count("warning:") == 1
