@@ -1,4 +1,4 @@
-"""From settings to a model on its ranks: tables sharded, dense network replicated, an optimizer for each."""
+"""Builds the model on this rank: sharded tables and a replicated dense network."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from dlrmctl.embeddings.sharding.placement import PlacementError
 from dlrmctl.embeddings.sharding.shard import Sharded, shard, sparse_state
 from dlrmctl.errors import UserError
 from dlrmctl.models import DLRM, DenseNetwork
-from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.ranks.group import Ranks
 from dlrmctl.settings.config import Config
 
 
@@ -47,7 +47,7 @@ class Model:
 def build_model(
     config: Config, schema: Schema, ranks: Ranks, *, batch_size: int, memory_bytes: int | None = None
 ) -> Model:
-    """The model of the settings with its initial values, which depend on the seed alone.
+    """Builds the model of the settings with its initial values, which depend on the seed alone.
 
     Args:
         batch_size: examples per rank and step, for the plan.

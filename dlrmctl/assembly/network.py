@@ -1,4 +1,4 @@
-"""From settings to the dense half of the model, and to a whole model that scores without TorchRec."""
+"""Builds the dense half of the model, and a whole model that scores without TorchRec."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ _OTHER_MODEL = "the model and embedding settings must be those it was trained wi
 
 
 def build_dense_network(config: Config, schema: Schema, device: torch.device) -> DenseNetwork:
-    """The dense half with its initial values, which depend on the seed alone.
+    """Builds the dense half with its initial values, which depend on the seed alone.
 
     Args:
         device: "meta" gives shapes without memory or values.

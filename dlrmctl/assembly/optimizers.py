@@ -1,4 +1,4 @@
-"""The dense optimizer's state as tensors by name, for checkpoints that any number of ranks can read."""
+"""The dense optimizer and the learning-rate schedule of the settings, and the optimizer's state by name."""
 
 import torch
 import torch.distributed as dist
@@ -7,19 +7,18 @@ from torch import Tensor, nn
 from dlrmctl.optim.schedule import Schedule
 from dlrmctl.optim.shampoo import AdaGradGrafting, AdamGrafting, DistributedShampoo, RMSpropGrafting, SGDGrafting
 from dlrmctl.optim.shampoo.configs import Grafting
-from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.ranks.group import Ranks
 from dlrmctl.settings.config import Config, OptimSettings
 
 
-def build_dense_optimizer(settings: OptimSettings, network: nn.Module, ranks: Ranks) -> torch.optim.Optimizer:
-    """The optimizer of the MLPs. Tables never reach it."""
-    return dense_optimizer(settings, network, ranks.group if ranks.world_size > 1 else None)
-
-
-def dense_optimizer(
+def build_dense_optimizer(
     settings: OptimSettings, network: nn.Module, group: dist.ProcessGroup | None
 ) -> torch.optim.Optimizer:
-    """The same for the ranks of `group`, or for this process alone."""
+    """Builds the optimizer of the MLPs; the tables' optimizer runs inside their backward.
+
+    Args:
+        group: the ranks that share Shampoo's work; None for this process alone.
+    """
     parameters, lr, decay = list(network.parameters()), settings.dense_lr, settings.weight_decay
     # One pass over memory on CPU; a GPU has no fused adagrad.
     kernel = {"fused": True} if parameters[0].device.type == "cpu" else {"foreach": True}

@@ -1,4 +1,4 @@
-"""From settings to tables: which table every sparse feature of the data has."""
+"""The tables of every sparse feature of the data, by the settings."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -67,7 +67,7 @@ def unsorted_heads(tables: Sequence[FeatureTable], source: Source) -> list[str]:
 
 
 def summary(tables: Sequence[FeatureTable], dim: int) -> str:
-    """What the tables are, and how much smaller than full ones, in one line."""
+    """One line: the tables, and how much smaller they are than full ones."""
     full, kept = sum(table.rows * dim for table in tables), num_parameters(tables, dim)
     counts: dict[str, int] = {}
     for table in tables:

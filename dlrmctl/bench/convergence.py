@@ -20,8 +20,8 @@ from dlrmctl.console.console import print_table, say
 from dlrmctl.console.text import counted, with_error
 from dlrmctl.data.source import Source
 from dlrmctl.datasets.open import open_source
+from dlrmctl.ranks.group import Ranks
 from dlrmctl.ranks.process import set_precision
-from dlrmctl.ranks.ranks import Ranks
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.settings.config import Config
 from dlrmctl.training.step import TrainingStep
@@ -98,7 +98,7 @@ def _step_times(config: Config, source: Source, ranks: Ranks, optimizers: Sequen
         variant = _variant(config, name, 0.001, 0)
         model = build_model(variant, source.schema, ranks, batch_size=config.train.batch_size // ranks.world_size)
         step = TrainingStep(
-            model, build_dense_optimizer(variant.optim, model.network, ranks), ranks, config.train.precision
+            model, build_dense_optimizer(variant.optim, model.network, ranks.group), ranks, config.train.precision
         )
         batches = endless_batches(source, variant, ranks)
 

@@ -17,8 +17,8 @@ from dlrmctl.console.console import print_table, say
 from dlrmctl.console.text import bytes_text, counted, with_error
 from dlrmctl.datasets.open import open_source
 from dlrmctl.errors import UserError
+from dlrmctl.ranks.group import Ranks
 from dlrmctl.ranks.process import set_precision
-from dlrmctl.ranks.ranks import Ranks
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.settings.config import Config, resolve
 from dlrmctl.training.train import Trainer

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 from dlrmctl.bench.delivery import tagged
 from dlrmctl.console.console import output, say
 from dlrmctl.errors import UserError
-from dlrmctl.ranks.launch import needs_launch, run_on_ranks, world_from_environment
+from dlrmctl.ranks.launch import launch_environment, needs_launch, run_on_ranks
 from dlrmctl.settings.config import DENSE_OPTIMIZERS, Config, check_batch, resolve, section_of
 from dlrmctl.settings.parse import names_of, one_of, positive_numbers, whole_number
 
@@ -251,7 +251,7 @@ class AllMeasurements(Measurement):
         Raises:
             UserError: on more than one rank, or for a command that is none.
         """
-        ranks = world_from_environment().world_size
+        ranks = launch_environment().world_size
         if ranks > 1:
             raise UserError(f"bench all is for one rank, not {ranks}", "bench step --nproc N measures several")
         known: dict[str, Callable[[], Measurement]] = {
@@ -342,7 +342,7 @@ def measure_on_rank(command: str, configs: Sequence[Mapping[str, Any]], options:
 
 
 def _on_ranks(config: Config, work: Callable[[Any], dict[str, Any]]) -> dict[str, Any] | None:
-    from dlrmctl.ranks.ranks import process_group
+    from dlrmctl.ranks.group import process_group
 
     with process_group(config.train.device) as ranks:
         result = work(ranks)

@@ -21,8 +21,8 @@ from dlrmctl.console.text import bytes_text, counted
 from dlrmctl.data.synthetic.synthetic import Synthetic
 from dlrmctl.optim.shampoo import DistributedShampoo
 from dlrmctl.optim.shampoo.costs import PartTimes
+from dlrmctl.ranks.group import Ranks
 from dlrmctl.ranks.process import set_precision
-from dlrmctl.ranks.ranks import Ranks
 from dlrmctl.settings.config import Config
 
 VARIANTS = ("adagrad", "adamw", "shampoo")
@@ -37,7 +37,7 @@ class _Variant:
         self.config = replace(config, optim=optim)
         self.inputs, self.ranks = inputs, ranks
         self.network = build_dense_network(config, Synthetic(0, 1, 1, 1).schema, ranks.device)
-        self.optimizer = build_dense_optimizer(self.config.optim, self.network, ranks)
+        self.optimizer = build_dense_optimizer(self.config.optim, self.network, ranks.group)
         self.seconds: list[float] = []
 
     def step(self) -> float:

@@ -25,7 +25,7 @@ from dlrmctl.data.store.store import Store
 from dlrmctl.data.store.writer import write_store
 from dlrmctl.data.synthetic.cardinalities import KAGGLE
 from dlrmctl.data.synthetic.synthetic import MAX_CARDINALITY, Synthetic
-from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.ranks.group import Ranks
 from dlrmctl.settings.config import Config
 
 _PARTED = "base, by part"

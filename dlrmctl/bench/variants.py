@@ -21,8 +21,8 @@ from dlrmctl.data.store.store import Store
 from dlrmctl.datasets.open import open_reader
 from dlrmctl.models import DenseNetwork
 from dlrmctl.models.interaction import DotInteraction
+from dlrmctl.ranks.group import Ranks
 from dlrmctl.ranks.process import set_precision
-from dlrmctl.ranks.ranks import Ranks
 from dlrmctl.settings.config import Config
 from dlrmctl.training.step import TrainingStep
 
@@ -50,7 +50,7 @@ class Variant:
         self.steps = max(2, examples // config.train.batch_size)
         set_precision(config.train.precision)
         self.model = build_model(config, store.schema, ranks, batch_size=config.train.batch_size // ranks.world_size)
-        self.optimizer = build_dense_optimizer(config.optim, self.model.network, ranks)
+        self.optimizer = build_dense_optimizer(config.optim, self.model.network, ranks.group)
         self.step = TrainingStep(self.model, self.optimizer, ranks, config.train.precision)
         self.batches = endless_batches(store, config, ranks)
         dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32

@@ -43,7 +43,7 @@ def export(
     directory, settings = settings_of_run(run, flags)
     from dlrmctl.export.command import Wanted, show_export
     from dlrmctl.export.command import export as write
-    from dlrmctl.ranks.ranks import process_group
+    from dlrmctl.ranks.group import process_group
 
     with process_group("cpu") as ranks:
         result = write(settings, directory, ranks, Wanted(out, checkpoint, precision, rows, rise))

@@ -113,7 +113,7 @@ def predict(
     kept = [] if keep is None else names_of("--keep", keep)
     most = None if max_bad_rows is None else whole_number("--max-bad-rows", max_bad_rows, at_least=0)
     directory, settings = settings_of_run(run, flags)
-    from dlrmctl.ranks.ranks import process_group
+    from dlrmctl.ranks.group import process_group
     from dlrmctl.scoring.predict import predict as score
     from dlrmctl.scoring.predict import show_prediction
 

@@ -21,7 +21,7 @@ from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.datasets.open import open_reader, open_source
 from dlrmctl.embeddings.compression.composed import compose
 from dlrmctl.errors import UserError
-from dlrmctl.ranks.ranks import Ranks, process_group
+from dlrmctl.ranks.group import Ranks, process_group
 from dlrmctl.rundir.checkpoint import Checkpoints
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.rundir.opened import find_checkpoint, same_ids

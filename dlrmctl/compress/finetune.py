@@ -31,7 +31,7 @@ from dlrmctl.embeddings.compression.rules.rows import Compressed
 from dlrmctl.embeddings.module import FeatureEmbeddings
 from dlrmctl.errors import UserError
 from dlrmctl.models import DLRM
-from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.ranks.group import Ranks
 from dlrmctl.rundir.checkpoint import load
 from dlrmctl.settings.config import Config
 
@@ -176,7 +176,7 @@ class Tuner:
         network = copy.deepcopy(self._network).train()
         optimizer = None
         if how.mlps:
-            optimizer = build_dense_optimizer(optim, network, self._ranks)
+            optimizer = build_dense_optimizer(optim, network, self._ranks.group)
             load(self._checkpoint, {"optimizer": dense_state(optimizer, network)}, self._ranks)
         model = DLRM(self._compose(twins), network)
         rows = RowwiseAdagrad(trained, eps=optim.sparse_eps)

@@ -12,7 +12,7 @@ from dlrmctl.data.store.store import Store
 from dlrmctl.data.synthetic.cardinalities import SIZES
 from dlrmctl.data.synthetic.synthetic import Synthetic
 from dlrmctl.errors import UserError
-from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.ranks.group import Ranks
 from dlrmctl.settings.config import Config, DataSettings
 
 ENVIRONMENT = "DLRMCTL_DATA"

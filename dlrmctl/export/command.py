@@ -22,7 +22,7 @@ from dlrmctl.export.agreement import Sample, agreement, refuse_disagreement, sco
 from dlrmctl.export.graph import ServedModel
 from dlrmctl.export.metadata import describe
 from dlrmctl.export.program import place_beside, score, score_file, to_program, write_program, writing
-from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.ranks.group import Ranks
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.rundir.opened import open_run
 from dlrmctl.rundir.stored_tables import CheckpointTables

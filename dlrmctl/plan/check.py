@@ -5,7 +5,7 @@ from dlrmctl.data.schema import Schema
 from dlrmctl.errors import UserError
 from dlrmctl.plan.cluster import these_ranks
 from dlrmctl.plan.memory import PARTS, MemoryPlan, plan_memory
-from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.ranks.group import Ranks
 from dlrmctl.settings.config import Config
 from dlrmctl.settings.setting import shown
 

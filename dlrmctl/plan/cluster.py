@@ -8,7 +8,7 @@ import torch
 
 from dlrmctl.embeddings.sharding.memory import available_bytes
 from dlrmctl.errors import UserError
-from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.ranks.group import Ranks
 
 CUDA_BYTES = 2**30  # context, kernels and NCCL's buffers of a rank: about this much, before it has a model
 

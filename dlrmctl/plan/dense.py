@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dlrmctl.assembly.network import build_dense_network
-from dlrmctl.assembly.optimizers import dense_optimizer
+from dlrmctl.assembly.optimizers import build_dense_optimizer
 from dlrmctl.data.schema import Schema
 from dlrmctl.optim.shampoo import DistributedShampoo
 from dlrmctl.optim.shampoo.estimate import shampoo_shares
@@ -54,7 +54,7 @@ def dense_need(config: Config, schema: Schema, world_size: int) -> DenseNeed:
     network = build_dense_network(config, schema, torch.device("meta"))
     num_weights = sum(p.numel() for p in network.parameters())
     layers = [tuple(layer.weight.shape) for layer in network.modules() if isinstance(layer, nn.Linear)]
-    optimizer = dense_optimizer(config.optim, nn.Linear(1, 1, device="meta"), None)  # for its settings alone
+    optimizer = build_dense_optimizer(config.optim, nn.Linear(1, 1, device="meta"), None)  # for its settings alone
     weights = num_weights * _FLOAT
     if isinstance(optimizer, DistributedShampoo):
         shares = shampoo_shares(network.parameters(), optimizer.param_groups[0], world_size)

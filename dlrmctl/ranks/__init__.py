@@ -1,4 +1,4 @@
-"""Processes and their state: `launch` runs a function on ranks, `rank` is one of them, `ranks` joins them to a group.
+"""Processes and their state: `launch` runs a function on ranks, `child` is one that it starts, `group` joins them.
 
 `process` sets what they share with libraries, `signals` handles SIGTERM and Ctrl-C while work lasts.
 """

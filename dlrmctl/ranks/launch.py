@@ -30,7 +30,15 @@ WORK, RESULT, REPORT = "work.json", "result.json", "dlrmctl-reported"
 
 
 @dataclass(frozen=True)
-class World:
+class LaunchEnvironment:
+    """This process among its ranks, as torchrun or our launcher set it in the environment.
+
+    Attributes:
+        rank, world_size: over all machines.
+        local_rank, local_world_size: on this machine.
+        from_launcher: False where nothing is set: a process alone is the only rank.
+    """
+
     rank: int
     world_size: int
     local_rank: int
@@ -57,15 +65,15 @@ class RankEnded(UserError):
         self.exit_status = exit_status
 
 
-def world_from_environment() -> World:
-    """Reads what torchrun or our launcher set; alone otherwise.
+def launch_environment() -> LaunchEnvironment:
+    """Reads the environment of this process.
 
     Raises:
         UserError: if a variable is not a number.
     """
     from_launcher = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     if not from_launcher:
-        return World(0, 1, 0, 1, False)
+        return LaunchEnvironment(0, 1, 0, 1, False)
 
     def number(name: str, default: int) -> int:
         text = os.environ.get(name, str(default))
@@ -77,17 +85,17 @@ def world_from_environment() -> World:
     rank, world_size = number("RANK", 0), number("WORLD_SIZE", 1)
     if not 0 <= rank < world_size:
         raise UserError(f"RANK = {rank} in the environment must be below WORLD_SIZE = {world_size}")
-    return World(rank, world_size, number("LOCAL_RANK", rank), number("LOCAL_WORLD_SIZE", world_size), True)
+    return LaunchEnvironment(rank, world_size, number("LOCAL_RANK", rank), number("LOCAL_WORLD_SIZE", world_size), True)
 
 
 def is_main() -> bool:
-    """Whether this process is rank 0, or no rank at all: the one that shows results."""
-    return world_from_environment().rank == 0
+    """Whether this process is rank 0, the one that shows results; as `Ranks.is_main`, without torch."""
+    return launch_environment().rank == 0
 
 
 def needs_launch(nproc: int) -> bool:
     """Whether `nproc` ranks have to be started, because this process is not one of them."""
-    return nproc > 1 and not world_from_environment().from_launcher
+    return nproc > 1 and not launch_environment().from_launcher
 
 
 def run_on_ranks(function: str, arguments: Mapping[str, Any], nproc: int) -> Any:
@@ -139,7 +147,7 @@ def _start(place: Path, nproc: int, *, threads: int) -> list[subprocess.Popen[by
     return [
         subprocess.Popen(
             # -P: a ./models.py in the user's directory must not shadow ours.
-            [sys.executable, "-P", "-m", "dlrmctl.ranks.rank", str(place)],
+            [sys.executable, "-P", "-m", "dlrmctl.ranks.child", str(place)],
             env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             # Ctrl-C reaches a terminal's whole process group: apart, each rank gets it once, from us.
             start_new_session=True,

@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from dlrmctl.data.files import file_crc32, sync_file
 from dlrmctl.errors import UserError
-from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.ranks.group import Ranks
 
 FORMAT = "dlrmctl-checkpoint/1"
 _NAME = re.compile(r"step-(\d+)")

@@ -14,8 +14,8 @@ from dlrmctl.datasets.open import open_reader, open_source
 from dlrmctl.embeddings.compression.rules.rows import StoredRows
 from dlrmctl.errors import UserError
 from dlrmctl.models import DLRM
+from dlrmctl.ranks.group import Ranks
 from dlrmctl.ranks.process import set_precision
-from dlrmctl.ranks.ranks import Ranks
 from dlrmctl.rundir.checkpoint import Checkpoints, load, read_state
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.rundir.state import same_shape

@@ -10,7 +10,7 @@ import numpy as np
 from dlrmctl.console.console import output, print_table
 from dlrmctl.console.text import with_error
 from dlrmctl.errors import UserError
-from dlrmctl.ranks.ranks import Ranks, process_group
+from dlrmctl.ranks.group import Ranks, process_group
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.rundir.opened import open_run
 from dlrmctl.scoring.paired import Difference, compare_scores

@@ -5,13 +5,14 @@ from typing import Any
 
 from dlrmctl.console.console import print_table
 from dlrmctl.console.pictures import check_picture
-from dlrmctl.ranks.ranks import Ranks, process_group
+from dlrmctl.ranks.group import Ranks, process_group
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.rundir.opened import open_run
+from dlrmctl.scoring.calibration import decile_rows, deciles, draw_calibration_and_roc
 from dlrmctl.scoring.metrics import StreamingMetrics, with_optimum
 from dlrmctl.scoring.results import table_of
 from dlrmctl.scoring.scores import collect_scores, evaluate
-from dlrmctl.scoring.slices import decile_rows, deciles, draw_calibration_and_roc, slice_rows, slices
+from dlrmctl.scoring.slices import slice_rows, slices
 from dlrmctl.settings.config import Config, resolve
 
 

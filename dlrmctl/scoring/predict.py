@@ -26,7 +26,7 @@ from dlrmctl.data.schema import MISSING_ROW, RARE_ROW
 from dlrmctl.datasets.open import open_source
 from dlrmctl.datasets.prepare import warn_of_lost_fields
 from dlrmctl.errors import UserError
-from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.ranks.group import Ranks
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.rundir.opened import open_model, run_features
 from dlrmctl.scoring.metrics import Metrics, StreamingMetrics, short_text

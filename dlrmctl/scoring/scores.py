@@ -12,7 +12,7 @@ from dlrmctl.data.batch import Batch
 from dlrmctl.data.reader import Reader
 from dlrmctl.data.schema import Schema
 from dlrmctl.errors import UserError, nearest
-from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.ranks.group import Ranks
 from dlrmctl.scoring.metrics import Metrics, StreamingMetrics
 
 Inference = Callable[..., Tensor]  # (dense_BI, batch) -> logits_B

@@ -13,7 +13,7 @@ from dlrmctl.console.progress import BarDisplay
 from dlrmctl.console.text import bytes_text, number_text
 from dlrmctl.data.reader import Reader
 from dlrmctl.embeddings.sharding.placement import Placement
-from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.ranks.group import Ranks
 
 
 class TrainingDisplay(BarDisplay):

@@ -14,7 +14,7 @@ from dlrmctl.console.console import say, warn
 from dlrmctl.data.schema import Schema
 from dlrmctl.optim.shampoo import DistributedShampoo
 from dlrmctl.optim.shampoo.costs import PartTimes
-from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.ranks.group import Ranks
 from dlrmctl.settings.config import Config, OptimSettings
 
 SIDES = (2, 1)
@@ -100,9 +100,7 @@ def _verified(
     settings: OptimSettings, dense: "_DenseStep", adagrad: torch.optim.Optimizer, base: float, ranks: Ranks
 ) -> float:
     """The share of a step that these settings add, roots spread over the steps as in training."""
-    shampoo = build_dense_optimizer(
-        replace(settings, shampoo_start=1, dense_lr=0.0), dense.network, replace(ranks, world_size=1)
-    )
+    shampoo = build_dense_optimizer(replace(settings, shampoo_start=1, dense_lr=0.0), dense.network, group=None)
     dense.backward()
     shampoo.step()  # all roots at once; from here on a few blocks have their turn at each step
     seconds: dict[str, list[float]] = {"shampoo": [], "adagrad": []}
@@ -152,7 +150,7 @@ def measure(config: Config, dense: "_DenseStep", ranks: Ranks, sides: int, block
     """The parts of Shampoo's step on this rank alone, statistics and roots in every step."""
     every_step = replace(config.optim, shampoo_statistics=1, shampoo_frequency=1, shampoo_start=1, dense_lr=0.0)
     optim = replace(every_step, shampoo_sides=sides, shampoo_block=block)
-    optimizer = build_dense_optimizer(optim, dense.network, replace(ranks, world_size=1))
+    optimizer = build_dense_optimizer(optim, dense.network, group=None)
     assert isinstance(optimizer, DistributedShampoo)
     optimizer.step()
     seconds: dict[str, list[float]] = {"step": [], "statistics": [], "roots": []}

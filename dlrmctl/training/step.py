@@ -15,7 +15,7 @@ from torch.nn import functional
 from dlrmctl.assembly.model import Model
 from dlrmctl.data.batch import Batch
 from dlrmctl.errors import UserError
-from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.ranks.group import Ranks
 from dlrmctl.rundir.state import StepSums
 
 _FINE, _BAD_LOSS, _BAD_GRADIENT = 0.0, 1.0, 2.0

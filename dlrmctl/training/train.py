@@ -17,8 +17,8 @@ from dlrmctl.datasets.open import open_reader, open_source
 from dlrmctl.embeddings.sharding.shard import sparse_state
 from dlrmctl.errors import Interrupted
 from dlrmctl.plan.check import check_memory
+from dlrmctl.ranks.group import Ranks, process_group
 from dlrmctl.ranks.process import matmul_precision
-from dlrmctl.ranks.ranks import Ranks, process_group
 from dlrmctl.ranks.signals import StopRequest, stop_requests
 from dlrmctl.rundir.checkpoint import Checkpoints, load, read_state
 from dlrmctl.rundir.directory import EventWriter, RunDirectory
@@ -125,7 +125,7 @@ class Trainer:
         self.model = model or build_model(
             config, source.schema, ranks, batch_size=reader.local_batch_size, memory_bytes=table_room
         )
-        self.optimizer = optimizer or build_dense_optimizer(config.optim, self.model.network, ranks)
+        self.optimizer = optimizer or build_dense_optimizer(config.optim, self.model.network, ranks.group)
         self.dense_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.take_step = TrainingStep(self.model, self.optimizer, ranks, config.train.precision)
         whole_run = config.train.epochs * reader.num_batches

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 
 from dlrmctl.assembly.network import build_dense_network
-from dlrmctl.assembly.optimizers import dense_optimizer
+from dlrmctl.assembly.optimizers import build_dense_optimizer
 from dlrmctl.data.schema import Schema, SparseFeature
 from dlrmctl.optim.shampoo import DistributedShampoo
 from dlrmctl.optim.shampoo.estimate import _even_share, shampoo_shares
@@ -28,7 +28,7 @@ def _state_bytes(flags: dict[str, str]) -> int:
     """Of the Shampoo of this rank, as it counts itself."""
     config, group = resolve({}, flags), dist.group.WORLD
     network = build_dense_network(config, SCHEMA, torch.device("cpu"))
-    optimizer = dense_optimizer(config.optim, network, group if dist.get_world_size() > 1 else None)
+    optimizer = build_dense_optimizer(config.optim, network, group)
     assert isinstance(optimizer, DistributedShampoo)
     held = {tensor.data_ptr(): tensor for state in optimizer.state.values() for tensor in state.values()}
     own = sum(cost.state_bytes for cost in optimizer.costs())
@@ -54,7 +54,7 @@ def test_shampoo_state_is_shared_out_over_any_number_of_ranks():
 def test_blocks_too_many_to_deal_out_have_the_same_sum(flags: dict[str, str]):
     config = resolve({}, flags)
     network = build_dense_network(config, SCHEMA, torch.device("meta"))
-    settings = dense_optimizer(config.optim, torch.nn.Linear(1, 1), None).param_groups[0]
+    settings = build_dense_optimizer(config.optim, torch.nn.Linear(1, 1), None).param_groups[0]
     even = _even_share(settings | {"params": list(network.parameters())}, 1)
     [dealt] = shampoo_shares(network.parameters(), settings, 1)
     assert (even.state, even.scratch, even.buffer) == (dealt.state, dealt.scratch, dealt.buffer)
@@ -74,7 +74,7 @@ def test_blocks_too_many_to_deal_out_have_the_same_sum(flags: dict[str, str]):
 def test_the_state_of_torchs_optimizers_is_counted_to_the_byte(flags: dict[str, str]):
     config = resolve({}, flags)
     network = build_dense_network(config, SCHEMA, torch.device("cpu"))
-    optimizer = dense_optimizer(config.optim, network, None)
+    optimizer = build_dense_optimizer(config.optim, network, None)
     for p in network.parameters():
         p.grad = torch.ones_like(p)
     optimizer.step()

@@ -17,7 +17,7 @@ from dlrmctl.data.schema import Schema, SparseFeature
 from dlrmctl.embeddings.sharding.shard import sparse_state
 from dlrmctl.plan.cluster import Cluster
 from dlrmctl.plan.memory import plan_memory
-from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.ranks.group import Ranks
 from dlrmctl.rundir.checkpoint import Checkpoints
 from dlrmctl.settings.config import Config, resolve
 from dlrmctl.training.step import TrainingStep
@@ -50,7 +50,7 @@ def _train(config: Config, schema: Schema, ranks: Ranks) -> tuple[int, int, Mode
     _trim()
     before = _resident()
     model = build_model(config, schema, ranks, batch_size=BATCH)
-    optimizer = build_dense_optimizer(config.optim, model.network, ranks)
+    optimizer = build_dense_optimizer(config.optim, model.network, ranks.group)
     step = TrainingStep(model, optimizer, ranks, "fp32")
     torch.manual_seed(ranks.rank)
     for number in range(1, STEPS + 1):

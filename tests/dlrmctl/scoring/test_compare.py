@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dlrmctl.scoring.auc import StreamingAuc
-from dlrmctl.scoring.slices import deciles, roc_curve
+from dlrmctl.scoring.calibration import deciles, roc_curve
 from tests.dlrmctl.commands import SMALL, in_process, start
 
 

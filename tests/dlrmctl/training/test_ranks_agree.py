@@ -10,7 +10,7 @@ from dlrmctl.assembly.optimizers import build_dense_optimizer
 from dlrmctl.data.reader import Reader
 from dlrmctl.data.synthetic.synthetic import Synthetic
 from dlrmctl.errors import UserError
-from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.ranks.group import Ranks
 from dlrmctl.settings.config import resolve
 from dlrmctl.settings.embeddings import OPERATIONS
 from dlrmctl.training.step import TrainingStep
@@ -29,7 +29,7 @@ def _losses(flags: dict[str, str], max_ids: int) -> list[float]:
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), dist.get_world_size(), torch.device("cpu"), group)
     reader = Reader(source, "train", batch_size=128, rank=ranks.rank, world_size=ranks.world_size)
     model = build_model(config, source.schema, ranks, batch_size=reader.local_batch_size)
-    step = TrainingStep(model, build_dense_optimizer(config.optim, model.network, ranks), ranks, "fp32")
+    step = TrainingStep(model, build_dense_optimizer(config.optim, model.network, ranks.group), ranks, "fp32")
     losses = []
     with closing(reader.batches(0)) as batches:
         for number, batch in enumerate(batches):
@@ -84,7 +84,7 @@ def _refused(kind: str) -> tuple[str, bool]:
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), dist.get_world_size(), torch.device("cpu"), group)
     reader = Reader(source, "train", batch_size=128, rank=ranks.rank, world_size=ranks.world_size)
     model = build_model(config, source.schema, ranks, batch_size=reader.local_batch_size)
-    step = TrainingStep(model, build_dense_optimizer(config.optim, model.network, ranks), ranks, "fp32")
+    step = TrainingStep(model, build_dense_optimizer(config.optim, model.network, ranks.group), ranks, "fp32")
     batch = next(reader.batches(0))
     if kind == "loss" and ranks.rank == ranks.world_size - 1:
         batch.dense_BI[0, 0] = float("nan")

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from dlrmctl.datasets.open import open_source
-from dlrmctl.ranks.ranks import Ranks
+from dlrmctl.ranks.group import Ranks
 from dlrmctl.rundir.checkpoint import Checkpoints
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.settings.config import resolve

@@ -17,7 +17,7 @@ from dlrmctl.embeddings.sharding.shard import shard
 from dlrmctl.embeddings.tables import FeatureTable
 from dlrmctl.errors import UserError
 from dlrmctl.models import DenseNetwork
-from dlrmctl.ranks.ranks import process_group
+from dlrmctl.ranks.group import process_group
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.rundir.state import RunState, StepSums
 from dlrmctl.settings.config import Config

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from dlrmctl.console.console import warn
 from dlrmctl.errors import UserError
-from dlrmctl.ranks.launch import RENDEZVOUS, world_from_environment
+from dlrmctl.ranks.launch import RENDEZVOUS, launch_environment
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a checkpoint of large tables may hold the others up for long
 # What gloo, NCCL and the store say when a peer has died.
@@ -21,7 +21,7 @@ _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken p
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where this process stands. `group` spans all ranks."""
+    """This process among its ranks; `group` spans all of them."""
 
     rank: int
     world_size: int
@@ -31,6 +31,7 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
+        """Whether this is rank 0, the one that shows results."""
         return self.rank == 0
 
     def broadcast(self, value: Any) -> Any:
@@ -59,18 +60,18 @@ def process_group(device: str) -> Iterator[Ranks]:
     Raises:
         UserError: if the device is not there or the rendezvous fails.
     """
-    world = world_from_environment()
-    chosen = _device(device, world.local_rank, world.local_world_size)
+    environment = launch_environment()
+    chosen = _device(device, environment.local_rank, environment.local_world_size)
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     try:
-        if world.world_size == 1 and not world.from_launcher:
+        if environment.world_size == 1 and not environment.from_launcher:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
         else:
             dist.init_process_group(
                 backend,
                 init_method=os.environ.get(RENDEZVOUS, "env://"),
-                rank=world.rank,
-                world_size=world.world_size,
+                rank=environment.rank,
+                world_size=environment.world_size,
                 timeout=COLLECTIVE_TIMEOUT,
             )
     except (dist.DistNetworkError, dist.DistStoreError, ValueError) as problem:
@@ -78,13 +79,13 @@ def process_group(device: str) -> Iterator[Ranks]:
     try:
         group = dist.group.WORLD
         assert group is not None
-        yield Ranks(world.rank, world.world_size, world.local_world_size, chosen, group)
+        yield Ranks(environment.rank, environment.world_size, environment.local_world_size, chosen, group)
     except dist.DistBackendError as problem:
-        raise UserError(f"rank {world.rank}: {chosen.type} communication failed: {_last_line(problem)}") from None
+        raise UserError(f"rank {environment.rank}: {chosen.type} communication failed: {_last_line(problem)}") from None
     except RuntimeError as problem:
         if any(words in str(problem) for words in _LOST_PEER):
             raise UserError(
-                f"rank {world.rank} lost contact with another rank",
+                f"rank {environment.rank} lost contact with another rank",
                 "that rank's own message says why; --resume goes on",
             ) from None
         raise

@@ -1,4 +1,4 @@
-"""`python -m dlrmctl.ranks.rank DIRECTORY`: one of the ranks that `launch` starts. People do not call it."""
+"""`python -m dlrmctl.ranks.child DIRECTORY`: one of the ranks that `launch` starts. People do not call it."""
 
 import ctypes
 import json
