@@ -46,22 +46,6 @@ class Batch:
             labels_B=self.labels_B.to(device, non_blocking=non_blocking),
         )
 
-    def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory, from which copies to a GPU can be asynchronous."""
-        return replace(
-            self,
-            dense_BI=self.dense_BI.pin_memory(),
-            ids=self.ids.pin_memory(),
-            lengths_FB=None if self.lengths_FB is None else self.lengths_FB.pin_memory(),
-            labels_B=self.labels_B.pin_memory(),
-        )
-
-    def record_stream(self, stream: torch.Stream) -> None:
-        """Keeps the memory of the batch until `stream` has used it (what TorchRec's pipelines ask of a batch)."""
-        for tensor in (self.dense_BI, self.ids, self.lengths_FB, self.labels_B):
-            if tensor is not None:
-                tensor.record_stream(stream)
-
 
 @dataclass(frozen=True)
 class PickedRows:

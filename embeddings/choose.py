@@ -1,4 +1,4 @@
-"""Decides which features are compressed, and how far: by a method for each, or to a ratio for all."""
+"""Decides which features are compressed, and how far: by a scheme for each, or to a ratio for all."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -56,8 +56,8 @@ class Scheme:
         return table if rows >= self.qr_threshold and num_parameters([table], dim) < rows * dim else full
 
 
-def checked_names(features: Sequence[Feature]) -> Sequence[Feature]:
-    """The features themselves.
+def check_names(features: Sequence[Feature]) -> None:
+    """Checks that every feature has a name of its own.
 
     Raises:
         ValueError: if a name appears twice.
@@ -65,7 +65,6 @@ def checked_names(features: Sequence[Feature]) -> Sequence[Feature]:
     names = [name for name, _, _ in features]
     if len(set(names)) != len(names):
         raise ValueError(f"feature names must differ, {sorted({n for n in names if names.count(n) > 1})} are repeated")
-    return features
 
 
 def num_parameters(tables: Sequence[FeatureTable], dim: int) -> int:
@@ -88,7 +87,7 @@ class RatioError(ValueError):
 
 
 def fit_ratio(
-    features: Sequence[Feature], methods: Sequence[Scheme], fixed: Sequence[bool], *, ratio: float, dim: int
+    features: Sequence[Feature], schemes: Sequence[Scheme], fixed: Sequence[bool], *, ratio: float, dim: int
 ) -> list[FeatureTable]:
     """Tables with at most 1 / ratio of the weights of full ones, and as close to that as whole collisions allow.
 
@@ -97,27 +96,27 @@ def fit_ratio(
     table has a row for each) stops where they are smallest.
 
     Args:
-        methods: one per feature.
-        fixed: of features that keep the collisions of their method; their weights count.
+        schemes: one per feature.
+        fixed: of features that keep the collisions of their scheme; their weights count.
         ratio: above 1.
 
     Raises:
-        ValueError: if the ratio is not above 1, or what `Method.table` raises. RatioError: if it is out of reach.
+        ValueError: if the ratio is not above 1, or what `Scheme.table` raises. RatioError: if it is out of reach.
     """
     if not ratio > 1:
         raise ValueError(f"{ratio=} must be above 1")
-    checked_names(features)
+    check_names(features)
     full = sum(rows * dim for _, rows, _ in features)
     budget = int(full / ratio)
     limits = [
-        method.collisions if keep else _most_collisions(feature, method, dim)
-        for feature, method, keep in zip(features, methods, fixed, strict=True)
+        scheme.collisions if keep else _most_collisions(feature, scheme, dim)
+        for feature, scheme, keep in zip(features, schemes, fixed, strict=True)
     ]
 
     def tables(collisions: Sequence[int]) -> list[FeatureTable]:
         return [
-            (method if keep else replace(method, collisions=min(c, limit))).table(feature)
-            for feature, method, keep, limit, c in zip(features, methods, fixed, limits, collisions, strict=True)
+            (scheme if keep else replace(scheme, collisions=min(c, limit))).table(feature)
+            for feature, scheme, keep, limit, c in zip(features, schemes, fixed, limits, collisions, strict=True)
         ]
 
     def weights(common: int) -> int:
@@ -139,11 +138,11 @@ def fit_ratio(
     return chosen
 
 
-def _most_collisions(feature: Feature, method: Scheme, dim: int) -> int:
+def _most_collisions(feature: Feature, scheme: Scheme, dim: int) -> int:
     """The collisions with which the feature has the fewest weights."""
 
     def weights(collisions: int) -> int:
-        return num_parameters([replace(method, collisions=collisions).table(feature)], dim)
+        return num_parameters([replace(scheme, collisions=collisions).table(feature)], dim)
 
     rows = feature[1]
     # Powers of 1.1 up to one row: the minimum is flat, and nothing is gained by finding it more exactly.

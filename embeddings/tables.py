@@ -1,7 +1,6 @@
-"""Which tables each sparse feature has: the configuration that everything else in this package is built from."""
+"""The tables of each sparse feature: the configuration that everything else in this package is built from."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
@@ -13,7 +12,6 @@ from dlrmctl.embeddings.path import map_width
 from dlrmctl.embeddings.words import EMBEDDINGS, OPERATIONS, OPERATIONS_OF, QR_LAYOUT, QR_LAYOUTS, TAILS
 
 _MODULES = nn.ModuleDict()
-_EARLIER = {"kind": "embedding", "large": "qr_layout"}  # names in descriptions of exported models
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Lookup:
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """How one sparse feature is embedded. Plain values throughout: `to_dict` and back.
+    """How one sparse feature is embedded.
 
     Attributes:
         name: the feature's key.
@@ -87,21 +85,8 @@ class FeatureTable:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that `from_dict` takes back."""
+        """The attributes as plain values for JSON."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "FeatureTable":
-        """The table of plain values, those that were written when attributes had other names among them.
-
-        Raises:
-            ValueError: for a name that is no attribute, or a value that is refused.
-        """
-        values = {_EARLIER.get(name, name): value for name, value in values.items()}
-        unknown = sorted(set(values) - {item.name for item in fields(cls)})
-        if unknown:
-            raise ValueError(f"{unknown[0]!r} is not an attribute of a feature's table")
-        return cls(**values)
 
     @property
     def combination(self) -> str | None:

@@ -19,7 +19,7 @@ class DenseNetwork(nn.Module):
 
     Args:
         num_dense: I, the dense features; 0 puts one learned vector in the place of the bottom MLP.
-        num_features: F, the sparse features.
+        num_vectors: F, the vectors that the embedding module gives for each example.
         dim: D, the width of the embeddings; must equal the last width of the bottom MLP.
         bottom: widths of the bottom MLP's layers.
         top: widths of the top MLP's layers; the last is 1.
@@ -37,7 +37,7 @@ class DenseNetwork(nn.Module):
         self,
         *,
         num_dense: int,
-        num_features: int,
+        num_vectors: int,
         dim: int,
         bottom: Sequence[int],
         top: Sequence[int],
@@ -51,11 +51,11 @@ class DenseNetwork(nn.Module):
             raise ValueError(f"the top MLP ends in {top[-1]} units; a logit is one")
         if interaction not in INTERACTIONS:
             raise ValueError(f"{interaction=} must be one of {', '.join(INTERACTIONS)}")
-        self.num_features = num_features
+        self.num_vectors = num_vectors
         self.bottom = (
             MLP(num_dense, bottom, generator=generator) if num_dense else LearnedVector(dim, generator=generator)
         )
-        self.interaction = INTERACTIONS[interaction](num_features, dim)
+        self.interaction = INTERACTIONS[interaction](num_vectors, dim)
         self.top = MLP(self.interaction.out_features, top, last_relu=False, generator=generator)
 
     def forward(self, dense_BI: Tensor, embeddings_BFD: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class DotInteraction(nn.Module):
     """Concatenates the dense vector and the dot products of all pairs of the N vectors (i > j, row-major).
 
     Args:
-        num_features: F, the sparse features.
+        num_vectors: F, the vectors of the sparse features.
         dim: D, the width of every vector.
 
     Shapes:
@@ -54,9 +54,9 @@ class DotInteraction(nn.Module):
     lower_P: Tensor
     symmetric_NN: Tensor
 
-    def __init__(self, num_features: int, dim: int) -> None:
+    def __init__(self, num_vectors: int, dim: int) -> None:
         super().__init__()
-        N = num_features + 1
+        N = num_vectors + 1
         rows, columns = torch.tril_indices(N, N, offset=-1)
         P = len(rows)
         self.out_features = dim + P
@@ -79,9 +79,9 @@ class CatInteraction(nn.Module):
         dense_BD [B, D] and embeddings_BFD [B, F, D] -> [B, (F + 1) D].
     """
 
-    def __init__(self, num_features: int, dim: int) -> None:
+    def __init__(self, num_vectors: int, dim: int) -> None:
         super().__init__()
-        self.out_features = (num_features + 1) * dim
+        self.out_features = (num_vectors + 1) * dim
 
     def forward(self, dense_BD: Tensor, embeddings_BFD: Tensor) -> Tensor:
         return torch.cat([dense_BD, embeddings_BFD.to(dense_BD.dtype).flatten(1)], dim=1)

@@ -117,16 +117,6 @@ class PrepareReport:
     bytes_per_row: float = 0.0
     unit: str = "line"
 
-    @property
-    def num_repaired(self) -> int:
-        """Rows whose line was mended."""
-        return sum(self.repaired.values())
-
-    @property
-    def num_rejected(self) -> int:
-        """Lines left out."""
-        return sum(self.rejected.values())
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)

@@ -27,7 +27,7 @@ def build_dense_network(config: Config, schema: Schema, device: torch.device) ->
     with torch.device("meta") if device.type == "meta" else torch.device("cpu"):
         network = DenseNetwork(
             num_dense=len(schema.dense),
-            num_features=sum(table.vectors for table in feature_tables(config, schema)),
+            num_vectors=sum(table.vectors for table in feature_tables(config, schema)),
             dim=config.embeddings.dim,
             bottom=config.model.bottom_mlp,
             top=config.model.top_mlp,

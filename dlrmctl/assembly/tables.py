@@ -26,7 +26,7 @@ def feature_tables(config: Config, schema: Schema) -> list[FeatureTable]:
     check_patterns(config.tables, names)
     changes = [changes_of_table(config.tables, name) for name in names]
     each = [replace(config.embeddings, **change) for change in changes]
-    methods = [
+    schemes = [
         Scheme(
             embedding=settings.embedding,
             collisions=settings.collisions,
@@ -42,11 +42,11 @@ def feature_tables(config: Config, schema: Schema) -> list[FeatureTable]:
     ratio, dim = config.embeddings.compress_ratio, config.embeddings.dim
     try:
         if ratio is None:
-            tables = [method.table(feature) for method, feature in zip(methods, features, strict=True)]
+            tables = [scheme.table(feature) for scheme, feature in zip(schemes, features, strict=True)]
             num_parameters(tables, dim)  # widths that no kernel has are refused here
             return tables
         given = ["collisions" in change for change in changes]
-        return fit_ratio(features, methods, given, ratio=ratio, dim=dim)
+        return fit_ratio(features, schemes, given, ratio=ratio, dim=dim)
     except RatioError as problem:
         raise UserError(f"embeddings.compress_ratio: {problem}", _BEYOND) from None
     except ValueError as problem:

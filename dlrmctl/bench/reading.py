@@ -19,17 +19,16 @@ from dlrmctl.data.store.writer import STORE_BLOCK_ROWS, StoreWriter
 from dlrmctl.data.synthetic.synthetic import Synthetic
 
 BATCH_SIZES = (2048, 8192)
-MOST_ROWS = 2_000_000  # of one measurement
+_MOST_ROWS = 2_000_000  # of one measurement
 _MAX_IDS = 5
 
 
-def measure_reading(stores: Mapping[str, Store], *, rounds: int, most_rows: int = MOST_ROWS) -> dict[str, Any]:
+def measure_reading(stores: Mapping[str, Store], *, rounds: int) -> dict[str, Any]:
     """Times epochs, or their first rows, of every kind, alternated after a round that warms the page cache.
 
     Args:
         stores: by what their reading is called; checksums are left out, and given apart.
         rounds: medians are over these.
-        most_rows: of one measurement.
 
     Returns:
         By kind: rows, nanoseconds of CPU per row (all threads), rows per CPU second and per second, and milliseconds
@@ -42,7 +41,7 @@ def measure_reading(stores: Mapping[str, Store], *, rounds: int, most_rows: int 
                 if size <= store.num_examples("train"):
                     order = "shuffled" if shuffle else "sequential"
                     reader = Reader(store, "train", batch_size=size, shuffle=shuffle)
-                    batches = min(reader.num_batches, max(1, most_rows // size))
+                    batches = min(reader.num_batches, max(1, _MOST_ROWS // size))
                     kinds[f"{name}, {order}, batch {size:,}"] = reader, batches
     seen: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in kinds}
     for number in range(rounds + 1):
@@ -75,12 +74,12 @@ def _read(reader: Reader, batches: int) -> tuple[float, float, float]:
     return cpu, wall, foreground
 
 
-def measure_first_read(path: Path, *, rounds: int, most_rows: int = MOST_ROWS) -> dict[str, float]:
+def measure_first_read(path: Path, *, rounds: int) -> dict[str, float]:
     """Measures what the first read of a block costs besides, its checksum: rows per CPU second, and bytes."""
     rates = []
     for _ in range(rounds):
         store = Store(path)
-        count = max(1, min(store.num_examples("train"), most_rows) // store.block_rows)
+        count = max(1, min(store.num_examples("train"), _MOST_ROWS) // store.block_rows)
 
         def read(store: Store = store, count: int = count) -> float:
             started = time.process_time()

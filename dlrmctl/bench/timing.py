@@ -17,6 +17,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 _BACKENDS = ("gloo:", "nccl:")
+_WARMUP_ROUNDS = 1
 
 
 def now(device: torch.device) -> float:
@@ -26,16 +27,14 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def alternate(
-    works: Mapping[str, Callable[[], None]], *, rounds: int, device: torch.device, warmup: int = 1
-) -> dict[str, list[float]]:
+def alternate(works: Mapping[str, Callable[[], None]], *, rounds: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of each work in each round; one after the other within a round, so that all see the same machine."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
-    for round_number in range(warmup + rounds):
+    for round_number in range(_WARMUP_ROUNDS + rounds):
         for name, work in works.items():
             started = now(device)
             work()
-            if round_number >= warmup:
+            if round_number >= _WARMUP_ROUNDS:
                 seconds[name].append(now(device) - started)
     return seconds
 

@@ -160,7 +160,7 @@ class Floor:
         self.vectors_BND: Tensor | None = None
         self.flop = _flop(self.operands)
         if isinstance(network.interaction, DotInteraction):
-            N = network.num_features + 1
+            N = network.num_vectors + 1
             self.vectors_BND = torch.randn(batch, N, table_RD.shape[1], device=device).to(dtype)
             self.dots_BNN = torch.randn(batch, N, N, device=device).to(dtype)
 

@@ -1,4 +1,4 @@
-"""Training a compressed model on fresh data, and beside it the trained model itself on the same batches.
+"""Trains a compressed model on fresh data, and beside it the trained model itself on the same batches.
 
 Fresh examples improve any model a little. So what fine-tuning repairs is the difference to the uncompressed control.
 """
@@ -180,9 +180,7 @@ class Tuner:
             load(self._checkpoint, {"optimizer": dense_state(optimizer, network)}, self._ranks)
         model = DLRM(self._compose(twins), network)
         rows = RowwiseAdagrad(trained, eps=optim.sparse_eps)
-        return _Student(
-            dict(tables), twins, tuple(fixed), model, rows, optimizer, how.lr_factor * (optim.dense_lr or 0)
-        )
+        return _Student(dict(tables), twins, tuple(fixed), model, rows, optimizer, how.lr_factor * optim.dense_lr)
 
 
 class _Student:

@@ -13,7 +13,7 @@ from dlrmctl.data.reader import Reader
 from dlrmctl.embeddings.compression.rules.rows import Compressed
 from dlrmctl.scoring.paired import compare_scores, relative_rise
 
-KEPT_BYTES = 2 << 30
+_KEPT_BYTES = 2 << 30  # of the data, at most; decides the number of examples
 
 
 class Trial:
@@ -24,7 +24,6 @@ class Trial:
         original: the trained tables.
         network: the dense half.
         reader: not shuffled.
-        kept_bytes: how much of the data may be kept; decides the number of examples.
     """
 
     def __init__(
@@ -33,7 +32,6 @@ class Trial:
         original: Mapping[str, Compressed],
         network: nn.Module,
         reader: Reader,
-        kept_bytes: int = KEPT_BYTES,
     ) -> None:
         self._compose, self._original, self._network = compose, original, network
         self._offset = reader.source.features.logit_offset(reader.split)
@@ -43,7 +41,7 @@ class Trial:
             for batch in batches:
                 self._batches.append(batch)
                 used += batch.ids.nbytes + batch.dense_BI.nbytes
-                if used > kept_bytes:
+                if used > _KEPT_BYTES:
                     break
         labels = [batch.labels_B[: batch.num_valid] for batch in self._batches]
         self.labels_N: np.ndarray = torch.cat(labels).numpy() > 0.5

@@ -19,6 +19,7 @@ from dlrmctl.doctor.packages import check_packages
 _MARKS = {"ok": ("ok      ", "green"), "warning": ("warning ", "yellow"), "problem": ("problem ", "bold red")}
 AREA = "training"
 SECONDS = 180
+_RANKS = 2
 _ARGUMENTS = [
     *("train", "--dataset", "synthetic", "--synthetic-rows", "4096", "--batch-size", "256", "--max-steps", "2"),
     *("--bottom-mlp", "16-8", "--top-mlp", "16-1", "--dim", "8", "--evaluations", "1", "--json"),
@@ -68,12 +69,12 @@ def _show(findings: list[Finding]) -> None:
             output.print(Text.assemble(" " * len(mark), ("-> ", "bold"), finding.remedy))
 
 
-def check_training(ranks: int = 2) -> Finding:
-    """Trains a tiny model on `ranks` local ranks in a temporary directory, and looks at what came out."""
-    name = f"{ranks} ranks"
+def check_training() -> Finding:
+    """Trains a tiny model on local ranks in a temporary directory, and looks at what came out."""
+    name = f"{_RANKS} ranks"
     with tempfile.TemporaryDirectory(prefix="dlrmctl-doctor-") as scratch:
         command = [sys.executable, "-P", "-m", "dlrmctl", *_ARGUMENTS]
-        command += ["--nproc", str(ranks), "--run-dir", str(Path(scratch) / "run")]
+        command += ["--nproc", str(_RANKS), "--run-dir", str(Path(scratch) / "run")]
         started = time.monotonic()
         # The ranks of this test find each other alone, even if doctor itself was started by a launcher.
         environment = {

@@ -11,8 +11,8 @@ from dlrmctl.console.text import with_error
 _CURVE_POINTS = 500
 
 
-def deciles(logits_N: np.ndarray, labels_N: np.ndarray, parts: int = 10) -> list[dict[str, Any]]:
-    """Examples in equal parts by rising prediction: what was predicted, and what was observed.
+def deciles(logits_N: np.ndarray, labels_N: np.ndarray) -> list[dict[str, Any]]:
+    """Examples in ten equal parts by rising prediction: predicted probabilities beside observed rates.
 
     Returns:
         Per part that is not empty: "examples", "predicted" (mean probability), "observed" (share of positives), "se"
@@ -23,7 +23,7 @@ def deciles(logits_N: np.ndarray, labels_N: np.ndarray, parts: int = 10) -> list
     probabilities = 1 / (1 + np.exp(-logits_N[order].astype(np.float64)))
     labels = labels_N[order].astype(np.float64)
     found = []
-    for part in np.array_split(np.arange(len(order)), parts):
+    for part in np.array_split(np.arange(len(order)), 10):
         if not len(part):
             continue
         p, observed = probabilities[part], float(labels[part].mean())

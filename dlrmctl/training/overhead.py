@@ -178,7 +178,7 @@ class _DenseStep:
         self.network = build_dense_network(config, schema, device)
         self.parameters = list(self.network.parameters())
         self.dense_BI = torch.randn(batch, len(schema.dense), device=device)
-        self.embeddings_BFD = torch.randn(batch, self.network.num_features, config.embeddings.dim, device=device)
+        self.embeddings_BFD = torch.randn(batch, self.network.num_vectors, config.embeddings.dim, device=device)
         self.embeddings_BFD.requires_grad_()
         self.labels_B = torch.zeros(batch, device=device)
         self.backward()

@@ -135,11 +135,10 @@ class Writer:
 
 
 class Artifact:
-    """Compressed tables on disk.
+    """Compressed tables on disk; opening them reads all files and compares their checksums.
 
     Args:
         path: a directory that a `Writer` made.
-        verify: read all files and hold them against their checksums, not only their sizes.
 
     Attributes:
         source: what was compressed.
@@ -149,7 +148,7 @@ class Artifact:
         ValueError: if it is not there, of another format, or damaged.
     """
 
-    def __init__(self, path: Path, *, verify: bool = True) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         try:
             manifest = json.loads((path / _MANIFEST).read_text())
@@ -163,15 +162,15 @@ class Artifact:
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as problem:
             raise ValueError(f"{path}: damaged: {_MANIFEST} cannot be read: {problem}") from None
         for file, entry in self._files.items():
-            self._check(file, entry, verify)
+            self._check(file, entry)
 
-    def _check(self, file: str, entry: dict[str, int], verify: bool) -> None:
+    def _check(self, file: str, entry: dict[str, int]) -> None:
         path = self.path / file
         if Path(file).name != file or not path.is_file():
             raise ValueError(f"{self.path}: damaged: {file} is missing")
         if path.stat().st_size != entry["bytes"]:
             raise ValueError(f"{self.path}: damaged: {file} has {path.stat().st_size} bytes, expected {entry['bytes']}")
-        if verify and _crc32(path) != entry["crc32"]:
+        if _crc32(path) != entry["crc32"]:
             raise ValueError(f"{self.path}: damaged: {file} does not match its checksum")
 
     def read(self, name: str) -> Compressed:

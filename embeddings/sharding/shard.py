@@ -1,6 +1,4 @@
-"""From a model with tables on meta to a sharded one: tables over ranks, everything else replicated.
-
-The tables and their optimizer state as tensors that torch.distributed.checkpoint saves and fills in place."""
+"""Shards the tables of a model over ranks, and gives their tensors for checkpoints; everything else is replicated."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -32,18 +30,14 @@ class Sharded:
         dmp: call it like the model; its backward updates the tables.
         embeddings: the CompositionalEmbeddings inside.
         plan: where every table lives, one row each.
-        sharding_plan: the same as TorchRec's object.
         bytes_per_rank: of tables and their optimizer state.
-        dense: every parameter that is not a table, by name, for the dense optimizer.
         learning_rates: of the tables on this rank.
     """
 
     dmp: DistributedModelParallel
     embeddings: CompositionalEmbeddings
     plan: list[Placement]
-    sharding_plan: ShardingPlan
     bytes_per_rank: list[int]
-    dense: dict[str, nn.Parameter]
     learning_rates: LearningRates
 
     def set_learning_rates(self, *, sparse_lr: float, qr_lr: float) -> None:
@@ -113,6 +107,7 @@ def shard(
         init_parameters=False,
         data_parallel_wrapper=_NoWrapper() if world_size == 1 else DefaultDataParallelWrapper(),
     )
+    _check_trained_in_backward(dmp, embeddings)
     _initialize_tables(dmp, embeddings, seed)
     if world_size == 1 and embeddings.bags is not None:
         embeddings.pool_with(LocalBags(list(kernels(embeddings.bags)), embeddings.bag_ids.keys))
@@ -120,9 +115,7 @@ def shard(
         dmp=dmp,
         embeddings=embeddings,
         plan=plan,
-        sharding_plan=sharding_plan,
         bytes_per_rank=rank_bytes(plan, world_size),
-        dense=_dense_parameters(dmp, embeddings),
         learning_rates=LearningRates(dmp, embeddings.combined_keys),
     )
 
@@ -201,13 +194,16 @@ def _initialize_tables(dmp: nn.Module, embeddings: CompositionalEmbeddings, seed
                 fill_rows(piece.tensor, distributions[table], table=table, seed=seed, first_row=first_row)
 
 
-def _dense_parameters(dmp: nn.Module, embeddings: CompositionalEmbeddings) -> dict[str, nn.Parameter]:
-    dense = {name: p for name, p in dmp.named_parameters() if not hasattr(p, "_in_backward_optimizers")}
+def _check_trained_in_backward(dmp: nn.Module, embeddings: CompositionalEmbeddings) -> None:
+    """Checks that every table has its optimizer inside its backward, so that none is left to another."""
     # TorchRec calls them ....embedding_bags.<table>.weight and ....embeddings.<table>.weight.
     tables = {f"{kind}.{table.name}.weight" for table in embeddings.tables for kind in ("embedding_bags", "embeddings")}
-    escaped = [name for name in dense if ".".join(name.split(".")[-3:]) in tables]
+    escaped = [
+        name
+        for name, p in dmp.named_parameters()
+        if not hasattr(p, "_in_backward_optimizers") and ".".join(name.split(".")[-3:]) in tables
+    ]
     assert not escaped, f"tables that are not trained in backward: {escaped}"
-    return dense
 
 
 def sparse_state(dmp: DistributedModelParallel) -> dict[str, ShardedTensor]:

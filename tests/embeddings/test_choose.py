@@ -80,23 +80,23 @@ def test_larger_tables_have_no_fewer_collisions_than_the_ratio_needs():
 
 
 def test_a_ratio_beyond_the_smallest_tables_says_the_best():
-    methods = [Scheme("qr")] * 26
+    schemes = [Scheme("qr")] * 26
     with pytest.raises(RatioError) as caught:
-        fit_ratio(FEATURES, methods, [False] * 26, ratio=10**6, dim=16)
+        fit_ratio(FEATURES, schemes, [False] * 26, ratio=10**6, dim=16)
     best = caught.value.best
     # Two tables of sqrt(rows) rows each are the smallest, and tables below 200 rows are whole.
     smallest = sum(2 * rows**0.5 if rows >= 200 else rows for rows in KAGGLE)
     # The search steps by a tenth, where x + 1 / x is 1 + 0.05^2 / 2 times its smallest, and rounds rows up.
     assert 0.98 * sum(KAGGLE) / smallest <= best <= sum(KAGGLE) / smallest
-    reached = fit_ratio(FEATURES, methods, [False] * 26, ratio=best * 0.999, dim=16)
+    reached = fit_ratio(FEATURES, schemes, [False] * 26, ratio=best * 0.999, dim=16)
     assert FULL / num_parameters(reached, 16) >= best * 0.999
 
 
 @pytest.mark.parametrize("kind", OPERATIONS_OF)
 def test_every_operation_counts_as_it_is(kind):
     for operation in OPERATIONS_OF[kind]:
-        method = Scheme(kind, operation=operation, ways=2, tail="qr")
-        chosen = fit_ratio(FEATURES, [method] * 26, [False] * 26, ratio=9, dim=16)
+        scheme = Scheme(kind, operation=operation, ways=2, tail="qr")
+        chosen = fit_ratio(FEATURES, [scheme] * 26, [False] * 26, ratio=9, dim=16)
         weights = sum(t.rows * t.dim for f in chosen for t in f.tables(16))
         assert FULL / 10 < weights <= FULL / 9
 

@@ -10,7 +10,7 @@ from tests import reference
 def _network(interaction: str = "dot") -> DenseNetwork:
     return DenseNetwork(
         num_dense=5,
-        num_features=3,
+        num_vectors=3,
         dim=4,
         bottom=[8, 4],
         top=[6, 1],
@@ -58,7 +58,7 @@ def test_forward_and_gradients_equal_the_float64_reference(interaction: str):
 
 
 def test_without_dense_features_every_example_starts_from_one_learned_vector():
-    network = DenseNetwork(num_dense=0, num_features=3, dim=4, bottom=[8, 4], top=[6, 1]).double()
+    network = DenseNetwork(num_dense=0, num_vectors=3, dim=4, bottom=[8, 4], top=[6, 1]).double()
     _, embeddings = _inputs()
     logits = network(torch.empty(7, 0, dtype=torch.float64), embeddings)
     [vector] = network.bottom.parameters()
@@ -107,7 +107,7 @@ def test_bf16_autocast_keeps_the_logits_close():
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(change: dict, message: str):
-    arguments = {"num_dense": 5, "num_features": 3, "dim": 4, "bottom": [8, 4], "top": [6, 1]} | change
+    arguments = {"num_dense": 5, "num_vectors": 3, "dim": 4, "bottom": [8, 4], "top": [6, 1]} | change
     with pytest.raises(ValueError, match=message):
         DenseNetwork(**arguments)
 

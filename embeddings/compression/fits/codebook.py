@@ -1,15 +1,8 @@
-"""Fits of learned codes: codebooks and the codes of every row.
+"""Fits learned codes: the codebooks of a table and the codes of every row, by weighted k-means on a sample of its rows.
 
-Dimensions: N rows, D columns, L codes per row, K rows in each codebook; W columns of a codebook, D for "sum" and D / L
-for "concat".
-
-
-Weighted k-means on rows that fit in memory, and the nearest center of any number of rows.
-
-Dimensions: N rows, D columns, K centers.
-
-
-A sample of a table's rows that stands for all of them."""
+Dimensions: N rows, D columns, L codes per row, K rows (centers) of each codebook; W columns of a codebook, D for "sum"
+and D / L for "concat".
+"""
 
 from dataclasses import dataclass
 
@@ -29,6 +22,7 @@ _SAMPLE_SWEEPS = 5
 # Rows whose scores against all centers are held at once: 4 MB of float32 for 256 centers, which stays in the cache.
 _SCORES = 2**20
 _SEED_ROWS = 16_384
+_LLOYD_STEPS = 25
 
 
 @dataclass(frozen=True)
@@ -108,6 +102,8 @@ def _alternate(model: "_Codebooks", table: TableRows, codes: Tensor, passes: int
 
 
 class _Codebooks:
+    """Codebooks that are being fitted, float32 [L, K, W]."""
+
     def __init__(self, codebooks: Tensor, operation: str) -> None:
         self.codebooks, self.operation = codebooks, operation
         self.num_codes, self.size, self.width = codebooks.shape
@@ -154,7 +150,7 @@ class _Codebooks:
         return torch.cat(rows, 1) if self.operation == "concat" else torch.stack(rows).sum(0)
 
     def move(self, sums: "_Sums") -> None:
-        """To the least-squares codebooks for the codes that `sums` saw."""
+        """Moves to the least-squares codebooks for the codes that `sums` saw."""
         if sums.together is None:
             step = sums.residual / sums.totals.clamp(min=1e-30)[:, None]
         else:
@@ -165,7 +161,7 @@ class _Codebooks:
 
 
 class _Sums:
-    """What least squares needs: weights of codes and of pairs of them, and what the rows of each code still lack."""
+    """Sums for least squares: weights of codes and of pairs of codes, and the residual of the rows of each code."""
 
     def __init__(self, model: _Codebooks) -> None:
         self.model = model
@@ -204,9 +200,7 @@ def nearest(rows_ND: Tensor, centers_KD: Tensor) -> Tensor:
     return torch.from_numpy(found)
 
 
-def fit_centers(
-    rows_ND: Tensor, weights: Tensor, size: int, generator: torch.Generator, *, iterations: int = 25
-) -> Tensor:
+def fit_centers(rows_ND: Tensor, weights: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Centers that minimize the weighted squared distance, by Lloyd's algorithm from k-means++.
 
     Args:
@@ -219,7 +213,7 @@ def fit_centers(
         float32 [K, D]. A center nobody is nearest to moves to the row that is worst off.
     """
     centers = _spread_out(rows_ND, weights, size, generator)
-    for _ in range(iterations):
+    for _ in range(_LLOYD_STEPS):
         codes = nearest(rows_ND, centers)
         sums, totals = weighted_sums(rows_ND, weights, codes, size)
         moved = torch.where(totals[:, None] > 0, sums / totals.clamp(min=1e-30)[:, None], centers)
@@ -268,7 +262,7 @@ def _spread_out(rows_ND: Tensor, weights: Tensor, size: int, generator: torch.Ge
 
 
 def weighted_sample(table: TableRows, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """At most `size` rows with weights under which sums are right on average.
+    """Draws at most `size` rows, with weights under which sums are right on average.
 
     Heavy rows are all in, with their own weight. The others are in with a chance proportional to their weight, and then
     with the threshold's weight: no other scheme of that size has less variance for sums of weights. Rows are drawn

@@ -1,9 +1,10 @@
 """Ways to compress a table, each with a short name: "int8", "pca8-int4", "qr-mult16-int8", "head2%-int8+rq2x256".
 
-How many bytes a method's table takes, known before anything is fitted."""
+The bytes of a method's table are known before anything is fitted.
+"""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -112,7 +113,7 @@ class Method:
 
     @property
     def name(self) -> str:
-        """As `parse` reads it."""
+        """The short name, as `parse` reads it."""
         bits = _NAME_OF_BITS[self.bits]
         sizes = {
             "rows": bits,
@@ -179,11 +180,6 @@ def default_grid(dim: int) -> list[Method]:
     names += [f"rq{count}x256" for count in (8, 4, 3, 2, 1) if 2 * count <= dim]
     names += [f"head{share}%+rq{count}x256" for share in (10, 5, 2, 1) for count in (2, 1) if 2 * count <= dim]
     return [Method.parse(name) for name in names]
-
-
-def with_head(method: Method, share: float, bits: int = 8) -> Method:
-    """The same method on the rows outside a head."""
-    return replace(method, head_share=share, head_bits=bits)
 
 
 def least_bytes(method: Method, rows: int, dim: int) -> int:

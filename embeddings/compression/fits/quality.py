@@ -33,19 +33,19 @@ class Quality:
 
     @classmethod
     def exact(cls) -> "Quality":
-        """Of the table itself."""
+        """The quality of the table itself."""
         return cls(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
-def measure(table: TableRows, compressed: Compressed, *, seed: int = 0, secants: int = _SECANTS) -> Quality:
-    """Compares all rows once, in pieces, and `secants` random pairs."""
+def measure(table: TableRows, compressed: Compressed) -> Quality:
+    """Compares all rows once, in pieces, and `_SECANTS` random pairs."""
     sums = torch.zeros(4, dtype=torch.float64)
     for part, values, weights in table.chunks("measure"):
         error = (compressed.expand(part.start, part.stop) - values).square_().sum(1, dtype=torch.float64)
         norm = values.square().sum(1, dtype=torch.float64)
         sums += torch.stack([(error * weights).sum(), (norm * weights).sum(), error.sum(), norm.sum()])
     weighted_error, weighted_norm, error, norm = sums.tolist()
-    distortion = secant_distortion(table, compressed, seed=seed, secants=secants)
+    distortion = secant_distortion(table, compressed)
     return Quality(
         weighted_error=weighted_error,
         weighted_relative_error=_root_ratio(weighted_error, weighted_norm),

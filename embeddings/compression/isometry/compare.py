@@ -103,11 +103,9 @@ def near_isometric(
     return NearIsometryReport(found, figures, sample, held_out)
 
 
-def best_random_projection(
-    secants: Secants, rank: int, dim: int, generator: torch.Generator, tries: int = RANDOM_PROJECTIONS
-) -> Tensor:
-    """Of so many Gaussian matrices [R, D], the one that distorts least."""
-    drawn = [torch.randn(rank, dim, generator=generator, dtype=torch.float64) for _ in range(tries)]
+def best_random_projection(secants: Secants, rank: int, dim: int, generator: torch.Generator) -> Tensor:
+    """The one of `RANDOM_PROJECTIONS` Gaussian matrices [R, D] that distorts least."""
+    drawn = [torch.randn(rank, dim, generator=generator, dtype=torch.float64) for _ in range(RANDOM_PROJECTIONS)]
     return min(drawn, key=lambda projection: secants.extremes(secants.reduce(projection)).delta)
 
 

@@ -1,16 +1,13 @@
-"""Near-isometric linear maps of embedding rows: few columns, and no distance between two rows changed by much.
+"""Searches near-isometric linear maps of embedding rows: few columns, and no distance between two rows changes much.
 
-PCA keeps the distances right on average and lets single ones collapse; here the worst one counts. That suits nearest
+PCA keeps distances right on average, and single ones may collapse; here the worst one counts. That suits nearest
 neighbours. It does not suit scoring: a model's loss follows the average error, where PCA is the better choice.
+
+Column generation: the solver works on a few thousand pairs, its result is measured on all pairs, and the worst of them
+join. So a bound holds for every pair although the solver saw few.
 
 The objectives are those of Luo, Shapiro, Shi and Yang, arXiv:1601.00062 (NILE-Pro and FroMax); the solvers are our own.
 Dimensions: K rows, D columns, R of the map's image.
-
-
-The search for a low-rank map that keeps all distances of a set of rows: few pairs are solved for, all are checked.
-
-Column generation: the solver works on a few thousand pairs, its result is measured on all of them, and the worst ones
-join. So a bound holds for every pair although the solver saw few.
 """
 
 from collections.abc import Callable
@@ -23,7 +20,7 @@ from torch import Tensor
 from dlrmctl.embeddings.compression.isometry.secants import Neighbours, Progress, Secants
 from dlrmctl.embeddings.compression.isometry.solvers import fromax_steps, nile_pro_steps
 
-FROMAX_ROUNDS = 32
+FROMAX_ROUNDS = 32  # at most; for each rank tried, if a bound is given
 # Of the nearest rows that PCA keeps nearest, the share that may be given for less distortion.
 RECALL_LOSS = 0.01
 ITERATIONS = 120
@@ -37,6 +34,7 @@ _PROGRESS = 0.005
 _PATIENCE = 2
 # FroMax comes to its bound from outside, ever slower; aiming inside it arrives.
 _INSIDE = 0.99
+_SHRINK, _LEAST_SHRINK = 0.85, 0.98  # of the bound: the first factor, and the one at which the search ends
 # Weights of staying near the principal components, from hardly moving to free.
 PULLS = (1.0, 0.4, 0.2, 0.1, 0.05, 0.02, 0.0)
 _ROUNDS_PER_PULL, _ROUNDS_FREE = 4, 12
@@ -70,7 +68,7 @@ class NearIsometry:
 
     @property
     def rank(self) -> int:
-        """Of `matrix`, to float32's precision."""
+        """The rank of `matrix`, to float32's precision."""
         sizes = torch.linalg.svdvals(self.projection.double())
         return int((sizes > 1e-6 * sizes[0]).sum())
 
@@ -115,23 +113,19 @@ def fromax(
     *,
     rank: int | None = None,
     delta: float | None = None,
-    recall_loss: float | None = RECALL_LOSS,
-    rounds: int = FROMAX_ROUNDS,
-    iterations: int = ITERATIONS,
     seed: int = 0,
     progress: Progress = silent,
 ) -> NearIsometry:
     """The smallest rank for which a map within `delta` is found, or the smallest such delta for `rank`.
 
     For one rank and one bound the problem is to bring a matrix that keeps the bound and one of that rank together; a
-    map is found when their distance is 0. The smallest rank is sought by halving, the smallest bound by shrinking it.
+    map is found when their distance is 0. The smallest rank is sought by halving, the smallest bound by shrinking it;
+    the latter keeps neighbours as `nile_pro` does.
 
     Args:
         rows_KD: see `nile_pro`.
         rank: R, from 1 to D.
         delta: above 0 and below 1.
-        recall_loss: see `nile_pro`; with `delta`, the bound alone counts.
-        rounds: at most; with `delta`, for each rank tried.
 
     Raises:
         ValueError: as `nile_pro`, and unless exactly one of `rank` and `delta` is given.
@@ -140,9 +134,9 @@ def fromax(
         raise ValueError(f"exactly one of {rank=} and {delta=} must be given")
     secants = Secants(rows_KD)
     if rank is not None:
-        accept = _keeps_neighbours(secants, _checked_rank(rank, rows_KD), recall_loss)
+        accept = _keeps_neighbours(secants, _checked_rank(rank, rows_KD), RECALL_LOSS)
         search = SampleSearch(secants, rank, accept=accept, seed=seed)
-        shrink_fromax(search, rounds, iterations, progress)
+        shrink_fromax(search, progress)
         return _result("fromax", search, rank)
     assert delta is not None
     if not 0 < delta < 1:
@@ -153,7 +147,7 @@ def fromax(
     while found_rank - too_few > 1:
         tried = (too_few + found_rank) // 2
         search = SampleSearch(secants, tried, seed=seed)
-        if search_fromax(search, delta, rounds, iterations):
+        if search_fromax(search, delta, FROMAX_ROUNDS):
             found_rank, found = tried, search
         else:
             too_few = tried
@@ -168,7 +162,7 @@ def _checked_rank(rank: int, rows_KD: Tensor) -> int:
 
 
 def _keeps_neighbours(secants: Secants, rank: int, recall_loss: float | None) -> Callable[[Tensor], bool]:
-    """Whether a map keeps nearly as many neighbours as the principal components do."""
+    """A check that a map keeps nearly as many neighbours as the principal components do."""
     if recall_loss is None:
         return anything
     if not 0 <= recall_loss < 1:
@@ -179,7 +173,7 @@ def _keeps_neighbours(secants: Secants, rank: int, recall_loss: float | None) ->
 
 
 def anything(factor_RN: Tensor) -> bool:
-    """Every map will do."""
+    """Accepts every map."""
     return True
 
 
@@ -214,7 +208,7 @@ class SampleSearch:
     def round(self, steps: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Improves the latest map on the pairs, measures it on all, and takes in the worst.
 
-        It goes on from the latest map, not the best: one that fits only its pairs is mended by the pairs that join.
+        Continues from the latest map, not the best: the pairs that join mend a map that fits only its own.
         """
         self.latest = steps(self.secants.directions(self._pairs), self.latest)
         found, worst = self.secants.examine(self.latest, _NEW_PAIRS)
@@ -249,15 +243,13 @@ def _result(objective: str, search: SampleSearch, rank: int) -> NearIsometry:
     )
 
 
-def search_nile_pro(
-    search: SampleSearch, iterations: int, progress: Progress, pulls: tuple[float, ...] = PULLS
-) -> None:
+def search_nile_pro(search: SampleSearch, iterations: int, progress: Progress) -> None:
     """Lets the map move ever more freely from the principal components, until one is not accepted."""
     anchor = search.start.T @ search.start
     steps = partial(nile_pro_steps, iterations=iterations, anchor_NN=anchor)
     damping = _DAMPING
-    for done, pull in enumerate(pulls):
-        progress("nile-pro", done, len(pulls))
+    for done, pull in enumerate(PULLS):
+        progress("nile-pro", done, len(PULLS))
         idle, damping = 0, damping if pull > 0 else _LEAST_DAMPING
         for _ in range(_ROUNDS_PER_PULL if pull > 0 else _ROUNDS_FREE):
             if search.delta <= EXACT or idle == _PATIENCE:
@@ -270,29 +262,28 @@ def search_nile_pro(
                 damping, idle = min(damping * 4, _MOST_DAMPING), idle + 1
         if search.delta <= EXACT or not search.accept(search.latest):
             break
-    progress("nile-pro", len(pulls), len(pulls))
+    progress("nile-pro", len(PULLS), len(PULLS))
 
 
-def search_fromax(search: SampleSearch, delta: float, rounds: int, iterations: int) -> bool:
+def search_fromax(search: SampleSearch, delta: float, rounds: int) -> bool:
     """Looks for a map within `delta`; returns whether there is one. Gives up when it comes no nearer."""
     idle, nearest = 0, torch.inf
     for _ in range(rounds):
         if search.latest_delta <= delta or idle == _PATIENCE:
             break
-        search.round(partial(fromax_steps, delta=_INSIDE * delta, iterations=iterations))
+        search.round(partial(fromax_steps, delta=_INSIDE * delta, iterations=ITERATIONS))
         idle = idle + 1 if search.latest_delta > (1 - _PROGRESS) * nearest else 0
         nearest = min(nearest, search.latest_delta)
     return search.latest_delta <= delta
 
 
-def shrink_fromax(
-    search: SampleSearch, rounds: int, iterations: int, progress: Progress, *, shrink: float = 0.85
-) -> None:
-    """Lowers the bound by `shrink` as long as a map keeps it and is accepted, then by smaller steps."""
-    while search.delta > EXACT and search.rounds < rounds and shrink < 0.98:
-        progress("fromax", search.rounds, rounds)
-        found = search_fromax(search, shrink * search.delta, rounds - search.rounds, iterations)
+def shrink_fromax(search: SampleSearch, progress: Progress) -> None:
+    """Lowers the bound by `_SHRINK` as long as a map keeps it and is accepted, then by smaller steps."""
+    shrink = _SHRINK
+    while search.delta > EXACT and search.rounds < FROMAX_ROUNDS and shrink < _LEAST_SHRINK:
+        progress("fromax", search.rounds, FROMAX_ROUNDS)
+        found = search_fromax(search, shrink * search.delta, FROMAX_ROUNDS - search.rounds)
         if not found or search.delta > search.latest_delta:  # out of reach, or within the bound but not accepted
             shrink = shrink**0.5
             search.latest, search.latest_delta = search.factor, search.delta
-    progress("fromax", rounds, rounds)
+    progress("fromax", FROMAX_ROUNDS, FROMAX_ROUNDS)

@@ -1,12 +1,7 @@
-"""The differences between all pairs of rows, and what a linear map does to their lengths.
+"""Distances of all pairs of rows and nearest neighbours, before and after a linear map.
 
-Nothing of the size of all pairs is kept: they are looked at in blocks, as often as wanted. Float64 throughout.
+Nothing of the size of all pairs is kept: they are computed in blocks, each time anew. Float64 throughout.
 Dimensions: K rows, D their columns, N <= D of the subspace they span, R of a map's image.
-
-
-Which rows are nearest to which, and how many of them a linear map leaves nearest.
-
-Dimensions: K rows, D their columns, R of a map's image.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,13 +40,13 @@ class Extremes:
 
     @property
     def scale(self) -> float:
-        """What the map has to be multiplied by for all ratios to lie in [1 - delta, 1 + delta]."""
+        """The factor of the map that brings all ratios into [1 - delta, 1 + delta]."""
         total = self.high + self.low
         return (2 / total) ** 0.5 if total > 0 else 1.0
 
 
 def extremes(ratios: Tensor) -> Extremes:
-    """Of the ratios of squared distances, [M] with M > 0."""
+    """The extremes of the ratios of squared distances, [M] with M > 0."""
     low, high = torch.aminmax(ratios)
     return Extremes(float(low), float(high))
 
@@ -103,7 +98,7 @@ class Secants:
         return factor_RN @ self.basis
 
     def extremes(self, factor_RN: Tensor) -> Extremes:
-        """Over all pairs."""
+        """The extremes over all pairs."""
         return self.examine(factor_RN, 0)[0]
 
     def examine(self, factor_RN: Tensor, count: int) -> tuple[Extremes, Tensor]:
@@ -150,7 +145,7 @@ class Secants:
         return difference / difference.norm(dim=1, keepdim=True)
 
     def random_pairs(self, count: int, generator: torch.Generator) -> Tensor:
-        """At most `count` pairs that differ, each once."""
+        """Draws at most `count` pairs that differ, each once."""
         first = torch.randint(self.num_rows, (count,), generator=generator)
         second = (first + torch.randint(1, self.num_rows, (count,), generator=generator)) % self.num_rows
         pairs = (torch.minimum(first, second) * self.num_rows + torch.maximum(first, second)).unique()
@@ -187,13 +182,12 @@ class Neighbours:
     """The nearest rows of every row, itself not counted.
 
     Args:
-        rows_KD: float64, at least two.
-        count: of neighbours; all other rows if there are fewer.
+        rows_KD: float64, at least two; each has `NEIGHBOURS` neighbours, or all other rows if there are fewer.
     """
 
-    def __init__(self, rows_KD: Tensor, count: int = NEIGHBOURS) -> None:
+    def __init__(self, rows_KD: Tensor) -> None:
         self._rows = rows_KD - rows_KD.mean(0)
-        self.count = min(count, len(rows_KD) - 1)
+        self.count = min(NEIGHBOURS, len(rows_KD) - 1)
         nearest = _nearest(self._rows, self.count)
         # One number per (row, neighbour), sorted, so that a recall is a search and not K x 10 x 10 comparisons.
         self._numbers = self._number(nearest).flatten().sort().values

@@ -1,15 +1,11 @@
 """Two alternating direction methods (ADMM) for a low-rank metric that keeps the lengths of given directions.
 
 Psi is the matrix of the metric: a direction v gets the squared length v^T Psi v, which should be 1. The two problems
-are those of Luo, Shapiro, Shi and Yang, arXiv:1601.00062; these splittings of them are our own. Rank is no convex
-constraint, so both are heuristics: what they find is measured afterwards, not assumed.
+are those of Luo, Shapiro, Shi and Yang, arXiv:1601.00062; these splittings of them are our own. A bound on the rank is
+not convex, so both are heuristics, and the caller measures what they find.
 
-Dimensions: M directions, N their coordinates, R the rank. L = F^T F stands for a matrix of rank R.
-
-
-Pieces of the near-isometric solvers: symmetric matrices as vectors, and the nearest points of three sets.
-
-Dimensions: N rows and columns of a symmetric matrix, R its rank.
+Dimensions: M directions, N their coordinates (rows and columns of a symmetric matrix), R the rank. L = F^T F stands for
+a matrix of rank R.
 """
 
 from functools import lru_cache
@@ -21,6 +17,8 @@ from dlrmctl.embeddings.compression.isometry.secants import extremes
 
 # Up to here the N (N + 1) / 2 entries of Psi are solved for by one factorization, beyond by conjugate gradients.
 MOST_FACTORED = 48
+# Weights of the constraints z = A(Psi) - 1 and q = A(Psi).
+_NILE_PRO_PENALTY, _FROMAX_PENALTY = 0.1, 0.01
 _CHECK_EVERY = 10
 _MOST_CG_STEPS = 50
 # Of the residual; the steps come to the same distortion as with 1e-8, in less than half the time. 1e-3 is too coarse.
@@ -107,7 +105,6 @@ def nile_pro_steps(
     *,
     anchor_NN: Tensor,
     pull: float = 0.0,
-    penalty: float = 0.1,
     damping: float = 1e-3,
 ) -> Tensor:
     """min |A(Psi) - 1|_inf + pull |Psi - anchor|_F^2 / 2 over positive semidefinite Psi of rank at most R.
@@ -121,13 +118,12 @@ def nile_pro_steps(
         start_RN: F of the first L.
         anchor_NN: symmetric.
         pull: at least 0.
-        penalty: weight of the constraint z = A(Psi) - 1.
-        damping: the weight of L = Psi, per direction, relative to `penalty`. Less moves faster and circles more.
+        damping: the weight of L = Psi, per direction, relative to the penalty. Less moves faster and circles more.
 
     Returns:
         The best F of all looked at, `start_RN` included, scaled so that the squared lengths are around 1.
     """
-    nearness, pulling = damping * len(directions_MN), pull / penalty
+    nearness, pulling = damping * len(directions_MN), pull / _NILE_PRO_PENALTY
     lengths = SquaredLengths(directions_MN, nearness + pulling)
     best = _Best(lengths, start_RN, anchor_NN, pull)
     rank, low_rank = start_RN.shape[0], best.factor.T @ best.factor
@@ -138,7 +134,7 @@ def nile_pro_steps(
         right = lengths.adjoint(1 + error - error_dual) + nearness * (low_rank - dual) + pulling * anchor_NN
         matrix = lengths.solve(right, matrix)
         shifted = lengths(matrix) - 1 + error_dual
-        error = prox_infinity_norm(shifted, 1 / penalty)
+        error = prox_infinity_norm(shifted, 1 / _NILE_PRO_PENALTY)
         error_dual = shifted - error
         factor = truncate(matrix + dual, rank)
         low_rank = factor.T @ factor
@@ -148,9 +144,7 @@ def nile_pro_steps(
     return best.factor
 
 
-def fromax_steps(
-    directions_MN: Tensor, start_RN: Tensor, delta: float, iterations: int, *, penalty: float = 0.01
-) -> Tensor:
+def fromax_steps(directions_MN: Tensor, start_RN: Tensor, delta: float, iterations: int) -> Tensor:
     """min |Psi - L|_F^2 / 2 over L of rank at most R, both positive semidefinite, with |A(Psi) - 1|_inf <= delta.
 
     Split as Psi (least squares), q = A(Psi) (clipped to the bounds, scaled dual u) and L (truncation). At distance 0
@@ -160,12 +154,11 @@ def fromax_steps(
         directions_MN: float64, of length 1.
         start_RN: F of the first L.
         delta: the bound, in (0, 1).
-        penalty: weight of the constraint q = A(Psi).
 
     Returns:
         The best F of all looked at, as in `nile_pro_steps`.
     """
-    lengths = SquaredLengths(directions_MN, 1 / penalty)
+    lengths = SquaredLengths(directions_MN, 1 / _FROMAX_PENALTY)
     rank, matrix = start_RN.shape[0], start_RN.T @ start_RN
     best = _Best(lengths, start_RN, matrix, 0.0)
     matrix = low_rank = best.factor.T @ best.factor
@@ -173,7 +166,7 @@ def fromax_steps(
     dual = torch.zeros_like(squares)
     for iteration in range(1, iterations + 1):
         clipped = (squares + dual).clamp_(1 - delta, 1 + delta)
-        matrix = lengths.solve(lengths.adjoint(clipped - dual) + low_rank / penalty, matrix)
+        matrix = lengths.solve(lengths.adjoint(clipped - dual) + low_rank / _FROMAX_PENALTY, matrix)
         squares = lengths(matrix)
         dual = dual + squares - clipped
         factor = truncate(matrix, rank)

@@ -1,6 +1,4 @@
-"""Float rows into stored `StoredRows` of a number of bits, piece by piece.
-
-A compressed table after training, stored as it was before: the same rule, codes and bits."""
+"""Packs rows of floats into `StoredRows` of a number of bits, and trained tables into the format they had before."""
 
 import copy
 import math
@@ -59,13 +57,10 @@ def fitting_exponent(largest: float) -> int:
 
 
 @torch.no_grad()
-def stored_like(trained: Compressed, before: Compressed, *, search: bool = False) -> Compressed:
+def stored_like(trained: Compressed, before: Compressed) -> Compressed:
     """The numbers of `trained`, a trained copy made by `before.trainable()`, in the format and bytes of `before`.
 
-    StoredRows that no step moved keep their bits; the others are rounded again.
-
-    Args:
-        search: see `quantize.encode_rows`.
+    Rows that no step moved keep their bits; the others are rounded again.
 
     Raises:
         ValueError: if a value is not finite, or beyond what its format holds.
@@ -75,14 +70,14 @@ def stored_like(trained: Compressed, before: Compressed, *, search: bool = False
         if isinstance(was, StoredRows):
             assert isinstance(now, StoredRows)
             assert isinstance(found, StoredRows)
-            now.values = _rounded(was, found.values, search)
+            now.values = _rounded(was, found.values)
         elif isinstance(was, Compressed):
             for name, parameter in found.named_parameters(recurse=False):
                 getattr(now, name).copy_(parameter)
     return after
 
 
-def _rounded(before: StoredRows, values: Tensor, search: bool) -> Tensor:
+def _rounded(before: StoredRows, values: Tensor) -> Tensor:
     stored = before.values.clone()
     for ids in torch.arange(before.num_rows).split(max(1, CHUNK_VALUES // before.dim)):
         moved = ids[(before(ids) != values[ids]).any(1)]
@@ -95,7 +90,5 @@ def _rounded(before: StoredRows, values: Tensor, search: bool) -> Tensor:
             raise ValueError(
                 f"trained rows from {float(low):.4g} to {float(high):.4g} cannot be stored at {before.bits} bits"
             )
-        stored[moved] = (
-            encode_rows(scaled, before.bits, search=search) if before.bits in INTEGER_BITS else scaled.to(stored.dtype)
-        )
+        stored[moved] = encode_rows(scaled, before.bits) if before.bits in INTEGER_BITS else scaled.to(stored.dtype)
     return stored

@@ -155,7 +155,8 @@ def test_repaired_and_rejected_lines_are_counted_and_the_first_are_shown(tmp_pat
     lines[30] = b"hello"
     (tmp_path / "day_3.tsv").write_bytes(b"\n".join(lines) + b"\n")
     report = prepare_criteo([tmp_path / "day_3.tsv"], tmp_path / "store")
-    assert (report.lines, report.rows, report.num_repaired, report.num_rejected) == (40, 27, 1, 13)
+    assert (report.lines, report.rows) == (40, 27)
+    assert (sum(report.repaired.values()), sum(report.rejected.values())) == (1, 13)
     assert report.rejected == {"label not 0 or 1": 12, "wrong number of fields": 1}
     assert len(report.examples) == 10
     assert str(report.examples[0]) == "day_3.tsv, line 11: the label is '2', expected 0 or 1"
@@ -176,7 +177,8 @@ def test_too_many_bad_lines_name_the_first_and_leave_nothing(tmp_path: Path) -> 
 def test_without_a_limit_a_hundred_lines_and_one_percent_may_be_bad(tmp_path: Path) -> None:
     good = as_text(make_rows(40))
     (tmp_path / "some").write_bytes(b"x\n" * 101 + good)
-    assert prepare_criteo([tmp_path / "some"], tmp_path / "store").num_rejected == 101  # 100 + 141 // 100
+    report = prepare_criteo([tmp_path / "some"], tmp_path / "store")
+    assert sum(report.rejected.values()) == 101  # 100 + 141 // 100
     (tmp_path / "many").write_bytes(b"x\n" * 102 + good)
     with pytest.raises(DataError, match="many, line 1: 1 field, expected 40"):
         prepare_criteo([tmp_path / "many"], tmp_path / "other")

@@ -83,7 +83,7 @@ def test_two_ranks_show_their_collectives(tmp_path: Path):
 
 
 def test_the_floor_leaves_the_table_as_it_is():
-    network = DenseNetwork(num_dense=3, num_features=2, dim=4, bottom=[8, 4], top=[8, 1])
+    network = DenseNetwork(num_dense=3, num_vectors=2, dim=4, bottom=[8, 4], top=[8, 1])
     table_RD = torch.randn(10, 4)
     before = table_RD.clone()
     floor = Floor(network, torch.tensor([[0, 7], [3, 7], [0, 9]]), table_RD, torch.float32)

@@ -39,7 +39,7 @@ def _every_kind() -> dict[str, FeatureTable]:
 def _lists(*names: str) -> list[FeatureTable]:
     changed = {"max_ids": LONGEST}
     kinds = [(name, _every_kind()[name].to_dict()) for name in names]
-    return [FeatureTable.from_dict({**kind, **changed, "name": f"list {name}"}) for name, kind in kinds]
+    return [FeatureTable(**{**kind, **changed, "name": f"list {name}"}) for name, kind in kinds]
 
 
 class Pair:
@@ -50,7 +50,7 @@ class Pair:
         self.embeddings = CompositionalEmbeddings(features, DIM, device="cpu", seed=1)
         network = DenseNetwork(
             num_dense=DENSE,
-            num_features=self.embeddings.num_vectors,
+            num_vectors=self.embeddings.num_vectors,
             dim=DIM,
             bottom=[16, DIM],
             top=[16, 1],
@@ -139,7 +139,7 @@ def test_ids_that_have_no_row_and_batches_that_do_not_fit_are_refused_by_the_pro
 def test_a_model_of_nothing_but_lists_and_no_dense_features_is_served_too():
     lists = _lists("full", "double-hash")
     tables = {t.name: StoredRows(torch.randn(t.rows, DIM), DIM, 32) for feature in lists for t in feature.tables(DIM)}
-    network = DenseNetwork(num_dense=0, num_features=2, dim=DIM, bottom=[DIM], top=[1])
+    network = DenseNetwork(num_dense=0, num_vectors=2, dim=DIM, bottom=[DIM], top=[1])
     program = to_program(ServedModel(lists, tables, network, num_dense=0)).module()
     for rows in (1, 5):
         ids = {feature.name: torch.full((rows, 1), PADDING) for feature in lists}

@@ -108,7 +108,7 @@ def test_a_trainer_takes_parts_that_were_built_elsewhere(tmp_path: Path):
             eps=1e-8,
         )
         network = DenseNetwork(
-            num_dense=len(source.schema.dense), num_features=2, dim=4, bottom=(4,), top=(1,), interaction="cat"
+            num_dense=len(source.schema.dense), num_vectors=2, dim=4, bottom=(4,), top=(1,), interaction="cat"
         )
         optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
         run = RunDirectory(tmp_path / "run", writes=True)

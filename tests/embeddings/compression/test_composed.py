@@ -108,7 +108,7 @@ def test_a_dlrm_takes_it_and_trains_it():
     torch.manual_seed(0)
     module = compose(FEATURES, 16, of_every_rule(), trainable=True)
     fixed = {key: value.clone() for key, value in module.state_dict().items() if not value.is_floating_point()}
-    dense = DenseNetwork(num_dense=3, num_features=len(METHODS), dim=16, bottom=[16], top=[8, 1])
+    dense = DenseNetwork(num_dense=3, num_vectors=len(METHODS), dim=16, bottom=[16], top=[8, 1])
     model = DLRM(module, dense)
     optimizer = torch.optim.Adagrad(model.parameters(), lr=0.05)
     inputs, kjt = torch.randn(64, 3), to_kjt(bags_of(64, None))
