@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Use(IntEnum):
-    """What random words are for; different uses of one seed never share a word."""
+    """The uses of random words; different uses of one seed never share a word."""
 
     BLOCK_ORDER = 1
     ROW_ORDER = 2

@@ -19,10 +19,10 @@ from dlrmctl.data.source import Source, check_split
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What one block gives to this rank: stream rows [start, stop), and the rank's own rows among them."""
+class _StreamBlock:
+    """A block and the rows [start, stop) of the epoch's stream that it fills."""
 
-    block: int
+    number: int
     start: int
     stop: int
 
@@ -102,8 +102,8 @@ class Reader:
         size = self.local_batch_size
         pieces: list[Piece] = []
         filled, batch = 0, start
-        for part in self._parts(epoch, start):
-            rows = self._pick(epoch, start, part)
+        for place in self._blocks(epoch, start):
+            rows = self._pick(epoch, start, place)
             at, count = 0, len(rows)
             while at < count:
                 take = min(size - filled, count - at)
@@ -115,34 +115,34 @@ class Reader:
                     yield join_batch(pieces, self.source.schema.keys, num_valid, pin_memory=self.pin_memory)
                     pieces, filled, batch = [], 0, batch + 1
 
-    def _parts(self, epoch: int, start: int) -> list[_Part]:
+    def _blocks(self, epoch: int, start: int) -> list[_StreamBlock]:
         """The blocks that hold stream rows from global batch `start` on, in the epoch's order."""
         block_rows = self.source.block_rows
         num_blocks = -(-self.num_examples // block_rows)
         order = permutation(num_blocks, self.seed, Use.BLOCK_ORDER, epoch) if self.shuffle else np.arange(num_blocks)
-        parts, at = [], 0
+        blocks, at = [], 0
         for block in order.tolist():
             stop = at + min(block_rows, self.num_examples - block * block_rows)
             if stop > start * self.batch_size and at < self.num_batches * self.batch_size:
-                parts.append(_Part(block, at, stop))
+                blocks.append(_StreamBlock(block, at, stop))
             at = stop
-        return parts
+        return blocks
 
-    def _pick(self, epoch: int, first_batch: int, part: _Part) -> PickedRows:
+    def _pick(self, epoch: int, first_batch: int, place: _StreamBlock) -> PickedRows:
         """This rank's rows of a block, in the order of the stream."""
-        block = self.source.read_block(self.split, part.block)
+        block = self.source.read_block(self.split, place.number)
         end = self.num_batches * self.batch_size
-        start = max(part.start, first_batch * self.batch_size)
+        start = max(place.start, first_batch * self.batch_size)
         # The padding of the last batch belongs to the last block of the stream, as repeats of its last example.
-        stop = end if part.stop == self.num_examples else min(part.stop, end)
-        if not self.shuffle and self.world_size == 1 and stop <= part.stop:
-            return pick_rows(block, slice(start - part.start, stop - part.start))
+        stop = end if place.stop == self.num_examples else min(place.stop, end)
+        if not self.shuffle and self.world_size == 1 and stop <= place.stop:
+            return pick_rows(block, slice(start - place.start, stop - place.start))
         stream = np.arange(start, stop)
         if self.world_size > 1:
             stream = stream[stream % self.batch_size // self.local_batch_size == self.rank]
-        places = np.minimum(stream, part.stop - 1) - part.start
+        places = np.minimum(stream, place.stop - 1) - place.start
         if self.shuffle:
-            places = permutation(part.stop - part.start, self.seed, Use.ROW_ORDER, epoch, part.block)[places]
+            places = permutation(place.stop - place.start, self.seed, Use.ROW_ORDER, epoch, place.number)[places]
         return pick_rows(block, places)
 
 

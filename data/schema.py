@@ -1,4 +1,4 @@
-"""What one example holds: named dense features, named sparse features with their tables, one label."""
+"""The schema of an example: named dense features, named sparse features with their tables, one label."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

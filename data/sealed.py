@@ -36,7 +36,7 @@ def write_sealed(path: Path, format: str, content: Mapping[str, Any]) -> None:
 def read_sealed(
     path: Path, format: str, parse: Callable[["Values"], _Content], *, what: str, hint: str, again: str
 ) -> _Content:
-    """What `parse` makes of the content of the file.
+    """The content of the file, as `parse` makes it.
 
     Args:
         path: of the file.
@@ -125,7 +125,7 @@ class Values:
         return [Values(item, f"{self.where}{name}[{index}].") for index, item in enumerate(items)]
 
     def optional(self, name: str, parse: Callable[["Values"], _Content]) -> _Content | None:
-        """What `parse` makes of an object; None if it is not there."""
+        """An object, as `parse` makes it; None if it is not there."""
         return parse(self.inner(name)) if self.has(name) else None
 
     def has(self, name: str) -> bool:
@@ -133,8 +133,10 @@ class Values:
         return self.entries.get(name) is not None
 
     def require(self, name: str, expected: Any) -> None:
-        """Raises:
-        DataError: if the entry is not just this.
+        """Checks that the entry has this value.
+
+        Raises:
+            DataError: if it has not.
         """
         if name not in self.entries:
             raise DataError(f"{self.where}{name} is missing")

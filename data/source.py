@@ -1,4 +1,4 @@
-"""What a reader reads from: a store on disk, or a generator.
+"""The sources that a reader reads from: a store on disk, or a generator.
 
 N examples of a block, I dense features, F sparse features.
 """
@@ -38,7 +38,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Bayes:
-    """What the best possible model scores on a split: the true probabilities against the labels that were drawn.
+    """Scores of the best possible model on a split: the true probabilities against the labels that were drawn.
 
     Attributes:
         log_loss: mean, in nats.
@@ -82,13 +82,15 @@ class Source(Protocol):
         ...
 
     def bayes(self, split: str) -> Bayes | None:
-        """What the best possible model scores on the split; None where that is not known."""
+        """Scores of the best possible model on the split; None where they are not known."""
         ...
 
 
 def check_split(split: str) -> None:
-    """Raises:
-    DataError: if `split` is none of `SPLITS`.
+    """Checks that there is a split of this name.
+
+    Raises:
+        DataError: if `split` is none of `SPLITS`.
     """
     if split not in SPLITS:
         raise DataError(f"there is no split {split!r}; the splits are {', '.join(SPLITS)}")

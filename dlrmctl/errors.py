@@ -1,4 +1,4 @@
-"""How work ends early: mistakes a user can fix, in one sentence with exit status 2, and signals."""
+"""The errors that end work early: mistakes a user can fix, in one sentence with exit status 2, and signals."""
 
 import difflib
 from collections.abc import Iterable

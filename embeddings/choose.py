@@ -12,7 +12,7 @@ Feature = tuple[str, int, int]  # name, rows, max_ids
 
 @dataclass(frozen=True)
 class Scheme:
-    """What is done with features of at least `qr_threshold` rows; smaller ones stay full.
+    """How features of at least `qr_threshold` rows are embedded; smaller ones stay full.
 
     Attributes:
         embedding, operation, qr_layout, ways, tail: see `FeatureTable`.

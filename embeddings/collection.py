@@ -9,10 +9,11 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConf
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.modules.embedding_modules import EmbeddingCollection as UnpooledCollection
 
-from dlrmctl.embeddings.combine import Bags, Columns
+from dlrmctl.embeddings.combine import Columns
 from dlrmctl.embeddings.ids import SparseBatch, SparseIds
 from dlrmctl.embeddings.init import fill_rows, table_distributions
 from dlrmctl.embeddings.module import FeatureEmbeddings
+from dlrmctl.embeddings.parts import Bags
 from dlrmctl.embeddings.tables import FeatureTable, Table
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class CompositionalEmbeddings(FeatureEmbeddings):
 
 
 def _wait(value: Any) -> Any:
-    """The result itself, where a sharded module returned a promise of it."""
+    """The result, awaited where a sharded module returned it as an awaitable."""
     return value.wait() if hasattr(value, "wait") else value
 
 

@@ -1,15 +1,10 @@
-"""From one vector per table to one vector per feature, in one pass over memory.
+"""Combines the looked-up rows of several tables into one vector per feature, in one pass over memory.
 
 Dimensions: B examples, F vectors (one per feature, or several where each row is a feature of its own), D columns. A
 source holds the vectors of several tables side by side, in whatever order the sharding plan left them.
-
-
-How the rows of each feature's tables become its vectors: the parts that the combiner writes.
-
-Dimensions: B examples, D columns, N ids of multi-hot bags.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
@@ -18,7 +13,6 @@ import torch
 from torch import Tensor
 
 from dlrmctl.embeddings.path import follow_path, write_path_gradients
-from dlrmctl.embeddings.tables import FeatureTable
 
 
 @dataclass(frozen=True)
@@ -41,7 +35,7 @@ class VectorPart:
 
 @dataclass(frozen=True)
 class _Run:
-    """Neighbouring vectors whose part is made alike from neighbouring columns: one operation.
+    """Neighbouring vectors whose parts are made by one operation from neighbouring columns.
 
     `places` says for each key of the first vector in which source it is, where it begins, and how wide it is.
     """
@@ -65,7 +59,7 @@ class _Run:
         ]
 
     def extended_by(self, other: "_Run") -> "_Run | None":
-        """The two as one run, if `other` goes on where this one ends."""
+        """The two as one run, if `other` begins where this one ends; else None."""
         after = tuple((source, start + self.count * width, width) for source, start, width in self.places)
         if other != replace(self, vector=self.vector + self.count, count=other.count, places=after):
             return None
@@ -98,7 +92,8 @@ class Combiner:
         self._runs: tuple[list[list[str]], list[_Run]] | None = None
 
     def __call__(self, columns: Sequence[Columns]) -> Tensor:
-        """
+        """Combines the vectors of all tables.
+
         Args:
             columns: of all parts.
 
@@ -196,86 +191,3 @@ def _write_gradients(run: _Run, sources: Sequence[Tensor], grad: Tensor, outs: l
     else:
         for out in outs:
             out.copy_(grad)
-
-
-def feature_parts(features: Sequence[FeatureTable], dim: int) -> list[VectorPart]:
-    """The parts of all vectors, by the keys of tables; what `UnpooledFeatures` makes comes by the feature's name."""
-    parts: list[VectorPart] = []
-    vector = 0
-    for feature in features:
-        *heads, last = feature.lookups
-        # An id of the head has no row in the tail's tables and the other way round, so their sum is either.
-        parts += [VectorPart(vector, 0, dim, "copy", head.keys) for head in heads]
-        accumulate = bool(heads)
-        operation = feature.combination
-        if operation is None:
-            parts.append(VectorPart(vector, 0, dim, "copy", last.keys))
-        elif not feature.pools_before_combining:
-            parts.append(VectorPart(vector, 0, dim, "copy", (feature.name,), accumulate))
-        elif operation == "features":
-            parts += [VectorPart(vector + index, 0, dim, "copy", (key,)) for index, key in enumerate(last.keys)]
-        elif operation == "concat":
-            width = dim // len(last.keys)
-            parts += [
-                VectorPart(vector, i * width, width, "copy", (key,), accumulate) for i, key in enumerate(last.keys)
-            ]
-        else:
-            parts.append(VectorPart(vector, 0, dim, operation, operand_keys(feature), accumulate))
-        vector += feature.vectors
-    return parts
-
-
-def operand_keys(feature: FeatureTable) -> tuple[str, ...]:
-    """Keys of the tables that are combined, in the order of the operation: a path starts at the large table."""
-    keys = feature.combined_keys
-    return keys[::-1] if feature.combination == "path" and feature.value_part == 1 else keys
-
-
-@dataclass(frozen=True)
-class Bags:
-    """The rows of one table, float32 [N, D], those of each example's bag in turn, and how many each bag has, [B]."""
-
-    rows_ND: Tensor
-    lengths_B: Tensor
-
-
-class UnpooledFeatures:
-    """Combines the rows of each id of multi-hot features, and sums over the ids of each bag.
-
-    Args:
-        features: with operation "mult" or "path".
-        dim: D.
-    """
-
-    def __init__(self, features: Sequence[FeatureTable], dim: int) -> None:
-        self.dim = dim
-        # Alike features are combined together.
-        self._groups: dict[tuple[str, int], list[FeatureTable]] = {}
-        for feature in features:
-            assert feature.combination is not None
-            self._groups.setdefault((feature.combination, len(feature.combined_keys)), []).append(feature)
-        self.names = [feature.name for group in self._groups.values() for feature in group]
-
-    def __call__(self, rows: Mapping[str, Bags]) -> Columns:
-        """
-        Args:
-            rows: of every id, by the keys of the tables.
-
-        Returns:
-            A vector per example and feature, by the features' names.
-        """
-        summed_B = []
-        for (operation, parts), group in self._groups.items():
-            operands = [operand_keys(feature) for feature in group]
-            values = [torch.cat([rows[keys[part]].rows_ND for keys in operands]) for part in range(parts)]
-            combined_ND = combined(operation, values)
-            lengths = torch.cat([rows[keys[0]].lengths_B for keys in operands])
-            summed_FBD = segment_sum(combined_ND, lengths).view(len(group), -1, self.dim)
-            summed_B.append(summed_FBD.transpose(0, 1).flatten(1))
-        return Columns(torch.cat(summed_B, dim=1), self.names, [self.dim] * len(self.names))
-
-
-@torch.fx.wrap
-def segment_sum(values_ND: Tensor, lengths: Tensor) -> Tensor:
-    """Sums consecutive rows: row i of the result is the sum of the next `lengths[i]` rows; 0 where that is none."""
-    return torch.segment_reduce(values_ND, "sum", lengths=lengths.long(), axis=0, initial=0.0)

@@ -1,4 +1,4 @@
-"""From the ids of features to the rows of tables, for a whole batch at once.
+"""Turns the ids of features into the rows of tables, for a whole batch at once.
 
 Dimensions: B examples, F features, K tables (= keys of the rows).
 """
@@ -80,7 +80,7 @@ class SparseIds:
         )
 
     def values_per_key(self) -> list[int]:
-        """How many values each key has."""
+        """The number of values of each key."""
         if self.lengths_KB is None:
             return [self.batch_size] * len(self.keys)
         counts: list[int] = self.lengths_KB.sum(dim=1).tolist()
@@ -103,7 +103,7 @@ def _one_each(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 class RowIds(nn.Module):
-    """Ids of features in, rows of tables out: one key per table, in the order of `keys`.
+    """Maps the ids of features to rows of tables: one key per table, in the order of `keys`.
 
     Lookups in one table come first, in their order, then those in several, alike ones together: all their first
     tables, all their second ones, and so on. So the vectors of the first need not be moved afterwards, and each kind
@@ -134,7 +134,8 @@ class RowIds(nn.Module):
         self.sources += [lookup.feature for _ in range(parts) for lookup in group]
 
     def forward(self, sparse: SparseIds) -> SparseIds:
-        """
+        """Gives the rows of a batch's ids in every table.
+
         Args:
             sparse: ids in [0, rows) for at least the features of this module, in any order.
 
@@ -165,7 +166,7 @@ class RowIds(nn.Module):
             stage(ids, sizes)
 
     def _take(self, names: tuple[str, ...], device: torch.device) -> tuple[list[int], Tensor]:
-        """Which keys of the incoming batch to take, one for each table."""
+        """The positions of the keys of the incoming batch to take, one for each table."""
         if self._order is None or self._order[0] != names or self._order[2].device != device:
             missing = [name for name in self.sources if name not in names]
             if missing:
@@ -176,15 +177,19 @@ class RowIds(nn.Module):
 
 
 class IdCheck:
-    """Finds what lookups would silently get wrong: ids that have no row (the kernels train row 0 instead), and bags of
-    more ids than their feature was declared to have (a product of sums is not the sum of products)."""
+    """Finds ids that have no row, and bags of more ids than their feature was declared to have.
+
+    Lookups would accept both: the kernels train row 0 instead of a missing one, and the way in which bags are summed
+    depends on the most ids that they have.
+    """
 
     def __init__(self, features: Sequence[FeatureTable]) -> None:
         self._features = {f.name: f for f in features}
         self._limits: tuple[tuple[str, ...], Tensor, Tensor] | None = None  # keys of the last batch, rows and max_ids
 
     def __call__(self, sparse: SparseIds) -> None:
-        """
+        """Checks the ids of a batch.
+
         Raises:
             ValueError: if an id is below 0 or not below its feature's rows, or a bag has more than `max_ids`. Only on
                 CPU: waiting for the answer costs a GPU more than the lookup.

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from dlrmctl.embeddings.combine import Bags, Columns, Combiner, UnpooledFeatures, feature_parts
+from dlrmctl.embeddings.combine import Columns, Combiner
 from dlrmctl.embeddings.ids import IdCheck, RowIds, SparseBatch, SparseIds
+from dlrmctl.embeddings.parts import Bags, UnpooledFeatures, feature_parts
 from dlrmctl.embeddings.tables import FeatureTable, Lookup, Table
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class FeatureEmbeddings(nn.Module, ABC):
         self._unpooled = UnpooledFeatures([f for f in self.features if not f.pools_before_combining], dim)
 
     def forward(self, sparse: "SparseIds | SparseBatch | KeyedJaggedTensor") -> Tensor:
-        """
+        """Embeds a batch.
+
         Args:
             sparse: ids in [0, rows) of at least these features.
 

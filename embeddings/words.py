@@ -1,4 +1,4 @@
-"""The words that say how a feature is embedded, for those who read settings too: nothing is imported here."""
+"""The words that say how a feature is embedded; settings use them too, so nothing is imported here."""
 
 EMBEDDINGS = ("full", "hash", "qr", "kway", "crt", "head", "double-hash")
 OPERATIONS = ("mult", "add", "concat", "features", "path")

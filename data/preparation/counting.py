@@ -1,4 +1,4 @@
-"""From values to the rows of a table, in bounded memory: they are counted, then ranked by falling count.
+"""Gives values the rows of a table, in bounded memory: they are counted, then ranked by falling count.
 
 `ValueCounter` counts. What does not fit into memory goes to disk as sorted runs, which are merged by ranges of values.
 `rank_values` gives the rows, by falling count, and by rising value where counts are equal. The values come to it in
@@ -104,7 +104,7 @@ class ValueCounter:
         return self._directory / f"{run}.values", self._directory / f"{run}.counts"
 
     def _cut(self, runs: list[np.ndarray], places: list[_Place], low: int, high: int) -> Iterator[list[_Place]]:
-        """Where ranges of values lie in the runs: ranges of `limit` entries at most, or of a single value.
+        """The places of ranges of values in the runs: ranges of `limit` entries at most, or of a single value.
 
         Args:
             runs: their values.
@@ -160,7 +160,7 @@ def merge_counts(counted: Sequence[_Counted]) -> _Counted:
 
 @dataclass(frozen=True)
 class Ranked:
-    """What became of the counted values.
+    """The result of a ranking.
 
     Attributes:
         distinct: different values.
@@ -264,7 +264,7 @@ def _take_places(levels: _Levels, counts_K: np.ndarray) -> np.ndarray:
 
 
 def _consecutive(places_K: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Where runs of places without a gap begin and end."""
+    """Start and stop of each run of places without a gap."""
     if len(places_K) == 0:
         return
     cuts = [0, *(np.flatnonzero(np.diff(places_K) != 1) + 1).tolist(), len(places_K)]

@@ -36,12 +36,12 @@ from dlrmctl.data.store.layout import narrowest
 
 _MOST_COUNTED = 1 << 24  # rows of a hashed table whose counts are kept: more are mostly zeros, and gigabytes
 _SHARE_OF_COUNTING = 0.5  # of the time for a column
-Progress = Callable[[float], None]  # takes the share of a column that is done
+ShareDone = Callable[[float], None]  # takes the share of a column that is done
 
 
 @dataclass(frozen=True)
 class IdSums:
-    """What is summed up of a column: examples, ids, examples without a value, and rare ids."""
+    """Sums over a column: examples, ids, examples without a value, and rare ids."""
 
     examples: int = 0
     ids: int = 0
@@ -150,7 +150,7 @@ class ColumnParts:
             known: file with the rows that earlier pieces of the vocabulary gave, and the part's place in it.
             count: whether to count the rows.
         """
-        values, present_N, lengths_N = self._examples(part, self._parts.infos[part]["rows"])
+        values, present_N, lengths_N = self._examples(part, self._parts.infos[part].rows)
         if known is None:
             rows = encoder.encode(values, present_N).astype(row_type, copy=False)
         else:
@@ -217,7 +217,7 @@ class ColumnEncoder:
         with io_errors(work, "write"):
             work.mkdir(exist_ok=True)
 
-    def encode(self, f: int, feature: RawFeature, largest: int, progress: Progress) -> EncodedColumn:
+    def encode(self, f: int, feature: RawFeature, largest: int, progress: ShareDone) -> EncodedColumn:
         """Makes the file of rows of a column, its vocabulary and its counts.
 
         Args:
@@ -290,10 +290,10 @@ class ColumnEncoder:
                 sync_file(path)
 
     def rows_file(self, f: int) -> Path:
-        """Where the rows of a column are."""
+        """The file of the rows of a column."""
         return self._work / f"{f:04}.rows"
 
-    def _count_values(self, column: ColumnParts, count_type: np.dtype, progress: Progress) -> Ranked:
+    def _count_values(self, column: ColumnParts, count_type: np.dtype, progress: ShareDone) -> Ranked:
         """Makes the vocabulary of a column and the counts of its values."""
         feature, options = column.feature, self._options
         dtype = np.dtype(feature.value_type)
@@ -318,7 +318,7 @@ class ColumnEncoder:
         encoder: KeptEncoder,
         row_type: np.dtype,
         counter: ValueCounter | None,
-        progress: Progress,
+        progress: ShareDone,
     ) -> tuple[list[int], IdSums, IdSums]:
         """The file of rows, in as many passes as the vocabulary has pieces; ids of each part, and the sums."""
         train, held_out = IdSums(), IdSums()

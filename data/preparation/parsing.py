@@ -1,8 +1,8 @@
 """The first phase of a preparation: the input is parsed by threads, and its rows become parts on disk, in order."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -10,12 +10,41 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.formats.raw import Input, Position, RawPiece, Task
 from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.parts import Parts
-from dlrmctl.data.preparation.report import PrepareProgress
+from dlrmctl.data.preparation.report import PrepareProgress, Progress
 from dlrmctl.data.preparation.tally import SourceTally, Tally
 from dlrmctl.data.preparation.workers import Workers
 
-Progress = Callable[[PrepareProgress], None]
 PART_ROWS = 1 << 18
+
+
+@dataclass(frozen=True)
+class ReadSoFar:
+    """The state of the reading at the end of a part.
+
+    Attributes:
+        tally: of everything read.
+        position: where reading continues; None at the end of the input.
+        bytes_done: of the sources, as they lie on disk.
+    """
+
+    tally: Tally
+    position: Position | None
+    bytes_done: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        ended = self.position is None
+        return {
+            "tally": self.tally.to_dict(),
+            "position": self.position,
+            "bytes_done": self.bytes_done,
+            "ended": ended,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ReadSoFar":
+        """The state that `to_dict` described."""
+        return cls(Tally.from_dict(values["tally"]), values["position"], values["bytes_done"])
 
 
 def read_input(
@@ -28,11 +57,10 @@ def read_input(
     """
     known = [source.num_bytes for source in input.sources]
     total = sum(known) if all(known) else 0
-    tally, position, begun = Tally([SourceTally() for _ in input.sources]), None, 0
-    ended, about = False, parts.load()
-    if about:
-        tally, position, ended = Tally.from_dict(about["tally"]), about["position"], about["ended"]
-        begun = about["bytes_done"]
+    tally, position, begun, ended = Tally([SourceTally() for _ in input.sources]), None, 0, False
+    if about := parts.load():
+        so_far = ReadSoFar.from_dict(about)
+        tally, position, begun, ended = so_far.tally, so_far.position, so_far.bytes_done, so_far.position is None
     done, waiting, writing = begun, _Waiting(), _Writing(parts, input.dense_transform.missing, workers)
     try:
         for task, whole in () if ended else _pieces(input, position, tally.rows, options.limit, workers):
@@ -42,10 +70,10 @@ def read_input(
             done = task.bytes_done
             waiting.add(piece)
             if waiting.rows >= part_rows:
-                writing.start(waiting.take(), _about(tally, task.position, done))
+                writing.start(waiting.take(), ReadSoFar(tally, task.position, done))
             progress(PrepareProgress("parse", done, total, tally.rows, begun))
         if waiting.rows:
-            writing.start(waiting.take(), _about(tally, None, done))
+            writing.start(waiting.take(), ReadSoFar(tally, None, done))
         writing.finish()
     finally:
         writing.wait()
@@ -55,11 +83,6 @@ def read_input(
         raise DataError(f"{input.sources[0].name}: no good row{first}", f"the format should be {input.format}")
     progress(PrepareProgress("parse", total or done, total or done, tally.rows, begun))
     return tally
-
-
-def _about(tally: Tally, position: Position | None, bytes_done: int) -> dict[str, Any]:
-    """What a part says of everything up to its end; a position of None is the end of the input."""
-    return {"tally": tally.to_dict(), "position": position, "bytes_done": bytes_done, "ended": position is None}
 
 
 def _pieces(
@@ -80,7 +103,7 @@ def _pieces(
 
 
 def _up_to(limit: int | None, rows: int, piece: RawPiece) -> RawPiece:
-    """What is left of a piece when `limit` rows end the input; the count of its repaired lines stays as it is."""
+    """The rows of a piece up to the limit of the input; the count of its repaired lines stays as it is."""
     room = len(piece) if limit is None else limit - rows
     if room >= len(piece):
         return piece
@@ -128,10 +151,10 @@ class _Writing:
         self._parts, self._missing, self._workers = parts, missing, workers
         self._now: Future[None] | None = None
 
-    def start(self, pieces: list[RawPiece], about: dict[str, Any]) -> None:
+    def start(self, pieces: list[RawPiece], so_far: ReadSoFar) -> None:
         """Begins a part when the one before is done."""
         self.finish()
-        self._now = self._workers.submit(partial(self._parts.write, pieces, about, self._missing))
+        self._now = self._workers.submit(partial(self._parts.write, pieces, so_far.to_dict(), self._missing))
 
     def finish(self) -> None:
         now, self._now = self._now, None

@@ -9,6 +9,7 @@ I dense features, N rows of a part.
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,11 +17,35 @@ import numpy as np
 
 from dlrmctl.data.files import io_errors, read_array, sync_file
 from dlrmctl.data.formats.raw import RawFeature, RawPiece
+from dlrmctl.data.preparation.dense_tally import DenseTally, dense_tally
 from dlrmctl.data.store.layout import DENSE_TYPE, LABEL_TYPE, narrowest
 
 _ALIGNMENT = 8
 _END = np.dtype("<u8")  # the last bytes of a part: the size of its JSON
-_UNIT = 2.0**-24  # every finite float16 is a whole multiple of it, so that sums of them are exact as integers
+
+
+@dataclass(frozen=True)
+class PartInfo:
+    """What a part holds.
+
+    Attributes:
+        rows: of the part.
+        values: number of values in the lists of each feature that has lists, by its name.
+        dense: tallies of its dense features; empty once those of all parts were joined.
+    """
+
+    rows: int
+    values: dict[str, int] = field(default_factory=dict)
+    dense: list[DenseTally] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"rows": self.rows, "values": self.values, "dense": [list(tally) for tally in self.dense]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PartInfo":
+        """The part that `to_dict` described."""
+        return cls(values["rows"], dict(values["values"]), [DenseTally(*tally) for tally in values["dense"]])
 
 
 class Parts:
@@ -33,14 +58,14 @@ class Parts:
         infos: of parts that are there, or were there.
 
     Attributes:
-        infos: of each part: its rows, the number of values in its lists, the tallies of its dense features.
+        infos: one of each part.
     """
 
     def __init__(
-        self, path: Path, dense: Sequence[str], sparse: Sequence[RawFeature], infos: Sequence[Mapping[str, Any]] = ()
+        self, path: Path, dense: Sequence[str], sparse: Sequence[RawFeature], infos: Sequence[PartInfo] = ()
     ) -> None:
         self.path, self._dense, self._sparse = path, tuple(dense), tuple(sparse)
-        self.infos: list[dict[str, Any]] = []
+        self.infos: list[PartInfo] = []
         self._places: list[dict[tuple[str, int], tuple[int, int]]] = []  # of each column: offset and count
         for info in infos:
             self._add(info)
@@ -50,16 +75,15 @@ class Parts:
 
     def load(self) -> dict[str, Any] | None:
         """Takes in the parts that are whole, as far as none is missing; the `about` of the last one."""
-        info = None
+        content: dict[str, Any] = {}
         with io_errors(self.path, "read"):
             while self._file(len(self)).exists():
                 path = self._file(len(self))
                 size = path.stat().st_size
                 length = int(read_array(path, _END, 1, size - _END.itemsize)[0])
-                content = read_array(path, np.dtype("u1"), length, size - _END.itemsize - length)
-                info = json.loads(content.tobytes())
-                self._add(info)
-        return info["about"] if info else None
+                content = json.loads(read_array(path, np.dtype("u1"), length, size - _END.itemsize - length).tobytes())
+                self._add(PartInfo.from_dict(content))
+        return content.get("about")
 
     def write(self, pieces: Sequence[RawPiece], about: Mapping[str, Any], missing_dense: float | None) -> None:
         """Makes the next part and brings it to the disk.
@@ -72,7 +96,7 @@ class Parts:
         Raises:
             DataError: if the disk is full.
         """
-        info: dict[str, Any] = {"rows": sum(len(piece) for piece in pieces), "values": {}, "dense": [], "about": about}
+        info = PartInfo(sum(len(piece) for piece in pieces))
         path = self._file(len(self))
         unfinished = path.with_suffix(".tmp")
         with io_errors(path, "write"):
@@ -81,7 +105,7 @@ class Parts:
                 _write_column(file, LABEL_TYPE, [piece.labels_N for piece in pieces])
                 for i in range(len(self._dense)):
                     dense_N = np.concatenate([piece.dense_IN[i] for piece in pieces]).astype(DENSE_TYPE, copy=False)
-                    info["dense"].append(dense_tally(dense_N, missing_dense))
+                    info.dense.append(dense_tally(dense_N, missing_dense))
                     _write_column(file, DENSE_TYPE, [dense_N])
                 for f, feature in enumerate(self._sparse):
                     columns = [piece.sparse[f] for piece in pieces]
@@ -91,10 +115,10 @@ class Parts:
                     else:
                         lengths = [column.lengths_N for column in columns if column.lengths_N is not None]
                         _write_column(file, narrowest(feature.max_ids), lengths)
-                        info["values"][feature.name] = sum(len(column.values) for column in columns)
-                        assert sum(int(lengths_N.sum()) for lengths_N in lengths) == info["values"][feature.name]
+                        info.values[feature.name] = sum(len(column.values) for column in columns)
+                        assert sum(int(lengths_N.sum()) for lengths_N in lengths) == info.values[feature.name]
                     _write_column(file, np.dtype(feature.value_type), [column.values for column in columns])
-                content = json.dumps(info).encode()
+                content = json.dumps({**info.to_dict(), "about": about}).encode()
                 file.write(content + np.array([len(content)], _END).tobytes())
                 file.flush()
                 os.fsync(file.fileno())
@@ -129,8 +153,8 @@ class Parts:
         """The first `stop` values of a feature."""
         return self._read(part, ("values", f), np.dtype(self._sparse[f].value_type), 0, stop)
 
-    def _add(self, info: Mapping[str, Any]) -> None:
-        rows = int(info["rows"])
+    def _add(self, info: PartInfo) -> None:
+        rows = info.rows
         columns = [(("label", 0), LABEL_TYPE, rows)] + [
             (("dense", i), DENSE_TYPE, rows) for i in range(len(self._dense))
         ]
@@ -139,13 +163,13 @@ class Parts:
                 columns.append((("present", f), np.dtype("u1"), -(-rows // 8)))
             else:
                 columns.append((("lengths", f), narrowest(feature.max_ids), rows))
-            columns.append((("values", f), np.dtype(feature.value_type), int(info["values"].get(feature.name, rows))))
+            columns.append((("values", f), np.dtype(feature.value_type), info.values.get(feature.name, rows)))
         places, at = {}, 0
         for name, dtype, count in columns:
             places[name] = at, count
             at += dtype.itemsize * count + -dtype.itemsize * count % _ALIGNMENT
         self._places.append(places)
-        self.infos.append({key: info[key] for key in ("rows", "values", "dense")})
+        self.infos.append(info)
 
     def _read(self, part: int, name: tuple[str, int], dtype: np.dtype, start: int, stop: int | None) -> np.ndarray:
         offset, count = self._places[part][name]
@@ -164,35 +188,3 @@ def _write_column(file: BinaryIO, dtype: np.dtype, pieces: Sequence[np.ndarray])
         file.write(content.data)
         size += content.nbytes
     file.write(bytes(-size % _ALIGNMENT))
-
-
-with np.errstate(invalid="ignore"):
-    _VALUES = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float64)
-
-
-_FINITE = np.isfinite(_VALUES)
-_UNITS = (np.where(_FINITE, _VALUES, 0.0) / _UNIT).astype(np.int64)
-
-
-def dense_tally(values_N: np.ndarray, missing: float | None) -> list[int | float]:
-    """How many float16 values are missing and how many are not, their sum in units of 2**-24, lowest and highest.
-
-    The sum is exact, so that it does not depend on how the values are divided into pieces. At most 2**23 values.
-    """
-    counts = np.bincount(values_N.view(np.uint16), minlength=1 << 16)
-    absent = 0
-    if missing is not None:
-        code = int(np.array([missing], np.float16).view(np.uint16)[0])
-        absent, counts[code] = int(counts[code]), 0
-    counts[~_FINITE] = 0
-    seen = _VALUES[counts > 0]
-    low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 0.0)
-    return [absent, int(counts.sum()), int(counts @ _UNITS), low, high]
-
-
-def join_dense_tallies(tallies: Sequence[Sequence[int | float]]) -> tuple[int, int, float, float, float]:
-    """Missing, not missing, mean, lowest and highest of all values; zeros where there is none."""
-    absent, present, units = (int(sum(int(tally[i]) for tally in tallies)) for i in range(3))
-    lows, highs = ([tally[i] for tally in tallies if tally[1]] for i in (3, 4))
-    mean = units / present * _UNIT if present else 0.0
-    return absent, present, mean, float(min(lows, default=0.0)), float(max(highs, default=0.0))

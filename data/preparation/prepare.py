@@ -7,7 +7,7 @@ of Criteo for the parts, and the store's ids once more.
 """
 
 import time
-from collections.abc import Callable
+from dataclasses import replace
 from functools import partial as bind
 from pathlib import Path
 
@@ -15,11 +15,12 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors
 from dlrmctl.data.formats.raw import Input
 from dlrmctl.data.preparation.counting import MOST_IN_MEMORY
+from dlrmctl.data.preparation.dense_tally import DenseSummary, join_dense_tallies
 from dlrmctl.data.preparation.encoding import ColumnEncoder, EncodedColumn
 from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.parsing import PART_ROWS, read_input
-from dlrmctl.data.preparation.parts import Parts, join_dense_tallies
-from dlrmctl.data.preparation.report import PrepareProgress, PrepareReport
+from dlrmctl.data.preparation.parts import PartInfo, Parts
+from dlrmctl.data.preparation.report import PrepareProgress, PrepareReport, Progress
 from dlrmctl.data.preparation.reuse import ReusedEncoders
 from dlrmctl.data.preparation.selection import Selection, cut_splits
 from dlrmctl.data.preparation.tally import Tally, describe_preparation, summarize
@@ -31,7 +32,6 @@ from dlrmctl.data.store.manifest import read_manifest
 from dlrmctl.data.store.writer import StoreWriter
 
 SAVE_SECONDS = 5.0  # between two entries of the journal
-Progress = Callable[[PrepareProgress], None]
 
 
 def prepare(
@@ -156,18 +156,20 @@ class _Run:
             fingerprint = self._reused.fingerprint() if self._reused else None
             writer.finish(describe_preparation(self._input, self._options, columns, fingerprint, report))
 
-    def _parts(self, part_rows: int) -> tuple[Tally, list[tuple[int, int, float, float, float]], Parts]:
+    def _parts(self, part_rows: int) -> tuple[Tally, list[DenseSummary], Parts]:
         """The first phase: all rows on disk, what was counted, and the tallies of the dense features."""
         directory, sparse, state = self._work / "parts", self._input.sparse, self._journal.state
-        parts = Parts(directory, self._input.dense, sparse, state.get("parts", ()))
+        parts = Parts(
+            directory, self._input.dense, sparse, [PartInfo.from_dict(info) for info in state.get("parts", ())]
+        )
         if "parts" not in state:
             tally = read_input(self._input, parts, self._options, self._workers, self._progress, part_rows)
             state["tally"] = tally.to_dict()
-            by_feature = zip(*(info["dense"] for info in parts.infos), strict=True)
+            by_feature = zip(*(info.dense for info in parts.infos), strict=True)
             state["dense"] = [list(join_dense_tallies(tallies)) for tallies in by_feature]
-            state["parts"] = [{**info, "dense": []} for info in parts.infos]
+            state["parts"] = [replace(info, dense=[]).to_dict() for info in parts.infos]
             self._journal.save()
-        return Tally.from_dict(state["tally"]), [tuple(dense) for dense in state["dense"]], parts
+        return Tally.from_dict(state["tally"]), [DenseSummary(*dense) for dense in state["dense"]], parts
 
     def _encode(self, encoder: ColumnEncoder, tally: Tally, save_seconds: float) -> list[EncodedColumn]:
         """The second phase: the columns that are not done yet."""

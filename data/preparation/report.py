@@ -1,13 +1,13 @@
-"""What a preparation tells: where it is, and in the end what it did, as plain values to print and to keep."""
+"""The progress of a preparation, and the report at its end, as plain values to print and to keep."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 
 @dataclass(frozen=True)
 class PrepareProgress:
-    """Where a preparation is.
+    """The progress of a preparation.
 
     Attributes:
         phase: "parse" (bytes of the sources as they lie on disk), then "encode" (values), then "write" (examples).
@@ -21,6 +21,9 @@ class PrepareProgress:
     total: int
     rows: int
     begun: int = 0
+
+
+Progress = Callable[[PrepareProgress], None]
 
 
 @dataclass(frozen=True)

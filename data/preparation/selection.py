@@ -1,4 +1,4 @@
-"""Which rows of the parts become examples of which split: the cut in time, and the sample of training negatives."""
+"""Selects the rows of the parts for each split: the cut in time, and the sample of training negatives."""
 
 import math
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def is_kept(first_row: int, labels_N: np.ndarray, rate: float, seed: int) -> np.
 
 @dataclass(frozen=True)
 class SplitSizes:
-    """How many good rows each split has before sampling."""
+    """The good rows of each split before sampling."""
 
     train: int
     validation: int
@@ -89,7 +89,7 @@ class Selection:
         directory: Path,
         state: Sequence[int] | None = None,
     ) -> None:
-        rows = np.array([info["rows"] for info in parts.infos], dtype=np.int64)
+        rows = np.array([info.rows for info in parts.infos], dtype=np.int64)
         row_starts = np.concatenate(([0], np.cumsum(rows)))
         self.train_rows: list[int] = np.clip(cut.train - row_starts[:-1], 0, rows).tolist()
         self._sampled, self._directory, self._parts = options.sample_negatives < 1, directory, parts
@@ -123,7 +123,7 @@ class Selection:
         """bool: which of the first `stop` rows of a part become examples; None if all of them do."""
         if not self._sampled or not self.train_rows[part]:
             return None
-        stop = self._parts.infos[part]["rows"] if stop is None else stop
+        stop = self._parts.infos[part].rows if stop is None else stop
         bits = read_array(self._file(part), np.dtype("u1"), -(-stop // 8))
         return np.unpackbits(bits, count=stop).view(bool)
 

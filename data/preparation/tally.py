@@ -1,4 +1,4 @@
-"""What a preparation counts while it reads, and the report and the entries of the manifest that become of it."""
+"""Counts what a preparation reads, and makes the report and the entries of the manifest from it."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ import numpy as np
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.formats.raw import Input, RawPiece, unit_of
+from dlrmctl.data.preparation.dense_tally import DenseSummary
 from dlrmctl.data.preparation.encoding import EncodedColumn
 from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.report import (
@@ -77,8 +78,10 @@ class Tally:
                 self.largest[feature.name] = max(self.largest.get(feature.name, 0), largest)
 
     def check_rejected(self, input: Input, limit: int | None) -> None:
-        """Raises:
-        DataError: naming the first bad line, if there are more than `limit`.
+        """Checks that no more lines than allowed were rejected.
+
+        Raises:
+            DataError: naming the first bad line, if there are more than `limit`.
         """
         unit = unit_of(input.format)
         allowed = 100 + self.lines // 100 if limit is None else limit
@@ -115,7 +118,7 @@ class Tally:
 def summarize(
     input: Input,
     tally: Tally,
-    dense: Sequence[tuple[int, int, float, float, float]],
+    dense: Sequence[DenseSummary],
     cut: SplitSizes,
     selection: Selection,
     columns: Sequence[EncodedColumn],
@@ -127,7 +130,7 @@ def summarize(
     Args:
         input: what was read.
         tally: of all lines.
-        dense: of each dense feature, as `join_dense_tallies` gives it.
+        dense: of each dense feature.
         cut: rows of the splits before sampling.
         selection: examples of the splits.
         columns: the sparse features.
@@ -154,8 +157,8 @@ def summarize(
         ],
         splits=splits,
         dense=[
-            DenseReport(name, _share(absent, absent + present), mean, low, high)
-            for name, (absent, present, mean, low, high) in zip(input.dense, dense, strict=True)
+            DenseReport(name, _share(found.absent, found.absent + found.present), found.mean, found.low, found.high)
+            for name, found in zip(input.dense, dense, strict=True)
         ],
         columns=[_column(column) for column in columns],
         store_bytes=store_bytes,
@@ -171,7 +174,7 @@ def describe_preparation(
     vocabulary_from: str | None,
     report: PrepareReport,
 ) -> Preparation:
-    """What the manifest says of a preparation.
+    """The entry of the manifest about a preparation.
 
     Args:
         input, options, columns, report: of the preparation.

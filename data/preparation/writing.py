@@ -74,7 +74,7 @@ class Blocks:
         return int(np.searchsorted(self._selection.starts, example, side="right")) - 1
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int, np.ndarray | None]]:
-        """Where examples lie: part, first row, row behind the last, and which of these rows; None is all of them."""
+        """The places of examples: part, first row, row behind the last, and which of these rows (None: all)."""
         starts = self._selection.starts
         part = self.first_part(start)
         while start < stop:

@@ -1,4 +1,4 @@
-"""How many ids each of the 26 sparse features of synthetic data has, by the name of a size."""
+"""The number of ids of each of the 26 sparse features of synthetic data, by the name of a size."""
 
 # fmt: off
 CARDINALITIES = (3, 4, 5, 8, 10, 10, 15, 20, 20, 30, 30, 50, 50, 100, 100, 100, 200, 300, 500,

@@ -29,7 +29,7 @@ class GeneratedSparse(Protocol):
         ...
 
     def effects(self, rows: np.ndarray) -> np.ndarray:
-        """What the rows count for, packed uint64."""
+        """The effects of the rows, packed uint64."""
         ...
 
 
@@ -49,7 +49,7 @@ def sparse_column(num_ids: int, seed: int, column: int, slots: int, *, lists: bo
 
 
 def _missing(column: int) -> float:
-    """From nothing missing in the first column to a third of the values, in steps of one fifteenth."""
+    """The share of missing values: from none in the first column to a third, in steps of one fifteenth."""
     return (column * 7 % 6) / 15
 
 

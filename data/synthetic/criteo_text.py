@@ -63,7 +63,7 @@ def chunk(source: Synthetic, start: int, stop: int) -> Chunk:
 
 
 def chunk_edges(rows: int, ends: Iterable[int]) -> list[int]:
-    """Where the chunks of rows [0, rows) begin and end: at blocks, and at `ends`."""
+    """The edges of the chunks of rows [0, rows): at blocks, and at `ends`."""
     return sorted({*range(0, rows, BLOCK_ROWS), rows, *ends})
 
 

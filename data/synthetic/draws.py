@@ -132,7 +132,7 @@ class Scramble:
         self._first, self._factors = keys[0], [key | np.uint32(1) for key in keys[1:]]
 
     def __call__(self, numbers: np.ndarray) -> np.ndarray:
-        """Where the numbers go, uint32, one dimension."""
+        """The number that each number is mapped to, uint32, one dimension."""
         mixed = self._mix(numbers.astype(np.uint32))
         outside = np.flatnonzero(mixed >= self._count)
         while len(outside):

@@ -99,7 +99,7 @@ def synthesize(
 
 
 def _file_ends(rows: int, num_files: int | None, rows_per_file: int | None) -> list[int]:
-    """After how many rows each file ends."""
+    """The number of rows after which each file ends."""
     if num_files is not None and rows_per_file is not None:
         raise UserError("--files and --rows-per-file contradict: either decides the other")
     count = num_files or -(-rows // (rows_per_file or rows))
@@ -111,7 +111,7 @@ def _file_ends(rows: int, num_files: int | None, rows_per_file: int | None) -> l
 
 
 def _check_places(paths: Sequence[Path], force: bool) -> None:
-    """Before any work."""
+    """Checks the output paths before any work."""
     for path in paths:
         if not path.parent.is_dir():
             raise UserError(f"{path.parent}: there is no such directory", f"mkdir -p {path.parent}")

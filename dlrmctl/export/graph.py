@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from dlrmctl.embeddings.combine import combined, operand_keys
+from dlrmctl.embeddings.combine import combined
 from dlrmctl.embeddings.compression.rules.rows import Compressed
 from dlrmctl.embeddings.partitions.basic import Partition
 from dlrmctl.embeddings.partitions.heads import Head, Tail
+from dlrmctl.embeddings.parts import operand_keys
 from dlrmctl.embeddings.tables import FeatureTable
 
 PADDING = -1  # fills up lists of ids

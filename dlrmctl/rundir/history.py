@@ -1,6 +1,4 @@
-"""What finished and unfinished runs left in their directories: read back without torch.
-
-`dlrmctl plot`: learning curves of runs."""
+"""Reads what runs left in their directories, finished or not, without torch; lists them and draws learning curves."""
 
 import json
 from collections.abc import Iterator, Sequence

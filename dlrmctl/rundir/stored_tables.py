@@ -22,12 +22,12 @@ class TableShape:
 
     @property
     def num_bytes(self) -> int:
-        """As float32, without optimizer state."""
+        """Bytes as float32, without optimizer state."""
         return 4 * self.rows * self.dim
 
     @property
     def stored_bytes(self) -> int:
-        """As it is stored now."""
+        """Bytes as stored."""
         return self.value_bytes * self.rows * self.dim
 
 

@@ -66,12 +66,12 @@ def log_losses(logits_N: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
 
 
 def mean_difference(a_N: np.ndarray, b_N: np.ndarray) -> Difference:
-    """Of the means of paired values."""
+    """The difference of two means over paired values."""
     return _difference(float(a_N.mean()), float(b_N.mean()), _se_of_mean(b_N - a_N))
 
 
 def ne_difference(losses_a_N: np.ndarray, losses_b_N: np.ndarray, labels_N: np.ndarray) -> Difference:
-    """Of normalized entropy: the base rate comes from the same rows, so it varies with them (delta method)."""
+    """The difference in NE (delta method: both NEs share the base rate of these rows)."""
     rate = float(labels_N.mean())
     base = entropy(rate)
     a, b = float(losses_a_N.mean()) / base, float(losses_b_N.mean()) / base
@@ -80,7 +80,7 @@ def ne_difference(losses_a_N: np.ndarray, losses_b_N: np.ndarray, labels_N: np.n
 
 
 def auc_difference(logits_a_N: np.ndarray, logits_b_N: np.ndarray, labels_N: np.ndarray) -> Difference:
-    """Of the area under the ROC curve; ties count half.
+    """The difference in AUC; ties count half.
 
     Source: DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988), for the variance of a paired difference.
     """
@@ -90,7 +90,7 @@ def auc_difference(logits_a_N: np.ndarray, logits_b_N: np.ndarray, labels_N: np.
 
 
 def _placements(logits_N: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
-    """Of each positive the share of negatives below it, of each negative the share of positives above it."""
+    """For each positive the share of negatives below it; for each negative the share of positives above it."""
     _, groups_N, counts = np.unique(logits_N, return_inverse=True, return_counts=True)
     positives = np.bincount(groups_N, weights=labels_N, minlength=len(counts))
     negatives = counts - positives

@@ -72,7 +72,7 @@ def peak_memory_bytes() -> int:
 
 
 def introduction(reader: Reader, model: Model, ranks: Ranks) -> list[str]:
-    """What is about to be trained, on what, and what it needs."""
+    """The lines before a training: the data, the tables, and the memory that they need."""
     plan, most = model.sharded.plan, max(model.sharded.bytes_per_rank)
     tables = model.sharded.embeddings.features
     return [
@@ -86,7 +86,7 @@ def introduction(reader: Reader, model: Model, ranks: Ranks) -> list[str]:
 
 
 def show_placements(plan: Sequence[Placement]) -> None:
-    """Where every table lives, among the messages: the answer of the command is something else."""
+    """Shows where every table lives, among the messages: the answer of the command is something else."""
     print_table(
         "plan",
         ["table", "rows", "dim", "bytes", "sharding", "ranks"],

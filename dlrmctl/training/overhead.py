@@ -79,7 +79,7 @@ def choose_overhead(config: Config, schema: Schema, ranks: Ranks) -> tuple[Confi
         chosen = replace(estimated, overhead=ranks.broadcast(_verified(settings, dense, optimizer, base, ranks)))
         if chosen.overhead <= budget or estimated.overhead > room:
             break
-        # The parts were cheaper one by one than spread over steps: leave as much more room as they were off.
+        # Measured together, the parts cost more than their sum; lower the target by that factor.
         room *= min(budget / chosen.overhead, estimated.overhead / chosen.overhead)
     return replace(config, optim=settings), chosen
 
@@ -147,7 +147,7 @@ def pick(candidates: list[OverheadChoice], budget: float) -> OverheadChoice:
 
 
 def measure(config: Config, dense: "_DenseStep", ranks: Ranks, sides: int, block: int) -> Costs:
-    """The parts of Shampoo's step on this rank alone, statistics and roots in every step."""
+    """Measures the parts of Shampoo's step on this rank alone, statistics and roots in every step."""
     every_step = replace(config.optim, shampoo_statistics=1, shampoo_frequency=1, shampoo_start=1, dense_lr=0.0)
     optim = replace(every_step, shampoo_sides=sides, shampoo_block=block)
     optimizer = build_dense_optimizer(optim, dense.network, group=None)
@@ -168,8 +168,9 @@ def measure(config: Config, dense: "_DenseStep", ranks: Ranks, sides: int, block
 
 
 class _DenseStep:
-    """The dense network on inputs of this rank's size. Optimizers are timed after its backward, with the caches as it
-    leaves them: alone they would look a third cheaper.
+    """The dense network on inputs of this rank's size.
+
+    Optimizers are timed after its backward, with the caches as it leaves them: alone they would look a third cheaper.
     """
 
     def __init__(self, config: Config, schema: Schema, ranks: Ranks) -> None:
@@ -198,7 +199,7 @@ class _DenseStep:
         return time.perf_counter() - started
 
     def median_seconds(self, optimizer: torch.optim.Optimizer) -> tuple[float, float]:
-        """Of forward and backward, and of the optimizer's step after them."""
+        """Median seconds of forward and backward, and of the optimizer's step."""
         backwards, steps = [], []
         for _ in range(2 + ROUNDS):
             backwards.append(self.backward())

@@ -6,6 +6,7 @@ optimizer touch a weight.
 """
 
 from collections.abc import Callable
+from dataclasses import astuple
 
 import torch
 import torch.distributed as dist
@@ -28,24 +29,18 @@ class TrainingStep:
         model, optimizer: what is trained; the tables' optimizer is inside their backward.
         ranks: all of them step together.
         precision: "bf16" runs the dense network under autocast.
-        lap: called with the name of each part when it ends; for measurements.
+
+    Attributes:
+        lap: called with the name of each part when it ends; measurements set it.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        optimizer: torch.optim.Optimizer,
-        ranks: Ranks,
-        precision: str,
-        *,
-        lap: Callable[[str], None] = lambda part: None,
-    ) -> None:
+    def __init__(self, model: Model, optimizer: torch.optim.Optimizer, ranks: Ranks, precision: str) -> None:
         self.model = model
         self.optimizer = optimizer
         self.ranks = ranks
         self.autocast = torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
         self.parameters = list(model.network.parameters())
-        self.lap = lap
+        self.lap: Callable[[str], None] = lambda part: None
 
     def __call__(self, batch: Batch, step: int, *, stop: bool) -> tuple[StepSums, bool]:
         """Takes step number `step` on this rank's part of the global batch.
@@ -82,35 +77,34 @@ class TrainingStep:
     def _agree(
         self, loss: Tensor, logits_B: Tensor, labels_B: Tensor, grad_BFD: Tensor, step: int, stop: bool
     ) -> tuple[StepSums, bool]:
-        """Sums over the ranks in one small all-reduce, which also says whether any of them must not go on."""
+        """Sums what the ranks saw in one all-reduce, and raises on every rank if a loss or gradient is not finite."""
         ranks = self.ranks
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         # Euclidean norms: torch has no fast maximum norm on CPU. A finite gradient overflows them from 2e19 on only.
-        largest = torch.stack([*torch._foreach_norm(gradients), grad_BFD.sum()]).abs().sum()
-        local = torch.stack([loss, largest, logits_B.sigmoid().sum(), labels_B.sum()]).double()
-        mean_loss, size, predicted, positives = local.tolist()
-        trouble = _FINE
+        gradient_size = torch.stack([*torch._foreach_norm(gradients), grad_BFD.sum()]).abs().sum()
+        on_device = torch.stack([loss, gradient_size, logits_B.sigmoid().sum(), labels_B.sum()]).double()
+        mean_loss, size, predicted, positives = on_device.tolist()  # waits for the device once
+        sums = StepSums(
+            examples=float(len(labels_B)), loss=mean_loss * len(labels_B), positives=positives, predicted=predicted
+        )
+        troubles = [_FINE] * ranks.world_size
         if not abs(mean_loss) < torch.inf:
-            trouble = _BAD_LOSS
+            troubles[ranks.rank] = _BAD_LOSS
         elif not size < torch.inf:
-            trouble = _BAD_GRADIENT
-        count = float(len(labels_B))
-        numbers = [float(stop), count, mean_loss * count, positives, predicted]
-        flags = [0.0] * ranks.world_size
-        flags[ranks.rank] = trouble
+            troubles[ranks.rank] = _BAD_GRADIENT
+        stops = float(stop)
         if ranks.world_size > 1:
-            shared = torch.tensor(numbers + flags, dtype=torch.float64, device=ranks.device)
+            shared = torch.tensor([stops, *astuple(sums), *troubles], dtype=torch.float64, device=ranks.device)
             dist.all_reduce(shared, group=ranks.group)
-            summed = shared.tolist()
-            numbers, flags = summed[: len(numbers)], summed[len(numbers) :]
+            stops, *numbers = shared.tolist()
+            sums, troubles = StepSums(*numbers[: -ranks.world_size]), numbers[-ranks.world_size :]
         # Averaged gradients carry one rank's bad loss to all: a loss names the origin, so it comes first.
         for trouble, what in ((_BAD_LOSS, "loss"), (_BAD_GRADIENT, "gradient")):
-            if trouble in flags:
+            if trouble in troubles:
                 raise UserError(
-                    f"step {step}: the {what} on rank {flags.index(trouble)} is not finite; "
+                    f"step {step}: the {what} on rank {troubles.index(trouble)} is not finite; "
                     "no weight was touched by this step",
                     "lower --dense-lr, --sparse-lr or --qr-lr, or add --warmup-steps; --resume goes on from the last "
                     "checkpoint",
                 )
-        asked, examples, loss_sum, positives, predicted = numbers
-        return StepSums(examples, loss_sum, positives, predicted), asked > 0
+        return sums, stops > 0

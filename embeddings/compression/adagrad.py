@@ -1,4 +1,4 @@
-"""Row-wise AdaGrad for the numbers of compressed tables, going on from the state of the trained ones.
+"""Row-wise AdaGrad for the numbers of compressed tables, which continues from the state of the trained ones.
 
 A row that many ids share has their gradients added up, so it begins with the sum of their states: as if it had been
 trained in place of the table. Without that the first steps would be as long as those of a new table, and undo the fit.

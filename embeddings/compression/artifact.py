@@ -2,9 +2,7 @@
 
 OUT/manifest.json             what is inside: rules, bytes, checksums; plain JSON
     tables-00000.safetensors  parts of tables, called "TABLE/PART"
-
-
-Directories that appear whole or not at all, and files of tensors in them with the modes of other files."""
+"""
 
 import json
 import os
@@ -199,7 +197,7 @@ class Artifact:
 
     @property
     def file_bytes(self) -> FileBytes:
-        """What the directory's files take."""
+        """The sizes of the directory's files."""
         return _file_bytes(self._files, self.path / _MANIFEST)
 
 

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from dlrmctl.embeddings.combine import Bags, Columns, segment_sum
+from dlrmctl.embeddings.combine import Columns
 from dlrmctl.embeddings.compression.rules.rows import Compressed
 from dlrmctl.embeddings.ids import SparseIds
 from dlrmctl.embeddings.module import FeatureEmbeddings
+from dlrmctl.embeddings.parts import Bags, segment_sum
 from dlrmctl.embeddings.tables import FeatureTable
 
 
@@ -55,7 +56,7 @@ class StoredEmbeddings(FeatureEmbeddings):
 
 
 def _pieces(rows: SparseIds) -> list[tuple[Tensor, Tensor]]:
-    """Of each key its values, int64, and its lengths."""
+    """The values (int64) and lengths of each key."""
     pieces = rows.values.long().split(rows.values_per_key())
     return [(ids, rows.lengths_of(key)) for key, ids in enumerate(pieces)]
 

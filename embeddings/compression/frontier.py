@@ -1,4 +1,4 @@
-"""Which option each table takes, so that all together are small enough, or good enough.
+"""Chooses an option for each table, so that all together are small enough, or good enough.
 
 Tables are added one at a time to the list of sums of bytes and error that nothing else beats in both. The list is exact
 while it is short; longer ones keep the least error of every step of 0.02 % in bytes.

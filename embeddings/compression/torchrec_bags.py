@@ -1,4 +1,4 @@
-"""Opens compressed tables as TorchRec's own collections: one to go on training, one to serve from.
+"""Opens compressed tables as TorchRec's own collections: one to continue training, one to serve from.
 
     bags = training_bags(read_tables(Path("small")))     # EmbeddingBagCollection of float32
     bags = serving_bags(read_tables(Path("small")))      # torchrec.quant.EmbeddingBagCollection of the stored bytes
@@ -6,9 +6,6 @@
 
 Both are for tables whose rows are sums of stored rows: rows of any bits, hashed ones, sums of codes, QR with "add", and
 heads with such tails. Others are read and trained by `composed.compose`.
-
-
-Compressed tables behind TorchRec's collections: rows that are sums of stored rows, looked up and summed at once.
 
 Summing over a bag and summing the parts of a row commute, so a rule that adds becomes an ordinary
 EmbeddingBagCollection behind a module that turns each id into the ids of its parts. It is exact for bags of any size.
@@ -153,7 +150,7 @@ def _stored(block: AdditiveBlock) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 
 def blocks(table: Compressed) -> list[AdditiveBlock]:
-    """What the rows of a table are sums of.
+    """The blocks of stored rows whose sums are the rows of a table.
 
     Raises:
         ValueError: for a rule whose rows are not sums: "pca", "isometry", and products or rows in line.
@@ -194,7 +191,7 @@ def _scaled(values: Tensor, exponent: int) -> Tensor:
 
 
 class IdExpansion(nn.Module):
-    """A KJT of ids in, a KJT of rows of blocks out: one key for each block, in the order of `keys`.
+    """Maps a KJT of ids to a KJT of rows of blocks: one key for each block, in the order of `keys`.
 
     Args:
         tables: by the keys of the incoming ids; of them, this module keeps codes and bitmaps.
@@ -208,7 +205,8 @@ class IdExpansion(nn.Module):
         self.keys = [key for found in self.blocks.values() for key in found]
 
     def forward(self, kjt: KeyedJaggedTensor) -> KeyedJaggedTensor:
-        """
+        """Expands a batch.
+
         Raises:
             ValueError: if a table's key is missing.
         """

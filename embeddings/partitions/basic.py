@@ -55,7 +55,7 @@ class Full:
 
 @dataclass(frozen=True)
 class _Buckets:
-    """Ids hashed into buckets, which nothing keeps from colliding."""
+    """Ids hashed into buckets; any two may share one."""
 
     rows: int
     buckets: int
@@ -151,7 +151,7 @@ def ceil_div(a: int, b: int) -> int:
 
 
 def at_least(name: str, value: int, bound: int) -> None:
-    """Checks a bound.
+    """Checks that a number is not below a bound.
 
     Raises:
         ValueError: if the value is below it.

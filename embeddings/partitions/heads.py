@@ -1,4 +1,4 @@
-"""Frequent ids keep a row of their own, the rest share: ids sorted by frequency make that one comparison."""
+"""Partitions in which frequent ids keep a row of their own and the rest share; ids must be sorted by frequency."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Row-wise AdaGrad inside the backward pass: no table ever has a gradient tensor, or another optimizer.
+"""Row-wise AdaGrad inside the backward pass, so that no table has a gradient tensor or another optimizer.
 
 For each row that the batch touched, with g the sum of the gradients of its occurrences:
 
@@ -82,7 +82,7 @@ class LearningRates:
         self._now: tuple[float, float] | None = None
 
     def set(self, *, sparse_lr: float, qr_lr: float) -> None:
-        """Holds from the next backward on."""
+        """Sets the rates; they hold from the next backward on."""
         if self._now == (sparse_lr, qr_lr):
             return
         for kernel, is_qr in self._kernels:

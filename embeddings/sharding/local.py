@@ -68,7 +68,7 @@ class LocalBags:
 
     @staticmethod
     def _offsets(rows: SparseIds) -> Tensor:
-        """Where each bag's values start, and where the last one's end; int64 [K x B + 1]."""
+        """The start of each bag's values, and the end of the last one's; int64 [K x B + 1]."""
         assert rows.lengths_KB is not None
         return nn.functional.pad(rows.lengths_KB.reshape(-1).cumsum(0), (1, 0))
 

@@ -1,4 +1,4 @@
-"""What tables need and what a rank has, in bytes."""
+"""Bytes that tables need, and bytes that a rank has."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def _meminfo_available() -> int | None:
 
 
 def _cgroup_available() -> int | None:
-    """Under a container's limit; the cache of files can be given back and does not count as used."""
+    """Bytes left below a container's limit; the cache of files can be given back and does not count as used."""
     root = Path("/sys/fs/cgroup")
     try:
         limit, used = (root / "memory.max").read_text().strip(), int((root / "memory.current").read_text())

@@ -1,4 +1,4 @@
-"""Which rank holds which rows: TorchRec's planner, held to what this program trains."""
+"""Plans which rank holds which rows, by TorchRec's planner within the bounds of what this program trains."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class PlacementError(ValueError):
 
 @dataclass(frozen=True)
 class Placement:
-    """Where one table lives.
+    """The place of one table.
 
     Attributes:
         bytes: of the table and its optimizer state, over all ranks.

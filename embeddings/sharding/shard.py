@@ -121,7 +121,7 @@ def shard(
 
 
 class _NoWrapper(DataParallelWrapper):
-    """One rank has nobody to average gradients with."""
+    """Wraps nothing: one rank has no other to average gradients with."""
 
     def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:
         pass

@@ -32,7 +32,7 @@ def filter_gradient(grad: Tensor, average: Tensor, *, beta1: float, beta3: float
 
 
 def has_second_moment(config: Grafting | None) -> bool:
-    """Whether the method remembers squares of gradients."""
+    """Whether the method keeps a second moment of the gradient."""
     return config is not None and not isinstance(config, SGDGrafting)
 
 

@@ -1,13 +1,11 @@
-"""Shampoo for any torch model: the step as a sequence, and the books it needs.
+"""Shampoo for any torch model: the step as a sequence, its state, and a report of failed roots and costs.
 
     gradients (checked) -> blocks -> this rank's directions (shard.py) -> one all-gather (division.py) -> weights
 
 Every rank must hold the same gradients, as after DistributedDataParallel. Blocks belong to ranks; a rank keeps state
 and computes directions only for its own. Source: Gupta et al., arXiv:1802.09568; Anil et al., arXiv:2002.09018;
 Shi et al., arXiv:2309.06497.
-
-
-What an optimizer can say about itself in words and numbers."""
+"""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence

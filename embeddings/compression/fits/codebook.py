@@ -112,7 +112,7 @@ class _Codebooks:
     def start(
         cls, sample: TableRows, num_codes: int, size: int, operation: str, generator: torch.Generator
     ) -> "_Codebooks":
-        """Codebook after codebook on what those before leave over."""
+        """Fits each codebook to the residuals of those before."""
         width = sample.dim // num_codes if operation == "concat" else sample.dim
         codebooks = torch.zeros(num_codes, size, width)
         size = min(size, sample.num_rows)

@@ -1,4 +1,4 @@
-"""How far a compressed table is from the trained one."""
+"""Measures how far a compressed table is from the trained one."""
 
 from dataclasses import dataclass
 

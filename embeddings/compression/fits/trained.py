@@ -1,12 +1,8 @@
-"""What a fit reads: the rows of one trained table and how much each matters, a piece at a time.
+"""The rows of one trained table as fits read them, a piece at a time, and how much each row matters.
 
+With equal importance, the same code costs several times the loss that it does when rows matter more that are looked up
+often. The state of row-wise AdaGrad measures that as well as counts do, and every checkpoint has it.
 Dimensions: N rows, D columns.
-
-
-How much each row of a table matters.
-
-Rows that are looked up often deserve the bytes: with equal importance the same code costs several times the loss. The
-state of row-wise AdaGrad is as good a measure as counts, and every checkpoint carries it.
 """
 
 from collections.abc import Iterator
@@ -33,7 +29,7 @@ class TableRows:
 
     Args:
         weight: [rows of the table, D], of a floating dtype; may be memory-mapped.
-        importance: float32 [rows of the table], above 0; see `weights.importance`.
+        importance: float32 [rows of the table], above 0; see `importance`.
         name: of the table, for messages.
         index: int64 [N], the rows of the table that count; default: all.
         progress: is told of every pass over the rows.

@@ -18,7 +18,7 @@ RANDOM_PROJECTIONS = 20
 
 @dataclass(frozen=True)
 class MapFigures:
-    """What one map does to distances.
+    """The effect of one map on distances.
 
     Attributes:
         name: "nile-pro", "fromax", "pca", "pca weighted" or "random" (the best of 20 by `delta`).

@@ -58,7 +58,7 @@ class Headed(Compressed):
         return rows.index_copy(0, chosen, self.head(position[chosen]))
 
     def place(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether each id is in the head, and its row there or in the tail."""
+        """For each id whether it is in the head, and its row there or in the tail."""
         if self.bitmap is None or self.ranks is None:
             in_head = ids < self.head.num_rows
             return in_head, torch.where(in_head, ids, ids - self.head.num_rows)
@@ -122,7 +122,7 @@ def membership(ids: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
 
 
 def bitmap_bytes(num_rows: int) -> int:
-    """Of the bitmap and its ranks."""
+    """Bytes of the bitmap and its ranks."""
     return -(-num_rows // BLOCK) * (_BLOCK_BYTES + 4)
 
 

@@ -69,7 +69,7 @@ def decode_rows(packed: Tensor, bits: int, dim: int) -> Tensor:
 
 
 def _scale_and_bias(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """As they come back from float16, so that codes are chosen for the values that will be read."""
+    """Scale and bias rounded to float16, so that codes are chosen for the values that will be read."""
     bias = low.half().float()
     span = high - bias
     scale = torch.where(span == 0, torch.ones_like(span), span / (2**bits - 1)).half().float()

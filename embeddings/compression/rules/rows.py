@@ -1,4 +1,4 @@
-"""What a compressed table is: named tensors, and a rule by which an id becomes a row of float32.
+"""Compressed tables: named tensors, and a rule by which an id becomes a row of float32.
 
 A `Compressed` is a module, so its parts move between devices and go into state dicts like any other. Rules nest: the
 rows that a rule reads are themselves `StoredRows` at some number of bits.
