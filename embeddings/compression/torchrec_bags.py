@@ -117,7 +117,7 @@ class AdditiveBlock:
 
     Attributes:
         part: their name within the table.
-        rows: themselves.
+        rows: the stored rows.
         find: ids, int64 [n], to rows of the block [n, M]; -1 where an id has none here.
     """
 

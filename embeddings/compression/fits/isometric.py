@@ -1,4 +1,4 @@
-"""The near-isometric rule: rows by few coordinates whose distances are nearly those of the rows, and how nearly.
+"""Fits the near-isometric rule: few coordinates per row, with nearly the distances of the rows, and measured bounds.
 
 Dimensions: N rows, D columns, R coordinates; K rows of the sample that a map was made from.
 """

@@ -185,7 +185,7 @@ def default_grid(dim: int) -> list[Method]:
 def least_bytes(method: Method, rows: int, dim: int) -> int:
     """Bytes of all parts of a table of `rows` rows and `dim` columns.
 
-    Only a head leaves something open: whether its ids need a bitmap. They are counted without.
+    A head's ids may need a bitmap, which is not counted here.
     """
     heads = round(method.head_share * rows)
     if heads == 0 or heads >= rows:
@@ -194,7 +194,7 @@ def least_bytes(method: Method, rows: int, dim: int) -> int:
 
 
 def most_bytes(method: Method, rows: int, dim: int) -> int:
-    """The same with a bitmap for the ids of a head."""
+    """As `least_bytes`, with a bitmap for the ids of a head."""
     heads = round(method.head_share * rows)
     return least_bytes(method, rows, dim) + (bitmap_bytes(rows) if 0 < heads < rows else 0)
 

@@ -90,7 +90,7 @@ class TableRows:
         return TableRows(self.weight, self.weights, name=self.name, index=index, progress=self.progress)
 
     def largest(self) -> float:
-        """The largest absolute value; looked for once.
+        """The largest absolute value, computed once.
 
         Raises:
             NonFiniteValueError: naming the first row that is not finite.

@@ -1,4 +1,4 @@
-"""The heaviest rows kept well, the rest by another rule.
+"""The rule of heads: the heaviest rows are stored by one rule, the others by another.
 
 Dimensions: N rows, H of them in the head.
 """

@@ -54,7 +54,7 @@ class Compressed(nn.Module, ABC):
         """The inverse of `spec` and `parts`; call `from_parts`, which also checks."""
 
     def lookup(self, ids: Tensor) -> Tensor:
-        """`forward`, by the name that says what it does."""
+        """The same as `forward`."""
         return self(ids)
 
     @torch.no_grad()
