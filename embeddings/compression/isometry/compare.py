@@ -75,7 +75,7 @@ def near_isometric(
         delta: instead of `rank`, for "fromax": the bound to keep at the smallest rank.
 
     Raises:
-        ValueError: if these do not fit each other, or the rows do not do (see `isometry.nile_pro`).
+        ValueError: if these do not fit each other, or the rows are refused (see `search.nile_pro`).
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"{objective=} must be one of {', '.join(OBJECTIVES)}")
