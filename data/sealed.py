@@ -94,13 +94,15 @@ class Values:
     entries: Mapping[str, Any]
     where: str = ""
 
-    def whole(self, name: str, *, least: int = 0) -> int:
+    def whole(self, name: str, *, least: int = 0, most: int | None = None) -> int:
         """A whole number that must be there.
 
         Raises:
-            DataError: if it is not, or it is below `least`.
+            DataError: if it is not, or it is below `least` or above `most`.
         """
         number = self._take(name, int)
+        if most is not None and number > most:
+            raise DataError(f"{self.where}{name} = {number} must be at most {most}")
         if number < least:
             raise DataError(f"{self.where}{name} = {number} must be at least {least}")
         return number

@@ -21,6 +21,7 @@ LABEL_TYPE = np.dtype("u1")
 _ALIGNMENT = 8
 _RECORD = np.dtype([("bytes", "<u8"), ("crc32", "<u4")])
 RECORD_BYTES = _RECORD.itemsize
+MOST_BLOCK_ROWS = 1 << 24  # readers hold a few blocks in memory
 
 
 def narrowest(largest: int) -> np.dtype:

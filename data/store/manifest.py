@@ -18,7 +18,7 @@ from dlrmctl.data.formats.transforms import DenseTransform
 from dlrmctl.data.schema import Schema
 from dlrmctl.data.sealed import Values, read_sealed, write_sealed
 from dlrmctl.data.source import SPLITS
-from dlrmctl.data.store.layout import block_bytes, table_file
+from dlrmctl.data.store.layout import MOST_BLOCK_ROWS, block_bytes, table_file
 
 FORMAT = "dlrmctl-store/2"
 MANIFEST = "manifest.json"
@@ -262,7 +262,7 @@ class Manifest:
             DataError: naming the first value that is missing, or is not what it should be.
         """
         schema = Schema.from_dict(values.inner("schema").entries)
-        block_rows = values.whole("block_rows", least=1)
+        block_rows = values.whole("block_rows", least=1, most=MOST_BLOCK_ROWS)
         splits = values.inner("splits")
         name = "vocabulary_fingerprint"
         return cls(

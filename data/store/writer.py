@@ -12,7 +12,7 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors
 from dlrmctl.data.schema import Schema
 from dlrmctl.data.source import SPLITS, Block, Source
-from dlrmctl.data.store.layout import RECORD_BYTES, block_record, pack, table_file
+from dlrmctl.data.store.layout import MOST_BLOCK_ROWS, RECORD_BYTES, block_record, pack, table_file
 from dlrmctl.data.store.manifest import Manifest, Preparation, SplitEntry, split_file, write_manifest
 
 STORE_BLOCK_ROWS = 65_536
@@ -49,8 +49,8 @@ class StoreWriter:
         block_rows: int = STORE_BLOCK_ROWS,
         state: Mapping[str, Mapping[str, int]] | None = None,
     ) -> None:
-        if block_rows < 1:
-            raise DataError(f"blocks of {block_rows} examples must have at least 1")
+        if not 1 <= block_rows <= MOST_BLOCK_ROWS:
+            raise DataError(f"blocks of {block_rows} examples must have at least 1, and at most {MOST_BLOCK_ROWS}")
         self.path, self.schema, self.block_rows = path, schema, block_rows
         self._splits: dict[str, _SplitFiles] = {}
         for split in SPLITS:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dlrmctl.assembly.network import build_dense_network
+from dlrmctl.assembly.network import build_dense_network, scoring_model
 from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.data.schema import Schema
 from dlrmctl.embeddings.collection import CompositionalEmbeddings
@@ -23,12 +23,13 @@ class Model:
     """A DLRM on this rank.
 
     `embeddings` are the sharded tables, `network` the dense half, `replicated` the same half with its gradients
-    averaged over ranks.
+    averaged over ranks; `precision` is the setting.
     """
 
     sharded: Sharded
     network: DenseNetwork
     replicated: nn.Module
+    precision: str = "fp32"
 
     @property
     def embeddings(self) -> nn.Module:
@@ -36,7 +37,8 @@ class Model:
 
     @property
     def inference(self) -> DLRM:
-        return DLRM(self.embeddings, self.network)
+        device = next(self.network.parameters()).device
+        return scoring_model(self.embeddings, self.network, self.precision, device)
 
     def tensors(self) -> dict[str, dict[str, Any]]:
         """The weights by name, for checkpoints: live tensors, so that loading into them changes the model."""
@@ -86,4 +88,4 @@ def build_model(
             gradient_as_bucket_view=True,
             static_graph=True,
         )
-    return Model(sharded, network, replicated)
+    return Model(sharded, network, replicated, config.train.precision)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.data.schema import Schema
@@ -37,6 +37,25 @@ def build_dense_network(config: Config, schema: Schema, device: torch.device) ->
     return network.to(device)
 
 
+class Bfloat16Network(nn.Module):
+    """A dense half that computes as training does with the precision "bf16", under autocast; its logits are float32."""
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.network = network
+        self._device_type = device.type
+
+    def forward(self, dense_BI: Tensor, embeddings_BFD: Tensor) -> Tensor:
+        with torch.autocast(self._device_type, dtype=torch.bfloat16):
+            logits_B: Tensor = self.network(dense_BI, embeddings_BFD)
+        return logits_B.float()
+
+
+def scoring_model(embeddings: nn.Module, network: nn.Module, precision: str, device: torch.device) -> DLRM:
+    """The model that scores: it computes logits as training with this precision does."""
+    return DLRM(embeddings, Bfloat16Network(network, device) if precision == "bf16" else network)
+
+
 def stored_model(
     config: Config,
     schema: Schema,
@@ -63,7 +82,7 @@ def stored_model(
         embeddings = compose(features, config.embeddings.dim, tables)
     except ValueError as problem:
         raise UserError(f"{where}: does not fit this model: {problem}", _OTHER_MODEL) from None
-    return DLRM(embeddings, network).to(device)
+    return scoring_model(embeddings, network, config.train.precision, device).to(device)
 
 
 def load_network(network: DenseNetwork, weights: Mapping[str, Tensor], where: Path) -> None:

@@ -24,7 +24,7 @@ def feature_tables(config: Config, schema: Schema) -> list[FeatureTable]:
     features = [(feature.name, feature.rows, feature.max_ids) for feature in schema.sparse]
     names = [feature.name for feature in schema.sparse]
     check_patterns(config.tables, names)
-    changes = [changes_of_table(config.tables, name) for name in names]
+    changes = [changes_of_table(config.tables, name, names) for name in names]
     each = [replace(config.embeddings, **change) for change in changes]
     schemes = [
         Scheme(

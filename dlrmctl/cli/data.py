@@ -10,7 +10,7 @@ from dlrmctl.cli.options import AsJson, option
 from dlrmctl.console.console import print_json
 from dlrmctl.data.formats.table_example import EXAMPLE
 from dlrmctl.errors import UserError, nearest
-from dlrmctl.settings.config import SYNTHETIC_SIZES
+from dlrmctl.settings.config import LARGEST_SEED, MOST_SYNTHETIC_ROWS, SYNTHETIC_SIZES
 from dlrmctl.settings.parse import one_of, share, whole_number
 
 FORMATS = ("criteo", "npy")
@@ -169,10 +169,10 @@ def synthesize(
 ) -> None:
     """Generated rows with a known optimum, as files in Criteo's format."""
     one_of("--size", size, SYNTHETIC_SIZES)
-    num_rows = whole_number("--rows", rows, at_least=1)
+    num_rows = whole_number("--rows", rows, at_least=1, at_most=MOST_SYNTHETIC_ROWS)
     num_files = _limit("--files", files, at_least=1)
     most = _limit("--rows-per-file", rows_per_file, at_least=1)
-    number = whole_number("--seed", seed, at_least=0)
+    number = whole_number("--seed", seed, at_least=0, at_most=LARGEST_SEED)
     from dlrmctl.datasets.synthesize import show_synthesis
     from dlrmctl.datasets.synthesize import synthesize as run
 

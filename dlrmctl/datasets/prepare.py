@@ -10,6 +10,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from dlrmctl.console.console import print_json, say, warn
 from dlrmctl.console.progress import BarDisplay
 from dlrmctl.console.text import duration, few
+from dlrmctl.console.time_left import is_known
 from dlrmctl.data.formats.arrays import NpyInput
 from dlrmctl.data.formats.criteo import LOST_FIELDS, CriteoInput
 from dlrmctl.data.formats.raw import Input
@@ -25,7 +26,6 @@ from dlrmctl.errors import Interrupted, UserError
 from dlrmctl.ranks.signals import terminable
 from dlrmctl.settings.toml import read_toml
 
-ESTIMATE_SECONDS = 1.0  # of a phase, before it is said how long it takes
 _PHASES = {"parse": "reading", "encode": "numbering ids", "write": "writing"}
 
 
@@ -161,6 +161,6 @@ def about_progress(progress: PrepareProgress, seconds: float) -> str:
     elif own > 0 and seconds > 0:
         rows = progress.rows * own / progress.done if progress.phase == "parse" else own
         parts.append(f"{rows / seconds:,.0f} rows/s")
-    if own > 0 and seconds >= ESTIMATE_SECONDS and progress.total > progress.done:
+    if own > 0 and progress.total > progress.done and is_known(seconds, own / (progress.total - progress.begun)):
         parts.append(f"{duration((progress.total - progress.done) * seconds / own)} left")
     return ", ".join(parts)

@@ -1,6 +1,8 @@
 """Writes generated examples in Criteo's format, with what the best model scores on them (`dlrmctl data synthesize`)."""
 
+import gzip
 import re
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,11 +10,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 
 from dlrmctl.console.console import output, print_table
 from dlrmctl.console.progress import BarDisplay
 from dlrmctl.console.text import bytes_text, number_text
+from dlrmctl.console.time_left import TimeLeftColumn
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import whole_file
 from dlrmctl.data.source import SPLITS
@@ -70,8 +73,9 @@ def synthesize(
     splits = _splits(rows, ends)
     whole = _Part(0, rows)
     parts = [whole, *(part for parts in splits.values() for part in parts.values())]
-    edges = chunk_edges(rows, [*ends, *(part.end for part in parts)])
     source = Synthetic(seed, rows, 1, 1, cardinalities=SIZES[size])
+    _check_room(paths[0], source, rows)
+    edges = chunk_edges(rows, [*ends, *(part.end for part in parts)])
     files, started = [], time.monotonic()
     with _Display(rows) as display:
         for path, (first, end) in zip(paths, pairwise([0, *ends]), strict=True):
@@ -121,6 +125,19 @@ def _check_places(paths: Sequence[Path], force: bool) -> None:
             raise UserError(f"{path} exists already", "--force replaces it")
 
 
+def _check_room(path: Path, source: Synthetic, rows: int) -> None:
+    """Holds what the rows will take, by the first of them, against what is free where they go."""
+    sample = min(rows, 4096)
+    text = chunk(source, 0, sample).text
+    needed = len(gzip.compress(text) if path.suffix == ".gz" else text) * rows // sample
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise UserError(
+            f"{path}: {rows:,} rows take about {bytes_text(needed)}, and {bytes_text(free)} are free there",
+            "fewer --rows, or another place with -o",
+        )
+
+
 def _splits(rows: int, ends: Sequence[int]) -> dict[str, dict[str, _Part]]:
     """The rows of each split, for the ways in which `dlrmctl prepare criteo` makes them, where none is empty."""
     num_train = {"order": rows * 6 // 7}
@@ -144,7 +161,7 @@ class _Display(BarDisplay):
             BarColumn(bar_width=24),
             TaskProgressColumn(),
             TextColumn("{task.completed:,.0f} rows  {task.fields[rate]}"),
-            TimeRemainingColumn(compact=True),
+            TimeLeftColumn(),
             total=rows,
             rate="",
         )

@@ -9,6 +9,8 @@ from dlrmctl.errors import UserError, nearest
 from dlrmctl.settings.embeddings import EmbeddingSettings, TableChanges, check_embeddings, default_qr_lr, table_changes
 from dlrmctl.settings.setting import checked_values, flag_of, setting, shown
 
+LARGEST_SEED = (1 << 63) - 1  # what torch and NumPy both take
+MOST_SYNTHETIC_ROWS = 10**10
 DATASETS = ("criteo", "synthetic")
 SYNTHETIC_SIZES = ("small", "medium", "kaggle")
 DENSE_OPTIMIZERS = ("shampoo", "adagrad", "adamw", "sgd")
@@ -28,9 +30,9 @@ class DataSettings:
         choices=SYNTHETIC_SIZES,
     )
     synthetic_rows: int = setting(
-        2_000_000, "Training examples of the synthetic data set.", at_least=1000, at_most=10**10
+        2_000_000, "Training examples of the synthetic data set.", at_least=1000, at_most=MOST_SYNTHETIC_ROWS
     )
-    synthetic_seed: int = setting(0, "Seed of the synthetic teacher and its rows.", at_least=0)
+    synthetic_seed: int = setting(0, "Seed of the synthetic teacher and its rows.", at_least=0, at_most=LARGEST_SEED)
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,10 @@ class ScheduleSettings:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    batch_size: int = setting(2048, "Examples per step over all ranks together.", at_least=1)
-    epochs: int = setting(1, "Passes over the training split.", at_least=1)
+    batch_size: int = setting(2048, "Examples per step over all ranks together.", at_least=1, at_most=1 << 24)
+    epochs: int = setting(1, "Passes over the training split.", at_least=1, at_most=1_000_000)
     max_steps: int = setting(0, "Stop after this many steps; 0 means no limit.", at_least=0)
-    evaluations: int = setting(4, "Evaluations on the validation split per epoch.", at_least=1)
+    evaluations: int = setting(4, "Evaluations on the validation split per epoch.", at_least=1, at_most=1_000_000)
     patience: int = setting(0, "Stop after this many evaluations without a lower log loss; 0 means never.", at_least=0)
     checkpoint_every: int = setting(0, "Steps between checkpoints; 0 means at every evaluation.", at_least=0)
     keep_checkpoints: int = setting(2, "Latest checkpoints kept, besides the best.", at_least=1)
@@ -106,7 +108,7 @@ class TrainSettings:
     precision: str = setting(
         "fp32", "fp32; medium (bf16 products inside fp32); or bf16 (autocast).", choices=("fp32", "medium", "bf16")
     )
-    seed: int = setting(0, "Seed of initial values and of the order of examples.", at_least=0)
+    seed: int = setting(0, "Seed of initial values and of the order of examples.", at_least=0, at_most=LARGEST_SEED)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@
     [embeddings.tables.cat_20]
     collisions = 4
 
-A section of `tables` goes for the features whose names match its pattern (* and ?), and changes what it names. Where
-several match, each changes its own settings, in the order of the file; one without wildcards comes last.
+A section of `tables` goes for the feature of that name; if there is none, for those that match it as a pattern (* and
+?). It changes what it names. Where several match, each changes its own settings, in the order of the file; the one of
+the feature's own name comes last.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -93,13 +95,13 @@ def table_changes(tables: Any, where: str) -> TableChanges:
     return changes
 
 
-def changes_of_table(changes: TableChanges, table: str) -> dict[str, Any]:
-    """What all sections that match one feature's table change together."""
+def changes_of_table(changes: TableChanges, table: str, tables: Collection[str]) -> dict[str, Any]:
+    """What all sections that match one feature's table, among all `tables`, change together."""
     merged: dict[str, Any] = {}
-    for pattern in sorted(changes, key=lambda pattern: not set(pattern) & set("*?[")):  # keeps the order otherwise
-        if fnmatchcase(table, pattern):
+    for pattern in changes:
+        if pattern not in tables and fnmatchcase(table, pattern):
             merged |= changes[pattern]
-    return merged
+    return merged | changes.get(table, {})
 
 
 def default_qr_lr(settings: EmbeddingSettings) -> float:
@@ -113,7 +115,7 @@ def check_patterns(changes: TableChanges, tables: list[str]) -> None:
         UserError: for a pattern that matches no table.
     """
     for pattern in changes:
-        if not any(fnmatchcase(table, pattern) for table in tables):
+        if pattern not in tables and not any(fnmatchcase(table, pattern) for table in tables):
             near = get_close_matches(pattern, tables, n=3) or [*tables[:3], "..."]
             raise UserError(
                 f'embeddings.tables."{pattern}" matches no sparse feature of the data', f"there are {', '.join(near)}"

@@ -126,7 +126,11 @@ def check_value(item: Field[Any], value: Any, where: str) -> None:
                 "at_most": lambda x, b: x <= b,
             }[name](single, bound)
             if not kept:
-                raise UserError(f"{where} = {shown(value)} must be {name.replace('_', ' ')} {bound:g}")
+                raise UserError(f"{where} = {shown(value)} must be {name.replace('_', ' ')} {_bound_text(bound)}")
+
+
+def _bound_text(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
 def checked_values(cls: type, given: Mapping[str, tuple[Any, str]]) -> dict[str, Any]:

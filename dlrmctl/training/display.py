@@ -4,13 +4,14 @@ import resource
 from collections.abc import Mapping, Sequence
 
 import torch
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 
 from dlrmctl.assembly.model import Model
 from dlrmctl.assembly.tables import summary, unsorted_heads
 from dlrmctl.console.console import messages, print_table, say
 from dlrmctl.console.progress import BarDisplay
 from dlrmctl.console.text import bytes_text, number_text
+from dlrmctl.console.time_left import TimeLeftColumn
 from dlrmctl.data.reader import Reader
 from dlrmctl.embeddings.sharding.placement import Placement
 from dlrmctl.ranks.group import Ranks
@@ -32,7 +33,7 @@ class TrainingDisplay(BarDisplay):
             BarColumn(bar_width=24),
             TaskProgressColumn(),
             TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(compact=True),
+            TimeLeftColumn(done_before=done),
             total=total,
             shown=speaks,
             completed=done,

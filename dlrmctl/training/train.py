@@ -295,4 +295,5 @@ class Trainer:
 
 def _evaluation_points(num_batches: int, evaluations: int) -> set[int]:
     """Batches of an epoch after which to evaluate: evenly spread, the last always among them."""
+    evaluations = min(evaluations, num_batches)
     return {max(1, round(num_batches * k / evaluations)) for k in range(1, evaluations + 1)}

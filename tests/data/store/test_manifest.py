@@ -47,6 +47,7 @@ def message_of(path: Path) -> str:
 EDITS: list[tuple[Callable[[Manifest], object], str]] = [
     (lambda m: m.update(block_rows=0), "block_rows = 0 must be at least 1"),
     (lambda m: m.update(block_rows=-5), "block_rows = -5 must be at least 1"),
+    (lambda m: m.update(block_rows=1 << 62), f"block_rows = {1 << 62} must be at most 16777216"),
     (lambda m: m.update(block_rows=10.0), "block_rows = 10.0 must be a whole number"),
     (lambda m: m.update(block_rows=True), "block_rows = True must be a whole number"),
     (lambda m: m["splits"]["train"].update(examples=42), "splits.train.bytes = "),

@@ -186,3 +186,18 @@ def test_only_ids_sorted_by_frequency_have_a_head(tmp_path: Path):
         tables = feature_tables(resolve({}, {"embedding": "head", "qr_threshold": "9"}), source.schema)
         assert any(table.embedding == "head" for table in tables)
         assert len(unsorted_heads(tables, source)) == warnings
+
+
+def test_a_column_is_set_by_its_own_name_also_if_that_reads_as_a_pattern():
+    features = [replace(SCHEMA.sparse[3], name=name) for name in ("cat[1]", "cat1", "what?", "whats", "*")]
+    schema = replace(SCHEMA, sparse=tuple(features))
+    changes = {
+        "cat[1]": {"collisions": 9},
+        "cat*": {"collisions": 7},
+        "what?": {"collisions": 5},
+        "*": {"collisions": 3},
+    }
+    config = resolve({"embeddings": {"tables": changes}}, {})
+    assert [table.collisions for table in feature_tables(config, schema)] == [9, 7, 5, 4, 3]
+    with pytest.raises(UserError, match="matches no sparse feature"):
+        feature_tables(resolve({"embeddings": {"tables": {"[x]": {"collisions": 2}}}}, {}), schema)

@@ -69,6 +69,8 @@ def test_sizes_are_settings_of_the_synthetic_data():
         (["--rows", "xM"], "--rows = 'x' is not a number"),
         (["--rows", "1.5"], "--rows = '1.5' is not a whole number"),
         (["--rows", "0k"], "--rows = 0k must be at least 1"),
+        (["--rows", str(1 << 63)], f"--rows = {1 << 63} must be at most 10,000,000,000"),
+        (["--rows", "9G", "--size", "kaggle"], "9,000,000,000 rows take about "),  # more than this disk has
         (["--size", "huge"], "--size = 'huge' must be one of small, medium, kaggle"),
         (["--files", "2", "--rows-per-file", "5"], "--files and --rows-per-file contradict"),
         (["--rows", "10", "--files", "11"], "10 rows in 11 files: at most 10 files are written"),
