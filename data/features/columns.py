@@ -206,12 +206,19 @@ def read_columns(ids: Values) -> tuple[ColumnEntry, ...]:
     return columns
 
 
-def columns_fingerprint(columns: Iterable[ColumnEntry]) -> str:
-    """Equal where these columns give equal values equal rows."""
-    identity = []
+def columns_fingerprint(columns: Iterable[ColumnEntry], values: str | None) -> str:
+    """Equal where these columns give equal values equal rows.
+
+    Args:
+        columns: of the data.
+        values: the rule by which values of tables are told apart, if it is not that of the first versions.
+    """
+    identity: list[Any] = []
     for column in columns:
         encoder = column.encoder
         number = encoder.column if isinstance(encoder, Hashing) else None
         crc32 = encoder.crc32 if isinstance(encoder, KeptArray) else None
         identity.append([column.name, column.rows, column.scheme, number, crc32])
+    if values is not None:
+        identity.append(values)
     return "vocabulary-1:" + hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]

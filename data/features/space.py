@@ -47,9 +47,9 @@ class FeatureSpace:
 
     Attributes:
         schema: of the examples.
-        input: format of the raw rows: "criteo", "csv", "parquet" or "npy"; "generated" for examples without raw rows,
-            None for those whose raw rows are not known.
-        table_schema: what the columns of "csv" and "parquet" are.
+        input: format of the raw rows: "criteo", "npy", or of tables "csv", "jsonl", "parquet" or "ipc"; "generated" for
+            examples without raw rows, None for those whose raw rows are not known.
+        table_schema: what the columns of tables are.
         dense_transform: what was done to the dense values; None where that is not known.
         columns: how raw values get rows, and how often each occurs, one entry for each sparse feature; empty where ids
             were not made from raw values.
@@ -69,7 +69,12 @@ class FeatureSpace:
 
     def vocabulary_fingerprint(self) -> str:
         """Equal where ids mean the same; a model can score other data whose ids mean what its own meant."""
-        return columns_fingerprint(self.columns) if self.columns else self.ids
+        return columns_fingerprint(self.columns, self.values) if self.columns else self.ids
+
+    @property
+    def values(self) -> str | None:
+        """The rule by which values of tables are told apart, see `data.canonical`; None for that of each format."""
+        return self.table_schema.rule if self.table_schema else None
 
     def logit_offset(self, split: str | None = None) -> float:
         """What is added to the logits of a model, so that training on a sample of the negatives does not show.

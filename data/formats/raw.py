@@ -57,7 +57,7 @@ NO_LABEL = (LABEL_NOT_BINARY, LABEL_WRONG)  # reasons of bad lines
 
 def unit_of(format: str | None) -> str:
     """What an input of this format consists of: "row" or "line"."""
-    return "row" if format in ("parquet", "npy") else "line"
+    return "row" if format in ("parquet", "ipc", "npy") else "line"
 
 
 @dataclass(frozen=True)

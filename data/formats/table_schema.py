@@ -21,6 +21,9 @@ _TOP_KEYS = (
     *("label", "label_positive", "dense", "sparse", "columns", "transform", "missing", "missing_value"),
     *("separator", "quote", "list_separator"),
 )
+CANONICAL = "canonical-1"  # the rule of `data.canonical`
+BY_TYPE = "by-type"  # values of stores that earlier versions made: as the type of their column told them
+NOTHING = ("NaN", "nan", "NAN", "null", "Null", "NULL")  # never a value, besides no text at all
 LARGEST_DENSE = 65504.0  # of float16
 
 
@@ -63,6 +66,7 @@ class TableSchema:
         positive: texts of the labels that are positive; None for 0/1 and true/false.
         threshold: an operator and a number, for labels that are numbers.
         separator: None follows the name of a file.
+        values: the rule by which values are told apart: `CANONICAL`, or `BY_TYPE`.
     """
 
     name: str
@@ -74,11 +78,17 @@ class TableSchema:
     separator: str | None = None
     quote: str = '"'
     list_separator: str = "|"
+    values: str = CANONICAL
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The names of all columns that are read: label, dense, sparse."""
         return (self.label, *(column.name for column in self.dense), *(column.name for column in self.sparse))
+
+    @property
+    def rule(self) -> str | None:
+        """`values`, or None for that of the first versions, which had no name then."""
+        return None if self.values == BY_TYPE else self.values
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without the name of the file."""
@@ -94,9 +104,13 @@ class TableSchema:
         Raises:
             DataError: if they describe none.
         """
+        rule = values.get("values", BY_TYPE)
+        if rule not in (CANONICAL, BY_TYPE):
+            raise DataError(f"its values are {rule!r}, this version reads {CANONICAL!r}: prepare it again")
         try:
             kept = {
                 **values,
+                "values": rule,
                 "dense": tuple(DenseColumn(**_with_tuples(column)) for column in values["dense"]),
                 "sparse": tuple(SparseColumn(**_with_tuples(column)) for column in values["sparse"]),
             }
@@ -109,16 +123,18 @@ def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
-def read_schema(values: Mapping[str, Any], name: str) -> TableSchema:
+def read_schema(content: Mapping[str, Any], name: str, *, values: str = CANONICAL) -> TableSchema:
     """The schema in the values of a TOML file.
 
     Args:
+        content: of the file.
         name: of the file, for messages.
+        values: the rule by which values are told apart, as of a model that reads them.
 
     Raises:
         DataError: naming the key that is wrong.
     """
-    top = Section(values, f"{name}: ")
+    top = Section(content, f"{name}: ")
     top.check_keys(_TOP_KEYS)
     label = top.text("label", None)
     dense, sparse = top.texts("dense", ()), top.texts("sparse", ())
@@ -135,13 +151,14 @@ def read_schema(values: Mapping[str, Any], name: str) -> TableSchema:
     return TableSchema(
         name=name,
         label=label,
-        dense=tuple(_dense(column, own, top) for column in dense),
-        sparse=tuple(_sparse(column, own, top) for column in sparse),
+        dense=tuple(_dense(column, own, top, values) for column in dense),
+        sparse=tuple(_sparse(column, own, top, values) for column in sparse),
         positive=positive,
         threshold=threshold,
         separator=top.character("separator", None),
         quote=top.character("quote", '"', empty=True) or "",
         list_separator=top.character("list_separator", "|") or "|",
+        values=values,
     )
 
 
@@ -209,18 +226,18 @@ class Section:
         return value
 
 
-def _dense(name: str, own: Section, top: Section) -> DenseColumn:
+def _dense(name: str, own: Section, top: Section, values: str) -> DenseColumn:
     section = own.section(name)
     section.check_keys(_DENSE_KEYS, "a dense column")
     return DenseColumn(
         name,
         transform=section.choice("transform", top.choice("transform", "log", TRANSFORMS), TRANSFORMS) or "log",
-        missing=section.words("missing", top.words("missing", ())),
+        missing=_missing(section, top, values),
         missing_value=section.number("missing_value", top.number("missing_value", MISSING)),
     )
 
 
-def _sparse(name: str, own: Section, top: Section) -> SparseColumn:
+def _sparse(name: str, own: Section, top: Section, values: str) -> SparseColumn:
     section = own.section(name)
     section.check_keys(_SPARSE_KEYS, "a sparse column")
     max_ids = section.values.get("max_ids", 1)
@@ -233,8 +250,15 @@ def _sparse(name: str, own: Section, top: Section) -> SparseColumn:
         max_ids=max_ids,
         truncate=section.choice("truncate", "reject", TRUNCATIONS) or "reject",
         type=section.choice("type", None, TYPES),
-        missing=section.words("missing", top.words("missing", ())),
+        missing=_missing(section, top, values),
     )
+
+
+def _missing(section: Section, top: Section, values: str) -> tuple[str, ...]:
+    """Texts that stand for missing: those that are given, or `NA`, besides those that always do."""
+    if values == BY_TYPE:
+        return section.words("missing", top.words("missing", ()))
+    return (*section.words("missing", top.words("missing", ("NA",))), *NOTHING)
 
 
 def _positive(top: Section) -> tuple[tuple[str, ...] | None, tuple[str, float] | None]:

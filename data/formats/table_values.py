@@ -1,23 +1,25 @@
 """From the columns of a table to raw examples: numbers transformed, sparse values as 64-bit words, wrong rows left out.
 
-A sparse value is an integer, or the hash of a string. N rows, I dense features, F sparse features.
+Values are told apart as `data.canonical` says, or for the stores of earlier versions as the last functions here do.
+N rows, I dense features, F sparse features.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import TypeGuard
 
 import numpy as np
 import polars as pl
 
+from dlrmctl.data.canonical import are_integers, canonical_words, plain_words
 from dlrmctl.data.formats.raw import LABEL_WRONG, BadLine, RawColumn, RawPiece
-from dlrmctl.data.formats.table_schema import DenseColumn, SparseColumn, TableSchema
+from dlrmctl.data.formats.table_schema import BY_TYPE, NOTHING, DenseColumn, SparseColumn, TableSchema
 from dlrmctl.data.formats.transforms import TRANSFORMS
 
 _SHOWN = 40  # characters of a wrong value
 _LARGEST = float(np.finfo(np.float16).max)
+_TRUTHS = {"true": 1.0, "false": 0.0}
 _COMPARE: Mapping[str, Callable[[np.ndarray, float], np.ndarray]] = {
     ">=": np.greater_equal,
     "<=": np.less_equal,
@@ -65,13 +67,13 @@ def to_piece(
     labels_N = _labels(schema, frame, faults) if labelled else np.zeros(len(frame), dtype=np.uint8)
     dense_IN = np.empty((len(schema.dense), len(frame)), dtype=np.float16)
     for dense_N, column in zip(dense_IN, schema.dense, strict=True):
-        dense_N[:] = _dense(column, frame[column.name], faults)
+        dense_N[:] = _dense(column, frame[column.name], faults, rounded=schema.values != BY_TYPE)
     sparse, shortened = [], {}
     for feature in schema.sparse:
         if feature.max_ids == 1:
-            sparse.append(_single(feature, frame[feature.name], faults))
+            sparse.append(_single(schema, feature, frame[feature.name], faults))
         else:
-            values, short_N = _lists(feature, frame[feature.name], schema.list_separator, faults)
+            values, short_N = _lists(schema, feature, frame[feature.name], faults)
             sparse.append(values)
             if feature.truncate != "reject":
                 shortened[f"{feature.name} cut to its {feature.truncate} {feature.max_ids} values"] = short_N
@@ -101,53 +103,60 @@ def _chosen(column: RawColumn, good_N: np.ndarray) -> RawColumn:
 def _labels(schema: TableSchema, frame: pl.DataFrame, faults: _Faults) -> np.ndarray:
     """uint8, 0 or 1; 0 where wrong."""
     series = frame[schema.label]
-    if series.dtype == pl.Boolean or isinstance(series.dtype, pl.Categorical | pl.Enum):
+    if schema.positive is not None:
+        words_N, given_N = canonical_words(series, ["", *NOTHING])
+        faults.add(~given_N, schema.label, LABEL_WRONG, "a value")
+        positive = canonical_words(pl.Series(schema.positive, dtype=pl.String))[0]
+        return (given_N & np.isin(words_N, positive)).astype(np.uint8)
+    if series.dtype == pl.Float32:  # as text it has the digits that a threshold is written with
         series = series.cast(pl.String)
-    numbers_N, given_N, wrong_N = numbers(series, ())
-    positive_N = numbers_N == 1
+    numbers_N, given_N, wrong_N = numbers(series, NOTHING)
     if schema.threshold is not None:
         operator, bound = schema.threshold
-        positive_N = _COMPARE[operator](numbers_N, bound)
-        expected = "a number"
-    elif schema.positive is not None:
-        positive_N, wrong_N = is_one_of(series, schema.positive), np.zeros(len(series), dtype=bool)
-        expected = "a value"
+        positive_N, expected = _COMPARE[operator](numbers_N, bound), "a number"
     else:
-        if series.dtype == pl.String:
-            text = series.str.to_lowercase()
-            true_N, false_N = ((text == word).fill_null(False).to_numpy() for word in ("true", "false"))
-            positive_N, wrong_N = positive_N | true_N, wrong_N & ~true_N & ~false_N
-            numbers_N = np.where(true_N | false_N, 0, numbers_N)
+        positive_N, expected = numbers_N == 1, "0 or 1"
         wrong_N |= (numbers_N != 0) & (numbers_N != 1)
-        expected = "0 or 1"
     faults.add(wrong_N | ~given_N, schema.label, LABEL_WRONG, expected)
     return (positive_N & given_N & ~wrong_N).astype(np.uint8)
 
 
-def _dense(column: DenseColumn, series: pl.Series, faults: _Faults) -> np.ndarray:
-    """float64, transformed; `missing_value` where missing."""
+def _dense(column: DenseColumn, series: pl.Series, faults: _Faults, *, rounded: bool) -> np.ndarray:
+    """float64, transformed; `missing_value` where missing.
+
+    Args:
+        rounded: to float32 before the transform: so a file of float32 gives what a text with its decimals gives.
+    """
     numbers_N, given_N, wrong_N = numbers(series, column.missing)
     faults.add(wrong_N, column.name, "not a number", "a number")
+    if rounded:
+        with np.errstate(over="ignore"):
+            short_N = numbers_N.astype(np.float32)
+        numbers_N = np.where(np.isfinite(short_N), short_N, numbers_N)
     numbers_N = TRANSFORMS[column.transform].apply(numbers_N)
     large_N = given_N & ~wrong_N & (np.abs(numbers_N) > _LARGEST)
     faults.add(large_N, column.name, "too large", f"at most {_LARGEST:.0f}, or transform = 'log'")
     return np.where(given_N & ~large_N, numbers_N, column.missing_value)
 
 
-def _single(feature: SparseColumn, series: pl.Series, faults: _Faults) -> RawColumn:
-    values_N, given_N, wrong_N = words(feature, series)
+def _single(schema: TableSchema, feature: SparseColumn, series: pl.Series, faults: _Faults) -> RawColumn:
+    values_N, given_N, wrong_N = words(schema, feature, series)
     faults.add(wrong_N, feature.name, "not an integer", "an integer")
     return RawColumn(np.where(given_N & ~wrong_N, values_N, np.uint64(0)), present_N=given_N)
 
 
-def _lists(feature: SparseColumn, series: pl.Series, separator: str, faults: _Faults) -> tuple[RawColumn, np.ndarray]:
+def _lists(
+    schema: TableSchema, feature: SparseColumn, series: pl.Series, faults: _Faults
+) -> tuple[RawColumn, np.ndarray]:
     """The lists, and which of them were cut."""
-    if series.dtype == pl.String:
-        series = series.str.split(separator)
+    if series.dtype == pl.Null:
+        series = series.cast(pl.List(pl.String))
+    elif series.dtype == pl.String:
+        series = series.str.split(schema.list_separator)
     elif isinstance(series.dtype, pl.Array):
         series = series.arr.to_list()
     lengths_N = series.list.len().fill_null(0).to_numpy().astype(np.int64)
-    values, given, wrong = words(feature, series.filter(pl.Series(lengths_N > 0)).explode())
+    values, given, wrong = words(schema, feature, series.filter(pl.Series(lengths_N > 0)).explode())
     owner = np.repeat(np.arange(len(series)), lengths_N)
     wrong_N = np.zeros(len(series), dtype=bool)
     wrong_N[owner[wrong]] = True
@@ -167,65 +176,66 @@ def _lists(feature: SparseColumn, series: pl.Series, separator: str, faults: _Fa
 
 
 def numbers(series: pl.Series, missing: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A column as numbers.
+    """A column as numbers; true is 1 and false is 0.
 
     Returns:
         float64 numbers, 0 where there is none; bool, False where missing; bool, True where the value is no number.
     """
-    given_N = _given(series, missing)
-    parsed = series.cast(pl.Float64, strict=False)
-    none_N = parsed.is_null().to_numpy()
-    numbers_N = parsed.fill_null(0.0).to_numpy()
-    if series.dtype != pl.String and missing:
-        standing = np.array([float(number) for word in missing if (number := _as_number(word)) is not None])
-        given_N = given_N & ~np.isin(numbers_N, standing)
-        given_N &= ~(np.isnan(numbers_N) & np.isnan(standing).any())
-    wrong_N = given_N & (none_N | ~np.isfinite(numbers_N))
+    if series.dtype == pl.Null or isinstance(series.dtype, pl.Categorical | pl.Enum):
+        series = series.cast(pl.String)
+    given_N, parsed = series.is_not_null().to_numpy().copy(), series.cast(pl.Float64, strict=False)
+    none_N = parsed.is_null().to_numpy() & given_N
+    if none_N.any() and series.dtype == pl.String:
+        texts = series.filter(pl.Series(none_N))
+        given_N[none_N] = ~texts.is_in(["", *missing]).to_numpy()
+        truths = texts.str.to_lowercase().replace_strict(
+            {"true": 1.0, "false": 0.0}, default=None, return_dtype=pl.Float64
+        )
+        numbers_N = parsed.fill_null(0.0).to_numpy().copy()
+        numbers_N[none_N] = truths.fill_null(np.nan).to_numpy()
+    else:
+        numbers_N = parsed.fill_null(0.0).to_numpy()
+    standing = np.array([float(number) for word in missing if (number := _as_number(word)) is not None])
+    if len(standing):
+        given_N &= ~np.isin(numbers_N, standing)
+    if np.isnan(standing).any():
+        given_N &= ~np.isnan(parsed.fill_null(0.0).to_numpy())
+    wrong_N = given_N & ~np.isfinite(numbers_N)
     return np.where(given_N & ~wrong_N, numbers_N, 0.0), given_N, wrong_N
 
 
-def _as_number(word: str) -> int | float | None:
-    """Large integers stay exact."""
-    for kind in (int, float):
-        try:
-            return kind(word)
-        except ValueError:
-            continue
-    return None
-
-
-def _is_whole(number: int | float | None) -> TypeGuard[int | float]:
-    return number is not None and math.isfinite(number) and number == int(number)
-
-
-def _given(series: pl.Series, missing: Sequence[str]) -> np.ndarray:
-    """bool, False for null, for no text, and for texts that stand for missing."""
-    if series.dtype != pl.String:
-        return series.is_not_null().to_numpy()
-    nothing = series.is_in(["", *missing]) if missing else series == ""
-    return ~nothing.fill_null(True).to_numpy()
-
-
-def is_one_of(series: pl.Series, words: Sequence[str]) -> np.ndarray:
-    """bool, True where the value is one of `words`."""
-    if series.dtype == pl.String:
-        return series.is_in(list(words)).fill_null(False).to_numpy()
-    standing = [float(number) for word in words if (number := _as_number(word)) is not None]
-    return np.isin(series.cast(pl.Float64).fill_null(np.nan).to_numpy(), standing)
-
-
-def words(feature: SparseColumn, series: pl.Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sparse values as 64-bit words: integers by value (two's complement), strings by `hash_texts`.
+def words(schema: TableSchema, feature: SparseColumn, series: pl.Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sparse values as 64-bit words.
 
     Returns:
-        uint64 values, 0 where there is none; bool, False where missing; bool, True where the value is no integer.
+        uint64 values, 0 where there is none; bool, False where missing; bool, True where the value is no integer, and
+        the column is for integers.
     """
-    if feature.type == "string" or isinstance(series.dtype, pl.Categorical | pl.Enum):
+    if series.dtype == pl.Null or isinstance(series.dtype, pl.Categorical | pl.Enum):
         series = series.cast(pl.String)
-    given = _given(series, feature.missing)
+    if schema.values == BY_TYPE:
+        return _words_by_type(feature, series)
+    if series.dtype.is_float():
+        series = series.fill_nan(None)
+    if feature.type == "string":
+        values, given = plain_words(series.cast(pl.String), ["", *feature.missing])
+    else:
+        values, given = canonical_words(series, ["", *feature.missing])
+    wrong = given & ~are_integers(series) if feature.type == "integer" else np.zeros(len(series), dtype=bool)
+    return values, given, wrong
+
+
+def _words_by_type(feature: SparseColumn, series: pl.Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `words` of earlier versions, by the type of the column: integers by value, strings by their hash."""
+    if feature.type == "string":
+        series = series.cast(pl.String)
     if series.dtype == pl.String and feature.type != "integer":
-        return hash_texts(series), given, np.zeros(len(series), dtype=bool)
-    if series.dtype in (pl.Float32, pl.Float64):  # only whole numbers survive
+        values, given = plain_words(series, ["", *feature.missing])
+        return values, given, np.zeros(len(series), dtype=bool)
+    given = series.is_not_null().to_numpy()
+    if series.dtype == pl.String:
+        given = ~series.is_in(["", *feature.missing]).fill_null(True).to_numpy()
+    if series.dtype.is_float():  # only whole numbers survive
         series = pl.select(pl.when(series == series.round()).then(series)).to_series()
     signed = series.cast(pl.Int64, strict=False)
     unsigned = series.cast(pl.UInt64, strict=False)
@@ -241,12 +251,15 @@ def words(feature: SparseColumn, series: pl.Series) -> tuple[np.ndarray, np.ndar
     return values, given, wrong & given
 
 
-def hash_texts(series: pl.Series) -> np.ndarray:
-    """The first 64 bits of BLAKE2b of each text in UTF-8, little-endian: the same in every program. uint64; 0 for null.
+def _as_number(word: str) -> int | float | None:
+    """Large integers stay exact."""
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return None
 
-    Every different text is hashed once.
-    """
-    texts = series.drop_nulls().unique()
-    digests = b"".join(blake2b(text.encode(), digest_size=8).digest() for text in texts)
-    hashes = pl.Series(np.frombuffer(digests, dtype="<u8"), dtype=pl.UInt64)
-    return series.replace_strict(texts, hashes, default=None, return_dtype=pl.UInt64).fill_null(0).to_numpy()
+
+def _is_whole(number: int | float | None) -> TypeGuard[int | float]:
+    return number is not None and math.isfinite(number) and number == int(number)

@@ -1,4 +1,4 @@
-"""A user's own tables as the input of a preparation: text or Parquet files, one after another."""
+"""A user's own tables as the input of a preparation: CSV, JSON lines, Parquet or Arrow files, one after another."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,9 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors
 from dlrmctl.data.formats.raw import BadLine, KeptColumns, Position, RawFeature, RawPiece, SourceFile, Task
 from dlrmctl.data.formats.sources import expand_sources
-from dlrmctl.data.formats.table_parquet import check_types, count_rows, is_parquet, read_rows, read_types
+from dlrmctl.data.formats.table_columnar import MAGICS, check_types, columnar_format, count_rows, read_rows, read_types
+from dlrmctl.data.formats.table_json import SUFFIXES as JSON_SUFFIXES
+from dlrmctl.data.formats.table_json import kept_texts, read_objects, to_json_frame
 from dlrmctl.data.formats.table_schema import TableSchema, nearest
 from dlrmctl.data.formats.table_text import PIECE_BYTES, Dialect, Place, Records, read_header, read_records, to_frame
 from dlrmctl.data.formats.table_values import to_piece
@@ -22,23 +24,25 @@ from dlrmctl.data.formats.texts import HEAD_BYTES, STANDARD_INPUT, is_tar, is_zi
 from dlrmctl.data.formats.transforms import TRANSFORMS, ColumnTransform, DenseTransform
 
 PIECE_ROWS = 1 << 16
-READER_VERSION = 1  # another one reads other examples out of the same files
+READER_VERSION = 2  # another one reads other examples out of the same files
 _TAB_SUFFIXES = (".tsv", ".tab", ".tsv.gz", ".tab.gz")
 _SHOWN_COLUMNS = 12
+_KINDS = {"csv": "a text table", "jsonl": "JSON lines", "parquet": "a Parquet file", "ipc": "an Arrow file"}
 
 
 @dataclass(frozen=True)
 class _File:
-    """A source: its path, and how many rows (Parquet) or which header (text) it has."""
+    """A source: its path and format, and how many rows (Parquet, Arrow) or which header (CSV) it has."""
 
     path: Path
+    format: str
     dialect: Dialect
     rows: int = 0
     header: tuple[str, ...] = ()
 
 
 class TableInput:
-    """Text or Parquet files of one schema.
+    """Files of one schema and one format: "csv", "jsonl", "parquet" or "ipc" (Arrow).
 
     Args:
         schema: what the columns are.
@@ -46,7 +50,7 @@ class TableInput:
         labelled: False for files without labels: the label column need not be there, and is not read.
         keep: columns that pieces hold as they are, besides what the schema makes of them.
         piece_bytes: of text in a piece.
-        piece_rows: of Parquet in a piece.
+        piece_rows: of Parquet and Arrow in a piece.
 
     Raises:
         DataError: if there is no source, one cannot be read, or its columns are not those of the schema.
@@ -66,14 +70,14 @@ class TableInput:
         self._piece_bytes, self._piece_rows = piece_bytes, piece_rows
         self._paths = paths = [check_file(name) for name in expand_sources(sources)]
         self.sources = tuple(SourceFile(path.name, path.stat().st_size) for path in paths)
-        parquet = [is_parquet(path) for path in paths]
-        if any(parquet) and not all(parquet):
-            raise DataError(f"{paths[parquet.index(False)]}: not a Parquet file, as {paths[parquet.index(True)]} is")
-        self.format = "parquet" if parquet[0] else "csv"
         self._names = schema.columns[0 if labelled else 1 :]
         self._kept: dict[str, pl.DataType] = dict.fromkeys(keep, pl.String())
         self._wanted = [*self._names, *(name for name in keep if name not in self._names)]
-        self._files = [self._parquet_file(path) if parquet[0] else self._text_file(path) for path in paths]
+        self._files = [self._open(path) for path in paths]
+        self.format = self._files[0].format
+        for file in self._files:
+            if file.format != self.format:
+                raise DataError(f"{file.path}: {_KINDS[file.format]}, but {paths[0]} is {_KINDS[self.format]}")
         self.label = schema.label
         self.dense = tuple(column.name for column in schema.dense)
         self.sparse = tuple(RawFeature(column.name, "<u8", column.max_ids) for column in schema.sparse)
@@ -108,7 +112,7 @@ class TableInput:
         for number in range(first, len(self._files)):
             before = sum(source.num_bytes for source in self.sources[:number])
             place = after["place"] if after and number == first else None
-            make = self._parquet_tasks if self.format == "parquet" else self._text_tasks
+            make = self._columnar_tasks if self.format in MAGICS else self._text_tasks
             yield from make(number, before, place)
 
     def _text_tasks(self, number: int, before: int, place: Mapping[str, Any] | None) -> Iterator[Task]:
@@ -119,40 +123,79 @@ class TableInput:
             yield Task(number, position, before + records.position, partial(self._read_text, file, records))
 
     def _read_text(self, file: _File, records: Records) -> RawPiece:
-        frame, lines_N, bad = to_frame(records, file.header, self._wanted, file.dialect)
-        return self._piece(frame, lines_N, bad)
+        if file.format == "csv":
+            frame, lines_N, bad = to_frame(records, file.header, self._wanted, file.dialect)
+            return self._piece(frame, KeptColumns(lines_N, frame), lines_N, bad)
+        objects, lines_N, bad = read_objects(records)
+        kept = KeptColumns(lines_N, kept_texts(objects, list(self._kept)))
+        lists = {column.name for column in self.table_schema.sparse if column.max_ids > 1}
+        wanted = {name: name in lists for name in self._names}
+        frame, good_N, wrong = to_json_frame(objects, lines_N, wanted, self.table_schema.list_separator)
+        return self._piece(frame, kept, lines_N[good_N], [*bad, *wrong])
 
-    def _piece(self, frame: pl.DataFrame, lines_N: np.ndarray, bad: Sequence[BadLine] = ()) -> RawPiece:
+    def _piece(
+        self, frame: pl.DataFrame, kept: KeptColumns, lines_N: np.ndarray, bad: Sequence[BadLine] = ()
+    ) -> RawPiece:
         piece = to_piece(self.table_schema, frame, lines_N, bad, labelled=self._labelled)
         if not self._kept:
             return piece
-        kept = frame.select(pl.col(name).cast(kind) for name, kind in self._kept.items())
-        return replace(piece, kept=KeptColumns(lines_N, kept))
+        columns = kept.frame.select(pl.col(name).cast(kind) for name, kind in self._kept.items())
+        return replace(piece, kept=KeptColumns(kept.lines, columns))
 
     @property
     def kept_types(self) -> Mapping[str, pl.DataType]:
         """The columns that pieces keep, and their types, the same in every piece."""
         return self._kept
 
-    def _parquet_tasks(self, number: int, before: int, place: Mapping[str, Any] | None) -> Iterator[Task]:
+    def _columnar_tasks(self, number: int, before: int, place: Mapping[str, Any] | None) -> Iterator[Task]:
         file, size = self._files[number], self.sources[number].num_bytes
         for start in range(place["row"] if place else 0, file.rows, self._piece_rows):
             stop = min(start + self._piece_rows, file.rows)
             position = {"source": number, "place": {"row": stop}}
-            read = partial(self._read_parquet, file.path, start, stop - start)
+            read = partial(self._read_columnar, file, start, stop - start)
             yield Task(number, position, before + size * stop // file.rows, read)
 
-    def _read_parquet(self, path: Path, start: int, count: int) -> RawPiece:
-        frame, lines_N = read_rows(path, self._wanted, start, count), np.arange(start + 1, start + count + 1)
-        return self._piece(frame, lines_N)
+    def _read_columnar(self, file: _File, start: int, count: int) -> RawPiece:
+        frame = read_rows(file.path, file.format, self._wanted, start, count)
+        lines_N = np.arange(start + 1, start + count + 1)
+        return self._piece(frame, KeptColumns(lines_N, frame), lines_N)
 
-    def _text_file(self, path: Path) -> _File:
-        dialect = self._dialect(path)
+    def _open(self, path: Path) -> _File:
         with io_errors(path, "read"), path.open("rb") as file:
             head = file.read(HEAD_BYTES)
+        format = columnar_format(path, head)
+        if format is not None:
+            types = read_types(path, format)
+            self._check_columns(path, list(types))
+            check_types(path, types, self.table_schema, labelled=self._labelled)
+            self._keep_types(path, types)
+            return _File(path, format, self._dialect(path), rows=count_rows(path, format))
         refuse_others(str(path), head)
         if is_zip(head) or is_tar(head):
             raise DataError(f"{path}: an archive, expected a table", "unpack it first; .gz is read as it is")
+        if path.name.lower().endswith(JSON_SUFFIXES) or head.startswith(b"{"):
+            self._check_keys(path)
+            return _File(path, "jsonl", Dialect(separator=",", quote=""))
+        return self._csv_file(path)
+
+    def _check_keys(self, path: Path) -> None:
+        """A key may be missing in some objects, or in all, unless they have another that is much like it instead.
+
+        Raises:
+            DataError: for such a key, for a label or a column to keep that no object has, or if no key is there. The
+                first piece tells.
+        """
+        first = next(read_records(path, "", piece_bytes=self._piece_bytes), None)
+        keys = list({key: None for fields in read_objects(first)[0] for key in fields} if first else {})
+        absent = [name for name in self._wanted if name not in keys]
+        others = [key for key in keys if key not in self._wanted]
+        always = [self.table_schema.label, *self._kept]
+        for name in absent if keys else []:
+            if name in always or nearest(name, others) or len(absent) == len(self._wanted):
+                raise self._no_column(path, name, keys)
+
+    def _csv_file(self, path: Path) -> _File:
+        dialect = self._dialect(path)
         header = read_header(path, dialect)
         other = next((c for c in ",;\t|" if c in header[0]), None) if len(header) == 1 else None
         if other and header[0] not in self._names:
@@ -161,18 +204,11 @@ class TableInput:
                 f"if {other!r} separates columns, say separator = {json.dumps(other)} in {self.table_schema.name}",
             )
         self._check_columns(path, header)
-        return _File(path, dialect, header=tuple(header))
+        return _File(path, "csv", dialect, header=tuple(header))
 
     def _dialect(self, path: Path) -> Dialect:
         by_name = "\t" if path.name.lower().endswith(_TAB_SUFFIXES) else ","
         return Dialect(self.table_schema.separator or by_name, self.table_schema.quote)
-
-    def _parquet_file(self, path: Path) -> _File:
-        types = read_types(path)
-        self._check_columns(path, list(types))
-        check_types(path, types, self.table_schema, labelled=self._labelled)
-        self._keep_types(path, types)
-        return _File(path, self._dialect(path), rows=count_rows(path))
 
     def _keep_types(self, path: Path, types: Mapping[str, pl.DataType]) -> None:
         """Columns of categories are kept as strings: every file has its own."""
@@ -194,14 +230,17 @@ class TableInput:
             if header.count(name) > 1:
                 raise DataError(f"{path}: two columns are named {name!r}", "give every column a name of its own")
             if name not in header:
-                shown = ", ".join(header[:_SHOWN_COLUMNS]) + (", ..." if len(header) > _SHOWN_COLUMNS else "")
-                hint = nearest(name, header)
-                named = f", which {self.table_schema.name} names" if name in self._names else " to keep"
-                raise DataError(
-                    f"{path}: no column {name!r}{named}",
-                    f"{hint} " * bool(hint) + f"the columns are {shown}",
-                    missing_column=name,
-                )
+                raise self._no_column(path, name, header)
+
+    def _no_column(self, path: Path, name: str, header: list[str]) -> DataError:
+        shown = ", ".join(header[:_SHOWN_COLUMNS]) + (", ..." if len(header) > _SHOWN_COLUMNS else "")
+        hint = nearest(name, header)
+        named = f", which {self.table_schema.name} names" if name in self._names else " to keep"
+        return DataError(
+            f"{path}: no column {name!r}{named}",
+            f"{hint} " * bool(hint) + f"the columns are {shown}",
+            missing_column=name,
+        )
 
 
 def check_file(name: str) -> Path:

@@ -8,7 +8,7 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.features.columns import KeptArray, KeptEncoder, columns_fingerprint
 from dlrmctl.data.features.encoders import AsRows
 from dlrmctl.data.formats.raw import Input, RawFeature
-from dlrmctl.data.store.manifest import read_manifest
+from dlrmctl.data.store.manifest import PREPARE_AGAIN, read_manifest
 
 
 class ReusedEncoders:
@@ -28,12 +28,18 @@ class ReusedEncoders:
         if preparation is None:
             raise DataError(f"{path}: keeps no vocabulary, its rows were not made from raw values")
         self._columns = {column.name: column for column in preparation.columns}
+        theirs, ours = ((schema.rule if schema else None) for schema in (preparation.table_schema, input.table_schema))
+        if theirs != ours:
+            raise DataError(
+                f"{path}: its values are told apart by another rule than those of {input.format}", PREPARE_AGAIN
+            )
+        self._values = ours
         for feature in input.sparse:
             self._check(feature)
 
     def fingerprint(self) -> str:
         """Depends on everything that gives values their rows."""
-        return columns_fingerprint(self._columns.values())
+        return columns_fingerprint(self._columns.values(), self._values)
 
     def take(self, feature: RawFeature, largest: int, store: Path) -> KeptEncoder:
         """The encoder of a feature; a vocabulary is copied into the new store.

@@ -8,7 +8,7 @@ import typer
 
 from dlrmctl.cli.options import AsJson, option
 from dlrmctl.console.console import print_json
-from dlrmctl.data.formats.table_example import EXAMPLE
+from dlrmctl.datasets.table_example import EXAMPLE
 from dlrmctl.errors import UserError, nearest
 from dlrmctl.settings.config import LARGEST_SEED, MOST_SYNTHETIC_ROWS, SYNTHETIC_SIZES
 from dlrmctl.settings.parse import one_of, share, whole_number
@@ -69,7 +69,7 @@ def prepare(
 
     prepare npy DIR...: NAME_dense.npy, NAME_labels.npy and NAME_sparse.npy or NAME_sparse_multi_hot.npz.
 
-    prepare --schema my.toml SRC...: your own CSV, TSV or Parquet files, whose columns my.toml names:
+    prepare --schema my.toml SRC...: your own CSV, TSV, JSON lines, Parquet or Arrow files; my.toml names columns:
     """
     format, files = format_and_files(sources, schema)
     chosen = _IDS[format][0] if ids is None else ids

@@ -68,6 +68,7 @@ def _ids(source: Source) -> dict[str, Any]:
         "missing": MISSING_ROW,
         "rare": RARE_ROW,
         "vocabulary": source.vocabulary_fingerprint(),
+        "values": source.features.values,
         "columns": [column.to_dict() for column in source.features.columns] or None,
     }
 

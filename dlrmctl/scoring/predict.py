@@ -19,7 +19,7 @@ from dlrmctl.data.features.space import GENERATED, FeatureSpace
 from dlrmctl.data.formats.arrays import NpyInput
 from dlrmctl.data.formats.criteo import CriteoInput
 from dlrmctl.data.formats.raw import NO_LABEL, Input, unit_of
-from dlrmctl.data.formats.table_schema import TableSchema, read_schema
+from dlrmctl.data.formats.table_schema import BY_TYPE, TableSchema, read_schema
 from dlrmctl.data.formats.tables import TableInput
 from dlrmctl.data.preparation.new_rows import NewRows, cut_batches, read_new_rows
 from dlrmctl.data.schema import MISSING_ROW, RARE_ROW
@@ -199,7 +199,9 @@ def _input(
             "source and line say which row a prediction is of",
         )
     if schema is not None:
-        return _table(read_schema(read_toml(schema), str(schema)), sources, labelled=labelled, keep=keep)
+        rule = features.table_schema.values if features.table_schema else BY_TYPE
+        given = read_schema(read_toml(schema), str(schema), values=rule)
+        return _table(given, sources, labelled=labelled, keep=keep)
     if format == "criteo":
         return CriteoInput(sources, labelled=labelled)
     if format == "npy":

@@ -90,7 +90,7 @@ def test_a_wrong_value_is_named(tmp_path: Path, edit: Callable[[dict[str, Any]],
 def test_only_equal_encoders_have_equal_fingerprints(tmp_path: Path) -> None:
     column = columns(tmp_path)[0]
     assert isinstance(column.encoder, KeptArray)
-    assert columns_fingerprint([column]) == columns_fingerprint([replace(column, counts=None)])
+    assert columns_fingerprint([column], None) == columns_fingerprint([replace(column, counts=None)], None)
     others = [
         replace(column, encoder=replace(column.encoder, crc32=7)),
         replace(column, name="b"),
@@ -98,4 +98,5 @@ def test_only_equal_encoders_have_equal_fingerprints(tmp_path: Path) -> None:
         replace(column, encoder=Hashing(5, 0)),
         replace(column, encoder=Hashing(5, 1)),
     ]
-    assert len({columns_fingerprint([other]) for other in (column, *others)}) == 6
+    found = {columns_fingerprint([other], None) for other in (column, *others)}
+    assert len(found | {columns_fingerprint([column], "canonical-1")}) == 7

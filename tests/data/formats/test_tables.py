@@ -81,16 +81,15 @@ def test_a_column_can_differ_from_the_others(tmp_path: Path):
 
 def test_wrong_dense_values_are_named(tmp_path: Path):
     schema = SCHEMA | {"transform": "none"}
-    ages = ["x", "nan", "inf", "1e6", "0x10", "5"]
+    ages = ["x", "-inf", "inf", "1e6", "0x10", "5"]
     piece = _read(_text(tmp_path, "clicked,age,user\n" + "".join(f"0,{age},u\n" for age in ages)), schema)
     assert piece.lines_N.tolist() == [7]
     assert _problems(piece)[0] == (2, "age is 'x', expected a number")
     assert [bad.reason for bad in piece.bad] == ["not a number"] * 3 + ["too large", "not a number"]
     values = {"clicked": [0] * 4, "age": [float("nan"), float("inf"), 1e6, 5.0], "user": ["u"] * 4}
     piece = _read(_parquet(tmp_path, values), schema)
-    assert piece.lines_N.tolist() == [4]
-    assert _problems(piece)[0] == (1, "age is nan, expected a number")
-    assert len(_read(_parquet(tmp_path, values), schema | {"missing": ["NaN"]})) == 2
+    assert piece.lines_N.tolist() == [1, 4]
+    assert _problems(piece)[0] == (2, "age is inf, expected a number")
 
 
 # Labels.
@@ -142,7 +141,7 @@ def test_files_without_labels_can_be_read(tmp_path: Path):
 # Sparse values.
 
 
-def test_strings_are_hashed_and_integers_are_words(tmp_path: Path):
+def test_texts_are_hashed_and_integers_are_words(tmp_path: Path):
     strings = _read(_text(tmp_path, "clicked,age,user\n0,1,a\n0,1,007\n0,1,ß\n0,1,\n"))
     column = strings.sparse[0]
     assert column.values.tolist() == [_hash("a"), _hash("007"), _hash("ß"), 0]
@@ -151,7 +150,7 @@ def test_strings_are_hashed_and_integers_are_words(tmp_path: Path):
     schema = SCHEMA | {"columns": {"user": {"type": "integer", "missing": -1}}}
     values = ["7", "-2", str(2**64 - 1), "-1", "", "x", "1.5", str(2**64)]
     piece = _read(_text(tmp_path, "clicked,age,user\n" + "".join(f"0,1,{value}\n" for value in values)), schema)
-    assert piece.sparse[0].values.tolist()[:3] == [7, 2**64 - 2, 2**64 - 1]
+    assert piece.sparse[0].values.tolist()[:3] == [7, 2**64 - 2, _hash(str(2**64 - 1))]
     assert piece.sparse[0].present_N is not None
     assert piece.sparse[0].present_N.tolist() == [True, True, True, False, False]
     assert _problems(piece)[0] == (7, "user is 'x', expected an integer")
@@ -178,7 +177,7 @@ def test_parquet_says_itself_what_a_sparse_column_holds(tmp_path: Path):
     assert values == {
         "u8": [200, 0],
         "i64": [2**63, 5],
-        "u64": [2**64 - 1, 0],
+        "u64": [_hash(str(2**64 - 1)), 0],
         "flag": [1, 0],
         "text": [_hash("a"), 0],
         "kind": [_hash("x"), _hash("y")],
@@ -328,7 +327,7 @@ def test_a_header_that_does_not_fit_is_refused(tmp_path: Path, content: str, wor
         ({"age": ["x"], "clicked": [[1]]}, ["column 'clicked' is of type List(Int64)"]),
         ({"age": [[1]]}, ["column 'age' is of type List(Int64)", "numbers"]),
         ({"age": [datetime.date(2020, 1, 1)]}, ["column 'age' is of type Date"]),
-        ({"user": [1.5]}, ["column 'user' is of type Float64", 'type = "integer"']),
+        ({"user": [datetime.timedelta(1)]}, ["column 'user' is of type Duration"]),
         ({"user": [["a"]]}, ["column 'user' holds lists", "max_ids", "[columns.user]"]),
         ({"user": [b"a"]}, ["column 'user' is of type Binary"]),
         ({"user": [{"a": 1}]}, ["column 'user' is of type Struct"]),
@@ -343,7 +342,7 @@ def test_a_type_that_does_not_fit_is_refused(tmp_path: Path, column: dict[str, A
 
 
 def test_files_of_two_formats_are_refused(tmp_path: Path):
-    with pytest.raises(DataError, match="not a Parquet file, as"):
+    with pytest.raises(DataError, match="is a Parquet file"):
         _read([_parquet(tmp_path, _many(3)), _text(tmp_path, _csv(_many(3)))])
 
 

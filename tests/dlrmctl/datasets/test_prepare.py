@@ -11,7 +11,6 @@ import polars as pl
 import pytest
 
 from dlrmctl.console.text import duration
-from dlrmctl.data.formats.table_example import EXAMPLE
 from dlrmctl.data.formats.table_schema import read_schema
 from dlrmctl.data.preparation.report import PrepareProgress
 from dlrmctl.data.store.store import Store
@@ -19,6 +18,7 @@ from dlrmctl.data.store.writer import write_store
 from dlrmctl.data.synthetic.synthetic import Synthetic
 from dlrmctl.datasets.prepare import about_progress
 from dlrmctl.datasets.show import frequencies_of
+from dlrmctl.datasets.table_example import EXAMPLE
 from tests.dlrmctl.cli.test_errors import criteo_lines
 from tests.dlrmctl.commands import Done, in_process
 

@@ -9,7 +9,7 @@ sparse = ["user", "item", "genres"]
 label_positive = ">= 4"      # or the positive values: ["buy", "cart"]
 transform = "log"            # of dense values, log(max(x, -2) + 3);
                              # "log1p": log(1 + max(x, 0)); "none"
-missing = []                 # besides nothing at all: ["NA", -999]
+missing = ["NA"]             # besides nothing, NaN and null
 missing_value = -1.0         # what a missing dense value becomes
 separator = ","              # of text; a tab in files named .tsv
 quote = '"'                  # "" if quotes are letters like others
@@ -22,5 +22,6 @@ transform = "none"           # missing_value
 max_ids = 8                  # lists of at most so many values
 truncate = "reject"          # longer: "reject" the row, or keep the
                              # "first" or the "last" values
-type = "string"              # or "integer"; Parquet knows its types
+type = "string"              # texts as they are, 1.0 is not 1; or
+                             # "integer": every other value is wrong
 """

@@ -1,0 +1,114 @@
+"""Parquet and Arrow IPC (Feather) files as the columns of a table, a range of rows at a time."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import polars as pl
+
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.files import io_errors
+from dlrmctl.data.formats.table_schema import BY_TYPE, TableSchema
+
+MAGICS = {"parquet": b"PAR1", "ipc": b"ARROW1"}
+_NAMES = {"parquet": "Parquet", "ipc": "Arrow"}
+_STREAM, _FEATHER_1 = b"\xff\xff\xff\xff", b"FEA1"
+
+
+def columnar_format(path: Path, head: bytes) -> str | None:
+    """ "parquet" or "ipc" for a file that begins with `head`; None for any other.
+
+    Raises:
+        DataError: if it is a relative of them that is not read.
+    """
+    if head.startswith((_STREAM, _FEATHER_1)):
+        what = "an Arrow stream" if head.startswith(_STREAM) else "a Feather file of version 1"
+        raise DataError(f"{path}: {what}, expected an Arrow file", "write it as Arrow IPC file (Feather version 2)")
+    return next((format for format, magic in MAGICS.items() if head.startswith(magic)), None)
+
+
+def read_types(path: Path, format: str) -> dict[str, pl.DataType]:
+    """The columns of a file and their types.
+
+    Raises:
+        DataError: if it is cut short or damaged.
+    """
+    with _damage(path, format):
+        return dict(_scan(path, format).collect_schema())
+
+
+def count_rows(path: Path, format: str) -> int:
+    """The rows of a file.
+
+    Raises:
+        DataError: if it is cut short or damaged.
+    """
+    with _damage(path, format):
+        return int(_scan(path, format).select(pl.len()).collect().item())
+
+
+def read_rows(path: Path, format: str, names: Sequence[str], start: int, count: int) -> pl.DataFrame:
+    """Some columns of a range of rows; the other pages of the file are not decoded.
+
+    Raises:
+        DataError: if the file is damaged.
+    """
+    with _damage(path, format):
+        return _scan(path, format).select(names).slice(start, count).collect()
+
+
+def _scan(path: Path, format: str) -> pl.LazyFrame:
+    scan = pl.scan_parquet if format == "parquet" else pl.scan_ipc
+    return scan(path, glob=False, hive_partitioning=False)
+
+
+@contextmanager
+def _damage(path: Path, format: str) -> Iterator[None]:
+    try:
+        with io_errors(path, "read"):
+            yield
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        detail = (str(error).strip().splitlines() or ["nothing is known of where"])[0][:120]
+        name = _NAMES[format]
+        raise DataError(f"{path}: the {name} file is cut short or damaged: {detail}", "write it again") from error
+
+
+def check_types(path: Path, types: dict[str, pl.DataType], schema: TableSchema, *, labelled: bool) -> None:
+    """Whether the columns can be what the schema says.
+
+    Raises:
+        DataError: naming the column, its type and the key of the schema.
+    """
+    if labelled and not (_is_number(types[schema.label]) or _is_text(types[schema.label])):
+        raise _wrong(path, schema.label, types[schema.label], "a label is a number, true or false, or a string")
+    for dense in schema.dense:
+        if not (_is_number(types[dense.name]) or _is_text(types[dense.name])):
+            raise _wrong(path, dense.name, types[dense.name], "a dense column holds numbers")
+    for sparse in schema.sparse:
+        found = types[sparse.name]
+        inner = found.inner if isinstance(found, pl.List | pl.Array) else found
+        assert isinstance(inner, pl.DataType)
+        if inner is not found and sparse.max_ids == 1:
+            raise DataError(
+                f"{path}: column {sparse.name!r} holds lists, but {schema.name} says nothing of their length",
+                f"say max_ids = ... under [columns.{sparse.name}]",
+            )
+        if inner is found and sparse.max_ids > 1 and found not in (pl.String, pl.Null):
+            raise _wrong(path, sparse.name, found, f"columns.{sparse.name}.max_ids = {sparse.max_ids} is for lists")
+        if not (_is_number(inner) or _is_text(inner) or inner in (pl.Date, pl.Datetime, pl.Time)):
+            raise _wrong(path, sparse.name, found, "a sparse column holds numbers, strings or dates, or lists of them")
+        if inner.is_float() and sparse.type != "integer" and schema.values == BY_TYPE:
+            key = f'type = "integer" under [columns.{sparse.name}] takes those that are whole'
+            raise DataError(f"{path}: column {sparse.name!r} is of type {found}, sparse values are not fractions", key)
+
+
+def _is_number(kind: pl.DataType) -> bool:
+    return kind.is_numeric() or kind == pl.Boolean
+
+
+def _is_text(kind: pl.DataType) -> bool:
+    return kind in (pl.String, pl.Null) or isinstance(kind, pl.Categorical | pl.Enum)
+
+
+def _wrong(path: Path, name: str, kind: pl.DataType, rule: str) -> DataError:
+    return DataError(f"{path}: column {name!r} is of type {kind}", rule)
