@@ -41,7 +41,7 @@ class Difference:
 
 
 def relative_rise(found: Mapping[str, Difference]) -> tuple[float, float]:
-    """Of NE, and its standard error, from what `compare_scores` found; of log loss where NE is not defined.
+    """The relative rise of NE and its standard error, from the result of `compare_scores`; of log loss without NE.
 
     With the labels held fixed the two are equal: NE is log loss over a constant.
     """

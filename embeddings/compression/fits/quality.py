@@ -57,12 +57,12 @@ def measure(table: TableRows, compressed: Compressed) -> Quality:
 
 
 @torch.no_grad()
-def secant_distortion(table: TableRows, compressed: Compressed, *, seed: int = 0, secants: int = _SECANTS) -> Tensor:
-    """The relative change of the squared distance of random pairs of different rows, float32 [at most `secants`]."""
-    generator = torch.Generator().manual_seed(seed)
+def secant_distortion(table: TableRows, compressed: Compressed) -> Tensor:
+    """The relative change of the squared distance of random pairs of different rows, float32 [at most `_SECANTS`]."""
+    generator = torch.Generator().manual_seed(0)
     weights = table.weights if table.index is None else table.weights[table.index]
     reached = weights.cumsum(0, dtype=torch.float64)
-    draws = torch.rand(2, secants, generator=generator, dtype=torch.float64) * reached[-1]
+    draws = torch.rand(2, _SECANTS, generator=generator, dtype=torch.float64) * reached[-1]
     first, second = torch.searchsorted(reached, draws).clamp_(max=table.num_rows - 1)
     original = (table.take(first)[0] - table.take(second)[0]).square().sum(1)
     now = (compressed(first) - compressed(second)).square().sum(1)

@@ -104,8 +104,8 @@ def nile_pro_steps(
     iterations: int,
     *,
     anchor_NN: Tensor,
-    pull: float = 0.0,
-    damping: float = 1e-3,
+    pull: float,
+    damping: float,
 ) -> Tensor:
     """min |A(Psi) - 1|_inf + pull |Psi - anchor|_F^2 / 2 over positive semidefinite Psi of rank at most R.
 
