@@ -1,20 +1,31 @@
-"""Files whose troubles are told as data errors, and that appear whole or not at all."""
+"""Files whose troubles are told as data errors, and that appear whole or not at all.
+
+Directories may come from somebody else, with links in them: nothing here writes through a link. A new file is written
+under a name that nobody can guess, made for it, and then renamed; locks and files that grow are opened as they are, or
+refused.
+"""
 
 import errno
+import fcntl
 import os
+import secrets
+import shutil
+import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from gzip import GzipFile
 from pathlib import Path
-from typing import BinaryIO, cast
-
-import numpy as np
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from dlrmctl.data.errors import DataError
 
+if TYPE_CHECKING:
+    import numpy as np
+
 _GZIP_LEVEL = 1  # random digits are hardly smaller with more
 _PIECE_BYTES = 1 << 24
+_FRESH = ".dlrmctl-new-"  # begins the names of what is not complete
 
 
 @contextmanager
@@ -49,25 +60,23 @@ def sync_file(path: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file under another name first, so that `path` never holds a part of it.
+    """Writes a file that appears whole or not at all; another file or a link of the name is replaced.
 
     Raises:
         DataError: if the disk is full or the place may not be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    with io_errors(path, "write"):
-        temporary.write_bytes(content)
-        sync_file(temporary)
-        temporary.replace(path)
-        sync_file(path.parent)
+    with _fresh_file(path) as file:
+        file.write(content)
 
 
-def read_array(path: Path, dtype: np.dtype, count: int, offset: int = 0) -> np.ndarray:
+def read_array(path: Path, dtype: "np.dtype", count: int, offset: int = 0) -> "np.ndarray":
     """`count` numbers that begin at byte `offset` of a file.
 
     Raises:
         DataError: if it cannot be read, or ends before.
     """
+    import numpy as np
+
     array = np.empty(count, dtype)
     content, at = array.view(np.uint8).data, 0
     with io_errors(path, "read"), path.open("rb", buffering=0) as file:
@@ -84,26 +93,161 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A new file that appears under its name when the block ends well, and leaves nothing behind when not.
 
     Args:
-        path: compressed if it ends in .gz; another file of the name is replaced.
+        path: compressed if it ends in .gz; another file or a link of the name is replaced.
 
     Raises:
         DataError: if the disk is full or the place may not be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    with _fresh_file(path) as file:
+        if path.suffix == ".gz":
+            # Without name and time of its own: equal rows give equal files.
+            with GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as packed:
+                yield cast(BinaryIO, packed)
+        else:
+            yield file
+
+
+@contextmanager
+def _fresh_file(path: Path) -> Iterator[BinaryIO]:
+    """A file under another name, which becomes `path` when the block ends well."""
+    with io_errors(path, "write"):
+        _refuse_special(path)
+        temporary = path.with_name(_fresh_name())
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         with io_errors(path, "write"):
-            with open(temporary, "wb") as file:
-                if path.suffix == ".gz":
-                    # Without name and time of its own: equal rows give equal files.
-                    with GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as packed:
-                        yield cast(BinaryIO, packed)
-                else:
-                    yield file
-            sync_file(temporary)
+            with open(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(descriptor)
             temporary.replace(path)
             sync_file(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _fresh_name() -> str:
+    return f"{_FRESH}{secrets.token_hex(8)}"
+
+
+def _refuse_special(path: Path) -> None:
+    """Check that `path` is no device, pipe or socket, which must not be replaced by a file."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
+        raise DataError(f"{path}: is not a file", "choose another name")
+
+
+def fresh_directory(path: Path) -> Path:
+    """A new directory beside `path`, to be filled and renamed to it.
+
+    Raises:
+        DataError: if it cannot be made.
+    """
+    with io_errors(path, "write"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        directory = path.with_name(_fresh_name())
+        directory.mkdir()
+    return directory
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Removes what killed processes left of fresh files and directories, here and in all directories below.
+
+    Call it where no other process writes.
+    """
+    for place, directories, files in os.walk(directory):
+        for name in [name for name in directories if name.startswith(_FRESH)]:
+            directories.remove(name)
+            shutil.rmtree(Path(place) / name, ignore_errors=True)
+        for name in [name for name in files if name.startswith(_FRESH)]:
+            (Path(place) / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def appended_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that is made if it is not there, open at its end.
+
+    Raises:
+        DataError: if it is a link or no file, or cannot be written.
+    """
+    with io_errors(path, "write"), open(_open_itself(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:
+        yield file
+
+
+def read_file(path: Path, *, most: int) -> bytes:
+    """A whole file.
+
+    Raises:
+        DataError: if it cannot be read, is no file, or has more than `most` bytes.
+    """
+    with io_errors(path, "read"):
+        # Without waiting: a pipe would wait for somebody to write.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise DataError(f"{path}: is not a file")
+            if found.st_size > most:
+                raise DataError(f"{path}: has {found.st_size:,} bytes, at most {most:,} are read")
+            return file.read()
+
+
+@contextmanager
+def held_lock(path: Path, busy: str, hint: str) -> Iterator[None]:
+    """Holds the lock that a file is, which stays there, empty; it is let go when the process ends, however it does.
+
+    Args:
+        path: made if it is not there; what it holds stays.
+        busy: the error where another process holds it.
+        hint: with that error.
+
+    Raises:
+        DataError: `busy`; or if it is a link or no file, or cannot be written.
+    """
+    with io_errors(path, "write"):
+        descriptor = _open_itself(path, os.O_RDWR | os.O_CREAT)
+    try:
+        with io_errors(path, "lock"):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise DataError(busy, hint) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _open_itself(path: Path, flags: int) -> int:
+    """Opens a regular file, not what a link of the name leads to.
+
+    Raises:
+        DataError, OSError: if it is something else, or cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP or path.is_symlink():
+            raise DataError(f"{path}: is a link, and nothing is written through it", "remove it") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DataError(f"{path}: is not a file", "remove it")
+    return descriptor
+
+
+def refuse_links(directory: Path, hint: str) -> None:
+    """Check that nothing in a directory is a link: files in it will be written.
+
+    Raises:
+        DataError: naming the first link.
+    """
+    with io_errors(directory, "read"):
+        for place, directories, files in os.walk(directory):
+            for name in sorted(directories + files):
+                if (Path(place) / name).is_symlink():
+                    raise DataError(f"{Path(place) / name}: is a link, and nothing is written through it", hint)
 
 
 def file_crc32(path: Path) -> int:

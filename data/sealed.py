@@ -11,9 +11,9 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors, write_whole
 
 _CHECKSUM = "crc32"
-_KINDS = {int: "a whole number", str: "a string", dict: "an object", list: "a list"}
+_KINDS = {int: "a whole number", bool: "true or false", str: "a string", dict: "an object", list: "a list"}
 _SHOWN = 200  # characters of what is wrong
-_Kind = TypeVar("_Kind", int, str, dict, list)
+_Kind = TypeVar("_Kind", int, bool, str, dict, list)
 _Content = TypeVar("_Content")
 
 
@@ -110,7 +110,15 @@ class Values:
     def number(self, name: str) -> float:
         """A number that must be there, whole or not; true is none."""
         value = self.entries.get(name)
-        return float(value) if type(value) is float else float(self._take(name, int))
+        if type(value) is float:
+            return value
+        try:
+            return float(self._take(name, int))
+        except OverflowError:
+            raise DataError(f"{self.where}{name} has too many digits") from None
+
+    def flag(self, name: str) -> bool:
+        return self._take(name, bool)
 
     def text(self, name: str) -> str:
         return self._take(name, str)
@@ -151,5 +159,5 @@ class Values:
             raise DataError(f"{self.where}{name} is missing")
         value = self.entries[name]
         if type(value) is not kind:
-            raise DataError(f"{self.where}{name} = {value!r} must be {_KINDS[kind]}")
+            raise DataError(f"{self.where}{name} = {_short(repr(value))} must be {_KINDS[kind]}")
         return value

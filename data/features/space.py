@@ -26,7 +26,7 @@ from dlrmctl.data.features.columns import (
     reserved_rows,
 )
 from dlrmctl.data.features.encoders import Encoder
-from dlrmctl.data.files import io_errors, sync_file
+from dlrmctl.data.files import fresh_directory, io_errors, sync_file
 from dlrmctl.data.formats.table_schema import TableSchema
 from dlrmctl.data.formats.transforms import DenseTransform
 from dlrmctl.data.schema import Schema
@@ -130,9 +130,8 @@ class FeatureSpace:
         with io_errors(directory, "write"):
             if directory.exists():
                 raise DataError(f"{directory}: exists already", "choose another directory, or remove this one")
-            unfinished = directory.with_name(f"{directory.name}.{os.getpid()}.tmp")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            (unfinished / VOCABULARY).mkdir(parents=True)
+            unfinished = fresh_directory(directory)
+            (unfinished / VOCABULARY).mkdir()
         try:
             for kept in (kept for column in self.columns for kept in column.files):
                 _link_or_copy(kept, self._directory(), unfinished)

@@ -20,7 +20,7 @@ from dlrmctl.data.formats.table_json import kept_texts, read_objects, to_json_fr
 from dlrmctl.data.formats.table_schema import TableSchema, nearest
 from dlrmctl.data.formats.table_text import PIECE_BYTES, Dialect, Place, Records, read_header, read_records, to_frame
 from dlrmctl.data.formats.table_values import to_piece
-from dlrmctl.data.formats.texts import HEAD_BYTES, STANDARD_INPUT, is_tar, is_zip, refuse_others
+from dlrmctl.data.formats.texts import HEAD_BYTES, STANDARD_INPUT, is_regular, is_tar, is_zip, refuse_others
 from dlrmctl.data.formats.transforms import TRANSFORMS, ColumnTransform, DenseTransform
 
 PIECE_ROWS = 1 << 16
@@ -255,6 +255,8 @@ def check_file(name: str) -> Path:
     with io_errors(path, "read"):
         if path.is_dir():
             raise DataError(f"{path}: a directory, expected a file", f"name the files inside it: '{path}/*'")
+        if not is_regular(path):
+            raise DataError(f"{path}: a pipe, expected a file: a table is read more than once", "write it to a file")
         if path.stat().st_size == 0:
             raise DataError(f"{path}: the file is empty")
     return path

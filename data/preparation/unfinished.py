@@ -4,7 +4,6 @@ Its journal says how far the work is, in a small file that is replaced whole: wh
 names the version of everything in the directory.
 """
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrmctl.data.errors import DataError
-from dlrmctl.data.files import io_errors, sync_file, write_whole
+from dlrmctl.data.files import held_lock, io_errors, refuse_links, remove_leftovers, sync_file, write_whole
 
 _LOCK = "unfinished.lock"
 CONTINUES = "the same command continues from there"
@@ -42,12 +41,12 @@ def partial_directory(out: Path) -> Iterator[Path]:
         if partial.exists() and not lock.exists() and (not partial.is_dir() or any(partial.iterdir())):
             raise DataError(f"{partial}: exists, and is not an unfinished preparation", "move it away")
         partial.mkdir(parents=True, exist_ok=True)
-        lock_file = lock.open("w")
-    with lock_file:
+    with held_lock(lock, f"{partial}: another process is preparing it", "wait until it has ended"):
         try:
-            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"{partial}: another process is preparing it", "wait until it has ended") from error
+            refuse_links(partial, "remove the directory, unless you know who made it")
+            remove_leftovers(partial)
+        except DataError as error:
+            raise OtherPreparation(error.message, error.hint) from error
         try:
             yield partial
         except OtherPreparation:

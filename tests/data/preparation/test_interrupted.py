@@ -199,6 +199,27 @@ def test_other_options_or_sources_do_not_go_on_with_the_work(sources: list[Path]
     assert content(out.parent) == before
 
 
+@pytest.mark.parametrize("name", ["unfinished.lock", "journal.json", "store", "work/000000.part"])
+def test_nothing_is_written_through_a_link_in_work_of_somebody_else(
+    sources: list[Path], tmp_path: Path, name: str
+) -> None:
+    def interrupt(progress: PrepareProgress) -> None:
+        if progress.phase == "encode":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_small(sources, tmp_path / "store", interrupt)
+    victim, link = tmp_path / "victim", tmp_path / "store.partial" / name
+    victim.write_text("precious")
+    link.parent.mkdir(exist_ok=True)
+    shutil.rmtree(link) if link.is_dir() else link.unlink(missing_ok=True)
+    link.symlink_to(victim)
+    with pytest.raises(DataError, match=r"is a link, and nothing is written through it"):
+        prepare_small(sources, tmp_path / "store")
+    assert victim.read_text() == "precious"
+    assert link.is_symlink()
+
+
 def test_work_of_another_version_or_with_a_damaged_journal_is_left_alone(sources: list[Path], tmp_path: Path) -> None:
     out, journal = tmp_path / "store", tmp_path / "store.partial" / "journal.json"
 
