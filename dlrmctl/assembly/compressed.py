@@ -6,15 +6,17 @@ OUT/manifest.json, tables-*.safetensors   the tables; see `embeddings.compressio
     report.json                           what the compression cost
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from torch import Tensor
 
 from dlrmctl.assembly.network import stored_model
 from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.data.schema import Schema
 from dlrmctl.embeddings.compression.artifact import FORMAT, Artifact
+from dlrmctl.embeddings.compression.rules.rows import Compressed
 from dlrmctl.errors import UserError
 from dlrmctl.models import DLRM
 from dlrmctl.settings.config import Config
@@ -51,9 +53,18 @@ def load_model(path: Path, artifact: Artifact, config: Config, schema: Schema, d
     if artifact.source.get("kind") != "checkpoint":
         raise UserError(f"{path}: holds tables without a model, so it cannot be evaluated")
     features = feature_tables(config, schema)
+    names = [table.name for feature in features for table in feature.tables(config.embeddings.dim)]
+    tables, network = read_parts(artifact, names)
+    return stored_model(config, schema, features, tables, network, device, path)
+
+
+def read_parts(artifact: Artifact, names: Sequence[str]) -> tuple[dict[str, Compressed], dict[str, Tensor]]:
+    """The tables of these names, and the weights of the dense network.
+
+    Raises:
+        UserError: if one is not there, or damaged.
+    """
     try:
-        names = [table.name for feature in features for table in feature.tables(config.embeddings.dim)]
-        tables = {name: artifact.read(name) for name in names}
+        return {name: artifact.read(name) for name in names}, artifact.read_tensors(DENSE_FILE)
     except ValueError as problem:
-        raise UserError(f"{path}: does not fit this data: {problem}") from None
-    return stored_model(config, schema, features, tables, load_file(path / DENSE_FILE), device, path)
+        raise UserError(f"{artifact.path}: does not fit this data: {problem}") from None

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
-from dlrmctl.assembly.compressed import DENSE_FILE, is_compressed, open_artifact
+from dlrmctl.assembly.compressed import is_compressed, open_artifact, read_parts
 from dlrmctl.assembly.network import build_dense_network, load_network
 from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.console.console import output, print_table, say
@@ -133,9 +132,8 @@ def _served(config: Config, run: RunDirectory, path: Path, source: Source, preci
     names = [table.name for feature in features for table in feature.tables(config.embeddings.dim)]
     tables: Mapping[str, Compressed]
     if is_compressed(run.path):
-        artifact = open_artifact(run.path)
-        load_network(network, load_file(run.path / DENSE_FILE), path)
-        tables = {name: artifact.read(name) for name in names}
+        tables, weights = read_parts(open_artifact(run.path), names)
+        load_network(network, weights, path)
     else:
         stored = CheckpointTables(path)
         load_network(network, stored.network(), path)

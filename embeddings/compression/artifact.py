@@ -23,7 +23,11 @@ from dlrmctl.embeddings.compression.rules.rows import Compressed, from_parts
 
 FORMAT = "dlrmctl-compressed/1"
 _MANIFEST = "manifest.json"
+_CHECKSUM = "crc32"  # of the rest of the manifest
 _FILE_BYTES = 2**28
+_OF_TABLE = {"rows": int, "dim": int, "rule": str, "spec": dict, "bytes": int, "file": str, "notes": dict}
+_OF_FILE = {"bytes": int, "header_bytes": int, "crc32": int}
+_KINDS = {int: "a whole number", str: "a string", dict: "an object"}
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,9 @@ class Writer:
 
     def add(self, name: str, table: Compressed, notes: Mapping[str, Any] | None = None) -> None:
         """Adds a table, with `notes`: plain values kept beside it, such as the method and its quality."""
-        if name in self._tables or not name or "/" in name:
-            raise ValueError(f"table name {name!r} must be new, not empty, and without /")
+        _check_name(name)
+        if name in self._tables:
+            raise ValueError(f"table name {name!r} must be new")
         self._waiting |= {f"{name}/{part}": tensor.contiguous() for part, tensor in table.parts().items()}
         self._tables[name] = {
             "rows": table.num_rows,
@@ -124,9 +129,10 @@ class Writer:
     def seal(self) -> FileBytes:
         """Writes the manifest after the last table, and says what the files take so far."""
         self._flush()
-        manifest = {"format": FORMAT, "source": self._source, "tables": self._tables, "files": self._files}
+        content = {"format": FORMAT, "source": self._source, "tables": self._tables, "files": self._files}
+        manifest = {**content, _CHECKSUM: _checksum(content)}
         path = self.directory / _MANIFEST
-        path.write_text(json.dumps(manifest, indent=1) + "\n")
+        path.write_text(json.dumps(manifest, indent=1) + "\n")  # the directory is new, nobody else's
         sync(path)
         self._sealed = True
         return _file_bytes(self._files, path)
@@ -148,23 +154,32 @@ class Artifact:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if not (path / _MANIFEST).is_file():
+            raise ValueError(f"{path}: holds no compressed tables, {_MANIFEST} is missing")
         try:
             manifest = json.loads((path / _MANIFEST).read_text())
-            if manifest["format"] != FORMAT:
-                raise ValueError(f"{path}: format {manifest['format']!r}, this version reads {FORMAT!r}")
-            self.source: dict[str, Any] = manifest["source"]
-            self.tables: dict[str, dict[str, Any]] = manifest["tables"]
-            self._files: dict[str, dict[str, int]] = manifest["files"]
-        except (FileNotFoundError, NotADirectoryError):
-            raise ValueError(f"{path}: holds no compressed tables, {_MANIFEST} is missing") from None
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as problem:
+        except (ValueError, RecursionError) as problem:
             raise ValueError(f"{path}: damaged: {_MANIFEST} cannot be read: {problem}") from None
+        if not isinstance(manifest, dict) or "format" not in manifest:
+            raise ValueError(f"{path}: damaged: {_MANIFEST} names no format")
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"{path}: format {manifest['format']!r}, this version reads {FORMAT!r}")
+        checksum = manifest.pop(_CHECKSUM, None)  # none in those of earlier versions
+        if checksum is not None and checksum != _checksum(manifest):
+            raise ValueError(f"{path}: edited or damaged: {_MANIFEST} does not match its checksum")
+        try:
+            _check_types(manifest)
+        except ValueError as problem:
+            raise ValueError(f"{path}: damaged: {_MANIFEST}: {problem}") from None
+        self.source: dict[str, Any] = manifest["source"]
+        self.tables: dict[str, dict[str, Any]] = manifest["tables"]
+        self._files: dict[str, dict[str, int]] = manifest["files"]
         for file, entry in self._files.items():
             self._check(file, entry)
 
     def _check(self, file: str, entry: dict[str, int]) -> None:
         path = self.path / file
-        if Path(file).name != file or not path.is_file():
+        if not path.is_file():
             raise ValueError(f"{self.path}: damaged: {file} is missing")
         if path.stat().st_size != entry["bytes"]:
             raise ValueError(f"{self.path}: damaged: {file} has {path.stat().st_size} bytes, expected {entry['bytes']}")
@@ -192,13 +207,55 @@ class Artifact:
         """The tensors of a file whose names begin with `prefix`."""
         if file not in self._files:
             raise ValueError(f"{self.path}: damaged: {_MANIFEST} does not list {file}")
-        with safe_open(self.path / file, framework="pt") as stored:
-            return {name: stored.get_tensor(name) for name in stored.keys() if name.startswith(prefix)}  # noqa: SIM118
+        try:
+            with safe_open(self.path / file, framework="pt") as stored:
+                return {name: stored.get_tensor(name) for name in stored.keys() if name.startswith(prefix)}  # noqa: SIM118
+        except SafetensorError as problem:
+            raise ValueError(f"{self.path}: damaged: {file} cannot be read: {problem}") from None
 
     @property
     def file_bytes(self) -> FileBytes:
         """The sizes of the directory's files."""
         return _file_bytes(self._files, self.path / _MANIFEST)
+
+
+def _checksum(manifest: Mapping[str, Any]) -> int:
+    """CRC-32 of the content of a manifest; spaces and order do not count."""
+    return zlib.crc32(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _check_types(manifest: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: naming the first entry that is missing, of another type, or the name of something outside.
+    """
+    _check_entries("", manifest, {"source": dict, "tables": dict, "files": dict})
+    for name, table in manifest["tables"].items():
+        _check_name(name)
+        _check_entries(f"tables.{name}.", table, _OF_TABLE)
+        if table["file"] not in manifest["files"]:
+            raise ValueError(f"tables.{name}.file = {table['file']!r} is not among the files")
+        if table["spec"].get("rule") != table["rule"]:
+            raise ValueError(f"tables.{name}: its rule is {table['rule']!r}, or {table['spec'].get('rule')!r}")
+    for name, file in manifest["files"].items():
+        _check_name(name)
+        _check_entries(f"files.{name}.", file, _OF_FILE)
+
+
+def _check_entries(where: str, entries: Any, kinds: Mapping[str, type]) -> None:
+    if not isinstance(entries, dict):
+        raise ValueError(f"{where or 'it'} must be an object")
+    for name, kind in kinds.items():
+        if type(entries.get(name)) is not kind:
+            raise ValueError(f"{where}{name} must be {_KINDS[kind]}")
+        if kind is int and entries[name] < 0:
+            raise ValueError(f"{where}{name} must be at least 0")
+
+
+def _check_name(name: str) -> None:
+    """Check that a name makes a file in the directory, and not one elsewhere."""
+    if not name or name in (".", "..") or "/" in name or "\0" in name:
+        raise ValueError(f"{name!r} is not the name of a table or file")
 
 
 def _file_bytes(files: Mapping[str, Mapping[str, int]], manifest: Path) -> FileBytes:

@@ -106,12 +106,20 @@ def from_parts(spec: Mapping[str, Any], parts: Mapping[str, Tensor]) -> Compress
         ValueError: if the rule is unknown, or parts are missing, superfluous, or of another shape or type.
     """
     rule = spec.get("rule")
-    if rule not in _RULES:
+    if not isinstance(rule, str) or rule not in _RULES:
         raise ValueError(f"{rule=} is unknown, this version reads {', '.join(sorted(_RULES))}")
     try:
         built = _RULES[rule].build(spec, parts)
     except KeyError as missing:
         raise ValueError(f"rule {rule}: {missing} is missing") from None
+    except (
+        TypeError,
+        AttributeError,
+        IndexError,
+        ArithmeticError,
+        RuntimeError,
+    ) as problem:  # of wrong types and shapes
+        raise ValueError(f"rule {rule}: its spec does not describe a table: {problem}") from None
     superfluous = parts.keys() - built.parts().keys()
     if superfluous:
         raise ValueError(f"rule {rule}: {', '.join(sorted(superfluous))} does not belong to it")

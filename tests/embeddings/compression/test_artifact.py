@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,7 @@ def test_a_manifest_that_does_not_fit_is_refused(tmp_path: Path):
     def changed(change) -> None:
         copy = json.loads(json.dumps(good))
         change(copy)
+        copy.pop("crc32", None)  # as earlier versions wrote it
         manifest.write_text(json.dumps(copy))
 
     changed(lambda m: m.update(format="dlrmctl-compressed/2"))
@@ -115,7 +117,10 @@ def test_a_manifest_that_does_not_fit_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="table cat_1: damaged table"):
         Artifact(path).read("cat_1")
     changed(lambda m: m["files"].update({"../dense.safetensors": m["files"]["dense.safetensors"]}))
-    with pytest.raises(ValueError, match="is missing"):
+    with pytest.raises(ValueError, match=r"'../dense.safetensors' is not the name of a table or file"):
+        Artifact(path)
+    manifest.write_text(json.dumps(good | {"source": {}}))
+    with pytest.raises(ValueError, match=r"edited or damaged: manifest.json does not match its checksum"):
         Artifact(path)
     manifest.write_text('{"format": ')
     with pytest.raises(ValueError, match=r"damaged: manifest.json cannot be read"):
@@ -126,3 +131,32 @@ def test_a_manifest_that_does_not_fit_is_refused(tmp_path: Path):
     manifest.write_text(json.dumps(good))
     with pytest.raises(ValueError, match="no table 'cat_9', only cat_1"):
         Artifact(path).read("cat_9")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(files={}), r"tables\.cat_1\.file = 'tables-00000\.safetensors' is not among the files"),
+        (lambda m: m.update(tables=[]), "tables must be an object"),
+        (lambda m: m["tables"].update({"../cat_1": m["tables"]["cat_1"]}), r"'../cat_1' is not the name of a table"),
+        (lambda m: m["tables"].update(cat_1=None), r"tables\.cat_1\. must be an object"),
+        (lambda m: m["tables"]["cat_1"].update(rows="600"), r"tables\.cat_1\.rows must be a whole number"),
+        (lambda m: m["tables"]["cat_1"].update(rows=-1), r"tables\.cat_1\.rows must be at least 0"),
+        (lambda m: m["tables"]["cat_1"].update(spec=None), r"tables\.cat_1\.spec must be an object"),
+        (lambda m: m["tables"]["cat_1"]["spec"].update(bits="8"), "must be one of 32, 16"),
+        (lambda m: m["tables"]["cat_1"]["spec"].update(exponent=None), "its spec does not describe a table"),
+        (lambda m: m["tables"]["cat_1"]["spec"].update(rule=["rows"]), "its rule is 'rows'"),
+        (lambda m: m["tables"]["cat_1"]["spec"].pop("dim"), "'dim' is missing"),
+        (lambda m: m["files"]["dense.safetensors"].update(bytes=1.5), "bytes must be a whole number"),
+        (lambda m: m.pop("format"), "names no format"),
+    ],
+)
+def test_an_entry_of_another_type_is_named(tmp_path: Path, change: Callable[[dict], None], message: str):
+    _write(tmp_path / "out", {"cat_1": Method.parse("int8").fit(table_rows(600))})
+    manifest = tmp_path / "out" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content.pop("crc32")
+    change(content)
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        Artifact(tmp_path / "out").read("cat_1")
