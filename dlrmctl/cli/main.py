@@ -1,20 +1,17 @@
-"""Runs a command; errors end here as one line each, shown once over all ranks."""
+"""Runs a command; errors end here as one line each, shown once over all ranks.
+
+Little is imported before Ctrl-C is taken care of.
+"""
 
 import errno
 import io
 import os
+import signal
 import sys
-import traceback
 from typing import Any
 
-import typer
-
-from dlrmctl.cli.app import app
-from dlrmctl.console.console import say, show_error
-from dlrmctl.data.errors import DataError
 from dlrmctl.errors import EXIT_USER_ERROR, Interrupted, UserError
-from dlrmctl.ranks.launch import RankEnded, RankError, claim_report
-from dlrmctl.ranks.process import configure
+from dlrmctl.ranks.signals import patient_interrupts
 
 # What a write to a stream can fail with; files are written by code that names them.
 _OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)
@@ -22,11 +19,21 @@ _OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)
 
 def main() -> None:
     """Entry point: every mistake a user can fix is one line and exit status 2."""
+    patient_interrupts()
+    try:
+        status = _run_with_streams()
+    except KeyboardInterrupt:
+        status = 130
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing to clean up any more
+    sys.exit(status)
+
+
+def _run_with_streams() -> int:
+    """Runs the command, whatever the standard streams are."""
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (as long as the process)
     if sys.stdout is None:
-        show_error("standard output is closed", "redirect it, as in > /dev/null")
-        sys.exit(EXIT_USER_ERROR)
+        return _report("standard output is closed", "redirect it, as in > /dev/null")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has every sign
     status = run_command()
@@ -34,7 +41,7 @@ def main() -> None:
         sys.stdout.flush()
     except OSError as problem:
         status = _refused_output(problem)
-    sys.exit(status)
+    return status
 
 
 def run_command(arguments: list[str] | None = None) -> int:
@@ -43,6 +50,16 @@ def run_command(arguments: list[str] | None = None) -> int:
     Args:
         arguments: what follows `dlrmctl`; None takes the command line.
     """
+    import traceback
+
+    import typer
+
+    from dlrmctl.cli.app import app
+    from dlrmctl.console.console import say
+    from dlrmctl.data.errors import DataError
+    from dlrmctl.ranks.launch import RankEnded, RankError, claim_report
+    from dlrmctl.ranks.process import configure
+
     configure()
     try:
         status: Any = app(arguments, standalone_mode=False)
@@ -85,6 +102,9 @@ def _command_path(error: Any) -> str:
 
 
 def _report(message: str, hint: str | None) -> int:
+    from dlrmctl.console.console import show_error
+    from dlrmctl.ranks.launch import claim_report
+
     if claim_report():
         show_error(message, hint)
     return EXIT_USER_ERROR

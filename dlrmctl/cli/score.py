@@ -131,4 +131,5 @@ def predict(
             max_bad_rows=most,
             from_data="path" in flags,
         )
-        print_json(result) if json else show_prediction(result)
+        if ranks.is_main:
+            print_json(result) if json else show_prediction(result)

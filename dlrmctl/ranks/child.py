@@ -12,6 +12,7 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.errors import EXIT_USER_ERROR, Interrupted, UserError
 from dlrmctl.ranks.launch import RESULT, WORK, claim_report, imported, is_main
 from dlrmctl.ranks.process import configure
+from dlrmctl.ranks.signals import patient_interrupts
 
 
 def main(place: Path) -> int:
@@ -22,6 +23,7 @@ def main(place: Path) -> int:
     """
     work = json.loads((place / WORK).read_text())
     _end_with(work["launcher"])
+    patient_interrupts()
     configure()
     try:
         result = imported(work["function"])(**work["arguments"])

@@ -67,9 +67,15 @@ def process_group(device: str) -> Iterator[Ranks]:
         if environment.world_size == 1 and not environment.from_launcher:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
         else:
+            place = os.environ.get(RENDEZVOUS, "env://")
+            store, _, _ = next(
+                dist.rendezvous(place, environment.rank, environment.world_size, timeout=COLLECTIVE_TIMEOUT)
+            )
+            # torchrun keeps its store when it starts ranks again: the addresses of the first ones must not be read.
+            store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
             dist.init_process_group(
                 backend,
-                init_method=os.environ.get(RENDEZVOUS, "env://"),
+                store=store,
                 rank=environment.rank,
                 world_size=environment.world_size,
                 timeout=COLLECTIVE_TIMEOUT,

@@ -10,6 +10,8 @@ from types import FrameType
 
 from dlrmctl.errors import Interrupted
 
+_IMPORTS = "<frozen importlib"  # begins the names of the files that run while a module is imported
+_LOOK_AGAIN_SECONDS = 0.05
 # Schedulers signal every process of a job, and launchers pass signals on: that is one request, not two.
 REPEAT_SECONDS = 3.0
 
@@ -33,6 +35,43 @@ def handling(*numbers: int, by: Callable[[int], None]) -> Iterator[None]:
     finally:
         for number, earlier in previous.items():
             signal.signal(number, earlier)
+
+
+def patient_interrupts() -> None:
+    """Lets Ctrl-C raise KeyboardInterrupt, but not inside an import, which may end in anything but that.
+
+    While a module is imported, it waits until that is done; pressed a second time, it ends the process at once.
+    """
+    waiting = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal waiting
+        if not _is_importing(frame):
+            raise KeyboardInterrupt
+        if waiting:
+            os._exit(128 + number)
+        waiting = True
+        signal.setitimer(signal.ITIMER_REAL, _LOOK_AGAIN_SECONDS, _LOOK_AGAIN_SECONDS)
+
+    def look_again(number: int, frame: FrameType | None) -> None:
+        nonlocal waiting
+        if not _is_importing(frame):
+            waiting = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            taker = signal.getsignal(signal.SIGINT)  # another one by now, if training has begun
+            if callable(taker):
+                taker(signal.SIGINT, frame)
+
+    signal.signal(signal.SIGALRM, look_again)
+    signal.signal(signal.SIGINT, interrupt)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(_IMPORTS):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

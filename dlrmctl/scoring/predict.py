@@ -1,6 +1,7 @@
 """`dlrmctl predict`: probabilities for rows that are in no store, in their order, in bounded memory."""
 
 import os
+import re
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from dlrmctl.console.console import output, say, warn
 from dlrmctl.console.text import few
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.features.space import GENERATED, FeatureSpace
+from dlrmctl.data.files import whole_file
 from dlrmctl.data.formats.arrays import NpyInput
 from dlrmctl.data.formats.criteo import CriteoInput
 from dlrmctl.data.formats.raw import NO_LABEL, Input, unit_of
@@ -171,8 +173,11 @@ def predict(
     found = _Found(unit_of(raw.format), labelled, max_bad_rows)
     metrics = StreamingMetrics(torch.device("cpu"))
     scored = _scored(rows, opened.model, features, config.train.batch_size, ranks, found, metrics)
-    _write(scored, out, _columns(labelled, kept))
-    found.warn(features.schema.keys)
+    if ranks.is_main:
+        _write(scored, out, _columns(labelled, kept))
+        found.warn(features.schema.keys)
+    else:  # every rank takes part in every batch
+        deque(scored, maxlen=0)
     result: dict[str, Any] = {
         "out": str(out),
         "checkpoint": opened.checkpoint.name,
@@ -316,17 +321,17 @@ def _write(frames: Iterator[pl.DataFrame], out: Path, columns: Mapping[str, Any]
         except BaseException as problem:  # polars would tell it as one of its own
             problems.append(problem)
 
-    partial = out.with_name(f"{out.name}.{os.getpid()}.partial")  # another of that name is not ours to remove
     lazy = register_io_source(stream, schema=columns)
-    try:
-        lazy.sink_parquet(partial) if out.suffix == ".parquet" else lazy.sink_csv(partial)
+    with whole_file(out) as file:
+        try:
+            lazy.sink_parquet(file) if out.suffix == ".parquet" else lazy.sink_csv(file)
+        except (OSError, pl.exceptions.PolarsError) as problem:  # what the disk says, in a string
+            said = re.search(r"\(os error (\d+)\)", str(problem))
+            if said is None:
+                raise
+            raise OSError(int(said[1]), os.strerror(int(said[1]))) from None
         if problems:
             raise problems[0]
-        partial.replace(out)
-    except OSError as problem:
-        raise UserError(f"{out}: cannot be written: {problem.strerror or problem}") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def show_prediction(result: dict[str, Any]) -> None:

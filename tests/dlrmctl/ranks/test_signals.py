@@ -2,7 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +41,30 @@ def test_threads_run_without_handlers():
     thread.start()
     thread.join()
     assert seen == [0]
+
+
+_PROGRAM = """
+import sys
+from dlrmctl.cli.main import main
+print("started", flush=True)
+sys.argv = ["dlrmctl", "train", "--dataset", "synthetic", "--synthetic-rows", "20000000", "--run-dir", sys.argv[1]]
+main()
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.05, 0.2, 0.5, 1.0, 2.0])
+def test_an_interrupt_while_python_imports_is_130_without_a_word(tmp_path: Path, seconds: float):
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", _PROGRAM, str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "error" not in err

@@ -1,6 +1,8 @@
 """`dlrmctl predict` on raw rows: what evaluation would have predicted, to the bit."""
 
 import json
+import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import polars as pl
 import pytest
 
 from tests.dlrmctl.cli.test_errors import criteo_lines
-from tests.dlrmctl.commands import SMALL, in_process
+from tests.dlrmctl.commands import SMALL, environment, in_process
 
 MODEL = [*SMALL[2:], "--batch-size", "64"]
 
@@ -340,3 +342,40 @@ def test_scoring_loads_no_training_kernels(place: Path, tmp_path: Path):
     )
     done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_what_the_disk_refuses_is_one_line_and_leaves_nothing(place: Path, tmp_path: Path, suffix: str):
+    """A limit on the size of files acts as a full disk does: the write itself fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
+    try:
+        rows = place / "train.txt"
+        done = in_process("predict", place / "run", rows, "--labelled", "-o", tmp_path / f"out{suffix}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert done.status == 2, done.err
+    assert f"error: {tmp_path}/out{suffix}: cannot write: file too large" in done.err
+    assert "Traceback" not in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_on_several_ranks_one_writes_what_one_rank_alone_writes(place: Path, tmp_path: Path):
+    arguments = ["predict", str(place / "run"), str(place / "train.txt"), "--labelled", "--json"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "dlrmctl", *arguments, "-o", str(tmp_path / "two.csv")]
+    two = subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert two.returncode == 0, two.stderr
+    one = in_process(*arguments, "-o", tmp_path / "one.csv")
+    # Tables that are spread over ranks give the same rows; the sum of a list may be taken in another order.
+    assert json.loads(two.stdout)["metrics"]["log_loss"] == pytest.approx(one.json()["metrics"]["log_loss"], rel=1e-6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.csv", "two.csv"]
+
+
+def test_a_table_through_a_pipe_is_refused_not_called_empty(place: Path, tmp_path: Path):
+    os.mkfifo(tmp_path / "rows.csv")
+    (tmp_path / "schema.toml").write_text('label = "a"\ndense = ["b"]\nsparse = ["c"]\n')
+    schema = ["--schema", tmp_path / "schema.toml"]
+    done = in_process("prepare", tmp_path / "rows.csv", *schema, "-o", tmp_path / "store")
+    assert done.status == 2
+    assert "rows.csv: a pipe, expected a file: a table is read more than once" in done.err
