@@ -82,9 +82,8 @@ def _variant(config: Config, optimizer: str, lr: float, seed: int) -> Config:
 def _train(config: Config, source: Source, ranks: Ranks) -> Curve:
     with tempfile.TemporaryDirectory(prefix="dlrmctl-bench-") as scratch:
         run = RunDirectory(Path(ranks.broadcast(scratch)) / "run", writes=ranks.is_main)
-        run.create()
-        trainer = Trainer(config, source, run, ranks, quiet=True)
-        trainer.run_to_the_end()
+        with run.created():
+            Trainer(config, source, run, ranks, quiet=True).run_to_the_end()
         entries = [json.loads(line) for line in run.metrics_file.read_text().splitlines()] if ranks.is_main else []
         return ranks.broadcast([(e["step"], e["ne"]) for e in entries if e["kind"] == "validation"])
 

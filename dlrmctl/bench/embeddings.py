@@ -103,9 +103,9 @@ def _train(config: Config, ranks: Ranks) -> dict[str, Any]:
     """The results of a run, and the bytes of its tables with their optimizer state."""
     with tempfile.TemporaryDirectory(prefix="dlrmctl-bench-") as scratch:
         run = RunDirectory(Path(ranks.broadcast(scratch)) / "run", writes=ranks.is_main)
-        run.create()
-        trainer = Trainer(config, open_source(config.data), run, ranks, quiet=True)
-        results = trainer.run_to_the_end()
+        with run.created():
+            trainer = Trainer(config, open_source(config.data), run, ranks, quiet=True)
+            results = trainer.run_to_the_end()
         return results | {"bytes": sum(table.bytes for table in trainer.model.sharded.plan)}
 
 

@@ -93,7 +93,7 @@ def _compress_run(given: Given, request: Request, run: RunDirectory, config: Con
     tables = CheckpointTables(checkpoint)
     check_reach(tables, request)
     source = open_source(config.data)
-    same_ids(checkpoint, tables.state["vocabulary"], source.features)
+    same_ids(checkpoint, tables.state.vocabulary, source.features)
     if request.goal == "budget" and not source.num_examples("validation"):
         raise UserError(
             "--max-ne-increase needs a validation split to measure NE on; this data has none",

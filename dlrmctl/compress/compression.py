@@ -152,7 +152,7 @@ def write(
             report["files"] = asdict(writer.seal())
             if isinstance(source, CheckpointTables):
                 settings = writer.directory / "run.toml"
-                write_settings(settings, source.state["settings"])
+                write_settings(settings, source.state.settings)
                 report["files"]["settings"] = settings.stat().st_size
             if features is not None:
                 features.save(writer.directory / FEATURES)

@@ -33,6 +33,7 @@ from dlrmctl.errors import UserError
 from dlrmctl.models import DLRM
 from dlrmctl.ranks.group import Ranks
 from dlrmctl.rundir.checkpoint import load
+from dlrmctl.rundir.state import SavedState
 from dlrmctl.settings.config import Config
 
 _MOST_GROWTH = 10  # of the loss since the first step, before training is called diverging
@@ -76,7 +77,7 @@ class Tuned:
     loss: float
 
 
-def open_fresh(request: FineTuneRequest, config: Config, trained_on: Mapping[str, Any], ranks: Ranks) -> FineTuning:
+def open_fresh(request: FineTuneRequest, config: Config, trained_on: SavedState, ranks: Ranks) -> FineTuning:
     """Opens the data to fine-tune on.
 
     Args:
@@ -86,12 +87,12 @@ def open_fresh(request: FineTuneRequest, config: Config, trained_on: Mapping[str
         UserError, DataError: if it is not there, has other ids, or too few examples.
     """
     source: Source = Store(request.data)
-    if source.vocabulary_fingerprint() != trained_on["vocabulary"]:
+    if source.vocabulary_fingerprint() != trained_on.vocabulary:
         raise UserError(
             f"--finetune-data {request.data}: numbers ids otherwise than the data the run was trained on",
             "dlrmctl prepare criteo NEW_FILES --vocabulary-from STORE -o DIR",
         )
-    fresh = source.fingerprint() != trained_on["data"]
+    fresh = source.fingerprint() != trained_on.data
     if not fresh:
         warn(
             f"--finetune-data {request.data} is what the model was trained on. Seeing examples again makes these "

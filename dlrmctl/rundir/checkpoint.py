@@ -10,8 +10,6 @@ A checkpoint under way is called `step-1200.partial` and is renamed when it is c
 
 import errno
 import json
-import os
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +17,19 @@ from typing import Any
 
 import torch.distributed as dist
 
-from dlrmctl.data.files import file_crc32, sync_file
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.files import file_crc32, sync_file, write_whole
+from dlrmctl.data.sealed import Values
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.group import Ranks
+from dlrmctl.rundir.directory import complete_checkpoints
+from dlrmctl.rundir.records import read_record
+from dlrmctl.rundir.state import SavedState
+from dlrmctl.rundir.tensor_files import DISTRUST, METADATA
 
 FORMAT = "dlrmctl-checkpoint/1"
-_NAME = re.compile(r"step-(\d+)")
+_STATE, _COMPLETE = "state.json", "complete.json"
+_OTHER_TENSORS = ("Missing key", "Size mismatch")  # begins torch's words where the files are good
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -61,17 +66,18 @@ class Checkpoints:
             mine = _checksums(partial, f"__{self.ranks.rank}_")
             files = {name: entry for of_rank in self.ranks.gather(mine) for name, entry in of_rank.items()}
             if self.ranks.is_main:
-                _write_json(partial / "state.json", state)
-                files |= _checksums(partial, ".metadata") | _checksums(partial, "state.json")
-                _write_json(partial / "complete.json", {"format": FORMAT, "step": step, "files": files})
+                write_whole(partial / _STATE, json.dumps(state, indent=1).encode())
+                files |= _checksums(partial, METADATA) | _checksums(partial, _STATE)
+                complete = {"format": FORMAT, "step": step, "files": files}
+                write_whole(partial / _COMPLETE, json.dumps(complete, indent=1).encode())
                 sync_file(partial)
                 partial.rename(final)
                 sync_file(self.directory)
             self._barrier()
-        except (OSError, ExchangeError) as problem:
+        except (OSError, DataError, ExchangeError) as problem:
             if self.ranks.is_main:
                 shutil.rmtree(partial, ignore_errors=True)
-            causes = problem.causes if isinstance(problem, ExchangeError) else [problem]
+            causes = problem.causes if isinstance(problem, ExchangeError) else [problem.__cause__ or problem]
             raise self._save_error(final, causes) from None
         return final
 
@@ -87,12 +93,11 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The complete checkpoint with the highest step, or None."""
-        return max(self.complete(), key=_step_of, default=None)
+        return self.complete()[-1] if self.complete() else None
 
     def complete(self) -> list[Path]:
-        if not self.directory.is_dir():
-            return []
-        return [path for path in self.directory.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
+        """Those of which every file was written, by step."""
+        return complete_checkpoints(self.directory)
 
     def at(self, step: int | None) -> Path | None:
         """The complete checkpoint of a step, if there is one."""
@@ -111,7 +116,7 @@ class Checkpoints:
             temporary.replace(link)
         else:
             link.unlink(missing_ok=True)
-        for path in sorted(self.complete(), key=_step_of)[:-latest]:
+        for path in self.complete()[:-latest]:
             if path != self.at(best_step):
                 shutil.rmtree(path, ignore_errors=True)
         for leftover in self.directory.glob("step-*.partial"):
@@ -122,27 +127,21 @@ class Checkpoints:
             dist.barrier(group=self.ranks.group)
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """The state of a complete checkpoint, after its files were held against their checksums' sizes.
+def read_state(path: Path) -> SavedState:
+    """The state of a complete checkpoint, after the sizes of its files were compared.
 
     Raises:
         UserError: if the checkpoint is not there, not complete, of another format, or a file is missing or cut short.
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such checkpoint")
-    try:
-        complete = json.loads((path / "complete.json").read_text())
-        if complete["format"] != FORMAT:
-            raise UserError(f"{path}: format {complete['format']!r}, this version reads {FORMAT!r}")
-        for name, (size, _) in complete["files"].items():
-            found = (path / name).stat().st_size
-            if found != size:
-                raise _damaged(path, f"{name} has {found} bytes, expected {size}")
-        return json.loads((path / "state.json").read_text())
-    except FileNotFoundError as problem:
-        raise _damaged(path, f"{Path(problem.filename).name} is missing") from None
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError, UnicodeDecodeError):
-        raise _damaged(path, "complete.json or state.json cannot be read") from None
+    for name, (size, _) in _files(path).items():
+        if not (path / name).is_file():
+            raise _damaged(path, f"{name} is missing")
+        found = (path / name).stat().st_size
+        if found != size:
+            raise _damaged(path, f"{name} has {found} bytes, expected {size}")
+    return read_record(path / _STATE, SavedState.from_values, _remove(path))
 
 
 def verify(path: Path, rank: int, world_size: int) -> None:
@@ -151,10 +150,31 @@ def verify(path: Path, rank: int, world_size: int) -> None:
     Raises:
         UserError: naming the first file that differs.
     """
-    files = sorted(json.loads((path / "complete.json").read_text())["files"].items())
-    for name, (_, crc) in files[rank::world_size]:
-        if file_crc32(path / name) != crc:
+    for name, (_, crc32) in sorted(_files(path).items())[rank::world_size]:
+        if file_crc32(path / name) != crc32:
             raise _damaged(path, f"{name} does not match its checksum")
+
+
+def _files(path: Path) -> dict[str, tuple[int, int]]:
+    """Name -> bytes and CRC-32 of the files of a complete checkpoint: of all that are read."""
+    if not (path / _COMPLETE).exists():
+        raise _damaged(path, f"{_COMPLETE} is missing")
+    listed = read_record(path / _COMPLETE, _listed_files, _remove(path))
+    there = {_STATE, METADATA, *(file.name for file in path.glob("*.distcp"))}
+    if forgotten := sorted(there - listed.keys()):
+        raise _damaged(path, f"{_COMPLETE} does not list {forgotten[0]}")
+    return listed
+
+
+def _listed_files(values: Values) -> dict[str, tuple[int, int]]:
+    values.require("format", FORMAT)
+    files = {}
+    for name, entry in values.inner("files").entries.items():
+        if Path(name).name != name or "\0" in name or not (isinstance(entry, list) and len(entry) == 2):
+            raise DataError(f"files: {name!r} is not a file of the checkpoint with size and checksum")
+        pair = Values({"size": entry[0], "crc32": entry[1]}, f"files.{name}.")
+        files[name] = pair.whole("size"), pair.whole("crc32")
+    return files
 
 
 def _problem_with(path: Path, ranks: Ranks) -> UserError | None:
@@ -179,30 +199,27 @@ def load(path: Path, tensors: dict[str, Any], ranks: Ranks) -> None:
     try:
         fill_tensors(path, tensors, ranks.group)
     except ExchangeError as failure:
+        for cause in failure.causes:
+            if isinstance(cause, UserError):
+                raise cause from None
+        reason = (str(failure).strip() or type(failure.causes[0]).__name__).splitlines()[0]
+        if not reason.startswith(_OTHER_TENSORS):  # torch's words on a bad file advise to trust it
+            raise UserError(f"{path}: its tensors cannot be read", DISTRUST) from None
         raise UserError(
-            f"{path}: does not fit this model: {str(failure).strip().splitlines()[0]}",
+            f"{path}: does not fit this model: {reason}",
             "the model and embedding settings must be those it was trained with",
         ) from None
 
 
-def _step_of(path: Path) -> int:
-    match = _NAME.fullmatch(path.name)
-    assert match
-    return int(match[1])
-
-
 def _damaged(path: Path, what: str) -> UserError:
-    return UserError(f"{path}: damaged: {what}", f"remove {path.name} to resume from the checkpoint before it")
+    return UserError(f"{path}: damaged: {what}", _remove(path))
+
+
+def _remove(path: Path) -> str:
+    return f"remove {path.name} to resume from the checkpoint before it"
 
 
 def _checksums(directory: Path, prefix: str) -> dict[str, list[int]]:
     """Name -> [bytes, CRC-32] of the files with this prefix."""
     files = (file for file in sorted(directory.iterdir()) if file.name.startswith(prefix))
     return {file.name: [file.stat().st_size, file_crc32(file)] for file in files}
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with path.open("w") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())

@@ -8,6 +8,9 @@ results.json        validation and test of the best checkpoint
 features/           what scoring raw rows needs of the data
 checkpoints/        see `checkpoint`
 events/             the lines of metrics.jsonl for TensorBoard, if asked for
+run.lock            held by the one process that writes
+
+A directory may come from somebody else: files are replaced, never written through links.
 """
 
 import errno
@@ -15,21 +18,25 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from dlrmctl.console.console import finite
+from dlrmctl.console.console import finite, warn
+from dlrmctl.data.files import appended_file, held_lock, refuse_links, remove_leftovers, write_whole
 from dlrmctl.errors import UserError
 from dlrmctl.settings.config import Config
-from dlrmctl.settings.toml import read_settings, write_settings
+from dlrmctl.settings.toml import read_run_settings, write_settings
 
 if TYPE_CHECKING:
     from dlrmctl.data.features.space import FeatureSpace
 
-FEATURES = "features"
+FEATURES, LOCK = "features", "run.lock"
+_CHECKPOINT = re.compile(r"step-[0-9]{1,18}")
+_DISTRUST = "if the run came from somebody else, do not resume it; else remove that"
 _PACKAGES = ("dlrmctl", "torch", "torchrec", "fbgemm-gpu", "numpy", "polars")
 
 
@@ -43,8 +50,21 @@ class RunDirectory:
         self.metrics_file = path / "metrics.jsonl"
 
     @property
+    def settings_file(self) -> Path:
+        return self.path / "run.toml"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run came to its end and has results."""
+        return (self.path / "results.json").exists()
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    def complete_checkpoints(self) -> list[Path]:
+        """The directories of complete checkpoints, by step."""
+        return complete_checkpoints(self.checkpoints)
 
     @property
     def features(self) -> Path:
@@ -76,18 +96,60 @@ class RunDirectory:
             hint = "free space, then --resume" if problem.errno == errno.ENOSPC else None
             raise UserError(f"{problem.filename or self.path}: cannot be written: {reason}", hint) from None
 
-    def create(self) -> None:
-        """Makes the directory.
+    @contextmanager
+    def created(self) -> Iterator[None]:
+        """The new directory, for this process alone while the block lasts.
 
         Raises:
-            UserError: if it exists and is not empty, or cannot be made.
+            UserError, DataError: if it exists and is not empty, or cannot be made.
         """
         if not self.writes:
+            yield
             return
+        self._refuse_used()
         with self._writing():
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-                raise UserError(f"{self.path}: already exists", f"--resume {self.path}, or another --run-dir")
             self.path.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            self._refuse_used()
+            yield
+
+    def _refuse_used(self) -> None:
+        with self._writing():
+            if os.path.lexists(self.path) and (not self.path.is_dir() or {*os.listdir(self.path)} - {LOCK}):
+                raise UserError(f"{self.path}: already exists", f"--resume {self.path}, or another --run-dir")
+
+    @contextmanager
+    def resumed(self) -> Iterator[None]:
+        """The directory of a run that is continued, for this process alone while the block lasts.
+
+        Raises:
+            UserError, DataError: if it is not a run, another process trains in it, it cannot be written, or something
+                in it leads elsewhere.
+        """
+        if not self.writes:
+            yield
+            return
+        self.settings()
+        if (self.path / "manifest.json").exists():
+            raise UserError(
+                f"{self.path}: holds a compressed model, which is not trained", "resume the run that it was made from"
+            )
+        for directory in (self.checkpoints, self.features, self.path / "events"):
+            if directory.is_symlink():
+                raise UserError(f"{directory}: is a link, and nothing is written through it", _DISTRUST)
+        refuse_links(self.path / "events", _DISTRUST)
+        best = self.checkpoints / "best"
+        if best.exists() and not best.is_symlink():
+            raise UserError(f"{best}: must be a link to the best checkpoint", f"remove it: rm -r {best}")
+        with self._locked():
+            remove_leftovers(self.path)
+            yield
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        busy = f"{self.path}: another process is training in it"
+        with held_lock(self.path / LOCK, busy, "wait until it has ended, or stop it"):
+            yield
 
     def describe(self, config: Config, world_size: int, device: str, command_line: Sequence[str] = ()) -> None:
         """Writes the settings and what they run on: of a resumed run, the settings it continues with.
@@ -97,20 +159,18 @@ class RunDirectory:
         """
         if not self.writes:
             return
-        with self._writing():
-            write_settings(self.path / "run.toml", config.to_dict())
-            environment = _environment() | {
-                "arguments": list(command_line),
-                "world_size": world_size,
-                "device": device,
-            }
-            (self.path / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+        write_settings(self.settings_file, config.to_dict())
+        environment = _environment() | {
+            "arguments": list(command_line),
+            "world_size": world_size,
+            "device": device,
+        }
+        self._write("environment.json", environment)
 
     def write_plan(self, rows: list[dict[str, Any]]) -> None:
         """Where every table lives, as plan.json."""
         if self.writes:
-            with self._writing():
-                (self.path / "plan.json").write_text(json.dumps(rows, indent=1) + "\n")
+            self._write("plan.json", rows)
 
     def settings(self) -> dict[str, Any]:
         """The sections of the run's run.toml.
@@ -120,38 +180,58 @@ class RunDirectory:
         """
         if not self.path.exists():
             raise UserError(f"{self.path}: no such run directory")
-        if not (self.path / "run.toml").is_file():
+        if not (self.settings_file).is_file():
             raise UserError(f"{self.path}: is not a run directory: run.toml is missing")
-        return read_settings(self.path / "run.toml")
+        return read_run_settings(self.settings_file)
 
     def record(self, entry: dict[str, Any]) -> None:
         """Appends one line to metrics.jsonl, and tells it to the listeners."""
         if self.writes:
             for listener in self.listeners:
                 listener(entry)
-            with self._writing(), self.metrics_file.open("a") as file:
-                file.write(json.dumps(finite(entry)) + "\n")
+            with appended_file(self.metrics_file) as file:
+                file.write((json.dumps(finite(entry)) + "\n").encode())
 
     def forget_after(self, step: int) -> None:
         """Drops recorded lines of steps that a resumed run will take again, and a line cut short."""
         if not self.writes or not self.metrics_file.exists():
             return
-        kept = []
-        for line in self.metrics_file.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError):
-                continue
-        temporary = self.metrics_file.with_suffix(".partial")
-        with self._writing():
-            temporary.write_text("".join(kept))
-            temporary.replace(self.metrics_file)
+        lines = self.metrics_file.read_text(errors="replace").splitlines(keepends=True)
+        steps = [_recorded_step(line) for line in lines]
+        kept = [line for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
+        if lost := sum(at is None for at in steps[:-1]):  # the last line may have been cut short
+            warn(f"{self.metrics_file}: {lost} damaged lines are dropped")
+        write_whole(self.metrics_file, "".join(kept).encode())
 
     def write_results(self, results: dict[str, Any]) -> None:
         if self.writes:
-            with self._writing():
-                (self.path / "results.json").write_text(json.dumps(finite(results), indent=2) + "\n")
+            self._write("results.json", finite(results))
+
+    def _write(self, name: str, value: Any) -> None:
+        write_whole(self.path / name, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def complete_checkpoints(directory: Path) -> list[Path]:
+    """The directories step-N in a directory, by N. One is renamed to that when it is complete."""
+    if not directory.is_dir():
+        return []
+    found = [path for path in directory.iterdir() if _CHECKPOINT.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The N of a directory step-N."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def _recorded_step(line: str) -> int | None:
+    """The step of a recorded line; None if it is damaged."""
+    try:
+        entry = json.loads(line) if line.endswith("\n") else None
+    except (ValueError, RecursionError):
+        return None
+    step = entry.get("step") if isinstance(entry, dict) else None
+    return step if type(step) is int else None
 
 
 def _environment() -> dict[str, Any]:
@@ -191,9 +271,3 @@ class EventWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.writer.close()
-
-
-def default_run_directory(config: Config, stamp: str) -> Path:
-    """A name that says which data and which tables."""
-    data = config.data.dataset if config.data.path is None else Path(config.data.path).name
-    return Path("runs") / f"{data}-{config.embeddings.embedding}-{stamp}"

@@ -1,16 +1,19 @@
 """Reads what runs left in their directories, finished or not, without torch; lists them and draws learning curves."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlrmctl.console.console import output, print_json, print_table
+from dlrmctl.console.console import output, print_json, print_table, warn
 from dlrmctl.console.pictures import check_picture, picture
 from dlrmctl.console.text import number_text, with_error
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.sealed import Values
 from dlrmctl.errors import UserError
-from dlrmctl.rundir.directory import RunDirectory
+from dlrmctl.rundir.directory import RunDirectory, step_of
+from dlrmctl.rundir.records import read_lines, read_record
+from dlrmctl.settings.config import resolve
 
 _DEEPEST = 3  # directories below the one that was named
 METRICS = ("ne", "log_loss", "auc", "calibration")
@@ -27,12 +30,14 @@ class History:
         settings: the sections of run.toml.
         entries: the lines of metrics.jsonl, in order; kind "train" or "validation".
         results: results.json; None while the run has not come to its end.
+        checkpoint_step: of the newest checkpoint, from which the run can be resumed; None if there is none yet.
     """
 
     path: Path
     settings: dict[str, Any]
     entries: list[dict[str, Any]]
     results: dict[str, Any] | None
+    checkpoint_step: int | None = None
 
     @property
     def validations(self) -> list[dict[str, Any]]:
@@ -57,6 +62,7 @@ class History:
             "dense_optimizer": optim.get("dense_optimizer"),
             "step": max((int(entry["step"]) for entry in self.entries), default=0),
             "finished": self.results is not None,
+            "checkpoint_step": self.checkpoint_step,
             "best_step": best.get("step"),
             "validation_ne": best.get("ne"),
             "validation_log_loss": best.get("log_loss"),
@@ -72,24 +78,36 @@ def read_history(path: Path) -> History:
     """The run in a directory.
 
     Raises:
-        UserError: if it is not a run.
+        UserError, DataError: if it is not a run, or a file of it is damaged.
     """
     run = RunDirectory(path, writes=False)
     settings = run.settings()
-    results = path / "results.json"
-    try:
-        entries = list(_json_lines(run.metrics_file)) if run.metrics_file.exists() else []
-        return History(path, settings, entries, json.loads(results.read_text()) if results.exists() else None)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: its records cannot be read: {error}") from None
+    resolve(settings, {}, file_name=str(run.settings_file))  # checks them
+    results, steps = path / "results.json", run.complete_checkpoints()
+    return History(
+        path,
+        settings,
+        read_lines(run.metrics_file, _entry, "remove that line") if run.metrics_file.exists() else [],
+        read_record(results, _results, f"remove it, then --resume {path}") if results.exists() else None,
+        step_of(steps[-1]) if steps else None,
+    )
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:  # a run that is being written, or was killed, may end within a line
-            continue
+def _entry(values: Values) -> dict[str, Any]:
+    """A line of metrics.jsonl: kind, step, and numbers by name."""
+    numbers = {
+        name: values.number(name) for name in values.entries if name not in ("kind", "step") and values.has(name)
+    }
+    return {"kind": values.text("kind"), "step": values.whole("step"), **numbers}
+
+
+def _results(values: Values) -> dict[str, Any]:
+    """Numbers by split and name."""
+    splits = {split: values.inner(split) for split in ("validation", "test")}
+    return {
+        split: {name: metrics.number(name) for name in metrics.entries if metrics.has(name)}
+        for split, metrics in splits.items()
+    }
 
 
 def find_runs(directory: Path) -> list[Path]:
@@ -112,11 +130,19 @@ def list_runs(directory: Path, *, as_json: bool) -> None:
     """Shows every run below a directory, the best validation NE first.
 
     Raises:
-        UserError: if there is none.
+        UserError, DataError: if there is none, or none that can be read.
     """
-    runs = [read_history(path).summary() for path in find_runs(directory)]
+    runs, problems = [], []
+    for path in find_runs(directory):
+        try:
+            runs.append(read_history(path).summary())
+        except (UserError, DataError) as error:  # the others are listed all the same
+            problems.append(error)
     if not runs:
-        raise UserError(f"{directory}: no run in it", "`dlrmctl train` makes one; name the directory they are in")
+        nothing = UserError(f"{directory}: no run in it", "`dlrmctl train` makes one; name the directory they are in")
+        raise problems[0] if problems else nothing
+    for problem in problems:
+        warn(problem.message)
     # Those without NE come last, by log loss.
     runs.sort(key=lambda run: (run["validation_ne"] is None, run["validation_ne"] or run["validation_log_loss"] or 0.0))
     if as_json:
@@ -127,9 +153,12 @@ def list_runs(directory: Path, *, as_json: bool) -> None:
         ["", "data", "tables", "MLPs", "steps", "validation NE", "test NE", "test AUC"],
         [_row(run, directory) for run in runs],
     )
-    unfinished = sum(not run["finished"] for run in runs)
+    unfinished = [run for run in runs if not run["finished"]]
     if unfinished:
-        output.print(f"{unfinished} not finished: dlrmctl train --resume RUN goes on")
+        output.print(f"{len(unfinished)} not finished: dlrmctl train --resume RUN goes on")
+    for run in unfinished:
+        if run["checkpoint_step"] is None:
+            output.print(f"{run['run']}: no checkpoint yet, starts over when it is resumed")
 
 
 def _row(run: dict[str, Any], directory: Path) -> Sequence[str]:

@@ -85,8 +85,8 @@ def open_model(
         return OpenedModel(run.path, load_model(run.path, artifact, config, features.schema, ranks.device), features)
     path = ranks.broadcast(find_checkpoint(Checkpoints(run.checkpoints, ranks), run, checkpoint))
     state = read_state(path)
-    same_shape(config, state["settings"], path, sections=("model", "embeddings"))
-    same_ids(path, state["vocabulary"], features)
+    same_shape(config, state.settings, path, sections=("model", "embeddings"))
+    same_ids(path, state.vocabulary, features)
     loaded = _whole if ranks.world_size == 1 else _spread
     return OpenedModel(path, loaded(config, features.schema, path, ranks), features)
 
@@ -144,7 +144,7 @@ def find_checkpoint(checkpoints: Checkpoints, run: RunDirectory, wanted: str) ->
         return newest
     name = wanted
     if wanted == "best":
-        best_step = read_state(newest)["progress"]["best_step"]
+        best_step = read_state(newest).progress.best_step
         if best_step is None:  # runs of before chose none where NE was not defined
             return newest
         name = f"step-{best_step}"

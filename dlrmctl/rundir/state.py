@@ -1,10 +1,11 @@
-"""Where a run stands, and whether a checkpoint may be gone on with."""
+"""Where a run stands, what a checkpoint says of it, and whether the checkpoint fits."""
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from dlrmctl.data.sealed import Values
 from dlrmctl.data.source import Source
 from dlrmctl.errors import UserError
 from dlrmctl.settings.config import Config
@@ -28,6 +29,22 @@ class StepSums:
     loss: float = 0.0
     positives: float = 0.0
     predicted: float = 0.0
+
+    @classmethod
+    def from_values(cls, values: Values) -> "StepSums":
+        """The sums in the entry `window`.
+
+        Raises:
+            DataError: if they are not there.
+        """
+        names = [item.name for item in fields(cls)]
+        listed = values.entries.get("window")
+        # Checkpoints of before kept the sums as a list.
+        if isinstance(listed, list):
+            sums = Values(dict(zip(names, listed, strict=False)), "window.")
+        else:
+            sums = values.inner("window")
+        return cls(*(sums.number(name) for name in names))
 
     def __add__(self, other: "StepSums") -> "StepSums":
         return StepSums(
@@ -58,24 +75,22 @@ class RunState:
     window: StepSums = field(default_factory=StepSums)
 
     @classmethod
-    def from_state(cls, state: dict[str, Any], config: Config, source: Source, path: Path) -> "RunState":
-        """The progress in a checkpoint's state.
-
-        Raises:
-            UserError: if the checkpoint belongs to another model or other data than the settings name.
+    def from_values(cls, values: Values) -> "RunState":
         """
-        same_shape(config, state["settings"], path)
-        if state["data"] != source.fingerprint():
-            raise UserError(
-                f"{path}: was trained on other data ({state['data']}) than is given ({source.fingerprint()})",
-                "name the same prepared store with --data",
-            )
-        progress = dict(state["progress"])
-        window = progress.pop("window")
-        if "best_ne" in progress:  # what checkpoints of before call it
-            progress["best_score"] = progress.pop("best_ne")
-        # Checkpoints of before kept the sums as a list.
-        return cls(**progress, window=StepSums(*window) if isinstance(window, list) else StepSums(**window))
+        Raises:
+            DataError: if they are not what `to_state` gives.
+        """
+        score = "best_score" if values.has("best_score") else "best_ne"  # what checkpoints of before call it
+        return cls(
+            step=values.whole("step"),
+            epoch=values.whole("epoch"),
+            batch=values.whole("batch"),
+            best_score=values.number(score) if values.has(score) else None,
+            best_step=values.whole("best_step") if values.has("best_step") else None,
+            evaluations_without_gain=values.whole("evaluations_without_gain"),
+            finished=values.flag("finished"),
+            window=StepSums.from_values(values),
+        )
 
     def to_state(self, config: Config, source: Source) -> dict[str, Any]:
         """What a checkpoint keeps beside its tensors."""
@@ -85,6 +100,52 @@ class RunState:
             "data": source.fingerprint(),
             "vocabulary": source.vocabulary_fingerprint(),
         }
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """What a checkpoint says of itself beside its tensors, as `RunState.to_state` gave it.
+
+    Attributes:
+        settings: sections of the run's.
+        data, vocabulary: fingerprints of what it was trained on.
+    """
+
+    progress: RunState
+    settings: dict[str, dict[str, Any]]
+    data: str
+    vocabulary: str | None
+
+    @classmethod
+    def from_values(cls, values: Values) -> "SavedState":
+        """
+        Raises:
+            DataError: if they are not what `RunState.to_state` gives.
+        """
+        settings = values.inner("settings")
+        return cls(
+            RunState.from_values(values.inner("progress")),
+            {section: dict(settings.inner(section).entries) for section in settings.entries},
+            values.text("data"),
+            values.text("vocabulary") if values.has("vocabulary") else None,
+        )
+
+    def progress_with(self, config: Config, source: Source, path: Path) -> RunState:
+        """Where a run of these settings and this data goes on.
+
+        Args:
+            path: of the checkpoint.
+
+        Raises:
+            UserError: if the checkpoint belongs to another model or other data.
+        """
+        same_shape(config, self.settings, path)
+        if self.data != source.fingerprint():
+            raise UserError(
+                f"{path}: was trained on other data ({self.data}) than is given ({source.fingerprint()})",
+                "name the same prepared store with --data",
+            )
+        return replace(self.progress)
 
 
 def same_shape(ours: Config, saved: dict[str, Any], path: Path, *, sections: Collection[str] = tuple(_FIXED)) -> None:
@@ -112,6 +173,8 @@ def same_shape(ours: Config, saved: dict[str, Any], path: Path, *, sections: Col
                     "go on with the same setting, or start a new run",
                 )
     before = saved.get("embeddings", {}).get("tables", {})
+    if not isinstance(before, dict):
+        raise UserError(f"{path}: damaged: settings.embeddings.tables = {str(before)[:80]} must be an object")
     if "embeddings" in sections and list(ours.tables.items()) != list(before.items()):  # their order counts
         raise UserError(
             f"{path}: was trained with embeddings.tables = {before}, this run asks for {ours.tables}",

@@ -86,9 +86,9 @@ class CheckpointTables:
         return {
             "kind": "checkpoint",
             "checkpoint": self.path.name,
-            "settings": self.state["settings"],
-            "data": self.state["data"],
-            "vocabulary": self.state["vocabulary"],
+            "settings": self.state.settings,
+            "data": self.state.data,
+            "vocabulary": self.state.vocabulary,
         }
 
     def _read(self, name: str) -> Tensor:

@@ -14,10 +14,12 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from dlrmctl.data.files import read_file
 from dlrmctl.errors import UserError
 
 METADATA = ".metadata"
-_DISTRUST = "do not trust this file"
+_MOST_BYTES = 1 << 30
+DISTRUST = "do not trust this file"
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)}
 _DTYPES |= {str(dtype): dtype for dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)}
 _DESCRIPTIONS = "torch.distributed.checkpoint.metadata"
@@ -50,12 +52,11 @@ def stored_tensors(checkpoint: Path) -> dict[str, StoredTensor]:
     Raises:
         UserError: if its description asks for anything but tensors, or contradicts itself.
     """
-    with (checkpoint / METADATA).open("rb") as file:
-        content = _Descriptions(file).load_descriptions()
+    content = _Descriptions(io.BytesIO(read_file(checkpoint / METADATA, most=_MOST_BYTES))).load_descriptions()
     try:
         return _checked(content)
-    except (AttributeError, TypeError, ValueError, KeyError) as problem:
-        raise UserError(f"{checkpoint}/{METADATA} does not describe a checkpoint: {problem}", _DISTRUST) from None
+    except (AttributeError, TypeError, ValueError, LookupError, RecursionError) as problem:
+        raise UserError(f"{checkpoint}/{METADATA} does not describe a checkpoint: {problem}", DISTRUST) from None
 
 
 def read_tensor(checkpoint: Path, stored: StoredTensor) -> Tensor:
@@ -79,9 +80,9 @@ def _read_piece(checkpoint: Path, stored: StoredTensor, piece: Piece) -> Tensor:
             content = io.BufferedReader(_Slice(file, piece.start, piece.length))
             tensor = torch.load(content, map_location="cpu", weights_only=True)
     except Exception:  # torch raises many kinds, for zip files, pickles and types alike
-        raise UserError(f"{checkpoint}/{piece.file}: {stored.name} cannot be read", _DISTRUST) from None
+        raise UserError(f"{checkpoint}/{piece.file}: {stored.name} cannot be read", DISTRUST) from None
     if not isinstance(tensor, Tensor) or tensor.dtype != stored.dtype or tuple(tensor.shape) != piece.sizes:
-        raise UserError(f"{checkpoint}/{piece.file}: {stored.name} is not what {METADATA} says", _DISTRUST)
+        raise UserError(f"{checkpoint}/{piece.file}: {stored.name} is not what {METADATA} says", DISTRUST)
     return tensor.detach()
 
 
@@ -139,7 +140,7 @@ class _Descriptions(pickle.Unpickler):
         except UserError:
             raise
         except Exception as problem:  # pickle raises many kinds for bytes that are no pickle
-            raise UserError(f"{METADATA} cannot be read: {type(problem).__name__}", _DISTRUST) from None
+            raise UserError(f"{METADATA} cannot be read: {type(problem).__name__}", DISTRUST) from None
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and f"torch.{name}" in _DTYPES:
@@ -156,7 +157,7 @@ class _Descriptions(pickle.Unpickler):
         }
         if (module, name) in values:
             return values[module, name]
-        raise UserError(f"{METADATA} asks for {module}.{name}, which no checkpoint of ours holds", _DISTRUST)
+        raise UserError(f"{METADATA} asks for {module}.{name}, which no checkpoint of ours holds", DISTRUST)
 
 
 def _checked(content: Any) -> dict[str, StoredTensor]:
@@ -168,14 +169,20 @@ def _checked(content: Any) -> dict[str, StoredTensor]:
         size, dtype = _sizes(entry.size), entry.properties.state[0]
         if dtype not in _DTYPES.values():
             raise ValueError(f"{name} is of {dtype}")
-        pieces = tuple(_piece(name, size, chunk, places) for chunk in _of(entry.chunks, Sequence))
+        pieces = tuple(_piece(name, size, dtype, chunk, places) for chunk in _of(entry.chunks, Sequence))
         if sum(_count(piece.sizes) for piece in pieces) != _count(size):
             raise ValueError(f"the pieces of {name} do not cover it")
         found[_of(name, str)] = StoredTensor(name, dtype, size, pieces)
     return found
 
 
-def _piece(name: str, size: tuple[int, ...], chunk: Any, places: Mapping[tuple[str, tuple[int, ...]], Any]) -> Piece:
+def _piece(
+    name: str,
+    size: tuple[int, ...],
+    dtype: torch.dtype,
+    chunk: Any,
+    places: Mapping[tuple[str, tuple[int, ...]], Any],
+) -> Piece:
     offsets, sizes = _sizes(chunk.offsets), _sizes(chunk.sizes)
     if any(at + length > whole for at, length, whole in zip(offsets, sizes, size, strict=True)):
         raise ValueError(f"a piece of {name} lies outside it")
@@ -183,6 +190,8 @@ def _piece(name: str, size: tuple[int, ...], chunk: Any, places: Mapping[tuple[s
     file, start, length = _of(place.relative_path, str), _of(place.offset, int), _of(place.length, int)
     if Path(file).name != file or min(start, length) < 0 or getattr(place, "transform_descriptors", None):
         raise ValueError(f"{name} lies in {file!r} from {start} on")
+    if length < _count(sizes) * dtype.itemsize:
+        raise ValueError(f"{name} has more values than bytes")
     return Piece(offsets, sizes, file, start, length)
 
 

@@ -1,15 +1,24 @@
-"""Reading and writing settings files."""
+"""Reading and writing settings files.
 
-import os
+The `run.toml` of a run names its format and a checksum of its settings. As a file for `--config` it may be edited; in
+the directory of a run it must be as it was written.
+"""
+
+import json
 import tomllib
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
+from dlrmctl.data.files import write_whole
 from dlrmctl.errors import UserError
+from dlrmctl.settings.config import SECTIONS
 
 FORMAT = "dlrmctl-run/1"  # of run.toml, and of the directory that it stands in
+_CHECKSUM = "crc32"
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -28,35 +37,56 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read: {problem.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text") from None
-    except tomllib.TOMLDecodeError as problem:
+    except (tomllib.TOMLDecodeError, ValueError, RecursionError) as problem:  # too many digits, or too deep
         raise UserError(f"{path}: not valid TOML: {problem}") from None
 
 
-def write_toml(path: Path, sections: dict[str, Any]) -> None:
-    """Writes whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(tomli_w.dumps(sections).encode())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def read_settings(path: Path) -> dict[str, Any]:
-    """The sections of a run's settings, or of a file that a person wrote, which need not name a format.
+    """The sections of a settings file that a person wrote, or of a run's, edited or not.
 
     Raises:
         UserError: as `read_toml`; if the file is of another version.
     """
+    return _sections(path)[0]
+
+
+def read_run_settings(path: Path) -> dict[str, Any]:
+    """The sections of the run.toml in a run's directory, as they were written.
+
+    Raises:
+        UserError: as `read_settings`; if the file was edited or damaged.
+    """
+    sections, checksum = _sections(path)
+    from_before = checksum is None and sections.keys() >= SECTIONS.keys()  # earlier versions wrote no checksum
+    if checksum != _checksum(sections) and not from_before:
+        raise UserError(
+            f"{path}: edited or damaged: its settings do not match its checksum",
+            "give other settings as flags, or give an edited copy to train --config",
+        )
+    return sections
+
+
+def write_settings(path: Path, sections: Mapping[str, Any]) -> None:
+    """Writes the sections of a run's settings with format and checksum, whole or not at all.
+
+    Raises:
+        DataError: if the disk refuses.
+    """
+    checksum = _checksum(tomllib.loads(tomli_w.dumps(sections)))
+    write_whole(path, tomli_w.dumps({"format": FORMAT, _CHECKSUM: checksum, **sections}).encode())
+
+
+def _sections(path: Path) -> tuple[dict[str, Any], Any]:
+    """The sections of a file, and the checksum that it names."""
     sections = read_toml(path)
     format = sections.pop("format", FORMAT)
     if format != FORMAT:
         raise UserError(
             f"{path}: the format is {format!r}, this version reads {FORMAT!r}", "use the version that wrote it"
         )
-    return sections
+    return sections, sections.pop(_CHECKSUM, None)
 
 
-def write_settings(path: Path, sections: dict[str, Any]) -> None:
-    """Writes the sections of a run's settings with the format's name, whole or not at all."""
-    write_toml(path, {"format": FORMAT, **sections})
+def _checksum(sections: Mapping[str, Any]) -> int:
+    """CRC-32 of settings; order of tables counts, spaces and comments do not."""
+    return zlib.crc32(json.dumps(sections, default=str).encode())

@@ -3,7 +3,6 @@
 No torch here: it is loaded where the training runs.
 """
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.launch import needs_launch, run_on_ranks
 from dlrmctl.ranks.process import configure
-from dlrmctl.rundir.directory import RunDirectory, default_run_directory
+from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.settings.config import Config, check_batch, resolve
 
 if TYPE_CHECKING:
@@ -34,7 +33,8 @@ def run_training(
 
     Args:
         config: the settings; default: those of the resumed run, else the defaults.
-        run_dir: of the run; a new one is named after data, tables and time.
+        run_dir: of the run; else it is named after data, tables and time, or after the job of torchrun or Slurm that
+            this is, whose run is continued when the job is started again.
         resume: continues the run in `run_dir` from its newest checkpoint.
         nproc: ranks on this machine.
         source: the data, if other than the settings name; on this process alone.
@@ -52,11 +52,10 @@ def run_training(
         raise UserError("a run is resumed in its directory, which was not given", "run_dir=...")
     if config is None:
         config = resolve(RunDirectory(Path(str(run_dir)), writes=False).settings(), {}) if resume else Config()
-    path = Path(run_dir) if run_dir else default_run_directory(config, time.strftime("%Y%m%d-%H%M%S"))
     check_batch(config, nproc)
-    arguments = {
+    arguments: dict[str, Any] = {
         "settings": config.to_dict(derived=False),
-        "run_dir": str(path),
+        "run_dir": None if run_dir is None else str(run_dir),
         "resume": resume,
         "print_plan": print_plan,
         "command_line": list(command_line),

@@ -22,6 +22,7 @@ from dlrmctl.ranks.process import matmul_precision
 from dlrmctl.ranks.signals import StopRequest, stop_requests
 from dlrmctl.rundir.checkpoint import Checkpoints, load, read_state
 from dlrmctl.rundir.directory import EventWriter, RunDirectory
+from dlrmctl.rundir.names import place_of_run
 from dlrmctl.rundir.state import RunState, StepSums
 from dlrmctl.scoring.metrics import entropy, short_text, with_optimum
 from dlrmctl.scoring.scores import evaluate
@@ -33,7 +34,7 @@ from dlrmctl.training.step import TrainingStep
 
 def train_on_rank(
     settings: dict[str, Any],
-    run_dir: str,
+    run_dir: str | None,
     *,
     resume: bool,
     print_plan: bool,
@@ -44,13 +45,18 @@ def train_on_rank(
 
     Args:
         settings: sections of settings as `Config.to_dict` gives them.
-        run_dir, source: as for `run_training`; rank 0 names the directory, for clocks differ between ranks.
+        run_dir, source: as for `run_training`; rank 0 names the directory.
     """
     config = resolve(settings, {}, file_name="settings")
     with process_group(config.train.device) as ranks:
         check_batch(config, ranks.world_size)
-        run = RunDirectory(Path(ranks.broadcast(run_dir)), writes=ranks.is_main)
-        return train(config, run, ranks, resume=resume, source=source, print_plan=print_plan, command_line=command_line)
+        path, continued = ranks.broadcast((run_dir, resume) if run_dir is not None else place_of_run(config))
+        run = RunDirectory(Path(path), writes=ranks.is_main)
+        if continued and not resume:  # a job that was started again: the settings are the same, completed
+            config = resolve(run.settings(), {}, file_name=str(run.settings_file))
+        return train(
+            config, run, ranks, resume=continued, source=source, print_plan=print_plan, command_line=command_line
+        )
 
 
 def train(
@@ -71,7 +77,9 @@ def train(
     Raises:
         UserError, DataError: for what the user can mend. Interrupted: after SIGTERM or Ctrl-C, with the state saved.
     """
-    with matmul_precision(config.train.precision), ExitStack() as events:
+    with matmul_precision(config.train.precision), ExitStack() as until_the_end:
+        if resume:
+            until_the_end.enter_context(run.resumed())
         source = open_source(config.data) if source is None else source
         if config.optim.shampoo_overhead is not None:
             config = within_overhead(config, source.schema, ranks)
@@ -79,7 +87,7 @@ def train(
         if resume:
             trainer.resume()
         else:
-            run.create()
+            until_the_end.enter_context(run.created())
         run.describe(config, ranks.world_size, ranks.device.type, command_line)
         run.keep_features(source.features)
         run.write_plan([asdict(table) for table in trainer.model.sharded.plan])
@@ -87,7 +95,7 @@ def train(
             show_placements(trainer.model.sharded.plan)
         if config.train.tensorboard and ranks.is_main:
             writer = EventWriter(run.path / "events", first_step=trainer.progress.step + 1 if resume else 0)
-            run.listeners.append(events.enter_context(writer))
+            run.listeners.append(until_the_end.enter_context(writer))
         return trainer.run_to_the_end()
 
 
@@ -259,7 +267,7 @@ class Trainer:
             self.run.forget_after(0)
             say(f"{self.run.path}: no checkpoint yet, starting over") if self.speaks else None
             return
-        self.progress = RunState.from_state(read_state(path), self.config, self.source, path)
+        self.progress = read_state(path).progress_with(self.config, self.source, path)
         load(path, self._tensors(), self.ranks)
         self.saved_step = (progress := self.progress).step
         progress.finished = progress.step >= self.total_steps or self._out_of_patience()

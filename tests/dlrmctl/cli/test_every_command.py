@@ -11,6 +11,8 @@ import pytest
 import typer.main
 
 from dlrmctl.cli.app import app
+from dlrmctl.settings.config import Config
+from dlrmctl.settings.toml import write_settings
 from tests.dlrmctl.commands import in_process
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -98,7 +100,7 @@ def test_every_answer_can_be_had_as_json():
 )
 def test_an_answer_that_cannot_be_written(command: str, redirected: str, status: int, words: str, tmp_path: Path):
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "run.toml").write_text("")
+    write_settings(tmp_path / "a" / "run.toml", Config().to_dict())
     dlrmctl = f"{sys.executable} -P -m dlrmctl {command.replace('DIR', str(tmp_path))}"
     # The reader is gone before anything is written.
     script = f"set -o pipefail; ( sleep 1; {dlrmctl} ) {redirected}" if "|" in redirected else f"{dlrmctl} {redirected}"
@@ -109,7 +111,7 @@ def test_an_answer_that_cannot_be_written(command: str, redirected: str, status:
 
 def test_a_terminal_without_the_signs_gets_them_as_escapes(tmp_path: Path):
     (tmp_path / "\u00fcber").mkdir()
-    (tmp_path / "\u00fcber" / "run.toml").write_text("")
+    write_settings(tmp_path / "\u00fcber" / "run.toml", Config().to_dict())
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     command = [sys.executable, "-P", "-m", "dlrmctl", "runs", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -11,6 +11,7 @@ import torch
 
 from dlrmctl.assembly.model import Model
 from dlrmctl.data.reader import Reader
+from dlrmctl.data.sealed import Values
 from dlrmctl.data.synthetic.synthetic import Synthetic
 from dlrmctl.embeddings.collection import CompositionalEmbeddings
 from dlrmctl.embeddings.sharding.shard import shard
@@ -19,7 +20,7 @@ from dlrmctl.errors import UserError
 from dlrmctl.models import DenseNetwork
 from dlrmctl.ranks.group import process_group
 from dlrmctl.rundir.directory import RunDirectory
-from dlrmctl.rundir.state import RunState, StepSums
+from dlrmctl.rundir.state import RunState, SavedState, StepSums
 from dlrmctl.settings.config import Config
 from dlrmctl.training.run import run_training
 from dlrmctl.training.train import Trainer
@@ -112,7 +113,6 @@ def test_a_trainer_takes_parts_that_were_built_elsewhere(tmp_path: Path):
         )
         optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
         run = RunDirectory(tmp_path / "run", writes=True)
-        run.create()
         trainer = Trainer(
             Config.of(log_every=4, warmup_steps=0, decay="none"),
             source,
@@ -123,7 +123,8 @@ def test_a_trainer_takes_parts_that_were_built_elsewhere(tmp_path: Path):
             optimizer=optimizer,
             quiet=True,
         )
-        results = trainer.run_to_the_end()
+        with run.created():
+            results = trainer.run_to_the_end()
     assert results["steps"] == 8
     assert optimizer.param_groups[0]["lr"] == 0.5
     lines = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
@@ -137,6 +138,7 @@ def test_sums_of_a_checkpoint_are_read_in_both_forms(stored: Callable[..., Any],
     state = RunState(step=3, window=StepSums(512.0, 300.0, 100.0, 90.0)).to_state(config, source)
     if stored is list:
         state["progress"]["window"] = list(state["progress"]["window"].values())
-    read = RunState.from_state(json.loads(json.dumps(state)), config, source, tmp_path)
+    saved = SavedState.from_values(Values(json.loads(json.dumps(state))))
+    read = saved.progress_with(config, source, tmp_path)
     assert read.window + StepSums(1.0) == StepSums(513.0, 300.0, 100.0, 90.0)
     assert read.step == 3

@@ -1,0 +1,60 @@
+"""Where a run goes that was given no directory.
+
+A job of torchrun or Slurm is started again after a failure, with the same command: the name of its run follows from the
+job and the settings, so that the second start finds what the first one left. Other names are new each time.
+"""
+
+import json
+import os
+import re
+import secrets
+import time
+import zlib
+from pathlib import Path
+
+from dlrmctl.rundir.directory import RunDirectory
+from dlrmctl.settings.config import Config
+
+_LONGEST = 40  # letters of a job's name
+_NO_JOB = "none"  # what torchrun calls a job that was given no --rdzv-id
+
+
+def place_of_run(config: Config) -> tuple[Path, bool]:
+    """The directory of a run, and whether it is there already and is to be continued.
+
+    In a job, a run of the same settings that is not finished is continued; a finished one is given back where the job
+    was started again, and stays alone otherwise.
+    """
+    data = config.data.dataset if config.data.path is None else Path(config.data.path).name
+    name = Path("runs") / f"{data}-{config.embeddings.embedding}"
+    job = _job()
+    if job is not None:
+        path = Path(f"{name}-{job}-{_fingerprint(config)}")
+        run = RunDirectory(path, writes=False)
+        if not run.is_finished or _is_restarted():
+            return path, run.settings_file.is_file()
+    return Path(f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"), False
+
+
+def _job() -> str | None:
+    """The name of the job that this process is part of: the same when it is started again, different for another."""
+    if number := os.environ.get("SLURM_JOB_ID"):
+        job = f"slurm-{number}"
+    elif (name := os.environ.get("TORCHELASTIC_RUN_ID", _NO_JOB)) != _NO_JOB:
+        job = f"torchrun-{name}"
+    elif file := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # .../<new for every torchrun>/attempt_0/<rank>/error.json
+        job = f"torchrun-{Path(file).parents[2].name}"
+    else:
+        return None
+    return re.sub(r"[^\w.-]", "-", job)[:_LONGEST]
+
+
+def _is_restarted() -> bool:
+    """Whether the job was started before."""
+    counts = (os.environ.get(name, "0") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
+    return any(count not in ("", "0") for count in counts)
+
+
+def _fingerprint(config: Config) -> str:
+    """Eight digits that follow from the settings."""
+    return f"{zlib.crc32(json.dumps(config.to_dict(derived=False)).encode()):08x}"
