@@ -6,6 +6,7 @@ ignored; one that is not there, and null, are no value. A line that is no object
 
 import json
 from collections.abc import Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ def to_json_frame(
     wrong: dict[int, BadLine] = {}
     for name, lists in wanted.items():
         found = [fields.get(name) for fields in objects]
-        if lists or not all(value is None or type(value) is str for value in found):
+        if lists or not {*map(type, found)} <= {str, NoneType}:
             for row, value in enumerate(found):
                 try:
                     found[row] = _list(value, separator) if lists else _scalar(value)

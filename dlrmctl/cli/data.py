@@ -69,7 +69,7 @@ def prepare(
 
     prepare npy DIR...: NAME_dense.npy, NAME_labels.npy and NAME_sparse.npy or NAME_sparse_multi_hot.npz.
 
-    prepare --schema my.toml SRC...: your own CSV, TSV, JSON lines, Parquet or Arrow files; my.toml names columns:
+    prepare --schema my.toml SRC...: your own CSV, TSV, JSONL, Parquet or Arrow files, whose columns my.toml names:
     """
     format, files = format_and_files(sources, schema)
     chosen = _IDS[format][0] if ids is None else ids
