@@ -102,6 +102,24 @@ def check_types(path: Path, types: dict[str, pl.DataType], schema: TableSchema, 
             raise DataError(f"{path}: column {sparse.name!r} is of type {found}, sparse values are not fractions", key)
 
 
+def check_texts(path: Path, types: dict[str, pl.DataType], schema: TableSchema) -> None:
+    """Whether a model that was trained on texts knows the values, if it tells them apart by their type.
+
+    Raises:
+        DataError: naming the column that it knows as texts, and is of numbers here.
+    """
+    for sparse in schema.sparse if schema.values == BY_TYPE else ():
+        found = types[sparse.name]
+        inner = found.inner if isinstance(found, pl.List | pl.Array) else found
+        assert isinstance(inner, pl.DataType)
+        if sparse.type is None and not _is_text(inner):
+            raise DataError(
+                f"{path}: column {sparse.name!r} is of type {found}, but the model knows its values as texts: its "
+                "data was prepared by an earlier version",
+                "prepare it again and train on that, or give the rows as text",
+            )
+
+
 def _is_number(kind: pl.DataType) -> bool:
     return kind.is_numeric() or kind == pl.Boolean
 

@@ -14,7 +14,15 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors
 from dlrmctl.data.formats.raw import BadLine, KeptColumns, Position, RawFeature, RawPiece, SourceFile, Task
 from dlrmctl.data.formats.sources import expand_sources
-from dlrmctl.data.formats.table_columnar import MAGICS, check_types, columnar_format, count_rows, read_rows, read_types
+from dlrmctl.data.formats.table_columnar import (
+    MAGICS,
+    check_texts,
+    check_types,
+    columnar_format,
+    count_rows,
+    read_rows,
+    read_types,
+)
 from dlrmctl.data.formats.table_json import SUFFIXES as JSON_SUFFIXES
 from dlrmctl.data.formats.table_json import kept_texts, read_objects, to_json_frame
 from dlrmctl.data.formats.table_schema import TableSchema, nearest
@@ -49,6 +57,7 @@ class TableInput:
         sources: in the order of time; what `expand_sources` takes.
         labelled: False for files without labels: the label column need not be there, and is not read.
         keep: columns that pieces hold as they are, besides what the schema makes of them.
+        trained_on: format of the training data of a model that is to score the rows.
         piece_bytes: of text in a piece.
         piece_rows: of Parquet and Arrow in a piece.
 
@@ -63,10 +72,11 @@ class TableInput:
         *,
         labelled: bool = True,
         keep: Sequence[str] = (),
+        trained_on: str | None = None,
         piece_bytes: int = PIECE_BYTES,
         piece_rows: int = PIECE_ROWS,
     ) -> None:
-        self.table_schema, self._labelled = schema, labelled
+        self.table_schema, self._labelled, self._trained_on = schema, labelled, trained_on
         self._piece_bytes, self._piece_rows = piece_bytes, piece_rows
         self._paths = paths = [check_file(name) for name in expand_sources(sources)]
         self.sources = tuple(SourceFile(path.name, path.stat().st_size) for path in paths)
@@ -168,6 +178,8 @@ class TableInput:
             types = read_types(path, format)
             self._check_columns(path, list(types))
             check_types(path, types, self.table_schema, labelled=self._labelled)
+            if self._trained_on == "csv":
+                check_texts(path, types, self.table_schema)
             self._keep_types(path, types)
             return _File(path, format, self._dialect(path), rows=count_rows(path, format))
         refuse_others(str(path), head)

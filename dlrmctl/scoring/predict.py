@@ -206,7 +206,7 @@ def _input(
     if schema is not None:
         rule = features.table_schema.values if features.table_schema else BY_TYPE
         given = read_schema(read_toml(schema), str(schema), values=rule)
-        return _table(given, sources, labelled=labelled, keep=keep)
+        return _table(given, sources, labelled=labelled, keep=keep, trained_on=format)
     if format == "criteo":
         return CriteoInput(sources, labelled=labelled)
     if format == "npy":
@@ -217,12 +217,14 @@ def _input(
         raise UserError(
             f"{features.directory}: was made from tables, and does not keep their schema", "--schema my.toml"
         )
-    return _table(features.table_schema, sources, labelled=labelled, keep=keep)
+    return _table(features.table_schema, sources, labelled=labelled, keep=keep, trained_on=format)
 
 
-def _table(schema: TableSchema, sources: Sequence[str], *, labelled: bool, keep: Sequence[str]) -> Input:
+def _table(
+    schema: TableSchema, sources: Sequence[str], *, labelled: bool, keep: Sequence[str], trained_on: str | None
+) -> Input:
     try:
-        return TableInput(schema, sources, labelled=labelled, keep=keep)
+        return TableInput(schema, sources, labelled=labelled, keep=keep, trained_on=trained_on)
     except DataError as problem:
         if labelled and problem.missing_column == schema.label:
             raise UserError(str(problem), _UNLABELLED) from None

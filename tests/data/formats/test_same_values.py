@@ -319,6 +319,20 @@ def test_a_store_of_before_is_opened_as_it_was_and_reads_new_rows_as_it_did(tmp_
     assert again.vocabulary_fingerprint() != store.vocabulary_fingerprint()
 
 
+def test_a_store_of_before_that_was_made_of_texts_does_not_know_numbers(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"clicked": [0, 1] * 100, "age": [1.0] * 200, "user": ["7", "8"] * 100})
+    store, _ = old_store(tmp_path, frame)
+    schema = store.features.table_schema
+    assert schema is not None
+    [same] = TableInput(schema, [write(frame, tmp_path / "s.parquet")], trained_on="csv").tasks()
+    assert len(same.read()) == 200
+    numbers = write(frame.with_columns(pl.col("user").cast(pl.Int64)), tmp_path / "n.parquet")
+    with pytest.raises(DataError, match="column 'user' is of type Int64, but the model knows") as error:
+        TableInput(schema, [numbers], trained_on="csv")
+    assert "prepare it again" in str(error.value.hint)
+    TableInput(read_schema(USERS, "my.toml"), [numbers], trained_on="csv")
+
+
 def test_a_vocabulary_of_before_is_not_lent_to_values_of_now(tmp_path: Path) -> None:
     frame = pl.DataFrame({"clicked": [0, 1] * 100, "age": [1.0] * 200, "user": ["7", "b"] * 100})
     store, _ = old_store(tmp_path, frame)
