@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.schema import RESERVED_ROWS
+from dlrmctl.data.store.layout import MOST_BLOCK_ROWS
 from dlrmctl.data.store.writer import STORE_BLOCK_ROWS
 
 
@@ -52,8 +53,8 @@ class PrepareOptions:
             raise DataError(f"splitting by {self.split!r} is not known: choose 'order' or 'last-file'")
         if self.max_bad_rows is not None and self.max_bad_rows < 0:
             raise DataError(f"a limit of {self.max_bad_rows} rejected lines must be at least 0")
-        if self.block_rows < 1:
-            raise DataError(f"blocks of {self.block_rows} examples must have at least 1")
+        if not 1 <= self.block_rows <= MOST_BLOCK_ROWS:
+            raise DataError(f"blocks of {self.block_rows} examples must have at least 1, and at most {MOST_BLOCK_ROWS}")
         if self.max_rows_per_table is not None and self.max_rows_per_table < RESERVED_ROWS:
             raise DataError(f"{self.max_rows_per_table} rows per table must be at least {RESERVED_ROWS}")
         if self.limit is not None and self.limit < 1:

@@ -278,7 +278,7 @@ def _weighted_sum(counts: Tensor, weights: Tensor | None, exact: bool) -> Tensor
 def _below(scores: Tensor, ascending: Tensor, weights: Tensor | None) -> Tensor:
     """Twice the number of `ascending` below each score, plus those equal to it. The scores ascend too."""
     if len(ascending) >= len(scores):
-        first, last = (torch.searchsorted(ascending, scores, right=right) for right in (False, True))
+        first, last = _places(scores, ascending)
         if weights is not None:
             before = torch.nn.functional.pad(weights.cumsum(0), (1, 0))
             first, last = before[first], before[last]
@@ -286,6 +286,14 @@ def _below(scores: Tensor, ascending: Tensor, weights: Tensor | None) -> Tensor:
     # Seeking the fewer among the more is faster: counts rise by one where each would stand, before and after equals.
     rises = torch.zeros(len(scores) + 1, dtype=torch.int64, device=scores.device)
     ones = torch.ones_like(ascending, dtype=torch.int64) if weights is None else weights
-    for right in (False, True):
-        rises.index_add_(0, torch.searchsorted(scores, ascending, right=right), ones)
+    for places in _places(ascending, scores):
+        rises.index_add_(0, places, ones)
     return rises[:-1].cumsum(0)
+
+
+def _places(few: Tensor, many: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each of `few` would stand among `many`, before and after those equal to it."""
+    first = torch.searchsorted(many, few)
+    last, tied = first.clone(), many[first.clamp(max=len(many) - 1)] == few
+    last[tied] = torch.searchsorted(many, few[tied], right=True)
+    return first, last
