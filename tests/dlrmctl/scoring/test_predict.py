@@ -226,6 +226,22 @@ def test_columns_of_parquet_keep_their_types(tables: Path, tmp_path: Path):
     assert frame["line"].to_list() == [1, 2, 3] * 2
 
 
+def test_every_kind_of_table_keeps_the_same_columns(tables: Path, tmp_path: Path):
+    frame = pl.read_parquet(tables / "new.parquet").drop("tags")
+    frame.write_parquet(tmp_path / "new.parquet")
+    frame.write_ipc(tmp_path / "new.arrow")
+    frame.write_ndjson(tmp_path / "new.jsonl")
+    frame.write_csv(tmp_path / "new.csv")
+    found = []
+    for kind in ("parquet", "arrow", "jsonl", "csv"):
+        out = tmp_path / f"{kind}.out.csv"
+        done = in_process("predict", tables / "run", tmp_path / f"new.{kind}", "-o", out, "--keep", "key,user")
+        assert done.status == 0, done.err
+        found.append(pl.read_csv(out).select("probability", "problem", "key", "user").rows())
+    assert found == [found[0]] * 4
+    assert [row[2:] for row in found[0]] == [(7, "u1"), (None, "u2"), (2**60, "u3")]
+
+
 @pytest.mark.parametrize(
     ("name", "keep", "message"),
     [
