@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.files import whole_file
 from dlrmctl.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,8 +44,10 @@ def picture(path: Path, *, width: float = 7.0, height: float = 4.0) -> Iterator[
     with rc_context({"svg.hashsalt": "dlrmctl", "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
+        suffix = path.suffix.lower()
+        metadata = {"Date": None} if suffix == ".svg" else None  # equal results, equal files
         try:
-            metadata = {"Date": None} if path.suffix.lower() == ".svg" else None  # equal results, equal files
-            figure.savefig(path, dpi=144, metadata=metadata)
-        except OSError as error:
-            raise UserError(f"{path}: cannot write: {(error.strerror or str(error)).lower()}") from error
+            with whole_file(path) as file:
+                figure.savefig(file, format=suffix.removeprefix("."), dpi=144, metadata=metadata)
+        except DataError as problem:
+            raise UserError(problem.message, problem.hint) from problem
