@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from gzip import GzipFile
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
@@ -79,7 +80,7 @@ def read_array(path: Path, dtype: "np.dtype", count: int, offset: int = 0) -> "n
 
     array = np.empty(count, dtype)
     content, at = array.view(np.uint8).data, 0
-    with io_errors(path, "read"), path.open("rb", buffering=0) as file:
+    with io_errors(path, "read"), _open_to_read(path) as file:
         file.seek(offset)
         while at < len(content) and (read := file.readinto(content[at:])):
             at += read
@@ -183,15 +184,24 @@ def read_file(path: Path, *, most: int) -> bytes:
     Raises:
         DataError: if it cannot be read, is no file, or has more than `most` bytes.
     """
-    with io_errors(path, "read"):
-        # Without waiting: a pipe would wait for somebody to write.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise DataError(f"{path}: is not a file")
-            if found.st_size > most:
-                raise DataError(f"{path}: has {found.st_size:,} bytes, at most {most:,} are read")
-            return file.read()
+    with io_errors(path, "read"), _open_to_read(path) as file:
+        found = os.fstat(file.fileno()).st_size
+        if found > most:
+            raise DataError(f"{path}: has {found:,} bytes, at most {most:,} are read")
+        return file.read()
+
+
+def _open_to_read(path: Path) -> FileIO:
+    """Opens a regular file; without waiting, as a pipe in its place would for somebody to write.
+
+    Raises:
+        DataError, OSError: if it is something else, or cannot be opened.
+    """
+    file = FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise DataError(f"{path}: is not a file")
+    return file
 
 
 @contextmanager
@@ -252,7 +262,7 @@ def refuse_links(directory: Path, hint: str) -> None:
 
 def file_crc32(path: Path) -> int:
     crc32 = 0
-    with io_errors(path, "read"), path.open("rb") as file:
+    with io_errors(path, "read"), _open_to_read(path) as file:
         while piece := file.read(_PIECE_BYTES):
             crc32 = zlib.crc32(piece, crc32)
     return crc32

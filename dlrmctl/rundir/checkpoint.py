@@ -177,10 +177,10 @@ def _listed_files(values: Values) -> dict[str, tuple[int, int]]:
     return files
 
 
-def _problem_with(path: Path, ranks: Ranks) -> UserError | None:
+def _problem_with(path: Path, ranks: Ranks) -> UserError | DataError | None:
     try:
         verify(path, ranks.rank, ranks.world_size)
-    except UserError as error:
+    except (UserError, DataError) as error:
         return error
     return None
 

@@ -11,6 +11,7 @@ import pytest
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import (
     appended_file,
+    file_crc32,
     fresh_directory,
     held_lock,
     read_file,
@@ -68,7 +69,7 @@ def test_what_is_opened_as_it_is_must_not_be_a_link(
     assert not (tmp_path / "nowhere").exists()
 
 
-@pytest.mark.parametrize("act", [_append, _lock, _stream, lambda path: read_file(path, most=10)])
+@pytest.mark.parametrize("act", [_append, _lock, _stream, lambda path: read_file(path, most=10), file_crc32])
 def test_a_pipe_in_place_of_a_file_is_refused_without_waiting(tmp_path: Path, act: Callable[[Path], None]):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DataError, match=r"pipe: (is not a file|cannot)"):
