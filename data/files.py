@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _GZIP_LEVEL = 1  # random digits are hardly smaller with more
-_PIECE_BYTES = 1 << 24
+_PIECE_BYTES = 1 << 22  # a checkpoint is checksummed beside tables that fill the memory
 _FRESH = ".dlrmctl-new-"  # begins the names of what is not complete
 
 
