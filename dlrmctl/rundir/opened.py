@@ -51,7 +51,7 @@ def open_run(config: Config, run: RunDirectory, ranks: Ranks, *, checkpoint: str
 
     Args:
         run: of a run, or the directory of its compressed model.
-        checkpoint: "best", "last" or "step-N"; a compressed model has but one.
+        checkpoint: "best", "last" or "step-N"; of a compressed model, which has one, "best".
 
     Raises:
         UserError, DataError: if checkpoint or data are not there or do not fit.
@@ -80,6 +80,11 @@ def open_model(
     set_precision(config.train.precision)
     features = features or run_features(config, run)
     if is_compressed(run.path):
+        if checkpoint != "best":
+            raise UserError(
+                f"--checkpoint {checkpoint}: {run.path} is a compressed model, made from one checkpoint",
+                "leave --checkpoint out, or name the run that has it",
+            )
         artifact = open_artifact(run.path)
         same_ids(run.path, artifact.source.get("vocabulary"), features)
         return OpenedModel(run.path, load_model(run.path, artifact, config, features.schema, ranks.device), features)
@@ -92,7 +97,9 @@ def open_model(
 
 
 def run_features(config: Config, run: RunDirectory) -> FeatureSpace:
-    """What a run keeps of its data: all that scoring raw rows needs. Runs of before have it in their data alone.
+    """What a run keeps of its data: all that scoring raw rows needs.
+
+    Runs of earlier versions keep none; it is read from their data.
 
     Raises:
         UserError, DataError: if it is damaged, or neither the run nor its data is there.

@@ -199,7 +199,7 @@ class Trainer:
         }
         rate = self.display.rate()
         self.display.report(progress.step, values, rate)
-        dense_lr = self.dense_lrs[0] * self.schedule(progress.step)
+        dense_lr = self.optimizer.param_groups[0]["lr"]  # of the step that is recorded
         entry = {"kind": "train", "step": progress.step, **values, "dense_lr": dense_lr}
         self.run.record(entry | {"examples_per_second": rate})
 

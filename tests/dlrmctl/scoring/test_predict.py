@@ -332,6 +332,10 @@ def test_a_run_and_its_compressed_model_score_raw_rows_when_the_data_is_gone(pla
     for model in ("run", "small"):
         done = in_process("predict", tmp_path / model, *rows, "-o", tmp_path / f"{model}-before.csv")
         assert done.status == 0, done.err
+    other = in_process("predict", tmp_path / "small", *rows, "-o", tmp_path / "x.csv", "--checkpoint", "last")
+    assert other.status == 2
+    assert "--checkpoint last: " in other.err
+    assert "is a compressed model, made from one checkpoint" in other.err
     shutil.rmtree(tmp_path / "store")
     (tmp_path / "moved").mkdir()
     for model in ("run", "small"):
