@@ -19,8 +19,8 @@ _OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)
 
 def main() -> None:
     """Entry point: every mistake a user can fix is one line and exit status 2."""
-    patient_interrupts()
     try:
+        patient_interrupts()
         status = _run_with_streams()
     except KeyboardInterrupt:
         status = 130

@@ -46,8 +46,8 @@ def test_threads_run_without_handlers():
 _PROGRAM = """
 import sys
 from dlrmctl.cli.main import main
-print("started", flush=True)
 sys.argv = ["dlrmctl", "train", "--dataset", "synthetic", "--synthetic-rows", "20000000", "--run-dir", sys.argv[1]]
+print("started", flush=True)
 main()
 """
 
