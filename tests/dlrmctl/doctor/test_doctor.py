@@ -126,6 +126,6 @@ def test_what_is_broken_shows_in_the_two_rank_training_as_well(tmp_path: Path):
 
 def test_people_get_a_line_for_each_finding_and_a_verdict():
     done = in_process("doctor", "--no-smoke")
-    assert done.status == 0
+    assert done.status == 0, done.out
     assert "ok" in done.out
     assert "training can work here" in done.out
