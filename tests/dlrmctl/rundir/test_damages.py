@@ -126,7 +126,7 @@ def _seal(path: Path) -> None:
                 data = read_file(complete.parent / name, most=1 << 30)
                 content["files"][name] = [len(data), zlib.crc32(data)]
             complete.write_text(json.dumps(content))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
     manifest = path / "manifest.json"
     if manifest.is_file():
@@ -137,7 +137,7 @@ def _seal(path: Path) -> None:
                 data = read_file(path / name, most=1 << 30)
                 entry.update(bytes=len(data), crc32=zlib.crc32(data))
             manifest.write_text(json.dumps(content))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return
 
 
