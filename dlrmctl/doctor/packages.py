@@ -121,7 +121,8 @@ def _satisfies(installed: str, wanted: str) -> bool:
         from packaging.specifiers import SpecifierSet
     except ImportError:
         return True
-    return SpecifierSet(wanted).contains(installed.split("+")[0], prereleases=True)
+    allowed = SpecifierSet(wanted)  # a wheel's names a build, such as ==1.8.0+cpu; bounds ignore builds
+    return any(allowed.contains(version, prereleases=True) for version in (installed, installed.split("+")[0]))
 
 
 def _pair() -> Finding:

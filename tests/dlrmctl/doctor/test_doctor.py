@@ -129,3 +129,16 @@ def test_people_get_a_line_for_each_finding_and_a_verdict():
     assert done.status == 0, done.out
     assert "ok" in done.out
     assert "training can work here" in done.out
+
+
+def test_what_a_wheel_asks_for_is_found(tmp_path: Path):
+    python, site = scratch(tmp_path / "env")
+    metadata = next(REAL.glob("dlrmctl-*.dist-info"))
+    copy = own_copy(site, metadata.name) / "METADATA"
+    build = next(REAL.glob("fbgemm_gpu-*.dist-info")).name.removeprefix("fbgemm_gpu-").removesuffix(".dist-info")
+    lines = [line for line in copy.read_text().splitlines() if not line.startswith("Requires-Dist: fbgemm")]
+    copy.unlink()
+    copy.write_text("\n".join([*lines[:3], f"Requires-Dist: fbgemm-gpu=={build}", *lines[3:]]))
+    status, report, _ = examine(python, "--no-smoke")
+    assert status == 0, report
+    assert by_name(report)["fbgemm-gpu"]["found"] == build
