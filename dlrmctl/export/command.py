@@ -23,7 +23,7 @@ from dlrmctl.export.metadata import describe
 from dlrmctl.export.program import place_beside, score, score_file, to_program, write_program, writing
 from dlrmctl.ranks.group import Ranks
 from dlrmctl.rundir.directory import RunDirectory
-from dlrmctl.rundir.opened import open_run
+from dlrmctl.rundir.opened import open_run, other_checkpoint
 from dlrmctl.rundir.stored_tables import CheckpointTables
 from dlrmctl.settings.config import Config
 
@@ -67,10 +67,7 @@ def export(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> d
             "leave --precision out, or export the run they were made from",
         )
     if wanted.checkpoint is not None and is_compressed(run.path):
-        raise UserError(
-            f"--checkpoint {wanted.checkpoint}: {run.path} is a compressed model, made from one checkpoint",
-            "leave --checkpoint out, or export the run that has it",
-        )
+        raise other_checkpoint(run, wanted.checkpoint)
     exact = config.change(precision="fp32")
     if config.train.precision != "fp32":
         say(f"the run computes in {config.train.precision}; the exported model computes in float32")

@@ -81,10 +81,7 @@ def open_model(
     features = features or run_features(config, run)
     if is_compressed(run.path):
         if checkpoint != "best":
-            raise UserError(
-                f"--checkpoint {checkpoint}: {run.path} is a compressed model, made from one checkpoint",
-                "leave --checkpoint out, or name the run that has it",
-            )
+            raise other_checkpoint(run, checkpoint)
         artifact = open_artifact(run.path)
         same_ids(run.path, artifact.source.get("vocabulary"), features)
         return OpenedModel(run.path, load_model(run.path, artifact, config, features.schema, ranks.device), features)
@@ -94,6 +91,14 @@ def open_model(
     same_ids(path, state.vocabulary, features)
     loaded = _whole if ranks.world_size == 1 else _spread
     return OpenedModel(path, loaded(config, features.schema, path, ranks), features)
+
+
+def other_checkpoint(run: RunDirectory, checkpoint: str) -> UserError:
+    """The refusal of a checkpoint that is named for a compressed model."""
+    return UserError(
+        f"--checkpoint {checkpoint}: {run.path} is a compressed model, made from one checkpoint",
+        "leave --checkpoint out, or name the run that has it",
+    )
 
 
 def run_features(config: Config, run: RunDirectory) -> FeatureSpace:
