@@ -4,7 +4,6 @@ No torch here: everything that can be wrong with the files is said before anythi
 """
 
 import json
-import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from dlrmctl.bench.against import read_result
 from dlrmctl.console.console import finite, print_json, say
 from dlrmctl.console.pictures import check_picture
 from dlrmctl.errors import UserError
+from dlrmctl.ranks.cores import usable_cores
 
 
 @dataclass
@@ -109,7 +109,7 @@ def environment(measured: Mapping[str, Any]) -> dict[str, Any]:
     on_gpu = torch.cuda.is_available() and device != "cpu"
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "python": platform.python_version(),

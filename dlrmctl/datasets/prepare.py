@@ -23,6 +23,7 @@ from dlrmctl.data.preparation.unfinished import CONTINUES, partial_path
 from dlrmctl.data.schema import RESERVED_ROWS
 from dlrmctl.datasets.show import show_report
 from dlrmctl.errors import Interrupted, UserError
+from dlrmctl.ranks.cores import usable_cores
 from dlrmctl.ranks.signals import terminable
 from dlrmctl.settings.toml import read_toml
 
@@ -59,7 +60,7 @@ def prepare(
     decisions = PrepareOptions(**options)
     source = open_input(format, sources, schema, ids_are_rows=ids_are_rows)
     with _interruptions(out), _Display() as display:
-        report = run_preparation(source, out, decisions, display.update)
+        report = run_preparation(source, out, decisions, display.update, workers=usable_cores())
     if decisions.vocabulary_from:
         # With what is missing those are all values of the column.
         unknown = [c.name for c in report.columns if c.rows > RESERVED_ROWS and c.rare_train + c.missing > 0.9999]

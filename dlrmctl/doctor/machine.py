@@ -13,6 +13,7 @@ from pathlib import Path
 from dlrmctl.console.text import bytes_text
 from dlrmctl.doctor.finding import Finding
 from dlrmctl.doctor.packages import driver_library
+from dlrmctl.ranks.cores import NUM_THREADS, WAIT_POLICY, cpu_quota, usable_cores
 
 AREA = "machine"
 GPU_SECONDS = 120
@@ -59,25 +60,19 @@ def _processor() -> Finding:
 
 
 def _threads() -> Finding:
-    cores = len(os.sched_getaffinity(0))
+    cores, quota = len(os.sched_getaffinity(0)), cpu_quota()
     found = f"{cores} cores to use of {os.cpu_count()}"
-    quota = _cpu_quota()
     if quota is not None and quota < cores:
-        found += f", but a quota of {quota:.1f}"
-        return Finding(AREA, "cores", "warning", found, f"export OMP_NUM_THREADS={max(1, int(quota))}")
-    asked = os.environ.get("OMP_NUM_THREADS")
-    if asked is not None and asked.isdigit() and int(asked) > cores:
-        return Finding(AREA, "cores", "warning", f"{found}, and OMP_NUM_THREADS={asked}", "unset OMP_NUM_THREADS")
-    return Finding(AREA, "cores", "ok", found + (f", OMP_NUM_THREADS={asked}" if asked else ""))
-
-
-def _cpu_quota() -> float | None:
-    """Cores' worth of time that the control group allows; None without a limit."""
-    try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return None
-    return None if limit == "max" else int(limit) / int(period)
+        found += f", a CPU quota of {quota:.1f} cores"
+    waiting = os.environ.get(WAIT_POLICY, "not set")
+    found += f"; threads: {os.environ.get(NUM_THREADS, usable_cores())}, {WAIT_POLICY}={waiting}"
+    asked = os.environ.get(NUM_THREADS, "")
+    if asked.isdigit() and int(asked) > usable_cores():
+        return Finding(AREA, "cores", "warning", found, f"unset {NUM_THREADS}")
+    if waiting.upper() != "PASSIVE":
+        found += ": threads that wait by spinning are slow beside other programs"
+        return Finding(AREA, "cores", "warning", found, f"unset {WAIT_POLICY}")
+    return Finding(AREA, "cores", "ok", found)
 
 
 def _memory_limit() -> tuple[int, int]:

@@ -5,7 +5,6 @@ is not in it, nor is reading data: take it for an order of magnitude, and for wh
 multiplies, copies and gathers is measured here within a second, or given.
 """
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from dlrmctl.embeddings.sharding.placement import CPU_BYTES_PER_SECOND
 from dlrmctl.plan.cluster import Cluster
 from dlrmctl.plan.dense import DenseNeed
 from dlrmctl.plan.memory import MemoryPlan, activation_floats, table_exchange
+from dlrmctl.ranks.cores import usable_cores
 from dlrmctl.ranks.process import num_threads
 from dlrmctl.settings.config import Config
 
@@ -158,7 +158,7 @@ def measure(cluster: Cluster, dense: DenseNeed, *, dim: int, batch: int) -> dict
         "memory": (2.0 * _COPIED_BYTES, lambda: target.copy_(source)),
         "gather": (4.0 * num_rows * dim, lambda: table_RD.index_select(0, rows)),
     }
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     turns = max(1.0, cluster.world_size / cores) if device.type == "cpu" else 1.0
     with num_threads(max(1, min(torch.get_num_threads(), cores // cluster.world_size))):
         return {name: Rate(_per_second(*work, device) / turns, "measured") for name, work in per_call.items()}

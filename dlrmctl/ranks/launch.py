@@ -21,6 +21,7 @@ from typing import Any
 from dlrmctl.console.console import warn
 from dlrmctl.data.errors import DataError
 from dlrmctl.errors import Interrupted, UserError
+from dlrmctl.ranks.cores import NUM_THREADS, usable_cores
 from dlrmctl.ranks.signals import handling
 
 RENDEZVOUS = "DLRMCTL_RENDEZVOUS"
@@ -116,7 +117,7 @@ def run_on_ranks(function: str, arguments: Mapping[str, Any], nproc: int) -> Any
     """
     if not needs_launch(nproc):
         return imported(function)(**arguments)
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     if nproc > cores:
         warn(f"--nproc = {nproc} ranks on {cores} cores: they will wait for each other")
     with tempfile.TemporaryDirectory(prefix="dlrmctl-") as scratch:
@@ -140,7 +141,7 @@ def _start(place: Path, nproc: int, *, threads: int) -> list[subprocess.Popen[by
         "WORLD_SIZE": str(nproc),
         "LOCAL_WORLD_SIZE": str(nproc),
         RENDEZVOUS: f"file://{place}/rendezvous",
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        NUM_THREADS: os.environ.get(NUM_THREADS, str(threads)),
         # Names of machines do not always resolve to themselves; local ranks meet on the loopback.
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
     }

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from dlrmctl.ranks.cores import prepare_threads
+
 # What torch, TorchRec and FBGEMM say about each other; nobody who runs a model can act on it.
 _IGNORED = (
     (".*broadcast_buffers.*is deprecated", FutureWarning),
@@ -19,7 +21,11 @@ _IGNORED = (
 
 
 def configure() -> None:
-    """Silences warnings of the libraries about each other. May be called repeatedly, from any thread."""
+    """Prepares threads, and silences warnings of the libraries about each other; before torch is loaded, if possible.
+
+    May be called repeatedly, from any thread.
+    """
+    prepare_threads()
     for message, category in _IGNORED:
         warnings.filterwarnings("ignore", message=message, category=category)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)

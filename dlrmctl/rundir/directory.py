@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from dlrmctl.console.console import finite, warn
 from dlrmctl.data.files import appended_file, held_lock, refuse_links, remove_leftovers, write_whole
 from dlrmctl.errors import UserError
+from dlrmctl.ranks.cores import usable_cores
 from dlrmctl.settings.config import Config
 from dlrmctl.settings.toml import read_run_settings, write_settings
 
@@ -244,7 +245,7 @@ def _environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "packages": {name: version(name) for name in _PACKAGES},
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
     }
 
 
