@@ -8,6 +8,7 @@ refused.
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -27,6 +28,15 @@ if TYPE_CHECKING:
 _GZIP_LEVEL = 1  # random digits are hardly smaller with more
 _PIECE_BYTES = 1 << 22  # a checkpoint is checksummed beside tables that fill the memory
 _FRESH = ".dlrmctl-new-"  # begins the names of what is not complete
+_URL = re.compile(r"([a-z][a-z0-9+.-]*)://")
+_COPY = {
+    "s3": "aws s3 cp {url} .",
+    "gs": "gcloud storage cp {url} .",
+    "hdfs": "hdfs dfs -get {url} .",
+    "http": "curl -LO {url}",
+    "https": "curl -LO {url}",
+    "ftp": "curl -O {url}",
+}
 
 
 @contextmanager
@@ -49,6 +59,25 @@ def io_errors(path: Path, doing: str) -> Iterator[None]:
             hint = "check the permissions of the file and of its directory"
         reason = (error.strerror or str(error)).lower()
         raise DataError(f"{path}: cannot {doing}: {reason}", hint) from error
+
+
+def refuse_url(name: str) -> None:
+    """Check that a name is that of a file on this machine.
+
+    Raises:
+        DataError: if it is a URL, with the command that copies what it names.
+    """
+    match = _URL.match(name)
+    if match is None:
+        return
+    if match[1] == "file":
+        raise DataError(f"{name}: a URL, expected a path", name[match.end() :])
+    copy = _COPY.get(match[1])
+    hint = "copy it to this machine, or mount it, and name the file"
+    raise DataError(
+        f"{name}: only files on this machine are read and written",
+        hint if copy is None else f"{hint}: {copy.format(url=name)}",
+    )
 
 
 def sync_file(path: Path) -> None:

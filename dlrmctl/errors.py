@@ -1,13 +1,10 @@
 """The errors that end work early: mistakes a user can fix, in one sentence with exit status 2, and signals."""
 
-import difflib
-from collections.abc import Iterable
-
 EXIT_USER_ERROR = 2
 
 
 class UserError(Exception):
-    """Something the user can mend; shown as one line without a traceback.
+    """Something the user can fix; shown as one line without a traceback.
 
     Args:
         message: one sentence that names the value and where it came from.
@@ -29,9 +26,3 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"signal {signal_number}")
         self.exit_status = 128 + signal_number
-
-
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that `name` probably meant, or None."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return close[0] if close else None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dlrmctl.data.errors import DataError
+from dlrmctl.data.files import refuse_url
 from dlrmctl.data.formats.texts import MEMBER_MARK, STANDARD_INPUT, split_member
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -42,6 +43,7 @@ def _expand(source: str) -> list[str]:
     path, member = split_member(source)
     if source == STANDARD_INPUT or path.exists():
         return [source]
+    refuse_url(source)
     pattern, suffix = str(path.expanduser()), MEMBER_MARK + member if member else ""
     names = _ranges(pattern)
     found = [match for name in names for match in _matches(name, source)]

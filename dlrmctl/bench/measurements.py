@@ -161,9 +161,8 @@ class ConvergenceMeasurement(Measurement):
     def read(cls, flags: Flags, texts: Texts, *, quick: bool) -> Self:
         """Reads "optimizers", "lrs" and "seeds"."""
         config = _config("convergence", flags, quick)
-        names = names_of("--optimizers", _text("convergence", "optimizers", texts, quick))
-        for name in names:
-            one_of("--optimizers", name, DENSE_OPTIMIZERS)
+        listed = names_of("--optimizers", _text("convergence", "optimizers", texts, quick))
+        names = [one_of("--optimizers", name, DENSE_OPTIMIZERS) for name in listed]
         lrs = positive_numbers("--lrs", _text("convergence", "lrs", texts, quick))
         seeds = _whole("convergence", "seeds", texts, quick)
         return cls([config], {"optimizers": names, "lrs": lrs, "seeds": seeds})
@@ -261,9 +260,8 @@ class AllMeasurements(Measurement):
             "embeddings": lambda: EmbeddingsMeasurement.read(flags, {}, quick=quick),
             "data": lambda: DataMeasurement.read(None, {}, quick=quick),
         }
-        names = list(known) if only is None else names_of("--only", only)
-        for name in names:
-            one_of("--only", name, tuple(known))
+        listed = list(known) if only is None else names_of("--only", only)
+        names = [one_of("--only", name, tuple(known)) for name in listed]
         return cls([], {"only": names, "quick": quick}, [known[name]() for name in names])
 
     def run(self) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""The command line. Commands import their workers inside, so that --help answers at once."""
+"""The command line. Commands import their workers inside, so that --help and completion answer at once."""
+
+from typing import Annotated
 
 import typer
 
@@ -6,6 +8,7 @@ from dlrmctl.cli.bench import bench_app
 from dlrmctl.cli.compress import compress_embeddings
 from dlrmctl.cli.data import data_app, prepare
 from dlrmctl.cli.export import export
+from dlrmctl.cli.mistakes import Commands, show_version
 from dlrmctl.cli.plan import plan
 from dlrmctl.cli.score import compare, evaluate, predict
 from dlrmctl.cli.tools import doctor, plot, runs
@@ -13,18 +16,41 @@ from dlrmctl.cli.train import train
 
 app = typer.Typer(
     name="dlrmctl",
-    help="Train DLRM recommendation models with compositional embeddings, sharded tables and distributed Shampoo.",
+    cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("prepare", no_args_is_help=True)(prepare)
-app.add_typer(data_app, name="data")
-app.add_typer(bench_app, name="bench")
+
+_DATA, _TRAINING, _AFTERWARDS, _MACHINE = "Data", "Training", "Trained models", "This machine"
+
+
+@app.callback()
+def dlrmctl(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train DLRM recommendation models with compositional embeddings, sharded tables and distributed Shampoo.
+
+    \b
+    dlrmctl train --dataset synthetic         train on generated rows; needs no files
+    dlrmctl prepare criteo train.txt -o DIR   prepare Criteo's files, or your own with --schema
+    dlrmctl train --data DIR                  train on them
+    dlrmctl COMMAND -h                        show the options of a command
+
+    Run `dlrmctl --install-completion` once, and a new shell completes commands, options, choices and run directories.
+    """
+
+
+app.command("prepare", no_args_is_help=True, rich_help_panel=_DATA)(prepare)
+app.add_typer(data_app, name="data", cls=Commands, rich_help_panel=_DATA)
+for command in (train, runs, plot, plan):
+    app.command(rich_help_panel=_TRAINING)(command)
 for command in (evaluate, compare, predict):
-    app.command()(command)
-app.command("compress-embeddings")(compress_embeddings)
-app.command("plan")(plan)
-for command in (export, train, runs, plot, doctor):
-    app.command()(command)
+    app.command(rich_help_panel=_AFTERWARDS)(command)
+app.command("compress-embeddings", rich_help_panel=_AFTERWARDS)(compress_embeddings)
+app.command(rich_help_panel=_AFTERWARDS)(export)
+app.command(rich_help_panel=_MACHINE)(doctor)
+app.add_typer(bench_app, name="bench", cls=Commands, rich_help_panel=_MACHINE)

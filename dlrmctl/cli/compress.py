@@ -113,7 +113,7 @@ def compress_embeddings(
             "dlrmctl prepare criteo NEW_FILES --vocabulary-from STORE -o DIR makes it",
         )
     chosen = {flag: _DEFAULTS[flag] if text is None else text for flag, text in texts.items()}
-    one_of("--weights", chosen["--weights"], WEIGHTS)
+    chosen["--weights"] = one_of("--weights", chosen["--weights"], WEIGHTS)
     ratio = None if target_ratio is None else _above("--target-ratio", target_ratio.removesuffix("x"), 1, target_ratio)
     budget = None if max_ne_increase is None else share("--max-ne-increase", max_ne_increase, zero=False)
     head = share("--keep-head", chosen["--keep-head"])

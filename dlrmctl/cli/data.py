@@ -9,9 +9,10 @@ import typer
 from dlrmctl.cli.options import AsJson, option
 from dlrmctl.console.console import print_json
 from dlrmctl.datasets.table_example import EXAMPLE
-from dlrmctl.errors import UserError, nearest
+from dlrmctl.errors import UserError
 from dlrmctl.settings.config import LARGEST_SEED, MOST_SYNTHETIC_ROWS, SYNTHETIC_SIZES
 from dlrmctl.settings.parse import one_of, share, whole_number
+from dlrmctl.settings.synonyms import nearest
 
 FORMATS = ("criteo", "npy")
 _IDS = {"criteo": ("vocabulary", "hash"), "npy": ("rows", "vocabulary", "hash"), "table": ("vocabulary", "hash")}
@@ -72,9 +73,7 @@ def prepare(
     prepare --schema my.toml SRC...: your own CSV, TSV, JSONL, Parquet or Arrow files, whose columns my.toml names:
     """
     format, files = format_and_files(sources, schema)
-    chosen = _IDS[format][0] if ids is None else ids
-    one_of("--ids", chosen, _IDS[format])
-    one_of("--split", split, ("order", "last-file"))
+    chosen = one_of("--ids", ids or _IDS[format][0], _IDS[format])
     for flag, value, wanted in (
         ("--min-count", min_count, "vocabulary"),
         ("--max-rows-per-table", max_rows_per_table, "vocabulary"),
@@ -94,7 +93,7 @@ def prepare(
         "hash_rows": whole_number("--hash-rows", hash_rows or "1000000", at_least=2, at_most=1 << 32)
         if chosen == "hash"
         else None,
-        "split": split,
+        "split": one_of("--split", split, ("order", "last-file")),
         "limit": _limit("--limit", limit, at_least=1),
         "sample_negatives": share("--sample-negatives", sample_negatives or "1", zero=False, one=True),
         "seed": whole_number("--seed", seed or "0", at_least=0),
@@ -168,7 +167,7 @@ def synthesize(
     json: AsJson = False,
 ) -> None:
     """Generated rows with a known optimum, as files in Criteo's format."""
-    one_of("--size", size, SYNTHETIC_SIZES)
+    size = one_of("--size", size, SYNTHETIC_SIZES)
     num_rows = whole_number("--rows", rows, at_least=1, at_most=MOST_SYNTHETIC_ROWS)
     num_files = _limit("--files", files, at_least=1)
     most = _limit("--rows-per-file", rows_per_file, at_least=1)

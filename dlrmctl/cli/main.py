@@ -55,6 +55,7 @@ def run_command(arguments: list[str] | None = None) -> int:
     import typer
 
     from dlrmctl.cli.app import app
+    from dlrmctl.cli.mistakes import refuse_urls, unknown_option
     from dlrmctl.console.console import say
     from dlrmctl.data.errors import DataError
     from dlrmctl.ranks.launch import RankEnded, RankError, claim_report
@@ -62,6 +63,7 @@ def run_command(arguments: list[str] | None = None) -> int:
 
     configure()
     try:
+        refuse_urls(sys.argv[1:] if arguments is None else arguments)
         status: Any = app(arguments, standalone_mode=False)
         return status if isinstance(status, int) else 0
     except RankEnded as error:
@@ -72,6 +74,9 @@ def run_command(arguments: list[str] | None = None) -> int:
     except typer.TyperException as error:
         if not error.format_message():  # a group of commands without a command: its help was shown
             return EXIT_USER_ERROR
+        if (context := getattr(error, "ctx", None)) and hasattr(error, "possibilities"):  # Typer hides the class
+            unknown = unknown_option(getattr(error, "option_name", ""), context)
+            return _report(unknown.message, unknown.hint)
         return _report(error.format_message(), f"{_command_path(error)} --help")
     except Interrupted as interruption:
         return interruption.exit_status

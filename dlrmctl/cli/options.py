@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from dlrmctl.cli import completion
 from dlrmctl.settings.config import SECTIONS, Config, check_batch, resolve
 from dlrmctl.settings.parse import whole_number
 from dlrmctl.settings.setting import default_of, flag_of, plain_type, shown
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from dlrmctl.rundir.directory import RunDirectory
 
 LAUNCH_PANEL = "Launch and output"
+CHECKPOINTS, SPLITS = ("best", "last", "step-N"), ("train", "validation", "test")
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=LAUNCH_PANEL)]
 _PANELS = {
     "data": "Data",
@@ -30,9 +32,18 @@ _PANELS = {
 Nproc = Annotated[str, typer.Option(help="Ranks to start on this machine.", metavar="N", rich_help_panel=LAUNCH_PANEL)]
 
 
+Run = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN", autocompletion=completion.runs)]
+RunOrCompressed = Annotated[
+    Path,
+    typer.Argument(help="Run directory, or compressed model.", metavar="RUN", autocompletion=completion.runs),
+]
+
+
 def option(help: str, metavar: str | None = None, panel: str | None = None) -> Any:
-    """An option named after its parameter."""
-    return typer.Option(help=help, metavar=metavar, rich_help_panel=panel)
+    """An option named after its parameter; choices are in the metavar, with | between them."""
+    words = metavar.split("|") if metavar and "|" in metavar else None
+    complete = completion.choices(words) if words else None
+    return typer.Option(help=help, metavar=metavar, rich_help_panel=panel, autocompletion=complete)
 
 
 def with_settings(only: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -80,6 +91,7 @@ def _parameter(section: str, item: Any) -> inspect.Parameter:
         metavar=None if is_switch else metavar,
         show_default=False,
         rich_help_panel=_PANELS[section],
+        autocompletion=completion.choices(choices) if choices else completion.stores if flag == "--data" else None,
     )
     annotation = Annotated[bool | None, option] if is_switch else Annotated[str | None, option]
     return inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

@@ -14,48 +14,58 @@ from dlrmctl.settings.config import Config, resolve
 from dlrmctl.settings.parse import one_of
 from dlrmctl.settings.toml import read_settings
 
-WHOSE, WHERE, SPEED = "Whose tables (default: the data of the settings)", "Where", "Rates (default: measured here)"
+WHOSE, WHERE = "Tables (default: those of the data)", "Machines (default: this one)"
+SPEED = "Speed of a rank (default: measured on this machine)"
 
 
 @with_settings()
 def plan(
     preset: Annotated[
-        str | None, option("Tables and model of a benchmark; typed flags change it.", "|".join(PRESETS), WHOSE)
+        str | None, option("Tables and model of a benchmark; flags change it.", "|".join(PRESETS), WHOSE)
     ] = None,
-    rows: Annotated[str | None, option("Rows of the tables, one-hot.", "40M,39060,...", WHOSE)] = None,
+    rows: Annotated[str | None, option("Rows of each table, one id per example.", "40M,39060,...", WHOSE)] = None,
     tables: Annotated[
         Path | None,
-        option(r"\[tables] with name = rows, or name = { rows = N, max_ids = N }.", "FILE.toml", WHOSE),
+        option(r"File with \[tables] of `name = rows` or `name = { rows = N, max_ids = N }`.", "FILE.toml", WHOSE),
     ] = None,
-    nproc: Annotated[str | None, option("Ranks on this machine.  \\[default: 1]", "N", WHERE)] = None,
+    nproc: Annotated[str | None, option("Ranks on this machine. \\[default: 1]", "N", WHERE)] = None,
     world_size: Annotated[str | None, option("Ranks of a described cluster.", "N", WHERE)] = None,
-    nodes: Annotated[str | None, option("Machines they are on.  \\[default: 1]", "N", WHERE)] = None,
+    nodes: Annotated[str | None, option("Machines of the cluster. \\[default: 1]", "N", WHERE)] = None,
     hbm: Annotated[str | None, option("Memory of each GPU.", "80GiB", WHERE)] = None,
-    ram: Annotated[str | None, option("Memory of each node, for ranks on CPUs.", "512GiB", WHERE)] = None,
-    flops: Annotated[str | None, option("Matrix products of a rank.", "60TFLOP/s", SPEED)] = None,
-    memory_bw: Annotated[str | None, option("Memory of a rank.", "2TB/s", SPEED)] = None,
-    intra_bw: Annotated[str | None, option("From a rank to those of its node.", "300GB/s", SPEED)] = None,
-    inter_bw: Annotated[str | None, option("From a rank to those of other nodes.", "25GB/s", SPEED)] = None,
+    ram: Annotated[str | None, option("Memory of each machine, for ranks on CPUs.", "512GiB", WHERE)] = None,
+    flops: Annotated[str | None, option("Rate of matrix products.", "60TFLOP/s", SPEED)] = None,
+    memory_bw: Annotated[str | None, option("Bandwidth of the memory.", "2TB/s", SPEED)] = None,
+    intra_bw: Annotated[str | None, option("Bandwidth between ranks of one machine.", "300GB/s", SPEED)] = None,
+    inter_bw: Annotated[str | None, option("Bandwidth between ranks of different machines.", "25GB/s", SPEED)] = None,
     config: Annotated[
         Path | None,
-        typer.Option("--config", help="Settings file; typed flags override it.", rich_help_panel=LAUNCH_PANEL),
+        typer.Option(
+            "--config",
+            help="Read settings from this file; flags override it.",
+            metavar="FILE.toml",
+            rich_help_panel=LAUNCH_PANEL,
+        ),
     ] = None,
     json: AsJson = False,
     *,
     flags: dict[str, str],
 ) -> None:
-    """Memory and time of a training before it is launched, here or on a cluster that is not; status 1: does not fit.
+    """Estimate memory and time of a training, on this machine or on a cluster that you describe.
 
-    Takes the settings of `dlrmctl train`. No table is allocated and no rank started.
+    Takes the settings of `dlrmctl train`. Allocates no table and starts no rank. Exit status 1 means: does not fit.
+
+    \b
+    dlrmctl plan --data DIR --nproc 2
+    dlrmctl plan --preset mlperf --world-size 8 --hbm 80GiB
     """
     if preset is not None:
-        one_of("--preset", preset, tuple(PRESETS))
+        preset = one_of("--preset", preset, tuple(PRESETS))
     named = {"--preset": preset, "--rows": rows, "--tables": tables, "--data": flags.get("path")}
     if flags.get("dataset") == "synthetic":
         named["--dataset synthetic"] = flags["dataset"]
     whose = [flag for flag, value in named.items() if value is not None]
     if len(whose) > 1:
-        raise UserError(f"{whose[0]} and {whose[1]} both say whose tables", f"leave out {whose[0]} or {whose[1]}")
+        raise UserError(f"{whose[0]} and {whose[1]} both say whose tables", f"omit {whose[0]} or {whose[1]}")
     settings = _settings(config, preset, flags)
     speeds = {
         "flops": None if flops is None else rate_of("--flops", flops),

@@ -5,35 +5,57 @@ from typing import Annotated
 
 import typer
 
-from dlrmctl.cli.options import LAUNCH_PANEL, AsJson, Nproc, number_of_ranks, settings_of_run, with_settings
+from dlrmctl.cli import completion
+from dlrmctl.cli.options import (
+    CHECKPOINTS,
+    SPLITS,
+    AsJson,
+    Nproc,
+    Run,
+    RunOrCompressed,
+    number_of_ranks,
+    option,
+    settings_of_run,
+    with_settings,
+)
 from dlrmctl.console.console import print_json
+from dlrmctl.errors import UserError
 from dlrmctl.ranks.launch import is_main, run_on_ranks
 from dlrmctl.settings.parse import names_of, one_of, whole_number
 
-SPLITS = ("train", "validation", "test")
-Checkpoint = Annotated[str, typer.Option(help="best, last or step-N.", rich_help_panel=LAUNCH_PANEL)]
-Split = Annotated[str, typer.Option(help="train, validation or test.", rich_help_panel=LAUNCH_PANEL)]
+_WHAT = "What to score"
+Checkpoint = Annotated[str, option("Checkpoint of the run.", "|".join(CHECKPOINTS), _WHAT)]
+Split = Annotated[str, option("Split of the data.", "|".join(SPLITS), _WHAT)]
 
 
 @with_settings(only=("path", "batch_size", "device", "precision"))
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")],
+    run: Run,
     checkpoint: Checkpoint = "best",
     split: Split = "test",
     by: Annotated[
-        str | None, typer.Option("--slice", help="Metrics also for the ids of this feature.", metavar="FEATURE")
+        str | None,
+        typer.Option("--slice", help="Also show metrics for each id of this sparse feature.", metavar="FEATURE"),
     ] = None,
-    by_decile: Annotated[bool, typer.Option("--deciles", help="Calibration also by decile.")] = False,
+    by_decile: Annotated[
+        bool, typer.Option("--deciles", help="Also show calibration by decile of the prediction.")
+    ] = False,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Draw calibration and ROC: .png or .svg.", metavar="FILE")
+        Path | None,
+        typer.Option("--plot", help="Draw calibration and ROC curve, as .png or .svg.", metavar="FILE"),
     ] = None,
     nproc: Nproc = "1",
     json: AsJson = False,
     *,
     flags: dict[str, str],
 ) -> None:
-    """Score a checkpoint of a run on a split of its data."""
-    one_of("--split", split, SPLITS)
+    """Score a checkpoint of a run on a split of its data.
+
+    \b
+    dlrmctl evaluate runs/first
+    dlrmctl evaluate runs/first --split validation --deciles
+    """
+    split = one_of("--split", split, SPLITS)
     _, settings = settings_of_run(run, flags)
     arguments = {
         "settings": settings.to_dict(),
@@ -57,8 +79,10 @@ def evaluate(
 
 @with_settings(only=("path", "batch_size", "device", "precision"))
 def compare(
-    run_a: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN_A")],
-    run_b: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN_B")],
+    run_a: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN_A", autocompletion=completion.runs)],
+    run_b: Annotated[
+        Path, typer.Argument(help="Run directory to compare with.", metavar="RUN_B", autocompletion=completion.runs)
+    ],
     checkpoint: Checkpoint = "best",
     split: Split = "test",
     nproc: Nproc = "1",
@@ -66,8 +90,12 @@ def compare(
     *,
     flags: dict[str, str],
 ) -> None:
-    """Compare two runs on the same rows: paired differences of log loss, NE and AUC."""
-    one_of("--split", split, SPLITS)
+    """Compare two runs on the same rows: paired differences of log loss, NE and AUC.
+
+    \b
+    dlrmctl compare runs/first runs/full
+    """
+    split = one_of("--split", split, SPLITS)
     both = [settings_of_run(run, flags)[1] for run in (run_a, run_b)]
     arguments = {
         "settings": [settings.to_dict() for settings in both],
@@ -88,28 +116,44 @@ def compare(
 
 @with_settings(only=("path", "batch_size", "device", "precision"))
 def predict(
-    run: Annotated[Path, typer.Argument(help="Run directory, or compressed model.", metavar="RUN")],
-    sources: Annotated[list[str], typer.Argument(help="Rows as they were given to prepare.", metavar="SRC...")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Predictions to write, .parquet or .csv.", metavar="FILE")],
-    labelled: Annotated[bool, typer.Option("--labelled/--unlabelled", help="Whether rows have labels.")] = False,
+    run: RunOrCompressed,
+    sources: Annotated[
+        list[str], typer.Argument(help="Files of rows, in the format that prepare was given.", metavar="SRC...")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Write the predictions to this file, .parquet or .csv.", metavar="FILE")
+    ],
+    labelled: Annotated[
+        bool, typer.Option("--labelled/--unlabelled", help="Read a label from each row, and report metrics.")
+    ] = False,
     schema: Annotated[
         Path | None,
-        typer.Option("--schema", help="For tables, if other than prepare had it.", metavar="FILE.toml"),
+        typer.Option(
+            "--schema",
+            help="Schema of the tables. Default: the one that the training data was prepared with.",
+            metavar="FILE.toml",
+        ),
     ] = None,
     keep: Annotated[
         str | None,
-        typer.Option("--keep", help="Columns of tables to write beside the predictions.", metavar="COLUMN,..."),
+        typer.Option("--keep", help="Copy these columns of the tables to the output.", metavar="COLUMN,..."),
     ] = None,
     max_bad_rows: Annotated[
         str | None,
-        typer.Option(help="Refuse the rows above this many bad ones. \\[default: 1 % and 100]", metavar="N"),
+        typer.Option(help="Stop if more rows than this are bad. \\[default: 1 % and 100]", metavar="N"),
     ] = None,
     checkpoint: Checkpoint = "best",
     json: AsJson = False,
     *,
     flags: dict[str, str],
 ) -> None:
-    """Score new rows with the vocabulary of the training data."""
+    """Predict the probabilities of new rows.
+
+    \b
+    dlrmctl predict runs/first new.txt -o predictions.parquet
+    dlrmctl predict runs/first test.csv --labelled --keep user -o predictions.csv
+    """
+    _refuse_swapped(run, sources)
     kept = [] if keep is None else names_of("--keep", keep)
     most = None if max_bad_rows is None else whole_number("--max-bad-rows", max_bad_rows, at_least=0)
     directory, settings = settings_of_run(run, flags)
@@ -133,3 +177,14 @@ def predict(
         )
         if ranks.is_main:
             print_json(result) if json else show_prediction(result)
+
+
+def _refuse_swapped(run: Path, sources: list[str]) -> None:
+    """
+    Raises:
+        UserError: if the rows stand before the run.
+    """
+    later = next((source for source in sources if (Path(source) / "run.toml").is_file()), None)
+    if later is not None and not run.is_dir():
+        rows = " ".join(str(run) if source == later else source for source in sources)
+        raise UserError(f"{run} is not a run directory, but {later} is", f"dlrmctl predict {later} {rows} -o FILE")

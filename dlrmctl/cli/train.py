@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dlrmctl.cli import completion
 from dlrmctl.cli.options import LAUNCH_PANEL, AsJson, Nproc, settings_of_run, with_settings
 from dlrmctl.console.console import print_json
 from dlrmctl.errors import UserError
@@ -21,25 +22,47 @@ from dlrmctl.training.run import run_training
 def train(
     config: Annotated[
         Path | None,
-        typer.Option("--config", help="Settings file; typed flags override it.", rich_help_panel=LAUNCH_PANEL),
+        typer.Option(
+            "--config",
+            help="Read settings from this file; flags override it.",
+            metavar="FILE.toml",
+            rich_help_panel=LAUNCH_PANEL,
+        ),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option("--resume", help="Run directory to go on with.", rich_help_panel=LAUNCH_PANEL)
+        Path | None,
+        typer.Option(
+            "--resume",
+            help="Resume the run in this directory.",
+            metavar="RUN",
+            rich_help_panel=LAUNCH_PANEL,
+            autocompletion=completion.runs,
+        ),
     ] = None,
     run_dir: Annotated[
-        Path | None, typer.Option("--run-dir", help="Directory of the new run.", rich_help_panel=LAUNCH_PANEL)
+        Path | None,
+        typer.Option(
+            "--run-dir",
+            help="Write the run to this directory. Default: runs/NAME-EMBEDDING-TIME.",
+            metavar="DIR",
+            rich_help_panel=LAUNCH_PANEL,
+        ),
     ] = None,
     nproc: Nproc = "1",
     print_plan: Annotated[
-        bool, typer.Option("--print-plan", help="Show where every table lives.", rich_help_panel=LAUNCH_PANEL)
+        bool, typer.Option("--print-plan", help="Show the rank of every table.", rich_help_panel=LAUNCH_PANEL)
     ] = False,
     json: AsJson = False,
     *,
     flags: dict[str, str],
 ) -> None:
-    """Train, evaluate inside the epoch, keep the best, test once.
+    """Train a model, keep its best checkpoint by validation, and test that.
 
-    One process, local ranks with --nproc, or under torchrun: torchrun --nproc-per-node 2 --no-python dlrmctl train ...
+    \b
+    dlrmctl train --dataset synthetic
+    dlrmctl train --data DIR --embedding qr --collisions 4 --nproc 2
+    dlrmctl train --resume RUN
+    torchrun --nproc-per-node 2 --no-python dlrmctl train --data DIR
     """
     if resume is not None:
         if config is not None or run_dir is not None:

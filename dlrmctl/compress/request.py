@@ -12,8 +12,9 @@ from dlrmctl.compress.sources import ALL_TABLES, choose_tables
 from dlrmctl.console.pictures import check_picture
 from dlrmctl.console.text import bytes_text
 from dlrmctl.embeddings.compression.fits.methods import Method, default_grid, least_bytes
-from dlrmctl.errors import UserError, nearest
+from dlrmctl.errors import UserError
 from dlrmctl.rundir.stored_tables import TableShape, TableSource
+from dlrmctl.settings.synonyms import nearest
 
 Goal = Literal["method", "ratio", "budget"]
 _SHORT = {"qr": "qr-mult4-int8", "hash": "hash4-int8", "rq": "rq2x256", "pq": "pq4x256"}

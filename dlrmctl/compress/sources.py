@@ -15,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dlrmctl.console.console import warn
-from dlrmctl.errors import UserError, nearest
+from dlrmctl.errors import UserError
 from dlrmctl.rundir.stored_tables import TableShape
+from dlrmctl.settings.synonyms import nearest
 
 ALL_TABLES = "*"
 _SAFETENSORS_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}

@@ -13,10 +13,11 @@ from typing import Any
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.schema import RESERVED_ROWS, Schema, SparseFeature
 from dlrmctl.data.synthetic.cardinalities import KAGGLE, MLPERF, SIZES
-from dlrmctl.errors import UserError, nearest
+from dlrmctl.errors import UserError
 from dlrmctl.settings.config import Config
 from dlrmctl.settings.parse import whole_number
 from dlrmctl.settings.setting import coerce
+from dlrmctl.settings.synonyms import nearest
 from dlrmctl.settings.toml import read_toml
 
 NUM_DENSE = 13  # as Criteo's data has

@@ -11,9 +11,10 @@ from torch import Tensor
 from dlrmctl.data.batch import Batch
 from dlrmctl.data.reader import Reader
 from dlrmctl.data.schema import Schema
-from dlrmctl.errors import UserError, nearest
+from dlrmctl.errors import UserError
 from dlrmctl.ranks.group import Ranks
 from dlrmctl.scoring.metrics import Metrics, StreamingMetrics
+from dlrmctl.settings.synonyms import nearest
 
 Inference = Callable[..., Tensor]  # (dense_BI, batch) -> logits_B
 

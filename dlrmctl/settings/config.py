@@ -5,9 +5,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from dlrmctl.errors import UserError, nearest
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.files import refuse_url
+from dlrmctl.errors import UserError
 from dlrmctl.settings.embeddings import EmbeddingSettings, TableChanges, check_embeddings, default_qr_lr, table_changes
-from dlrmctl.settings.setting import checked_values, flag_of, setting, shown
+from dlrmctl.settings.setting import checked_values, did_you_mean, flag_of, setting, shown
+from dlrmctl.settings.synonyms import names_meant, nearest
 
 LARGEST_SEED = (1 << 63) - 1  # what torch and NumPy both take
 MOST_SYNTHETIC_ROWS = 10**10
@@ -143,6 +146,7 @@ class Config:
             self._set(name, cls(**checked_values(cls, places)))
         self._set("tables", table_changes(self.tables, "embeddings.tables"))
         if self.data.path is not None:  # a run can be resumed from any directory
+            _refuse_url(self.data.path)
             self._set("data", replace(self.data, path=str(Path(self.data.path).resolve())))
         self._complete()
         _check(self)
@@ -229,8 +233,7 @@ def section_of(name: str) -> str:
         UserError: if there is no setting of this name.
     """
     if name not in _SECTION_OF:
-        close = nearest(name, _SECTION_OF)
-        raise UserError(f"{name} is not a setting", f"did you mean {close!r}?" if close else None)
+        raise UserError(f"{name} is not a setting", did_you_mean(names_meant(name, _SECTION_OF)))
     return _SECTION_OF[name]
 
 
@@ -249,14 +252,14 @@ def resolve(file: Mapping[str, Any], flags: Mapping[str, Any], *, file_name: str
     tables: TableChanges = {}
     for section, values in file.items():
         if section not in SECTIONS:
-            close = nearest(section, SECTIONS)
-            raise UserError(f"{file_name}: [{section}] is not a section", f"did you mean [{close}]?" if close else None)
+            raise _not_a_section(section, values, file_name)
         if not isinstance(values, dict):
             raise UserError(f"{file_name}: {section} = {values!r} must be a section, [{section}]")
         for name, value in values.items():
             if (section, name) == ("embeddings", "tables"):
                 tables = table_changes(value, f"{file_name}: embeddings.tables")
             else:
+                _check_section(name, section, file_name)
                 given[section][name] = (value, f"{file_name}: {section}.{name}")
     for section, cls in SECTIONS.items():
         for item in fields(cls):
@@ -264,6 +267,40 @@ def resolve(file: Mapping[str, Any], flags: Mapping[str, Any], *, file_name: str
                 given[section][item.name] = (flags[item.name], flag_of(item))
     sections = {name: cls(**checked_values(cls, given[name])) for name, cls in SECTIONS.items()}
     return Config(**sections, tables=tables)
+
+
+def _refuse_url(path: str) -> None:
+    try:
+        refuse_url(path)
+    except DataError as problem:
+        raise UserError(f"data.path = {problem.message}", problem.hint) from None
+
+
+def _not_a_section(name: str, value: Any, file_name: str) -> UserError:
+    """The error for a name that stands where sections do."""
+    if isinstance(value, dict):
+        close = nearest(name, SECTIONS)
+        hint = f"did you mean [{close}]?" if close else f"the sections are {', '.join(f'[{s}]' for s in SECTIONS)}"
+        return UserError(f"{file_name}: [{name}] is not a section", hint)
+    meant = names_meant(name, _SECTION_OF)
+    if name in _SECTION_OF:
+        return UserError(f"{file_name}: {name} is outside its section", f"put it below the line [{_SECTION_OF[name]}]")
+    places = ", ".join(f"[{_SECTION_OF[m.split()[0]]}]" for m in meant)
+    hint = f"{did_you_mean(meant)} (below {places})" if meant else "settings are in sections such as [train]"
+    return UserError(f"{file_name}: {name} is neither a section nor a setting", hint)
+
+
+def _check_section(name: str, section: str, file_name: str) -> None:
+    """
+    Raises:
+        UserError: for a setting that belongs to another section.
+    """
+    own = _SECTION_OF.get(name, section)
+    if own != section:
+        raise UserError(f"{file_name}: {section}.{name} is in the wrong section", f"move it below [{own}]")
+    if not hasattr(SECTIONS[section], name) and (meant := names_meant(name, _SECTION_OF)):
+        places = ", ".join(sorted({f"[{_SECTION_OF[m.split()[0]]}]" for m in meant}))
+        raise UserError(f"{file_name}: {section}.{name} is not a setting", f"{did_you_mean(meant)} (below {places})")
 
 
 def _check(config: Config) -> None:
@@ -275,11 +312,11 @@ def _check(config: Config) -> None:
     emb, model, optim, schedule = config.embeddings, config.model, config.optim, config.schedule
     check_embeddings(emb, config.tables)
     if model.bottom_mlp[-1] != emb.dim:
-        mended = shown((*model.bottom_mlp[:-1], emb.dim))
+        last, is_default = model.bottom_mlp[-1], model.bottom_mlp == ModelSettings().bottom_mlp
+        fitting = (*model.bottom_mlp[:-1], emb.dim) if is_default else (*model.bottom_mlp, emb.dim)
         raise UserError(
-            f"model.bottom_mlp = {shown(model.bottom_mlp)} ends in {model.bottom_mlp[-1]}, "
-            f"but embeddings.dim = {emb.dim}",
-            f"--bottom-mlp {mended} --dim {emb.dim}",
+            f"model.bottom_mlp = {shown(model.bottom_mlp)} ends in {last}, but embeddings.dim = {emb.dim}",
+            f"--bottom-mlp {shown(fitting)} --dim {emb.dim}" + ("" if is_default else f", or --dim {last}"),
         )
     if model.top_mlp[-1] != 1:
         raise UserError(

@@ -31,8 +31,9 @@ from dlrmctl.embeddings.words import (
     SHARDINGS,
     TAILS,
 )
-from dlrmctl.errors import UserError, nearest
+from dlrmctl.errors import UserError
 from dlrmctl.settings.setting import checked_values, setting
+from dlrmctl.settings.synonyms import nearest
 
 ONE_TABLE = ("embedding", "collisions", "operation", "qr_layout", "ways", "head_share", "tail", "qr_threshold")
 TableChanges = dict[str, dict[str, Any]]  # pattern -> setting -> value

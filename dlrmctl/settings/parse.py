@@ -1,38 +1,30 @@
-"""Numbers, shares and lists that are typed on the command line: the one place where they are read."""
+"""Reads numbers, shares, choices and lists that are typed on the command line."""
 
-from dlrmctl.errors import UserError, nearest
-from dlrmctl.settings.setting import coerce
-
-_SCALES = {"k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
+from dlrmctl.errors import UserError
+from dlrmctl.settings.setting import chosen, coerce
 
 
-def one_of(flag: str, value: str, choices: tuple[str, ...]) -> None:
-    """Checks that a value is one of the choices.
+def one_of(flag: str, value: str, choices: tuple[str, ...]) -> str:
+    """Reads one of the choices; capitals do not matter.
 
     Raises:
-        UserError: if it is none.
+        UserError: if it is none of them.
     """
-    if value not in choices:
-        close = nearest(value, choices)
-        hint = f"did you mean {close!r}?" if close else None
-        raise UserError(f"{flag} = {value!r} must be one of {', '.join(choices)}", hint)
+    return chosen(value, choices, flag)
 
 
 def whole_number(flag: str, text: str, *, at_least: int, at_most: int | None = None) -> int:
-    """Reads a whole number, which may also be written as 20M, 1.5M or 500k.
+    """Reads a whole number, which may also be written as 20M, 1.5M, 500k or 1e6.
 
     Raises:
         UserError: if it is no whole number, or out of its bounds.
     """
-    scale = _SCALES.get(text[-1:].lower(), 1)
-    number = coerce(text[:-1], float, flag) * scale if scale > 1 else coerce(text, int, flag)
-    if number != int(number):
-        raise UserError(f"{flag} = {text!r} is not a whole number")
+    number: int = coerce(text, int, flag)
     if number < at_least:
         raise UserError(f"{flag} = {text} must be at least {at_least:,}")
     if at_most is not None and number > at_most:
         raise UserError(f"{flag} = {text} must be at most {at_most:,}")
-    return int(number)
+    return number
 
 
 def share(flag: str, text: str, *, zero: bool = True, one: bool = False) -> float:

@@ -6,14 +6,19 @@ reads the same wherever it was made.
 
 import math
 import os
+import re
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
+from decimal import Decimal
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from dlrmctl.errors import UserError, nearest
+from dlrmctl.errors import UserError
+from dlrmctl.settings.synonyms import names_meant, nearest, same_word
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+_SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
+_COUNT = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,8})?(?:e[0-9]{1,2})?)([kmgb]?)", re.IGNORECASE)
 
 
 def setting(
@@ -69,7 +74,7 @@ def shown(value: Any) -> str:
 
 
 def coerce(value: Any, hint: Any, where: str) -> Any:
-    """Brings text or a TOML value to the type of a setting.
+    """Brings text or a TOML value to the type of a setting; text for a whole number may be 500k, 1.5M or 1e6.
 
     Raises:
         UserError: if the value does not read as that type; `where` names its origin.
@@ -87,36 +92,61 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         if isinstance(value, str | os.PathLike):
             return os.fspath(value)
     elif get_origin(kind) is tuple:
-        parts = value.split("-") if isinstance(value, str) else value
+        parts = value.strip().split("-") if isinstance(value, str) else value
         if isinstance(parts, list | tuple) and parts:
             return tuple(coerce(part, int, where) for part in parts)
     elif kind in (int, float):
         try:
             if kind is int and isinstance(value, float) and not value.is_integer():
                 raise ValueError
-            if isinstance(value, str):
-                value = value.replace("_", "")
-            if isinstance(value, int | float | str) and math.isfinite(number := kind(value)):
+            plain = value.strip().replace("_", "") if isinstance(value, str) else value
+            if kind is int and isinstance(plain, str) and (count := _COUNT.fullmatch(plain)):
+                scaled = Decimal(count[1]) * _SCALES[count[2].lower()]
+                plain = int(scaled) if scaled == int(scaled) else None
+            if isinstance(plain, int | float | str) and math.isfinite(number := kind(plain)):
                 return number
         except (ValueError, OverflowError):
             pass
-    raise UserError(f"{where} = {value!r} is not {_described(kind)}")
+    raise UserError(f"{where} = {value!r} is not {_described(kind)}", _rewritten(value, kind))
 
 
 def _described(kind: Any) -> str:
     if get_origin(kind) is tuple:
         return "a list of widths such as 512-256-16"
-    return {int: "a whole number", float: "a number", str: "a text"}[kind]
+    return {int: "a whole number", float: "a number", str: "a string"}[kind]
 
 
-def check_value(item: Field[Any], value: Any, where: str) -> None:
-    """Holds a coerced value against the bounds and choices of its setting."""
-    choices = item.metadata["choices"]
-    if choices and value not in choices:
-        close = nearest(str(value), choices)
+def _rewritten(value: Any, kind: Any) -> str | None:
+    """How to write a number with a comma, or a list without its hyphens, so that it can be read."""
+    if not isinstance(value, str):
+        return None
+    if get_origin(kind) is tuple:
+        is_list = re.fullmatch(r"[\s\[(]*[0-9]+([,;\sx]+[0-9]+)*[\s\])]*", value)
+        return f"did you mean {'-'.join(re.findall('[0-9]+', value))}?" if is_list else None
+    if kind is int and re.fullmatch(r"[0-9]{1,3}(,[0-9]{3})+", value):
+        return f"did you mean {value.replace(',', '')}?"
+    if kind is float and re.fullmatch(r"-?[0-9]*,[0-9]+", value):
+        return f"did you mean {value.replace(',', '.')}?"
+    return None
+
+
+def chosen(value: str, choices: Collection[str], where: str) -> str:
+    """The choice that is meant; capitals do not matter, nor does `_` in place of `-`.
+
+    Raises:
+        UserError: if it is none of them.
+    """
+    found = same_word(value, choices)
+    if found is None:
+        close = nearest(value, choices)
         raise UserError(
             f"{where} = {value!r} must be one of {', '.join(choices)}", f"did you mean {close!r}?" if close else None
         )
+    return found
+
+
+def check_value(item: Field[Any], value: Any, where: str) -> None:
+    """Checks a coerced value against the bounds of its setting."""
     for single in value if isinstance(value, tuple) else (value,):
         for name, bound in item.metadata["bounds"].items():
             kept = {
@@ -144,16 +174,24 @@ def checked_values(cls: type, given: Mapping[str, tuple[Any, str]]) -> dict[str,
     values: dict[str, Any] = {}
     for name, (raw, where) in given.items():
         if name not in known:
-            close = nearest(name, known)
-            raise UserError(f"{where} is not a setting", f"did you mean {close!r}?" if close else None)
+            raise UserError(f"{where} is not a setting", did_you_mean(names_meant(name, known)))
         if raw is None and known[name].default is None:
             values[name] = None
             continue
         if isinstance(raw, str) and (unit := known[name].metadata["unit"]):
             raw = raw.strip().removesuffix(unit)
         values[name] = coerce(raw, hints[name], where)
+        if choices := known[name].metadata["choices"]:
+            values[name] = chosen(values[name], choices, where)
         check_value(known[name], values[name], where)
     return values
+
+
+def did_you_mean(names: Sequence[str]) -> str | None:
+    """A hint with settings that may be meant, as `names_meant` finds them; None if there are none."""
+    parts = [words.partition(" ") for words in names]
+    shown = [f"{name} = {value!r}" if value else repr(name) for name, _, value in parts]
+    return f"did you mean {' or '.join(shown)}?" if shown else None
 
 
 def default_of(item: Field[Any]) -> Any:

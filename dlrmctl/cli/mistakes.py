@@ -1,0 +1,130 @@
+"""Answers what was mistyped: commands and options that do not exist, and URLs in place of paths."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from dlrmctl.data.files import refuse_url
+from dlrmctl.errors import UserError
+from dlrmctl.settings.synonyms import names_meant, nearest
+
+_COMMANDS = {
+    "benchmark": "bench",
+    "check": "doctor",
+    "compress": "compress-embeddings",
+    "convert": "prepare",
+    "eval": "evaluate",
+    "fit": "train",
+    "generate": "data synthesize",
+    "import": "prepare",
+    "infer": "predict",
+    "inspect": "data show",
+    "list": "runs",
+    "ls": "runs",
+    "preprocess": "prepare",
+    "resume": "train --resume RUN",
+    "save": "export",
+    "score": "predict",
+    "serve": "export",
+    "test": "evaluate",
+    "validate": "evaluate",
+    "version": "--version",
+}
+
+
+class Commands(TyperGroup):
+    """A group that answers a command which it has not with the one that is meant."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            meant = _command_meant(name, ctx.find_root().command)
+            if name == "help":
+                meant = " ".join([*args[1:], "--help"])
+            hint = f"did you mean `dlrmctl {meant}`?" if meant else f"{ctx.command_path} --help lists the commands"
+            raise UserError(f"no such command: {ctx.command_path} {name}", hint)
+        return super().resolve_command(ctx, args)
+
+
+def _command_meant(name: str, root: Any) -> str | None:
+    paths = [" ".join(path) for path, _ in walk(root)]
+    plain = name.lower().replace("_", "-")
+    by_last = {path.split()[-1]: path for path in reversed(paths)}
+    close = by_last.get(plain) or _COMMANDS.get(plain)
+    if close is None and (near := nearest(name, list(by_last))):
+        close = by_last[near]
+    return close
+
+
+def walk(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """All commands and groups below a group, with the words that call them."""
+    for name, inner in getattr(command, "commands", {}).items():
+        yield (*path, name), inner
+        yield from walk(inner, (*path, name))
+
+
+def refuse_urls(arguments: Sequence[str]) -> None:
+    """
+    Raises:
+        DataError: if an argument, or the value after `=`, is a URL.
+    """
+    for argument in arguments:
+        refuse_url(argument.partition("=")[2] if argument.startswith("--") else argument)
+
+
+def unknown_option(option: str, context: Any) -> UserError:
+    """The error for an option that a command does not have.
+
+    Args:
+        option: as typed, `--lr`.
+        context: of the command.
+    """
+    command, root = context.command, context.find_root().command
+    flags = _flags(command)
+    found = names_meant(option.lstrip("-"), flags)
+    if found:
+        hint = f"did you mean {_either([_typed(words, flags) for words in found])}?"
+    elif others := [path for path, other in walk(root) if option in _flags(other).values()]:
+        hint = f"it is an option of {_either([' '.join(('dlrmctl', *path)) for path in others[:3]])}"
+    else:
+        hint = f"{context.command_path} --help lists the options"
+    return UserError(f"no such option: {option}", hint)
+
+
+def _flags(command: Any) -> dict[str, str]:
+    """The options of a command: by the names of their flags and of their settings."""
+    flags = {}
+    for parameter in command.params:
+        for flag in parameter.opts if parameter.param_type_name == "option" else ():
+            flags[flag.lstrip("-").replace("-", "_")] = flag
+        if parameter.param_type_name == "option":
+            flags.setdefault(parameter.name, parameter.opts[0])
+    return flags
+
+
+def _typed(words: str, flags: dict[str, str]) -> str:
+    name, _, value = words.partition(" ")
+    return f"{flags[name]} {value}".strip()
+
+
+def _either(words: Sequence[str]) -> str:
+    several = list(dict.fromkeys(words))
+    return several[0] if len(several) == 1 else f"{', '.join(several[:-1])} or {several[-1]}"
+
+
+def show_version(shown: bool) -> None:
+    """Prints the version and ends, if it was asked for."""
+    if not shown:
+        return
+    import importlib.metadata
+
+    from dlrmctl.console.console import output
+
+    try:
+        version = importlib.metadata.version("dlrmctl")
+    except importlib.metadata.PackageNotFoundError:
+        version = "(not installed)"
+    output.print(f"dlrmctl {version}")
+    raise typer.Exit
