@@ -1,14 +1,17 @@
-"""The dense optimizer and the learning-rate schedule of the settings, and the optimizer's state by name."""
+"""The dense optimizer, its averaging and the learning-rate schedule of the settings, and their state by name."""
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dlrmctl.optim.averaging import GrowingHorizon, PrimalAveraging
 from dlrmctl.optim.schedule import Schedule
 from dlrmctl.optim.shampoo import AdaGradGrafting, AdamGrafting, DistributedShampoo, RMSpropGrafting, SGDGrafting
 from dlrmctl.optim.shampoo.configs import Grafting
 from dlrmctl.ranks.group import Ranks
 from dlrmctl.settings.config import Config, OptimSettings
+
+_MU_Y = {"gpa": 0.7, "ema": 0.0, "schedule-free": 0.9}
 
 
 def build_dense_optimizer(
@@ -47,6 +50,19 @@ def build_dense_optimizer(
         stagger_refresh=True,
         statistics_frequency=settings.shampoo_statistics,
         process_group=group,
+    )
+
+
+def build_averaging(settings: OptimSettings, optimizer: torch.optim.Optimizer) -> PrimalAveraging | None:
+    """What averages the parameters of this optimizer and steps in its place; None where nothing is averaged."""
+    if settings.averaging == "none":
+        return None
+    horizon, mu_y = settings.averaging_horizon, settings.averaging_mu_y
+    return PrimalAveraging(
+        optimizer,
+        train_interp_coeff=_MU_Y[settings.averaging] if mu_y is None else mu_y,
+        eval_interp_coeff=GrowingHorizon() if horizon is None else 1 - 1 / horizon,
+        weight_lr_power=2.0 if settings.averaging == "schedule-free" else None,
     )
 
 

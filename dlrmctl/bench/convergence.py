@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrmctl.assembly.model import build_model
-from dlrmctl.assembly.optimizers import build_dense_optimizer
+from dlrmctl.assembly.optimizers import build_averaging, build_dense_optimizer
 from dlrmctl.bench.timing import alternate, mean_and_error
 from dlrmctl.console.console import print_table, say
 from dlrmctl.console.text import counted, with_error
@@ -96,9 +96,9 @@ def _step_times(config: Config, source: Source, ranks: Ranks, optimizers: Sequen
     for name in optimizers:
         variant = _variant(config, name, 0.001, 0)
         model = build_model(variant, source.schema, ranks, batch_size=config.train.batch_size // ranks.world_size)
-        step = TrainingStep(
-            model, build_dense_optimizer(variant.optim, model.network, ranks.group), ranks, config.train.precision
-        )
+        optimizer = build_dense_optimizer(variant.optim, model.network, ranks.group)
+        averaging = build_averaging(variant.optim, optimizer)
+        step = TrainingStep(model, averaging or optimizer, ranks, config.train.precision)
         batches = endless_batches(source, variant, ranks)
 
         def work(step: TrainingStep = step, batches: Any = batches) -> None:

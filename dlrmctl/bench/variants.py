@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dlrmctl.assembly.model import build_model
-from dlrmctl.assembly.optimizers import build_dense_optimizer
+from dlrmctl.assembly.optimizers import build_averaging, build_dense_optimizer
 from dlrmctl.bench.timing import Laps
 from dlrmctl.data.batch import Batch
 from dlrmctl.data.source import Source
@@ -51,7 +51,8 @@ class Variant:
         set_precision(config.train.precision)
         self.model = build_model(config, store.schema, ranks, batch_size=config.train.batch_size // ranks.world_size)
         self.optimizer = build_dense_optimizer(config.optim, self.model.network, ranks.group)
-        self.step = TrainingStep(self.model, self.optimizer, ranks, config.train.precision)
+        self.averaging = build_averaging(config.optim, self.optimizer)
+        self.step = TrainingStep(self.model, self.averaging or self.optimizer, ranks, config.train.precision)
         self.batches = endless_batches(store, config, ranks)
         dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
         firsts = torch.tensor([0, *(feature.rows for feature in store.schema.sparse)][:-1]).cumsum(0)
@@ -98,6 +99,9 @@ class Variant:
         """Bytes that this rank holds between two steps: tables, MLPs, the state of both optimizers."""
         parameters = list(self.model.network.parameters())
         state = list(_tensors(self.optimizer.state_dict()["state"]))
+        if self.averaging:
+            named = dict(self.model.network.named_parameters())
+            state += [*self.averaging.averages(named).values(), *self.averaging.tensors(named).values()]
         return self.model.sharded.bytes_per_rank[self.ranks.rank] + sum(t.nbytes for t in (*parameters, *state))
 
     def close(self) -> None:

@@ -70,6 +70,8 @@ def dense_need(config: Config, schema: Schema, world_size: int) -> DenseNeed:
         state = (kept * weights,) * world_size
         scratch = ((_SCRATCH[name] + decayed) * weights,) * world_size
         products, exchanged = (0.0,) * world_size, 0
+    if config.optim.averaging != "none":  # the average, and the iterate that the optimizer moves
+        state = tuple(held + 2 * weights for held in state)
     return DenseNeed(
         num_weights=num_weights,
         products=sum(map(math.prod, layers)),

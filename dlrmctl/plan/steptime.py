@@ -22,6 +22,7 @@ from dlrmctl.settings.config import Config
 _FLOAT = 4
 _PASSES = 6  # over activations: written and read forward; read, and a gradient written and read twice, backward
 _ELEMENTWISE = {"adagrad": 8, "adamw": 9, "sgd": 3, "shampoo": 0}  # reads and writes of each weight; shampoo counts its
+_AVERAGING = 6  # the average and its iterate are read and written, the weights follow from both
 _SECONDS = 0.25  # for each of the three
 _COPIED_BYTES = 64 * 2**20
 _GATHERED_ROWS = 200_000
@@ -79,7 +80,8 @@ def estimate(config: Config, plan: MemoryPlan, rates: Rates) -> StepTime:
     interaction = N * N * D if config.model.interaction == "dot" else 0
     flop = 2 * 3 * batch * (dense.products + interaction)  # forward, and the gradients of both factors
     activations = batch * activation_floats(config, N - 1) * _FLOAT * _PASSES
-    elementwise = _ELEMENTWISE[config.optim.dense_optimizer] * dense.weights
+    averaging = 0 if config.optim.averaging == "none" else _AVERAGING
+    elementwise = (_ELEMENTWISE[config.optim.dense_optimizer] + averaging) * dense.weights
     gathered = max(3 * one.row_bytes + one.looked_up / 2 for one in exchanges)  # read; read and written in the update
     parts = {
         "MLPs": _over(flop, rates.flops),

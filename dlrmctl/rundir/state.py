@@ -15,10 +15,10 @@ _FIXED: dict[str, set[str] | None] = {  # None: all of the section
     "data": None,
     "model": None,
     "embeddings": {item.name for item in fields(EmbeddingSettings)} - {"sharding"},
-    "optim": {"dense_optimizer", "grafting", "shampoo_block", "shampoo_sides", "momentum", "beta1"},
+    "optim": {"dense_optimizer", "grafting", "shampoo_block", "shampoo_sides", "momentum", "beta1", "averaging"},
     "train": {"batch_size", "seed"},
 }
-_BEFORE = {"qr_layout": "quotient"}
+_BEFORE = {"qr_layout": "quotient", "averaging": "none"}
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ SYNTHETIC_SIZES = ("small", "medium", "kaggle")
 DENSE_OPTIMIZERS = ("shampoo", "adagrad", "adamw", "sgd")
 # Where a learning rate is not given, the dense optimizer decides it.
 DENSE_LR = {"shampoo": 0.01, "adagrad": 0.01, "adamw": 0.001, "sgd": 0.1}
+AVERAGINGS = ("none", "gpa", "ema", "schedule-free")
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,21 @@ class OptimSettings:
         None, "Percent of a step that shampoo may add; a probe chooses block and intervals.", above=0, unit="%"
     )
     shampoo_epsilon: float = setting(1e-4, "Added to factor matrices, times their mean eigenvalue.", above=0)
+    averaging: str = setting(
+        "none",
+        "Average the MLPs over steps, to evaluate and keep: gpa and schedule-free take gradients between the weights "
+        "and their average, ema at the weights.",
+        choices=AVERAGINGS,
+    )
+    averaging_horizon: float | None = setting(
+        None, "Steps that the average of gpa and ema spans. Default: a tenth of those so far, at most 1000.", at_least=1
+    )
+    averaging_mu_y: float | None = setting(
+        None,
+        "Where gradients are taken, from the weights (0) to their average (1). Default: gpa 0.7, schedule-free 0.9.",
+        at_least=0,
+        at_most=1,
+    )
 
 
 @dataclass(frozen=True)
@@ -333,6 +349,10 @@ def _check(config: Config) -> None:
             f"optim.shampoo_overhead = {optim.shampoo_overhead:g} needs optim.dense_optimizer = shampoo, "
             f"not {optim.dense_optimizer}"
         )
+    for name, other in (("averaging_horizon", "ema"), ("averaging_mu_y", "schedule-free")):
+        value = getattr(optim, name)
+        if value is not None and optim.averaging not in ("gpa", other):
+            raise UserError(f"optim.{name} = {value:g} needs optim.averaging = gpa or {other}, not {optim.averaging}")
     if schedule.decay == "none" and schedule.decay_steps:
         raise UserError(
             f"schedule.decay_steps = {schedule.decay_steps} needs a decay", "--decay cosine or --decay polynomial"

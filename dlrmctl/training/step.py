@@ -16,6 +16,7 @@ from torch.nn import functional
 from dlrmctl.assembly.model import Model
 from dlrmctl.data.batch import Batch
 from dlrmctl.errors import UserError
+from dlrmctl.optim.averaging import PrimalAveraging
 from dlrmctl.ranks.group import Ranks
 from dlrmctl.rundir.state import StepSums
 
@@ -26,7 +27,8 @@ class TrainingStep:
     """Runs steps of one model.
 
     Args:
-        model, optimizer: what is trained; the tables' optimizer is inside their backward.
+        model: what is trained; the tables' optimizer is inside their backward.
+        optimizer: of the dense network, or the averaging around it.
         ranks: all of them step together.
         precision: "bf16" runs the dense network under autocast.
 
@@ -34,7 +36,9 @@ class TrainingStep:
         lap: called with the name of each part when it ends; measurements set it.
     """
 
-    def __init__(self, model: Model, optimizer: torch.optim.Optimizer, ranks: Ranks, precision: str) -> None:
+    def __init__(
+        self, model: Model, optimizer: torch.optim.Optimizer | PrimalAveraging, ranks: Ranks, precision: str
+    ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.ranks = ranks

@@ -1,7 +1,7 @@
 """Training on one rank: file -> reader -> batch -> model -> loss -> updates -> metrics -> checkpoint."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,13 @@ from typing import Any
 import torch
 
 from dlrmctl.assembly.model import Model, build_model
-from dlrmctl.assembly.optimizers import build_dense_optimizer, build_schedule, dense_state, failed_roots
+from dlrmctl.assembly.optimizers import (
+    build_averaging,
+    build_dense_optimizer,
+    build_schedule,
+    dense_state,
+    failed_roots,
+)
 from dlrmctl.console.console import say
 from dlrmctl.data.reader import Reader
 from dlrmctl.data.source import SPLITS, Source
@@ -135,7 +141,8 @@ class Trainer:
         )
         self.optimizer = optimizer or build_dense_optimizer(config.optim, self.model.network, ranks.group)
         self.dense_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.take_step = TrainingStep(self.model, self.optimizer, ranks, config.train.precision)
+        self.averaging = build_averaging(config.optim, self.optimizer)
+        self.take_step = TrainingStep(self.model, self.averaging or self.optimizer, ranks, config.train.precision)
         whole_run = config.train.epochs * reader.num_batches
         self.total_steps = min(whole_run, config.train.max_steps or whole_run)
         # --max-steps cuts a run short without squeezing its schedule, so that it can be continued.
@@ -213,7 +220,8 @@ class Trainer:
         """Scores the validation split, saves, and keeps the checkpoint if it is the best so far."""
         progress = self.progress
         with self.display.pause():
-            metrics = evaluate(self.model.inference, self.readers["validation"], self.ranks)
+            with self.averaging.averaged() if self.averaging else nullcontext():
+                metrics = evaluate(self.model.inference, self.readers["validation"], self.ranks)
             self.run.record({"kind": "validation", "step": progress.step, **metrics.to_dict()})
             # Of one split log loss and NE order alike, but NE is not defined where all labels are the same.
             score = metrics.log_loss if metrics.ne is None else metrics.ne
@@ -248,11 +256,19 @@ class Trainer:
                 self.checkpoints.keep(self.config.train.keep_checkpoints, self.progress.best_step)
 
     def _tensors(self) -> dict[str, Any]:
-        """Everything that a checkpoint holds; live, so that loading into it restores the run."""
-        return self.model.tensors() | {
+        """Everything that a checkpoint holds; live, so that loading into it restores the run.
+
+        Weights that are averaged are kept by their averages: what everybody who reads a checkpoint wants of them.
+        """
+        tensors = self.model.tensors() | {
             "tables": sparse_state(self.model.sharded.dmp),
             "optimizer": dense_state(self.optimizer, self.model.network),
         }
+        if self.averaging:
+            named = dict(self.model.network.named_parameters())
+            tensors["network"] = tensors["network"] | self.averaging.averages(named)
+            tensors["averaging"] = self.averaging.tensors(named)
+        return tensors
 
     def _leave(self, request: StopRequest) -> None:
         self._save()
@@ -269,6 +285,8 @@ class Trainer:
             return
         self.progress = read_state(path).progress_with(self.config, self.source, path)
         load(path, self._tensors(), self.ranks)
+        if self.averaging:
+            self.averaging.train()
         self.saved_step = (progress := self.progress).step
         progress.finished = progress.step >= self.total_steps or self._out_of_patience()
         if self.ranks.broadcast(self.checkpoints.at(progress.best_step)) is None:
@@ -286,6 +304,8 @@ class Trainer:
     def _results(self) -> dict[str, Any]:
         """Scores the best weights once on the test split."""
         progress = self.progress
+        if self.averaging:
+            self.averaging.eval()
         best = self.ranks.broadcast(self.checkpoints.at(progress.best_step))
         if best is not None and progress.best_step != progress.step:
             load(best, self.model.tensors(), self.ranks)

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import SGD, AdamW
 
-from dlrmctl.optim.averaging import PrimalAveraging
+from dlrmctl.optim.averaging import GrowingHorizon, PrimalAveraging
 from dlrmctl.optim.shampoo import DistributedShampoo, NonFiniteGradientError
 
 HESSIAN = torch.diag(torch.tensor([1.0, 0.3, 0.05], dtype=torch.float64))
 START = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
 
 
-def _run(mu_x: float, mu_y: float, num_steps: int = 25, lr: float = 0.1) -> list[Tensor]:
+def _run(mu_x: float | GrowingHorizon, mu_y: float, num_steps: int = 25, lr: float = 0.1) -> list[Tensor]:
     """y after every step of averaged SGD on a quadratic."""
     weight = Parameter(START.clone())
     optimizer = PrimalAveraging(SGD([weight], lr=lr), train_interp_coeff=mu_y, eval_interp_coeff=mu_x)
@@ -69,6 +69,86 @@ def test_meets_momentum_at_the_coefficients_that_say_so(nesterov: bool) -> None:
         torch.testing.assert_close(point, weight.detach(), rtol=1e-12, atol=1e-13)
 
 
+def test_the_mean_of_all_iterates_is_a_horizon_of_all_steps() -> None:
+    """mu_x = 1 - 1/t, gradients at the iterate itself: the average of what the base optimizer passes through."""
+    weight = Parameter(START.clone())
+    optimizer = PrimalAveraging(
+        SGD([weight], lr=0.1), train_interp_coeff=0.0, eval_interp_coeff=GrowingHorizon(share=1.0, most=float("inf"))
+    )
+    base = Parameter(START.clone())
+    sgd, passed = SGD([base], lr=0.1), []
+    for _ in range(40):
+        for point, stepper in ((weight, optimizer), (base, sgd)):
+            point.grad = HESSIAN @ point.detach()
+            stepper.step()
+        assert torch.equal(weight, base)
+        passed.append(base.detach().clone())
+        with optimizer.averaged():
+            torch.testing.assert_close(weight.detach(), torch.stack(passed).mean(0), rtol=1e-12, atol=1e-13)
+
+
+def test_a_growing_horizon_follows_the_steps_up_to_its_limit() -> None:
+    horizon = GrowingHorizon(share=0.1, most=50.0)
+    spans = [1 / (1 - horizon(step)) for step in (1, 10, 20, 100, 500, 5000)]
+    assert spans == pytest.approx([1, 1, 2, 10, 50, 50])
+
+
+def test_schedule_free_weighs_iterates_by_the_squares_of_their_learning_rates() -> None:
+    """With a warmup; the mean of all iterates so far, by weights that are not needed in advance."""
+    weight = Parameter(START.clone())
+    sgd = SGD([weight], lr=0.1)
+    optimizer = PrimalAveraging(sgd, train_interp_coeff=0.9, weight_lr_power=2.0)
+    z, weights, passed = START.clone(), [], []
+    x = START.clone()
+    for step in range(30):
+        lr = 0.1 * min(1.0, (step + 1) / 10)
+        sgd.param_groups[0]["lr"] = lr
+        y = 0.9 * x + 0.1 * z
+        torch.testing.assert_close(weight.detach(), y, rtol=1e-12, atol=1e-13)
+        weight.grad = HESSIAN @ weight.detach()
+        optimizer.step()
+        z = z - lr * (HESSIAN @ y)
+        weights.append(lr**2)
+        passed.append(z)
+        x = sum(w * point for w, point in zip(weights, passed, strict=True)) / sum(weights)
+        with optimizer.averaged():
+            torch.testing.assert_close(weight.detach(), x, rtol=1e-11, atol=1e-12)
+
+
+def test_the_published_weight_decay_deviates_by_what_its_docstring_says() -> None:
+    """Meta's code: `y' = lerp(y, z_shrunk, 1 - mu_x) + (1 - mu_x mu_y) u`, with x only implied."""
+    mu_x, mu_y, lr, decay = 0.9, 0.7, 0.05, 0.1
+    weight = Parameter(START.clone())
+    optimizer = PrimalAveraging(
+        SGD([weight], lr=lr), train_interp_coeff=mu_y, eval_interp_coeff=mu_x, weight_decay=decay
+    )
+    y, z, exact = START.clone(), START.clone(), START.clone()
+    for _ in range(20):
+        weight.grad = HESSIAN @ weight.detach()
+        optimizer.step()
+        shrunk, move = z * (1 - lr * decay), -lr * (HESSIAN @ y)
+        x_before = (y - (1 - mu_y) * z) / mu_y
+        exact = mu_x * x_before + (1 - mu_x) * (shrunk + move)
+        exact = exact + mu_x * (1 - mu_y) / mu_y * lr * decay * z
+        y = torch.lerp(y, shrunk, 1 - mu_x) + (1 - mu_x * mu_y) * move
+        z = shrunk + move
+        torch.testing.assert_close(weight.detach(), y, rtol=1e-12, atol=1e-13)
+        with optimizer.averaged():
+            torch.testing.assert_close(weight.detach(), exact, rtol=1e-12, atol=1e-13)
+
+
+def test_a_parameter_without_a_gradient_stays_and_so_does_its_average() -> None:
+    moved, left = Parameter(torch.ones(2)), Parameter(torch.ones(2))
+    optimizer = PrimalAveraging(SGD([moved, left], lr=0.1))
+    for _ in range(3):
+        moved.grad = torch.ones(2)
+        optimizer.step()
+    assert moved[0] < 1
+    assert torch.equal(left, torch.ones(2))
+    with optimizer.averaged():
+        assert torch.equal(left, torch.ones(2))
+
+
 def test_train_after_eval_is_exact_and_steps_between_are_refused() -> None:
     model = nn.Linear(3, 2)
     optimizer = PrimalAveraging(DistributedShampoo(model.parameters(), precondition_frequency=1))
@@ -112,7 +192,34 @@ def test_a_state_dict_continues_to_the_bit(evaluating: bool) -> None:
         optimizer.train()
         train(m, optimizer, range(4, 8))
     assert torch.equal(model.weight, other.weight)
-    assert set(optimizers[0].tensors(dict(model.named_parameters()))) == {"weight/z", "bias/z"}
+    named = dict(model.named_parameters())
+    assert set(optimizers[0].tensors(named)) == {"weight/z", "bias/z", "step", "weight_sum"}
+    assert set(optimizers[0].averages(named)) == {"weight", "bias"}
+
+
+def test_average_and_iterate_by_name_continue_to_the_bit() -> None:
+    """As a checkpoint does: live tensors filled, then `train()`."""
+    model = nn.Linear(3, 2)
+    other = copy.deepcopy(model)
+    horizon = GrowingHorizon(share=0.5)
+    one, two = (PrimalAveraging(SGD(m.parameters(), lr=0.1), eval_interp_coeff=horizon) for m in (model, other))
+
+    def train(m: nn.Linear, optimizer: PrimalAveraging, steps: range) -> None:
+        for step in steps:
+            optimizer.zero_grad()
+            m(torch.randn(4, 3, generator=torch.Generator().manual_seed(step))).square().sum().backward()
+            optimizer.step()
+
+    train(model, one, range(7))
+    ours, theirs = dict(model.named_parameters()), dict(other.named_parameters())
+    saved = one.averages(ours) | one.tensors(ours)
+    with torch.no_grad():
+        for name, live in (two.averages(theirs) | two.tensors(theirs)).items():
+            live.copy_(saved[name])
+    two.train()
+    train(model, one, range(7, 12))
+    train(other, two, range(7, 12))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
 
 def test_a_refused_gradient_leaves_the_weights_where_they_were() -> None:
@@ -130,9 +237,10 @@ def test_a_refused_gradient_leaves_the_weights_where_they_were() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"train_interp_coeff": 0.0}, "train_interp_coeff=0.0"),
+        ({"train_interp_coeff": -0.1}, "train_interp_coeff=-0.1"),
         ({"eval_interp_coeff": 1.0}, "eval_interp_coeff=1.0"),
         ({"weight_decay": -0.1}, "weight_decay=-0.1"),
+        ({"weight_decay": 0.1, "train_interp_coeff": 0.0}, "weight_decay=0.1"),
     ],
 )
 def test_refuses_settings_out_of_range(settings: dict, message: str) -> None:

@@ -82,3 +82,8 @@ def test_the_state_of_torchs_optimizers_is_counted_to_the_byte(flags: dict[str, 
     planned = dense_need(config, SCHEMA, 1)
     assert planned.state == (sum(tensor.numel() * tensor.element_size() for tensor in held),)
     assert planned.weights == planned.gradients == sum(p.numel() * p.element_size() for p in network.parameters())
+
+
+def test_the_average_and_its_iterate_are_counted_too():
+    plain, averaged = (dense_need(resolve({}, {"averaging": kind}), SCHEMA, 1) for kind in ("none", "gpa"))
+    assert averaged.state[0] == plain.state[0] + 2 * plain.weights
