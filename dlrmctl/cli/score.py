@@ -21,6 +21,7 @@ from dlrmctl.cli.options import (
 from dlrmctl.console.console import print_json
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.launch import is_main, run_on_ranks
+from dlrmctl.rundir.seeds import finished_runs
 from dlrmctl.settings.parse import names_of, one_of, whole_number
 
 _WHAT = "What to score"
@@ -79,9 +80,14 @@ def evaluate(
 
 @with_settings(only=("path", "batch_size", "device", "precision"))
 def compare(
-    run_a: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN_A", autocompletion=completion.runs)],
+    run_a: Annotated[
+        Path,
+        typer.Argument(
+            help="Run directory, or that of several seeds.", metavar="RUN_A", autocompletion=completion.runs
+        ),
+    ],
     run_b: Annotated[
-        Path, typer.Argument(help="Run directory to compare with.", metavar="RUN_B", autocompletion=completion.runs)
+        Path, typer.Argument(help="The same, to compare with.", metavar="RUN_B", autocompletion=completion.runs)
     ],
     checkpoint: Checkpoint = "best",
     split: Split = "test",
@@ -92,18 +98,22 @@ def compare(
 ) -> None:
     """Compare two runs on the same rows: paired differences of log loss, NE and AUC.
 
+    With the directories of train --seeds, the chance of the seeds counts as well as that of the rows.
+
     \b
     dlrmctl compare runs/first runs/full
     """
     split = one_of("--split", split, SPLITS)
-    both = [settings_of_run(run, flags)[1] for run in (run_a, run_b)]
+    sides = [finished_runs(run) for run in (run_a, run_b)]
+    settings = [[settings_of_run(run, flags)[1] for run in side] for side in sides]
     arguments = {
-        "settings": [settings.to_dict() for settings in both],
-        "runs": [str(run_a), str(run_b)],
+        "settings": [[config.to_dict() for config in side] for side in settings],
+        "runs": [[str(run) for run in side] for side in sides],
+        "names": [str(run_a), str(run_b)],
         "checkpoint": checkpoint,
         "split": split,
     }
-    result = run_on_ranks("dlrmctl.scoring.compare:compare_on_rank", arguments, number_of_ranks(both[0], nproc))
+    result = run_on_ranks("dlrmctl.scoring.compare:compare_on_rank", arguments, number_of_ranks(settings[0][0], nproc))
     if not is_main():
         return
     if json:

@@ -11,11 +11,13 @@ from dlrmctl.cli.options import LAUNCH_PANEL, AsJson, Nproc, settings_of_run, wi
 from dlrmctl.console.console import print_json
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.launch import is_main
+from dlrmctl.rundir.seeds import MOST_SEEDS, SeedRuns
 from dlrmctl.scoring.results import show_results
 from dlrmctl.settings.config import Config, resolve
 from dlrmctl.settings.parse import whole_number
 from dlrmctl.settings.toml import read_settings
 from dlrmctl.training.run import run_training
+from dlrmctl.training.seeds import resume_seeds, show_seeds, train_seeds
 
 
 @with_settings()
@@ -49,6 +51,14 @@ def train(
         ),
     ] = None,
     nproc: Nproc = "1",
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            help="Train with this many seeds, --seed and those after it, one run each.",
+            metavar="N",
+            rich_help_panel=LAUNCH_PANEL,
+        ),
+    ] = None,
     print_plan: Annotated[
         bool, typer.Option("--print-plan", help="Show the rank of every table.", rich_help_panel=LAUNCH_PANEL)
     ] = False,
@@ -64,18 +74,29 @@ def train(
     dlrmctl train --resume RUN
     torchrun --nproc-per-node 2 --no-python dlrmctl train --data DIR
     """
-    if resume is not None:
-        if config is not None or run_dir is not None:
-            clash = "--config" if config is not None else "--run-dir"
-            raise UserError(f"--resume {resume} and {clash} contradict: a run resumes with its own settings")
-        _, settings = settings_of_run(resume, flags)
-    else:
-        settings = _settings(config, flags)
+    if resume is not None and (config is not None or run_dir is not None):
+        clash = "--config" if config is not None else "--run-dir"
+        raise UserError(f"--resume {resume} and {clash} contradict: a run resumes with its own settings")
+    ranks = whole_number("--nproc", nproc, at_least=1)
+    group = None if resume is None else SeedRuns.open(resume)
+    if seeds is not None or group is not None:
+        for flag, given in (("--print-plan", print_plan), ("--resume", seeds is not None and resume is not None)):
+            if given:
+                raise UserError(f"{flag} and several seeds contradict", "name one run: DIR/seed-N")
+        if group is not None:
+            settings = resolve(group.settings(), flags, file_name=str(group.path))
+            results = resume_seeds(group, settings, nproc=ranks, command_line=sys.argv[1:])
+        else:
+            number = whole_number("--seeds", str(seeds), at_least=2, at_most=MOST_SEEDS)
+            settings = _settings(config, flags)
+            results = train_seeds(settings, number, run_dir=run_dir, nproc=ranks, command_line=sys.argv[1:])
+        print_json(results) if json else show_seeds(results)
+        return
     results = run_training(
-        settings,
+        _settings(config, flags) if resume is None else settings_of_run(resume, flags)[1],
         run_dir=resume or run_dir,
         resume=resume is not None,
-        nproc=whole_number("--nproc", nproc, at_least=1),
+        nproc=ranks,
         print_plan=print_plan,
         command_line=sys.argv[1:],
     )

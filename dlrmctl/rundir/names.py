@@ -25,15 +25,23 @@ def place_of_run(config: Config) -> tuple[Path, bool]:
     In a job, a run of the same settings that is not finished is continued; a finished one is given back where the job
     was started again, and stays alone otherwise.
     """
-    data = config.data.dataset if config.data.path is None else Path(config.data.path).name
-    name = Path("runs") / f"{data}-{config.embeddings.embedding}"
     job = _job()
     if job is not None:
-        path = Path(f"{name}-{job}-{_fingerprint(config)}")
+        path = Path(f"{_beginning(config)}-{job}-{_fingerprint(config)}")
         run = RunDirectory(path, writes=False)
         if not run.is_finished or _is_restarted():
             return path, run.settings_file.is_file()
-    return Path(f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"), False
+    return new_name(config), False
+
+
+def new_name(config: Config) -> Path:
+    """A directory that no other run has: named after the data, the tables and the time."""
+    return Path(f"{_beginning(config)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}")
+
+
+def _beginning(config: Config) -> str:
+    data = config.data.dataset if config.data.path is None else Path(config.data.path).name
+    return f"runs/{data}-{config.embeddings.embedding}"
 
 
 def _job() -> str | None:

@@ -13,7 +13,7 @@ from dlrmctl.errors import UserError
 from dlrmctl.ranks.group import Ranks, process_group
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.rundir.opened import open_run
-from dlrmctl.scoring.paired import Difference, compare_scores
+from dlrmctl.scoring.paired import Difference, compare_seeds
 from dlrmctl.scoring.scores import Scores, collect_scores
 from dlrmctl.settings.config import Config, resolve
 
@@ -23,55 +23,78 @@ _HIGHER_IS_BETTER = {"auc"}
 
 
 def compare_on_rank(
-    settings: Sequence[dict[str, Any]], runs: Sequence[str], *, checkpoint: str, split: str
+    settings: Sequence[Sequence[dict[str, Any]]],
+    runs: Sequence[Sequence[str]],
+    names: Sequence[str],
+    *,
+    checkpoint: str,
+    split: str,
 ) -> dict[str, Any]:
     """Joins the ranks and compares with them.
 
     Args:
-        settings: of each run, sections as `Config.to_dict` gives them.
+        settings: of each run of both sides, sections as `Config.to_dict` gives them.
+        runs: directories of both sides, one for each seed.
+        names: what the user called the sides.
     """
-    configs = [resolve(sections, {}, file_name="settings") for sections in settings]
-    directories = [RunDirectory(Path(run), writes=False) for run in runs]
-    with process_group(configs[0].train.device) as ranks:
-        return compare_runs(directories, configs, ranks, checkpoint=checkpoint, split=split)
+    sides = []
+    for side_settings, side_runs in zip(settings, runs, strict=True):
+        configs = [resolve(sections, {}, file_name="settings") for sections in side_settings]
+        directories = [RunDirectory(Path(run), writes=False) for run in side_runs]
+        sides.append(list(zip(directories, configs, strict=True)))
+    with process_group(sides[0][0][1].train.device) as ranks:
+        return compare_runs(sides, names, ranks, checkpoint=checkpoint, split=split)
 
 
 def compare_runs(
-    runs: Sequence[RunDirectory], configs: Sequence[Config], ranks: Ranks, *, checkpoint: str, split: str
+    sides: Sequence[Sequence[tuple[RunDirectory, Config]]],
+    names: Sequence[str],
+    ranks: Ranks,
+    *,
+    checkpoint: str,
+    split: str,
 ) -> dict[str, Any]:
-    """Scores the same split with the checkpoints of two runs.
+    """Scores the same split with the checkpoints of two runs, or of two settings with several seeds.
 
     Args:
-        runs, configs: two, each run with its settings; both name the same data.
-        checkpoint: "best", "last" or "step-N", of both.
+        sides: two; runs with their settings, which all name the same data.
+        names: of the sides.
+        checkpoint: "best", "last" or "step-N", of all runs.
 
     Returns:
-        Plain values: the runs, and per metric both values, the difference (second minus first), standard error and p;
-        whether all scores are "identical".
+        Plain values: the sides, and per metric both values, the difference (second minus first), standard error, the
+        seeds' part of it, and p; whether all scores are "identical".
 
     Raises:
         UserError, DataError: if a checkpoint or the data is not there, or does not fit.
     """
-    scored: list[Scores] = []
-    names, fingerprints = [], []
-    for run, config in zip(runs, configs, strict=True):
-        opened = open_run(config, run, ranks, checkpoint=checkpoint, split=split)
-        scored.append(collect_scores(opened.model, opened.reader, ranks))
-        names.append({"run": str(run.path), "checkpoint": opened.checkpoint.name})
-        fingerprints.append(opened.source.fingerprint())
-    if fingerprints[0] != fingerprints[1]:
-        raise UserError(
-            f"{runs[0].path} and {runs[1].path}: were trained on different data", "name the data for both with --data"
-        )
-    first, second = scored
-    found = compare_scores(first.logits_N, second.logits_N, first.labels_N)
+    scored: list[list[Scores]] = []
+    described = []
+    data: tuple[Any, Path] | None = None
+    for name, side in zip(names, sides, strict=True):
+        scores, checkpoints = [], []
+        for run, config in side:
+            opened = open_run(config, run, ranks, checkpoint=checkpoint, split=split)
+            scores.append(collect_scores(opened.model, opened.reader, ranks))
+            checkpoints.append(opened.checkpoint.name)
+            fingerprint = opened.source.fingerprint()
+            if data is not None and data[0] != fingerprint:
+                raise UserError(
+                    f"{data[1]} and {run.path}: were trained on different data", "name the data for both with --data"
+                )
+            data = (fingerprint, run.path)
+        scored.append(scores)
+        one = len(set(checkpoints)) == 1
+        described.append({"run": name, "seeds": len(side), "checkpoint": checkpoints[0] if one else checkpoint})
+    labels_N = scored[0][0].labels_N
+    logits = [[scores.logits_N for scores in side] for side in scored]
     return {
-        "a": names[0],
-        "b": names[1],
+        "a": described[0],
+        "b": described[1],
         "split": split,
-        "examples": len(first.labels_N),
-        "identical": np.array_equal(first.logits_N, second.logits_N),
-        **{name: difference.to_dict() for name, difference in found.items()},
+        "examples": len(labels_N),
+        "identical": len(logits[0]) == len(logits[1]) == 1 and np.array_equal(logits[0][0], logits[1][0]),
+        **{name: found.to_dict() for name, found in compare_seeds(logits[0], logits[1], labels_N).items()},
     }
 
 
@@ -83,10 +106,9 @@ def show_comparison(result: dict[str, Any]) -> None:
             found = Difference(**result[name])
             change = with_error(found.difference, found.se, "+.5f")
             rows.append([title, f"{found.a:.5f}", f"{found.b:.5f}", change, _p_text(found.p)])
-    a, b = result["a"]["run"], result["b"]["run"]
+    sides = [_side_text(letter, result[letter.lower()]) for letter in "AB"]
     print_table(
-        f"{result['split']} split, {result['examples']:,} examples\nA {a}, {result['a']['checkpoint']}\n"
-        f"B {b}, {result['b']['checkpoint']}",
+        "\n".join([f"{result['split']} split, {result['examples']:,} examples", *sides]),
         ["", "A", "B", "B - A", "p"],
         rows,
     )
@@ -96,14 +118,25 @@ def show_comparison(result: dict[str, Any]) -> None:
     for name, title in _NAMES.items():
         if name in result:
             output.print(sentence(title, Difference(**result[name]), higher_is_better=name in _HIGHER_IS_BETTER))
+    if result["a"]["seeds"] == result["b"]["seeds"] == 1:
+        output.print(
+            "Only the chance of the rows is counted. Two seeds of one setting differ by more: "
+            "compare directories of train --seeds."
+        )
+    else:
+        output.print("Errors and p count the rows and the seeds (seeds' variance pooled over A and B, Student's t).")
+
+
+def _side_text(letter: str, side: dict[str, Any]) -> str:
+    seeds = f" ({side['seeds']} seeds)" if side["seeds"] > 1 else ""
+    return f"{letter} {side['run']}{seeds}, {side['checkpoint']}"
 
 
 def sentence(title: str, found: Difference, *, higher_is_better: bool) -> str:
     """The difference in words: who is better, by how much, and whether chance explains it."""
     if found.p >= LEVEL:
-        # Half-width of the 95 % interval: what this many rows could have shown.
-        seen = abs(found.difference) + 1.96 * found.se
-        return f"{title}: no difference that chance does not explain (p {_p_text(found.p)}); it is below {seen:.5f}"
+        farthest = abs(found.difference) + 1.96 * found.se  # end of the 95 % interval
+        return f"{title}: not significant (p = {_p_text(found.p)}); the difference is within ±{farthest:.5f}"
     better = "B" if (found.difference > 0) == higher_is_better else "A"
     share = 100 * abs(found.difference) / abs(found.a) if found.a else math.nan
     return f"{title}: {better} is better by {abs(found.difference):.5f} ({share:.2f} % of A's), p {_p_text(found.p)}"

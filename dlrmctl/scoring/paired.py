@@ -1,10 +1,11 @@
 """Two models on the same rows: differences of their metrics, with what the pairing says about chance.
 
-N examples; A and B are the two models, and every difference is B minus A.
+N examples; A and B are the two models, and every difference is B minus A. A model may be a setting that was trained
+with several seeds: then chance has two parts, which rows were drawn and which seeds.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,8 +21,9 @@ class Difference:
     Attributes:
         a, b: the metric of each model.
         difference: b - a.
-        se: standard error of the difference, from the pairs.
+        se: standard error of the difference, from the pairs; with several seeds, from the seeds too.
         p: two-sided probability of a difference at least as large if the models were equally good.
+        se_seeds: the part of `se` that comes from the seeds; 0 where each side is one run.
     """
 
     a: float
@@ -29,6 +31,7 @@ class Difference:
     difference: float
     se: float
     p: float
+    se_seeds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -49,44 +52,151 @@ def relative_rise(found: Mapping[str, Difference]) -> tuple[float, float]:
 
 
 def compare_scores(logits_a_N: np.ndarray, logits_b_N: np.ndarray, labels_N: np.ndarray) -> dict[str, Difference]:
-    """Differences of "log_loss", and where both labels occur of "ne" and "auc"."""
+    """Differences of "log_loss", and where both labels occur of "ne" and "auc", between two runs."""
+    return compare_seeds([logits_a_N], [logits_b_N], labels_N)
+
+
+def compare_seeds(
+    logits_a: Iterable[np.ndarray], logits_b: Iterable[np.ndarray], labels_N: np.ndarray
+) -> dict[str, Difference]:
+    """As `compare_scores`, between two settings that were each trained with one or more seeds.
+
+    The metric of a side is the mean over its seeds. The variance of the difference has two parts. That of the rows is
+    the variance of what a row contributes to the difference, averaged over the seeds, less what of it is the seeds'
+    noise in single rows. That of the seeds is s^2 (1/n_a + 1/n_b), with the variance s^2 between seeds pooled over both
+    sides; the noise in single rows is part of it. p is from Student's t distribution with the degrees of freedom of
+    Welch and Satterthwaite. With one seed on each side only the rows count.
+
+    Args:
+        logits_a, logits_b: float [N] of each seed.
+
+    Source: DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988), for what a row contributes to the AUC.
+    """
     labels_N = labels_N.astype(bool)
-    losses_a_N, losses_b_N = log_losses(logits_a_N, labels_N), log_losses(logits_b_N, labels_N)
-    found = {"log_loss": mean_difference(losses_a_N, losses_b_N)}
-    if labels_N.any() and not labels_N.all():
-        found["ne"] = ne_difference(losses_a_N, losses_b_N, labels_N)
-        found["auc"] = auc_difference(logits_a_N, logits_b_N, labels_N)
+    both = bool(labels_N.any() and not labels_N.all())
+    a, b = (_Side.of(logits, labels_N, with_auc=both) for logits in (logits_a, logits_b))
+    variance = _variance_of_rows(a.losses, b.losses)
+    found = {"log_loss": _difference(a.losses.means_S, b.losses.means_S, variance)}
+    if both:
+        # Both NEs share the base rate of these rows, which is drawn with them (delta method).
+        rate = float(labels_N.mean())
+        base = entropy(rate)
+        slope = (a.losses.mean - b.losses.mean) / base * math.log((1 - rate) / rate)
+        variance = _variance_of_rows(a.losses, b.losses, slope * labels_N) / base**2
+        found["ne"] = _difference(a.losses.means_S / base, b.losses.means_S / base, variance)
+        variance = _variance_of_rows(a.positives, b.positives) + _variance_of_rows(a.negatives, b.negatives)
+        found["auc"] = _difference(a.positives.means_S, b.positives.means_S, variance)
     return found
+
+
+class _Values:
+    """One number per row and seed, added up over the seeds as they come (S seeds, N rows)."""
+
+    def __init__(self) -> None:
+        self.sum_N: np.ndarray | float = 0.0
+        self.sum_of_squares = 0.0
+        self._means: list[float] = []
+
+    def add(self, values_N: np.ndarray) -> None:
+        self.sum_N = self.sum_N + values_N
+        self.sum_of_squares += float(values_N @ values_N)
+        self._means.append(float(values_N.mean()))
+
+    @property
+    def means_S(self) -> np.ndarray:
+        """The mean over the rows, of each seed."""
+        return np.array(self._means)
+
+    @property
+    def mean_N(self) -> np.ndarray:
+        """The mean over the seeds, of each row."""
+        return np.asarray(self.sum_N) / len(self._means)
+
+    @property
+    def mean(self) -> float:
+        return float(self.means_S.mean())
+
+    def noise(self) -> float:
+        """Sum of squares that neither the row nor the seed explains; of (S - 1)(N - 1) degrees of freedom."""
+        mean_N, means_S = self.mean_N, self.means_S
+        of_rows = self.sum_of_squares - len(means_S) * float(mean_N @ mean_N)
+        return max(0.0, of_rows - len(mean_N) * float(((means_S - means_S.mean()) ** 2).sum()))
+
+
+@dataclass(frozen=True)
+class _Side:
+    """What the rows contribute to each metric of one setting.
+
+    Attributes:
+        losses: log losses.
+        positives, negatives: for a positive the share of negatives below it, for a negative that of positives above.
+    """
+
+    losses: _Values
+    positives: _Values
+    negatives: _Values
+
+    @classmethod
+    def of(cls, logits: Iterable[np.ndarray], labels_N: np.ndarray, *, with_auc: bool) -> "_Side":
+        side = cls(_Values(), _Values(), _Values())
+        for logits_N in logits:
+            side.losses.add(log_losses(logits_N, labels_N))
+            if with_auc:
+                placements_N = _placements(logits_N, labels_N)
+                side.positives.add(placements_N[labels_N])
+                side.negatives.add(placements_N[~labels_N])
+        return side
+
+
+def _variance_of_rows(a: _Values, b: _Values, shift_N: np.ndarray | float = 0.0) -> float:
+    """Variance of the difference of two means that comes from the draw of the rows."""
+    changes_N = b.mean_N - a.mean_N + shift_N
+    if len(changes_N) < 2:
+        return 0.0
+    seeds_a, seeds_b = len(a.means_S), len(b.means_S)
+    variance = float(changes_N.var(ddof=1))
+    if freedom := (seeds_a + seeds_b - 2) * (len(changes_N) - 1):
+        variance -= (a.noise() + b.noise()) / freedom * (1 / seeds_a + 1 / seeds_b)
+    return max(0.0, variance) / len(changes_N)
+
+
+def _difference(values_a_S: np.ndarray, values_b_S: np.ndarray, of_rows: float) -> Difference:
+    """The difference of the means over the seeds.
+
+    Args:
+        of_rows: its variance from the draw of the rows.
+    """
+    a, b = float(values_a_S.mean()), float(values_b_S.mean())
+    freedom, of_seeds = len(values_a_S) + len(values_b_S) - 2, 0.0
+    if freedom:
+        squares = float(((values_a_S - a) ** 2).sum() + ((values_b_S - b) ** 2).sum())
+        of_seeds = squares / freedom * (1 / len(values_a_S) + 1 / len(values_b_S))
+    variance = of_rows + of_seeds
+    difference, se = b - a, math.sqrt(variance)
+    in_errors = abs(difference) / se if se else math.inf if difference else 0.0
+    p = two_sided_p(in_errors, freedom * (variance / of_seeds) ** 2 if of_seeds else math.inf)
+    return Difference(a, b, difference, se, p, math.sqrt(of_seeds))
+
+
+def two_sided_p(t: float, freedom: float) -> float:
+    """Probability that Student's t with so many degrees of freedom is at least `t` away from 0.
+
+    With t = sqrt(freedom) tan(angle), the density is proportional to cos(angle)^(freedom - 1).
+    """
+    if freedom > 1e4:  # the normal distribution, to 1e-4 of p
+        return math.erfc(t / math.sqrt(2))
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    start = math.atan(t / math.sqrt(freedom))
+    angles = start + (math.pi / 2 - start) * (nodes + 1) / 2
+    tail = float(weights @ np.cos(angles) ** (freedom - 1)) * (math.pi / 2 - start) / 2
+    whole = math.sqrt(math.pi) * math.exp(math.lgamma(freedom / 2) - math.lgamma((freedom + 1) / 2))
+    return min(1.0, 2 * tail / whole)
 
 
 def log_losses(logits_N: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
     """Log loss of every example, float64, in nats."""
     logits_N = logits_N.astype(np.float64)
     return np.logaddexp(0.0, np.where(labels_N, -logits_N, logits_N))
-
-
-def mean_difference(a_N: np.ndarray, b_N: np.ndarray) -> Difference:
-    """The difference of two means over paired values."""
-    return _difference(float(a_N.mean()), float(b_N.mean()), _se_of_mean(b_N - a_N))
-
-
-def ne_difference(losses_a_N: np.ndarray, losses_b_N: np.ndarray, labels_N: np.ndarray) -> Difference:
-    """The difference in NE (delta method: both NEs share the base rate of these rows)."""
-    rate = float(labels_N.mean())
-    base = entropy(rate)
-    a, b = float(losses_a_N.mean()) / base, float(losses_b_N.mean()) / base
-    slope = -(b - a) * math.log((1 - rate) / rate)
-    return _difference(a, b, _se_of_mean((losses_b_N - losses_a_N + slope * labels_N) / base))
-
-
-def auc_difference(logits_a_N: np.ndarray, logits_b_N: np.ndarray, labels_N: np.ndarray) -> Difference:
-    """The difference in AUC; ties count half.
-
-    Source: DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988), for the variance of a paired difference.
-    """
-    a, b = _placements(logits_a_N, labels_N), _placements(logits_b_N, labels_N)
-    variance = _se_of_mean((b - a)[labels_N]) ** 2 + _se_of_mean((b - a)[~labels_N]) ** 2
-    return _difference(float(a[labels_N].mean()), float(b[labels_N].mean()), math.sqrt(variance))
 
 
 def _placements(logits_N: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
@@ -97,14 +207,3 @@ def _placements(logits_N: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
     below = (np.cumsum(negatives) - negatives / 2) / negatives.sum()
     above = 1 - (np.cumsum(positives) - positives / 2) / positives.sum()
     return np.where(labels_N, below[groups_N], above[groups_N])
-
-
-def _se_of_mean(values_N: np.ndarray) -> float:
-    return float(values_N.std(ddof=1)) / math.sqrt(len(values_N)) if len(values_N) > 1 else 0.0
-
-
-def _difference(a: float, b: float, se: float) -> Difference:
-    difference = b - a
-    in_errors = abs(difference) / se if se else math.inf if difference else 0.0
-    p = math.erfc(in_errors / math.sqrt(2))
-    return Difference(a, b, difference, se, p)

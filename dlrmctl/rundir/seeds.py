@@ -1,0 +1,101 @@
+"""Runs of one setting with several seeds: directories seed-N in a directory of their own."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlrmctl.data.files import write_whole
+from dlrmctl.data.sealed import Values
+from dlrmctl.errors import UserError
+from dlrmctl.rundir.directory import LOCK, RunDirectory
+from dlrmctl.rundir.records import read_record
+from dlrmctl.settings.config import Config
+from dlrmctl.settings.toml import read_run_settings, write_settings
+
+_FILE, _SETTINGS = "seeds.json", "seeds.toml"
+MOST_SEEDS = 1000
+
+
+@dataclass(frozen=True)
+class SeedRuns:
+    """The runs of several seeds.
+
+    Attributes:
+        path: the directory that holds them.
+        first: the smallest seed; the others follow it.
+        number: of seeds.
+    """
+
+    path: Path
+    first: int
+    number: int
+
+    @classmethod
+    def open(cls, path: Path) -> "SeedRuns | None":
+        """The runs in a directory that `create` made; None if it is another one.
+
+        Raises:
+            UserError, DataError: if its record is damaged.
+        """
+        if not (path / _FILE).is_file():
+            return None
+
+        def parse(values: Values) -> "SeedRuns":
+            return cls(path, values.whole("first"), values.whole("seeds", least=1, most=MOST_SEEDS))
+
+        return read_record(path / _FILE, parse, "name the runs in it one by one")
+
+    @classmethod
+    def create(cls, path: Path, config: Config, number: int) -> "SeedRuns":
+        """Makes the directory and records what is to be trained in it, before the first run.
+
+        Args:
+            config: of all runs; its seed is the first one.
+
+        Raises:
+            UserError: if the directory exists and is not empty, or cannot be written.
+        """
+        with RunDirectory(path, writes=True).created():
+            write_settings(path / _SETTINGS, config.to_dict(derived=False))
+            write_whole(path / _FILE, (json.dumps({"first": config.train.seed, "seeds": number}) + "\n").encode())
+        return cls(path, config.train.seed, number)
+
+    @property
+    def runs(self) -> dict[int, Path]:
+        """Seed -> directory of its run, also of those that were not started yet."""
+        return {seed: self.path / f"seed-{seed}" for seed in range(self.first, self.first + self.number)}
+
+    def settings(self) -> dict[str, Any]:
+        """The sections of the settings that all runs share.
+
+        Raises:
+            UserError: if they are damaged.
+        """
+        return read_run_settings(self.path / _SETTINGS)
+
+    def discard(self) -> None:
+        """Removes the directory again if none of its runs was begun."""
+        if not any(run.exists() for run in self.runs.values()):
+            for name in (_FILE, _SETTINGS, LOCK):
+                (self.path / name).unlink(missing_ok=True)
+            self.path.rmdir()
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """Keeps what all runs together found."""
+        write_whole(self.path / "results.json", (json.dumps(results, indent=2) + "\n").encode())
+
+
+def finished_runs(path: Path) -> list[Path]:
+    """The run that a directory is, or those of several seeds in it that came to their end.
+
+    Raises:
+        UserError: if none of several has come to its end.
+    """
+    group = SeedRuns.open(path)
+    if group is None:
+        return [path]
+    finished = [run for run in group.runs.values() if RunDirectory(run, writes=False).is_finished]
+    if not finished:
+        raise UserError(f"none of the {group.number} runs in {path} is finished", f"dlrmctl train --resume {path}")
+    return finished

@@ -1,0 +1,109 @@
+"""One setting trained with several seeds: how much of a result is chance. No torch here."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dlrmctl.console.console import finite, print_table, say
+from dlrmctl.console.text import number_text, with_error
+from dlrmctl.data.errors import DataError
+from dlrmctl.errors import Interrupted, UserError
+from dlrmctl.ranks.launch import launch_environment
+from dlrmctl.rundir.directory import RunDirectory
+from dlrmctl.rundir.names import new_name
+from dlrmctl.rundir.seeds import SeedRuns
+from dlrmctl.settings.config import LARGEST_SEED, Config
+from dlrmctl.training.run import run_training
+
+_METRICS = {"log_loss": "log loss", "ne": "NE", "auc": "AUC", "calibration": "calibration"}
+
+
+def train_seeds(
+    config: Config,
+    seeds: int,
+    *,
+    run_dir: Path | None = None,
+    nproc: int = 1,
+    command_line: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Trains the same settings with several seeds, one after another, each in a run directory of its own.
+
+    Args:
+        config: the settings; the seeds are its own and those that follow.
+        seeds: how many.
+        run_dir: of all of them, with a directory seed-N for each; default: a new name.
+        nproc: ranks on this machine.
+
+    Returns:
+        {"run", "seeds", "runs": results of each, "validation" and "test": metric -> {"mean", "sd"}}; sd is the
+        standard deviation over the seeds.
+
+    Raises:
+        UserError, DataError: as `run_training`; also where another launcher started the ranks.
+        Interrupted: as `run_training`; the same directory can be resumed.
+    """
+    if config.train.seed + seeds - 1 > LARGEST_SEED:
+        raise UserError(f"--seeds {seeds} from --seed {config.train.seed}: beyond the largest seed, {LARGEST_SEED}")
+    _refuse_launcher(f"--seeds {seeds}")
+    group = SeedRuns.create(run_dir or new_name(config), config, seeds)
+    return _train(group, config, nproc=nproc, command_line=command_line)
+
+
+def resume_seeds(
+    group: SeedRuns, config: Config, *, nproc: int = 1, command_line: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Trains what is missing of several seeds; arguments and result as of `train_seeds`."""
+    _refuse_launcher(f"--resume {group.path}, which holds {group.number} runs,")
+    return _train(group, config, nproc=nproc, command_line=command_line)
+
+
+def _train(group: SeedRuns, config: Config, *, nproc: int, command_line: Sequence[str]) -> dict[str, Any]:
+    runs = []
+    for number, (seed, path) in enumerate(group.runs.items(), 1):
+        say(f"seed {seed}, {number} of {group.number}")
+        started = RunDirectory(path, writes=False).settings_file.exists()
+        try:
+            found = run_training(
+                config.change(seed=seed), run_dir=path, resume=started, nproc=nproc, command_line=command_line
+            )
+        except (Interrupted, KeyboardInterrupt):
+            say(f"all seeds continue with: dlrmctl train --resume {group.path}")
+            raise
+        except (UserError, DataError):
+            group.discard()
+            raise
+        runs.append({"seed": seed, **found})
+    results: dict[str, Any] = {"run": str(group.path), "seeds": list(group.runs), "runs": runs}
+    for split in ("validation", "test"):
+        results[split] = {name: spread([run[split].get(name) for run in runs]) for name in _METRICS}
+    group.write_results(finite(results))
+    return results
+
+
+def _refuse_launcher(what: str) -> None:
+    if launch_environment().from_launcher:
+        raise UserError(f"{what} cannot run under torchrun or another launcher", "one job for each --seed")
+
+
+def spread(values: Sequence[float | None]) -> dict[str, float | None]:
+    """Mean and standard deviation over the seeds; None where one has no value, or there is only one."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return {"mean": None, "sd": None}
+    return {"mean": statistics.fmean(known), "sd": statistics.stdev(known) if len(known) > 1 else None}
+
+
+def show_seeds(results: Mapping[str, Any]) -> None:
+    """The seeds as a table on standard output, with mean and standard deviation."""
+    rows = [
+        [f"seed {run['seed']}", f"{run['best_step']:,}"] + [number_text(run["test"].get(name)) for name in _METRICS]
+        for run in results["runs"]
+    ]
+    means = [results["test"][name] for name in _METRICS]
+    rows.append(["mean ±sd", "", *(with_error(found["mean"], found["sd"]) for found in means)])
+    print_table(
+        f"{len(results['seeds'])} seeds in {results['run']}: best weights on the test split",
+        ["", "step", *_METRICS.values()],
+        rows,
+    )
