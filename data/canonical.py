@@ -17,18 +17,21 @@ first 64 bits of BLAKE2b of its canonical text in UTF-8, little-endian. N values
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from functools import cache
+from functools import cache, partial
 from hashlib import blake2b
 
 import numpy as np
 import polars as pl
 
+from dlrmctl.data.hashed_texts import HashedTexts
+
 _INTEGER = r"^(?:0|-?[1-9][0-9]{0,18})$"  # its own word, if it fits
 _WHOLE = re.compile(r"-?[0-9]{1,20}")
 _WHOLE_FLOAT = r"^(-?[1-9][0-9]*|0)\.0+$"
+_FRACTION = r"^-?(?:0|[1-9][0-9]*)\.[0-9]*[1-9]$"  # is canonical as it is
 _NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:(?:[eE][+-]|[eE])[0-9]{1,3})?"
 _TIME = r"[0-9]{2}:[0-9]{2}(?::[0-9]{2})?(?:\.[0-9]{1,9})?"
 _FORMS = (
@@ -39,6 +42,8 @@ _CODE = re.compile(r"-?[0-9]+[eE][0-9]+")  # such as 5e1, which no program write
 _IS_NUMBER = re.compile(_NUMBER, re.ASCII)
 _IS_MOMENT = re.compile(r"(?:([0-9]{4}-[0-9]{2}-[0-9]{2})[T ])?([0-9:]+)(?:\.([0-9]{1,9}))?(Z|[+-][0-9:]+)?")
 
+_WordsOf = Callable[[pl.Series], np.ndarray]
+_MOSTLY_DIFFERENT = 0.75  # of the values: to hash all is then faster than to look the equal ones up
 _EXACT: dict[type[pl.DataType], int] = {pl.Float64: 1 << 53, pl.Float32: 1 << 24}  # smaller whole numbers are exact
 
 
@@ -81,12 +86,15 @@ def _moment(text: str) -> str:
     return moment.date().isoformat() + ("" if clock + rest == "00:00:00" else f"T{clock}{rest}")
 
 
-def canonical_words(series: pl.Series, missing: Sequence[str] = ()) -> tuple[np.ndarray, np.ndarray]:
+def canonical_words(
+    series: pl.Series, missing: Sequence[str] = (), texts: list[HashedTexts] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The words of values of any type that a table may hold, but for lists.
 
     Args:
         series: of a text, number, Boolean or time.
         missing: texts of values that stand for none.
+        texts: gets the canonical texts of the values whose words are hashes.
 
     Returns:
         uint64 [N], 0 where there is no value; bool [N], False there: for null, NaN and what is equal to `missing`.
@@ -105,16 +113,15 @@ def canonical_words(series: pl.Series, missing: Sequence[str] = ()) -> tuple[np.
         words_N = series.cast(pl.Int64).fill_null(0).to_numpy().view(np.uint64)
         given_N = series.is_not_null().to_numpy() & ~np.isin(words_N, _standing(tuple(missing)))
         return np.where(given_N, words_N, np.uint64(0)), given_N
-    values_K = series.drop_nulls().unique()
-    # To cast a time would lose its fraction.
-    texts_K = values_K.dt.to_string("%H:%M:%S%.9f") if series.dtype == pl.Time else values_K.cast(pl.String)
-    return _spread(series, values_K, _text_words(texts_K), _standing(tuple(missing)))
+    return _by_different_values(series, lambda texts_K: _text_words(texts_K, texts), _standing(tuple(missing)))
 
 
-def plain_words(series: pl.Series, missing: Sequence[str] = ()) -> tuple[np.ndarray, np.ndarray]:
+def plain_words(
+    series: pl.Series, missing: Sequence[str] = (), texts: list[HashedTexts] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """As `canonical_words`, of texts as they are written, whatever they look like."""
-    texts_K = series.drop_nulls().unique()
-    return _spread(series, texts_K, _hash(texts_K), _hash(pl.Series(missing, dtype=pl.String)))
+    standing = _hash(pl.Series(missing, dtype=pl.String))
+    return _by_different_values(series, lambda texts_K: _hash(texts_K, texts), standing)
 
 
 @cache
@@ -122,11 +129,22 @@ def _standing(missing: tuple[str, ...]) -> np.ndarray:
     return _text_words(pl.Series(missing, dtype=pl.String))
 
 
-def _spread(
-    series: pl.Series, values_K: pl.Series, words_K: np.ndarray, missing: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The words of all values from those of the different ones."""
-    absent_K = np.isin(words_K, missing)
+def _by_different_values(series: pl.Series, words_of: _WordsOf, standing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The words of all values from the texts of the different ones; 0 for those whose words stand for no value."""
+    given = series.drop_nulls()
+    values_K = given.unique()
+    if len(values_K) > _MOSTLY_DIFFERENT * len(series):
+        values_K = given
+    # To cast a time would lose its fraction.
+    texts_K = values_K.dt.to_string("%H:%M:%S%.9f") if series.dtype == pl.Time else values_K.cast(pl.String)
+    words_K = words_of(texts_K)
+    absent_K = np.isin(words_K, standing)
+    if values_K is given:
+        words_N, given_N = np.zeros(len(series), np.uint64), series.is_not_null().to_numpy()
+        words_N[given_N] = np.where(absent_K, np.uint64(0), words_K)
+        given_N = given_N.copy()
+        given_N[given_N] = ~absent_K
+        return words_N, given_N
     words = pl.Series(words_K, dtype=pl.UInt64)
     if absent_K.any():
         values_K, words = values_K.filter(~absent_K), words.filter(~absent_K)
@@ -150,29 +168,46 @@ def _looked_up(series: pl.Series, values_K: pl.Series, found_K: pl.Series) -> pl
     return pl.DataFrame({"value": series}).join(table, on="value", how="left", maintain_order="left")["found"]
 
 
-def _text_words(texts_K: pl.Series) -> np.ndarray:
-    """The words of texts; every different text is looked at once, and most are no more than hashed."""
-    formed = texts_K.str.contains(_FORMS)
-    if not formed.any():
-        return _hash(texts_K)
-    words_K = np.empty(len(texts_K), dtype=np.uint64)
-    words_K[~formed.to_numpy()] = _hash(texts_K.filter(~formed))
-    words_K[formed.to_numpy()] = _formed_words(texts_K.filter(formed))
+def _text_words(texts_K: pl.Series, found: list[HashedTexts] | None = None) -> np.ndarray:
+    """The words of texts; every different text is looked at once, and most are no more than hashed.
+
+    Args:
+        texts_K: of the values.
+        found: gets the canonical texts that were hashed.
+    """
+    hashed = partial(_hash, found=found)
+    return _either(texts_K, texts_K.str.contains(_FORMS), partial(_formed_words, hashed=hashed), hashed)
+
+
+def _formed_words(texts_K: pl.Series, hashed: _WordsOf) -> np.ndarray:
+    """The words of texts that look like numbers, truths or times."""
+    integers = _integers(texts_K.str.replace(_WHOLE_FLOAT, "$1"))
+    words_K, others = integers.fill_null(0).to_numpy().view(np.uint64), integers.is_null()
+    if others.any():
+        texts = texts_K.filter(others)
+        words_K = words_K.copy()
+        words_K[others.to_numpy()] = _either(
+            texts, texts.str.contains(_FRACTION), hashed, partial(_rewritten_words, hashed=hashed)
+        )
     return words_K
 
 
-def _formed_words(texts_K: pl.Series) -> np.ndarray:
-    """The words of texts that look like numbers, truths or times."""
-    integers = _integers(texts_K.str.replace(_WHOLE_FLOAT, "$1"))
-    others = integers.is_null()
-    words_K = integers.fill_null(0).to_numpy().view(np.uint64)
-    if not others.any():
-        return words_K
-    forms = pl.Series([canonical_text(text) for text in texts_K.filter(others)], dtype=pl.String)
-    integers, words_K = _integers(forms), words_K.copy()
-    words_K[others.to_numpy()] = np.where(
-        integers.is_null().to_numpy(), _hash(forms), integers.fill_null(0).to_numpy().view(np.uint64)
-    )
+def _rewritten_words(texts_K: pl.Series, hashed: _WordsOf) -> np.ndarray:
+    """The words of texts that may have another form."""
+    forms = pl.Series([canonical_text(text) for text in texts_K], dtype=pl.String)
+    integers = _integers(forms)
+    words_K = integers.fill_null(0).to_numpy().view(np.uint64).copy()
+    words_K[integers.is_null().to_numpy()] = hashed(forms.filter(integers.is_null()))
+    return words_K
+
+
+def _either(texts_K: pl.Series, chosen: pl.Series, words_of: _WordsOf, others: _WordsOf) -> np.ndarray:
+    """The words of texts, found in one way for the chosen ones and in another for the others."""
+    if not chosen.any():
+        return others(texts_K)
+    words_K, chosen_K = np.empty(len(texts_K), dtype=np.uint64), chosen.to_numpy()
+    words_K[chosen_K] = words_of(texts_K.filter(chosen))
+    words_K[~chosen_K] = others(texts_K.filter(~chosen))
     return words_K
 
 
@@ -181,6 +216,10 @@ def _integers(texts_K: pl.Series) -> pl.Series:
     return texts_K.set(~texts_K.str.contains(_INTEGER), None).cast(pl.Int64, strict=False)
 
 
-def _hash(texts_K: pl.Series) -> np.ndarray:
-    digests = b"".join([blake2b(text, digest_size=8).digest() for text in texts_K.cast(pl.Binary)])
-    return np.frombuffer(digests, dtype="<u8")
+def _hash(texts_K: pl.Series, found: list[HashedTexts] | None = None) -> np.ndarray:
+    contents = texts_K.cast(pl.Binary).to_list()
+    digests = b"".join([blake2b(content, digest_size=8).digest() for content in contents])
+    words_K = np.frombuffer(digests, dtype="<u8")
+    if found is not None and contents:
+        found.append(HashedTexts.pack(words_K, contents))
+    return words_K

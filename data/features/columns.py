@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import shutil
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -14,14 +12,14 @@ import numpy as np
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.features.encoders import AsRows, Encoder, Hashing, Vocabulary
-from dlrmctl.data.files import file_crc32, io_errors, read_array
+from dlrmctl.data.features.kept_array import KeptArray
+from dlrmctl.data.features.kept_texts import KeptTexts
 from dlrmctl.data.schema import MISSING_ROW, RARE_ROW, RESERVED_ROWS
 from dlrmctl.data.sealed import Values
 
 VOCABULARY = "vocabulary"  # directory of the files, beside the manifest
 _VALUE_TYPES = ("u4", "u8")
 _COUNT_TYPES = ("<u4", "<u8")
-_AGAIN = "prepare it again from the raw files"
 
 
 def vocabulary_file(name: str, dtype: np.dtype) -> str:
@@ -29,71 +27,14 @@ def vocabulary_file(name: str, dtype: np.dtype) -> str:
     return f"{VOCABULARY}/{quote(name, safe='')}.u{dtype.itemsize}"
 
 
+def texts_files(name: str) -> tuple[str, str]:
+    """Where the texts of the values of a column are kept, and where each of them ends."""
+    return f"{VOCABULARY}/{quote(name, safe='')}.texts", f"{VOCABULARY}/{quote(name, safe='')}.ends"
+
+
 def counts_file(name: str) -> str:
     """Where it is kept how often each row of a column occurs in the training split."""
     return f"{VOCABULARY}/{quote(name, safe='')}.counts"
-
-
-@dataclass(frozen=True)
-class KeptArray:
-    """An array in a file of its own, beside the manifest that lists it.
-
-    Attributes:
-        file: its name, from the directory of the manifest.
-        dtype: unsigned, little-endian.
-        num_values: in the file.
-        crc32: of the file.
-    """
-
-    file: str
-    dtype: np.dtype
-    num_values: int
-    crc32: int
-
-    @classmethod
-    def describe(cls, directory: Path, file: str, dtype: np.dtype) -> "KeptArray":
-        """A file that is in place.
-
-        Raises:
-            DataError: if it cannot be read.
-        """
-        with io_errors(directory / file, "read"):
-            num_values = (directory / file).stat().st_size // dtype.itemsize
-        return cls(file, dtype, num_values, file_crc32(directory / file))
-
-    def check_size(self, directory: Path) -> None:
-        """Raises:
-        DataError: if the file is missing, or shorter or longer than it was.
-        """
-        path, expected = directory / self.file, self.num_values * self.dtype.itemsize
-        with io_errors(path, "read"):
-            found = path.stat().st_size
-        if found != expected:
-            raise DataError(f"{path}: changed since it was prepared: {found:,} bytes, not {expected:,}", _AGAIN)
-
-    def load(self, directory: Path) -> np.ndarray:
-        """The array.
-
-        Raises:
-            DataError: if the file is missing or changed.
-        """
-        self.check_size(directory)
-        array = read_array(directory / self.file, self.dtype, self.num_values)
-        if zlib.crc32(array.data) != self.crc32:
-            raise DataError(f"{directory / self.file}: changed since it was prepared", _AGAIN)
-        return array
-
-    def copy(self, source: Path, target: Path) -> None:
-        """Copies the file from one directory to another.
-
-        Raises:
-            DataError: if it changed, or cannot be read or written.
-        """
-        with io_errors(source / self.file, "read"), (source / self.file).open("rb") as opened:
-            with io_errors(target / self.file, "write"), (target / self.file).open("wb") as file:
-                shutil.copyfileobj(opened, file)
-        if file_crc32(target / self.file) != self.crc32:
-            raise DataError(f"{source / self.file}: changed since it was prepared", _AGAIN)
 
 
 KeptEncoder = Hashing | AsRows | KeptArray  # of a vocabulary, the file of its values, most frequent first
@@ -107,11 +48,13 @@ class ColumnEntry:
         name: of the sparse feature.
         encoder: what gives rows to values.
         counts: how often each row occurs in the training split; None if that is not kept.
+        texts: of the values of a vocabulary; None if they are not kept.
     """
 
     name: str
     encoder: KeptEncoder
     counts: KeptArray | None = None
+    texts: KeptTexts | None = None
 
     @property
     def rows(self) -> int:
@@ -126,7 +69,8 @@ class ColumnEntry:
     @property
     def files(self) -> list[KeptArray]:
         """The files of the column."""
-        return [kept for kept in (self.encoder, self.counts) if isinstance(kept, KeptArray)]
+        arrays = [kept for kept in (self.encoder, self.counts) if isinstance(kept, KeptArray)]
+        return [*arrays, *(self.texts.files if self.texts else ())]
 
     def load(self, directory: Path) -> Encoder:
         """The encoder, which may take long and much memory.
@@ -146,7 +90,7 @@ class ColumnEntry:
         if self.counts:
             counts = self.counts
             entry["counts"] = {"file": counts.file, "type": counts.dtype.str, "crc32": counts.crc32}
-        return entry
+        return entry | ({"texts": self.texts.to_dict()} if self.texts else {})
 
     @classmethod
     def from_values(cls, values: Values) -> "ColumnEntry":
@@ -166,26 +110,21 @@ class ColumnEntry:
             if code not in _VALUE_TYPES:
                 raise DataError(f"{values.where}file = {values.text('file')!r} must end in .u4 or .u8")
             num_values = values.whole("rows", least=RESERVED_ROWS) - RESERVED_ROWS
-            encoder = _kept(values, np.dtype(f"<{code}"), num_values)
+            encoder = KeptArray.from_values(values, np.dtype(f"<{code}"), num_values)
         else:
             raise DataError(f"{values.where}scheme = {scheme!r} must be one of {', '.join(_SCHEMES.values())}")
         entry = cls(name, encoder)
+        if isinstance(encoder, KeptArray) and values.has("texts"):
+            entry = replace(entry, texts=KeptTexts.from_values(values.inner("texts"), encoder.num_values))
         if not values.has("counts"):
             return entry
         counts = values.inner("counts")
         if counts.text("type") not in _COUNT_TYPES:
             raise DataError(f"{counts.where}type = {counts.text('type')!r} must be one of {', '.join(_COUNT_TYPES)}")
-        return replace(entry, counts=_kept(counts, np.dtype(counts.text("type")), entry.rows))
+        return replace(entry, counts=KeptArray.from_values(counts, np.dtype(counts.text("type")), entry.rows))
 
 
 _SCHEMES: dict[type, str] = {KeptArray: "vocabulary", Hashing: "hash", AsRows: "rows"}
-
-
-def _kept(values: Values, dtype: np.dtype, num_values: int) -> KeptArray:
-    file = PurePosixPath(values.text("file"))
-    if file.is_absolute() or ".." in file.parts:
-        raise DataError(f"{values.where}file = {str(file)!r} must lie beside the manifest")
-    return KeptArray(str(file), dtype, num_values, values.whole("crc32"))
 
 
 def reserved_rows(columns: Sequence[ColumnEntry]) -> dict[str, Any]:

@@ -5,12 +5,14 @@
     features.json             everything but the arrays, and a checksum of itself
     vocabulary/NAME.u4, .u8   values of a column that have a row of their own, most frequent first
     vocabulary/NAME.counts    how often each row occurs in the training split
+    vocabulary/NAME.texts     the values as texts, where they cannot be told from the above; .ends: where each ends
 """
 
 import errno
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,16 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.features.columns import (
     VOCABULARY,
     ColumnEntry,
-    KeptArray,
     columns_fingerprint,
     read_columns,
     reserved_rows,
 )
 from dlrmctl.data.features.encoders import Encoder
+from dlrmctl.data.features.kept_array import KeptArray
 from dlrmctl.data.files import fresh_directory, io_errors, sync_file
 from dlrmctl.data.formats.table_schema import TableSchema
 from dlrmctl.data.formats.transforms import DenseTransform
-from dlrmctl.data.schema import Schema
+from dlrmctl.data.schema import RESERVED_ROWS, Schema
 from dlrmctl.data.sealed import Values, read_sealed, write_sealed
 
 FORMAT = "dlrmctl-features/1"
@@ -38,6 +40,7 @@ GENERATED = "generated"  # the format of what has no raw rows
 _WHAT = "features that were kept of a data set"
 _HOW = "`FeatureSpace.save` writes them"
 _AGAIN = "save them again from the data set"
+MOST_COPIED = 1 << 26  # bytes of the texts of a column
 _CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -118,8 +121,38 @@ class FeatureSpace:
         kept = next((column.counts for column in self.columns if column.name == name), None)
         return None if kept is None else kept.load(self._directory())
 
+    def values_of(self, name: str, rows: Sequence[int]) -> list[str | None]:
+        """The values that have some rows of a feature, in their canonical form, long ones cut.
+
+        Where a table was prepared by an earlier version they are the hexadecimal digits of what is kept of them.
+
+        Args:
+            name: of the feature.
+            rows: of its table.
+
+        Returns:
+            None for a row that is not that of one value: the reserved ones, hashed ones, and rows that were given.
+
+        Raises:
+            DataError: if a file is missing or changed.
+        """
+        column = next((column for column in self.columns if column.name == name), None)
+        known = [row for row in rows if row >= RESERVED_ROWS]
+        if column is None or not isinstance(column.encoder, KeptArray) or not known:
+            return [None] * len(rows)
+        places = [row - RESERVED_ROWS for row in known]
+        words = column.encoder.load(self._directory())[places]
+        if column.texts is not None:
+            found = column.texts.read(self._directory(), words, places)
+        else:
+            found = [str(word) if self.input == "npy" else f"{word:08x}" for word in words.tolist()]
+        texts = dict(zip(known, found, strict=True))
+        return [texts.get(row) for row in rows]
+
     def save(self, directory: Path) -> None:
         """Writes a directory that `open` reads, whole or not at all. Files are hard links where that is possible.
+
+        Where it is not, texts of values stay behind if they are many: nothing but messages needs them.
 
         Args:
             directory: must not exist.
@@ -133,9 +166,8 @@ class FeatureSpace:
             unfinished = fresh_directory(directory)
             (unfinished / VOCABULARY).mkdir()
         try:
-            for kept in (kept for column in self.columns for kept in column.files):
-                _link_or_copy(kept, self._directory(), unfinished)
-            write_sealed(unfinished / FEATURES, FORMAT, self._to_dict())
+            columns = tuple(self._bring(column, unfinished) for column in self.columns)
+            write_sealed(unfinished / FEATURES, FORMAT, replace(self, columns=columns)._to_dict())
             with io_errors(directory, "write"):
                 sync_file(unfinished / VOCABULARY)
                 sync_file(unfinished)
@@ -195,6 +227,19 @@ class FeatureSpace:
             directory=directory,
         )
 
+    def _bring(self, column: ColumnEntry, target: Path) -> ColumnEntry:
+        """Links or copies the files of a column; what it has there."""
+        for kept in replace(column, texts=None).files:
+            if not _link(kept, self._directory(), target):
+                _copy(kept, self._directory(), target)
+        files = column.texts.files if column.texts else ()
+        left = [kept for kept in files if not _link(kept, self._directory(), target)]
+        if sum(kept.num_values * kept.dtype.itemsize for kept in files) > MOST_COPIED and left:
+            return replace(column, texts=None)
+        for kept in left:
+            _copy(kept, self._directory(), target)
+        return column
+
     def _name(self) -> str:
         return "generated data" if self.directory is None else str(self.directory)
 
@@ -203,7 +248,8 @@ class FeatureSpace:
         return self.directory
 
 
-def _link_or_copy(kept: KeptArray, source: Path, target: Path) -> None:
+def _link(kept: KeptArray, source: Path, target: Path) -> bool:
+    """Whether the file system has hard links, and the file is there now."""
     kept.check_size(source)
     try:
         os.link(source / kept.file, target / kept.file)
@@ -211,6 +257,11 @@ def _link_or_copy(kept: KeptArray, source: Path, target: Path) -> None:
         if error.errno not in _CANNOT_LINK:
             with io_errors(target / kept.file, "write"):
                 raise
-        kept.copy(source, target)
-        with io_errors(target / kept.file, "write"):
-            sync_file(target / kept.file)
+        return False
+    return True
+
+
+def _copy(kept: KeptArray, source: Path, target: Path) -> None:
+    kept.copy(source, target)
+    with io_errors(target / kept.file, "write"):
+        sync_file(target / kept.file)

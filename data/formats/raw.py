@@ -11,6 +11,7 @@ import numpy as np
 
 from dlrmctl.data.formats.table_schema import TableSchema
 from dlrmctl.data.formats.transforms import DenseTransform
+from dlrmctl.data.hashed_texts import HashedTexts
 
 if TYPE_CHECKING:
     import polars as pl
@@ -27,12 +28,14 @@ class RawFeature:
         value_type: numpy code of its values, "<u4" or "<u8".
         max_ids: longest list of values; 1 means at most one value in every example.
         as_rows: values are rows of the table already, and are kept as they are.
+        has_texts: values are words as of `data.canonical`, and columns have the texts of those that are hashes.
     """
 
     name: str
     value_type: str = "<u4"
     max_ids: int = 1
     as_rows: bool = False
+    has_texts: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,13 @@ class RawColumn:
             another.
         present_N: with `max_ids` 1: bool, False where missing.
         lengths_N: with `max_ids` above 1: int32, values per example; 0 where missing.
+        texts: at least those of the values whose words are hashes.
     """
 
     values: np.ndarray
     present_N: np.ndarray | None = None
     lengths_N: np.ndarray | None = None
+    texts: Sequence[HashedTexts] = ()
 
 
 LABEL_NOT_BINARY, LABEL_WRONG = "label not 0 or 1", "label is wrong or missing"

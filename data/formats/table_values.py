@@ -6,7 +6,7 @@ N rows, I dense features, F sparse features.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeGuard
 
 import numpy as np
@@ -16,6 +16,7 @@ from dlrmctl.data.canonical import are_integers, canonical_words, plain_words
 from dlrmctl.data.formats.raw import LABEL_WRONG, BadLine, RawColumn, RawPiece
 from dlrmctl.data.formats.table_schema import BY_TYPE, NOTHING, DenseColumn, SparseColumn, TableSchema
 from dlrmctl.data.formats.transforms import TRANSFORMS
+from dlrmctl.data.hashed_texts import HashedTexts
 
 _SHOWN = 40  # characters of a wrong value
 _LARGEST = float(np.finfo(np.float16).max)
@@ -96,8 +97,9 @@ def _chosen(column: RawColumn, good_N: np.ndarray) -> RawColumn:
         return column
     if column.lengths_N is None:
         assert column.present_N is not None
-        return RawColumn(column.values[good_N], present_N=column.present_N[good_N])
-    return RawColumn(column.values[np.repeat(good_N, column.lengths_N)], lengths_N=column.lengths_N[good_N])
+        return replace(column, values=column.values[good_N], present_N=column.present_N[good_N])
+    values = column.values[np.repeat(good_N, column.lengths_N)]
+    return replace(column, values=values, lengths_N=column.lengths_N[good_N])
 
 
 def _labels(schema: TableSchema, frame: pl.DataFrame, faults: _Faults) -> np.ndarray:
@@ -140,9 +142,10 @@ def _dense(column: DenseColumn, series: pl.Series, faults: _Faults, *, rounded: 
 
 
 def _single(schema: TableSchema, feature: SparseColumn, series: pl.Series, faults: _Faults) -> RawColumn:
-    values_N, given_N, wrong_N = words(schema, feature, series)
+    texts: list[HashedTexts] = []
+    values_N, given_N, wrong_N = words(schema, feature, series, texts)
     faults.add(wrong_N, feature.name, "not an integer", "an integer")
-    return RawColumn(np.where(given_N & ~wrong_N, values_N, np.uint64(0)), present_N=given_N)
+    return RawColumn(np.where(given_N & ~wrong_N, values_N, np.uint64(0)), present_N=given_N, texts=texts)
 
 
 def _lists(
@@ -156,7 +159,8 @@ def _lists(
     elif isinstance(series.dtype, pl.Array):
         series = series.arr.to_list()
     lengths_N = series.list.len().fill_null(0).to_numpy().astype(np.int64)
-    values, given, wrong = words(schema, feature, series.filter(pl.Series(lengths_N > 0)).explode())
+    texts: list[HashedTexts] = []
+    values, given, wrong = words(schema, feature, series.filter(pl.Series(lengths_N > 0)).explode(), texts)
     owner = np.repeat(np.arange(len(series)), lengths_N)
     wrong_N = np.zeros(len(series), dtype=bool)
     wrong_N[owner[wrong]] = True
@@ -172,7 +176,7 @@ def _lists(
         last = place >= np.repeat(lengths_N, lengths_N) - feature.max_ids
         values = values[last if feature.truncate == "last" else first]
         lengths_N = np.minimum(lengths_N, feature.max_ids)
-    return RawColumn(values, lengths_N=lengths_N.astype(np.int32)), long_N
+    return RawColumn(values, lengths_N=lengths_N.astype(np.int32), texts=texts), long_N
 
 
 def numbers(series: pl.Series, missing: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -204,8 +208,15 @@ def numbers(series: pl.Series, missing: Sequence[str]) -> tuple[np.ndarray, np.n
     return np.where(given_N & ~wrong_N, numbers_N, 0.0), given_N, wrong_N
 
 
-def words(schema: TableSchema, feature: SparseColumn, series: pl.Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def words(
+    schema: TableSchema, feature: SparseColumn, series: pl.Series, texts: list[HashedTexts] | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sparse values as 64-bit words.
+
+    Args:
+        schema: of the table.
+        feature, series: the column.
+        texts: gets those of the values whose words are hashes, unless the schema is of an earlier version.
 
     Returns:
         uint64 values, 0 where there is none; bool, False where missing; bool, True where the value is no integer, and
@@ -218,9 +229,9 @@ def words(schema: TableSchema, feature: SparseColumn, series: pl.Series) -> tupl
     if series.dtype.is_float():
         series = series.fill_nan(None)
     if feature.type == "string":
-        values, given = plain_words(series.cast(pl.String), ["", *feature.missing])
+        values, given = plain_words(series.cast(pl.String), ["", *feature.missing], texts)
     else:
-        values, given = canonical_words(series, ["", *feature.missing])
+        values, given = canonical_words(series, ["", *feature.missing], texts)
     wrong = given & ~are_integers(series) if feature.type == "integer" else np.zeros(len(series), dtype=bool)
     return values, given, wrong
 

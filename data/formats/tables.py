@@ -90,7 +90,7 @@ class TableInput:
                 raise DataError(f"{file.path}: {_KINDS[file.format]}, but {paths[0]} is {_KINDS[self.format]}")
         self.label = schema.label
         self.dense = tuple(column.name for column in schema.dense)
-        self.sparse = tuple(RawFeature(column.name, "<u8", column.max_ids) for column in schema.sparse)
+        self.sparse = tuple(RawFeature(column.name, "<u8", column.max_ids, has_texts=True) for column in schema.sparse)
 
     @property
     def dense_transform(self) -> DenseTransform:

@@ -16,14 +16,18 @@ import numpy as np
 from dlrmctl.data.features.columns import (
     VOCABULARY,
     ColumnEntry,
-    KeptArray,
     KeptEncoder,
     counts_file,
+    texts_files,
     vocabulary_file,
 )
 from dlrmctl.data.features.encoders import AsRows, Encoder, Hashing, Vocabulary
+from dlrmctl.data.features.kept_array import KeptArray
+from dlrmctl.data.features.kept_texts import KeptTexts
+from dlrmctl.data.features.text_writer import TextWriter
 from dlrmctl.data.files import io_errors, read_array, sync_file
 from dlrmctl.data.formats.raw import RawFeature
+from dlrmctl.data.hashed_texts import HashedTexts
 from dlrmctl.data.preparation.counting import Ranked, ValueCounter, rank_values, start_counts, write_counts
 from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.parts import Parts
@@ -170,6 +174,15 @@ class ColumnParts:
             np.unique(rows[:train_ids], return_counts=True) if count else None,
         )
 
+    def text_places(self, part: int, vocabulary: Encoder) -> np.ndarray:
+        """int64 [K]: where the values of the texts of a part are in the vocabulary; below 0 if not in this piece."""
+        rows = vocabulary.encode(self._parts.text_words(part, self.f), None).astype(np.int64)
+        return rows - RESERVED_ROWS
+
+    def texts(self, part: int, chosen: np.ndarray) -> HashedTexts:
+        """Some of the texts of a part."""
+        return self._parts.texts(part, self.f).pick(chosen)
+
     def _examples(self, part: int, stop: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         """Those of the first `stop` rows of a part that are examples: values, and whether present or the lengths."""
         kept_N = self._selection.kept(part, stop)
@@ -193,7 +206,7 @@ class ColumnEncoder:
 
     Args:
         parts, selection: the rows, and which of them are examples.
-        store: directory of the new store; gets vocabularies and counts.
+        store: directory of the new store; gets vocabularies, their texts and counts.
         work: directory for the rows of columns, and for what does not fit into memory.
         options: how values become rows.
         reused: encoders of another store.
@@ -218,7 +231,7 @@ class ColumnEncoder:
             work.mkdir(exist_ok=True)
 
     def encode(self, f: int, feature: RawFeature, largest: int, progress: ShareDone) -> EncodedColumn:
-        """Makes the file of rows of a column, its vocabulary and its counts.
+        """Makes the file of rows of a column, its vocabulary with texts, and its counts.
 
         Args:
             f: number of the feature.
@@ -232,27 +245,30 @@ class ColumnEncoder:
         most_ids = self._selection.num_train * feature.max_ids
         count_type = np.dtype("<u4") if most_ids < 1 << 32 else np.dtype("<u8")
         column, ranked = ColumnParts(self._parts, self._selection, f, feature), None
-        encoder: KeptEncoder
         if not feature.as_rows and self._options.hash_rows is None:
             with io_errors(self._store / VOCABULARY, "write"):
                 (self._store / VOCABULARY).mkdir(exist_ok=True)
         if self._reused:
-            encoder = self._reused.take(feature, largest, self._store)
+            entry = self._reused.take(feature, largest, self._store)
         elif feature.as_rows:
-            encoder = AsRows(largest + 1)
+            entry = ColumnEntry(feature.name, AsRows(largest + 1))
         elif self._options.hash_rows is not None:
-            encoder = Hashing(self._options.hash_rows, f)
+            entry = ColumnEntry(feature.name, Hashing(self._options.hash_rows, f))
         else:
             ranked = self._count_values(column, count_type, lambda share: progress(share * _SHARE_OF_COUNTING))
             values_type = np.dtype(feature.value_type)
-            encoder = KeptArray.describe(self._store, vocabulary_file(feature.name, values_type), values_type)
-        entry = ColumnEntry(feature.name, encoder)
+            values = KeptArray.describe(self._store, vocabulary_file(feature.name, values_type), values_type)
+            entry = ColumnEntry(feature.name, values)
+        encoder, texts = entry.encoder, None
+        if ranked and feature.has_texts:
+            content, ends = (self._store / file for file in texts_files(feature.name))
+            texts = TextWriter(content, ends, self._work / "texts")
         row_type = narrowest(entry.rows - 1)
         count_rows = ranked is None and (not isinstance(encoder, Hashing) or encoder.rows <= _MOST_COUNTED)
         counter = ValueCounter(row_type, self._work / "runs", self._most) if count_rows else None
         begun = _SHARE_OF_COUNTING if ranked else 0.0
         part_ids, train, held_out = self._write_rows(
-            column, encoder, row_type, counter, lambda share: progress(begun + share * (1 - begun))
+            column, encoder, row_type, counter, texts, lambda share: progress(begun + share * (1 - begun))
         )
         counts = counts_file(feature.name)
         if ranked:
@@ -263,6 +279,8 @@ class ColumnEncoder:
             counter.close()
         if ranked or counter:
             entry = replace(entry, counts=KeptArray.describe(self._store, counts, count_type))
+        if texts:
+            entry = replace(entry, texts=KeptTexts.describe(self._store, *texts_files(feature.name)))
         return EncodedColumn(
             entry,
             cardinality=ranked.distinct if ranked else None,
@@ -318,9 +336,19 @@ class ColumnEncoder:
         encoder: KeptEncoder,
         row_type: np.dtype,
         counter: ValueCounter | None,
+        texts: TextWriter | None,
         progress: ShareDone,
     ) -> tuple[list[int], IdSums, IdSums]:
-        """The file of rows, in as many passes as the vocabulary has pieces; ids of each part, and the sums."""
+        """The file of rows, in as many passes as the vocabulary has pieces; ids of each part, and the sums.
+
+        Args:
+            column: to be encoded.
+            encoder: of the column.
+            row_type: of the rows.
+            counter: counts the rows, if they are to be counted.
+            texts: writes the texts of the values, if they are to be kept.
+            progress: called with the share that is done.
+        """
         train, held_out = IdSums(), IdSums()
         path, id_starts, passes = self.rows_file(column.f), [0], self._num_passes(encoder)
         with io_errors(path, "write"), path.open("w+b") as file:
@@ -348,8 +376,21 @@ class ColumnEncoder:
                     if found.counted is not None and counter is not None:
                         counter.add(*found.counted)
                     progress((number + (part + 1) / len(self._parts)) / passes)
+                if texts is not None and isinstance(piece, Vocabulary):
+                    self._write_texts(column, piece, texts)
                 file.flush()
         return np.diff(id_starts).tolist(), train, held_out
+
+    def _write_texts(self, column: ColumnParts, piece: Vocabulary, texts: TextWriter) -> None:
+        """The texts of a piece of the vocabulary, each as it is first found."""
+        texts.begin(piece.first_row - RESERVED_ROWS, piece.rows - RESERVED_ROWS)
+        calls = (partial(column.text_places, part, piece) for part in column)
+        for part, places in enumerate(self._workers.in_order(calls)):
+            chosen = texts.wanted(places)
+            if len(chosen):
+                found = column.texts(part, chosen)
+                texts.add(places[chosen], found.lengths_K, found.content)
+        texts.end()
 
     def _num_passes(self, encoder: KeptEncoder) -> int:
         return max(1, -(-encoder.num_values // self._most)) if isinstance(encoder, KeptArray) else 1

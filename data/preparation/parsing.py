@@ -15,6 +15,7 @@ from dlrmctl.data.preparation.tally import SourceTally, Tally
 from dlrmctl.data.preparation.workers import Workers
 
 PART_ROWS = 1 << 18
+_MOST_TEXT_BYTES = 1 << 26  # of values, which wait for the next part
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def read_input(
             tally.check_rejected(input, options.max_bad_rows)
             done = task.bytes_done
             waiting.add(piece)
-            if waiting.rows >= part_rows:
+            if waiting.rows >= part_rows or waiting.text_bytes >= _MOST_TEXT_BYTES:
                 writing.start(waiting.take(), ReadSoFar(tally, task.position, done))
             progress(PrepareProgress("parse", done, total, tally.rows, begun))
         if waiting.rows:
@@ -133,14 +134,16 @@ class _Waiting:
 
     def __init__(self) -> None:
         self._pieces: list[RawPiece] = []
-        self.rows = 0
+        self.rows = self.text_bytes = 0
 
     def add(self, piece: RawPiece) -> None:
         self._pieces.append(piece)
         self.rows += len(piece)
+        self.text_bytes += sum(len(texts.content) for column in piece.sparse for texts in column.texts)
 
     def take(self) -> list[RawPiece]:
-        pieces, self._pieces, self.rows = self._pieces, [], 0
+        pieces, self._pieces = self._pieces, []
+        self.rows = self.text_bytes = 0
         return pieces
 
 

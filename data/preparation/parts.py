@@ -1,9 +1,9 @@
 """Parsed rows on disk between the passes of a preparation: numbered files of many rows, whole or absent.
 
 In a part, column follows column: the labels, the dense features, and for every sparse feature one bit per row (is the
-value there?) or the lengths of the lists, then the values. What the part holds is said at its end, as JSON. The journal
-beside the parts names the version of their format.
-I dense features, N rows of a part.
+value there?) or the lengths of the lists, then the values, and the texts that go with them. What the part holds is said
+at its end, as JSON. The journal beside the parts names the version of their format.
+I dense features, N rows of a part, K texts of a feature in a part.
 """
 
 import json
@@ -17,10 +17,13 @@ import numpy as np
 
 from dlrmctl.data.files import io_errors, read_array, sync_file
 from dlrmctl.data.formats.raw import RawFeature, RawPiece
+from dlrmctl.data.hashed_texts import LENGTH_TYPE, HashedTexts
 from dlrmctl.data.preparation.dense_tally import DenseTally, dense_tally
 from dlrmctl.data.store.layout import DENSE_TYPE, LABEL_TYPE, narrowest
 
 _ALIGNMENT = 8
+_WORD_TYPE, _TEXT_TYPE = np.dtype("<u8"), np.dtype("u1")
+_NO_WORDS = np.empty(0, _WORD_TYPE)
 _END = np.dtype("<u8")  # the last bytes of a part: the size of its JSON
 
 
@@ -31,21 +34,25 @@ class PartInfo:
     Attributes:
         rows: of the part.
         values: number of values in the lists of each feature that has lists, by its name.
+        texts: number of texts of each feature that has some, by its name, and their bytes.
         dense: tallies of its dense features; empty once those of all parts were joined.
     """
 
     rows: int
     values: dict[str, int] = field(default_factory=dict)
+    texts: dict[str, tuple[int, int]] = field(default_factory=dict)
     dense: list[DenseTally] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"rows": self.rows, "values": self.values, "dense": [list(tally) for tally in self.dense]}
+        dense = [list(tally) for tally in self.dense]
+        return {"rows": self.rows, "values": self.values, "texts": self.texts, "dense": dense}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PartInfo":
         """The part that `to_dict` described."""
-        return cls(values["rows"], dict(values["values"]), [DenseTally(*tally) for tally in values["dense"]])
+        texts = {name: (number, num_bytes) for name, (number, num_bytes) in values["texts"].items()}
+        return cls(values["rows"], dict(values["values"]), texts, [DenseTally(*tally) for tally in values["dense"]])
 
 
 class Parts:
@@ -118,6 +125,15 @@ class Parts:
                         info.values[feature.name] = sum(len(column.values) for column in columns)
                         assert sum(int(lengths_N.sum()) for lengths_N in lengths) == info.values[feature.name]
                     _write_column(file, np.dtype(feature.value_type), [column.values for column in columns])
+                    texts = [some for column in columns for some in column.texts]
+                    if texts:
+                        info.texts[feature.name] = (
+                            sum(len(some) for some in texts),
+                            sum(len(some.content) for some in texts),
+                        )
+                        _write_column(file, _WORD_TYPE, [some.words_K for some in texts])
+                        _write_column(file, LENGTH_TYPE, [some.lengths_K for some in texts])
+                        _write_column(file, _TEXT_TYPE, [np.frombuffer(some.content, _TEXT_TYPE) for some in texts])
                 content = json.dumps({**info.to_dict(), "about": about}).encode()
                 file.write(content + np.array([len(content)], _END).tobytes())
                 file.flush()
@@ -153,17 +169,32 @@ class Parts:
         """The first `stop` values of a feature."""
         return self._read(part, ("values", f), np.dtype(self._sparse[f].value_type), 0, stop)
 
+    def text_words(self, part: int, f: int) -> np.ndarray:
+        """uint64 [K]: the words of the texts of a feature, which may be equal."""
+        return self._read(part, ("words", f), _WORD_TYPE, 0, None) if ("words", f) in self._places[part] else _NO_WORDS
+
+    def texts(self, part: int, f: int) -> HashedTexts:
+        """The texts of a feature that has some."""
+        return HashedTexts(
+            self.text_words(part, f),
+            self._read(part, ("text lengths", f), LENGTH_TYPE, 0, None),
+            self._read(part, ("texts", f), _TEXT_TYPE, 0, None).tobytes(),
+        )
+
     def _add(self, info: PartInfo) -> None:
         rows = info.rows
-        columns = [(("label", 0), LABEL_TYPE, rows)] + [
-            (("dense", i), DENSE_TYPE, rows) for i in range(len(self._dense))
-        ]
+        columns: list[tuple[tuple[str, int], np.dtype, int]] = [(("label", 0), LABEL_TYPE, rows)]
+        columns += [(("dense", i), DENSE_TYPE, rows) for i in range(len(self._dense))]
         for f, feature in enumerate(self._sparse):
             if feature.max_ids == 1:
                 columns.append((("present", f), np.dtype("u1"), -(-rows // 8)))
             else:
                 columns.append((("lengths", f), narrowest(feature.max_ids), rows))
             columns.append((("values", f), np.dtype(feature.value_type), info.values.get(feature.name, rows)))
+            if feature.name in info.texts:
+                number, num_bytes = info.texts[feature.name]
+                columns.append((("words", f), _WORD_TYPE, number))
+                columns += [(("text lengths", f), LENGTH_TYPE, number), (("texts", f), _TEXT_TYPE, num_bytes)]
         places, at = {}, 0
         for name, dtype, count in columns:
             places[name] = at, count

@@ -56,7 +56,7 @@ def prepare(
         options: decisions; the defaults if None.
         progress: called with where the preparation is, in the calling thread.
         workers: threads; None takes one for each core. The result is the same for any number.
-        part_rows: rows of a part, at least.
+        part_rows: rows of a part, at least, unless their texts are long.
         most_in_memory: values of a column's vocabulary in memory at a time. The result is the same for any number.
         save_seconds: of work that a kill may lose, besides the part or the column it is in.
 

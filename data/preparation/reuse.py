@@ -1,12 +1,14 @@
 """The encoders of one store, taken for another, so that ids mean the same in both."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from dlrmctl.data.errors import DataError
-from dlrmctl.data.features.columns import KeptArray, KeptEncoder, columns_fingerprint
+from dlrmctl.data.features.columns import ColumnEntry, columns_fingerprint
 from dlrmctl.data.features.encoders import AsRows
+from dlrmctl.data.features.kept_array import KeptArray
 from dlrmctl.data.formats.raw import Input, RawFeature
 from dlrmctl.data.store.manifest import PREPARE_AGAIN, read_manifest
 
@@ -41,8 +43,8 @@ class ReusedEncoders:
         """Depends on everything that gives values their rows."""
         return columns_fingerprint(self._columns.values(), self._values)
 
-    def take(self, feature: RawFeature, largest: int, store: Path) -> KeptEncoder:
-        """The encoder of a feature; a vocabulary is copied into the new store.
+    def take(self, feature: RawFeature, largest: int, store: Path) -> ColumnEntry:
+        """The encoder of a feature; a vocabulary with its texts is copied into the new store.
 
         Args:
             feature: of the input.
@@ -52,12 +54,13 @@ class ReusedEncoders:
         Raises:
             DataError: if a value lies outside its table, or the vocabulary changed.
         """
-        encoder = self._columns[feature.name].encoder
+        column = replace(self._columns[feature.name], counts=None)
+        encoder = column.encoder
         if isinstance(encoder, AsRows) and largest >= encoder.rows:
             raise DataError(f"{feature.name}: row {largest:,} lies outside the {encoder.rows:,} of {self._path}")
-        if isinstance(encoder, KeptArray):
-            encoder.copy(self._path, store)
-        return encoder
+        for kept in column.files:
+            kept.copy(self._path, store)
+        return column
 
     def _check(self, feature: RawFeature) -> None:
         entry = self._columns.get(feature.name)

@@ -17,6 +17,14 @@ def _escaped(sign: str) -> str:
     return sign.encode("unicode_escape", "surrogatepass").decode()
 
 
+def shortened(text: str, most: int = 40) -> str:
+    """The text, or the beginning and the end of a long one around an ellipsis: at most `most` characters."""
+    if len(text) <= most:
+        return text
+    tail = (most - 1) // 3
+    return f"{text[: most - 1 - tail]}…{text[len(text) - tail :]}"
+
+
 def rate_text(value: float) -> str:
     """A rate with one decimal, and with three digits where that would hide it."""
     return f"{value:,.1f}" if value >= 10 or value == 0 else f"{value:#.3g}"

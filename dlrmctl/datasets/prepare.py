@@ -21,7 +21,8 @@ from dlrmctl.data.preparation.prepare import prepare as run_preparation
 from dlrmctl.data.preparation.report import PrepareProgress, PrepareReport
 from dlrmctl.data.preparation.unfinished import CONTINUES, partial_path
 from dlrmctl.data.schema import RESERVED_ROWS
-from dlrmctl.datasets.show import show_report
+from dlrmctl.data.store.store import Store
+from dlrmctl.datasets.show import show_most_frequent, show_report
 from dlrmctl.errors import Interrupted, UserError
 from dlrmctl.ranks.cores import usable_cores
 from dlrmctl.ranks.signals import terminable
@@ -74,6 +75,7 @@ def prepare(
         print_json({"store": str(out), **report.to_dict()})
     else:
         show_report(report, str(out))
+        show_most_frequent(Store(out).features)
 
 
 def warn_of_lost_fields(repaired: Mapping[str, int], rows: int, empty: Sequence[str]) -> None:

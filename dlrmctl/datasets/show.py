@@ -1,7 +1,7 @@
 """Shows what is in a store, and how often its ids occur, as tables and as a picture (`dlrmctl data show`)."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,38 @@ import numpy as np
 
 from dlrmctl.console.console import output, print_json, print_table, say
 from dlrmctl.console.pictures import picture
-from dlrmctl.console.text import bytes_text
+from dlrmctl.console.text import bytes_text, shortened
 from dlrmctl.data.errors import DataError
+from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.preparation.report import PrepareReport
+from dlrmctl.data.schema import MISSING_ROW, RESERVED_ROWS
 from dlrmctl.data.source import SPLITS
 from dlrmctl.data.store.store import Store
+from dlrmctl.datasets.values import row_names
 
 _SHARES = (0.001, 0.01, 0.1, 0.5)  # of a table's rows
 _BLOCKS = "·▁▂▃▄▅▆▇█"
 _CURVE_WIDTH = 16  # characters
 _POINTS = 200  # of a curve in a picture
+_TOP = 3  # values that are shown
 _MOST_SOURCES = 30
+
+
+@dataclass(frozen=True)
+class FrequentRow:
+    """A row that is looked up often.
+
+    Attributes:
+        name: as tables show it.
+        id: of the row.
+        value: that has the row, None if it is not that of one value.
+        count: of lookups.
+    """
+
+    name: str
+    id: int
+    value: str | None
+    count: int
 
 
 @dataclass(frozen=True)
@@ -33,6 +54,7 @@ class Frequencies:
         covered: share of the lookups that go to the most frequent rows, for each of `_SHARES` of the rows; None where
             that is less than a row.
         ranks, counts: points of the curve: the rank of a row, 1 for the most frequent one, and its count.
+        top: the most frequent rows but the reserved ones.
     """
 
     name: str
@@ -41,6 +63,7 @@ class Frequencies:
     covered: tuple[float | None, ...]
     ranks: tuple[int, ...]
     counts: tuple[int, ...]
+    top: tuple[FrequentRow, ...]
 
     def blocks(self) -> str:
         """The curve on logarithmic axes, in characters."""
@@ -167,22 +190,49 @@ def read_frequencies(store: Store) -> Iterator[Frequencies]:
     for name in store.schema.keys:
         counts = store.features.counts(name)
         if counts is not None:
-            yield frequencies_of(name, np.sort(counts)[::-1])
+            yield frequencies_of(name, np.sort(counts)[::-1], frequent_rows(store.features, name, counts))
 
 
-def frequencies_of(name: str, counts: np.ndarray) -> Frequencies:
+def frequent_rows(features: FeatureSpace, name: str, counts: np.ndarray) -> tuple[FrequentRow, ...]:
+    """The most frequent rows of a feature, without those of missing and rare values.
+
+    Args:
+        features, name: of the feature.
+        counts: lookups of each row.
+
+    Raises:
+        DataError: if a file with values is missing or changed.
+    """
+    if features.sorted_by_frequency(name):
+        chosen = list(range(RESERVED_ROWS, min(RESERVED_ROWS + _TOP, len(counts))))
+    else:
+        chosen, rest = [], counts.copy()
+        rest[MISSING_ROW] = 0
+        while len(chosen) < _TOP and rest.any():
+            chosen.append(int(rest.argmax()))
+            rest[chosen[-1]] = 0
+    values = features.values_of(name, chosen)
+    names = row_names(features, name, chosen, values)
+    return tuple(
+        FrequentRow(label, row, value, int(counts[row]))
+        for label, row, value in zip(names, chosen, values, strict=True)
+    )
+
+
+def frequencies_of(name: str, counts: np.ndarray, top: tuple[FrequentRow, ...] = ()) -> Frequencies:
     """Sums up the counts of one table.
 
     Args:
         name: of the feature.
         counts: lookups of each row, falling.
+        top: its most frequent rows.
     """
     rows, lookups = len(counts), int(counts.sum(dtype=np.uint64))
     tops = [int(share * rows) for share in _SHARES]
     covered = tuple(int(counts[:top].sum(dtype=np.uint64)) / max(lookups, 1) if top else None for top in tops)
     ranks = np.unique(np.geomspace(1, rows, _POINTS).round().astype(np.int64))
     points = tuple(int(count) for count in counts[ranks - 1])
-    return Frequencies(name, rows, lookups, covered, tuple(ranks.tolist()), points)
+    return Frequencies(name, rows, lookups, covered, tuple(ranks.tolist()), points, top)
 
 
 def show_frequencies(frequencies: Sequence[Frequencies]) -> None:
@@ -202,6 +252,36 @@ def show_frequencies(frequencies: Sequence[Frequencies]) -> None:
             for f in frequencies
         ],
     )
+    _show_most_frequent({f.name: (f.lookups, f.top) for f in frequencies})
+
+
+def show_most_frequent(features: FeatureSpace) -> None:
+    """Shows the most frequent values of a new store's vocabularies.
+
+    Raises:
+        DataError: if a file of the store is missing or changed.
+    """
+    found = {}
+    for name in filter(features.sorted_by_frequency, features.schema.keys):
+        counts = features.counts(name)
+        if counts is not None:
+            found[name] = int(counts.sum(dtype=np.uint64)), frequent_rows(features, name, counts)
+    _show_most_frequent(found)
+
+
+def _show_most_frequent(found: Mapping[str, tuple[int, tuple[FrequentRow, ...]]]) -> None:
+    """Shows the values that are looked up most often in training.
+
+    Args:
+        found: by feature, all lookups and the most frequent rows.
+    """
+    rows = [
+        [name, *(f"{shortened(row.name, 24)} {_percent(row.count / lookups)}" for row in top)]
+        for name, (lookups, top) in found.items()
+    ]
+    if most := max((len(row) for row in rows), default=1) - 1:
+        shown = [[*row, *[""] * (most + 1 - len(row))] for row in rows]
+        print_table("most frequent values, and their share of the training lookups", ["", *["value"] * most], shown)
 
 
 def _as_dicts(frequencies: Sequence[Frequencies]) -> list[dict[str, Any]]:
@@ -213,6 +293,7 @@ def _as_dicts(frequencies: Sequence[Frequencies]) -> list[dict[str, Any]]:
             "lookups": f.lookups,
             "covered": dict(zip(shares, f.covered, strict=True)),
             "curve": {"rank": f.ranks, "count": f.counts},
+            "top": [{"value": t.value, "id": t.id, "count": t.count} for t in f.top],
         }
         for f in frequencies
     ]

@@ -27,6 +27,7 @@ from dlrmctl.data.preparation.new_rows import NewRows, cut_batches, read_new_row
 from dlrmctl.data.schema import MISSING_ROW, RARE_ROW
 from dlrmctl.datasets.open import open_source
 from dlrmctl.datasets.prepare import warn_of_lost_fields
+from dlrmctl.datasets.values import known_values
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.group import Ranks
 from dlrmctl.rundir.directory import RunDirectory
@@ -112,13 +113,17 @@ class _Found:
             return _UNLABELLED if self.first_extra_fields == -1 or 2 * without > self.rejected.total() else None
         return "--labelled, if the rows have labels" if self.first_extra_fields == 1 else None
 
-    def warn(self, keys: Sequence[str]) -> None:
+    def warn(self, features: FeatureSpace) -> None:
         """Of what is not wrong in any one row, and may be wrong with all of them."""
+        keys = features.schema.keys
         warn_of_lost_fields(self.repaired, self.rows, [key for f, key in enumerate(keys) if not self.values[f]])
         if unknown := self.unknown(keys):
             its, is_it = ("its", "is it") if len(unknown) == 1 else ("their", "are they")
+            known = known_values(features, unknown[0])
+            of = f" of {unknown[0]}" if len(unknown) > 1 else ""
+            such = f", which knows {known}{of}" if known else ""
             warn(
-                f"{few(unknown)}: none of {its} values is known to the model; "
+                f"{few(unknown)}: none of {its} values is known to the model{such}; "
                 f"{is_it} of the type that the training data had?"
             )
 
@@ -175,7 +180,7 @@ def predict(
     scored = _scored(rows, opened.model, features, config.train.batch_size, ranks, found, metrics)
     if ranks.is_main:
         _write(scored, out, _columns(labelled, kept))
-        found.warn(features.schema.keys)
+        found.warn(features)
     else:  # every rank takes part in every batch
         deque(scored, maxlen=0)
     result: dict[str, Any] = {

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 
 from dlrmctl.console.text import number_text, with_error
-from dlrmctl.data.features.encoders import Vocabulary
-from dlrmctl.data.schema import MISSING_ROW, RARE_ROW
 from dlrmctl.data.source import Source
+from dlrmctl.datasets.values import row_names
 from dlrmctl.scoring.metrics import StreamingMetrics
 from dlrmctl.scoring.scores import Scores
 
@@ -21,21 +20,29 @@ def slices(scores: Scores, feature: str, source: Source) -> list[dict[str, Any]]
     Args:
         scores: with the ids of `feature`.
         feature: its name.
-        source: of the scores; a store with a vocabulary knows the raw value of an id.
+        source: of the scores; a store with a vocabulary knows the value of an id.
 
     Returns:
-        Per slice "slice" (its name), "id" (None for the others) and the metrics, the most frequent first.
+        Per slice "slice" (its name), "id" (None for the others), "value" (None where there is not one) and the
+        metrics, the most frequent first.
+
+    Raises:
+        DataError: if a file with values is missing or changed.
     """
     assert scores.ids_N is not None
     ids, counts = np.unique(scores.ids_N, return_counts=True)
     shown = ids[np.argsort(-counts, kind="stable")][:SHOWN]
-    names = _names(feature, source)
+    rows: list[int] = shown.tolist()
+    values = source.features.values_of(feature, rows)
+    names = row_names(source.features, feature, rows, values)
     found = [
-        {"slice": names(int(row)), "id": int(row), **_metrics(scores, scores.ids_N == row)} for row in shown.tolist()
+        {"slice": name, "id": row, "value": value, **_metrics(scores, scores.ids_N == row)}
+        for name, row, value in zip(names, rows, values, strict=True)
     ]
     others_N = ~np.isin(scores.ids_N, shown)
     if others_N.any():
-        found.append({"slice": f"{len(ids) - len(shown):,} others", "id": None, **_metrics(scores, others_N)})
+        name = f"{len(ids) - len(shown):,} others"
+        found.append({"slice": name, "id": None, "value": None, **_metrics(scores, others_N)})
     return found
 
 
@@ -43,19 +50,6 @@ def _metrics(scores: Scores, chosen_N: np.ndarray) -> dict[str, Any]:
     metrics = StreamingMetrics(torch.device("cpu"))
     metrics.update(torch.from_numpy(scores.logits_N[chosen_N]), torch.from_numpy(scores.labels_N[chosen_N]).float())
     return metrics.compute().to_dict()
-
-
-def _names(feature: str, source: Source) -> Any:
-    encoder = source.features.encoder(feature)
-
-    def name(row: int) -> str:
-        if row == MISSING_ROW:
-            return "missing"
-        if isinstance(encoder, Vocabulary):
-            return "rare" if row == RARE_ROW else f"{int(encoder.values[row - 2]):08x}"
-        return f"id {row}"
-
-    return name
 
 
 def slice_rows(found: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -13,6 +13,9 @@ import pytest
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors
 from dlrmctl.data.formats.criteo import CriteoInput
+from dlrmctl.data.formats.raw import Input
+from dlrmctl.data.formats.table_schema import read_schema
+from dlrmctl.data.formats.tables import TableInput
 from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.prepare import prepare
 from dlrmctl.data.preparation.report import PrepareProgress, PrepareReport
@@ -26,7 +29,10 @@ PHASES = ("parse", "encode", "write")
 def prepare_small(paths: list[Path], out: Path, progress: Any = None, **changes: Any) -> PrepareReport:
     """In many small steps, each of which is journaled."""
     options = PrepareOptions(**{"block_rows": 16, "sample_negatives": 0.5, **changes})
-    input = CriteoInput(paths, piece_bytes=4000)
+    input: Input = CriteoInput(paths, piece_bytes=4000)
+    if paths[0].suffix == ".csv":
+        schema = read_schema({"label": "clicked", "sparse": ["user", "page"]}, "my.toml")
+        input = TableInput(schema, paths, piece_bytes=400)
     return prepare(input, out, options, progress, workers=2, part_rows=32, most_in_memory=25, save_seconds=0)
 
 
@@ -106,6 +112,20 @@ def test_a_killed_preparation_goes_on_and_makes_the_same_bytes(
     assert report.rows == 140
     assert content(out) == uninterrupted
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+@pytest.mark.parametrize(
+    ("event", "number"), [("parse", 9), ("encode", 20), ("write", 2), *[("sync", number) for number in (9, 23, 33, 36)]]
+)
+def test_a_killed_preparation_of_a_table_has_the_same_texts(tmp_path: Path, event: str, number: int) -> None:
+    lines = [f"{i % 2},user {i % 31},{(i * i) % 60 if i % 3 else f'https://example.com/{i % 40}'}" for i in range(300)]
+    (tmp_path / "t.csv").write_text("\n".join(["clicked,user,page", *lines, ""]))
+    prepare_small([tmp_path / "t.csv"], tmp_path / "whole")
+    assert kill_at([tmp_path / "t.csv"], tmp_path / "store", event, number) == -signal.SIGKILL
+    prepare_small([tmp_path / "t.csv"], tmp_path / "store")
+    expected = content(tmp_path / "whole")
+    assert "vocabulary/page.texts" in expected
+    assert content(tmp_path / "store") == expected
 
 
 def test_a_preparation_that_is_killed_again_and_again_ends(
@@ -230,9 +250,9 @@ def test_work_of_another_version_or_with_a_damaged_journal_is_left_alone(sources
     with pytest.raises(KeyboardInterrupt):
         prepare_small(sources, out, interrupt)
     whole = journal.read_bytes()
-    other = whole.replace(b'"dlrmctl-prepare/1"', b'"dlrmctl-prepare/9"')
+    other = whole.replace(b'"dlrmctl-prepare/2"', b'"dlrmctl-prepare/9"')
     for text, message in [
-        (other, 'the format is "dlrmctl-prepare/9", expected "dlrmctl-prepare/1"'),
+        (other, 'the format is "dlrmctl-prepare/9", expected "dlrmctl-prepare/2"'),
         (whole[:-5], r"journal\.json: damaged: "),
         (b"{}", r"journal\.json: damaged: KeyError\('task'\)"),
         (b"[]", r"journal\.json: damaged: TypeError"),

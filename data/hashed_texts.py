@@ -1,0 +1,60 @@
+"""Texts of values and the words that their hashes are, packed: what a preparation keeps so that rows can be named."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+MOST_TEXT_BYTES = 1000  # of a text that is kept; of a longer one the beginning is
+LENGTH_TYPE = np.dtype("<u2")
+_CUT = "…".encode()
+
+
+@dataclass(frozen=True)
+class HashedTexts:
+    """Texts, K of them, of which some may be equal.
+
+    Attributes:
+        words_K: uint64, the hash of each.
+        lengths_K: uint16, bytes of each, at least 1.
+        content: UTF-8, one after another.
+    """
+
+    words_K: np.ndarray
+    lengths_K: np.ndarray
+    content: bytes
+
+    def __len__(self) -> int:
+        return len(self.words_K)
+
+    def pick(self, chosen: np.ndarray) -> "HashedTexts":
+        """Some of the texts, by their numbers."""
+        ends_K = np.cumsum(self.lengths_K, dtype=np.int64)
+        return HashedTexts(self.words_K[chosen], self.lengths_K[chosen], texts_at(self.content, ends_K, chosen))
+
+    @classmethod
+    def pack(cls, words_K: np.ndarray, texts_K: Sequence[bytes]) -> "HashedTexts":
+        """Packs texts in UTF-8, long ones cut."""
+        lengths_K = np.fromiter(map(len, texts_K), np.int64, len(texts_K))
+        if lengths_K.max(initial=0) > MOST_TEXT_BYTES:
+            texts_K = [text if len(text) <= MOST_TEXT_BYTES else _beginning(text) for text in texts_K]
+            lengths_K = np.fromiter(map(len, texts_K), np.int64, len(texts_K))
+        return cls(words_K, lengths_K.astype(LENGTH_TYPE), b"".join(texts_K))
+
+
+def _beginning(text: bytes) -> bytes:
+    """As many whole characters as fit, and an ellipsis."""
+    return text[: MOST_TEXT_BYTES - len(_CUT)].decode(errors="ignore").encode() + _CUT
+
+
+def texts_at(content: bytes, ends_K: np.ndarray, chosen: np.ndarray) -> bytes:
+    """Some of the texts that lie one after another, in the order of `chosen`.
+
+    Args:
+        content: all of them.
+        ends_K: int64, where each ends.
+        chosen: numbers of texts.
+    """
+    ends = ends_K[chosen]
+    starts = np.where(chosen > 0, ends_K[chosen - 1], 0)
+    return b"".join([content[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)])
