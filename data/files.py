@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,18 @@ _COPY = {
     "https": "curl -LO {url}",
     "ftp": "curl -O {url}",
 }
+_FREE_SPACE = "free some space, or choose an output directory on another disk"
+_PERMISSIONS = "check the permissions of the file and of its directory"
+_WHAT_TO_DO = {
+    errno.ENOSPC: _FREE_SPACE,
+    errno.EDQUOT: _FREE_SPACE,
+    errno.EFBIG: "a file may not grow so large here: raise the limit (`ulimit -f`), or choose another disk",
+    errno.EACCES: _PERMISSIONS,
+    errno.EPERM: _PERMISSIONS,
+}
+_NO_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EROFS)
+NO_SCRATCH = "No usable temporary directory"  # begins what `tempfile` says
+SCRATCH_HINT = "export TMPDIR=DIR, a directory that you can write to, on a disk with free space"
 
 
 @contextmanager
@@ -50,13 +63,11 @@ def io_errors(path: Path, doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = None
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            hint = "free some space, or choose an output directory on another disk"
-        elif error.errno == errno.EFBIG:
-            hint = "a file may not grow so large here: raise the limit (`ulimit -f`), or choose another disk"
-        elif error.errno in (errno.EACCES, errno.EPERM):
-            hint = "check the permissions of the file and of its directory"
+        if no_scratch := scratch_error(error):
+            raise no_scratch from error
+        hint = _WHAT_TO_DO.get(error.errno or 0)
+        if hint is None and doing == "write" and error.errno in _NO_PLACE:
+            hint = "choose a directory that files can be written to"
         reason = (error.strerror or str(error)).lower()
         raise DataError(f"{path}: cannot {doing}: {reason}", hint) from error
 
@@ -154,6 +165,81 @@ def _fresh_file(path: Path) -> Iterator[BinaryIO]:
             sync_file(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def output_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file as `whole_file` makes it; of a pipe, a device or /dev/stdout, that itself.
+
+    Raises:
+        DataError: if it cannot be written.
+    """
+    if not is_stream(path):
+        with whole_file(path) as file:
+            yield file
+        return
+    with io_errors(path, "write"):
+        inherited = _inherited_descriptor(path)
+        descriptor = os.open(path, os.O_WRONLY) if inherited is None else os.dup(inherited)
+        with open(descriptor, "wb") as stream:
+            yield stream
+
+
+def is_stream(path: Path) -> bool:
+    """Whether the name is of a pipe, a device, or a file that this process has open, as /dev/stdout is."""
+    if _inherited_descriptor(path) is not None:
+        return True
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+
+def _inherited_descriptor(path: Path) -> int | None:
+    """N of a name that stands for the open file N of this process: /dev/stdout, /dev/fd/N or /proc/self/fd/N."""
+    opened = Path("/proc/self/fd").resolve()
+    if path.is_symlink() and path.parent == Path("/dev"):
+        path = path.readlink()
+    return int(path.name) if path.name.isdecimal() and path.parent.resolve() == opened else None
+
+
+def check_writable(path: Path) -> None:
+    """Check that `whole_file` can make a file of this name now.
+
+    Raises:
+        DataError: if the name is of a directory or no file, or its directory takes no files.
+    """
+    with io_errors(path, "write"):
+        _refuse_special(path)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        temporary = path.with_name(_fresh_name())
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        temporary.unlink()
+
+
+@contextmanager
+def scratch_directory() -> Iterator[Path]:
+    """A new directory for temporary files, which goes when the block ends.
+
+    Raises:
+        DataError: if there is no place for it.
+    """
+    try:
+        directory = tempfile.TemporaryDirectory(prefix="dlrmctl-")
+    except OSError as problem:
+        raise scratch_error(problem) or problem from None
+    with directory as place:
+        yield Path(place)
+
+
+def scratch_error(problem: BaseException) -> DataError | None:
+    """The error of a machine without a place for temporary files, which packages need too; None for other errors."""
+    said = problem.strerror if isinstance(problem, OSError) else None
+    if said is None or not said.startswith(NO_SCRATCH):
+        return None
+    return DataError(f"there is {said[:1].lower()}{said[1:]}", SCRATCH_HINT)
 
 
 def _fresh_name() -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 from dlrmctl.console.console import output, print_table
 from dlrmctl.console.text import counted
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.files import read_file
 from dlrmctl.errors import UserError
 
 _RANGE = {"median", "fastest", "slowest"}
@@ -19,6 +21,7 @@ _ERRORS = 2.0  # standard errors of a difference that chance seldom exceeds (5 %
 _MEMORY = 0.05  # the allocator alone moves the peak of a process by a few percent
 _LARGER_IS_BETTER = ("per_second", "gflops", "share", "to_base", "auc", "gap_closed")
 _TIMES = ("_ms", "ns_per_row", "seconds", "per_second", "gflops")
+_MOST_BYTES = 1 << 28
 _LONGEST_INTEGER = 15  # digits; longer ones are read as floats, which end in infinity and not in an error
 
 
@@ -149,13 +152,13 @@ def read_result(path: Path, command: str) -> dict[str, Any]:
     """A result that `--out` wrote.
 
     Raises:
-        UserError: if it is not there, is no result of this command, or has no figure to compare with.
+        UserError: if it cannot be read, is no result of this command, or has no figure to compare with.
     """
     hint = f"`dlrmctl bench {command} -o FILE` writes one; give a file that is not there yet"
     try:
-        result = json.loads(path.read_text(), parse_int=_integer)
-    except OSError as problem:
-        raise UserError(f"{path}: cannot be read: {(problem.strerror or str(problem)).lower()}", hint) from None
+        result = json.loads(read_file(path, most=_MOST_BYTES), parse_int=_integer)
+    except DataError as problem:
+        raise UserError(problem.message, hint) from None
     except (ValueError, RecursionError):
         raise UserError(f"{path}: is no JSON, so no result of a benchmark", hint) from None
     if not isinstance(result, dict) or not isinstance(result.get("command"), str):

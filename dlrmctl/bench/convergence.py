@@ -7,10 +7,8 @@ examples, so that comparisons are paired. The rate of each is the one with the b
 import json
 import math
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from dlrmctl.assembly.model import build_model
@@ -18,6 +16,7 @@ from dlrmctl.assembly.optimizers import build_averaging, build_dense_optimizer
 from dlrmctl.bench.timing import alternate, mean_and_error
 from dlrmctl.console.console import print_table, say
 from dlrmctl.console.text import counted, with_error
+from dlrmctl.data.files import scratch_directory
 from dlrmctl.data.source import Source
 from dlrmctl.datasets.open import open_source
 from dlrmctl.ranks.group import Ranks
@@ -80,8 +79,8 @@ def _variant(config: Config, optimizer: str, lr: float, seed: int) -> Config:
 
 
 def _train(config: Config, source: Source, ranks: Ranks) -> Curve:
-    with tempfile.TemporaryDirectory(prefix="dlrmctl-bench-") as scratch:
-        run = RunDirectory(Path(ranks.broadcast(scratch)) / "run", writes=ranks.is_main)
+    with scratch_directory() as scratch:
+        run = RunDirectory(ranks.broadcast(scratch) / "run", writes=ranks.is_main)
         with run.created():
             Trainer(config, source, run, ranks, quiet=True).run_to_the_end()
         entries = [json.loads(line) for line in run.metrics_file.read_text().splitlines()] if ranks.is_main else []

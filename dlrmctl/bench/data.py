@@ -3,7 +3,6 @@
 Rows are generated with Criteo Kaggle's cardinalities, as text; the text is prepared, and the store is read.
 """
 
-import tempfile
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import pairwise
@@ -15,6 +14,7 @@ from dlrmctl.bench.preparing import measure_preparing
 from dlrmctl.bench.reading import measure_disk, measure_first_read, measure_machine, measure_reading, write_multi_hot
 from dlrmctl.console.console import output, print_table, say, warn
 from dlrmctl.console.text import bytes_text, rate_text
+from dlrmctl.data.files import scratch_directory
 from dlrmctl.data.formats.criteo import CriteoInput
 from dlrmctl.data.preparation.prepare import prepare
 from dlrmctl.data.schema import Schema
@@ -55,8 +55,7 @@ def bench_data(path: Path | None, *, rounds: int, quick: bool) -> dict[str, Any]
     given = None if path is None else Store(path, verify=False)
     say("measuring the machine")
     machine = measure_machine(rounds=rounds, copied_bytes=sizes.copied_bytes)
-    with tempfile.TemporaryDirectory(prefix="dlrmctl-bench-") as directory:
-        scratch = Path(directory)
+    with scratch_directory() as scratch:
         machine |= measure_disk(scratch, rounds=rounds, num_bytes=sizes.copied_bytes)
         say(f"generating {many:,} rows")
         texts = {few: scratch / "few.txt", many: scratch / "many.txt"}

@@ -5,6 +5,7 @@ No torch here: everything that can be wrong with the files is said before anythi
 
 import json
 import platform
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from typing import Any
 from dlrmctl.bench.against import read_result
 from dlrmctl.console.console import finite, print_json, say
 from dlrmctl.console.pictures import check_picture
+from dlrmctl.data.files import check_writable, is_stream, output_file
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.cores import usable_cores
 
@@ -25,11 +27,12 @@ class Delivery:
     Args:
         command: "step", "shampoo", ...
         as_json: on standard output, in place of tables.
-        out, plot: files to write.
+        out: a file to write, or a pipe, or /dev/stdout.
+        plot: a picture to write.
         against: a file that an earlier run wrote; read at once, for `out` may be the same.
 
     Raises:
-        UserError: if a file cannot be written, or `against` holds no result of this command.
+        UserError, DataError: if a file cannot be written, or `against` holds no result of this command.
     """
 
     command: str
@@ -40,13 +43,13 @@ class Delivery:
 
     def __post_init__(self) -> None:
         if self.plot is not None:
-            _check_writable(check_picture(self.plot))
+            check_writable(check_picture(self.plot))
         if self.out is not None and not self.out.parent.is_dir():
             raise UserError(f"{self.out.parent}: there is no such directory", f"mkdir -p {self.out.parent}")
         if self.out is not None and self.out.is_dir():
             raise UserError(f"{self.out}: is a directory; --out names a file")
-        if self.out is not None:
-            _check_writable(self.out)
+        if self.out is not None and not is_stream(self.out):
+            check_writable(self.out)
             if self.plot is not None and self.out.resolve() == self.plot.resolve():
                 raise UserError(f"{self.out}: --out and --plot name the same file")
         self._earlier = None if self.against is None else read_result(self.against, self.command)
@@ -62,7 +65,7 @@ class Delivery:
             options: with which it was measured, besides the settings.
 
         Raises:
-            UserError: if a file cannot be written after all; the result was shown.
+            DataError: if a file cannot be written after all; the result was shown.
         """
         result: dict[str, Any] = tagged(self.command, measured, options)
         try:
@@ -127,30 +130,8 @@ def _processor() -> str:
     return models[0] if models else platform.machine()
 
 
-def _check_writable(path: Path) -> None:
-    """Opens a file for writing as it is, and leaves no trace.
-
-    Raises:
-        UserError: if it cannot be opened.
-    """
-    if path.exists() and not path.is_file():
-        return  # a pipe would wait for whoever reads it
-    was_there = path.exists()
-    try:
-        path.open("ab").close()
-    except OSError as problem:
-        raise _cannot_write(path, problem) from None
-    if not was_there:
-        path.unlink(missing_ok=True)  # other ranks try it too
-
-
 def _write(path: Path, result: dict[str, Any]) -> None:
-    try:
-        path.write_text(json.dumps(result, indent=2) + "\n")
-    except OSError as problem:
-        raise _cannot_write(path, problem) from None
+    sys.stdout.flush()  # the file may be standard output
+    with output_file(path) as file:
+        file.write((json.dumps(result, indent=2) + "\n").encode())
     say(f"{path}: written")
-
-
-def _cannot_write(path: Path, problem: OSError) -> UserError:
-    return UserError(f"{path}: cannot write: {(problem.strerror or str(problem)).lower()}")

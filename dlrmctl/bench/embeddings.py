@@ -6,15 +6,14 @@ of synthetic data, the teacher and its rows; the test NE of a seed is compared w
 """
 
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from dlrmctl.bench.timing import mean_and_error
 from dlrmctl.console.console import print_table, say
 from dlrmctl.console.text import bytes_text, counted, with_error
+from dlrmctl.data.files import scratch_directory
 from dlrmctl.datasets.open import open_source
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.group import Ranks
@@ -101,8 +100,8 @@ def _variant(config: Config, factor: float, seed: int) -> Config:
 
 def _train(config: Config, ranks: Ranks) -> dict[str, Any]:
     """The results of a run, and the bytes of its tables with their optimizer state."""
-    with tempfile.TemporaryDirectory(prefix="dlrmctl-bench-") as scratch:
-        run = RunDirectory(Path(ranks.broadcast(scratch)) / "run", writes=ranks.is_main)
+    with scratch_directory() as scratch:
+        run = RunDirectory(ranks.broadcast(scratch) / "run", writes=ranks.is_main)
         with run.created():
             trainer = Trainer(config, open_source(config.data), run, ranks, quiet=True)
             results = trainer.run_to_the_end()

@@ -5,13 +5,11 @@ training reads them. Variants differ from the settings in one thing each and are
 """
 
 import statistics
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +19,7 @@ from dlrmctl.bench.timing import alternate, collective_milliseconds, peak_bytes,
 from dlrmctl.bench.variants import PARTS, Variant
 from dlrmctl.console.console import output, print_table, say
 from dlrmctl.console.text import bytes_text, counted, rate_text
+from dlrmctl.data.files import scratch_directory
 from dlrmctl.data.store.store import Store
 from dlrmctl.data.store.writer import write_store
 from dlrmctl.data.synthetic.cardinalities import KAGGLE
@@ -53,10 +52,10 @@ def bench_step(
     sizes = {config.train.batch_size for config in configs.values()}
     stored = max(2 * max(sizes), min(_MOST_STORED, (2 * rounds + 2) * examples))
     cardinalities = [min(rows, rows_cap, MAX_CARDINALITY) for rows in KAGGLE]
-    with tempfile.TemporaryDirectory(prefix="dlrmctl-bench-") as scratch, ExitStack() as readers:
+    with scratch_directory() as scratch, ExitStack() as readers:
         _tell(ranks, f"writing {stored:,} examples")
-        write_store(Synthetic(0, stored, 1, 1, cardinalities=cardinalities), Path(scratch) / "store")
-        store = Store(Path(scratch) / "store")
+        write_store(Synthetic(0, stored, 1, 1, cardinalities=cardinalities), scratch / "store")
+        store = Store(scratch / "store")
         rows, dim = sum(f.rows for f in store.schema.sparse), base_config.embeddings.dim
         table_RD = torch.ones(rows, dim, device=ranks.device)
         variants: dict[str, Variant] = {}

@@ -58,6 +58,7 @@ def run_command(arguments: list[str] | None = None) -> int:
     from dlrmctl.cli.mistakes import refuse_urls, unknown_option
     from dlrmctl.console.console import say
     from dlrmctl.data.errors import DataError
+    from dlrmctl.data.files import scratch_error
     from dlrmctl.ranks.launch import RankEnded, RankError, claim_report
     from dlrmctl.ranks.process import configure
 
@@ -88,6 +89,8 @@ def run_command(arguments: list[str] | None = None) -> int:
     except Exception as problem:
         if isinstance(problem, OSError) and problem.filename is None and problem.errno in _OUTPUT_ERRORS:
             return _refused_output(problem)
+        if no_scratch := scratch_error(problem):
+            return _report(no_scratch.message, no_scratch.hint)
         if claim_report():
             say(traceback.format_exc())
         return 1

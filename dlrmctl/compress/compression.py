@@ -17,10 +17,10 @@ from dlrmctl.compress.trial import Trial
 from dlrmctl.console.console import finite, warn
 from dlrmctl.console.progress import TimedLines
 from dlrmctl.data.features.space import FeatureSpace
+from dlrmctl.data.files import io_errors
 from dlrmctl.embeddings.compression.artifact import Writer
 from dlrmctl.embeddings.compression.frontier import Choice, Frontier, predicted_options
 from dlrmctl.embeddings.compression.rules.rows import Compressed, StoredRows
-from dlrmctl.errors import UserError
 from dlrmctl.rundir.directory import FEATURES
 from dlrmctl.rundir.stored_tables import CheckpointTables, TableShape, TableSource
 from dlrmctl.settings.toml import write_settings
@@ -139,28 +139,23 @@ def write(
         features: of the data, kept beside the model so that raw rows can be scored; not counted among its bytes.
 
     Raises:
-        UserError: if the disk refuses.
+        DataError: if the disk refuses.
     """
     source = compression.source
     file_bytes = min(_working_bytes(source), _MOST_FILE_BYTES)
-    try:
-        with Writer(out, source=finite(source.describe()), file_bytes=file_bytes) as writer:
-            for name, method, fitted in compression.results():
-                writer.add(name, tuned.tables[name] if tuned else fitted(), {"method": method})
-            if isinstance(source, CheckpointTables):
-                writer.add_tensors(DENSE_FILE, tuned.network.state_dict() if tuned else source.network())
-            report["files"] = asdict(writer.seal())
-            if isinstance(source, CheckpointTables):
-                settings = writer.directory / "run.toml"
-                write_settings(settings, source.state.settings)
-                report["files"]["settings"] = settings.stat().st_size
-            if features is not None:
-                features.save(writer.directory / FEATURES)
-            (writer.directory / REPORT).write_text(_with_its_own_size(report))
-    except OSError as problem:
-        raise UserError(
-            f"{out}: cannot be written: {problem.strerror or problem}", "free space and try again"
-        ) from None
+    with io_errors(out, "write"), Writer(out, source=finite(source.describe()), file_bytes=file_bytes) as writer:
+        for name, method, fitted in compression.results():
+            writer.add(name, tuned.tables[name] if tuned else fitted(), {"method": method})
+        if isinstance(source, CheckpointTables):
+            writer.add_tensors(DENSE_FILE, tuned.network.state_dict() if tuned else source.network())
+        report["files"] = asdict(writer.seal())
+        if isinstance(source, CheckpointTables):
+            settings = writer.directory / "run.toml"
+            write_settings(settings, source.state.settings)
+            report["files"]["settings"] = settings.stat().st_size
+        if features is not None:
+            features.save(writer.directory / FEATURES)
+        (writer.directory / REPORT).write_text(_with_its_own_size(report))
 
 
 def _with_its_own_size(report: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from dlrmctl.assembly.compressed import REPORT, is_compressed, open_artifact
 from dlrmctl.compress.request import check_output
 from dlrmctl.console.console import output, print_json
 from dlrmctl.console.text import bytes_text
+from dlrmctl.data.files import io_errors
 from dlrmctl.embeddings.compression.artifact import Artifact, begin_directory, publish, save_tensors
 from dlrmctl.embeddings.compression.rules.rows import Compressed
 from dlrmctl.embeddings.compression.rules.sharing import Isometric
@@ -109,13 +110,10 @@ def _write_directory(out: Path, write: Callable[[Path], None]) -> None:
     """A whole directory or none."""
     partial = None
     try:
-        partial = begin_directory(out)
-        write(partial)
-        publish(partial, out)
-    except OSError as problem:
-        raise UserError(
-            f"{out}: cannot be written: {problem.strerror or problem}", "free space and try again"
-        ) from None
+        with io_errors(out, "write"):
+            partial = begin_directory(out)
+            write(partial)
+            publish(partial, out)
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)

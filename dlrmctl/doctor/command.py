@@ -4,14 +4,14 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from rich.text import Text
 
 from dlrmctl.console.console import output, print_json, say
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.files import scratch_directory
 from dlrmctl.doctor.finding import Finding, can_train, to_json
 from dlrmctl.doctor.machine import check_machine
 from dlrmctl.doctor.packages import check_packages
@@ -20,6 +20,7 @@ _MARKS = {"ok": ("ok      ", "green"), "warning": ("warning ", "yellow"), "probl
 AREA = "training"
 SECONDS = 180
 _RANKS = 2
+_NAME = f"{_RANKS} ranks"
 _ARGUMENTS = [
     *("train", "--dataset", "synthetic", "--synthetic-rows", "4096", "--batch-size", "256", "--max-steps", "2"),
     *("--bottom-mlp", "16-8", "--top-mlp", "16-1", "--dim", "8", "--evaluations", "1", "--json"),
@@ -35,7 +36,10 @@ def examine(*, smoke: bool) -> Iterator[list[Finding]]:
     yield check_packages()
     yield check_machine()
     if smoke:
-        yield [check_training()]
+        try:
+            yield [check_training()]
+        except DataError as problem:  # no place for temporary files
+            yield [Finding(AREA, _NAME, "problem", problem.message, problem.hint)]
 
 
 def doctor(*, smoke: bool, as_json: bool) -> int:
@@ -70,11 +74,14 @@ def _show(findings: list[Finding]) -> None:
 
 
 def check_training() -> Finding:
-    """Trains a tiny model on local ranks in a temporary directory, and looks at what came out."""
-    name = f"{_RANKS} ranks"
-    with tempfile.TemporaryDirectory(prefix="dlrmctl-doctor-") as scratch:
+    """Trains a tiny model on local ranks in a temporary directory, and looks at what came out.
+
+    Raises:
+        DataError: if there is no place for temporary files.
+    """
+    with scratch_directory() as scratch:
         command = [sys.executable, "-P", "-m", "dlrmctl", *_ARGUMENTS]
-        command += ["--nproc", str(_RANKS), "--run-dir", str(Path(scratch) / "run")]
+        command += ["--nproc", str(_RANKS), "--run-dir", str(scratch / "run")]
         started = time.monotonic()
         # The ranks of this test find each other alone, even if doctor itself was started by a launcher.
         environment = {
@@ -86,12 +93,12 @@ def check_training() -> Finding:
             )
         except subprocess.TimeoutExpired:
             found = f"two steps of training did not end within {SECONDS} s"
-            return Finding(AREA, name, "problem", found, "dlrmctl train --dataset synthetic --max-steps 2 --nproc 1")
+            return Finding(AREA, _NAME, "problem", found, "dlrmctl train --dataset synthetic --max-steps 2 --nproc 1")
         seconds = time.monotonic() - started
     if done.returncode == 0:
         loss = json.loads(done.stdout)["test"]["log_loss"]
-        return Finding(AREA, name, "ok", f"two steps in {seconds:.0f} s, start included; test log loss {loss:.4f}")
+        return Finding(AREA, _NAME, "ok", f"two steps in {seconds:.0f} s, start included; test log loss {loss:.4f}")
     lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
     errors = [line for line in lines if "rror" in line] or lines or [f"exit status {done.returncode}"]
     remedy = "mend what is found above first" if lines else None
-    return Finding(AREA, name, "problem", errors[-1].strip(), remedy)
+    return Finding(AREA, _NAME, "problem", errors[-1].strip(), remedy)

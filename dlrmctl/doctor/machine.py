@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from dlrmctl.console.text import bytes_text
+from dlrmctl.data.files import SCRATCH_HINT
 from dlrmctl.doctor.finding import Finding
 from dlrmctl.doctor.packages import driver_library
 from dlrmctl.ranks.cores import NUM_THREADS, WAIT_POLICY, cpu_quota, usable_cores
@@ -104,22 +105,23 @@ def _memory() -> Finding:
 
 def _disks() -> list[Finding]:
     findings = []
-    for name, place in (("disk here", Path.cwd()), ("disk for temporary files", Path(tempfile.gettempdir()))):
-        free = shutil.disk_usage(place).free
+    for name, place_of in (("disk here", os.getcwd), ("disk for temporary files", tempfile.gettempdir)):
+        try:
+            place = place_of()
+            free = shutil.disk_usage(place).free
+        except OSError as problem:
+            remedy = "cd to a directory that is there" if place_of is os.getcwd else SCRATCH_HINT
+            findings.append(Finding(AREA, name, "problem", problem.strerror or str(problem), remedy))
+            continue
         found = f"{bytes_text(free)} free in {place}"
-        writable = os.access(place, os.W_OK)
-        if not writable:
-            findings.append(
-                Finding(
-                    AREA,
-                    name,
-                    "problem",
-                    f"{place} is not writable",
-                    "go to a directory of your own, or export TMPDIR=DIR",
-                )
-            )
+        if not os.access(place, os.W_OK):
+            remedy = "go to a directory of your own, or export TMPDIR=DIR"
+            findings.append(Finding(AREA, name, "problem", f"{place} is not writable", remedy))
         elif free < _LEAST_DISK:
             findings.append(Finding(AREA, name, "warning", found, f"free space in {place}, or export TMPDIR=DIR"))
+        elif place_of is tempfile.gettempdir and (asked := os.environ.get("TMPDIR", place)) != place:
+            found += f"; TMPDIR = {asked} cannot be used"
+            findings.append(Finding(AREA, name, "warning", found, f"mkdir -p {asked}, or unset TMPDIR"))
         else:
             findings.append(Finding(AREA, name, "ok", found))
     return findings

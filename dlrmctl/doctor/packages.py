@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from dlrmctl.data.files import NO_SCRATCH, SCRATCH_HINT
 from dlrmctl.doctor.finding import Finding, Status
 
 AREA = "packages"
@@ -214,6 +215,8 @@ def _distribution(module: str) -> str:
 
 
 def _remedy(module: str, reason: str) -> str:
+    if NO_SCRATCH in reason:
+        return SCRATCH_HINT
     distribution = _distribution(module)
     version = _version_of(distribution)
     if version is None or "No module named" in reason:

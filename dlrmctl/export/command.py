@@ -13,6 +13,7 @@ from dlrmctl.assembly.network import build_dense_network, load_network
 from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.console.console import output, print_table, say
 from dlrmctl.console.text import bytes_text, number_text, with_error
+from dlrmctl.data.files import io_errors
 from dlrmctl.data.source import Source
 from dlrmctl.embeddings.compression.rules.pack import pack
 from dlrmctl.embeddings.compression.rules.rows import Compressed, StoredRows
@@ -20,7 +21,7 @@ from dlrmctl.errors import UserError
 from dlrmctl.export.agreement import Sample, agreement, refuse_disagreement, score_sample
 from dlrmctl.export.graph import ServedModel
 from dlrmctl.export.metadata import describe
-from dlrmctl.export.program import place_beside, score, score_file, to_program, write_program, writing
+from dlrmctl.export.program import place_beside, score, score_file, to_program, write_program
 from dlrmctl.ranks.group import Ranks
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.rundir.opened import open_run, other_checkpoint
@@ -82,13 +83,13 @@ def export(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> d
         metadata = describe(model, source, config, origin) | {"checks": checks}
         file = place / wanted.out.name
         say("tracing the graph and writing it")
-        with writing(wanted.out):
+        with io_errors(wanted.out, "write"):
             write_program(to_program(model), file, metadata)
         tables = list(metadata["tables"].values())
         del model
         gc.collect()
         say("scoring the rows with the file, in a process that has torch alone")
-        with writing(wanted.out):
+        with io_errors(wanted.out, "write"):
             checks = agreement(sample, score_file(file, sample.inputs))
             refuse_disagreement(checks, name, precision, wanted.max_ne_rise)
             file.replace(wanted.out)

@@ -3,7 +3,6 @@
 Dimensions: N rows, B examples of a batch.
 """
 
-import errno
 import io
 import json
 import os
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch.export import Dim
 
+from dlrmctl.data.files import io_errors
 from dlrmctl.errors import UserError
 from dlrmctl.export import check
 from dlrmctl.export.agreement import Inputs
@@ -65,31 +65,18 @@ def place_beside(out: Path) -> Iterator[Path]:
     """A new directory on the disk of `out` for what is not complete; nothing of it stays, nor after SIGTERM.
 
     Raises:
-        UserError: if the directory of `out` takes none.
+        DataError: if the directory of `out` takes none.
     """
 
     with terminable():
         place: Path | None = None
         try:
-            with writing(out):
+            with io_errors(out, "write"):
                 place = Path(tempfile.mkdtemp(prefix="dlrmctl-export-", suffix=".partial", dir=out.parent))
             yield place
         finally:
             if place is not None:
                 shutil.rmtree(place, ignore_errors=True)
-
-
-@contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """Turns what the disk refuses in the block into a UserError about `out`."""
-    try:
-        yield
-    except OSError as problem:
-        full = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        raise UserError(
-            f"{out}: cannot be written: {problem.strerror or problem}",
-            "free space and try again" if full else "choose a directory that files can be written to",
-        ) from None
 
 
 def write_program(program: torch.export.ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:

@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 
 from dlrmctl.console.console import warn
 from dlrmctl.data.errors import DataError
+from dlrmctl.data.files import scratch_directory
 from dlrmctl.errors import Interrupted, UserError
 from dlrmctl.ranks.cores import NUM_THREADS, usable_cores
 from dlrmctl.ranks.signals import handling
@@ -120,8 +120,7 @@ def run_on_ranks(function: str, arguments: Mapping[str, Any], nproc: int) -> Any
     cores = usable_cores()
     if nproc > cores:
         warn(f"--nproc = {nproc} ranks on {cores} cores: they will wait for each other")
-    with tempfile.TemporaryDirectory(prefix="dlrmctl-") as scratch:
-        place = Path(scratch)
+    with scratch_directory() as place:
         work = {"function": function, "arguments": dict(arguments), "launcher": os.getpid()}
         (place / WORK).write_text(json.dumps(work))
         failed = _wait(_start(place, nproc, threads=max(1, cores // nproc)))

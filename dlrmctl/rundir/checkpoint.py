@@ -10,6 +10,7 @@ A checkpoint under way is called `step-1200.partial` and is renamed when it is c
 
 import errno
 import json
+import resource
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ from dlrmctl.rundir.tensor_files import DISTRUST, METADATA
 FORMAT = "dlrmctl-checkpoint/1"
 _STATE, _COMPLETE = "state.json", "complete.json"
 _OTHER_TENSORS = ("Missing key", "Size mismatch")  # begins torch's words where the files are good
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Checkpoints:
@@ -75,15 +76,19 @@ class Checkpoints:
                 sync_file(self.directory)
             self._barrier()
         except (OSError, DataError, ExchangeError) as problem:
+            too_large = _reached_limit(partial)
             if self.ranks.is_main:
                 shutil.rmtree(partial, ignore_errors=True)
             causes = problem.causes if isinstance(problem, ExchangeError) else [problem.__cause__ or problem]
-            raise self._save_error(final, causes) from None
+            raise self._save_error(final, causes, too_large) from None
         return final
 
-    def _save_error(self, path: Path, causes: Sequence[BaseException]) -> UserError:
+    def _save_error(self, path: Path, causes: Sequence[BaseException], too_large: bool) -> UserError:
         kept = self.newest()
         stays = f"{kept.name} stays and can be resumed" if kept else "there is no earlier checkpoint"
+        if too_large or any(isinstance(cause, OSError) and cause.errno == errno.EFBIG for cause in causes):
+            message = f"{path}: cannot be saved: a file may not grow so large here; {stays}"
+            return UserError(message, "raise the limit (`ulimit -f`), then --resume")
         full = any(isinstance(cause, OSError) and cause.errno in _NO_SPACE for cause in causes)
         # torch's writer of tensors tells of a short write in its own words and drops the reason.
         if full or any("unexpected pos" in str(cause) or "PytorchStreamWriter" in str(cause) for cause in causes):
@@ -217,6 +222,14 @@ def _damaged(path: Path, what: str) -> UserError:
 
 def _remove(path: Path) -> str:
     return f"remove {path.name} to resume from the checkpoint before it"
+
+
+def _reached_limit(directory: Path) -> bool:
+    """Whether a file is as large as this process may write one, which torch's writer does not tell from a full disk."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit == resource.RLIM_INFINITY or not directory.is_dir():
+        return False
+    return any(path.stat().st_size >= limit for path in directory.iterdir())
 
 
 def _checksums(directory: Path, prefix: str) -> dict[str, list[int]]:

@@ -6,6 +6,7 @@ OUT/manifest.json             what is inside: rules, bytes, checksums; plain JSO
 
 import json
 import os
+import re
 import secrets
 import shutil
 import zlib
@@ -309,7 +310,8 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     try:
         save_file(dict(tensors), path)
     except SafetensorError as problem:
-        raise OSError(f"{path}: {problem}") from None
+        said = re.search(r"\(os error (\d+)\)", str(problem))
+        raise OSError(*((int(said[1]), os.strerror(int(said[1]))) if said else (f"{path}: {problem}",))) from None
     path.chmod(mode)
     sync(path)
 

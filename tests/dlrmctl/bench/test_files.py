@@ -1,13 +1,16 @@
 """Files of benchmarks: what is wrong with them is said before the work, and no result is lost with one."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dlrmctl.bench.delivery import Delivery
-from dlrmctl.errors import UserError
+from dlrmctl.data.errors import DataError
 from tests.dlrmctl.commands import Done, in_process
 
 STEP = ["bench", "step", "--rounds", "2", "--steps", "2", "--rows-cap", "50"]
@@ -23,7 +26,7 @@ _SHAMPOO = {
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "cannot be read: no such file"),
+        (None, "cannot read: no such file"),
         ("rows 12", "is no JSON, so no result of a benchmark"),
         ("[1, 2]", "is no result of a benchmark"),
         ('{"command": 5, "environment": {}, "options": {}}', "is no result of a benchmark"),
@@ -59,9 +62,7 @@ def test_files_that_cannot_be_written_are_one_line_before_the_work(tmp_path: Pat
     assert _is_one_line(in_process(*STEP, "-o", nowhere / "a.json"), f"{nowhere}: there is no such directory")
     assert _is_one_line(in_process(*STEP, "-o", tmp_path), "is a directory; --out names a file")
     assert _is_one_line(in_process(*STEP, "--plot", tmp_path / "a.txt"), "a picture is a file ending in .png or .svg")
-    (tmp_path / "ends.png").symlink_to(nowhere / "a.png")
-    assert _is_one_line(in_process(*STEP, "-o", tmp_path / "ends.png"), "ends.png: cannot write: no such file")
-    assert _is_one_line(in_process(*STEP, "--plot", tmp_path / "ends.png"), "ends.png: cannot write: no such file")
+    assert _is_one_line(in_process(*STEP, "-o", "/proc/a.json"), "/proc/a.json: cannot write: no such file")
     same = tmp_path / "a.png"
     assert _is_one_line(in_process(*STEP, "-o", same, "--plot", same), "--out and --plot name the same file")
     assert not same.exists()
@@ -81,12 +82,44 @@ def test_a_result_is_shown_before_its_files_and_a_file_may_be_both_old_and_new(
     assert not drawing.exists()
     old.unlink()
     old.mkdir()  # after the check
-    with pytest.raises(UserError, match="cannot write: is a directory"):
+    with pytest.raises(DataError, match="cannot write: is a directory"):
         delivery.deliver(_SHAMPOO, lambda _: None, {})
     answer = json.loads(capsys.readouterr().out)
     assert answer["parts_ms"] == _SHAMPOO["parts_ms"]
     assert (answer["against"]["compared"], answer["against"]["changes"]) == (1, [])
     assert drawing.read_bytes().startswith(b"\x89PNG")  # one failed file does not take the other with it
+
+
+def test_a_result_replaces_a_link_and_leaves_what_it_led_to(tmp_path: Path):
+    kept, out = tmp_path / "kept.txt", tmp_path / "result.json"
+    kept.write_text("kept")
+    out.symlink_to(kept)
+    Delivery("shampoo", True, out, None, None).deliver(_SHAMPOO, lambda _: None, {})
+    assert kept.read_text() == "kept"
+    assert not out.is_symlink()
+    assert json.loads(out.read_text())["command"] == "shampoo"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept.txt", "result.json"]
+
+
+@pytest.mark.parametrize("name", ["pipe", "/dev/stdout", "/dev/fd/1", "/dev/null"])
+def test_a_result_goes_to_a_pipe_or_a_stream_as_it_is(tmp_path: Path, name: str):
+    os.mkfifo(tmp_path / "pipe")
+    program = [
+        *("import sys", "from pathlib import Path", "from dlrmctl.bench.delivery import Delivery"),
+        f"Delivery('shampoo', False, Path({name!r}), None, None).deliver({_SHAMPOO}, lambda _: print('shown'), {{}})",
+    ]
+    command = [sys.executable, "-P", "-c", "\n".join(program)]
+    with (tmp_path / "out").open("w") as out:
+        process = subprocess.Popen(command, stdout=out, cwd=tmp_path)
+        read = (tmp_path / "pipe").read_text() if name == "pipe" else ""
+        assert process.wait(60) == 0
+    shown, _, rest = (tmp_path / "out").read_text().partition("shown\n")
+    assert shown == ""
+    result = {"pipe": read, "/dev/null": None}.get(name, rest)
+    assert result is None or json.loads(result)["command"] == "shampoo"
+    assert (tmp_path / "pipe").is_fifo()
+    assert Path("/dev/null").is_char_device()
+    assert not Path("/dev/stdout").is_file() or Path("/dev/stdout").is_symlink()
 
 
 def test_a_closed_pipe_does_not_take_the_file_with_it(tmp_path: Path):

@@ -366,10 +366,11 @@ def test_no_space_left_while_saving_keeps_the_last_good_checkpoint(tmp_path: Pat
     arguments = [*SMALL, "--synthetic-rows", "60000", "--checkpoint-every", "20", "--run-dir", path]
     process = start("train", *arguments, cwd=tmp_path)
     wait_for_checkpoint(path, process)
-    # A limit on the size of files acts as a full disk does: the write itself fails.
+    # A limit on the size of files makes the write itself fail.
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
     out, err = process.communicate(timeout=60)
-    _refused(Done(process.returncode, out, _only_messages(err)), "no space left", "stays and can be resumed")
+    done = Done(process.returncode, out, _only_messages(err))
+    _refused(done, "may not grow so large", "stays and can be resumed", "ulimit -f")
     assert not list(path.glob("checkpoints/*.partial"))
     done = run("train", "--resume", path, cwd=tmp_path)
     assert done.status == 0, done.err

@@ -106,7 +106,7 @@ def test_a_failure_after_the_tables_leaves_no_directory(runs: Path, tmp_path: Pa
     monkeypatch.setattr(compression, "write_settings", fail)
     done = in_process("compress-embeddings", runs / "full", "-o", tmp_path / "x", "--method", "int8")
     assert done.status == 2
-    assert "cannot be written: No space left on device" in done.err
+    assert "cannot write: no space left on device" in done.err
     assert list(tmp_path.iterdir()) == []
 
 

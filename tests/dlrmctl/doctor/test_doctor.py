@@ -142,3 +142,26 @@ def test_what_a_wheel_asks_for_is_found(tmp_path: Path):
     status, report, _ = examine(python, "--no-smoke")
     assert status == 0, report
     assert by_name(report)["fbgemm-gpu"]["found"] == build
+
+
+def test_a_machine_without_a_place_for_temporary_files_is_one_line_and_doctor_says_it(tmp_path: Path):
+    # With no byte to any file, none of the places that Python tries is usable.
+    shell = f'ulimit -f 0; exec "{sys.executable}" -P -m dlrmctl "$@"'
+
+    def limited(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = ["bash", "-c", shell, "bash", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=240)
+
+    for train in (["--nproc", "2"], ["--run-dir", "run"]):
+        done = limited("train", "--dataset", "synthetic", *train)
+        assert done.returncode == 2, done.stderr
+        error, hint = done.stderr.strip().splitlines()
+        assert error.startswith("error: there is no usable temporary directory")
+        assert hint.startswith("hint: export TMPDIR=DIR")
+    assert list(tmp_path.iterdir()) == []
+    done = limited("doctor", "--json")
+    assert done.returncode == 1, done.stderr
+    findings = by_name(json.loads(done.stdout))
+    for name in ("disk for temporary files", "2 ranks", "import torchrec"):
+        assert findings[name]["status"] == "problem", name
+        assert findings[name]["remedy"].startswith("export TMPDIR=DIR"), name

@@ -200,7 +200,8 @@ def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(with_lists: Pa
     ]
     done = subprocess.run([sys.executable, "-c", "\n".join(limited)], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert "error: m.pt2: cannot be written: File too large" in done.stderr
+    assert "error: m.pt2: cannot write: file too large" in done.stderr
+    assert "raise the limit" in done.stderr
     assert "terminate" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -209,7 +210,7 @@ def test_a_directory_that_takes_no_files_is_said_before_anything_is_scored(place
     done = in_process("export", place / "run", "-o", "/proc/m.pt2")
     assert done.status == 2
     error, hint = done.err.strip().splitlines()  # no line about scoring
-    assert error.startswith("error: /proc/m.pt2: cannot be written: ")
+    assert error.startswith("error: /proc/m.pt2: cannot write: ")
     assert hint == "hint: choose a directory that files can be written to"
 
 
