@@ -1,7 +1,7 @@
 """A run's directory: its files, written by rank 0 alone.
 
 run.toml            all settings; names the version of the whole directory
-environment.json    versions, ranks, device, command line
+environment.json    versions, ranks, device, command line, job
 plan.json           where every table lives
 metrics.jsonl       one line per interval and evaluation
 results.json        validation and test of the best checkpoint
@@ -13,7 +13,6 @@ run.lock            held by the one process that writes
 A directory may come from somebody else: files are replaced, never written through links.
 """
 
-import errno
 import importlib.metadata
 import json
 import os
@@ -26,16 +25,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from dlrmctl.console.console import finite, warn
-from dlrmctl.data.files import appended_file, held_lock, refuse_links, remove_leftovers, write_whole
+from dlrmctl.data.files import appended_file, held_lock, io_errors, refuse_links, remove_leftovers, write_whole
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.cores import usable_cores
+from dlrmctl.rundir.records import read_record
 from dlrmctl.settings.config import Config
 from dlrmctl.settings.toml import read_run_settings, write_settings
 
 if TYPE_CHECKING:
     from dlrmctl.data.features.space import FeatureSpace
 
-FEATURES, LOCK = "features", "run.lock"
+FEATURES, LOCK, _ENVIRONMENT = "features", "run.lock", "environment.json"
+_BEFORE_A_RUN = {LOCK, _ENVIRONMENT}  # of a start that was ended before the settings were written
 _CHECKPOINT = re.compile(r"step-[0-9]{1,18}")
 _DISTRUST = "if the run came from somebody else, do not resume it; else remove that"
 _PACKAGES = ("dlrmctl", "torch", "torchrec", "fbgemm-gpu", "numpy", "polars")
@@ -88,16 +89,6 @@ class RunDirectory:
             raise UserError(f"{self.features}: is of other data than the run is trained on")
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Turns what the disk refuses into one line."""
-        try:
-            yield
-        except OSError as problem:
-            reason = problem.strerror or str(problem)
-            hint = "free space, then --resume" if problem.errno == errno.ENOSPC else None
-            raise UserError(f"{problem.filename or self.path}: cannot be written: {reason}", hint) from None
-
-    @contextmanager
     def created(self) -> Iterator[None]:
         """The new directory, for this process alone while the block lasts.
 
@@ -108,15 +99,15 @@ class RunDirectory:
             yield
             return
         self._refuse_used()
-        with self._writing():
+        with io_errors(self.path, "write"):
             self.path.mkdir(parents=True, exist_ok=True)
         with self._locked():
             self._refuse_used()
             yield
 
     def _refuse_used(self) -> None:
-        with self._writing():
-            if os.path.lexists(self.path) and (not self.path.is_dir() or {*os.listdir(self.path)} - {LOCK}):
+        with io_errors(self.path, "write"):
+            if os.path.lexists(self.path) and (not self.path.is_dir() or {*os.listdir(self.path)} - _BEFORE_A_RUN):
                 raise UserError(f"{self.path}: already exists", f"--resume {self.path}, or another --run-dir")
 
     @contextmanager
@@ -152,21 +143,42 @@ class RunDirectory:
         with held_lock(self.path / LOCK, busy, "wait until it has ended, or stop it"):
             yield
 
-    def describe(self, config: Config, world_size: int, device: str, command_line: Sequence[str] = ()) -> None:
+    def describe(
+        self,
+        config: Config,
+        world_size: int,
+        device: str,
+        command_line: Sequence[str] = (),
+        *,
+        job: str | None = None,
+    ) -> None:
         """Writes the settings and what they run on: of a resumed run, the settings it continues with.
 
         Args:
             command_line: arguments of the command, if one was typed.
+            job: `names.part_of_job`: when the job is started again, it continues the run.
         """
         if not self.writes:
             return
-        write_settings(self.settings_file, config.to_dict())
         environment = _environment() | {
             "arguments": list(command_line),
             "world_size": world_size,
             "device": device,
+            "job": job,
         }
-        self._write("environment.json", environment)
+        self._write(_ENVIRONMENT, environment)  # before the settings, which make a run of the directory
+        write_settings(self.settings_file, config.to_dict())
+
+    def job(self) -> str | None:
+        """The part of a job of torchrun or Slurm that trained here last, if one did.
+
+        Raises:
+            UserError, DataError: if environment.json is damaged.
+        """
+        path = self.path / _ENVIRONMENT
+        if not path.exists():
+            return None
+        return read_record(path, lambda values: values.text("job") if values.has("job") else None)
 
     def write_plan(self, rows: list[dict[str, Any]]) -> None:
         """Where every table lives, as plan.json."""

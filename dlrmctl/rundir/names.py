@@ -1,7 +1,8 @@
-"""Where a run goes that was given no directory.
+"""Where a run goes, and whether it is one that a job began before.
 
-A job of torchrun or Slurm is started again after a failure, with the same command: the name of its run follows from the
-job and the settings, so that the second start finds what the first one left. Other names are new each time.
+A job of torchrun or Slurm is started again after a failure, with the same command, and must find what it left. The name
+of its run follows from the job and the settings; a run in a directory that was given keeps the job's name in its
+environment.json. Other names are new each time.
 """
 
 import json
@@ -19,17 +20,26 @@ _LONGEST = 40  # letters of a job's name
 _NO_JOB = "none"  # what torchrun calls a job that was given no --rdzv-id
 
 
-def place_of_run(config: Config) -> tuple[Path, bool]:
+def place_of_run(config: Config, given: Path | None = None) -> tuple[Path, bool]:
     """The directory of a run, and whether it is there already and is to be continued.
 
-    In a job, a run of the same settings that is not finished is continued; a finished one is given back where the job
+    In a job, its run of the same settings that is not finished is continued; a finished one is given back where the job
     was started again, and stays alone otherwise.
+
+    Args:
+        given: the directory, if it was chosen; a run of another job or of other settings in it is not continued.
+
+    Raises:
+        UserError, DataError: if environment.json in `given` is damaged.
     """
-    job = _job()
-    if job is not None:
-        path = Path(f"{_beginning(config)}-{job}-{_fingerprint(config)}")
+    part = part_of_job(config)
+    if given is not None:
+        run = RunDirectory(given, writes=False)
+        return given, part is not None and run.settings_file.is_file() and run.job() == part and _is_open(run)
+    if part is not None:
+        path = Path(f"{_beginning(config)}-{part}")
         run = RunDirectory(path, writes=False)
-        if not run.is_finished or _is_restarted():
+        if _is_open(run):
             return path, run.settings_file.is_file()
     return new_name(config), False
 
@@ -42,6 +52,16 @@ def new_name(config: Config) -> Path:
 def _beginning(config: Config) -> str:
     data = config.data.dataset if config.data.path is None else Path(config.data.path).name
     return f"runs/{data}-{config.embeddings.embedding}"
+
+
+def part_of_job(config: Config) -> str | None:
+    """A name for the training with these settings in this job: the same when the job is started again; else None."""
+    job = _job()
+    return None if job is None else f"{job}-{_fingerprint(config)}"
+
+
+def _is_open(run: RunDirectory) -> bool:
+    return not run.is_finished or _is_restarted()
 
 
 def _job() -> str | None:

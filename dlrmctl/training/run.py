@@ -34,7 +34,7 @@ def run_training(
     Args:
         config: the settings; default: those of the resumed run, else the defaults.
         run_dir: of the run; else it is named after data, tables and time, or after the job of torchrun or Slurm that
-            this is, whose run is continued when the job is started again.
+            this is. A run of this job and these settings that is there already is continued.
         resume: continues the run in `run_dir` from its newest checkpoint.
         nproc: ranks on this machine.
         source: the data, if other than the settings name; on this process alone.

@@ -28,7 +28,7 @@ from dlrmctl.ranks.process import matmul_precision
 from dlrmctl.ranks.signals import StopRequest, stop_requests
 from dlrmctl.rundir.checkpoint import Checkpoints, load, read_state
 from dlrmctl.rundir.directory import EventWriter, RunDirectory
-from dlrmctl.rundir.names import place_of_run
+from dlrmctl.rundir.names import part_of_job, place_of_run
 from dlrmctl.rundir.state import RunState, StepSums
 from dlrmctl.scoring.metrics import entropy, short_text, with_optimum
 from dlrmctl.scoring.scores import evaluate
@@ -56,12 +56,20 @@ def train_on_rank(
     config = resolve(settings, {}, file_name="settings")
     with process_group(config.train.device) as ranks:
         check_batch(config, ranks.world_size)
-        path, continued = ranks.broadcast((run_dir, resume) if run_dir is not None else place_of_run(config))
-        run = RunDirectory(Path(path), writes=ranks.is_main)
+        given = None if run_dir is None else Path(run_dir)
+        path, continued = ranks.broadcast((given, True) if resume else place_of_run(config, given))
+        run, job = RunDirectory(path, writes=ranks.is_main), part_of_job(config)
         if continued and not resume:  # a job that was started again: the settings are the same, completed
             config = resolve(run.settings(), {}, file_name=str(run.settings_file))
         return train(
-            config, run, ranks, resume=continued, source=source, print_plan=print_plan, command_line=command_line
+            config,
+            run,
+            ranks,
+            resume=continued,
+            source=source,
+            print_plan=print_plan,
+            command_line=command_line,
+            job=job,
         )
 
 
@@ -74,8 +82,12 @@ def train(
     source: Source | None = None,
     print_plan: bool = False,
     command_line: Sequence[str] = (),
+    job: str | None = None,
 ) -> dict[str, Any]:
     """Trains to the end of the settings, testing the best checkpoint once at the end.
+
+    Args:
+        job: see `RunDirectory.describe`.
 
     Returns:
         The results: metrics per split, the best step, the optimum where it is known. The same on every rank.
@@ -94,7 +106,7 @@ def train(
             trainer.resume()
         else:
             until_the_end.enter_context(run.created())
-        run.describe(config, ranks.world_size, ranks.device.type, command_line)
+        run.describe(config, ranks.world_size, ranks.device.type, command_line, job=job)
         run.keep_features(source.features)
         run.write_plan([asdict(table) for table in trainer.model.sharded.plan])
         if print_plan and ranks.is_main:

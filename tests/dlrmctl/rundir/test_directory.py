@@ -186,7 +186,43 @@ def test_a_job_that_is_started_again_continues_its_run(monkeypatch: pytest.Monke
     assert other["test"] == first.json()["test"]
 
 
-def test_torchrun_starts_a_run_again_where_it_was(tmp_path: Path):
+def test_a_job_continues_its_run_in_a_given_directory_and_no_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    train = [*TRAIN, "--max-steps", "9", "--run-dir", tmp_path / "run", "--json"]
+    refusal = "run: already exists"
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    first = in_process(*train)
+    assert first.status == 0, first.err
+    _refused(in_process(*train), refusal)  # finished: the same command a second time in a job
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert in_process(*train).json() == first.json()
+    monkeypatch.delenv("SLURM_RESTART_COUNT")
+    (tmp_path / "run" / "results.json").unlink()  # as if it had been ended before its last step
+    _refused(in_process(*train, "--seed", "5"), refusal)
+    monkeypatch.setenv("SLURM_JOB_ID", "13")
+    done = in_process(*train)
+    _refused(done, refusal)
+    assert "hint: --resume" in done.err
+    monkeypatch.delenv("SLURM_JOB_ID")
+    _refused(in_process(*train), refusal)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    again = in_process(*train)
+    assert "resumed at step 9" in again.err
+    assert again.json() == first.json()
+
+
+def test_a_job_that_was_ended_before_the_settings_were_written_begins_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.lock").touch()
+    (tmp_path / "run" / "environment.json").write_text('{"job": "slurm-12"}')
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    done = in_process(*TRAIN, "--max-steps", "2", "--run-dir", tmp_path / "run")
+    assert done.status == 0, done.err
+
+
+@pytest.mark.parametrize("given", [[], ["--run-dir", "runs/given"]], ids=["named after the job", "given"])
+def test_torchrun_starts_a_run_again_where_it_was(tmp_path: Path, given: list[str]):
     """A rank that is killed once: the second attempt of the launcher continues the run of the first."""
     program = (
         "import os, signal, sys\n"
@@ -202,11 +238,19 @@ def test_torchrun_starts_a_run_again_where_it_was(tmp_path: Path):
     )
     (tmp_path / "program.py").write_text(program)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["--max-restarts", "1", "program.py", *TRAIN, "--json"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=200)
+
+    def train(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        train = [*command, *arguments, "program.py", *TRAIN, *given, "--json"]
+        return subprocess.run(train, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=200)
+
+    done = train("--max-restarts", "1")
     assert done.returncode == 0, done.stderr
     assert "resumed at step" in done.stderr
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [Path(json.loads(done.stdout)["run"]).name]
+    if given:  # another torchrun is another job
+        done = train()
+        assert done.returncode != 0
+        assert "error: runs/given: already exists" in done.stderr
 
 
 # What is no run that can be continued.
