@@ -42,6 +42,7 @@ def build_dense_optimizer(
         use_decoupled_weight_decay=True,
         max_preconditioner_dim=settings.shampoo_block,
         precondition_frequency=settings.shampoo_frequency,
+        refresh_schedule=settings.shampoo_schedule,
         start_preconditioning_step=settings.shampoo_start,
         grafting_config=_grafting(settings),
         # One side: the root of that factor alone, to the power -1/2, and none for the other.

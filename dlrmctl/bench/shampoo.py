@@ -1,11 +1,13 @@
 """Measures what Shampoo costs beside Adagrad and AdamW, by part and by layer (`dlrmctl bench shampoo`).
 
-The dense network alone: forward, backward and optimizer step, amortised over a refresh period. Variants are alternated
-step by step in one run, so that all see the same machine.
+The dense network alone: forward, backward and optimizer step, amortised over the first steps of a training, which may
+refresh more often, and over later refresh periods. Variants are alternated step by step in one run, so that all see the
+same machine.
 """
 
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +28,7 @@ from dlrmctl.ranks.process import set_precision
 from dlrmctl.settings.config import Config
 
 VARIANTS = ("adagrad", "adamw", "shampoo")
+RUN, SHORT_RUN = 1000, 200  # steps
 _COSTS = ("statistics", "roots", "application", "elementwise")
 
 
@@ -38,7 +41,13 @@ class _Variant:
         self.inputs, self.ranks = inputs, ranks
         self.network = build_dense_network(config, Synthetic(0, 1, 1, 1).schema, ranks.device)
         self.optimizer = build_dense_optimizer(self.config.optim, self.network, ranks.group)
-        self.seconds: list[float] = []
+
+    def warm_up(self) -> None:
+        """Some steps of a network and an optimizer that are then made anew."""
+        for _ in range(3):
+            self.step()
+        self.network = build_dense_network(self.config, Synthetic(0, 1, 1, 1).schema, self.ranks.device)
+        self.optimizer = build_dense_optimizer(self.config.optim, self.network, self.ranks.group)
 
     def step(self) -> float:
         """Seconds of one forward, backward and optimizer step."""
@@ -52,14 +61,14 @@ class _Variant:
 
 
 def bench_shampoo(config: Config, ranks: Ranks, *, periods: int) -> dict[str, Any]:
-    """Times refresh periods of every variant, after one period of warm-up in which shampoo starts.
+    """Times the first steps of every variant, and refresh periods after them.
 
     Args:
         periods: of `optim.shampoo_frequency` steps each.
 
     Returns:
-        Plain values: milliseconds per step and ratios to Adagrad per period, the worst step of shampoo against its
-        median, parts of its step, and its layers.
+        Plain values: milliseconds per step and ratios to Adagrad per period, the same ratios over the first 200 steps
+        and over a run of 1,000, the worst step of shampoo against its median, parts of its step, and its layers.
     """
     set_precision(config.train.precision)
     size, device = config.train.batch_size // ranks.world_size, ranks.device
@@ -70,17 +79,24 @@ def bench_shampoo(config: Config, ranks: Ranks, *, periods: int) -> dict[str, An
         (torch.rand(size, device=device) < 0.25).float(),
     )
     variants = {name: _Variant(config, name, inputs, ranks) for name in VARIANTS}
+    for variant in variants.values():  # what is allocated and looked up once is no part of a training
+        variant.warm_up()
     period = config.optim.shampoo_frequency
-    for number in range(periods + 1):
-        say("warm-up" if number == 0 else f"period {number} of {periods}")
-        for _ in range(period):
-            for variant in variants.values():
-                seconds = variant.step()
-                if number:
-                    variant.seconds.append(seconds)
+    num_first = max(SHORT_RUN, 2 * period)  # from then on all intervals are late ones
+    say(f"the first {num_first} steps")
+    first = _alternate(variants, num_first)
+    late: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(periods):
+        say(f"period {number + 1} of {periods}")
+        for name, seconds in _alternate(variants, period).items():
+            late[name] += seconds
     means = {
-        name: [statistics.fmean(v.seconds[i : i + period]) * 1e3 for i in range(0, len(v.seconds), period)]
-        for name, v in variants.items()
+        name: [statistics.fmean(seconds[i : i + period]) * 1e3 for i in range(0, len(seconds), period)]
+        for name, seconds in late.items()
+    }
+    over = {
+        steps: {name: _mean_over(steps, first[name], statistics.median(means[name]) / 1e3) for name in variants}
+        for steps in (SHORT_RUN, RUN)
     }
     shampoo = variants["shampoo"]
     assert isinstance(shampoo.optimizer, DistributedShampoo)
@@ -94,8 +110,12 @@ def bench_shampoo(config: Config, ranks: Ranks, *, periods: int) -> dict[str, An
             name: spread([a / b for a, b in zip(values, means["adagrad"], strict=True)])
             for name, values in means.items()
         },
+        "ratio_to_adagrad_over": {
+            str(steps): {name: seconds / means["adagrad"] for name, seconds in means.items()}
+            for steps, means in over.items()
+        },
         "worst_step_over_median": {
-            name: max(_typical(v.seconds, period)) / statistics.median(v.seconds) for name, v in variants.items()
+            name: max(_typical(seconds, period)) / statistics.median(seconds) for name, seconds in late.items()
         },
         "parts_ms": _parts(shampoo, period),
         "layers": [
@@ -111,6 +131,21 @@ def bench_shampoo(config: Config, ranks: Ranks, *, periods: int) -> dict[str, An
         ],
         "settings": config.to_dict(),
     }
+
+
+def _alternate(variants: Mapping[str, _Variant], steps: int) -> dict[str, list[float]]:
+    """Seconds of each step of each variant."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(steps):
+        for name, variant in variants.items():
+            seconds[name].append(variant.step())
+    return seconds
+
+
+def _mean_over(steps: int, first: list[float], late: float) -> float:
+    """Seconds of a step, the mean over so many: the first as they were, the others at the late mean."""
+    measured = first[:steps]
+    return (sum(measured) + late * (steps - len(measured))) / steps
 
 
 def _typical(seconds: list[float], period: int) -> list[float]:
@@ -140,14 +175,15 @@ def show_bench_shampoo(result: dict[str, Any]) -> None:
         f"{counted(result['threads'], 'thread')}; a step is forward, backward and update, the mean of a refresh period"
     )
     print_table(
-        "milliseconds per step, median over periods",
-        ["", "step", "to adagrad", "fastest", "slowest", "worst step / median"],
+        "milliseconds per step, median over periods; ratios to adagrad, in late periods and in whole runs",
+        ["", "step", "to adagrad", "fastest", "slowest", "worst step / median", "first 200", "run of 1,000"],
         [
             [
                 name,
                 f"{result['step_ms'][name]['median']:.2f}",
                 *(f"{result['ratio_to_adagrad'][name][key]:.3f}" for key in ("median", "fastest", "slowest")),
                 f"{result['worst_step_over_median'][name]:.2f}",
+                *(f"{result['ratio_to_adagrad_over'][str(steps)][name]:.3f}" for steps in (SHORT_RUN, RUN)),
             ]
             for name in result["step_ms"]
         ],

@@ -22,6 +22,7 @@ _FLOAT = 4
 # tensors, so that their intermediates exist for all weights at once.
 _STATE = {"adagrad": 1, "adamw": 2, "sgd": 0}
 _SCRATCH = {"adagrad": 2, "adamw": 1, "sgd": 0}
+SHORT_RUN, RUN = 200, 1000  # steps over which the work of an optimizer that does not do all of it at each is spread
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class DenseNeed:
         largest_layer: outputs and inputs of the linear layer with the most weights.
         state: what the optimizer remembers.
         scratch: what else it takes while it steps: intermediates, padding, and the directions of all ranks.
-        optimizer_products: multiplications of the optimizer per step.
+        optimizer_products: multiplications of the optimizer per step, the mean of the first 1,000.
+        early_products: the mean of the first 200.
         exchanged: bytes of directions that every rank receives in a step.
     """
 
@@ -46,6 +48,7 @@ class DenseNeed:
     state: tuple[int, ...]
     scratch: tuple[int, ...]
     optimizer_products: tuple[float, ...]
+    early_products: tuple[float, ...]
     exchanged: int
 
 
@@ -57,19 +60,20 @@ def dense_need(config: Config, schema: Schema, world_size: int) -> DenseNeed:
     optimizer = build_dense_optimizer(config.optim, nn.Linear(1, 1, device="meta"), None)  # for its settings alone
     weights = num_weights * _FLOAT
     if isinstance(optimizer, DistributedShampoo):
-        shares = shampoo_shares(network.parameters(), optimizer.param_groups[0], world_size)
+        settings = optimizer.param_groups[0]
+        shares = shampoo_shares(network.parameters(), settings, world_size)
         longest = max(share.buffer for share in shares)
         exchanged = world_size * longest if world_size > 1 else 0
         state = tuple(share.state for share in shares)
         scratch = tuple(share.scratch + longest + exchanged for share in shares)
-        products = tuple(share.products for share in shares)
+        products, early = (tuple(share.products(settings, steps) for share in shares) for steps in (RUN, SHORT_RUN))
     else:
         name, momentum = config.optim.dense_optimizer, config.optim.momentum > 0
         kept = 1 if name == "sgd" and momentum else _STATE[name]
         decayed = 1 if name == "sgd" and config.optim.weight_decay else 0
         state = (kept * weights,) * world_size
         scratch = ((_SCRATCH[name] + decayed) * weights,) * world_size
-        products, exchanged = (0.0,) * world_size, 0
+        products, early, exchanged = (0.0,) * world_size, (0.0,) * world_size, 0
     if config.optim.averaging != "none":  # the average, and the iterate that the optimizer moves
         state = tuple(held + 2 * weights for held in state)
     return DenseNeed(
@@ -81,5 +85,6 @@ def dense_need(config: Config, schema: Schema, world_size: int) -> DenseNeed:
         state=state,
         scratch=scratch,
         optimizer_products=products,
+        early_products=early,
         exchanged=exchanged,
     )

@@ -46,6 +46,7 @@ class Answer:
                 "estimate_seconds": self.time.total,
                 "bound_by": self.time.bound_by,
                 "parts_seconds": self.time.parts,
+                "optimizer_share_of_rest": self.time.optimizer_shares,
                 "rates": asdict(self.rates),
             },
             "settings": self.config.to_dict(),

@@ -131,6 +131,9 @@ def _show_time(answer: Answer) -> None:
     per_second = answer.config.train.batch_size / time.total
     output.print(f"bound by {time.bound_by}; about {per_second:,.0f} examples/s, without reading data, from")
     output.print(", ".join(_rate_texts(answer.rates, answer.memory)))
+    if (shares := time.optimizer_shares) and answer.config.optim.dense_optimizer == "shampoo":
+        texts = [f"{100 * share:.0f} % over the first {steps:,} steps" for steps, share in shares.items()]
+        output.print(f"the optimizer adds to the rest of a step about {' and '.join(texts)}")
 
 
 def _missing(rates: Rates, plan: MemoryPlan) -> list[str]:

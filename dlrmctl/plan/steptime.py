@@ -13,7 +13,7 @@ import torch
 
 from dlrmctl.embeddings.sharding.placement import CPU_BYTES_PER_SECOND
 from dlrmctl.plan.cluster import Cluster
-from dlrmctl.plan.dense import DenseNeed
+from dlrmctl.plan.dense import RUN, SHORT_RUN, DenseNeed
 from dlrmctl.plan.memory import MemoryPlan, activation_floats, table_exchange
 from dlrmctl.ranks.cores import usable_cores
 from dlrmctl.ranks.process import num_threads
@@ -31,14 +31,28 @@ _WIDEST, _MOST_EXAMPLES = 4096, 8192  # larger products are no faster
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds by part; None where a rate is not known. `bound_by` is the longest part."""
+    """Seconds by part; None where a rate is not known. `bound_by` is the longest part.
+
+    Attributes:
+        early_optimizer: seconds of the optimizer in the first 200 steps; its part is the mean of the first 1,000.
+    """
 
     parts: dict[str, float | None]
+    early_optimizer: float | None
 
     @property
     def total(self) -> float | None:
         known = [seconds for seconds in self.parts.values() if seconds is not None]
         return sum(known) if len(known) == len(self.parts) else None
+
+    @property
+    def optimizer_shares(self) -> dict[int, float] | None:
+        """What the optimizer adds to the rest of a step, by the number of first steps that it is the mean of."""
+        optimizer, early = self.parts["optimizer"], self.early_optimizer
+        if self.total is None or optimizer is None or early is None:
+            return None
+        rest = self.total - optimizer
+        return {RUN: optimizer / rest, SHORT_RUN: early / rest}
 
     @property
     def bound_by(self) -> str:
@@ -83,11 +97,15 @@ def estimate(config: Config, plan: MemoryPlan, rates: Rates) -> StepTime:
     averaging = 0 if config.optim.averaging == "none" else _AVERAGING
     elementwise = (_ELEMENTWISE[config.optim.dense_optimizer] + averaging) * dense.weights
     gathered = max(3 * one.row_bytes + one.looked_up / 2 for one in exchanges)  # read; read and written in the update
+    optimizer, early = (
+        _sum(_over(2 * max(products), rates.flops), _over(elementwise, rates.memory))
+        for products in (dense.optimizer_products, dense.early_products)
+    )
     parts = {
         "MLPs": _over(flop, rates.flops),
         "activations": _over(activations, rates.memory),
         "lookups": _over(gathered, rates.gather),
-        "optimizer": _sum(_over(2 * max(dense.optimizer_products), rates.flops), _over(elementwise, rates.memory)),
+        "optimizer": optimizer,
     }
     if size > 1:
         # Ids there, sums back, gradients there; a ring sends gradients of the MLPs twice; directions of other ranks.
@@ -95,7 +113,7 @@ def estimate(config: Config, plan: MemoryPlan, rates: Rates) -> StepTime:
         others = (size - 1) / size
         parts["exchange of tables"] = _sent(tables, plan, rates)
         parts["exchange of MLPs"] = _sent((2 * dense.gradients + dense.exchanged) * others, plan, rates)
-    return StepTime(parts)
+    return StepTime(parts, early)
 
 
 def _sent(num_bytes: float, plan: MemoryPlan, rates: Rates) -> float | None:

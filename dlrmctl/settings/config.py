@@ -79,9 +79,20 @@ class OptimSettings:
     shampoo_statistics: int = setting(4, "Steps between two updates of shampoo's factor matrices.", at_least=1)
     shampoo_sides: int = setting(2, "Sides of a matrix that shampoo preconditions.", at_least=1, at_most=2)
     shampoo_frequency: int = setting(100, "Steps between two refreshes of a root inverse.", at_least=1)
-    shampoo_start: int = setting(None, "Step of the first preconditioned update. Default: the frequency.", at_least=1)
+    shampoo_schedule: str = setting(
+        "constant",
+        "When roots are refreshed: every --shampoo-frequency steps; or doubling: at steps 1, 2, 4, ... until then, and "
+        "with factor matrices updated at every step at first.",
+        choices=("constant", "doubling"),
+    )
+    shampoo_start: int = setting(
+        None, "Step of the first preconditioned update. Default: the frequency; 1 for doubling.", at_least=1
+    )
     shampoo_overhead: float | None = setting(
-        None, "Percent of a step that shampoo may add; a probe chooses block and intervals.", above=0, unit="%"
+        None,
+        "Percent that shampoo may add to the steps of a run of 1,000; a probe chooses block and intervals.",
+        above=0,
+        unit="%",
     )
     shampoo_epsilon: float = setting(1e-4, "Added to factor matrices, times their mean eigenvalue.", above=0)
     averaging: str = setting(
@@ -176,7 +187,7 @@ class Config:
         follows: dict[str, Any] = {
             "qr_lr": default_qr_lr(self.embeddings),
             "dense_lr": DENSE_LR[self.optim.dense_optimizer],
-            "shampoo_start": self.optim.shampoo_frequency,
+            "shampoo_start": 1 if self.optim.shampoo_schedule == "doubling" else self.optim.shampoo_frequency,
         }
         derived = {name: value for name, value in follows.items() if given.get(name) is None}
         self._set("optim", replace(self.optim, **derived))
@@ -338,11 +349,12 @@ def _check(config: Config) -> None:
         raise UserError(
             f"model.top_mlp = {shown(model.top_mlp)} must end in 1", f"--top-mlp {shown((*model.top_mlp, 1))}"
         )
-    if optim.shampoo_start < optim.shampoo_frequency:
+    if optim.shampoo_schedule == "constant" and optim.shampoo_start < optim.shampoo_frequency:
         raise UserError(
             f"optim.shampoo_start = {optim.shampoo_start} is before the first refresh, "
             f"optim.shampoo_frequency = {optim.shampoo_frequency}",
-            f"raise --shampoo-start to {optim.shampoo_frequency} or lower --shampoo-frequency",
+            f"raise --shampoo-start to {optim.shampoo_frequency}, lower --shampoo-frequency, or "
+            "--shampoo-schedule doubling",
         )
     if optim.shampoo_overhead is not None and optim.dense_optimizer != "shampoo":
         raise UserError(

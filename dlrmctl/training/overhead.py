@@ -14,6 +14,7 @@ from dlrmctl.console.console import say, warn
 from dlrmctl.data.schema import Schema
 from dlrmctl.optim.shampoo import DistributedShampoo
 from dlrmctl.optim.shampoo.costs import PartTimes
+from dlrmctl.optim.shampoo.plan import mean_refreshes, num_statistics
 from dlrmctl.ranks.group import Ranks
 from dlrmctl.settings.config import Config, OptimSettings
 
@@ -24,6 +25,8 @@ FREQUENCIES = (10, 20, 50, 100, 200, 500, 1000)
 ROUNDS = 5
 TRIES = 3
 VERIFIED_STEPS = 40
+RUN, SHORT_RUN = 1000, 200  # steps over which the budget is kept, and over which so many times the budget is allowed:
+EARLY_ALLOWANCE = 2.5
 
 
 @dataclass(frozen=True)
@@ -34,26 +37,50 @@ class Costs:
     statistics: float
     roots: float
 
-    def per_step(self, statistics_every: int, refresh_every: int) -> float:
+    def late(self, statistics_every: int, refresh_every: int) -> float:
+        """Seconds per step once the intervals are those of the settings."""
         return self.step + self.statistics / statistics_every + self.roots / refresh_every
+
+    def over(self, steps: int, rates: dict[str, float]) -> float:
+        """Seconds per step, the mean of the first `steps`; `rates` has the updates and refreshes in them."""
+        return self.step + (self.statistics * rates["statistics"] + self.roots * rates["roots"]) / steps
 
 
 @dataclass(frozen=True)
 class OverheadChoice:
-    """Settings and the share of an Adagrad step that they add."""
+    """Settings and the share of an Adagrad step that they add.
+
+    Attributes:
+        overhead: the mean of the first 1,000 steps.
+        early: the mean of the first 200.
+        late: of a step once the intervals are those of the settings.
+    """
 
     sides: int
     block: int
     statistics_every: int
     refresh_every: int
     overhead: float
+    early: float = 0.0
+    late: float = 0.0
+
+    @property
+    def claim(self) -> float:
+        """The budget that it needs."""
+        return max(self.overhead, self.early / EARLY_ALLOWANCE)
+
+    def corrected(self, late: float) -> "OverheadChoice":
+        """The same with its late steps measured."""
+        more = late - self.late
+        return replace(self, overhead=self.overhead + more, early=self.early + more, late=late)
 
 
 def choose_overhead(config: Config, schema: Schema, ranks: Ranks) -> tuple[Config, OverheadChoice]:
     """Probes for a few seconds; the choice of rank 0 is everybody's.
 
     Args:
-        config: its `optim.shampoo_overhead` is the budget, in percent of a step with Adagrad.
+        config: its `optim.shampoo_overhead` is the budget, in percent of a step with Adagrad: over a run of 1,000
+            steps. Over the first 200, in which roots may be refreshed more often, 2.5 times as much is allowed.
 
     Returns:
         The settings with block size and intervals in place of the budget, and what was chosen with its measured
@@ -65,22 +92,23 @@ def choose_overhead(config: Config, schema: Schema, ranks: Ranks) -> tuple[Confi
     optimizer.step()
     backward, adagrad = dense.median_seconds(optimizer)
     base = backward + adagrad
+    all_rates = {(k, f): _rates(config.optim, k, f) for k, f in product(STATISTICS, FREQUENCIES)}
     candidates = []
     for sides, block in product(SIDES, BLOCKS):
         costs = measure(config, dense, ranks, sides, block)
-        candidates += [
-            OverheadChoice(sides, block, k, f, (costs.per_step(k, f) - adagrad) / base)
-            for k, f in product(STATISTICS, FREQUENCIES)
-        ]
+        for (k, f), rates in all_rates.items():
+            run, early = (costs.over(steps, rates[steps]) for steps in (RUN, SHORT_RUN))
+            shares = ((seconds - adagrad) / base for seconds in (run, early, costs.late(k, f)))
+            candidates.append(OverheadChoice(sides, block, k, f, *shares))
     budget = room = config.optim.shampoo_overhead / 100
     for _ in range(TRIES):
         estimated = ranks.broadcast(pick(candidates, room))
         settings = _chosen(config.optim, estimated)
-        chosen = replace(estimated, overhead=ranks.broadcast(_verified(settings, dense, optimizer, base, ranks)))
-        if chosen.overhead <= budget or estimated.overhead > room:
+        chosen = estimated.corrected(ranks.broadcast(_verified(settings, dense, optimizer, base, ranks)))
+        if chosen.claim <= budget or estimated.claim > room:
             break
         # Measured together, the parts cost more than their sum; lower the target by that factor.
-        room *= min(budget / chosen.overhead, estimated.overhead / chosen.overhead)
+        room *= min(budget / chosen.claim, estimated.claim / chosen.claim)
     return replace(config, optim=settings), chosen
 
 
@@ -91,16 +119,32 @@ def _chosen(settings: OptimSettings, choice: OverheadChoice) -> OptimSettings:
         shampoo_block=choice.block,
         shampoo_statistics=choice.statistics_every,
         shampoo_frequency=choice.refresh_every,
-        shampoo_start=choice.refresh_every,
+        shampoo_start=1 if settings.shampoo_schedule == "doubling" else choice.refresh_every,
         shampoo_overhead=None,  # run.toml then repeats the choice instead of the probe
     )
+
+
+def _rates(settings: OptimSettings, statistics_every: int, refresh_every: int) -> dict[int, dict[str, float]]:
+    """Updates of the statistics and refreshes of a block in the first steps of a run, by the number of these steps."""
+    group = {
+        "statistics_frequency": statistics_every,
+        "precondition_frequency": refresh_every,
+        "refresh_schedule": settings.shampoo_schedule,
+        "start_preconditioning_step": refresh_every,
+        "stagger_refresh": True,
+    }
+    return {
+        steps: {"statistics": num_statistics(steps, group), "roots": mean_refreshes(steps, group)}
+        for steps in (RUN, SHORT_RUN)
+    }
 
 
 def _verified(
     settings: OptimSettings, dense: "_DenseStep", adagrad: torch.optim.Optimizer, base: float, ranks: Ranks
 ) -> float:
-    """The share of a step that these settings add, roots spread over the steps as in training."""
-    shampoo = build_dense_optimizer(replace(settings, shampoo_start=1, dense_lr=0.0), dense.network, group=None)
+    """The share of a late step that these settings add, roots spread over the steps as in training."""
+    late = replace(settings, shampoo_schedule="constant", shampoo_start=1, dense_lr=0.0)
+    shampoo = build_dense_optimizer(late, dense.network, group=None)
     dense.backward()
     shampoo.step()  # all roots at once; from here on a few blocks have their turn at each step
     seconds: dict[str, list[float]] = {"shampoo": [], "adagrad": []}
@@ -126,9 +170,11 @@ def within_overhead(config: Config, schema: Schema, ranks: Ranks) -> Config:
     config, choice = choose_overhead(config, schema, ranks)
     if ranks.is_main:
         every = f"statistics every {choice.statistics_every} steps, roots every {choice.refresh_every}"
-        cost = f"about {100 * choice.overhead:.1f} % over adagrad"
+        cost = f"about {100 * choice.overhead:.1f} % over adagrad in a run of {RUN:,} steps"
+        if config.optim.shampoo_schedule == "doubling":
+            cost += f", {100 * choice.early:.1f} % in the first {SHORT_RUN}"
         say(f"shampoo: {choice.sides}-sided blocks of {choice.block}, {every}: {cost}")
-        if budget is not None and choice.overhead > budget / 100:
+        if budget is not None and choice.claim > budget / 100:
             warn(f"--shampoo-overhead = {budget:g} % is out of reach here; this is the cheapest choice")
     return config
 
@@ -139,17 +185,17 @@ def pick(candidates: list[OverheadChoice], budget: float) -> OverheadChoice:
     Roots are as stale as the longer of the two intervals, so that one counts first. One side is half of Shampoo and is
     taken only where both do not fit.
     """
-    inside = [choice for choice in candidates if choice.overhead <= budget]
+    inside = [choice for choice in candidates if choice.claim <= budget]
     inside = [choice for choice in inside if choice.sides == 2] or inside
     if not inside:
-        return min(candidates, key=lambda choice: choice.overhead)
+        return min(candidates, key=lambda choice: choice.claim)
     return min(inside, key=lambda c: (max(c.refresh_every, c.statistics_every), c.statistics_every, -c.block))
 
 
 def measure(config: Config, dense: "_DenseStep", ranks: Ranks, sides: int, block: int) -> Costs:
     """Measures the parts of Shampoo's step on this rank alone, statistics and roots in every step."""
     every_step = replace(config.optim, shampoo_statistics=1, shampoo_frequency=1, shampoo_start=1, dense_lr=0.0)
-    optim = replace(every_step, shampoo_sides=sides, shampoo_block=block)
+    optim = replace(every_step, shampoo_schedule="constant", shampoo_sides=sides, shampoo_block=block)
     optimizer = build_dense_optimizer(optim, dense.network, group=None)
     assert isinstance(optimizer, DistributedShampoo)
     optimizer.step()

@@ -55,6 +55,8 @@ class RootInverse:
             "eigh" wherever they fail.
         max_iterations, tolerance: of the iterations, on the largest entry of `M - I`.
         order: of "higher_order", >= 2 (which is Newton's).
+        rel_epsilon: of "higher_order": the epsilon is at least this share of the largest absolute row sum, which is a
+            bound of the largest eigenvalue.
         rank_tolerance: None for the size of the matrix times the machine epsilon, as in torch.linalg.matrix_rank.
         statistics: what a factor matrix sums up. "shampoo": `G G^T`. "kl": `G` is first multiplied by the other
             dimensions' inverse roots (KL-Shampoo; with exponent 1/2 a matrix has `G R^-1 G^T`). "kl_mean": the same,
@@ -67,6 +69,7 @@ class RootInverse:
     max_iterations: int = 100
     tolerance: float = 1e-6
     order: int = 3
+    rel_epsilon: float = 0.0
     rank_tolerance: float | None = None
     statistics: str = "shampoo"
     trace_scaling: bool = False
@@ -78,6 +81,8 @@ class RootInverse:
         _check_rank_tolerance(self.rank_tolerance)
         if self.order < 2:
             raise ValueError(f"root order={self.order} must be at least 2, which is Newton's method")
+        if not self.rel_epsilon >= 0 or (self.rel_epsilon > 0 and self.method != "higher_order"):
+            raise ValueError(f"root rel_epsilon={self.rel_epsilon} must be at least 0, and 0 but for 'higher_order'")
 
 
 @dataclass(frozen=True)

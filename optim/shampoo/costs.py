@@ -40,6 +40,12 @@ class StepCost:
             self.elementwise + other.elementwise,
         )
 
+    def times(self, factor: float) -> "StepCost":
+        """So many of it."""
+        return StepCost(
+            self.statistics * factor, self.roots * factor, self.application * factor, self.elementwise * factor
+        )
+
 
 def root_cost(block: ParameterBlock) -> float:
     """Multiplications of one refresh of the block's roots."""

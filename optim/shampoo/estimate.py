@@ -3,16 +3,16 @@
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dlrmctl.optim.shampoo.blocks import ParameterBlock, squeeze_shape
-from dlrmctl.optim.shampoo.costs import step_cost
+from dlrmctl.optim.shampoo.costs import StepCost, step_cost
 from dlrmctl.optim.shampoo.memory import Layout
-from dlrmctl.optim.shampoo.plan import plan_group, preconditioning
+from dlrmctl.optim.shampoo.plan import mean_refreshes, num_statistics, plan_group, preconditioning
 from dlrmctl.optim.shampoo.shard import Shard
 
 _MOST_BLOCKS = 50_000  # to be dealt out one by one
@@ -26,17 +26,24 @@ class ShampooShare:
         state: as `DistributedShampoo.costs` counts it: second moments, averages, factor matrices and their roots.
         scratch: kept buffers, and the padding of all of them; without directions.
         buffer: its part of the buffer of directions.
-        products: multiplications per step.
+        cost: multiplications per step, roots and statistics at their late intervals.
     """
 
     state: int = 0
     scratch: int = 0
     buffer: int = 0
-    products: float = 0.0
+    cost: StepCost = field(default_factory=StepCost)
 
     def __add__(self, other: "ShampooShare") -> "ShampooShare":
         state, scratch = self.state + other.state, self.scratch + other.scratch
-        return ShampooShare(state, scratch, self.buffer + other.buffer, self.products + other.products)
+        return ShampooShare(state, scratch, self.buffer + other.buffer, self.cost + other.cost)
+
+    def products(self, settings: dict[str, Any], steps: int) -> float:
+        """Multiplications per step, the mean over the first `steps` steps of a training with these settings."""
+        roots = settings["precondition_frequency"] * mean_refreshes(steps, settings) / steps
+        statistics = settings["statistics_frequency"] * num_statistics(steps, settings) / steps
+        cost = self.cost
+        return cost.statistics * statistics + cost.roots * roots + cost.application + cost.elementwise
 
 
 def shampoo_shares(parameters: Iterable[Tensor], settings: dict[str, Any], world_size: int) -> list[ShampooShare]:
@@ -64,9 +71,9 @@ def _share(blocks: Sequence[ParameterBlock], group: dict[str, Any], dtype: torch
     out_N = torch.empty(Layout(blocks).numel, dtype=dtype, device="meta")
     shard = Shard(list(blocks), [None] * len(blocks), group, dtype=dtype, out_N=out_N)
     every = {name: group[name] for name in ("precondition_frequency", "statistics_frequency")}
-    products = sum(step_cost(block, **every).total for block in blocks)
+    cost = sum((step_cost(block, **every) for block in blocks), StepCost())
     state = shard.state_bytes()
-    return ShampooShare(state, shard.allocated_bytes() - state, out_N.nbytes, products)
+    return ShampooShare(state, shard.allocated_bytes() - state, out_N.nbytes, cost)
 
 
 def _even_share(group: dict[str, Any], world_size: int) -> ShampooShare:
@@ -75,7 +82,7 @@ def _even_share(group: dict[str, Any], world_size: int) -> ShampooShare:
     Every shape is counted once, times how often it is there.
     """
     state = scratch = buffer = 0
-    products, limit = 0.0, group["max_preconditioner_dim"]
+    cost, limit = StepCost(), group["max_preconditioner_dim"]
     for position, p in enumerate(group["params"]):
         whole = squeeze_shape(tuple(p.shape))
         diagonal, dims = preconditioning(len(whole), group)
@@ -86,6 +93,6 @@ def _even_share(group: dict[str, Any], world_size: int) -> ShampooShare:
             if count and all(shape):
                 one = _share([ParameterBlock(0, position, 0, shape, diagonal, dims)], group, torch.float32)
                 state, scratch = state + count * one.state, scratch + count * one.scratch
-                buffer, products = buffer + count * one.buffer, products + count * one.products
+                buffer, cost = buffer + count * one.buffer, cost + one.cost.times(count)
     each = [-(-number // world_size) for number in (state, scratch, buffer)]
-    return ShampooShare(each[0], each[1], each[2], products / world_size)
+    return ShampooShare(each[0], each[1], each[2], cost.times(1 / world_size))

@@ -48,7 +48,10 @@ class DistributedShampoo(Optimizer):
         precondition_vectors: whether biases (and whatever else has one dimension) get a factor matrix; without one
             they take the step of the grafting method, which is much cheaper.
         precondition_frequency: steps between two refreshes of the root inverses.
-        start_preconditioning_step: the first refresh; until then grafting alone. -1: the frequency.
+        refresh_schedule: "constant", or "doubling": roots are refreshed at steps 1, 2, 4, 8, ... until the frequency is
+            reached, and factor matrices are updated at every step for the first 8 intervals. Statistics change fast at
+            first and slowly later; see `plan.refresh_due`.
+        start_preconditioning_step: until then grafting alone. -1: the first refresh, at the frequency or at step 1.
         stagger_refresh: refresh a few blocks every step instead of all at once, so that no step is much longer.
         statistics_frequency: steps between two updates of the factor matrices.
         inverse_exponent_override: exponent p of F ** -p instead of 1 / (2 * order): one for all, or {order: p} or
@@ -93,6 +96,7 @@ class DistributedShampoo(Optimizer):
         merge_small_dims: bool = False,
         precondition_vectors: bool = True,
         precondition_frequency: int = 50,
+        refresh_schedule: str = "constant",
         start_preconditioning_step: float = -1,
         stagger_refresh: bool = False,
         statistics_frequency: int = 1,
@@ -121,6 +125,7 @@ class DistributedShampoo(Optimizer):
             "merge_small_dims": merge_small_dims,
             "precondition_vectors": precondition_vectors,
             "precondition_frequency": precondition_frequency,
+            "refresh_schedule": refresh_schedule,
             "start_preconditioning_step": start_preconditioning_step,
             "stagger_refresh": stagger_refresh,
             "statistics_frequency": statistics_frequency,

@@ -3,6 +3,7 @@
 Pure, deterministic, equal on every rank.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from dlrmctl.optim.shampoo.costs import StepCost, root_cost, step_cost
 from dlrmctl.optim.shampoo.factors import preconditioned_dims
 
 Kind = tuple[torch.device, torch.dtype]  # where a block's state lives, and its type
+REFRESH_SCHEDULES = ("constant", "doubling")
+_DENSE_INTERVALS = 8  # of `statistics_frequency`, in which "doubling" updates the factor matrices at every step
 
 
 @dataclass(frozen=True)
@@ -88,17 +91,83 @@ def spread(costs: Sequence[float], num_bins: int, loads: list[float] | None = No
     return bins
 
 
-def refresh_due(step: int, *, frequency: int, start: float, turn: int | None) -> bool:
+def refresh_due(
+    step: int, *, frequency: int, start: float, turn: int | None, schedule: str = REFRESH_SCHEDULES[0]
+) -> bool:
     """Whether a block's roots are refreshed at `step` (counted from 1).
 
-    Without a turn at `start` and then at every multiple of `frequency`. With a turn (0 <= turn < frequency) once in
-    every `frequency` steps, for the first time in the last `frequency` steps up to `start`, so that no step has more
-    to do than any other and no root in use is older than `frequency` steps. Where `start` leaves no room for that, the
-    first time is `start`.
+    "constant": without a turn at `start` and then at every multiple of `frequency`. With a turn (0 <= turn < frequency)
+    once in every `frequency` steps, for the first time in the last `frequency` steps up to `start`, so that no step has
+    more to do than any other and no root in use is older than `frequency` steps. Where `start` leaves no room for that,
+    the first time is `start`.
+
+    "doubling": at about 1, 2, 4, 8, ... and at last every `frequency` steps, whatever `start` is. A block's first late
+    refresh has a step of its own, `frequency + 1 + turn` (without a turn, `frequency`); the early ones are at half of
+    it, a quarter of it, and so on, rounded down, to 1. So they spread by themselves, the later the thinner.
     """
+    if schedule == "doubling":
+        late = _first_late(frequency, turn)
+        if start == math.inf or step >= late:
+            return start < math.inf and (step - late) % frequency == 0
+        return step == late >> (late.bit_length() - step.bit_length())
     if turn is None:
         return step == start or (step > start and step % frequency == 0)
     first = start + 1 - frequency + turn % frequency
     if first < 1 and step <= start:
         return step == start
     return step >= first and (step - first) % frequency == 0
+
+
+def _first_late(frequency: int, turn: int | None) -> int:
+    return frequency if turn is None else frequency + 1 + turn % frequency
+
+
+def mean_refreshes(steps: int, settings: dict[str, Any]) -> float:
+    """How often a block's roots are refreshed in the first `steps` steps of a group, the mean over all turns."""
+    frequency, start = settings["precondition_frequency"], settings["start_preconditioning_step"]
+    turns = range(frequency) if settings["stagger_refresh"] else (None,)
+    schedule = settings["refresh_schedule"]
+    total = sum(num_refreshes(steps, frequency=frequency, start=start, turn=t, schedule=schedule) for t in turns)
+    return total / len(turns)
+
+
+def num_refreshes(steps: int, *, frequency: int, start: float, turn: int | None, schedule: str) -> int:
+    """At how many of the first `steps` steps `refresh_due` holds."""
+    if start == math.inf:
+        return 0
+    if schedule == "doubling":
+        late = _first_late(frequency, turn)
+        if steps >= late:
+            return late.bit_length() + (steps - late) // frequency
+        last = late >> (late.bit_length() - steps.bit_length())
+        return steps.bit_length() - (last > steps)
+    if turn is None:
+        return 0 if steps < start else 1 + steps // frequency - int(start) // frequency
+    first = int(start) + 1 - frequency + turn % frequency
+    if first >= 1:
+        return 0 if steps < first else 1 + (steps - first) // frequency
+    return 0 if steps < start else 1 + (steps - first) // frequency - (int(start) - first) // frequency
+
+
+def statistics_span(step: int, *, frequency: int, schedule: str) -> int:
+    """How many steps the products taken at `step` stand for; 0: none are taken.
+
+    Every `frequency` steps, for so many; with "doubling" first at every step, while factor matrices change fast.
+    """
+    if schedule == "doubling" and step <= _DENSE_INTERVALS * frequency:
+        return 1
+    return frequency if (step - 1) % frequency == 0 else 0
+
+
+def statistics_seen(step: int, *, frequency: int, schedule: str) -> int:
+    """How many steps all products up to `step` stand for."""
+    if schedule == "doubling" and step <= _DENSE_INTERVALS * frequency:
+        return step
+    return frequency * ((step - 1) // frequency + 1)
+
+
+def num_statistics(steps: int, settings: dict[str, Any]) -> int:
+    """How often factor matrices are updated in the first `steps` steps of a group."""
+    frequency = settings["statistics_frequency"]
+    early = _DENSE_INTERVALS * frequency if settings["refresh_schedule"] == "doubling" else 0
+    return min(steps, early) + (max(steps - early, 0) + frequency - 1) // frequency

@@ -65,6 +65,9 @@ def inverse_root(factor_KNN: Tensor, exponent: float, epsilon_K: Tensor, config:
         [K, N, N] of the same type; NaN where a matrix could not be decomposed.
     """
     order = config.order if config.method == "higher_order" else None
+    if config.rel_epsilon:
+        largest_K = torch.linalg.matrix_norm(factor_KNN, torch.inf)
+        epsilon_K = torch.maximum(epsilon_K, config.rel_epsilon * largest_K)
     fraction = iterable_exponent(exponent, order=order) if config.method in ("newton", "higher_order") else None
     if fraction is None:
         values_KN, vectors_KNN = eigendecomposition(factor_KNN, epsilon_K, config)

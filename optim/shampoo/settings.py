@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from dlrmctl.optim.shampoo.configs import GRAFTINGS, PRECONDITIONERS, RootInverse
+from dlrmctl.optim.shampoo.plan import REFRESH_SCHEDULES
 from dlrmctl.optim.shampoo.roots import iterable_exponent
 
 WEIGHT_DECAY_TYPES = ("l2", "decoupled", "corrected", "independent")
@@ -41,13 +42,16 @@ def checked_group(settings: dict[str, Any]) -> None:
         _require(settings, "peak_lr", lambda lr: lr > 0, "above 0: the weight decay is divided by it")
     _require(settings, "max_preconditioner_dim", _is_count, "an integer of at least 1")
     _require(settings, "precondition_frequency", _is_count, "an integer of at least 1")
+    schedules = " or ".join(REFRESH_SCHEDULES)
+    _require(settings, "refresh_schedule", lambda schedule: schedule in REFRESH_SCHEDULES, schedules)
     if settings["start_preconditioning_step"] == -1:
-        settings["start_preconditioning_step"] = settings["precondition_frequency"]
+        early = settings["refresh_schedule"] == "doubling"
+        settings["start_preconditioning_step"] = 1 if early else settings["precondition_frequency"]
     _require(
         settings,
         "start_preconditioning_step",
         lambda start: start == math.inf or _is_count(start),
-        "an integer of at least 1, -1 for precondition_frequency, or inf for never",
+        "an integer of at least 1, -1 for the first refresh, or inf for never",
     )
     _require(settings, "statistics_frequency", _is_count, "an integer of at least 1")
     for name, kinds in (("grafting_config", GRAFTINGS), ("preconditioner_config", PRECONDITIONERS)):

@@ -26,7 +26,7 @@ from dlrmctl.optim.shampoo.grafting import (
     update_second_moment,
 )
 from dlrmctl.optim.shampoo.memory import Layout
-from dlrmctl.optim.shampoo.plan import refresh_due
+from dlrmctl.optim.shampoo.plan import refresh_due, statistics_seen, statistics_span
 from dlrmctl.optim.shampoo.preconditioner import make_stack
 from dlrmctl.optim.shampoo.settings import bias_correction, decay_of_weights, largest_ratio
 
@@ -190,22 +190,26 @@ class Shard:
 
     def _accumulate(self, step: int, settings: Settings) -> None:
         """Every k-th product is taken, and stands for k: what the factors remember does not depend on k."""
-        beta2, every = settings["betas"][1], settings["statistics_frequency"]
-        if (step - 1) % every:
+        beta2, schedule = settings["betas"][1], settings["refresh_schedule"]
+        span = statistics_span(step, frequency=settings["statistics_frequency"], schedule=schedule)
+        if not span:
             return
-        decay = beta2**every
-        weight = float(every) if beta2 == 1 else 1 - decay
+        decay = beta2**span
+        weight = float(span) if beta2 == 1 else 1 - decay
         root_settings = self._root_settings(step, settings)
         for part in self._parts:
             part.stack.accumulate(part.grad_KS, root_settings, decay=decay, weight=weight)
 
     def _refresh(self, step: int, settings: Settings) -> None:
         frequency, start = settings["precondition_frequency"], settings["start_preconditioning_step"]
-        every = settings["statistics_frequency"]
-        seen = step if every == 1 else every * ((step - 1) // every + 1)  # steps the factors stand for
+        schedule = settings["refresh_schedule"]
+        seen = statistics_seen(step, frequency=settings["statistics_frequency"], schedule=schedule)
         for part in self._parts:
-            turns = self.turns[part.rows]
-            due = [k for k, turn in enumerate(turns) if refresh_due(step, frequency=frequency, start=start, turn=turn)]
+            due = [
+                k
+                for k, turn in enumerate(self.turns[part.rows])
+                if refresh_due(step, frequency=frequency, start=start, turn=turn, schedule=schedule)
+            ]
             if due:
                 failed = part.stack.refresh(due, self._root_settings(seen, settings))
                 self.failures.update(part.rows.start + row for row in failed)

@@ -182,12 +182,14 @@ def test_bench_shampoo_shows_parts_and_layers():
     assert done.status == 0, done.err
     result = done.json()
     assert result["ratio_to_adagrad"]["adagrad"]["median"] == 1
+    assert all(ratios["shampoo"] > ratios["adagrad"] == 1 for ratios in result["ratio_to_adagrad_over"].values())
     assert {"statistics", "roots", "application", "elementwise"} <= set(result["parts_ms"])
     assert all(ms > 0 for part, ms in result["parts_ms"].items() if part in ("statistics", "roots", "application"))
     names = [layer["name"] for layer in result["layers"]]
     assert "bottom.layers.0.weight" in names
     assert sum(layer["share"] for layer in result["layers"]) == pytest.approx(1)
-    table = in_process("bench", "shampoo", *TINY, "--shampoo-frequency", "4", "--periods", "1")
+    schedule = ["--shampoo-schedule", "doubling"]
+    table = in_process("bench", "shampoo", *TINY, *schedule, "--shampoo-frequency", "4", "--periods", "1")
     assert table.status == 0, table.err
     assert "bottom.layers.0.weight" in table.out
 

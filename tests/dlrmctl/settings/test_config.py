@@ -160,6 +160,7 @@ def test_settings_are_the_same_by_name_by_section_and_as_text():
 
 
 def test_what_follows_from_other_settings_follows_again_when_they_change():
+    assert Config.of(shampoo_schedule="doubling").optim.shampoo_start == 1
     config = Config.of(shampoo_frequency=50)
     assert (config.optim.qr_lr, config.optim.dense_lr, config.optim.shampoo_start) == (0.3, 0.01, 50)
     other = replace(config, embeddings=replace(config.embeddings, operation="add"))

@@ -35,7 +35,7 @@ def averaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("nproc", "flags"),
     [
         (1, ["--averaging", "gpa"]),
-        (2, ["--averaging", "gpa", "--momentum", "0.5"]),
+        (2, ["--averaging", "gpa", "--shampoo-schedule", "doubling", "--shampoo-statistics", "1"]),
         (1, ["--averaging", "ema", "--dense-optimizer", "sgd"]),
         (1, ["--averaging", "schedule-free", "--dense-optimizer", "adamw"]),
         (1, ["--averaging", "gpa", "--averaging-mu-y", "1", "--dense-optimizer", "adagrad"]),

@@ -33,6 +33,23 @@ def test_the_cheapest_is_taken_where_none_is_inside_the_budget():
     assert pick([dear, cheap], 0.05) == cheap
 
 
+def test_the_first_steps_may_cost_more_than_the_run_but_not_any_amount():
+    lively = OverheadChoice(2, 128, statistics_every=4, refresh_every=20, overhead=0.08, early=0.3)
+    calm = OverheadChoice(2, 128, statistics_every=4, refresh_every=100, overhead=0.05, early=0.2)
+    assert pick([lively, calm], 0.10) == calm
+    assert pick([lively, calm], 0.13) == lively
+
+
+def test_doubling_is_probed_with_its_early_refreshes(tmp_path: Path):
+    path = tmp_path / "run"
+    arguments = ["--synthetic-rows", "2000", "--shampoo-overhead", "1000%", "--shampoo-schedule", "doubling"]
+    done = in_process("train", *SMALL, *arguments, "--run-dir", path)
+    assert done.status == 0, done.err
+    assert "% in the first 200" in done.err
+    stored = resolve(read_settings(path / "run.toml"), {}).optim
+    assert (stored.shampoo_schedule, stored.shampoo_start) == ("doubling", 1)
+
+
 def test_what_the_probe_chose_is_in_run_toml_and_not_probed_again(tmp_path: Path):
     path = tmp_path / "run"
     arguments = ["--synthetic-rows", "2000", "--shampoo-overhead", "1000%", "--run-dir", path]

@@ -45,6 +45,7 @@ class ReferenceShampoo:
             "max_preconditioner_dim": 1024,
             "precondition_frequency": 1,
             "start_preconditioning_step": 1,
+            "refresh_at": None,  # steps, in place of these two
             "use_bias_correction": True,
             "precondition_vectors": True,
             "exponent": None,
@@ -101,7 +102,8 @@ class ReferenceShampoo:
                 share = share / unfolded.shape[1]
             state["factors"][dim] = beta2 * state["factors"][dim] + share * unfolded @ unfolded.T
         start = s["start_preconditioning_step"]
-        if t == start or (t > start and t % s["precondition_frequency"] == 0):
+        due = t == start or (t > start and t % s["precondition_frequency"] == 0)
+        if due if s["refresh_at"] is None else t in s["refresh_at"]:
             correction = 1 - beta2**t if s["use_bias_correction"] and beta2 < 1 else 1.0
             for dim, factor in enumerate(state["factors"]):
                 exponent = 1 / (2 * order) if s["exponent"] is None else s["exponent"]

@@ -36,6 +36,7 @@ CASES: list[tuple[str | None, dict[str, Any]]] = [
     ("adagrad", {"betas": (0.5, 0.9), "use_bias_correction": False, "precondition_vectors": False}),
     ("adagrad", {"epsilon": None, "relative_epsilon": 1e-3}),
     ("adagrad", {"inverse_exponent_override": 0.5}),
+    ("adagrad", {"precondition_frequency": 5, "refresh_schedule": "doubling", "betas": (0.5, 0.9)}),
 ]
 
 
@@ -50,6 +51,8 @@ def test_steps_equal_the_slow_reference(graft: str | None, settings: dict[str, A
     start = ours.param_groups[0]["start_preconditioning_step"]
     exponent = settings.get("inverse_exponent_override")
     slow_settings = ours_settings | {"graft": words, "exponent": exponent, "start_preconditioning_step": start}
+    if settings.get("refresh_schedule") == "doubling":
+        slow_settings["refresh_at"] = (1, 2, 5)
     slow = ReferenceShampoo([start.clone() for start in starts], **slow_settings)
 
     for step in range(8):

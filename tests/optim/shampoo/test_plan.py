@@ -1,5 +1,7 @@
 """Cutting parameters into blocks, and giving the blocks owners and turns."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +9,14 @@ from hypothesis import strategies as st
 
 from dlrmctl.optim.shampoo.blocks import ParameterBlock, cut_parameter, merge_shape, squeeze_shape
 from dlrmctl.optim.shampoo.costs import root_cost
-from dlrmctl.optim.shampoo.plan import refresh_due, spread
+from dlrmctl.optim.shampoo.plan import (
+    num_refreshes,
+    num_statistics,
+    refresh_due,
+    spread,
+    statistics_seen,
+    statistics_span,
+)
 
 
 def test_size_one_dimensions_are_dropped_and_small_ones_merged_on_request() -> None:
@@ -61,6 +70,67 @@ def test_staggered_every_turn_comes_once_per_cycle_and_once_before_the_start(fre
         assert len(before) == 1
         assert before[0] == start or start - frequency < before[0] == later[0] - frequency
     assert not any(refresh_due(t, frequency=3, start=float("inf"), turn=None) for t in range(1, 50))
+
+
+def _doubling(frequency: int, turn: int | None, until: int) -> list[int]:
+    steps = range(1, until + 1)
+    return [t for t in steps if refresh_due(t, frequency=frequency, start=1, turn=turn, schedule="doubling")]
+
+
+def test_doubling_refreshes_early_and_then_at_the_frequency() -> None:
+    assert _doubling(64, None, 200) == [1, 2, 4, 8, 16, 32, 64, 128, 192]
+    assert _doubling(100, None, 320) == [1, 3, 6, 12, 25, 50, 100, 200, 300]
+    assert _doubling(100, 0, 320) == [1, 3, 6, 12, 25, 50, 101, 201, 301]
+    assert _doubling(100, 99, 410) == [1, 3, 6, 12, 25, 50, 100, 200, 300, 400]
+    assert _doubling(1, 0, 5) == [1, 2, 3, 4, 5]
+
+
+@given(st.integers(1, 130), st.integers(0, 129) | st.none())
+def test_doubling_leaves_no_root_older_than_the_steps_before_it_and_the_frequency(
+    frequency: int, turn: int | None
+) -> None:
+    due = _doubling(frequency, turn, 5 * frequency + 5)
+    assert due[0] == 1
+    for earlier, later in pairwise(due):
+        assert later - earlier <= min(earlier + 1, frequency)
+    late = [t for t in due if t > 2 * frequency]
+    assert all(b - a == frequency for a, b in pairwise(late))
+
+
+@given(st.integers(1, 40))
+def test_doubling_gives_every_turn_a_step_of_its_own_once_it_is_late(frequency: int) -> None:
+    late = [
+        t
+        for turn in range(frequency)
+        for t in _doubling(frequency, turn, 3 * frequency)
+        if 2 * frequency < t <= 3 * frequency
+    ]
+    assert sorted(late) == list(range(2 * frequency + 1, 3 * frequency + 1))
+
+
+@given(
+    st.integers(1, 300),
+    st.integers(1, 40),
+    st.integers(1, 60),
+    st.integers(0, 39) | st.none(),
+    st.sampled_from(["constant", "doubling"]),
+)
+def test_refreshes_are_counted_as_they_fall_due(
+    steps: int, frequency: int, start: int, turn: int | None, schedule: str
+) -> None:
+    how = {"frequency": frequency, "start": start, "turn": turn, "schedule": schedule}
+    assert num_refreshes(steps, **how) == sum(refresh_due(t, **how) for t in range(1, steps + 1))
+
+
+@given(st.integers(1, 200), st.integers(1, 12), st.sampled_from(["constant", "doubling"]))
+def test_products_stand_for_every_step_once(steps: int, frequency: int, schedule: str) -> None:
+    spans = [statistics_span(t, frequency=frequency, schedule=schedule) for t in range(1, steps + 1)]
+    assert sum(spans) == statistics_seen(steps, frequency=frequency, schedule=schedule)
+    assert steps <= sum(spans) < steps + frequency
+    settings = {"statistics_frequency": frequency, "refresh_schedule": schedule}
+    assert num_statistics(steps, settings) == sum(span > 0 for span in spans)
+    if schedule == "doubling":
+        assert spans[: 8 * frequency] == [1] * min(steps, 8 * frequency)
 
 
 def test_staggering_makes_the_worst_step_a_small_part_of_a_full_refresh() -> None:

@@ -43,6 +43,13 @@ SETTINGS: list[dict[str, Any]] = [
         "inverse_exponent_override": {2: {0: 0.5}},
     },
     {"precondition_frequency": 2, "preconditioner_config": RootInverse("newton", trace_scaling=True)},
+    {
+        "precondition_frequency": 3,
+        "max_preconditioner_dim": 8,
+        "refresh_schedule": "doubling",
+        "stagger_refresh": True,
+        "betas": (0.9, 0.99),
+    },
 ]
 
 

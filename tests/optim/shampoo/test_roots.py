@@ -181,6 +181,22 @@ def test_qr_iterations_keep_a_basis_orthogonal_and_stop_within_the_tolerance() -
     torch.testing.assert_close(again_values, values)
 
 
+def test_the_higher_order_iteration_has_a_relative_epsilon_of_its_own() -> None:
+    """A share of the largest row sum, where that is more than the epsilon of all methods."""
+    factor = _with_spectrum(torch.tensor([0.0, 1.0, 4.0, 8.0]))[None]
+    epsilon = torch.full((1,), 1e-6, dtype=torch.float64)
+    config = RootInverse("higher_order", tolerance=1e-13, rel_epsilon=1e-2)
+    share = 1e-2 * factor.abs().sum(-1).amax(-1)
+    expected = inverse_root(factor, 0.25, share, RootInverse())
+    torch.testing.assert_close(inverse_root(factor, 0.25, epsilon, config), expected, rtol=1e-9, atol=1e-10)
+    larger = inverse_root(factor, 0.25, torch.ones_like(epsilon), config)
+    torch.testing.assert_close(
+        larger, inverse_root(factor, 0.25, torch.ones_like(epsilon), RootInverse()), rtol=1e-9, atol=1e-10
+    )
+    with pytest.raises(ValueError, match=r"rel_epsilon=0\.1 must be"):
+        RootInverse("newton", rel_epsilon=0.1)
+
+
 @pytest.mark.parametrize("method", ["newton", "higher_order"])
 def test_training_by_iterations_equals_training_by_eigh(method: str) -> None:
     torch.manual_seed(0)

@@ -12,6 +12,7 @@ from dlrmctl.optim.shampoo import AdamGrafting, DistributedShampoo, Eigendecompo
 
 SETTINGS: list[dict[str, Any]] = [
     {"precondition_frequency": 2, "stagger_refresh": True, "momentum": 0.9},
+    {"precondition_frequency": 4, "stagger_refresh": True, "refresh_schedule": "doubling"},
     {
         "precondition_frequency": 2,
         "betas": (0.9, 0.99),
