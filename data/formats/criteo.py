@@ -35,6 +35,7 @@ SPARSE = tuple(f"cat_{f}" for f in range(1, 27))
 LOST_FIELDS = "lost empty fields at the end"  # a reason to repair a line
 _HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 _SHOWN = 40  # characters of a wrong value
+_HEAD_BYTES, _HEAD_LINES = 1 << 16, 5
 _TAB, _NEWLINE = ord("\t"), ord("\n")
 PARSER_VERSION = 1  # another one reads other examples out of the same text
 
@@ -220,6 +221,8 @@ class CriteoInput:
         for number in range(first, len(self._texts)):
             with open_text(self._texts[number]) as text:
                 for lines in _lines_from(text, start, self._piece_bytes):
+                    if lines.first == 1:
+                        _refuse_other_tables(lines.content, self._texts[number].name)
                     position = {"source": number, "offset": lines.end.offset, "line": lines.end.line}
                     if not text.seekable:
                         position["crc32"] = lines.end.crc32
@@ -227,6 +230,34 @@ class CriteoInput:
                     yield Task(number, position, bytes_before + text.bytes_read(), read)
             start = START
             bytes_before += self.sources[number].num_bytes
+
+
+def _refuse_other_tables(content: bytes, name: str) -> None:
+    """Check that the first lines of a text are not those of a CSV or of JSON.
+
+    Raises:
+        DataError: if they are, with what reads them.
+    """
+    lines = content[:_HEAD_BYTES].splitlines()[:_HEAD_LINES]
+    if any(b"\t" in line for line in lines):
+        return
+    own = "`dlrmctl prepare --schema FILE.toml` reads tables of your own"
+    if lines[0].startswith(b"{"):
+        raise DataError(f"{name}: JSON lines, expected Criteo's 40 fields with tabs between them", own)
+    separator = next((s for s in b",;|" if lines[0].count(s) >= 2), None)
+    if separator is None or any(line.count(separator) != lines[0].count(separator) for line in lines[1:-1]):
+        return
+    shown, fields = chr(separator), lines[0].count(separator) + 1
+    header = lines[0].split(bytes([separator]))[0] not in (b"0", b"1")
+    if len(DENSE) + len(SPARSE) <= fields <= len(DENSE) + len(SPARSE) + 2:  # without label, or with a number before it
+        convert = f"tail -n +2 {name} | tr '{shown}' '\\t'" if header else f"tr '{shown}' '\\t' < {name}"
+        numbered = " | cut -f 2-" if fields == len(DENSE) + len(SPARSE) + 2 else ""
+        raise DataError(
+            f"{name}: {fields} fields with {shown!r} between them{' and a header' * header}, as of Criteo's rows that "
+            "were converted; expected tabs and no header",
+            f"take the original train.txt, or convert it back: {convert}{numbered} > train.txt",
+        )
+    raise DataError(f"{name}: a table of {fields} columns with {shown!r} between them, expected 40 and tabs", own)
 
 
 def _mark(position: Position) -> Mark:

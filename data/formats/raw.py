@@ -57,6 +57,7 @@ class RawColumn:
 
 
 LABEL_NOT_BINARY, LABEL_WRONG = "label not 0 or 1", "label is wrong or missing"
+LIST_TOO_LONG = "list too long"
 NO_LABEL = (LABEL_NOT_BINARY, LABEL_WRONG)  # reasons of bad lines
 
 

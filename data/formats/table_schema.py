@@ -172,7 +172,9 @@ class Section:
     def check_keys(self, known: Iterable[str], of: str = "a schema") -> None:
         for key in self.values:
             if key not in known:
-                raise DataError(f"{self.where}{key} is not a key of {of}", nearest(key, known))
+                keys = f"the keys are {', '.join(known)}"
+                close = nearest(key, known)
+                raise DataError(f"{self.where}{key} is not a key of {of}", f"{close} {keys}" if close else keys)
 
     def table(self, key: str) -> Mapping[str, Any]:
         return self._as(key, self.values.get(key, {}), dict, "a table of keys")
@@ -200,7 +202,9 @@ class Section:
 
     def choice(self, key: str, default: str | None, choices: Iterable[str]) -> str | None:
         value = self.values.get(key, default)
-        if value is not None and value not in choices:
+        if isinstance(value, str) and value.lower() in choices:
+            return value.lower()
+        if value is not None:
             raise DataError(
                 f"{self.where}{key} = {value!r} must be one of {', '.join(choices)}", nearest(str(value), choices)
             )

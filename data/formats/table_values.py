@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from dlrmctl.data.canonical import are_integers, canonical_words, plain_words
-from dlrmctl.data.formats.raw import LABEL_WRONG, BadLine, RawColumn, RawPiece
+from dlrmctl.data.formats.raw import LABEL_WRONG, LIST_TOO_LONG, BadLine, RawColumn, RawPiece
 from dlrmctl.data.formats.table_schema import BY_TYPE, NOTHING, DenseColumn, SparseColumn, TableSchema
 from dlrmctl.data.formats.transforms import TRANSFORMS
 from dlrmctl.data.hashed_texts import HashedTexts
@@ -170,7 +170,7 @@ def _lists(
     long_N = lengths_N > feature.max_ids
     if long_N.any():
         if feature.truncate == "reject":
-            faults.add(long_N, feature.name, "list too long", f"at most {feature.max_ids} values")
+            faults.add(long_N, feature.name, LIST_TOO_LONG, f"at most {feature.max_ids} values")
         place = np.arange(len(owner)) - np.repeat(np.cumsum(lengths_N) - lengths_N, lengths_N)
         first = place < feature.max_ids
         last = place >= np.repeat(lengths_N, lengths_N) - feature.max_ids

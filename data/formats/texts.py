@@ -214,6 +214,8 @@ class _Member:
 def find_texts(source: str, *, labelled: bool = True) -> list[TextSource]:
     """The texts of a source, in order; of an archive train.txt, else its days, else its only file.
 
+    Of a directory train.txt, else its days, compressed or not.
+
     Args:
         source: a path, a path and a member as in "dac.tar.gz::train.txt", or "-".
         labelled: whether train.txt is meant, and not test.txt.
@@ -224,8 +226,9 @@ def find_texts(source: str, *, labelled: bool = True) -> list[TextSource]:
     if source == STANDARD_INPUT:
         return [TextSource("standard input", None, 0)]
     path, wanted = split_member(source)
+    usual = "train.txt" if labelled else "test.txt"
     if path.is_dir():
-        raise DataError(f"{path}: a directory, expected a file", f"name the files inside it, as in '{path}/day_*'")
+        return [text for file in _of_directory(path, usual) for text in find_texts(str(file), labelled=labelled)]
     with io_errors(path, "read"):
         if not is_regular(path):
             return [TextSource(path.name, path, 0)]
@@ -244,7 +247,7 @@ def find_texts(source: str, *, labelled: bool = True) -> list[TextSource]:
                     raise DataError(f"{path}: not an archive, so it holds no {wanted!r}", f"name {path.name} alone")
                 return [TextSource(path.name, path, size)]
             members = _zip_members(file, path.name) if is_zip(head) else _tar_members(file, path.name, is_gzip)
-            chosen = _choose(members, path, wanted, "train.txt" if labelled else "test.txt")
+            chosen = _choose(members, path, wanted, usual)
     if is_gzip:  # nothing says what a member takes
         total = sum(member.length or 0 for member in chosen)
         shares = [size * (member.length or 0) // max(total, 1) for member in chosen]
@@ -261,6 +264,22 @@ def find_texts(source: str, *, labelled: bool = True) -> list[TextSource]:
         )
         for member, share in zip(chosen, shares, strict=True)
     ]
+
+
+def _of_directory(path: Path, usual: str) -> list[Path]:
+    """The files in a directory that Criteo published."""
+    with io_errors(path, "read"):
+        names = sorted(file.name for file in path.iterdir() if file.is_file())
+    named = [name for name in (usual, f"{usual}.gz") if name in names][:1]
+    days = {int(match[1]): name for name in names if (match := _DAY.fullmatch(name))}
+    found = named or [days[day] for day in sorted(days)]
+    if not found:
+        shown = f"; it holds {', '.join(names[:_SHOWN_MEMBERS])}" if names else ""
+        raise DataError(
+            f"{path}: a directory, expected a file, or {usual} or days in it",
+            f"name the files inside it, as in '{path}/day_*'{shown}",
+        )
+    return [path / name for name in found]
 
 
 def split_member(source: str) -> tuple[Path, str | None]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.schema import RESERVED_ROWS
 from dlrmctl.data.store.layout import MOST_BLOCK_ROWS
+from dlrmctl.data.store.manifest import check_name
 from dlrmctl.data.store.writer import STORE_BLOCK_ROWS
 
 
@@ -31,6 +32,7 @@ class PrepareOptions:
             validation and test keep everything. What is left is what vocabularies are counted over: a value that is
             seen in dropped examples alone could not be learnt.
         seed: of the sample.
+        name: of the data, which the manifest keeps; None leaves it to the reader, see `Manifest.called`.
     """
 
     min_count: int = 2
@@ -43,8 +45,11 @@ class PrepareOptions:
     limit: int | None = None
     sample_negatives: float = 1.0
     seed: int = 0
+    name: str | None = None
 
     def __post_init__(self) -> None:
+        if self.name is not None:
+            check_name(self.name)
         if self.min_count < 1:
             raise DataError(f"a minimum count of {self.min_count} must be at least 1")
         if self.hash_rows is not None and not 2 <= self.hash_rows <= 1 << 32:
@@ -75,6 +80,8 @@ class PrepareOptions:
         return self.hash_rows is None and self.vocabulary_from is None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Plain values for JSON, of all that decides the examples; the name does not."""
         path = self.vocabulary_from
-        return {**asdict(self), "vocabulary_from": None if path is None else str(Path(path).resolve())}
+        values = {**asdict(self), "vocabulary_from": None if path is None else str(Path(path).resolve())}
+        del values["name"]
+        return values

@@ -16,6 +16,11 @@ from dlrmctl.data.preparation.workers import Workers
 
 PART_ROWS = 1 << 18
 _MOST_TEXT_BYTES = 1 << 26  # of values, which wait for the next part
+_EXPECTED = {
+    "criteo": "a row of Criteo has a label, 13 integers and 26 categoricals, with tabs between them",
+    "csv": "the first line names the columns, and each line below it is a row",
+    "jsonl": "each line is a row: a JSON object",
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ def read_input(
     if tally.rows == 0:
         shown = tally.shown_examples(input)
         first = f"; {shown[0]}" if shown else ""
-        raise DataError(f"{input.sources[0].name}: no good row{first}", f"the format should be {input.format}")
+        raise DataError(f"{input.sources[0].name}: no good row{first}", tally.remedy() or _EXPECTED.get(input.format))
     progress(PrepareProgress("parse", total or done, total or done, tally.rows, begun))
     return tally
 

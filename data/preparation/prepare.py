@@ -154,7 +154,8 @@ class _Run:
             )
             report = summarize(self._input, tally, dense, cut, selection, columns, positives, writer.bytes_written)
             fingerprint = self._reused.fingerprint() if self._reused else None
-            writer.finish(describe_preparation(self._input, self._options, columns, fingerprint, report))
+            made = describe_preparation(self._input, self._options, columns, fingerprint, report)
+            writer.finish(made, name=self._options.name)
 
     def _parts(self, part_rows: int) -> tuple[Tally, list[DenseSummary], Parts]:
         """The first phase: all rows on disk, what was counted, and the tallies of the dense features."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dlrmctl.data.errors import DataError
-from dlrmctl.data.formats.raw import Input, RawPiece, unit_of
+from dlrmctl.data.formats.raw import LABEL_WRONG, LIST_TOO_LONG, Input, RawPiece, unit_of
 from dlrmctl.data.preparation.dense_tally import DenseSummary
 from dlrmctl.data.preparation.encoding import EncodedColumn
 from dlrmctl.data.preparation.options import PrepareOptions
@@ -25,6 +25,24 @@ from dlrmctl.data.source import SPLITS
 from dlrmctl.data.store.manifest import Preparation, Sampling
 
 SHOWN_BAD_LINES = 10
+_REMEDIES = {
+    LABEL_WRONG: "if the labels are no 0 and 1, say which are positive in the schema: label_positive = '>= 4'",
+    LIST_TOO_LONG: "cut longer lists with truncate = 'first' in the section [columns.NAME] of the schema, or raise its "
+    "max_ids",
+    "not a number": "if it stands for a missing value, list it in the schema: missing = ['NA', '-']",
+}
+
+
+class TooManyBadRows(DataError):
+    """More lines were rejected than is allowed.
+
+    Attributes:
+        counts: how many, and what may be wrong.
+    """
+
+    def __init__(self, message: str, counts: str, unit: str) -> None:
+        super().__init__(message, f"{counts}; if they are bad indeed, allow more rejected {unit}s")
+        self.counts = counts
 
 
 @dataclass
@@ -81,16 +99,22 @@ class Tally:
         """Checks that no more lines than allowed were rejected.
 
         Raises:
-            DataError: naming the first bad line, if there are more than `limit`.
+            TooManyBadRows: naming the first bad line, if there are more than `limit`.
         """
         unit = unit_of(input.format)
         allowed = 100 + self.lines // 100 if limit is None else limit
         if self.rejected.total() > allowed:
-            raise DataError(
+            raise TooManyBadRows(
                 self.shown_examples(input)[0],
                 f"{self.rejected.total():,} of the first {self.lines:,} {unit}s were rejected, at most {allowed:,} "
-                f"were allowed; the file may be cut short or of another format; if not, allow more rejected {unit}s",
+                f"were allowed; {self.remedy() or 'the file may be cut short or of another format'}",
+                unit,
             )
+
+    def remedy(self) -> str | None:
+        """What to try against the most frequent reason of bad lines, or None."""
+        reasons = self.rejected.most_common(1)
+        return _REMEDIES.get(reasons[0][0]) if reasons else None
 
     def shown_examples(self, input: Input) -> list[str]:
         """The first bad lines, as one line each."""

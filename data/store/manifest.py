@@ -5,6 +5,7 @@ that was edited or damaged is refused as a whole, with the first thing that is w
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,12 +25,34 @@ FORMAT = "dlrmctl-store/2"
 MANIFEST = "manifest.json"
 PREPARE_AGAIN = "prepare it again from the raw files"
 _HOW = "`prepare` makes a store from raw files"
+_NAME = re.compile(r"\w[\w.-]{0,63}")
+_GENERATED = "synthetic"  # is how generated data is called
 _OFFSET_MEANS = "a model trained on this split predicts too high: add logit_offset to its logits to undo that"
 
 
 def split_file(split: str) -> str:
     """Name of the file with the blocks of a split."""
     return f"{split}.bin"
+
+
+def check_name(name: str) -> str:
+    """The name, if a store can have it: it becomes part of the names of runs.
+
+    Raises:
+        DataError: if it cannot.
+    """
+    if name == _GENERATED:
+        raise DataError(f"the name {name!r} is that of generated data", "choose another name")
+    if not _NAME.fullmatch(name):
+        rule = "a name is up to 64 letters, digits, '-', '_' and '.', and begins with a letter or digit"
+        raise DataError(f"{name!r} cannot be the name of a store", rule)
+    return name
+
+
+def name_of_directory(path: Path) -> str:
+    """The name of a store in a directory that was given none."""
+    name = re.sub(r"[^\w.-]+", "-", path.resolve().name).lstrip("-.")[:64] or "data"
+    return f"{name}-data" if name == _GENERATED else name
 
 
 @dataclass(frozen=True)
@@ -211,6 +234,7 @@ class Manifest:
         splits: by name, all of `SPLITS`.
         preparation: how the examples were made out of raw rows; None if they were not.
         vocabulary_fingerprint: identity of the ids of a source that was copied, or None.
+        name: of the data, or None: stores of earlier versions have none.
     """
 
     schema: Schema
@@ -218,6 +242,18 @@ class Manifest:
     splits: Mapping[str, SplitEntry]
     preparation: Preparation | None = None
     vocabulary_fingerprint: str | None = None
+    name: str | None = None
+
+    def called(self, path: Path) -> str:
+        """The name of the data; where none was given, "criteo" if it is Criteo's, else the name of its directory.
+
+        Args:
+            path: of the store.
+        """
+        if self.name is not None:
+            return self.name
+        is_criteo = self.preparation is not None and self.preparation.input == "criteo"
+        return "criteo" if is_criteo else name_of_directory(path)
 
     def features(self, path: Path, identity: str) -> FeatureSpace:
         """What raw rows need to become examples like these.
@@ -246,6 +282,7 @@ class Manifest:
             "schema": self.schema.to_dict(),
             "block_rows": self.block_rows,
             "splits": {split: entry.to_dict(split) for split, entry in self.splits.items()},
+            **({"name": self.name} if self.name is not None else {}),
             **({"vocabulary_fingerprint": known} if known is not None else {}),
             **(self.preparation.to_dict() if self.preparation else {}),
         }
@@ -271,6 +308,7 @@ class Manifest:
             {split: SplitEntry.from_values(splits.inner(split), split, schema, block_rows) for split in SPLITS},
             Preparation.from_values(values, path) if values.has("ids") else None,
             values.text(name) if values.has(name) else None,
+            check_name(values.text("name")) if values.has("name") else None,
         )
 
 
@@ -293,6 +331,8 @@ def read_manifest(path: Path) -> Manifest:
         raise DataError(f"{path}: there is no such directory", _HOW)
     if not path.is_dir():
         raise DataError(f"{path}: a file, where a store is a directory", _HOW)
+    if (path / "run.toml").exists():
+        raise DataError(f"{path}: a run, expected a store", "name the directory that `prepare` wrote")
     if not (path / MANIFEST).exists():
         raise DataError(f"{path}: no {MANIFEST}, so not a store, or one whose preparation did not finish", _HOW)
     return read_sealed(

@@ -31,6 +31,7 @@ class Store:
     Attributes:
         path: the directory.
         manifest: everything `manifest.json` says.
+        name: of the data.
         schema, block_rows: of the blocks.
         features: what raw rows need to become examples like these.
 
@@ -42,6 +43,7 @@ class Store:
     def __init__(self, path: Path | str, verify: bool = True) -> None:
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
+        self.name = self.manifest.called(self.path)
         self._verify = verify
         self.schema, self.block_rows = self.manifest.schema, self.manifest.block_rows
         self.features: FeatureSpace = self.manifest.features(self.path, self.fingerprint())

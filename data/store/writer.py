@@ -115,17 +115,25 @@ class StoreWriter:
                     file.flush()
                     os.fsync(file.fileno())
 
-    def finish(self, preparation: Preparation | None = None, *, vocabulary_fingerprint: str | None = None) -> None:
+    def finish(
+        self,
+        preparation: Preparation | None = None,
+        *,
+        vocabulary_fingerprint: str | None = None,
+        name: str | None = None,
+    ) -> None:
         """Brings everything to the disk and writes the manifest.
 
         Args:
             preparation: how the examples were made out of raw rows.
             vocabulary_fingerprint: of a source that was copied.
+            name: of the data.
         """
         self.sync()
         self.close()
         splits = {split: files.written for split, files in self._splits.items()}
-        write_manifest(self.path, Manifest(self.schema, self.block_rows, splits, preparation, vocabulary_fingerprint))
+        manifest = Manifest(self.schema, self.block_rows, splits, preparation, vocabulary_fingerprint, name)
+        write_manifest(self.path, manifest)
 
     def close(self) -> None:
         """Closes the files; what they hold stays."""

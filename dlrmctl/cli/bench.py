@@ -21,7 +21,7 @@ from dlrmctl.bench.measurements import (
 from dlrmctl.cli.options import LAUNCH_PANEL, AsJson, Nproc, number_of_ranks, option, with_parameters, with_settings
 from dlrmctl.settings.parse import whole_number
 
-bench_app = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure training on this machine.", no_args_is_help=True)
 
 
 def _number(help: str, *default_of: str) -> Any:
@@ -37,11 +37,16 @@ def _file(flag: str, help: str, metavar: str, *more: str) -> Any:
 
 
 Quick = Annotated[
-    bool, typer.Option("--quick", help="Small and short; the figures are rough.", rich_help_panel=LAUNCH_PANEL)
+    bool,
+    typer.Option(
+        "--quick", help="Run small and short measurements, whose figures are rough.", rich_help_panel=LAUNCH_PANEL
+    ),
 ]
-Out = Annotated[Path | None, _file("--out", "File for the result as JSON.", "JSON", "-o")]
-Plot = Annotated[Path | None, _file("--plot", "Picture of the result, .png or .svg.", "FILE")]
-Against = Annotated[Path | None, _file("--against", "An earlier result; says what changed beyond the noise.", "JSON")]
+Out = Annotated[Path | None, _file("--out", "Write the result to this file as JSON.", "JSON", "-o")]
+Plot = Annotated[Path | None, _file("--plot", "Draw the result, as .png or .svg.", "FILE")]
+Against = Annotated[
+    Path | None, _file("--against", "Compare with an earlier result: say what changed beyond the noise.", "JSON")
+]
 _DELIVERY = {"json": (AsJson, False), "out": (Out, None), "plot": (Plot, None), "against": (Against, None)}
 
 
@@ -78,15 +83,15 @@ def bench_step(
     batch_sizes: Annotated[str | None, _list("Batch sizes to compare.")] = None,
     rounds: Annotated[str | None, _number("Rounds; medians are over these.", "step", "rounds")] = None,
     steps: Annotated[str | None, _number("Steps per round.", "step", "steps")] = None,
-    rows_cap: Annotated[str | None, _number("Larger tables are cut to this many rows.", "step", "rows_cap")] = None,
+    rows_cap: Annotated[str | None, _number("Cut larger tables to this many rows.", "step", "rows_cap")] = None,
     nproc: Nproc = "1",
     quick: Quick = False,
     *,
     flags: dict[str, str],
 ) -> Measurement:
-    """The training step by part, against its floor and the machine's limits.
+    """Measure the training step by part, against its floor and the machine's limits.
 
-    Lists compare: every value is a variant that differs from the settings in this alone.
+    Every value of a list is a variant that differs from the settings in this value alone.
     """
     lists = {"precision": precisions, "embedding": embeddings, "dense_optimizer": optimizers, "batch_size": batch_sizes}
     numbers = {"rounds": rounds, "steps": steps, "rows_cap": rows_cap}
@@ -103,7 +108,7 @@ def bench_shampoo(
     *,
     flags: dict[str, str],
 ) -> Measurement:
-    """Shampoo beside Adagrad and AdamW on the MLPs, by part and by layer."""
+    """Measure Shampoo beside Adagrad and AdamW on the MLPs, by part and by layer."""
     return ShampooMeasurement.read(flags, {"periods": periods}, quick=quick)
 
 
@@ -120,7 +125,7 @@ def bench_convergence(
     *,
     flags: dict[str, str],
 ) -> Measurement:
-    """Steps and time until the first optimizer's best validation NE, learning rates tuned alike."""
+    """Measure steps and time until the first optimizer's best validation NE, with tuned learning rates."""
     return ConvergenceMeasurement.read(flags, {"optimizers": optimizers, "lrs": lrs, "seeds": seeds}, quick=quick)
 
 
@@ -144,7 +149,7 @@ def bench_embeddings(
     *,
     flags: dict[str, str],
 ) -> Measurement:
-    """What smaller tables cost in NE: tuned alike on one seed, compared on others."""
+    """Measure what smaller tables cost in NE, each tuned on one seed and compared on others."""
     return EmbeddingsMeasurement.read(flags, {"methods": methods, "factors": factors, "seeds": seeds}, quick=quick)
 
 
@@ -152,12 +157,12 @@ def bench_embeddings(
 @_measures
 def bench_data(
     data: Annotated[
-        Path | None, typer.Option("--data", help="A store to read, in place of generated rows.", metavar="DIR")
+        Path | None, typer.Option("--data", help="Read this store instead of generated rows.", metavar="DIR")
     ] = None,
     rounds: Annotated[str | None, _number("Rounds; medians are over these.", "data", "rounds")] = None,
     quick: Quick = False,
 ) -> Measurement:
-    """Reading a store and preparing one: rows per second of a core, beside the machine's limits and other tools."""
+    """Measure reading and preparing a store: rows per second of a core, beside other tools."""
     return DataMeasurement.read(data, {"rounds": rounds}, quick=quick)
 
 
@@ -165,10 +170,10 @@ def bench_data(
 @with_settings()
 @_measures
 def bench_all(
-    only: Annotated[str | None, _list("Some of them alone.")] = None,
+    only: Annotated[str | None, _list("Run only these.")] = None,
     quick: Quick = False,
     *,
     flags: dict[str, str],
 ) -> Measurement:
-    """All of them, each as its own command runs it with these settings."""
+    """Run all measurements with these settings."""
     return AllMeasurements.read(flags, only=only, quick=quick)

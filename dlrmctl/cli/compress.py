@@ -6,13 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from dlrmctl.cli.options import AsJson, option, with_settings
+from dlrmctl.cli import completion
+from dlrmctl.cli.options import CHECKPOINTS, AsJson, option, with_settings
 from dlrmctl.errors import UserError
 from dlrmctl.settings.parse import one_of, share, whole_number
 from dlrmctl.settings.setting import coerce
 
 WEIGHTS = ("auto", "adagrad", "counts", "uniform")
-GOAL, TUNE, WHERE = "What to reach: one of these", "Training afterwards", "Output"
+GOAL, TUNE, WHERE = "Goal (one of these)", "Training afterwards", "Output"
 _DEFAULTS = {
     "--keep-head": "0%",
     "--tables": "*",
@@ -36,50 +37,72 @@ def _switch(flag: str, help: str, panel: str) -> Any:
 @with_settings(only=("path", "batch_size"))
 def compress_embeddings(
     source: Annotated[
-        Path, typer.Argument(help="Run, checkpoint, or file of tensors (.safetensors, .pt).", metavar="CKPT")
+        Path,
+        typer.Argument(
+            help="Run, checkpoint, or file of tensors (.safetensors, .pt).",
+            metavar="CKPT",
+            autocompletion=completion.runs,
+        ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to write.", rich_help_panel=WHERE)],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="Write the model to this directory.", metavar="DIR", rich_help_panel=WHERE),
+    ],
     max_ne_increase: Annotated[
         str | None,
-        _option("--max-ne-increase", "Smallest tables whose NE rises by at most this share.", "0.1%", GOAL),
+        _option("--max-ne-increase", "Find the smallest tables whose NE rises by at most this share.", "0.1%", GOAL),
     ] = None,
-    target_ratio: Annotated[str | None, _option("--target-ratio", "Least error at this size.", "16x", GOAL)] = None,
+    target_ratio: Annotated[
+        str | None, _option("--target-ratio", "Find the least error at this ratio.", "16x", GOAL)
+    ] = None,
     method: Annotated[
         str | None,
         _option(
             "--method",
-            "All tables alike: fp16, int8, int4, int2, pca8-int4, rq2x256, pq4x256, qr-mult16, hash16, nile-pro8.",
+            "Compress all tables by this method: fp16, int8, int4, int2, pca8-int4, rq2x256, pq4x256, qr-mult16, "
+            "hash16, nile-pro8.",
             panel=GOAL,
         ),
     ] = None,
-    expand: Annotated[bool, _switch("--expand", "Write a compressed CKPT's tables as plain ones.", GOAL)] = False,
-    vectors: Annotated[bool, _switch("--vectors", "Write a nile-pro CKPT's short rows, to search.", GOAL)] = False,
+    expand: Annotated[bool, _switch("--expand", "Write the tables of a compressed model as plain ones.", GOAL)] = False,
+    vectors: Annotated[
+        bool, _switch("--vectors", "Write the short rows of a nile-pro model, for a search.", GOAL)
+    ] = False,
     keep_head: Annotated[
-        str | None, _option("--keep-head", "With --method: share of rows, the heaviest, kept at 8 bits.", "2%")
+        str | None, _option("--keep-head", "With --method, keep this share of the rows, the heaviest, at 8 bits.", "2%")
     ] = None,
-    tables: Annotated[str | None, _option("--tables", "Patterns of the tables to compress.", "GLOB,...")] = None,
-    min_rows: Annotated[str | None, _option("--min-rows", "Smaller tables stay float32.", "N")] = None,
-    weights: Annotated[str | None, _option("--weights", "What rows weigh by.", "|".join(WEIGHTS))] = None,
-    checkpoint: Annotated[str | None, _option("--checkpoint", "Of a run: best, last or step-N.")] = None,
+    tables: Annotated[
+        str | None, _option("--tables", "Compress the tables that match these patterns.", "GLOB,...")
+    ] = None,
+    min_rows: Annotated[str | None, _option("--min-rows", "Keep tables with fewer rows in float32.", "N")] = None,
+    weights: Annotated[str | None, _option("--weights", "How to weigh the rows of a table.", "|".join(WEIGHTS))] = None,
+    checkpoint: Annotated[str | None, _option("--checkpoint", "Checkpoint of the run.", "|".join(CHECKPOINTS))] = None,
     finetune_data: Annotated[
         Path | None,
-        _option("--finetune-data", "Store of fresh examples, prepared with --vocabulary-from.", "DIR", TUNE),
+        _option(
+            "--finetune-data", "Train on this store of new examples, prepared with --vocabulary-from.", "DIR", TUNE
+        ),
     ] = None,
     finetune_steps: Annotated[
-        str | None, _option("--finetune-steps", "Batches to train on; all of DIR if not given.", "N", TUNE)
+        str | None, _option("--finetune-steps", "Batches to train on. Default: all of DIR.", "N", TUNE)
     ] = None,
     finetune_lr: Annotated[
-        str | None, _option("--finetune-lr", "Times the run's learning rates at first.", "X", TUNE)
+        str | None, _option("--finetune-lr", "Initial learning rate, as a multiple of the run's.", "X", TUNE)
     ] = None,
-    freeze_mlps: Annotated[bool, _switch("--freeze-mlps", "Train the tables alone.", TUNE)] = False,
-    dry_run: Annotated[bool, _switch("--dry-run", "Report, write nothing.", WHERE)] = False,
+    freeze_mlps: Annotated[bool, _switch("--freeze-mlps", "Train only the tables.", TUNE)] = False,
+    dry_run: Annotated[bool, _switch("--dry-run", "Print the report and write nothing.", WHERE)] = False,
     explain: Annotated[bool, _switch("--explain", "Show every evaluation behind the choice.", WHERE)] = False,
-    plot: Annotated[Path | None, _option("--plot", "Draw the frontier: .png or .svg.", "FILE", WHERE)] = None,
+    plot: Annotated[Path | None, _option("--plot", "Draw size against error, as .png or .svg.", "FILE", WHERE)] = None,
     json: AsJson = False,
     *,
     flags: dict[str, str],
 ) -> None:
-    """Make the embedding tables of a trained model smaller: to a method, a ratio, or a budget of NE."""
+    """Compress the embedding tables of a trained model, by a method, to a ratio, or within a budget of NE.
+
+    \b
+    dlrmctl compress-embeddings runs/full -o small --max-ne-increase 0.1%
+    dlrmctl compress-embeddings runs/full -o small --target-ratio 8x
+    """
     goals = {
         "--max-ne-increase": max_ne_increase,
         "--target-ratio": target_ratio,

@@ -1,23 +1,25 @@
 """The commands that make and show data: `dlrmctl prepare`, and the group `dlrmctl data`."""
 
+import re
 from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from dlrmctl.cli import completion
 from dlrmctl.cli.options import AsJson, option
 from dlrmctl.console.console import print_json
 from dlrmctl.datasets.table_example import EXAMPLE
 from dlrmctl.errors import UserError
 from dlrmctl.settings.config import LARGEST_SEED, MOST_SYNTHETIC_ROWS, SYNTHETIC_SIZES
 from dlrmctl.settings.parse import one_of, share, whole_number
-from dlrmctl.settings.synonyms import nearest
+from dlrmctl.settings.synonyms import nearest, same_word
 
 FORMATS = ("criteo", "npy")
 _IDS = {"criteo": ("vocabulary", "hash"), "npy": ("rows", "vocabulary", "hash"), "table": ("vocabulary", "hash")}
 _IDS_PANEL, _ROWS_PANEL = "Ids", "Rows"
-data_app = typer.Typer(help="Make and look at data.", no_args_is_help=True)
+data_app = typer.Typer(help="Show and generate data.", no_args_is_help=True)
 
 
 def prepare(
@@ -27,50 +29,68 @@ def prepare(
             help="Files, patterns and ranges such as 'day_{0..22}.gz', in order of time.", metavar="[criteo|npy] SRC..."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the new store.", metavar="DIR")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Write the store to this directory.", metavar="DIR")],
     schema: Annotated[
-        Path | None, typer.Option("--schema", help="What the columns of your tables are.", metavar="FILE.toml")
+        Path | None,
+        typer.Option("--schema", help="Read your own tables, whose columns this file names.", metavar="FILE.toml"),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name",
+            help="Name of the data, which its runs are called by. Default: the name of the directory.",
+            metavar="NAME",
+        ),
     ] = None,
     ids: Annotated[
         str | None,
         option(
-            "How values become ids; npy: rows, taken as they are. \\[default: vocabulary; npy: rows]",
+            "Number values by a vocabulary, hash them, or (npy) take them as rows. \\[default: vocabulary; npy: rows]",
             "vocabulary|hash|rows",
             _IDS_PANEL,
         ),
     ] = None,
     min_count: Annotated[
-        str | None, option("Vocabulary: rarer values share row 1. \\[default: 2]", "N", _IDS_PANEL)
+        str | None, option("Vocabulary: let values seen less often share row 1. \\[default: 2]", "N", _IDS_PANEL)
     ] = None,
     max_rows_per_table: Annotated[
-        str | None, option("Vocabulary: only the most frequent values have rows.", "N", _IDS_PANEL)
+        str | None, option("Vocabulary: give rows to the most frequent values only.", "N", _IDS_PANEL)
     ] = None,
-    vocabulary_from: Annotated[Path | None, option("Number ids as this store does.", "STORE", _IDS_PANEL)] = None,
+    vocabulary_from: Annotated[
+        Path | None, option("Vocabulary: take the one of this store.", "STORE", _IDS_PANEL)
+    ] = None,
     hash_rows: Annotated[str | None, option("Hashing: rows per table. \\[default: 1000000]", "N", _IDS_PANEL)] = None,
     split: Annotated[
         str,
         option(
-            "order: first 6/7 train, the rest halved; last-file: the last file halved.", "order|last-file", _ROWS_PANEL
+            "Validate and test on halves of the last 1/7 of the rows (order), or of the last file.",
+            "order|last-file",
+            _ROWS_PANEL,
         ),
     ] = "order",
-    limit: Annotated[str | None, option("Take the first N good rows, such as 5M.", "N", _ROWS_PANEL)] = None,
+    limit: Annotated[str | None, option("Read only the first N good rows, such as 5M.", "N", _ROWS_PANEL)] = None,
     sample_negatives: Annotated[
         str | None, option("Keep this share of the training rows labelled 0.", "RATE", _ROWS_PANEL)
     ] = None,
-    seed: Annotated[str | None, option("Of that sample. \\[default: 0]", "N", _ROWS_PANEL)] = None,
+    seed: Annotated[str | None, option("Seed of that sample. \\[default: 0]", "N", _ROWS_PANEL)] = None,
     max_bad_rows: Annotated[
         str | None,
-        option("Refuse the data above this many rejected rows. \\[default: 1 % and 100]", "N", _ROWS_PANEL),
+        option("Stop if more rows than this are bad. \\[default: 1 % and 100]", "N", _ROWS_PANEL),
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Raw data -> a store for `dlrmctl train --data DIR`.
+    """Prepare raw data as a store for `dlrmctl train --data DIR`.
 
-    prepare criteo SRC...: Criteo click logs (Kaggle or 1TB), plain, .gz, .zip or .tar.gz.
+    \b
+    dlrmctl prepare criteo train.txt -o criteo
+    dlrmctl prepare criteo 'day_{0..23}.gz' -o criteo --split last-file
+    dlrmctl prepare --schema my.toml 'clicks-*.parquet' -o clicks
 
-    prepare npy DIR...: NAME_dense.npy, NAME_labels.npy and NAME_sparse.npy or NAME_sparse_multi_hot.npz.
+    criteo: Criteo click logs (Kaggle or 1TB), plain, .gz, .zip or .tar.gz, or the directory they are in.
 
-    prepare --schema my.toml SRC...: your own CSV, TSV, JSONL, Parquet or Arrow files, whose columns my.toml names:
+    npy: NAME_dense.npy, NAME_labels.npy and NAME_sparse.npy or NAME_sparse_multi_hot.npz.
+
+    --schema: your own CSV, TSV, JSONL, Parquet or Arrow files. The schema names their columns:
     """
     format, files = format_and_files(sources, schema)
     chosen = one_of("--ids", ids or _IDS[format][0], _IDS[format])
@@ -98,6 +118,7 @@ def prepare(
         "sample_negatives": share("--sample-negatives", sample_negatives or "1", zero=False, one=True),
         "seed": whole_number("--seed", seed or "0", at_least=0),
         "max_bad_rows": _limit("--max-bad-rows", max_bad_rows, at_least=0),
+        "name": name,
     }
     from dlrmctl.datasets.prepare import prepare as run
 
@@ -114,7 +135,7 @@ def format_and_files(words: list[str], schema: Path | None) -> tuple[str, list[s
     Raises:
         UserError: if the first word is no format, it contradicts the schema, or no file follows it.
     """
-    first, files = words[0], words[1:]
+    first, files = same_word(words[0], FORMATS) or words[0], words[1:]
     if schema is not None:
         if first in FORMATS and not Path(first).exists():
             raise UserError(
@@ -123,8 +144,10 @@ def format_and_files(words: list[str], schema: Path | None) -> tuple[str, list[s
             )
         return "table", words
     if first not in FORMATS:
-        close = nearest(first, FORMATS)
-        own = "dlrmctl prepare --schema FILE.toml SRC... -o DIR for your own tables"
+        close = None if Path(first).exists() else nearest(first, FORMATS)
+        own = f"your own tables: dlrmctl prepare --schema FILE.toml {' '.join(words)} -o DIR"
+        if _is_criteo(first):
+            own = f"dlrmctl prepare criteo {' '.join(words)} -o DIR"
         raise UserError(
             f"{first!r} is not a format: the first word is {' or '.join(FORMATS)}, or there is a --schema",
             f"did you mean {close!r}?" if close else own,
@@ -134,13 +157,25 @@ def format_and_files(words: list[str], schema: Path | None) -> tuple[str, list[s
     return first, files
 
 
+def _is_criteo(name: str) -> bool:
+    """Whether a file of this name is one of those that Criteo publishes."""
+    return re.match(r"(train|test|day_[0-9{*?]+)[^/]*(\.txt|\.tsv|\.gz)?$|dac.*\.tar", Path(name).name) is not None
+
+
 @data_app.command("show")
 def show(
-    store: Annotated[Path, typer.Argument(help="A store that `dlrmctl prepare` made.", metavar="DIR")],
-    plot: Annotated[Path | None, option("Draw how often ids occur: rank against count.", "FILE.png|FILE.svg")] = None,
+    store: Annotated[
+        Path,
+        typer.Argument(help="Store that `dlrmctl prepare` wrote.", metavar="DIR", autocompletion=completion.stores),
+    ],
+    plot: Annotated[Path | None, option("Draw how often ids occur, as .png or .svg.", "FILE")] = None,
     json: AsJson = False,
 ) -> None:
-    """What a preparation found: rows, splits, columns, and how often ids occur."""
+    """Show the rows, splits and columns of a store, and how often ids occur.
+
+    \b
+    dlrmctl data show criteo --plot frequencies.png
+    """
     if plot is not None:
         from dlrmctl.console.pictures import check_picture
 
@@ -153,20 +188,30 @@ def show(
 @data_app.command("synthesize")
 def synthesize(
     out: Annotated[
-        str, typer.Option("--out", "-o", help="File, compressed if it ends in .gz; {n} is a number.", metavar="NAME")
+        str,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Write to this file, compressed if it ends in .gz; {n} stands for its number.",
+            metavar="NAME",
+        ),
     ],
-    rows: Annotated[str, option("Rows of all files, such as 20M or 500k.", "N")] = "1M",
+    rows: Annotated[str, option("Rows in all files, such as 20M or 500k.", "N")] = "1M",
     size: Annotated[
         str,
         option("Ids per table: up to 10,000; up to 200,000; or as in Criteo's Kaggle data.", "|".join(SYNTHETIC_SIZES)),
     ] = "small",
     seed: Annotated[str, option("Seed of the teacher and its rows.", "N")] = "0",
-    files: Annotated[str | None, option("Cut the rows into so many files.", "N")] = None,
-    rows_per_file: Annotated[str | None, option("Cut the rows into files of so many.", "N")] = None,
+    files: Annotated[str | None, option("Number of files.", "N")] = None,
+    rows_per_file: Annotated[str | None, option("Rows in each file.", "N")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
     json: AsJson = False,
 ) -> None:
-    """Generated rows with a known optimum, as files in Criteo's format."""
+    """Generate rows with a known optimum, as files in Criteo's format.
+
+    \b
+    dlrmctl data synthesize -o 'day_{n}.gz' --rows 20M --files 3
+    """
     size = one_of("--size", size, SYNTHETIC_SIZES)
     num_rows = whole_number("--rows", rows, at_least=1, at_most=MOST_SYNTHETIC_ROWS)
     num_files = _limit("--files", files, at_least=1)

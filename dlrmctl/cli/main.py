@@ -65,7 +65,7 @@ def run_command(arguments: list[str] | None = None) -> int:
     configure()
     try:
         refuse_urls(sys.argv[1:] if arguments is None else arguments)
-        status: Any = app(arguments, standalone_mode=False)
+        status: Any = app(arguments, prog_name="dlrmctl", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except RankEnded as error:
         _report(error.message, error.hint)

@@ -82,7 +82,7 @@ def _parameter(section: str, item: Any) -> inspect.Parameter:
     hint = get_type_hints(SECTIONS[section])[item.name]
     choices = item.metadata["choices"]
     is_switch = plain_type(hint) is bool
-    metavar = "|".join(choices) if choices else {int: "N", float: "X", str: "TEXT"}.get(plain_type(hint), "W-W-...")
+    metavar = "|".join(choices) if choices else {int: "N", float: "X", str: "DIR"}.get(plain_type(hint), "W-W-...")
     default = default_of(item)
     flag = flag_of(item)
     option = typer.Option(

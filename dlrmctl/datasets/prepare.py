@@ -19,8 +19,10 @@ from dlrmctl.data.formats.tables import TableInput
 from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.prepare import prepare as run_preparation
 from dlrmctl.data.preparation.report import PrepareProgress, PrepareReport
+from dlrmctl.data.preparation.tally import TooManyBadRows
 from dlrmctl.data.preparation.unfinished import CONTINUES, partial_path
 from dlrmctl.data.schema import RESERVED_ROWS
+from dlrmctl.data.store.manifest import name_of_directory
 from dlrmctl.data.store.store import Store
 from dlrmctl.datasets.show import show_most_frequent, show_report
 from dlrmctl.errors import Interrupted, UserError
@@ -49,7 +51,7 @@ def prepare(
         out: directory of the new store.
         schema: TOML file that says what the columns of a table are.
         ids_are_rows: for npy.
-        options: of `PrepareOptions`.
+        options: of `PrepareOptions`; the name may be None for that of the directory.
         as_json: prints the report as JSON.
 
     Raises:
@@ -58,10 +60,13 @@ def prepare(
     """
     if not out.resolve().parent.is_dir():
         raise UserError(f"{out.parent}: there is no such directory", f"mkdir -p {out.parent}")
-    decisions = PrepareOptions(**options)
+    decisions = PrepareOptions(**{**options, "name": options.get("name") or name_of_directory(out)})
     source = open_input(format, sources, schema, ids_are_rows=ids_are_rows)
-    with _interruptions(out), _Display() as display:
-        report = run_preparation(source, out, decisions, display.update, workers=usable_cores())
+    try:
+        with _interruptions(out), _Display() as display:
+            report = run_preparation(source, out, decisions, display.update, workers=usable_cores())
+    except TooManyBadRows as error:
+        raise UserError(error.message, f"{error.counts}; --max-bad-rows N allows more") from None
     if decisions.vocabulary_from:
         # With what is missing those are all values of the column.
         unknown = [c.name for c in report.columns if c.rows > RESERVED_ROWS and c.rare_train + c.missing > 0.9999]
@@ -72,7 +77,7 @@ def prepare(
     warn_of_lost_fields(report.repaired, report.rows, [c.name for c in report.columns if c.missing == 1])
     warn_of_constant_columns(report)
     if as_json:
-        print_json({"store": str(out), **report.to_dict()})
+        print_json({"store": str(out), "name": decisions.name, **report.to_dict()})
     else:
         show_report(report, str(out))
         show_most_frequent(Store(out).features)

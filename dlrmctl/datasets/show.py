@@ -94,6 +94,8 @@ def show_data(path: Path, *, plot: Path | None, as_json: bool) -> None:
     if preparation is None:
         _show_schema(store)
     else:
+        if store.name != path.name:
+            output.print(f"name: {store.name}")
         show_report(PrepareReport.from_dict(preparation.report), str(path))
     if frequencies:
         show_frequencies(frequencies)
@@ -104,6 +106,7 @@ def show_data(path: Path, *, plot: Path | None, as_json: bool) -> None:
 def _facts(store: Store) -> dict[str, Any]:
     made = store.manifest.preparation
     return {
+        "name": store.name,
         "input": made and made.input,
         "schema": store.schema.to_dict(),
         "split": made and made.split,

@@ -49,6 +49,12 @@ def _refusal(config: Config, plan: MemoryPlan) -> UserError:
         f"the training does not fit in memory: {where} needs {bytes_text(plan.totals[rank])} ({listed}) and has "
         f"{bytes_text(cluster.memory_bytes)}"
     )
+    of_batch = sum(needs.get(name, 0) for name in ("activations", "batches", "lookups"))
+    room = cluster.memory_bytes - (plan.totals[rank] - of_batch)
+    if room > 0 and of_batch > needs.get("tables", 0):
+        size = config.train.batch_size
+        fits = 1 << max(int(0.9 * size * room / of_batch).bit_length() - 1, 0)
+        return UserError(f"{message}; train.batch_size = {size:,}", f"a smaller --batch-size, such as {fits}")
     if plan.fixed_bytes <= cluster.memory_bytes:
         largest = max(plan.placements, key=lambda table: table.bytes)
         message += f"; the largest table, {largest.table}, has {largest.rows:,} rows of {largest.dim}"

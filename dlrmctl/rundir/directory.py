@@ -25,11 +25,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from dlrmctl.console.console import finite, warn
+from dlrmctl.console.text import few
 from dlrmctl.data.files import appended_file, held_lock, io_errors, refuse_links, remove_leftovers, write_whole
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.cores import usable_cores
 from dlrmctl.rundir.records import read_record
 from dlrmctl.settings.config import Config
+from dlrmctl.settings.synonyms import nearest
 from dlrmctl.settings.toml import read_run_settings, write_settings
 
 if TYPE_CHECKING:
@@ -192,9 +194,9 @@ class RunDirectory:
             UserError: if this is not a run.
         """
         if not self.path.exists():
-            raise UserError(f"{self.path}: no such run directory")
+            raise UserError(f"{self.path}: no such run directory", _runs_beside(self.path))
         if not (self.settings_file).is_file():
-            raise UserError(f"{self.path}: is not a run directory: run.toml is missing")
+            raise UserError(f"{self.path}: is not a run directory: run.toml is missing", _what_instead(self.path))
         return read_run_settings(self.settings_file)
 
     def record(self, entry: dict[str, Any]) -> None:
@@ -222,6 +224,25 @@ class RunDirectory:
 
     def _write(self, name: str, value: Any) -> None:
         write_whole(self.path / name, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def _what_instead(path: Path) -> str | None:
+    """What to name in place of a path that is not a run."""
+    if _CHECKPOINT.fullmatch(path.name) and path.parent.name == "checkpoints":
+        return f"name the run, and the checkpoint with --checkpoint: {path.parent.parent} --checkpoint {path.name}"
+    if (path / "train.bin").exists():
+        return f"it is a prepared store: dlrmctl train --data {path}"
+    if path.is_file():
+        return "it is a file; name the directory of a run"
+    inside = sorted(str(found.parent) for found in path.glob("*/run.toml"))
+    return f"it holds the runs {few(inside)}" if inside else None
+
+
+def _runs_beside(path: Path) -> str | None:
+    """The run of a name like this, if there is one."""
+    runs = [found.parent.name for found in path.parent.glob("*/run.toml")] if path.parent.is_dir() else []
+    close = nearest(path.name, runs)
+    return f"did you mean {path.parent / close}?" if close else None
 
 
 def complete_checkpoints(directory: Path) -> list[Path]:

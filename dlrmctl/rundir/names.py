@@ -50,8 +50,7 @@ def new_name(config: Config) -> Path:
 
 
 def _beginning(config: Config) -> str:
-    data = config.data.dataset if config.data.path is None else Path(config.data.path).name
-    return f"runs/{data}-{config.embeddings.embedding}"
+    return f"runs/{config.data.dataset}-{config.embeddings.embedding}"
 
 
 def part_of_job(config: Config) -> str | None:

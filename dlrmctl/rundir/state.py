@@ -162,8 +162,8 @@ def same_shape(ours: Config, saved: dict[str, Any], path: Path, *, sections: Col
             continue
         for item in fields(getattr(ours, section)):
             name, value = item.name, getattr(getattr(ours, section), item.name)
-            if section == "data" and name == "path":
-                continue  # the fingerprint decides whether moved data is the same
+            if section == "data" and name in ("path", "dataset"):
+                continue  # the fingerprint decides whether data in another place, or of another name, is the same
             value, default = (list(v) if isinstance(v, tuple) else v for v in (value, item.default))
             # A setting that came later had its default, or another one then.
             before = saved.get(section, {}).get(name, _BEFORE.get(name, default))

@@ -24,10 +24,14 @@ AVERAGINGS = ("none", "gpa", "ema", "schedule-free")
 
 @dataclass(frozen=True)
 class DataSettings:
-    dataset: str = setting("criteo", "Where examples come from.", choices=DATASETS)
-    path: str | None = setting(
-        None, "Directory that `dlrmctl prepare` wrote. Default: $DLRMCTL_DATA, then the cache directory.", flag="--data"
+    dataset: str = setting(
+        "criteo",
+        "Data to use without --data: criteo, found through $DLRMCTL_DATA or in the cache directory; or synthetic, "
+        "generated rows. In run.toml also the name of the data in `path`.",
+        choices=DATASETS,
+        open=True,
     )
+    path: str | None = setting(None, "Use the data in this directory, which `dlrmctl prepare` wrote.", flag="--data")
     synthetic_size: str = setting(
         "small",
         "Ids per table: up to 10,000; up to 200,000; or as many as Criteo's Kaggle data has.",
@@ -337,6 +341,7 @@ def _check(config: Config) -> None:
         UserError: naming both settings.
     """
     emb, model, optim, schedule = config.embeddings, config.model, config.optim, config.schedule
+    _check_data(config.data)
     check_embeddings(emb, config.tables)
     if model.bottom_mlp[-1] != emb.dim:
         last, is_default = model.bottom_mlp[-1], model.bottom_mlp == ModelSettings().bottom_mlp
@@ -368,6 +373,21 @@ def _check(config: Config) -> None:
     if schedule.decay == "none" and schedule.decay_steps:
         raise UserError(
             f"schedule.decay_steps = {schedule.decay_steps} needs a decay", "--decay cosine or --decay polynomial"
+        )
+
+
+def _check_data(data: DataSettings) -> None:
+    if data.dataset == "synthetic" and data.path is not None:
+        raise UserError(
+            f"data.dataset = synthetic and data.path = {data.path} contradict: generated rows need no files",
+            "omit --dataset or --data",
+        )
+    if data.path is None and data.dataset not in DATASETS:
+        close = nearest(data.dataset, DATASETS)
+        meant = f"did you mean {close!r}? " if close else ""
+        raise UserError(
+            f"data.dataset = {data.dataset!r} must be one of {', '.join(DATASETS)}, or stand beside a path",
+            f"{meant}--data DIR uses data of your own",
         )
 
 

@@ -32,6 +32,7 @@ def setting(
     choices: tuple[str, ...] = (),
     flag: str | None = None,
     unit: str = "",
+    open: bool = False,
 ) -> Any:
     """One line of a settings dataclass: its default, help, bounds or choices.
 
@@ -39,6 +40,7 @@ def setting(
         default: None with a type that is not optional: the value follows from other settings.
         flag: where the option is not called as the setting.
         unit: that text may end in, such as "x" or "%"; the value is the number before it.
+        open: whether other values than the choices pass here, to be checked with other settings.
     """
     bounds = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
     return field(
@@ -49,6 +51,7 @@ def setting(
             "choices": choices,
             "flag": flag,
             "unit": unit,
+            "open": open,
         },
     )
 
@@ -92,6 +95,8 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         if isinstance(value, str | os.PathLike):
             return os.fspath(value)
     elif get_origin(kind) is tuple:
+        if hint := _rewritten(value, kind):
+            raise UserError(f"{where} = {value!r} is not {_described(kind)}", hint)
         parts = value.strip().split("-") if isinstance(value, str) else value
         if isinstance(parts, list | tuple) and parts:
             return tuple(coerce(part, int, where) for part in parts)
@@ -121,7 +126,7 @@ def _rewritten(value: Any, kind: Any) -> str | None:
     if not isinstance(value, str):
         return None
     if get_origin(kind) is tuple:
-        is_list = re.fullmatch(r"[\s\[(]*[0-9]+([,;\sx]+[0-9]+)*[\s\])]*", value)
+        is_list = re.fullmatch(r"[\[(]?\s*[0-9]+([,;\sx]+[0-9]+)+\s*[\])]?", value)
         return f"did you mean {'-'.join(re.findall('[0-9]+', value))}?" if is_list else None
     if kind is int and re.fullmatch(r"[0-9]{1,3}(,[0-9]{3})+", value):
         return f"did you mean {value.replace(',', '')}?"
@@ -182,7 +187,9 @@ def checked_values(cls: type, given: Mapping[str, tuple[Any, str]]) -> dict[str,
             raw = raw.strip().removesuffix(unit)
         values[name] = coerce(raw, hints[name], where)
         if choices := known[name].metadata["choices"]:
-            values[name] = chosen(values[name], choices, where)
+            text = values[name]
+            is_other = known[name].metadata["open"] and same_word(text, choices) is None
+            values[name] = text if is_other else chosen(text, choices, where)
         check_value(known[name], values[name], where)
     return values
 

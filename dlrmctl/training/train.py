@@ -19,7 +19,7 @@ from dlrmctl.assembly.optimizers import (
 from dlrmctl.console.console import say
 from dlrmctl.data.reader import Reader
 from dlrmctl.data.source import SPLITS, Source
-from dlrmctl.datasets.open import open_reader, open_source
+from dlrmctl.datasets.open import named_after_data, open_reader, open_source
 from dlrmctl.embeddings.sharding.shard import sparse_state
 from dlrmctl.errors import Interrupted
 from dlrmctl.plan.check import check_memory
@@ -56,6 +56,7 @@ def train_on_rank(
     config = resolve(settings, {}, file_name="settings")
     with process_group(config.train.device) as ranks:
         check_batch(config, ranks.world_size)
+        config = config if source is not None else named_after_data(config)
         given = None if run_dir is None else Path(run_dir)
         path, continued = ranks.broadcast((given, True) if resume else place_of_run(config, given))
         run, job = RunDirectory(path, writes=ranks.is_main), part_of_job(config)

@@ -263,7 +263,7 @@ def test_what_is_no_text_has_rows_and_not_lines(tables: Path, tmp_path: Path):
     refused = in_process(
         *("prepare", "--schema", tables / "my.toml", *files, "-o", tmp_path / "t", "--max-bad-rows", "0")
     )
-    _refused(refused, "a.parquet, row 3:", "rows were rejected", "allow more rejected rows")
+    _refused(refused, "a.parquet, row 3:", "rows were rejected", "--max-bad-rows N allows more")
 
 
 @pytest.mark.parametrize(

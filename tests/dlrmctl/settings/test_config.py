@@ -65,7 +65,7 @@ def test_every_setting_has_its_own_flag_and_help():
         ({}, {"dense_lr": "nan"}, "--dense-lr = 'nan' is not a number", None),
         ({}, {"dense_lr": "inf"}, "--dense-lr = 'inf' is not a number", None),
         ({}, {"dense_lr": "0,01"}, "--dense-lr = '0,01' is not a number", None),
-        ({}, {"bottom_mlp": "512,16"}, "--bottom-mlp = '512,16' is not a whole number", None),
+        ({}, {"bottom_mlp": "512,16"}, "--bottom-mlp = '512,16' is not a list of widths", "512-16"),
         ({}, {"dense_lr": "-1"}, "--dense-lr = -1.0 must be at least 0", None),
         ({}, {"batch_size": str(1 << 53)}, "--batch-size = 9007199254740992 must be at most 16,777,216", None),
         ({}, {"batch_size": "999999999999"}, "--batch-size = 999999999999 must be at most 16,777,216", None),
