@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import Field, fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
@@ -78,12 +79,15 @@ def command_section(path: tuple[str, ...], command: Any) -> list[str]:
 
 
 def help_paragraphs(text: str) -> list[str]:
-    r"""The paragraphs of a help text; what follows a line of \b is shown as it is, in one block."""
-    paragraphs = text.replace("\\[", "[").split("\n\n")
-    prose = [" ".join(p.split("\n")) for p in paragraphs if not p.startswith("\b")]
-    as_is = "\n\n".join(p.removeprefix("\b\n") for p in paragraphs if p.startswith("\b"))
-    language = "bash" if as_is.startswith("dlrmctl ") else "toml"
-    return prose + ([f"```{language}\n{as_is}\n```"] if as_is else [])
+    r"""The paragraphs of a help text; those that follow a line of \b are shown as they are, neighbours in one block."""
+    parts: list[str] = []
+    for as_is, group in groupby(text.replace("\\[", "[").split("\n\n"), lambda paragraph: paragraph.startswith("\b")):
+        if not as_is:
+            parts += [" ".join(paragraph.split("\n")) for paragraph in group]
+            continue
+        block = "\n\n".join(paragraph.removeprefix("\b\n") for paragraph in group)
+        parts.append(f"```{'bash' if block.startswith('dlrmctl ') else 'toml'}\n{block}\n```")
+    return parts
 
 
 def option_text(option: Any) -> str:

@@ -8,7 +8,6 @@ import platformdirs
 
 from dlrmctl.data.reader import Reader
 from dlrmctl.data.source import Source
-from dlrmctl.data.store.manifest import read_manifest
 from dlrmctl.data.store.store import Store
 from dlrmctl.data.synthetic.cardinalities import SIZES
 from dlrmctl.data.synthetic.synthetic import Synthetic
@@ -41,18 +40,6 @@ def data_directory(settings: DataSettings) -> Path | None:
         f"`mkdir -p {cached.parent}; dlrmctl prepare criteo train.txt -o {cached}`; or name a store with --data DIR; "
         "or train on generated rows with --dataset synthetic",
     )
-
-
-def named_after_data(config: Config) -> Config:
-    """The settings with the name of the data in their path as the name of the data set.
-
-    Raises:
-        DataError: if there is no store in that path.
-    """
-    if config.data.path is None:
-        return config
-    path = Path(config.data.path)
-    return config.change(dataset=read_manifest(path).called(path))
 
 
 def open_source(settings: DataSettings, *, verify: Sequence[str] = ("validation", "test")) -> Source:

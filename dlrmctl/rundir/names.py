@@ -20,6 +20,20 @@ _LONGEST = 40  # letters of a job's name
 _NO_JOB = "none"  # what torchrun calls a job that was given no --rdzv-id
 
 
+def named_after_data(config: Config) -> Config:
+    """The settings with the name of the data in their path as the name of the data set.
+
+    Raises:
+        DataError: if there is no store in that path.
+    """
+    if config.data.path is None:
+        return config
+    from dlrmctl.data.store.manifest import read_manifest
+
+    path = Path(config.data.path)
+    return config.change(dataset=read_manifest(path).called(path))
+
+
 def place_of_run(config: Config, given: Path | None = None) -> tuple[Path, bool]:
     """The directory of a run, and whether it is there already and is to be continued.
 

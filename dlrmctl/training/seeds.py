@@ -11,7 +11,7 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.errors import Interrupted, UserError
 from dlrmctl.ranks.launch import launch_environment
 from dlrmctl.rundir.directory import RunDirectory
-from dlrmctl.rundir.names import new_name
+from dlrmctl.rundir.names import named_after_data, new_name
 from dlrmctl.rundir.seeds import SeedRuns
 from dlrmctl.settings.config import LARGEST_SEED, Config
 from dlrmctl.training.run import run_training
@@ -46,6 +46,7 @@ def train_seeds(
     if config.train.seed + seeds - 1 > LARGEST_SEED:
         raise UserError(f"--seeds {seeds} from --seed {config.train.seed}: beyond the largest seed, {LARGEST_SEED}")
     _refuse_launcher(f"--seeds {seeds}")
+    config = named_after_data(config)
     group = SeedRuns.create(run_dir or new_name(config), config, seeds)
     return _train(group, config, nproc=nproc, command_line=command_line)
 

@@ -19,7 +19,7 @@ from dlrmctl.assembly.optimizers import (
 from dlrmctl.console.console import say
 from dlrmctl.data.reader import Reader
 from dlrmctl.data.source import SPLITS, Source
-from dlrmctl.datasets.open import named_after_data, open_reader, open_source
+from dlrmctl.datasets.open import open_reader, open_source
 from dlrmctl.embeddings.sharding.shard import sparse_state
 from dlrmctl.errors import Interrupted
 from dlrmctl.plan.check import check_memory
@@ -28,7 +28,7 @@ from dlrmctl.ranks.process import matmul_precision
 from dlrmctl.ranks.signals import StopRequest, stop_requests
 from dlrmctl.rundir.checkpoint import Checkpoints, load, read_state
 from dlrmctl.rundir.directory import EventWriter, RunDirectory
-from dlrmctl.rundir.names import part_of_job, place_of_run
+from dlrmctl.rundir.names import named_after_data, part_of_job, place_of_run
 from dlrmctl.rundir.state import RunState, StepSums
 from dlrmctl.scoring.metrics import entropy, short_text, with_optimum
 from dlrmctl.scoring.scores import evaluate
