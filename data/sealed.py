@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dlrmctl.data.errors import DataError
-from dlrmctl.data.files import io_errors, write_whole
+from dlrmctl.data.files import read_file, write_whole
 
 _CHECKSUM = "crc32"
 _KINDS = {int: "a whole number", bool: "true or false", str: "a string", dict: "an object", list: "a list"}
+_MOST_BYTES = 1 << 30
 _SHOWN = 200  # characters of what is wrong
 _Kind = TypeVar("_Kind", int, bool, str, dict, list)
 _Content = TypeVar("_Content")
@@ -49,8 +50,7 @@ def read_sealed(
     Raises:
         DataError: in one line, if it cannot be read, or is not as it was written.
     """
-    with io_errors(path, "read"):
-        content = path.read_bytes()
+    content = read_file(path, most=_MOST_BYTES)
     try:
         sealed = json.loads(content)
     except (ValueError, RecursionError) as error:

@@ -18,23 +18,32 @@ from dlrmctl.data.schema import MISSING_ROW, RARE_ROW, RESERVED_ROWS
 from dlrmctl.data.sealed import Values
 
 VOCABULARY = "vocabulary"  # directory of the files, beside the manifest
+_LONGEST_STEM = 200
 _VALUE_TYPES = ("u4", "u8")
 _COUNT_TYPES = ("<u4", "<u8")
 
 
 def vocabulary_file(name: str, dtype: np.dtype) -> str:
     """Where the values of a column are kept, in the order of their rows."""
-    return f"{VOCABULARY}/{quote(name, safe='')}.u{dtype.itemsize}"
+    return f"{VOCABULARY}/{_stem(name)}.u{dtype.itemsize}"
 
 
 def texts_files(name: str) -> tuple[str, str]:
     """Where the texts of the values of a column are kept, and where each of them ends."""
-    return f"{VOCABULARY}/{quote(name, safe='')}.texts", f"{VOCABULARY}/{quote(name, safe='')}.ends"
+    return f"{VOCABULARY}/{_stem(name)}.texts", f"{VOCABULARY}/{_stem(name)}.ends"
 
 
 def counts_file(name: str) -> str:
     """Where it is kept how often each row of a column occurs in the training split."""
-    return f"{VOCABULARY}/{quote(name, safe='')}.counts"
+    return f"{VOCABULARY}/{_stem(name)}.counts"
+
+
+def _stem(name: str) -> str:
+    """How the names of a column's files begin; no file system takes more than 255 bytes."""
+    stem = quote(name, safe="")
+    if len(stem) <= _LONGEST_STEM:
+        return stem
+    return f"{stem[:_LONGEST_STEM]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 KeptEncoder = Hashing | AsRows | KeptArray  # of a vocabulary, the file of its values, most frequent first

@@ -2,10 +2,12 @@
 
     check.py MODEL.pt2 ROWS.pt SCORES.pt
 
-It ends with status 0 and the probabilities written, or with the reason on standard error.
+It ends with status 0 and the probabilities written, or with status 2 and the reason on standard error.
 """
 
 import sys
+import zipfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,9 +28,36 @@ def batches(rows: int) -> list[slice]:
     return parts
 
 
-def main(model_file: str, rows_file: str, scores_file: str) -> None:
-    """Scores the rows, and makes sure that nothing but torch was needed."""
-    model: Any = torch.export.load(model_file).module()
+def load(model_file: str) -> Any:
+    """The model in the file, as a module.
+
+    Raises:
+        ValueError: in one line, if the file is damaged or holds something else.
+    """
+    if not Path(model_file).is_file():
+        raise ValueError(f"{model_file}: is not a file")
+    try:
+        with zipfile.ZipFile(model_file) as archive:
+            damaged = archive.testzip()
+        if damaged is None:
+            return torch.export.load(model_file).module()
+        reason = f"{damaged} does not match its checksum"
+    except Exception as problem:  # whatever torch and its formats say of content that they do not expect
+        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+    raise ValueError(f"{model_file}: damaged, or not a model that torch.export saved: {reason[:200]!r}")
+
+
+def main(model_file: str, rows_file: str, scores_file: str) -> int:
+    """Scores the rows, and makes sure that nothing but torch was needed.
+
+    Returns:
+        The exit status.
+    """
+    try:
+        model = load(model_file)
+    except ValueError as problem:
+        print(problem, file=sys.stderr)
+        return 2
     rows = torch.load(rows_file, weights_only=True)
     dense, ids, lists = rows["dense"], rows["ids"], rows["lists"]
     scores = []
@@ -38,9 +67,11 @@ def main(model_file: str, rows_file: str, scores_file: str) -> None:
             scores.append(model(dense[part], ids[part], *more))
     present = [name for name in FOREIGN if name in sys.modules]
     if present:
-        sys.exit(f"the model needed {', '.join(present)} to be loaded")
+        print(f"the model needed {', '.join(present)} to be loaded", file=sys.stderr)
+        return 2
     torch.save(torch.cat(scores), scores_file)
+    return 0
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]))

@@ -37,8 +37,12 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read: {problem.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text") from None
-    except (tomllib.TOMLDecodeError, ValueError, RecursionError) as problem:  # too many digits, or too deep
+    except tomllib.TOMLDecodeError as problem:
         raise UserError(f"{path}: not valid TOML: {problem}") from None
+    except RecursionError:
+        raise UserError(f"{path}: not valid TOML: nested too deeply") from None
+    except ValueError:
+        raise UserError(f"{path}: not valid TOML: a number has too many digits") from None
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`dlrmctl prepare` and `dlrmctl data show`: from every kind of file to a store that trains, and what is said of it."""
 
 import json
+import os
 import random
 import tomllib
 from pathlib import Path
@@ -404,3 +405,22 @@ def test_features_that_are_the_same_in_every_row_are_one_warning(tmp_path: Path)
     words = "gone, none without any value and unit, site with one value in all rows"
     assert f"warning: nothing can be learned from {words}" in done.err
     assert done.err.count("warning:") == 1
+
+
+@pytest.mark.parametrize("name", ["c" * 300, "\u5e7f\u544a" * 60], ids=["letters", "signs"])
+def test_a_column_of_a_long_name_is_prepared_like_any_other(tmp_path: Path, name: str):
+    (tmp_path / "rows.csv").write_text(f"y,{name},{name}2\n" + "1,a,b\n0,c,d\n" * 20)
+    (tmp_path / "my.toml").write_text(f'label = "y"\nsparse = ["{name}", "{name}2"]\n')
+    arguments = ["prepare", tmp_path / "rows.csv", "--schema", tmp_path / "my.toml", "-o", tmp_path / "store"]
+    done = in_process(*arguments)
+    assert done.status == 0, done.err
+    shown = in_process("data", "show", tmp_path / "store", "--json")
+    assert [feature["name"] for feature in shown.json()["schema"]["sparse"]] == [name, f"{name}2"]
+
+
+def test_a_pipe_in_place_of_a_manifest_is_one_line_at_once(tmp_path: Path):
+    (tmp_path / "store").mkdir()
+    os.mkfifo(tmp_path / "store" / "manifest.json")
+    done = in_process("data", "show", tmp_path / "store")
+    assert done.status == 2
+    assert "manifest.json: is not a file" in done.err
