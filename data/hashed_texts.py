@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MOST_TEXT_BYTES = 1000  # of a text that is kept; of a longer one the beginning is
+MOST_TEXT_BYTES = 256  # of a text that is kept; of a longer one the beginning and the end are
 LENGTH_TYPE = np.dtype("<u2")
-_CUT = "…".encode()
+_TAIL_BYTES = 80
+_GAP = "…".encode()
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,22 @@ class HashedTexts:
 
     @classmethod
     def pack(cls, words_K: np.ndarray, texts_K: Sequence[bytes]) -> "HashedTexts":
-        """Packs texts in UTF-8, long ones cut."""
+        """Packs texts in UTF-8, long ones shortened."""
         lengths_K = np.fromiter(map(len, texts_K), np.int64, len(texts_K))
         if lengths_K.max(initial=0) > MOST_TEXT_BYTES:
-            texts_K = [text if len(text) <= MOST_TEXT_BYTES else _beginning(text) for text in texts_K]
+            texts_K = [text if len(text) <= MOST_TEXT_BYTES else _shortened(text) for text in texts_K]
             lengths_K = np.fromiter(map(len, texts_K), np.int64, len(texts_K))
         return cls(words_K, lengths_K.astype(LENGTH_TYPE), b"".join(texts_K))
 
 
-def _beginning(text: bytes) -> bytes:
-    """As many whole characters as fit, and an ellipsis."""
-    return text[: MOST_TEXT_BYTES - len(_CUT)].decode(errors="ignore").encode() + _CUT
+def _shortened(text: bytes) -> bytes:
+    """As many whole characters of the beginning and the end as fit, around an ellipsis."""
+    head, tail = MOST_TEXT_BYTES - len(_GAP) - _TAIL_BYTES, len(text) - _TAIL_BYTES
+    while text[head] & 0xC0 == 0x80:  # not the first byte of a character
+        head -= 1
+    while text[tail] & 0xC0 == 0x80:
+        tail += 1
+    return b"%b%b%b" % (text[:head], _GAP, text[tail:])
 
 
 def texts_at(content: bytes, ends_K: np.ndarray, chosen: np.ndarray) -> bytes:

@@ -122,7 +122,7 @@ class FeatureSpace:
         return None if kept is None else kept.load(self._directory())
 
     def values_of(self, name: str, rows: Sequence[int]) -> list[str | None]:
-        """The values that have some rows of a feature, in their canonical form, long ones cut.
+        """The values that have some rows of a feature, in their canonical form, long ones shortened.
 
         Where a table was prepared by an earlier version they are the hexadecimal digits of what is kept of them.
 

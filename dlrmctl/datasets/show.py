@@ -23,7 +23,7 @@ _SHARES = (0.001, 0.01, 0.1, 0.5)  # of a table's rows
 _BLOCKS = "·▁▂▃▄▅▆▇█"
 _CURVE_WIDTH = 16  # characters
 _POINTS = 200  # of a curve in a picture
-_TOP = 3  # values that are shown
+_PLACES = ("first", "second", "third")  # of the values that are shown
 _MOST_SOURCES = 30
 
 
@@ -207,11 +207,11 @@ def frequent_rows(features: FeatureSpace, name: str, counts: np.ndarray) -> tupl
         DataError: if a file with values is missing or changed.
     """
     if features.sorted_by_frequency(name):
-        chosen = list(range(RESERVED_ROWS, min(RESERVED_ROWS + _TOP, len(counts))))
+        chosen = list(range(RESERVED_ROWS, min(RESERVED_ROWS + len(_PLACES), len(counts))))
     else:
         chosen, rest = [], counts.copy()
         rest[MISSING_ROW] = 0
-        while len(chosen) < _TOP and rest.any():
+        while len(chosen) < len(_PLACES) and rest.any():
             chosen.append(int(rest.argmax()))
             rest[chosen[-1]] = 0
     values = features.values_of(name, chosen)
@@ -284,7 +284,7 @@ def _show_most_frequent(found: Mapping[str, tuple[int, tuple[FrequentRow, ...]]]
     ]
     if most := max((len(row) for row in rows), default=1) - 1:
         shown = [[*row, *[""] * (most + 1 - len(row))] for row in rows]
-        print_table("most frequent values, and their share of the training lookups", ["", *["value"] * most], shown)
+        print_table("most frequent values, and their share of the training lookups", ["", *_PLACES[:most]], shown)
 
 
 def _as_dicts(frequencies: Sequence[Frequencies]) -> list[dict[str, Any]]:

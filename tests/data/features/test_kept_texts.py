@@ -48,8 +48,8 @@ HOSTILE = [
     '"quoted"',
     "missing",
     "rare",
-    "🜁" * 999_999,
-    "x" * 1_000_000,
+    "🜁" * 999_999 + "!",
+    "x" * 999_999 + "y",
 ]
 
 
@@ -143,19 +143,20 @@ def test_pieces_threads_and_memory_change_nothing(tmp_path: Path) -> None:
 def test_hostile_and_endless_texts_are_kept_up_to_a_bound(tmp_path: Path) -> None:
     store = prepare_values(HOSTILE * 9, tmp_path / "a")
     found = sorted(filter(None, named(store.features)))
-    short = {text for text in HOSTILE if len(text) < 100}
-    assert short == {text for text in found if len(text) < 100}
-    cut = [text for text in found if len(text) >= 100]
+    short = {text for text in HOSTILE if len(text) < 60}
+    assert short == {text for text in found if len(text) < 60}
+    cut = [text for text in found if len(text) >= 60]
     assert [text[:2] for text in cut] == ["xx", "🜁🜁"]
-    assert all(text.endswith("…") and len(text.encode()) <= MOST_TEXT_BYTES for text in cut)
+    assert [text[-2:] for text in cut] == ["xy", "🜁!"]
+    assert all("…" in text and MOST_TEXT_BYTES - 8 < len(text.encode()) <= MOST_TEXT_BYTES for text in cut)
     [content_file, _] = store.features.columns[0].texts.files  # type: ignore[union-attr]
     assert content_file.num_values < 3 * MOST_TEXT_BYTES
 
 
 def test_texts_that_wait_for_a_part_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = [f"{i:03}" + "u" * 900 for i in range(400)] * 2
+    values = [f"{i:03}" + "u" * 197 for i in range(400)] * 2
     first = prepare_values(values, tmp_path / "a")
-    monkeypatch.setattr(parsing, "_MOST_TEXT_BYTES", 100_000)
+    monkeypatch.setattr(parsing, "_MOST_TEXT_BYTES", 25_000)
     parts: list[int] = []
     write_part = Parts.write
 
@@ -165,7 +166,7 @@ def test_texts_that_wait_for_a_part_are_bounded(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(Parts, "write", counted)
     second = prepare_values(values, tmp_path / "b")
-    assert parts == [2] * 6 + [1]  # of 64 rows: 13 pieces, each with 58 kB of texts
+    assert parts == [2] * 6 + [1]  # of 64 rows: 13 pieces, each with 12,800 bytes of texts
     assert content(first.path) == content(second.path)
 
 
