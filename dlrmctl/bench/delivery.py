@@ -79,7 +79,7 @@ class Delivery:
                     from dlrmctl.bench.pictures import draw
 
                     draw(result, self.plot)
-                    say(f"{self.plot}: drawn")
+                    say(f"wrote {self.plot}")
 
     def _show(self, result: dict[str, Any], show: Callable[[dict[str, Any]], None]) -> None:
         comparison = None
@@ -134,4 +134,4 @@ def _write(path: Path, result: dict[str, Any]) -> None:
     sys.stdout.flush()  # the file may be standard output
     with output_file(path) as file:
         file.write((json.dumps(result, indent=2) + "\n").encode())
-    say(f"{path}: written")
+    say(f"wrote {path}")

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlrmctl.console.pictures import picture
+from dlrmctl.console.text import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_ROW_HEIGHT, _AXES_HEIGHT = 0.28, 1.1  # inches
+_ROW_HEIGHT, _AXES_HEIGHT, _TITLE_HEIGHT = 0.28, 1.1, 0.4  # inches
+_ROUNDS = "median and range of rounds"
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
@@ -19,9 +21,12 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         UserError: if it cannot be written.
     """
     results = result["results"].values() if result["command"] == "all" else [result]
-    panels = [panel for each in results for panel in PANELS[each["command"]](each)]
+    panels = [panel for each in results for panel in PANELS[each["command"]](each) if panel.names]
     heights = [_AXES_HEIGHT + _ROW_HEIGHT * len(panel.names) for panel in panels]
-    with picture(path, height=sum(heights)) as figure:
+    with picture(path, height=sum(heights) + _TITLE_HEIGHT) as figure:
+        environment = result["environment"]
+        where = f"{counted(environment['threads'], 'thread')} of {environment['processor']}, {environment['device']}"
+        figure.suptitle(f"dlrmctl bench {result['command']}, {where}", fontsize="small")
         grid = figure.subplots(len(panels), squeeze=False, height_ratios=heights)
         for panel, axes in zip(panels, grid[:, 0], strict=True):
             panel.draw(axes)
@@ -46,10 +51,11 @@ class Panel:
         off = [[middle - low for middle, low, _ in self.values], [high - middle for middle, _, high in self.values]]
         axes.barh(places, middles, xerr=off, color="C0", ecolor="0.3", capsize=2, height=0.7)
         axes.set_yticks(places, self.names)
+        axes.grid(visible=False, axis="y")
         axes.invert_yaxis()
         if self.mark is not None:
             axes.axvline(self.mark, color="0.3", linestyle=":", linewidth=1)
-        axes.set_title(self.title, loc="left", fontsize="medium")
+        axes.set_title(self.title)
         axes.set_xlabel(self.unit)
 
 
@@ -70,46 +76,60 @@ def _errors(entries: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float,
     return found
 
 
+def _without(entries: Mapping[str, Any], base: str) -> dict[str, Any]:
+    """The entries that are not compared with themselves."""
+    return {name: entry for name, entry in entries.items() if name != base}
+
+
 def _step(result: Mapping[str, Any]) -> list[Panel]:
     variants, parts = result["variants"], result["parts_ms"]
+    base = next(iter(variants))
+    others = _without(variants, base)
     names, rows = list(variants), list(variants.values())
+    ratios = _ranges([row["to_base"] for row in others.values()])
+    shares = _ranges([row["floor_share"] for row in rows], 100)
+    faster, near = f"times {base}'s examples/s ({_ROUNDS})", f"% of the floor's speed ({_ROUNDS})"
     return [
-        Panel("training step", "examples/s, against base", names, _ranges([r["to_base"] for r in rows]), 1.0),
-        Panel("training step", "% of the floor", names, _ranges([r["floor_share"] for r in rows], 100), 100.0),
-        Panel("parts of the step", "ms", list(parts), _ranges(list(parts.values()))),
+        Panel(f"Training step against {base}", faster, list(others), ratios, 1.0),
+        Panel("Training step against its floor: bare products and row accesses", near, names, shares, 100.0),
+        Panel(f"Parts of a training step, {base}", f"ms ({_ROUNDS})", list(parts), _ranges(list(parts.values()))),
     ]
 
 
 def _shampoo(result: Mapping[str, Any]) -> list[Panel]:
-    ratios, parts = result["ratio_to_adagrad"], result["parts_ms"]
+    ratios, parts = _without(result["ratio_to_adagrad"], "adagrad"), result["parts_ms"]
     flat = [(ms, ms, ms) for ms in parts.values()]
+    times = _ranges(list(ratios.values()))
     return [
-        Panel("step of the dense network", "time, against adagrad", list(ratios), _ranges(list(ratios.values())), 1.0),
-        Panel("parts of shampoo's step", "ms", list(parts), flat),
+        Panel("Time of a step of the dense network", f"times adagrad's ({_ROUNDS})", list(ratios), times, 1.0),
+        Panel("Parts of a step with shampoo", "ms", list(parts), flat),
     ]
 
 
 def _convergence(result: Mapping[str, Any]) -> list[Panel]:
-    entries, base = result["optimizers"], result["baseline"]
+    base = result["baseline"]
+    entries = _without(result["optimizers"], base)
     values = _errors(list(entries.values()), "ne_difference")
-    return [Panel("best validation NE", f"NE, against {base} (± standard error)", list(entries), values, 0.0)]
+    return [
+        Panel("Best validation NE, lower is better", f"NE minus {base}'s ± standard error", list(entries), values, 0.0)
+    ]
 
 
 def _embeddings(result: Mapping[str, Any]) -> list[Panel]:
-    entries, base = result["methods"], result["baseline"]
-    names = [f"{name}, size {m['bytes'] / entries[base]['bytes']:.2f}" for name, m in entries.items()]
+    methods, base = result["methods"], result["baseline"]
+    entries = _without(methods, base)
+    names = [f"{name}, {100 * m['bytes'] / methods[base]['bytes']:.0f} % of the bytes" for name, m in entries.items()]
     values = _errors(list(entries.values()), "ne_difference")
-    return [Panel("test NE", f"NE, against {base} (± standard error)", names, values, 0.0)]
+    return [Panel("Test NE, lower is better", f"NE minus {base}'s ± standard error", names, values, 0.0)]
 
 
 def _data(result: Mapping[str, Any]) -> list[Panel]:
     reading = result["reading"]
-    panels = [
-        Panel("reading", "CPU ns/row", list(reading), _ranges([row["cpu_ns_per_row"] for row in reading.values()]))
-    ]
+    values = _ranges([row["cpu_ns_per_row"] for row in reading.values()])
+    panels = [Panel("Reading a store", f"CPU ns per row ({_ROUNDS})", list(reading), values)]
     for rows, methods in result["preparing"].items():
         values = _ranges([row["cpu_ns_per_row"] for row in methods.values()], 1e-3)
-        panels.append(Panel(f"preparing {int(rows):,} rows", "CPU us/row", list(methods), values))
+        panels.append(Panel(f"Preparing {int(rows):,} rows", f"CPU µs per row ({_ROUNDS})", list(methods), values))
     return panels
 
 

@@ -233,7 +233,7 @@ def _show_variants(variants: dict[str, Any]) -> None:
             "ms",
             "floor ms",
             "of floor",
-            "range",
+            "of floor, range",
             "CPU",
             "held",
             "in a step",
@@ -255,6 +255,7 @@ def _show_variants(variants: dict[str, Any]) -> None:
             ]
             for name, row in variants.items()
         ],
+        optional=("in a step", "held", "CPU", "of floor, range", "floor ms", "batch", "range"),
     )
 
 

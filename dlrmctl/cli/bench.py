@@ -19,6 +19,7 @@ from dlrmctl.bench.measurements import (
     described,
 )
 from dlrmctl.cli.options import LAUNCH_PANEL, AsJson, Nproc, number_of_ranks, option, with_parameters, with_settings
+from dlrmctl.console.console import notice
 from dlrmctl.settings.parse import whole_number
 
 bench_app = typer.Typer(help="Measure training on this machine.", no_args_is_help=True)
@@ -61,6 +62,7 @@ def _measures(command: Callable[..., Measurement]) -> Callable[..., None]:
             nproc = values.get("nproc", "1")
             work.check_ranks(whole_number("--nproc", nproc, at_least=1))
             ranks = number_of_ranks(work.configs[0], nproc)
+        notice("loading PyTorch")
         measured = work.measure(ranks)
         if measured is not None:
             delivery.deliver(measured, work.show, work.options)

@@ -8,6 +8,7 @@ import typer
 
 from dlrmctl.cli import completion
 from dlrmctl.cli.options import CHECKPOINTS, AsJson, option, with_settings
+from dlrmctl.console.console import notice
 from dlrmctl.errors import UserError
 from dlrmctl.settings.parse import one_of, share, whole_number
 from dlrmctl.settings.setting import coerce
@@ -123,6 +124,7 @@ def compress_embeddings(
         others = texts | {"--finetune-data": finetune_data, **tuning, "--explain": explain, "--plot": plot}
         for flag in _typed(others | {"--data": flags.get("path"), "--batch-size": flags.get("batch_size")}):
             raise UserError(f"{flag} does not go with {goal}", "it belongs to the compression itself")
+        notice("loading PyTorch")
         from dlrmctl.compress.expand import Target, export_vectors
         from dlrmctl.compress.expand import expand as write_plain
 
@@ -143,6 +145,7 @@ def compress_embeddings(
     rows = whole_number("--min-rows", chosen["--min-rows"], at_least=1)
     lr_factor = _above("--finetune-lr", finetune_lr or _DEFAULTS["--finetune-lr"], 0)
     steps = None if finetune_steps is None else whole_number("--finetune-steps", finetune_steps, at_least=1)
+    notice("loading PyTorch")
     from dlrmctl.compress.command import Given, compress_embeddings
     from dlrmctl.compress.request import FineTuneRequest, Request, parse_method
 

@@ -9,7 +9,7 @@ import typer
 
 from dlrmctl.cli import completion
 from dlrmctl.cli.options import AsJson, option
-from dlrmctl.console.console import print_json
+from dlrmctl.console.console import notice, print_json
 from dlrmctl.datasets.table_example import EXAMPLE
 from dlrmctl.errors import UserError
 from dlrmctl.settings.config import LARGEST_SEED, MOST_SYNTHETIC_ROWS, SYNTHETIC_SIZES
@@ -120,6 +120,7 @@ def prepare(
         "max_bad_rows": _limit("--max-bad-rows", max_bad_rows, at_least=0),
         "name": name,
     }
+    notice("loading")
     from dlrmctl.datasets.prepare import prepare as run
 
     run(format, files, out, schema=schema, ids_are_rows=chosen == "rows", options=options, as_json=json)
@@ -180,6 +181,7 @@ def show(
         from dlrmctl.console.pictures import check_picture
 
         check_picture(plot)
+    notice("reading the store")
     from dlrmctl.datasets.show import show_data
 
     show_data(store, plot=plot, as_json=json)
@@ -217,6 +219,7 @@ def synthesize(
     num_files = _limit("--files", files, at_least=1)
     most = _limit("--rows-per-file", rows_per_file, at_least=1)
     number = whole_number("--seed", seed, at_least=0, at_most=LARGEST_SEED)
+    notice("loading")
     from dlrmctl.datasets.synthesize import show_synthesis
     from dlrmctl.datasets.synthesize import synthesize as run
 

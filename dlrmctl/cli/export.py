@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dlrmctl.cli.options import CHECKPOINTS, AsJson, RunOrCompressed, option, settings_of_run, with_settings
-from dlrmctl.console.console import print_json
+from dlrmctl.console.console import notice, print_json
 from dlrmctl.errors import UserError
 from dlrmctl.settings.parse import one_of, share, whole_number
 
@@ -44,6 +44,7 @@ def export(
             f"--max-ne-increase {max_ne_increase} is for --precision int8: nothing else may raise NE", "omit it"
         )
     directory, settings = settings_of_run(run, flags)
+    notice("loading PyTorch")
     from dlrmctl.export.command import Wanted, show_export
     from dlrmctl.export.command import export as write
     from dlrmctl.ranks.group import process_group

@@ -56,7 +56,7 @@ def run_command(arguments: list[str] | None = None) -> int:
 
     from dlrmctl.cli.app import app
     from dlrmctl.cli.mistakes import refuse_urls, unknown_option
-    from dlrmctl.console.console import say
+    from dlrmctl.console.console import end_notice, say
     from dlrmctl.data.errors import DataError
     from dlrmctl.data.files import scratch_error
     from dlrmctl.ranks.launch import RankEnded, RankError, claim_report
@@ -94,6 +94,8 @@ def run_command(arguments: list[str] | None = None) -> int:
         if claim_report():
             say(traceback.format_exc())
         return 1
+    finally:
+        end_notice()
 
 
 def _refused_output(problem: OSError) -> int:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from dlrmctl.cli.options import LAUNCH_PANEL, AsJson, option, with_settings
+from dlrmctl.console.console import notice
 from dlrmctl.errors import UserError
 from dlrmctl.plan.amounts import bandwidth_of, rate_of
 from dlrmctl.plan.request import ClusterRequest
@@ -81,6 +82,7 @@ def plan(
         intra_bw=intra_bw,
         inter_bw=inter_bw,
     )
+    notice("loading PyTorch")
     schema, source = chosen_schema(settings, preset=preset, rows=rows, tables=tables)
     if ranks.memory_bytes is None:
         _load_what_a_rank_loads()

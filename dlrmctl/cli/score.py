@@ -18,7 +18,7 @@ from dlrmctl.cli.options import (
     settings_of_run,
     with_settings,
 )
-from dlrmctl.console.console import print_json
+from dlrmctl.console.console import notice, print_json
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.launch import is_main, run_on_ranks
 from dlrmctl.rundir.seeds import finished_runs
@@ -167,6 +167,7 @@ def predict(
     kept = [] if keep is None else names_of("--keep", keep)
     most = None if max_bad_rows is None else whole_number("--max-bad-rows", max_bad_rows, at_least=0)
     directory, settings = settings_of_run(run, flags)
+    notice("loading PyTorch")
     from dlrmctl.ranks.group import process_group
     from dlrmctl.scoring.predict import predict as score
     from dlrmctl.scoring.predict import show_prediction

@@ -21,7 +21,7 @@ def runs(
     dlrmctl runs
     dlrmctl runs experiments --json
     """
-    from dlrmctl.rundir.history import list_runs
+    from dlrmctl.scoring.runs import list_runs
 
     list_runs(directory, as_json=json)
 
@@ -43,10 +43,10 @@ def plot(
     \b
     dlrmctl plot runs/first runs/full -o curves.png
     """
-    from dlrmctl.rundir.history import METRICS, plot_runs
+    from dlrmctl.scoring.curves import DRAWN, plot_runs
 
     if metric is not None:
-        metric = one_of("--metric", metric, METRICS)
+        metric = one_of("--metric", metric, DRAWN)
     plot_runs(run, out, metric=metric)
     say(f"wrote {out}")
 

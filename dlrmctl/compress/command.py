@@ -16,7 +16,7 @@ from dlrmctl.compress.request import FineTuneRequest, Request, check_output, che
 from dlrmctl.compress.sources import TensorFiles
 from dlrmctl.compress.trial import Trial
 from dlrmctl.console.console import print_json
-from dlrmctl.console.progress import TimedLines
+from dlrmctl.console.progress import BarDisplay
 from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.datasets.open import open_reader, open_source
 from dlrmctl.embeddings.compression.composed import compose
@@ -83,7 +83,8 @@ def _compress_tensors(given: Given, request: Request) -> None:
     check_reach(tables, request)
     if given.finetune is not None:
         raise UserError(f"--finetune-data needs the model of a run to train; {given.source} holds tensors alone")
-    compression = compress(tables, request, trial=None, counts=lambda table: None, progress=TimedLines())
+    with BarDisplay() as progress:
+        compression = compress(tables, request, trial=None, counts=lambda table: None, progress=progress)
     _finish(given, compression, make_report(compression, {}))
 
 
@@ -104,19 +105,21 @@ def _compress_run(given: Given, request: Request, run: RunDirectory, config: Con
     load_network(network, tables.network(), checkpoint)
     original = {table.name: as_it_is(tables, table) for table in tables.tables}
     together = partial(compose, features, config.embeddings.dim)
-    trials = {
-        split: Trial(together, original, network, open_reader(config, source, split, ranks, training=False))
-        for split in ("validation", "test")
-        if source.num_examples(split)
-    }
-    progress = TimedLines()
     fresh = open_fresh(given.finetune, config, tables.state, ranks) if given.finetune is not None else None
     counts = RowCounts(source, features)
-    compression = compress(tables, request, trial=trials.get("validation"), counts=counts, progress=progress)
-    report, tuned = make_report(compression, trials), None
-    if fresh is not None:
-        tuner = Tuner(together, tables.sums, network, config, checkpoint, ranks)
-        tuned = fine_tune(tuner, fresh, trials, original, compression.replaced(), report, progress)
+    with BarDisplay() as progress:
+        progress.begin("scoring the trained model")
+        trials = {
+            split: Trial(together, original, network, open_reader(config, source, split, ranks, training=False))
+            for split in ("validation", "test")
+            if source.num_examples(split)
+        }
+        compression = compress(tables, request, trial=trials.get("validation"), counts=counts, progress=progress)
+        progress.begin("scoring the result")
+        report, tuned = make_report(compression, trials), None
+        if fresh is not None:
+            tuner = Tuner(together, tables.sums, network, config, checkpoint, ranks)
+            tuned = fine_tune(tuner, fresh, trials, original, compression.replaced(), report, progress)
     _finish(given, compression, report, tuned, source.features)
 
 

@@ -15,7 +15,7 @@ from dlrmctl.compress.request import Request, out_of_reach, split_tables
 from dlrmctl.compress.search import BudgetSearch, Joint, calibrate, realize, within_budget
 from dlrmctl.compress.trial import Trial
 from dlrmctl.console.console import finite, warn
-from dlrmctl.console.progress import TimedLines
+from dlrmctl.console.progress import BarDisplay
 from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.files import io_errors
 from dlrmctl.embeddings.compression.artifact import Writer
@@ -67,7 +67,7 @@ class Compression:
 
 
 def compress(
-    source: TableSource, request: Request, *, trial: Trial | None, counts: Counts, progress: TimedLines
+    source: TableSource, request: Request, *, trial: Trial | None, counts: Counts, progress: BarDisplay
 ) -> Compression:
     """Fits options and chooses among them.
 

@@ -18,7 +18,7 @@ from dlrmctl.assembly.optimizers import build_dense_optimizer, dense_state
 from dlrmctl.compress.request import FineTuneRequest
 from dlrmctl.compress.trial import Trial
 from dlrmctl.console.console import print_table, warn
-from dlrmctl.console.progress import TimedLines
+from dlrmctl.console.progress import BarDisplay
 from dlrmctl.console.text import with_error
 from dlrmctl.data.batch import Batch
 from dlrmctl.data.reader import Reader
@@ -132,7 +132,7 @@ class Tuner:
         self._config, self._checkpoint, self._ranks = config, checkpoint, ranks
 
     def tune(
-        self, models: Mapping[str, Mapping[str, Compressed]], how: FineTuning, progress: TimedLines
+        self, models: Mapping[str, Mapping[str, Compressed]], how: FineTuning, progress: BarDisplay
     ) -> dict[str, Tuned]:
         """Trains models, given by name as all their tables, on the same batches.
 
@@ -141,6 +141,7 @@ class Tuner:
         """
         students = {name: self._student(tables, how) for name, tables in models.items()}
         last = max(1, how.steps // 10)
+        progress.begin("fine-tuning", how.steps)
         with closing(how.reader.batches(epoch=0)) as batches:  # type: ignore[type-var]
             for step, batch in zip(range(how.steps), batches, strict=False):
                 for name, student in students.items():
@@ -152,9 +153,8 @@ class Tuner:
                             f"from {first:.4g} to {loss:.4g} at step {step + 1:,}",
                             "a lower --finetune-lr",
                         )
-                if progress.due or step + 1 == how.steps:
-                    losses = ", ".join(f"{name} {student.mean_loss(last):.4g}" for name, student in students.items())
-                    progress(f"fine-tuned {step + 1:,} of {how.steps:,} steps: log loss {losses}")
+                losses = ", ".join(f"{name} {student.mean_loss(last):.4f}" for name, student in students.items())
+                progress.advance(about=f"log loss {losses}")
         return {name: student.finish(last) for name, student in students.items()}
 
     def _student(self, tables: Mapping[str, Compressed], how: FineTuning) -> "_Student":
@@ -236,7 +236,7 @@ def fine_tune(
     original: Mapping[str, Compressed],
     replaced: Mapping[str, Compressed],
     report: dict[str, Any],
-    progress: TimedLines,
+    progress: BarDisplay,
 ) -> Tuned:
     """Trains the compressed model and the control; the report's splits are those of the fine-tuned model afterwards.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dlrmctl.compress.request import Request
 from dlrmctl.console.console import warn
-from dlrmctl.console.progress import TimedLines
+from dlrmctl.console.progress import BarDisplay
 from dlrmctl.embeddings.compression.fits.methods import Method
 from dlrmctl.embeddings.compression.fits.quality import Quality, measure
 from dlrmctl.embeddings.compression.fits.trained import Importance, TableRows, importance
@@ -131,7 +131,7 @@ def fit_all(
     counts: Counts,
     *,
     kept: Kept,
-    progress: TimedLines,
+    progress: BarDisplay,
 ) -> list[TableOptions]:
     """The options of these tables, in their order; a table per core at a time.
 
@@ -140,11 +140,9 @@ def fit_all(
     Raises:
         UserError: see `_fit_options`.
     """
-    done = 0
     turns = _Turns(max(SMALL_BYTES, *(shape.num_bytes for shape in shapes)))
 
     def fit(shape: TableShape) -> TableOptions:
-        nonlocal done
         context = f"{shape.name} ({shape.rows:,} x {shape.dim})"
         with turns.take(shape.num_bytes):
             found = _fit_options(
@@ -157,15 +155,16 @@ def fit_all(
                 kept=kept,
                 must_fit=request.goal == "method",
             )
-        done += 1
-        ways = f"{len(found.fitted)} ways" if request.goal != "method" else found.fitted[-1].method
-        progress(f"fitted {done} of {len(shapes)}: {context}, {ways}")
         return found
 
     # Large tables first, so that the last one to end is small. Their products are too small for several threads.
     order = sorted(shapes, key=lambda shape: -shape.num_bytes)
     with ThreadPoolExecutor(torch.get_num_threads(), initializer=lambda: torch.set_num_threads(1)) as pool:
-        by_name = {table.name: table for table in pool.map(fit, order)}
+        by_name = {}
+        progress.begin("fitting tables", sum(shape.num_bytes for shape in order))
+        for shape, table in zip(order, pool.map(fit, order), strict=True):
+            by_name[table.name] = table
+            progress.advance(shape.num_bytes, f"{len(by_name)} of {len(order)} tables")
     tables = [by_name[shape.name] for shape in shapes]
     _warn(request, tables)
     return tables

@@ -1,8 +1,9 @@
 """The report of a compression, what it saves and costs: plain values, tables, and a picture of the frontier."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,7 +12,10 @@ from dlrmctl.compress.finetune import show_finetuning
 from dlrmctl.compress.trial import Trial
 from dlrmctl.console.console import output, print_table
 from dlrmctl.console.pictures import picture
-from dlrmctl.console.text import bytes_text, number_text, with_error
+from dlrmctl.console.text import METRICS, bytes_text, number_text, with_error
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _DRAWN_POINTS = 400
 
@@ -93,7 +97,12 @@ def show_report(report: dict[str, Any], out: Path | None, *, explain: bool) -> N
     predicts = any("predicted_ne_increase" in entry for entry in report["tables"])
     if predicts:
         columns.append("predicted NE")
-    print_table("tables", columns, [_row(entry, predicts) for entry in report["tables"]])
+    print_table(
+        "tables",
+        columns,
+        [_row(entry, predicts) for entry in report["tables"]],
+        optional=("distortion p99", "dim", "weighted error", "rows", "before"),
+    )
     if any("isometry" in entry for entry in report["tables"]):
         _show_maps(report)
     if explain and "evaluated" in report:
@@ -101,7 +110,8 @@ def show_report(report: dict[str, Any], out: Path | None, *, explain: bool) -> N
 
 
 def _split_text(split: str, part: dict[str, Any]) -> str:
-    title, found = ("NE", part["ne"]) if "ne" in part else ("log loss", part["log_loss"])
+    name = "ne" if "ne" in part else "log_loss"
+    title, found = METRICS[name], part[name]
     rise = with_error(part["ne_increase"], part["ne_increase_se"], "+.4f", scale=100)
     auc = f"; AUC {with_error(part['auc']['difference'], part['auc']['se'], '+.5f')}" if "auc" in part else ""
     return f"{split}, {part['examples']:,} examples: {title} {found['a']:.5f} -> {found['b']:.5f}, {rise} %{auc}"
@@ -181,38 +191,76 @@ def _explain(report: dict[str, Any]) -> None:
 
 
 def draw_frontier(compression: Compression, report: dict[str, Any], out: Path) -> None:
-    """Writes the picture: ratio against the rise of NE, predicted as a line, measured as points."""
+    """Writes the picture: what smaller tables cost, predicted for every size, and measured where that was done."""
     fixed = sum(shape.num_bytes for shape in compression.kept)
     frontier = compression.frontier
     shown = np.unique(np.linspace(0, len(frontier.num_bytes) - 1, _DRAWN_POINTS).astype(int))
-    ratios = compression.bytes_before / (frontier.num_bytes[shown] + fixed)
-    with picture(out) as figure:
-        axes = figure.subplots()
+    ratios = (compression.bytes_before / (frontier.num_bytes[shown] + fixed)).tolist()
+    costs = frontier.errors[shown]
+    measured = {split: report[split] for split in ("validation", "test") if "ne_increase" in report.get(split, {})}
+    beside = bool(measured) and compression.search is None
+    with picture(out, width=9.0 if beside else 8.0, height=4.5) as figure:
+        left, *right = figure.subplots(1, 1 + beside, squeeze=False, width_ratios=(2, 1)[: 1 + beside])[0]
+        left.axvline(report["ratio"], color="0.4", linewidth=1, label=f"chosen, {report['ratio']:.1f} times smaller")
         if compression.search is not None:
-            axes.plot(ratios, 100 * frontier.errors[shown], label="predicted")
-            tried = report["evaluated"]
-            axes.errorbar(
-                [report["bytes_before"] / entry["bytes"] for entry in tried],
-                [100 * entry["ne_increase"] for entry in tried],
-                yerr=[200 * entry["se"] for entry in tried],
-                fmt="o",
-                markersize=3,
-                color="grey",
-                label="validation, two standard errors",
-            )
-            axes.axhline(100 * report["max_ne_increase"], color="red", linestyle=":", label="budget")
-            axes.set_ylabel("rise of NE, %")
-            axes.set_ylim(top=4 * 100 * report["max_ne_increase"], bottom=-100 * report["max_ne_increase"])
+            _draw_search(left, ratios, 100 * costs, report)
+            for number, (split, part) in enumerate(measured.items()):
+                place = report["ratio"] * (1 + 0.02 * number)  # side by side
+                _draw_rise(left, place, part, number, f"chosen, {split} split ± 2 standard errors")
         else:
-            axes.plot(ratios, frontier.errors[shown], label="weighted error")
-            axes.set_ylabel("weighted error")
-            axes.set_yscale("log")
-        if "test" in report and "ne_increase" in report["test"]:
-            part = report["test"]
-            height, error = 100 * part["ne_increase"], 200 * part["ne_increase_se"]
-            if compression.search is not None:
-                axes.errorbar([report["ratio"]], [height], yerr=[error], fmt="*", markersize=10, label="chosen, test")
-        axes.axvline(report["ratio"], color="black", linewidth=0.5)
-        axes.set_xlabel("times smaller")
-        axes.set_xscale("log")
-        axes.legend(frameon=False)
+            left.plot(ratios, costs, label="smallest error at each size")
+            left.set(yscale="log", ylabel="squared error, rows weighted by importance")
+            left.set_title("Error of the tables against their size")
+        _ratio_axis(left, [*ratios, report["ratio"]])
+        left.legend()
+        for axes in right:
+            for number, (split, part) in enumerate(measured.items()):
+                _draw_rise(axes, split, part, number, "")
+            axes.margins(x=0.5)
+            axes.axhline(0, color="0.4", linewidth=1)
+            axes.set_title("Measured at the chosen size")
+            axes.set_ylabel("rise of NE, % (± 2 standard errors)")
+
+
+def _draw_rise(axes: "Axes", place: float | str, part: dict[str, Any], number: int, label: str) -> None:
+    """A measured rise of NE."""
+    height, error = 100 * part["ne_increase"], 200 * part["ne_increase_se"]
+    axes.errorbar([place], [height], yerr=[error], fmt="D", color=f"C{number + 1}", capsize=3, label=label)
+
+
+def _draw_search(axes: "Axes", ratios: Sequence[float], rises: Sequence[float], report: dict[str, Any]) -> None:
+    """The rises of NE, in per cent, that were predicted, measured and allowed."""
+    budget = 100 * report["max_ne_increase"]
+    axes.plot(ratios, rises, label="predicted")
+    tried = report["evaluated"]
+    heights, errors = [100 * entry["ne_increase"] for entry in tried], [200 * entry["se"] for entry in tried]
+    axes.errorbar(
+        [report["bytes_before"] / entry["bytes"] for entry in tried],
+        heights,
+        yerr=errors,
+        fmt="o",
+        markersize=3,
+        color="0.4",
+        capsize=2,
+        label="tried, validation split ± 2 standard errors",
+    )
+    axes.axhline(budget, color="#aa0000", linestyle="--", linewidth=1, label=f"budget, {budget:g} %")
+    axes.axhline(0, color="0.4", linewidth=0.5)
+    axes.set_ylabel("rise of NE over the trained model, %")
+    axes.set_title("Rise of NE against the size of the tables")
+    lowest = min([0.0, *(height - error for height, error in zip(heights, errors, strict=True))])
+    axes.set_ylim(max(lowest, -4 * budget) - 0.1 * budget, 4 * budget)
+
+
+def _ratio_axis(axes: "Axes", ratios: Sequence[float]) -> None:
+    """Times smaller, on a logarithmic scale with a few whole ticks."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    low, high = min(ratios), max(ratios)
+    finest = (1, 1.2, 1.5, 2, 3, 5, 7) if high < 4 * low else (1, 2, 5) if high < 1000 * low else (1,)
+    ticks = [step * 10.0**power for power in range(-1, 7) for step in finest]
+    axes.set_xscale("log")
+    axes.set_xlabel("times smaller than the trained tables")
+    axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if 0.9 * low <= tick <= 1.1 * high]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}x")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from dlrmctl.compress.fitting import TableOptions
 from dlrmctl.compress.trial import Trial
-from dlrmctl.console.progress import TimedLines
+from dlrmctl.console.progress import BarDisplay
 from dlrmctl.console.text import with_error
 from dlrmctl.embeddings.compression.frontier import Choice, Frontier, predicted_options
 from dlrmctl.embeddings.compression.rules.rows import Compressed
@@ -84,21 +84,22 @@ def realize(tables: Sequence[TableOptions], choice: Choice) -> dict[str, Compres
     }
 
 
-def calibrate(tables: Sequence[TableOptions], trial: Trial, *, around: float, progress: TimedLines) -> BudgetSearch:
+def calibrate(tables: Sequence[TableOptions], trial: Trial, *, around: float, progress: BarDisplay) -> BudgetSearch:
     """Finds each table's constant.
 
     Args:
         around: the rise of NE that matters; options are evaluated that are expected to cause about so much.
     """
+    progress.begin("calibrating tables", 1 + len(tables))
     common = _common_constant(tables, trial)
-    progress(f"calibrating {len(tables)} tables")
+    progress.advance()
     constants, calibrations = [], []
-    for number, table in enumerate(tables):
+    for table in tables:
         option = min(table.fitted, key=lambda fitted: _distance(common * fitted.proxy, around))
         rise, se = trial.ne_rise({table.name: table.table(option.method)})
         calibrations.append((option.method, rise, se))
         constants.append(_pooled(common, option.proxy, rise, se))
-        progress(f"calibrated {number + 1} of {len(tables)}: {table.name} by {option.method}, NE {100 * rise:+.4f} %")
+        progress.advance(about=f"{table.name} by {option.method}: NE {100 * rise:+.4f} %")
     proxies = [[fitted.proxy for fitted in table.fitted] for table in tables]
     sizes = [[fitted.num_bytes for fitted in table.fitted] for table in tables]
     return BudgetSearch(tables, constants, calibrations, Frontier(predicted_options(sizes, proxies, constants)))
@@ -130,12 +131,13 @@ def _pooled(common: float, proxy: float, rise: float, se: float) -> float:
     return max((trust * own + prior * common) / (trust + prior), _LEAST_SHARE * common)
 
 
-def within_budget(search: BudgetSearch, trial: Trial, budget: float, *, progress: TimedLines) -> Joint:
+def within_budget(search: BudgetSearch, trial: Trial, budget: float, *, progress: BarDisplay) -> Joint:
     """The smallest choice found whose rise with two standard errors keeps the budget; the most exact one if none does.
 
     Args:
         budget: relative rise of NE, such as .001.
     """
+    progress.begin("searching", _JOINT_EVALUATIONS)
     low, high = 0.0, math.inf  # predicted rises that kept and broke the budget
     best: Joint | None = None
     limit = budget / 2
@@ -150,7 +152,7 @@ def within_budget(search: BudgetSearch, trial: Trial, budget: float, *, progress
         tried.add(choice.indices)
         joint = search.evaluate(trial, choice)
         kept = joint.upper <= budget
-        progress(_verdict(joint, budget))
+        progress.advance(about=_verdict(joint, budget))
         if kept:
             low = max(low, limit)
             best = joint if best is None or choice.num_bytes < best.choice.num_bytes else best
@@ -161,21 +163,19 @@ def within_budget(search: BudgetSearch, trial: Trial, budget: float, *, progress
         limit = _next_limit(limit, joint, budget, low, high)
     if best is None:  # float32 tables are among the options, and they change nothing
         best = search.evaluate(trial, search.frontier.choice(-1))
-        progress(_verdict(best, budget))
+        progress.advance(about=_verdict(best, budget))
     if best.choice.error == 0 and len(search.frontier.num_bytes) > 1:  # is nothing smaller good enough?
         choice = search.frontier.choice(-2)
         if choice.indices not in tried:
             joint = search.evaluate(trial, choice)
-            progress(_verdict(joint, budget))
+            progress.advance(about=_verdict(joint, budget))
             best = joint if joint.upper <= budget else best
     return best
 
 
 def _verdict(joint: Joint, budget: float) -> str:
-    return (
-        f"{'keeps' if joint.upper <= budget else 'breaks'} the budget, {joint.judged(budget)}: "
-        f"predicted {100 * joint.predicted:.4f} %, measured {with_error(joint.measured, joint.se, scale=100)} %"
-    )
+    verdict = "keeps" if joint.upper <= budget else "breaks"
+    return f"NE {with_error(joint.measured, joint.se, '+.4f', scale=100)} % {verdict} the budget"
 
 
 def _next_limit(limit: float, joint: Joint, budget: float, low: float, high: float) -> float:

@@ -6,13 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from dlrmctl.console.text import printable
-
-# A file has no width; tables there should not be folded.
-_FILE_WIDTH = 160
+from dlrmctl.console.table import fitted
+from dlrmctl.console.text import printable, wrapped
 
 
 class Output:
@@ -27,6 +24,7 @@ class Output:
     def __init__(self, stream: str) -> None:
         self._stream = stream
         self._console: Console | None = None
+        self.has_notice = False
 
     @property
     def console(self) -> Console:
@@ -35,31 +33,59 @@ class Output:
         file = getattr(sys, self._stream)
         file = getattr(file, "rich_proxied_file", file)
         if self._console is None or self._console.file is not file:
-            width = None if file.isatty() else _FILE_WIDTH
-            self._console = Console(file=file, highlight=False, markup=False, soft_wrap=True, width=width)
+            self._console = Console(file=file, highlight=False, markup=False, soft_wrap=True)
         return self._console
 
     @property
     def is_terminal(self) -> bool:
         return self.console.is_terminal
 
-    def print(self, content: str | Text | Table) -> None:
-        """Prints a text, of which control signs are escaped, or what is made of such texts."""
-        self.console.print(printable(content) if isinstance(content, str) else content)
+    @property
+    def width(self) -> int | None:
+        """Characters of a line of the terminal; None elsewhere: what is piped does not depend on a terminal."""
+        return self.console.width if self.is_terminal else None
+
+    def print(self, text: str, *, label: str = "", style: str = "bold") -> None:
+        """Prints a text, broken between words where the terminal ends; control signs are escaped.
+
+        Args:
+            label: in front of the text, in its own style.
+        """
+        end_notice()
+        whole = Text(wrapped(label + printable(text), self.width))
+        whole.stylize(style, 0, len(label))
+        self.console.print(whole)
 
 
 output = Output("stdout")
 messages = Output("stderr")
 
 
+def notice(text: str) -> None:
+    """Shows on a terminal what takes long, until anything else is shown."""
+    if messages.is_terminal and not messages.console.is_dumb_terminal:
+        end_notice()
+        messages.console.file.write(f"{text} ..."[: messages.console.width - 1])
+        messages.console.file.flush()
+        messages.has_notice = True
+
+
+def end_notice() -> None:
+    """Removes what `notice` shows."""
+    if messages.has_notice:
+        messages.has_notice = False
+        messages.console.file.write("\r\x1b[K")
+        messages.console.file.flush()
+
+
 def show_error(message: str, hint: str | None = None) -> None:
-    messages.print(Text.assemble(("error: ", "bold red"), _line(message)))
+    messages.print(_line(message), label="error: ", style="bold red")
     if hint:
-        messages.print(Text.assemble(("hint: ", "bold"), _line(hint)))
+        messages.print(_line(hint), label="hint: ")
 
 
 def warn(message: str) -> None:
-    messages.print(Text.assemble(("warning: ", "bold yellow"), _line(message)))
+    messages.print(_line(message), label="warning: ", style="bold yellow")
 
 
 def _line(text: str) -> str:
@@ -73,6 +99,7 @@ def say(message: str) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output; what is not a number is null."""
+    end_notice()
     sys.stdout.write(json.dumps(finite(value), indent=2, default=str) + "\n")
     sys.stdout.flush()
 
@@ -93,11 +120,21 @@ def _cell(text: str) -> str:
     return printable(text.replace("\n", "\\n").replace("\t", "\\t"))
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], to: Output = output) -> None:
-    """A table, on standard output unless `to` is given: text in the first column, numbers in the others."""
-    table = Table(title=_line(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(_line(column), justify="left" if i == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*map(_cell, row))
-    to.print(table)
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    optional: Sequence[str] = (),
+    to: Output = output,
+) -> None:
+    """Prints a table: text in the first column, numbers in the others.
+
+    Args:
+        optional: columns that are omitted where the terminal is too narrow, the first of them first.
+        to: where it is printed.
+    """
+    to.print("", label=_line(title))
+    cells = [[_cell(cell) for cell in row] for row in rows]
+    for line in fitted([_line(column) for column in columns], cells, to.width, optional):
+        to.console.print(Text(line))

@@ -3,41 +3,43 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-from dlrmctl.console.console import messages, say
+from dlrmctl.console.console import end_notice, messages, say
+from dlrmctl.console.time_left import TimeLeft
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, ProgressColumn
+    from dlrmctl.console.live_bar import LiveBar
 
 INTERVAL_SECONDS = 10.0
+_FIRST_SECONDS = 2.0  # before the first line in a file
 
 
 class BarDisplay:
-    """A live bar while the block lasts, where messages go to a terminal; elsewhere lines at intervals.
+    """Shows work in phases while the block lasts: a live bar where messages go to a terminal, elsewhere lines.
 
     Args:
-        columns: of the bar.
-        total: of its only task, `task`.
         shown: False for a process that does not speak.
-        fields: of the task.
 
     Attributes:
         bar: None where there is no terminal.
     """
 
-    def __init__(self, *columns: "ProgressColumn", total: float | None, shown: bool = True, **fields: Any) -> None:
+    def __init__(self, *, shown: bool = True) -> None:
         self.shown = shown
-        self._since = self._said = time.monotonic()
-        self.bar: Progress | None = None
+        self._since = time.monotonic()
+        self._next_line = self._since + _FIRST_SECONDS
+        self._what, self._done, self._total = "", 0, 0
+        self.time_left = TimeLeft()
+        self.bar: LiveBar | None = None
         if shown and messages.is_terminal:
-            from rich import progress  # not needed to start, nor in a file
+            from dlrmctl.console import live_bar  # not needed to start, nor in a file
 
-            self.bar = progress.Progress(*columns, console=messages.console)
-            self.task = self.bar.add_task("", total=total, **fields)
+            self.bar = live_bar.LiveBar(messages.console)
 
     def __enter__(self) -> Self:
         if self.bar:
+            end_notice()
             self.bar.start()
         return self
 
@@ -47,7 +49,7 @@ class BarDisplay:
 
     @property
     def seconds(self) -> float:
-        """Since the start or the last `restart`, pauses left out; above 0."""
+        """Since the start, the last phase or `restart`, pauses left out; above 0."""
         return max(time.monotonic() - self._since, 1e-9)
 
     def restart(self) -> None:
@@ -63,36 +65,49 @@ class BarDisplay:
         finally:
             self._since += time.monotonic() - started
 
-    def show(self, line: str, *, now: bool = False, **fields: Any) -> None:
-        """Updates the bar, or says the line if none was said for `INTERVAL_SECONDS`.
+    def begin(self, what: str, total: int = 0, done: int = 0) -> None:
+        """Begins a phase.
 
         Args:
-            now: says the line in any case.
-            fields: of the bar's task.
+            what: what is done, such as "reading".
+            total: of the work, in any unit; 0 if that is not known.
+            done: what an earlier process did of it.
         """
+        self._what, self._done, self._total = what, done, total
+        self.time_left = TimeLeft()
+        self.restart()
+        self.show()
+
+    def advance(self, amount: int = 1, about: str = "") -> None:
+        """Counts work that is done; what `show` shows is said about it."""
+        self._done += amount
+        self.show(about)
+
+    def advance_to(self, done: int, total: int, about: str = "") -> None:
+        """Sets how much of the work is done."""
+        self._total = total
+        self.advance(done - self._done, about)
+
+    def show(self, about: str = "", *, line: str | None = None, now: bool = False) -> None:
+        """Updates the bar, or says a line if none was said for `INTERVAL_SECONDS`.
+
+        Args:
+            about: what else is known, below the bar.
+            line: in a file; default: what is done, and `about`.
+            now: says the line in any case.
+        """
+        if not self.shown:
+            return
+        left = self.time_left.text(self._done, self._total)
         if self.bar:
-            self.bar.update(self.task, **fields)
-        elif self.shown and (now or time.monotonic() - self._said > INTERVAL_SECONDS):
-            say(line)
-            self._said = time.monotonic()
-
-
-class TimedLines:
-    """Says lines of progress with the seconds since the start."""
-
-    def __init__(self) -> None:
-        self._started = self._said = time.monotonic()
-
-    def __call__(self, message: str) -> None:
-        self._said = time.monotonic()
-        say(f"{self._said - self._started:6.1f} s  {message}")
-
-    @property
-    def due(self) -> bool:
-        """Whether nothing was said for `INTERVAL_SECONDS`."""
-        return time.monotonic() - self._said > INTERVAL_SECONDS
+            self.bar.show(self._what, self._done, self._total, left, about)
+        elif now or time.monotonic() >= self._next_line:
+            share = f"{100 * self._done / self._total:.0f} %" if self._total and self._done else ""
+            parts = [part for part in (share, about) if part]
+            whole = line or ": ".join([self._what, *([", ".join(parts)] if parts else [])])
+            say(whole + (f"  {left}" if left else ""))
+            self._next_line = time.monotonic() + INTERVAL_SECONDS
 
     def rows(self, table: str, phase: str, done: int, total: int) -> None:
-        """Says, at intervals, how far a pass over the rows of a table is."""
-        if self.due:
-            self(f"{table}: {phase}, {done:,} of {total:,}")
+        """Shows how far a pass over the rows of a table is."""
+        self.show(f"{table}: {phase}, {done:,} of {total:,}")

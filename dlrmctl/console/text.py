@@ -1,6 +1,10 @@
 """Texts of numbers: enough digits, units, standard errors where there are any, one and many."""
 
 from collections.abc import Sequence
+from textwrap import wrap
+
+# The metrics as people call them, by their names in files.
+METRICS = {"log_loss": "log loss", "ne": "NE", "auc": "AUC", "calibration": "calibration", "accuracy": "accuracy"}
 
 
 def printable(text: str) -> str:
@@ -23,6 +27,24 @@ def shortened(text: str, most: int = 40) -> str:
         return text
     tail = (most - 1) // 3
     return f"{text[: most - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+def wrapped(text: str, width: int | None) -> str:
+    """The text in lines of at most this width where words allow it; lines that continue one are indented."""
+    if width is None:
+        return text
+    lines = []
+    for line in text.split("\n"):
+        lines += wrap(
+            line,
+            width,
+            subsequent_indent="  ",
+            expand_tabs=False,
+            replace_whitespace=False,
+            break_long_words=False,
+            break_on_hyphens=False,
+        ) or [line]
+    return "\n".join(lines)
 
 
 def rate_text(value: float) -> str:

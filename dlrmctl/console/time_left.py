@@ -1,31 +1,45 @@
-"""How long work still takes, said once that means something: the first step of many takes longest."""
+"""How long work still takes, said once that means something: the first piece of it takes longest."""
 
-from rich.progress import Task, TimeRemainingColumn
-from rich.text import Text
+import time
+from collections.abc import Callable
 
-_SECONDS, _SHARE = 10.0, 0.02  # of work, after either of which its speed is known
+from dlrmctl.console.text import duration
+
+_SECONDS, _PIECES = 3.0, 3  # of work after its first piece, by which its speed is known
 
 
-def is_known(seconds: float, share: float) -> bool:
-    """Whether the time that is left can be told.
+class TimeLeft:
+    """Estimates the time that is left from the time that pieces took, without the first one.
 
     Args:
-        seconds: of work so far.
-        share: of the work that was done in them.
+        clock: seconds.
     """
-    return seconds >= _SECONDS or (seconds >= 1 and share >= _SHARE)
 
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: int | None = None
+        self._pieces = 0
+        self._first = (0.0, 0)  # when the first piece was done, and how much was done then
 
-class TimeLeftColumn(TimeRemainingColumn):
-    """The time that is left, as rich estimates it, once it is known."""
+    def seconds(self, done: int, total: int) -> float | None:
+        """The seconds that are left; None if that is not known, or nothing is left.
 
-    def __init__(self, *, done_before: float = 0.0) -> None:
-        self._done_before = done_before
-        super().__init__(compact=True)
+        Args:
+            done: of the work so far; called again when more is done.
+            total: 0 if it is not known.
+        """
+        now = self._clock()
+        if self._seen is not None and done != self._seen:
+            self._pieces += 1
+            if self._pieces == 1:
+                self._first = now, done
+        self._seen = done
+        then, before = self._first
+        if self._pieces <= _PIECES or now - then < _SECONDS or done >= total:
+            return None
+        return (total - done) * (now - then) / (done - before)
 
-    def render(self, task: Task) -> Text:
-        own = task.completed - self._done_before
-        share = own / max((task.total or 0) - self._done_before, 1)
-        if not task.finished and not is_known(task.elapsed or 0.0, share):
-            return Text("--:--", style="progress.remaining")
-        return super().render(task)
+    def text(self, done: int, total: int) -> str:
+        """Such as "3 min 20 s left"; empty if it is not known."""
+        seconds = self.seconds(done, total)
+        return "" if seconds is None else f"{duration(seconds)} left"

@@ -5,12 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn
-
 from dlrmctl.console.console import print_json, say, warn
 from dlrmctl.console.progress import BarDisplay
-from dlrmctl.console.text import duration, few
-from dlrmctl.console.time_left import is_known
+from dlrmctl.console.text import few
 from dlrmctl.data.formats.arrays import NpyInput
 from dlrmctl.data.formats.criteo import LOST_FIELDS, CriteoInput
 from dlrmctl.data.formats.raw import Input
@@ -136,39 +133,27 @@ def open_input(format: str, sources: Sequence[str], schema: Path | None, *, ids_
 
 
 class _Display(BarDisplay):
-    """A bar on a terminal; in a file, one line per phase and interval."""
+    """Shows the phases of a preparation."""
 
     def __init__(self) -> None:
         self._phase = ""
-        columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn()
-        super().__init__(*columns, TextColumn("{task.fields[about]}"), total=None, about="")
+        super().__init__()
 
     def update(self, progress: PrepareProgress) -> None:
-        begins, self._phase = progress.phase != self._phase, progress.phase
-        if begins:
-            self.restart()
-        about = about_progress(progress, self.seconds)
-        share = f"{100 * progress.done / progress.total:.0f} %, " if progress.total else ""
-        self.show(
-            f"{_PHASES[progress.phase]}: {share}{about}",
-            now=begins,
-            description=_PHASES[progress.phase],
-            completed=progress.done,
-            total=progress.total or None,
-            about=about,
-        )
+        if progress.phase != self._phase:
+            self._phase = progress.phase
+            self.begin(_PHASES[progress.phase], progress.total, progress.begun)
+        self.advance_to(progress.done, progress.total, about_progress(progress, self.seconds))
 
 
 def about_progress(progress: PrepareProgress, seconds: float) -> str:
-    """Rows, their rate and the time that is left, from what was done in the `seconds` since the phase began."""
+    """Rows and their rate, from what was done in the `seconds` since the phase began."""
     parts = [f"{progress.rows:,} rows"]
     own = progress.done - progress.begun
     if progress.phase == "encode" and progress.rows:
         columns = progress.total // progress.rows
         parts.append(f"column {min(progress.done // progress.rows + 1, columns)} of {columns}")
-    elif own > 0 and seconds > 0:
+    elif own > 0 and seconds > 0.1:  # or it is no rate
         rows = progress.rows * own / progress.done if progress.phase == "parse" else own
         parts.append(f"{rows / seconds:,.0f} rows/s")
-    if own > 0 and progress.total > progress.done and is_known(seconds, own / (progress.total - progress.begun)):
-        parts.append(f"{duration((progress.total - progress.done) * seconds / own)} left")
     return ", ".join(parts)

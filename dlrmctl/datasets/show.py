@@ -22,7 +22,8 @@ from dlrmctl.datasets.values import row_names
 _SHARES = (0.001, 0.01, 0.1, 0.5)  # of a table's rows
 _BLOCKS = "·▁▂▃▄▅▆▇█"
 _CURVE_WIDTH = 16  # characters
-_POINTS = 200  # of a curve in a picture
+_POINTS = 200  # of a curve that is kept
+_DRAWN_RANKS = 120  # columns of a picture
 _PLACES = ("first", "second", "third")  # of the values that are shown
 _MOST_SOURCES = 30
 
@@ -65,6 +66,11 @@ class Frequencies:
     counts: tuple[int, ...]
     top: tuple[FrequentRow, ...]
 
+    def counts_at(self, ranks: np.ndarray) -> np.ndarray:
+        """The counts of the rows of these ranks, between the points of the curve; NaN where there is none."""
+        counts = np.interp(np.log(ranks), np.log(self.ranks), self.counts)
+        return np.where((ranks <= max(self.rows, 1.5)) & (counts >= 0.5), np.maximum(counts, 1), np.nan)
+
     def blocks(self) -> str:
         """The curve on logarithmic axes, in characters."""
         top = math.log1p(self.counts[0]) or 1.0
@@ -87,7 +93,7 @@ def show_data(path: Path, *, plot: Path | None, as_json: bool) -> None:
         if not frequencies:
             raise DataError(f"{path}: keeps no counts of its ids, so there is nothing to draw", "prepare it again")
         draw_frequencies(frequencies, plot)
-        say(f"drawn: {plot}")
+        say(f"wrote {plot}")
     if as_json:
         print_json({"store": str(path), **_facts(store), "frequencies": _as_dicts(frequencies)})
         return
@@ -254,6 +260,7 @@ def show_frequencies(frequencies: Sequence[Frequencies]) -> None:
             ]
             for f in frequencies
         ],
+        optional=(tops[-1], "lookups"),
     )
     _show_most_frequent({f.name: (f.lookups, f.top) for f in frequencies})
 
@@ -303,18 +310,22 @@ def _as_dicts(frequencies: Sequence[Frequencies]) -> list[dict[str, Any]]:
 
 
 def draw_frequencies(frequencies: Sequence[Frequencies], path: Path) -> None:
-    """Rank against count on logarithmic axes, a curve for each table."""
-    columns = 1 + (len(frequencies) - 1) // 26
-    with picture(path, width=7.5 + 1.2 * columns, height=5.0) as figure:
-        from matplotlib import colormaps
+    """A row of colours for each table, the largest on top: how often each of its rows is looked up, by rank."""
+    ordered = sorted(frequencies, key=lambda f: -f.rows)
+    edges = np.geomspace(1, max(2, ordered[0].rows + 1), _DRAWN_RANKS + 1)
+    counts = np.stack([f.counts_at(np.sqrt(edges[:-1] * edges[1:])) for f in ordered])
+    with picture(path, width=8.0, height=1.6 + 0.2 * len(ordered)) as figure:
+        from matplotlib.colors import LogNorm
 
-        axes, colours = figure.add_subplot(), colormaps["turbo"]
-        for number, f in enumerate(sorted(frequencies, key=lambda f: -f.rows)):
-            kept = [(rank, count) for rank, count in zip(f.ranks, f.counts, strict=True) if count]
-            if kept:
-                colour = colours(number / max(len(frequencies) - 1, 1))
-                axes.plot(*zip(*kept, strict=True), label=f"{f.name} ({f.rows:,})", color=colour, linewidth=1.2)
-        axes.set(xscale="log", yscale="log", xlabel="rank of the row", ylabel="lookups in the training split")
-        axes.set_title("How often the rows of each table are looked up", loc="left")
-        axes.grid(alpha=0.3)
-        figure.legend(loc="outside right upper", fontsize=7, frameon=False, ncols=columns, title="feature (rows)")
+        axes = figure.add_subplot()
+        most = max(2.0, float(np.nanmax(counts, initial=2.0)))
+        drawn = axes.pcolormesh(
+            edges, np.arange(len(ordered) + 1), np.ma.masked_invalid(counts), norm=LogNorm(1, most), cmap="viridis"
+        )
+        axes.set_xscale("log")
+        axes.set_xlabel("rank of the row in its table, 1 for the most frequent id")
+        axes.set_yticks(np.arange(len(ordered)) + 0.5, [f"{f.name}, {f.rows:,} rows" for f in ordered], fontsize=8)
+        axes.invert_yaxis()
+        axes.grid(visible=False)
+        axes.set_title("How often the rows of each table are looked up")
+        figure.colorbar(drawn, ax=axes, label="lookups of the row in the training split")

@@ -10,12 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn
-
 from dlrmctl.console.console import output, print_table
 from dlrmctl.console.progress import BarDisplay
-from dlrmctl.console.text import bytes_text, number_text
-from dlrmctl.console.time_left import TimeLeftColumn
+from dlrmctl.console.text import METRICS, bytes_text, number_text
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import whole_file
 from dlrmctl.data.source import SPLITS
@@ -77,7 +74,8 @@ def synthesize(
     _check_room(paths[0], source, rows)
     edges = chunk_edges(rows, [*ends, *(part.end for part in parts)])
     files, started = [], time.monotonic()
-    with _Display(rows) as display:
+    with BarDisplay() as display:
+        display.begin("writing", rows)
         for path, (first, end) in zip(paths, pairwise([0, *ends]), strict=True):
             this = _Part(first, end)
             with whole_file(path) as file:
@@ -87,7 +85,7 @@ def synthesize(
                     for part in (this, *parts):
                         if part.first <= a < part.end:
                             part.tally.merge(written.tally)
-                    display.update(b)
+                    display.advance_to(b, rows, f"{b:,} rows, {b / display.seconds:,.0f} rows/s")
             files.append({"path": str(path), "bytes": path.stat().st_size, **this.scores()})
     seconds = time.monotonic() - started
     return {
@@ -151,27 +149,6 @@ def _splits(rows: int, ends: Sequence[int]) -> dict[str, dict[str, _Part]]:
     return splits
 
 
-class _Display(BarDisplay):
-    """A bar on a terminal; in a file, one line per interval."""
-
-    def __init__(self, rows: int) -> None:
-        self._rows = rows
-        super().__init__(
-            TextColumn("writing"),
-            BarColumn(bar_width=24),
-            TaskProgressColumn(),
-            TextColumn("{task.completed:,.0f} rows  {task.fields[rate]}"),
-            TimeLeftColumn(),
-            total=rows,
-            rate="",
-        )
-
-    def update(self, done: int) -> None:
-        rate = f"{done / self.seconds:,.0f} rows/s"
-        line = f"writing: {100 * done / self._rows:.0f} %, {done:,} rows so far, {rate}"
-        self.show(line, completed=done, rate=rate)
-
-
 def show_synthesis(result: dict[str, Any]) -> None:
     """The result for people."""
     files = result["files"]
@@ -182,7 +159,7 @@ def show_synthesis(result: dict[str, Any]) -> None:
     rows = [_line("all rows", result)]
     for how, by_split in result["splits"].items():
         rows += [_line(f"{split}, --split {how}", scores) for split, scores in by_split.items()]
-    columns = ["", "rows", "label rate", "log loss", "NE", "AUC"]
+    columns = ["", "rows", "label rate", *(METRICS[name] for name in ("log_loss", "ne", "auc"))]
     print_table("scores of the true probabilities: no model does better, but by chance", columns, rows)
 
 

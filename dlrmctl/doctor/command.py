@@ -7,8 +7,6 @@ import sys
 import time
 from collections.abc import Iterator
 
-from rich.text import Text
-
 from dlrmctl.console.console import output, print_json, say
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import scratch_directory
@@ -68,9 +66,9 @@ def _show(findings: list[Finding]) -> None:
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         mark, style = _MARKS[finding.status]
-        output.print(Text.assemble((mark, style), f"{finding.name:<{width}}  {finding.found}"))
+        output.print(f"{finding.name:<{width}}  {finding.found}", label=mark, style=style)
         if finding.remedy:
-            output.print(Text.assemble(" " * len(mark), ("-> ", "bold"), finding.remedy))
+            output.print(finding.remedy, label=f"{'':{len(mark)}}-> ")
 
 
 def check_training() -> Finding:

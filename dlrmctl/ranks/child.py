@@ -8,6 +8,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from dlrmctl.console.console import end_notice
 from dlrmctl.data.errors import DataError
 from dlrmctl.errors import EXIT_USER_ERROR, Interrupted, UserError
 from dlrmctl.ranks.launch import RESULT, WORK, claim_report, imported, is_main
@@ -41,6 +42,8 @@ def main(place: Path) -> int:
     except Exception:
         claim_report(json.dumps({"kind": "bug", "message": traceback.format_exc()}))
         return 1
+    finally:
+        end_notice()
 
 
 def _end_with(launcher: int) -> None:

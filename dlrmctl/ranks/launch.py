@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlrmctl.console.console import warn
+from dlrmctl.console.console import notice, warn
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import scratch_directory
 from dlrmctl.errors import Interrupted, UserError
@@ -132,6 +132,8 @@ def run_on_ranks(function: str, arguments: Mapping[str, Any], nproc: int) -> Any
 def imported(function: str) -> Any:
     """The function that "module:name" names."""
     module, _, name = function.partition(":")
+    if is_main():
+        notice("loading PyTorch")
     return getattr(importlib.import_module(module), name)
 
 

@@ -48,24 +48,39 @@ def roc_curve(logits_N: np.ndarray, labels_N: np.ndarray) -> tuple[np.ndarray, n
     return np.append(0, false / max(false[-1], 1)), np.append(0, true / max(true[-1], 1))
 
 
-def draw_calibration_and_roc(logits_N: np.ndarray, labels_N: np.ndarray, out: Path) -> None:
-    """Writes the picture: deciles with two standard errors beside the diagonal, and the ROC curve."""
+def draw_calibration_and_roc(logits_N: np.ndarray, labels_N: np.ndarray, title: str, out: Path) -> None:
+    """Writes the picture: observed against predicted rates by decile, and the ROC curve with its area."""
     parts = deciles(logits_N, labels_N)
     false, true = roc_curve(logits_N, labels_N)
+    area = float((np.diff(false) * (true[1:] + true[:-1]) / 2).sum())
     shown = np.unique(np.linspace(0, len(false) - 1, _CURVE_POINTS).astype(int))
-    with picture(out, width=8, height=4) as figure:
+    predicted, observed = (np.array([part[key] for part in parts]) for key in ("predicted", "observed"))
+    errors = 2 * np.array([part["se"] for part in parts])
+    with picture(out, width=9, height=4.5) as figure:
+        figure.suptitle(title, fontsize="medium")
         left, right = figure.subplots(1, 2)
-        predicted, observed = [part["predicted"] for part in parts], [part["observed"] for part in parts]
-        top = 1.05 * max(*predicted, *observed)
-        left.plot([0, top], [0, top], color="grey", linewidth=1)
-        left.errorbar(predicted, observed, yerr=[2 * part["se"] for part in parts], fmt="o", markersize=4)
-        left.set_xlabel("predicted, mean of the decile")
-        left.set_ylabel("observed share of positives")
-        right.plot([0, 1], [0, 1], color="grey", linewidth=1)
-        right.plot(false[shown], true[shown])
-        right.set_xlabel("false positive rate")
-        right.set_ylabel("true positive rate")
+        top = 1.05 * max(predicted.max(), (observed + errors).max())
+        left.plot([0, top], [0, top], color="0.5", linewidth=1, label="perfect calibration")
+        left.errorbar(
+            predicted,
+            observed,
+            yerr=[np.minimum(errors, observed), errors],  # no rate is below 0
+            fmt="o",
+            markersize=4,
+            capsize=2,
+            label="a tenth of the examples\n± 2 standard errors",
+        )
+        left.set(
+            xlim=(0, top), ylim=(0, top), xlabel="predicted probability, mean", ylabel="observed share of positives"
+        )
+        left.set_title("Calibration by decile of the prediction")
+        left.legend()
+        right.plot([0, 1], [0, 1], color="0.5", linewidth=1, label="chance, AUC 0.5")
+        right.plot(false[shown], true[shown], color="C0", label=f"model, AUC {area:.4f}")
+        right.set(xlim=(0, 1), ylim=(0, 1), xlabel="false positive rate", ylabel="true positive rate")
+        right.set_title("ROC curve")
         right.set_aspect("equal")
+        right.legend(loc="lower right")
 
 
 def decile_rows(parts: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

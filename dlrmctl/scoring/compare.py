@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 
 from dlrmctl.console.console import output, print_table
-from dlrmctl.console.text import with_error
+from dlrmctl.console.text import METRICS, with_error
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.group import Ranks, process_group
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.rundir.opened import open_run
 from dlrmctl.scoring.paired import Difference, compare_seeds
-from dlrmctl.scoring.scores import Scores, collect_scores
+from dlrmctl.scoring.scores import Scores, collect_scores, scoring_display
 from dlrmctl.settings.config import Config, resolve
 
 LEVEL = 0.05
-_NAMES = {"log_loss": "log loss", "ne": "NE", "auc": "AUC"}
+_COMPARED = ("log_loss", "ne", "auc")
 _HIGHER_IS_BETTER = {"auc"}
 
 
@@ -75,7 +75,8 @@ def compare_runs(
         scores, checkpoints = [], []
         for run, config in side:
             opened = open_run(config, run, ranks, checkpoint=checkpoint, split=split)
-            scores.append(collect_scores(opened.model, opened.reader, ranks))
+            with scoring_display(str(run.path), ranks) as tell:
+                scores.append(collect_scores(opened.model, opened.reader, ranks, tell=tell))
             checkpoints.append(opened.checkpoint.name)
             fingerprint = opened.source.fingerprint()
             if data is not None and data[0] != fingerprint:
@@ -101,23 +102,25 @@ def compare_runs(
 def show_comparison(result: dict[str, Any]) -> None:
     """A table, and what it means in words."""
     rows = []
-    for name, title in _NAMES.items():
+    for name in _COMPARED:
         if name in result:
             found = Difference(**result[name])
             change = with_error(found.difference, found.se, "+.5f")
-            rows.append([title, f"{found.a:.5f}", f"{found.b:.5f}", change, _p_text(found.p)])
-    sides = [_side_text(letter, result[letter.lower()]) for letter in "AB"]
+            rows.append([METRICS[name], f"{found.a:.5f}", f"{found.b:.5f}", change, _p_text(found.p)])
+    for letter in "AB":
+        output.print(_side_text(letter, result[letter.lower()]))
     print_table(
-        "\n".join([f"{result['split']} split, {result['examples']:,} examples", *sides]),
+        f"{result['split']} split, {result['examples']:,} examples",
         ["", "A", "B", "B - A", "p"],
         rows,
     )
     if result["identical"]:
         output.print("the scores are identical")
         return
-    for name, title in _NAMES.items():
+    for name in _COMPARED:
         if name in result:
-            output.print(sentence(title, Difference(**result[name]), higher_is_better=name in _HIGHER_IS_BETTER))
+            found = Difference(**result[name])
+            output.print(sentence(METRICS[name], found, higher_is_better=name in _HIGHER_IS_BETTER))
     if result["a"]["seeds"] == result["b"]["seeds"] == 1:
         output.print(
             "Only the chance of the rows is counted. Two seeds of one setting differ by more: "

@@ -11,7 +11,7 @@ from dlrmctl.rundir.opened import open_run
 from dlrmctl.scoring.calibration import decile_rows, deciles, draw_calibration_and_roc
 from dlrmctl.scoring.metrics import StreamingMetrics, with_optimum
 from dlrmctl.scoring.results import table_of
-from dlrmctl.scoring.scores import collect_scores, evaluate
+from dlrmctl.scoring.scores import collect_scores, evaluate, scoring_display
 from dlrmctl.scoring.slices import slice_rows, slices
 from dlrmctl.settings.config import Config, resolve
 
@@ -59,10 +59,12 @@ def evaluate_run(
     inference, reader = opened.model, opened.reader
     result: dict[str, Any] = {"run": str(run.path), "checkpoint": opened.checkpoint.name, "split": split}
     if feature is None and plot is None and not by_decile:
-        metrics = evaluate(inference, reader, ranks)
+        with scoring_display(split, ranks) as tell:
+            metrics = evaluate(inference, reader, ranks, tell=tell)
         return result | {split: with_optimum(metrics.to_dict(), opened.source, split)}
     streaming = StreamingMetrics(ranks.device, ranks.world_size)
-    scores = collect_scores(inference, reader, ranks, feature=feature, metrics=streaming)
+    with scoring_display(split, ranks) as tell:
+        scores = collect_scores(inference, reader, ranks, feature=feature, metrics=streaming, tell=tell)
     result[split] = with_optimum(streaming.compute(ranks.group).to_dict(), opened.source, split)
     if by_decile:
         result["deciles"] = deciles(scores.logits_N, scores.labels_N)
@@ -70,7 +72,8 @@ def evaluate_run(
         result["slices"] = slices(scores, feature, opened.source)
         result["feature"] = feature
     if plot is not None and ranks.is_main:
-        draw_calibration_and_roc(scores.logits_N, scores.labels_N, plot)
+        title = f"{result['checkpoint']} of {run.path.name}, {split} split, {len(scores.labels_N):,} examples"
+        draw_calibration_and_roc(scores.logits_N, scores.labels_N, title, plot)
     return result
 
 

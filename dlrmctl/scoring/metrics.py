@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
+from dlrmctl.console.text import METRICS, number_text
 from dlrmctl.data.source import Source
 from dlrmctl.scoring.auc import Auc, StreamingAuc
 
@@ -117,5 +118,5 @@ def with_optimum(metrics: dict[str, Any], source: Source, split: str) -> dict[st
 
 
 def short_text(metrics: Metrics) -> str:
-    parts = {"log loss": metrics.log_loss, "ne": metrics.ne, "auc": metrics.auc, "calibration": metrics.calibration}
-    return "  ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in parts.items())
+    """The metrics that rank models, in a line."""
+    return "  ".join(f"{METRICS[name]} {number_text(getattr(metrics, name))}" for name in ("log_loss", "ne", "auc"))

@@ -4,25 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from dlrmctl.console.console import print_table
-from dlrmctl.console.text import number_text, with_error
+from dlrmctl.console.text import METRICS, number_text, with_error
 
 
 def table_of(splits: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows for people: a metric per row, standard errors beside their values."""
-    lines = [
-        ("log loss", "log_loss", "log_loss_se"),
-        ("NE", "ne", "ne_se"),
-        ("AUC", "auc", "auc_se"),
-        ("calibration", "calibration", None),
-        ("accuracy", "accuracy", None),
-        ("Bayes NE", "bayes_ne", None),
-    ]
+    lines = [(title, name) for name, title in METRICS.items()] + [("Bayes NE", "bayes_ne")]
     rows = [["examples", *(f"{m['examples']:,}" for m in splits.values())]]
-    for title, name, error in lines:
+    for title, name in lines:
         if any(name in m for m in splits.values()):
-            cells = (
-                with_error(m.get(name), m.get(error)) if error else number_text(m.get(name)) for m in splits.values()
-            )
+            error = f"{name}_se"
+            cells = [with_error(m[name], m[error]) if error in m else number_text(m.get(name)) for m in splits.values()]
             rows.append([title, *cells])
     if any("gap_closed" in m for m in splits.values()):
         rows.append(["gap closed", *(f"{100 * m['gap_closed']:.1f} %" for m in splits.values())])

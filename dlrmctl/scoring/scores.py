@@ -1,13 +1,14 @@
 """Every prediction of a model on a split, kept in the order of the examples."""
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dlrmctl.console.progress import BarDisplay
 from dlrmctl.data.batch import Batch
 from dlrmctl.data.reader import Reader
 from dlrmctl.data.schema import Schema
@@ -17,6 +18,11 @@ from dlrmctl.scoring.metrics import Metrics, StreamingMetrics
 from dlrmctl.settings.synonyms import nearest
 
 Inference = Callable[..., Tensor]  # (dense_BI, batch) -> logits_B
+Tell = Callable[[int, int], None]  # batches that are scored, of how many
+
+
+def _silent(done: int, total: int) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -34,23 +40,38 @@ class Scores:
     ids_N: np.ndarray | None = None
 
 
-def evaluate(inference: Inference, reader: Reader, ranks: Ranks) -> Metrics:
+def evaluate(inference: Inference, reader: Reader, ranks: Ranks, *, tell: Tell = _silent) -> Metrics:
     """The metrics of a model on everything the reader gives, over all ranks; the same on each."""
     metrics = StreamingMetrics(ranks.device, ranks.world_size)
-    for batch, logits_B in scored_batches(inference, reader, ranks):
+    for batch, logits_B in scored_batches(inference, reader, ranks, tell=tell):
         metrics.update(logits_B[: batch.num_valid], batch.labels_B[: batch.num_valid])
     return metrics.compute(ranks.group)
 
 
-def scored_batches(inference: Inference, reader: Reader, ranks: Ranks) -> Iterator[tuple[Batch, Tensor]]:
+@contextmanager
+def scoring_display(what: str, ranks: Ranks) -> Iterator[Tell]:
+    """Shows how far scoring is, on rank 0, to whoever tells it."""
+    with BarDisplay(shown=ranks.is_main) as display:
+        display.begin(f"scoring {what}")
+
+        def tell(done: int, total: int) -> None:
+            display.advance_to(done, total)
+
+        yield tell
+
+
+def scored_batches(
+    inference: Inference, reader: Reader, ranks: Ranks, *, tell: Tell = _silent
+) -> Iterator[tuple[Batch, Tensor]]:
     """Every batch of this rank, on its device, with the logits [B] of its examples."""
     offset = reader.source.features.logit_offset(reader.split)
     with closing(reader.batches(epoch=0)) as batches:  # type: ignore[type-var]
-        for batch in batches:
+        for number, batch in enumerate(batches, 1):
             on_device = batch.to(ranks.device, non_blocking=True)
             with torch.no_grad():
                 logits_B = inference(on_device.dense_BI, on_device) + offset
             yield on_device, logits_B
+            tell(number, reader.num_batches)
 
 
 def collect_scores(
@@ -60,6 +81,7 @@ def collect_scores(
     *,
     feature: str | None = None,
     metrics: StreamingMetrics | None = None,
+    tell: Tell = _silent,
 ) -> Scores:
     """Scores everything a reader gives, over all ranks; the same on each.
 
@@ -68,13 +90,14 @@ def collect_scores(
         reader: not shuffled, to the last example.
         feature: a sparse feature with one id per example, whose ids are kept.
         metrics: given every batch on the way.
+        tell: told how many batches are scored.
 
     Raises:
         UserError: if the data has no such feature, or it has lists of ids.
     """
     column = _column(feature, reader.source.schema) if feature is not None else None
     batches: list[list[np.ndarray]] = []
-    for batch, logits_B in scored_batches(inference, reader, ranks):
+    for batch, logits_B in scored_batches(inference, reader, ranks, tell=tell):
         if metrics is not None:
             metrics.update(logits_B[: batch.num_valid], batch.labels_B[: batch.num_valid])
         columns = [logits_B.float().cpu().numpy(), batch.labels_B.cpu().numpy() > 0.5]

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dlrmctl.console.text import number_text, with_error
+from dlrmctl.console.text import METRICS, number_text, with_error
 from dlrmctl.data.source import Source
 from dlrmctl.datasets.values import row_names
 from dlrmctl.scoring.metrics import StreamingMetrics
@@ -65,4 +65,4 @@ def slice_rows(found: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]
         ]
         for part in found
     ]
-    return ["", "examples", "log loss", "NE", "AUC", "calibration"], rows
+    return ["", "examples", *(METRICS[name] for name in ("log_loss", "ne", "auc", "calibration"))], rows

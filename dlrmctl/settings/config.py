@@ -136,7 +136,7 @@ class TrainSettings:
     patience: int = setting(0, "Stop after this many evaluations without a lower log loss; 0 means never.", at_least=0)
     checkpoint_every: int = setting(0, "Steps between checkpoints; 0 means at every evaluation.", at_least=0)
     keep_checkpoints: int = setting(2, "Latest checkpoints kept, besides the best.", at_least=1)
-    log_every: int = setting(100, "Steps between two lines of progress.", at_least=1)
+    log_every: int = setting(100, "Most steps between two lines of progress; a run has at least 20.", at_least=1)
     tensorboard: bool = setting(False, "Write TensorBoard events into the run directory.")
     device: str = setting("auto", "Where to compute.", choices=("auto", "cpu", "cuda"))
     precision: str = setting(

@@ -1,20 +1,23 @@
 """Progress of training: a live bar on a terminal, steady lines in a file, nothing on ranks other than 0."""
 
 import resource
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 
 from dlrmctl.assembly.model import Model
 from dlrmctl.assembly.tables import summary, unsorted_heads
 from dlrmctl.console.console import messages, print_table, say
 from dlrmctl.console.progress import BarDisplay
-from dlrmctl.console.text import bytes_text, number_text
-from dlrmctl.console.time_left import TimeLeftColumn
+from dlrmctl.console.text import METRICS, bytes_text, number_text
 from dlrmctl.data.reader import Reader
 from dlrmctl.embeddings.sharding.placement import Placement
 from dlrmctl.ranks.group import Ranks
+from dlrmctl.rundir.state import StepSums
+from dlrmctl.scoring.metrics import entropy
+
+_REFRESH_SECONDS = 0.2
 
 
 class TrainingDisplay(BarDisplay):
@@ -27,42 +30,68 @@ class TrainingDisplay(BarDisplay):
     """
 
     def __init__(self, total: int, done: int, *, speaks: bool) -> None:
-        self._examples = 0
-        super().__init__(
-            TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
-            BarColumn(bar_width=24),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeLeftColumn(done_before=done),
-            total=total,
-            shown=speaks,
-            completed=done,
-            status="",
-        )
+        super().__init__(shown=speaks)
+        self._total, self._done = total, done
+        self._examples = 0.0
+        self._last, self._last_rate = StepSums(), 0.0
+        self._shown_at = 0.0
 
-    def advance(self, examples: int) -> None:
-        """One step is done."""
+    def advance_step(self, window: StepSums, examples: float) -> None:
+        """One step is done.
+
+        Args:
+            window: sums since the last report.
+            examples: of the step.
+        """
+        self._done += 1
         self._examples += examples
-        if self.bar:
-            self.bar.advance(self.task)
+        now = time.monotonic()
+        if self.shown and now - self._shown_at >= _REFRESH_SECONDS:
+            self._shown_at = now
+            # The sums of few steps say little: those of the last report are added to them.
+            self._show_step(averages(self._last + window), self._last_rate or self._examples / self.seconds)
 
     def rate(self) -> float:
         """Examples per second since the last call, pauses left out."""
-        rate = self._examples / self.seconds
-        self._examples = 0
+        self._last_rate = self._examples / self.seconds
+        self._examples = 0.0
         self.restart()
-        return rate
+        return self._last_rate
 
-    def report(self, step: int, values: Mapping[str, float | None], examples_per_second: float) -> None:
-        """One line of progress, or the bar's text."""
-        loss_and_ne = f"loss {number_text(values['loss'])}  ne {number_text(values['ne'])}"
-        speed = f"examples/s {examples_per_second:,.0f}"
-        memory = f"memory {bytes_text(peak_memory_bytes())}"
-        self.show(f"step {step}  {loss_and_ne}  {speed}  {memory}", now=True, status=f"{loss_and_ne}  {speed}")
+    def report(self, window: StepSums, examples_per_second: float) -> None:
+        """One line of progress in a file; the bar's text."""
+        self._last = window
+        self._show_step(averages(window), examples_per_second, now=True)
+
+    def scoring(self, split: str) -> Callable[[int, int], None]:
+        """Shows how many of the batches of a split are scored."""
+
+        def show(done: int, total: int) -> None:
+            about = f"scoring {split}, {100 * done / total:.0f} %"
+            self.show(about, line=f"step {self._done}  {about}")
+
+        return show
 
     def say(self, message: str) -> None:
         if self.shown:
             say(message)
+
+    def _show_step(self, values: Mapping[str, float | None], rate: float, *, now: bool = False) -> None:
+        steps = f"{self._total:,}"
+        self._what = f"step {self._done:>{len(steps)},} of {steps}"
+        quality = f"loss {number_text(values['loss'])}  {METRICS['ne']} {number_text(values['ne'])}"
+        text = f"{quality}  examples/s {rate:,.0f}  memory {bytes_text(peak_memory_bytes())}"
+        self.show(text, line=f"step {self._done}  {text}", now=now)
+
+
+def averages(sums: StepSums) -> dict[str, float | None]:
+    """What a line of progress says of steps: loss, NE and calibration; None where they are not defined."""
+    base = entropy(sums.positives / sums.examples)
+    return {
+        "loss": sums.loss / sums.examples,
+        "ne": sums.loss / sums.examples / base if base else None,
+        "calibration": sums.predicted / sums.positives if sums.positives else None,
+    }
 
 
 def peak_memory_bytes() -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrmctl.console.console import finite, print_table, say
-from dlrmctl.console.text import number_text, with_error
+from dlrmctl.console.text import METRICS, number_text, with_error
 from dlrmctl.data.errors import DataError
 from dlrmctl.errors import Interrupted, UserError
 from dlrmctl.ranks.launch import launch_environment
@@ -16,7 +16,7 @@ from dlrmctl.rundir.seeds import SeedRuns
 from dlrmctl.settings.config import LARGEST_SEED, Config
 from dlrmctl.training.run import run_training
 
-_METRICS = {"log_loss": "log loss", "ne": "NE", "auc": "AUC", "calibration": "calibration"}
+_SHOWN = ("log_loss", "ne", "auc", "calibration")
 
 
 def train_seeds(
@@ -77,7 +77,7 @@ def _train(group: SeedRuns, config: Config, *, nproc: int, command_line: Sequenc
         runs.append({"seed": seed, **found})
     results: dict[str, Any] = {"run": str(group.path), "seeds": list(group.runs), "runs": runs}
     for split in ("validation", "test"):
-        results[split] = {name: spread([run[split].get(name) for run in runs]) for name in _METRICS}
+        results[split] = {name: spread([run[split].get(name) for run in runs]) for name in _SHOWN}
     group.write_results(finite(results))
     return results
 
@@ -98,13 +98,13 @@ def spread(values: Sequence[float | None]) -> dict[str, float | None]:
 def show_seeds(results: Mapping[str, Any]) -> None:
     """The seeds as a table on standard output, with mean and standard deviation."""
     rows = [
-        [f"seed {run['seed']}", f"{run['best_step']:,}"] + [number_text(run["test"].get(name)) for name in _METRICS]
+        [f"seed {run['seed']}", f"{run['best_step']:,}"] + [number_text(run["test"].get(name)) for name in _SHOWN]
         for run in results["runs"]
     ]
-    means = [results["test"][name] for name in _METRICS]
+    means = [results["test"][name] for name in _SHOWN]
     rows.append(["mean ±sd", "", *(with_error(found["mean"], found["sd"]) for found in means)])
     print_table(
         f"{len(results['seeds'])} seeds in {results['run']}: best weights on the test split",
-        ["", "step", *_METRICS.values()],
+        ["", "step", *(METRICS[name] for name in _SHOWN)],
         rows,
     )

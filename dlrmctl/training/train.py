@@ -16,7 +16,7 @@ from dlrmctl.assembly.optimizers import (
     dense_state,
     failed_roots,
 )
-from dlrmctl.console.console import say
+from dlrmctl.console.console import notice, say
 from dlrmctl.data.reader import Reader
 from dlrmctl.data.source import SPLITS, Source
 from dlrmctl.datasets.open import open_reader, open_source
@@ -30,12 +30,14 @@ from dlrmctl.rundir.checkpoint import Checkpoints, load, read_state
 from dlrmctl.rundir.directory import EventWriter, RunDirectory
 from dlrmctl.rundir.names import named_after_data, part_of_job, place_of_run
 from dlrmctl.rundir.state import RunState, StepSums
-from dlrmctl.scoring.metrics import entropy, short_text, with_optimum
+from dlrmctl.scoring.metrics import Metrics, short_text, with_optimum
 from dlrmctl.scoring.scores import evaluate
 from dlrmctl.settings.config import Config, check_batch, resolve
-from dlrmctl.training.display import TrainingDisplay, introduction, show_placements
+from dlrmctl.training.display import TrainingDisplay, averages, introduction, show_placements
 from dlrmctl.training.overhead import within_overhead
 from dlrmctl.training.step import TrainingStep
+
+_FEWEST_LINES = 20  # of progress in a run, so that a short one has a training curve too
 
 
 def train_on_rank(
@@ -99,6 +101,8 @@ def train(
     with matmul_precision(config.train.precision), ExitStack() as until_the_end:
         if resume:
             until_the_end.enter_context(run.resumed())
+        if ranks.is_main:
+            notice("building the model")
         source = open_source(config.data) if source is None else source
         if config.optim.shampoo_overhead is not None:
             config = within_overhead(config, source.schema, ranks)
@@ -161,6 +165,7 @@ class Trainer:
         # --max-steps cuts a run short without squeezing its schedule, so that it can be continued.
         self.schedule = build_schedule(config, whole_run)
         self.checkpoints = Checkpoints(run.checkpoints, ranks)
+        self.log_every = max(1, min(config.train.log_every, self.total_steps // _FEWEST_LINES))
         self.progress = RunState()
         self.saved_step = 0
 
@@ -174,7 +179,9 @@ class Trainer:
             self._introduce()
             while not progress.finished:
                 self._epoch(request)
-        return self._results()
+            if progress.window.examples:
+                self._log()
+            return self._results()
 
     def _epoch(self, request: StopRequest) -> None:
         """The rest of the current epoch, from wherever the progress stands."""
@@ -202,25 +209,19 @@ class Trainer:
         progress = self.progress
         progress.step += 1
         progress.batch += 1
-        self.display.advance(int(sums.examples))
         progress.window += sums
-        if progress.step % self.config.train.log_every == 0:
+        self.display.advance_step(progress.window, sums.examples)
+        if progress.step % self.log_every == 0 or progress.step == self.total_steps:
             self._log()
 
     def _log(self) -> None:
         """One line of what the steps since the last one saw."""
         progress, window = self.progress, self.progress.window
         progress.window = StepSums()
-        base = entropy(window.positives / window.examples)
-        values = {
-            "loss": window.loss / window.examples,
-            "ne": window.loss / window.examples / base if base else None,
-            "calibration": window.predicted / window.positives if window.positives else None,
-        }
         rate = self.display.rate()
-        self.display.report(progress.step, values, rate)
+        self.display.report(window, rate)
         dense_lr = self.optimizer.param_groups[0]["lr"]  # of the step that is recorded
-        entry = {"kind": "train", "step": progress.step, **values, "dense_lr": dense_lr}
+        entry = {"kind": "train", "step": progress.step, **averages(window), "dense_lr": dense_lr}
         self.run.record(entry | {"examples_per_second": rate})
 
     def _set_learning_rates(self) -> None:
@@ -234,7 +235,7 @@ class Trainer:
         progress = self.progress
         with self.display.pause():
             with self.averaging.averaged() if self.averaging else nullcontext():
-                metrics = evaluate(self.model.inference, self.readers["validation"], self.ranks)
+                metrics = self._score("validation")
             self.run.record({"kind": "validation", "step": progress.step, **metrics.to_dict()})
             # Of one split log loss and NE order alike, but NE is not defined where all labels are the same.
             score = metrics.log_loss if metrics.ne is None else metrics.ne
@@ -248,7 +249,7 @@ class Trainer:
             else:
                 progress.evaluations_without_gain += 1
             progress.finished = progress.step == self.total_steps or self._out_of_patience()
-            mark = ", best so far" if better else ""
+            mark = "  best so far" if better else ""
             self.display.say(f"step {progress.step}  validation  {short_text(metrics)}{mark}")
             for warning in failed_roots(self.optimizer, self.ranks):
                 self.display.say(f"step {progress.step}  {warning}")
@@ -328,10 +329,12 @@ class Trainer:
             "best_step": progress.best_step,
         }
         for split in ("validation", "test"):
-            metrics = evaluate(self.model.inference, self.readers[split], self.ranks).to_dict()
-            results[split] = with_optimum(metrics, self.source, split)
+            results[split] = with_optimum(self._score(split).to_dict(), self.source, split)
         self.run.write_results(results)
         return results
+
+    def _score(self, split: str) -> Metrics:
+        return evaluate(self.model.inference, self.readers[split], self.ranks, tell=self.display.scoring(split))
 
 
 def _evaluation_points(num_batches: int, evaluations: int) -> set[int]:

@@ -21,7 +21,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bench") / "step.json"
     done = in_process(*STEP, "-o", path, "--plot", path.with_suffix(".png"))
     assert done.status == 0, done.err
-    assert done.err.splitlines()[-2:] == [f"{path}: written", f"{path.with_suffix('.png')}: drawn"]
+    assert done.err.splitlines()[-2:] == [f"wrote {path}", f"wrote {path.with_suffix('.png')}"]
     return path
 
 

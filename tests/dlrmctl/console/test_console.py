@@ -25,16 +25,18 @@ def test_output_follows_the_streams():
 
 
 def test_a_file_gets_lines_at_intervals_and_those_that_are_due_now(capsys: pytest.CaptureFixture[str]):
-    with BarDisplay(total=3) as display:
-        display.show("too early")
-        display.show("a phase begins", now=True)
-    with BarDisplay(total=3, shown=False) as silent:
+    with BarDisplay() as display:
+        display.begin("reading", 200)
+        display.advance(50, "too early")
+        display.show("a line is due", now=True)
+        display.show(line="another", now=True)
+    with BarDisplay(shown=False) as silent:
         silent.show("another rank speaks", now=True)
-    assert capsys.readouterr().err == "a phase begins\n"
+    assert capsys.readouterr().err == "reading: 25 %, a line is due\nanother\n"
 
 
 def test_pauses_do_not_count():
-    display = BarDisplay(total=1)
+    display = BarDisplay()
     with display.pause():
         display._since -= 5  # as if the block had lasted longer
     display._since += 5

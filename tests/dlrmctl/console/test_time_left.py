@@ -1,22 +1,43 @@
 """A time that is left is told once it means something."""
 
 import pytest
-from rich.progress import Progress
 
-from dlrmctl.console.time_left import TimeLeftColumn
+from dlrmctl.console.time_left import TimeLeft
 
 
 @pytest.mark.parametrize(
-    ("steps", "seconds", "known"),
-    [(3, 0.5, False), (3, 5.0, False), (3, 20.0, True), (300, 5.0, True), (300, 0.9, False), (10_000, 0.5, True)],
+    ("pieces", "seconds", "total", "text"),
+    [
+        (1, 5.0, 100, ""),  # nothing is known of what follows the first one
+        (3, 10.0, 100, ""),
+        (100, 0.01, 1000, ""),  # a second says little
+        (4, 1.5, 4164, "1 h 44 min left"),
+        (400, 0.01, 2800, "24 s left"),
+    ],
 )
-def test_the_time_left_is_told_after_ten_seconds_or_a_fiftieth_of_the_work(steps: int, seconds: float, known: bool):
+def test_the_time_left_is_told_after_some_work(pieces: int, seconds: float, total: int, text: str):
     now = 0.0
-    progress = Progress(TimeLeftColumn(done_before=900), get_time=lambda: now)
-    number = progress.add_task("", total=10_900, completed=900)
-    for _ in range(steps):
-        now += seconds / steps
-        progress.advance(number)
-    column, task = progress.columns[0], progress.tasks[0]
-    assert isinstance(column, TimeLeftColumn)
-    assert (column.render(task).plain != "--:--") == known
+    left = TimeLeft(lambda: now)
+    found = left.text(0, total)
+    for piece in range(pieces):
+        now += seconds if piece else 600.0  # the first takes longest
+        found = left.text(piece + 1, total)
+    assert found == text
+
+
+def test_what_an_earlier_process_did_does_not_count():
+    now = 0.0
+    left = TimeLeft(lambda: now)
+    for done in (900, 901, 902, 903, 904, 905):
+        found = left.text(done, 1000)
+        now += 1.0
+    assert found == "1 min 35 s left"
+
+
+def test_nothing_is_left_of_what_is_done_or_unknown():
+    now = 0.0
+    left = TimeLeft(lambda: now)
+    for done in range(10):
+        assert left.text(done, 0) == ""
+        now += 1.0
+    assert left.text(10, 10) == ""
