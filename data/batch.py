@@ -18,7 +18,7 @@ class Batch:
     """Examples side by side.
 
     Attributes:
-        dense_BI: float32.
+        dense_BI: float32, NaN where missing.
         ids: int64, all ids of feature 0 in the order of the examples, then all of feature 1, and so on.
         lengths_FB: int32, ids per feature and example; None stands for exactly one each.
         labels_B: float32, 0 or 1.
@@ -52,7 +52,7 @@ class PickedRows:
     """Rows ready to be cut into batches; still in the narrow types of their block, which batches widen as they copy.
 
     Attributes:
-        dense_NI: floating point.
+        dense_NI: floating point, NaN where missing.
         ids_F: F integer arrays; with lengths, `offsets_FN` says what of them belongs to which row, else N ids each.
         labels_N: 0 or 1.
         lengths_FN: integers, or None for exactly one id each.

@@ -43,13 +43,20 @@ class Schema:
         dense: I names.
         sparse: F features.
         label: name of the target.
+        float32: the dense features that a store keeps as float32; the others as float16.
+        gaps: the dense features that some training examples have no value of.
     """
 
     dense: tuple[str, ...]
     sparse: tuple[SparseFeature, ...]
     label: str = "label"
+    float32: tuple[str, ...] = ()
+    gaps: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in (*self.float32, *self.gaps):
+            if name not in self.dense:
+                raise DataError(f"{name!r} is not a dense feature")
         names = [*self.dense, *self.keys, self.label]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -71,6 +78,8 @@ class Schema:
             "dense": list(self.dense),
             "sparse": [{"name": f.name, "rows": f.rows, "max_ids": f.max_ids} for f in self.sparse],
             "label": self.label,
+            **({"float32": list(self.float32)} if self.float32 else {}),
+            **({"gaps": list(self.gaps)} if self.gaps else {}),
         }
 
     @classmethod
@@ -85,10 +94,15 @@ class Schema:
                 SparseFeature(_as(str, f["name"]), _as(int, f["rows"]), _as(int, f.get("max_ids", 1)))
                 for f in _as(list, values["sparse"])
             )
-            dense = tuple(_as(str, name) for name in _as(list, values["dense"]))
-            return cls(dense, sparse, _as(str, values["label"]))
+            dense, float32, gaps = (_names(values, key) for key in ("dense", "float32", "gaps"))
+            return cls(dense, sparse, _as(str, values["label"]), float32, gaps)
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"not a schema: {error!r}") from error
+
+
+def _names(values: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """A list of names; what came after "dense" need not be there."""
+    return tuple(_as(str, name) for name in _as(list, values[key] if key == "dense" else values.get(key, [])))
 
 
 def _as(kind: type[_Kind], value: Any) -> _Kind:

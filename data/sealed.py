@@ -1,8 +1,9 @@
 """JSON files with the name of their format and a checksum of themselves, checked when they are read."""
 
 import json
+import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,13 +36,13 @@ def write_sealed(path: Path, format: str, content: Mapping[str, Any]) -> None:
 
 
 def read_sealed(
-    path: Path, format: str, parse: Callable[["Values"], _Content], *, what: str, hint: str, again: str
+    path: Path, formats: Collection[str], parse: Callable[["Values"], _Content], *, what: str, hint: str, again: str
 ) -> _Content:
     """The content of the file, as `parse` makes it.
 
     Args:
         path: of the file.
-        format: the one that this version reads.
+        formats: those that this version reads, the newest last.
         parse: of the values; raises DataError, without the name of the file.
         what: the file should be, as in "the manifest of a store".
         hint: if it is something else.
@@ -57,9 +58,9 @@ def read_sealed(
         raise DataError(f"{path}: damaged: {error}", again) from error
     if not isinstance(sealed, dict) or "format" not in sealed:
         raise DataError(f"{path}: not {what}", hint)
-    if sealed["format"] != format:
-        found = _short(repr(sealed["format"]))
-        raise DataError(f"{path}: the format is {found}, this version reads {format!r}", again)
+    if sealed["format"] not in formats:
+        found, newest = _short(repr(sealed["format"])), [*formats][-1]
+        raise DataError(f"{path}: the format is {found}, this version reads {newest!r}", again)
     try:
         values = Values(sealed)
         parsed = parse(values)
@@ -116,6 +117,18 @@ class Values:
             return float(self._take(name, int))
         except OverflowError:
             raise DataError(f"{self.where}{name} has too many digits") from None
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """A list of finite numbers that must be there.
+
+        Raises:
+            DataError: if it is not, or one of them is something else.
+        """
+        items = self._take(name, list)
+        for index, item in enumerate(items):
+            if type(item) not in (int, float) or not abs(item) < math.inf:
+                raise DataError(f"{self.where}{name}[{index}] = {_short(repr(item))} must be a finite number")
+        return tuple(float(item) for item in items)
 
     def flag(self, name: str) -> bool:
         return self._take(name, bool)

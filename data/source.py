@@ -21,7 +21,7 @@ class Block:
     """Consecutive examples of one split, feature-major.
 
     Attributes:
-        dense_IN: floating point.
+        dense_IN: floating point, NaN where missing.
         ids_F: F integer arrays; N ids each, or as many as the feature's lengths add up to.
         labels_N: 0 or 1, any number type.
         lengths_FN: ids per feature and example, or None for exactly one each.

@@ -1,4 +1,4 @@
-"""DLRM: bottom MLP and embeddings -> interaction -> top MLP -> logit.
+"""DLRM: dense inputs -> bottom MLP and embeddings -> interaction -> top MLP -> logit.
 
 The dense network is a module of its own because the two halves train differently: it is replicated on every
 rank, while the embedding module it is handed may be spread over them.
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dlrmctl.models.inputs import NormalizedInputs, RawInputs
 from dlrmctl.models.interaction import INTERACTIONS
 from dlrmctl.models.mlp import MLP, LearnedVector
 
@@ -24,10 +25,11 @@ class DenseNetwork(nn.Module):
         bottom: widths of the bottom MLP's layers.
         top: widths of the top MLP's layers; the last is 1.
         interaction: "dot" or "cat".
+        inputs: what becomes of the dense features in front of the bottom MLP; None takes them as they are.
         generator: source of the initial values.
 
     Shapes:
-        dense_BI [B, I] and embeddings_BFD [B, F, D] -> logits [B].
+        dense_BI [B, I], NaN where missing if `inputs` take it, and embeddings_BFD [B, F, D] -> logits [B].
 
     Raises:
         ValueError: if the widths do not fit together or the interaction is unknown.
@@ -42,6 +44,7 @@ class DenseNetwork(nn.Module):
         bottom: Sequence[int],
         top: Sequence[int],
         interaction: str = "dot",
+        inputs: RawInputs | NormalizedInputs | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -52,14 +55,17 @@ class DenseNetwork(nn.Module):
         if interaction not in INTERACTIONS:
             raise ValueError(f"{interaction=} must be one of {', '.join(INTERACTIONS)}")
         self.num_vectors = num_vectors
-        self.bottom = (
-            MLP(num_dense, bottom, generator=generator) if num_dense else LearnedVector(dim, generator=generator)
-        )
+        self.inputs: nn.Module = inputs or nn.Identity()
+        self.bottom: nn.Module
+        if num_dense:
+            self.bottom = MLP(inputs.out_features if inputs else num_dense, bottom, generator=generator)
+        else:
+            self.bottom = LearnedVector(dim, generator=generator)
         self.interaction = INTERACTIONS[interaction](num_vectors, dim)
         self.top = MLP(self.interaction.out_features, top, last_relu=False, generator=generator)
 
     def forward(self, dense_BI: Tensor, embeddings_BFD: Tensor) -> Tensor:
-        return self.top(self.interaction(self.bottom(dense_BI), embeddings_BFD)).squeeze(1)
+        return self.top(self.interaction(self.bottom(self.inputs(dense_BI)), embeddings_BFD)).squeeze(1)
 
 
 class DLRM(nn.Module):

@@ -26,11 +26,12 @@ from dlrmctl.data.features.columns import (
     read_columns,
     reserved_rows,
 )
+from dlrmctl.data.features.dense import FittedDense, read_fitted
 from dlrmctl.data.features.encoders import Encoder
 from dlrmctl.data.features.kept_array import KeptArray
 from dlrmctl.data.files import fresh_directory, io_errors, sync_file
 from dlrmctl.data.formats.table_schema import TableSchema
-from dlrmctl.data.formats.transforms import DenseTransform
+from dlrmctl.data.formats.transforms import MISSING, DenseTransform
 from dlrmctl.data.schema import RESERVED_ROWS, Schema
 from dlrmctl.data.sealed import Values, read_sealed, write_sealed
 
@@ -54,6 +55,8 @@ class FeatureSpace:
             examples without raw rows, None for those whose raw rows are not known.
         table_schema: what the columns of tables are.
         dense_transform: what was done to the dense values; None where that is not known.
+        dense: the dense features over the training examples, where a missing value is NaN; empty where they were not
+            fitted, and a missing value may be a number.
         columns: how raw values get rows, and how often each occurs, one entry for each sparse feature; empty where ids
             were not made from raw values.
         sampling_offset: logarithm of the share of training negatives that was kept; see `logit_offset`.
@@ -65,10 +68,16 @@ class FeatureSpace:
     input: str | None = None
     table_schema: TableSchema | None = None
     dense_transform: DenseTransform | None = None
+    dense: tuple[FittedDense, ...] = ()
     columns: tuple[ColumnEntry, ...] = ()
     sampling_offset: float = 0.0
     ids: str = ""
     directory: Path | None = None
+
+    def stand_ins(self) -> tuple[float, ...]:
+        """What a model that takes dense values as they are sees in place of a missing one, for each dense feature."""
+        transform = self.dense_transform or DenseTransform(MISSING)
+        return tuple(transform.stand_in(name) for name in self.schema.dense)
 
     def vocabulary_fingerprint(self) -> str:
         """Equal where ids mean the same; a model can score other data whose ids mean what its own meant."""
@@ -188,7 +197,7 @@ class FeatureSpace:
             raise DataError(f"{directory}: no {FEATURES}, so not {_WHAT}", _HOW)
         features = read_sealed(
             directory / FEATURES,
-            FORMAT,
+            (FORMAT,),
             lambda values: cls._from_values(values, directory),
             what=_WHAT,
             hint=_HOW,
@@ -204,6 +213,7 @@ class FeatureSpace:
             "input": self.input,
             "table_schema": self.table_schema.to_dict() if self.table_schema else None,
             "dense_transform": self.dense_transform.to_dict() if self.dense_transform else None,
+            **({"dense": [column.to_dict() for column in self.dense]} if self.dense else {}),
             "ids": {**reserved_rows(self.columns), "columns": [column.to_dict() for column in self.columns]},
             "vocabulary_fingerprint": self.vocabulary_fingerprint(),
             "logit_offset": self.sampling_offset,
@@ -221,6 +231,7 @@ class FeatureSpace:
             input=values.text("input") if values.has("input") else None,
             table_schema=values.optional("table_schema", lambda v: TableSchema.from_dict(v.entries, str(directory))),
             dense_transform=values.optional("dense_transform", DenseTransform.from_values),
+            dense=read_fitted(values, schema.dense),
             columns=columns,
             sampling_offset=values.number("logit_offset"),
             ids=values.text("vocabulary_fingerprint"),

@@ -250,6 +250,7 @@ class NpyInput:
 
     format = "npy"
     label = "label"
+    dense_type = np.dtype(np.float32)
     dense_transform = DenseTransform(None, NONE.formula)
     table_schema = None
 
@@ -328,7 +329,7 @@ class NpyInput:
         return RawPiece(
             lines_N=lines_N[good_N],
             labels_N=labels_N[good_N].astype(np.uint8),
-            dense_IN=np.ascontiguousarray(dense_NI[good_N].T.astype(np.float16)),
+            dense_IN=np.ascontiguousarray(dense_NI[good_N].T.astype(np.float32)),
             sparse=[_column(f, ids_NK[good_N]) for f, ids_NK in zip(self.sparse, ids_F, strict=True)],
             repaired={},
             bad=[problems[row] for row in sorted(problems)],

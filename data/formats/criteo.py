@@ -186,6 +186,7 @@ class CriteoInput:
 
     format = "criteo"
     dense = DENSE
+    dense_type = np.dtype(np.float16)
     sparse = tuple(RawFeature(name) for name in SPARSE)
     label = LABEL
     dense_transform = DenseTransform(MISSING, LOG.formula)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlrmctl.data.formats.lines import MAX_LINE_BYTES
-from dlrmctl.data.formats.transforms import LOG, MISSING
+from dlrmctl.data.formats.transforms import LOG
 
 MAX_DIGITS = 8  # of a categorical, and of a word
 _BLOCK_BYTES = 1 << 19  # more than a line; these and what is made of them stay in a core's cache
@@ -31,8 +31,8 @@ _MISSING = _ABOVE + 1
 
 
 def transform_dense(values: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """The logarithm (`transforms.LOG`) of the integers that are present and `MISSING` for the others, float16."""
-    return np.where(present, LOG.apply(values), MISSING).astype(np.float16)
+    """The logarithm (`transforms.LOG`) of the integers that are present and NaN for the others, float16."""
+    return np.where(present, LOG.apply(values), np.nan).astype(np.float16)
 
 
 def _pair_table(digits: str, base: int) -> np.ndarray:
@@ -55,7 +55,7 @@ class Fields:
 
     Attributes:
         labels_N: uint8; zeros if there are no labels.
-        dense_IN: float16, transformed.
+        dense_IN: float16, transformed; NaN where missing.
         values_FN: uint32; 0 where missing.
         present_FN: bool, False where missing.
         wrong_N: bool, True where a field is not what it should be; the row's numbers mean nothing then.

@@ -109,7 +109,7 @@ class RawPiece:
     Attributes:
         lines_N: int64, the line each example stands on.
         labels_N: uint8, 0 or 1; zeros if the input has no labels.
-        dense_IN: float16, transformed.
+        dense_IN: of the input's `dense_type`, transformed; NaN where missing.
         sparse: F columns.
         repaired: examples whose line had to be mended, by what was mended.
         bad: the lines left out, in order.
@@ -163,6 +163,11 @@ class Input(Protocol):
 
     @property
     def dense(self) -> tuple[str, ...]: ...
+
+    @property
+    def dense_type(self) -> np.dtype:
+        """float16, or float32 where some columns may need it."""
+        ...
 
     @property
     def sparse(self) -> tuple[RawFeature, ...]: ...

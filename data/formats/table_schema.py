@@ -32,7 +32,7 @@ class DenseColumn:
     """Attributes:
     transform: a key of `TRANSFORMS`.
     missing: texts that stand for missing.
-    missing_value: what a missing value becomes, after the transform.
+    missing_value: stand-in for a missing value, after the transform, for a model that takes values as they are.
     """
 
     name: str

@@ -66,7 +66,7 @@ def to_piece(
     """
     faults = _Faults(frame)
     labels_N = _labels(schema, frame, faults) if labelled else np.zeros(len(frame), dtype=np.uint8)
-    dense_IN = np.empty((len(schema.dense), len(frame)), dtype=np.float16)
+    dense_IN = np.empty((len(schema.dense), len(frame)), dtype=np.float32)
     for dense_N, column in zip(dense_IN, schema.dense, strict=True):
         dense_N[:] = _dense(column, frame[column.name], faults, rounded=schema.values != BY_TYPE)
     sparse, shortened = [], {}
@@ -124,7 +124,7 @@ def _labels(schema: TableSchema, frame: pl.DataFrame, faults: _Faults) -> np.nda
 
 
 def _dense(column: DenseColumn, series: pl.Series, faults: _Faults, *, rounded: bool) -> np.ndarray:
-    """float64, transformed; `missing_value` where missing.
+    """float64, transformed; NaN where missing.
 
     Args:
         rounded: to float32 before the transform: so a file of float32 gives what a text with its decimals gives.
@@ -138,7 +138,7 @@ def _dense(column: DenseColumn, series: pl.Series, faults: _Faults, *, rounded: 
     numbers_N = TRANSFORMS[column.transform].apply(numbers_N)
     large_N = given_N & ~wrong_N & (np.abs(numbers_N) > _LARGEST)
     faults.add(large_N, column.name, "too large", f"at most {_LARGEST:.0f}, or transform = 'log'")
-    return np.where(given_N & ~large_N, numbers_N, column.missing_value)
+    return np.where(given_N & ~large_N, numbers_N, np.nan)
 
 
 def _single(schema: TableSchema, feature: SparseColumn, series: pl.Series, faults: _Faults) -> RawColumn:

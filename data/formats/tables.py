@@ -90,11 +90,12 @@ class TableInput:
                 raise DataError(f"{file.path}: {_KINDS[file.format]}, but {paths[0]} is {_KINDS[self.format]}")
         self.label = schema.label
         self.dense = tuple(column.name for column in schema.dense)
+        self.dense_type = np.dtype(np.float32)
         self.sparse = tuple(RawFeature(column.name, "<u8", column.max_ids, has_texts=True) for column in schema.sparse)
 
     @property
     def dense_transform(self) -> DenseTransform:
-        """What was done to each column, and what a missing value becomes where that is the same for all."""
+        """What was done to each column, and the stand-in for a missing value where it is the same for all."""
         columns = {
             column.name: ColumnTransform(TRANSFORMS[column.transform].formula, column.missing_value)
             for column in self.table_schema.dense

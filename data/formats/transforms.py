@@ -8,7 +8,8 @@ import numpy as np
 
 from dlrmctl.data.sealed import Values
 
-MISSING = -1.0  # the usual value for a missing one: below every other after the logarithm of counts
+MISSING = -1.0  # the usual stand-in for a missing value: below every other after the logarithm of counts
+_NAN = "nan"
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ TRANSFORMS = {"log": LOG, "log1p": LOG1P, "none": NONE}
 
 @dataclass(frozen=True)
 class ColumnTransform:
-    """What was done to one dense column: the formula, and the value that stands for a missing one."""
+    """What was done to one dense column: the formula, and the stand-in for a missing value."""
 
     formula: str
     missing: float | None
@@ -43,23 +44,32 @@ class DenseTransform:
     """What was done to all dense values of a source.
 
     Attributes:
-        missing: the value that stands for a missing one; None if values are never missing, or columns differ in it.
+        missing: the number that a model which takes values as they are sees in place of a missing one; None if values
+            are never missing, or columns differ in it.
         formula: of every column; None if each has its own.
         columns: what was done to each, by name, if they have their own.
-        type: of the values that were kept.
+        type: of the values that were kept; the schema names columns of another.
+        nan: a missing value was kept as NaN. Earlier versions kept its stand-in, as if it were a value.
     """
 
     missing: float | None
     formula: str | None = None
     columns: Mapping[str, ColumnTransform] = field(default_factory=dict)
     type: str = "float16"
+    nan: bool = True
+
+    def stand_in(self, name: str) -> float:
+        """The stand-in for a missing value of a column, as float16 holds it."""
+        missing = self.columns[name].missing if name in self.columns else self.missing
+        return float(np.float16(MISSING if missing is None else missing))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
+        kept = {"kept_missing": _NAN} if self.nan else {}
         if self.formula is not None:
-            return {"formula": self.formula, "missing": self.missing, "type": self.type}
+            return {"formula": self.formula, "missing": self.missing, "type": self.type, **kept}
         columns = {name: {"formula": c.formula, "missing": c.missing} for name, c in self.columns.items()}
-        return {"columns": columns, "missing": self.missing, "type": self.type}
+        return {"columns": columns, "missing": self.missing, "type": self.type, **kept}
 
     @classmethod
     def from_values(cls, values: Values) -> "DenseTransform":
@@ -68,15 +78,18 @@ class DenseTransform:
         Raises:
             DataError: if a value is missing or has the wrong type.
         """
-        missing, type = _missing(values), values.text("type")
+        missing, type, nan = _missing(values), values.text("type"), values.has("kept_missing")
+        if nan:
+            values.require("kept_missing", _NAN)
         if values.has("formula"):
-            return cls(missing, values.text("formula"), type=type)
+            return cls(missing, values.text("formula"), type=type, nan=nan)
         columns = values.inner("columns")
         each = {name: columns.inner(name) for name in columns.entries}
         return cls(
             missing,
             columns={name: ColumnTransform(c.text("formula"), _missing(c)) for name, c in each.items()},
             type=type,
+            nan=nan,
         )
 
 

@@ -11,6 +11,7 @@ from dlrmctl.data.features.encoders import Encoder
 from dlrmctl.data.formats.raw import BadLine, Input, KeptColumns
 from dlrmctl.data.schema import Schema
 from dlrmctl.data.source import Block
+from dlrmctl.data.store.layout import as_stored
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _encode(input: Input, encoders: Mapping[str, Encoder], schema: Schema) -> It
                 lengths_FN[f] = column.lengths_N
             _check_rows(feature.name, ids, feature.rows)
             ids_F.append(ids)
-        block = Block(rows.dense_IN, ids_F, rows.labels_N, lengths_FN)
+        block = Block(as_stored(schema, rows.dense_IN), ids_F, rows.labels_N, lengths_FN)
         yield NewRows(block, input.sources[task.source].name, rows.lines_N, rows.repaired, rows.bad, rows.kept)
 
 

@@ -67,7 +67,7 @@ def read_input(
     if about := parts.load():
         so_far = ReadSoFar.from_dict(about)
         tally, position, begun, ended = so_far.tally, so_far.position, so_far.bytes_done, so_far.position is None
-    done, waiting, writing = begun, _Waiting(), _Writing(parts, input.dense_transform.missing, workers)
+    done, waiting, writing = begun, _Waiting(), _Writing(parts, workers)
     try:
         for task, whole in () if ended else _pieces(input, position, tally.rows, options.limit, workers):
             piece = _up_to(options.limit, tally.rows, whole)
@@ -155,14 +155,14 @@ class _Waiting:
 class _Writing:
     """Writes one part at a time, while the next one is parsed."""
 
-    def __init__(self, parts: Parts, missing: float | None, workers: Workers) -> None:
-        self._parts, self._missing, self._workers = parts, missing, workers
+    def __init__(self, parts: Parts, workers: Workers) -> None:
+        self._parts, self._workers = parts, workers
         self._now: Future[None] | None = None
 
     def start(self, pieces: list[RawPiece], so_far: ReadSoFar) -> None:
         """Begins a part when the one before is done."""
         self.finish()
-        self._now = self._workers.submit(partial(self._parts.write, pieces, so_far.to_dict(), self._missing))
+        self._now = self._workers.submit(partial(self._parts.write, pieces, so_far.to_dict()))
 
     def finish(self) -> None:
         now, self._now = self._now, None

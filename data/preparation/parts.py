@@ -18,8 +18,7 @@ import numpy as np
 from dlrmctl.data.files import io_errors, read_array, sync_file
 from dlrmctl.data.formats.raw import RawFeature, RawPiece
 from dlrmctl.data.hashed_texts import LENGTH_TYPE, HashedTexts
-from dlrmctl.data.preparation.dense_tally import DenseTally, dense_tally
-from dlrmctl.data.store.layout import DENSE_TYPE, LABEL_TYPE, narrowest
+from dlrmctl.data.store.layout import LABEL_TYPE, narrowest
 
 _ALIGNMENT = 8
 _WORD_TYPE, _TEXT_TYPE = np.dtype("<u8"), np.dtype("u1")
@@ -35,24 +34,21 @@ class PartInfo:
         rows: of the part.
         values: number of values in the lists of each feature that has lists, by its name.
         texts: number of texts of each feature that has some, by its name, and their bytes.
-        dense: tallies of its dense features; empty once those of all parts were joined.
     """
 
     rows: int
     values: dict[str, int] = field(default_factory=dict)
     texts: dict[str, tuple[int, int]] = field(default_factory=dict)
-    dense: list[DenseTally] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        dense = [list(tally) for tally in self.dense]
-        return {"rows": self.rows, "values": self.values, "texts": self.texts, "dense": dense}
+        return {"rows": self.rows, "values": self.values, "texts": self.texts}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PartInfo":
         """The part that `to_dict` described."""
         texts = {name: (number, num_bytes) for name, (number, num_bytes) in values["texts"].items()}
-        return cls(values["rows"], dict(values["values"]), texts, [DenseTally(*tally) for tally in values["dense"]])
+        return cls(values["rows"], dict(values["values"]), texts)
 
 
 class Parts:
@@ -61,17 +57,25 @@ class Parts:
     Args:
         path: of the directory; made when the first part is written.
         dense: names of the dense features.
+        dense_type: of their values, float16 or float32.
         sparse: the sparse features.
         infos: of parts that are there, or were there.
 
     Attributes:
+        dense_type: see above.
         infos: one of each part.
     """
 
     def __init__(
-        self, path: Path, dense: Sequence[str], sparse: Sequence[RawFeature], infos: Sequence[PartInfo] = ()
+        self,
+        path: Path,
+        dense: Sequence[str],
+        dense_type: np.dtype,
+        sparse: Sequence[RawFeature],
+        infos: Sequence[PartInfo] = (),
     ) -> None:
-        self.path, self._dense, self._sparse = path, tuple(dense), tuple(sparse)
+        self.path, self._num_dense, self._sparse = path, len(dense), tuple(sparse)
+        self.dense_type = np.dtype(dense_type)
         self.infos: list[PartInfo] = []
         self._places: list[dict[tuple[str, int], tuple[int, int]]] = []  # of each column: offset and count
         for info in infos:
@@ -92,13 +96,12 @@ class Parts:
                 self._add(PartInfo.from_dict(content))
         return content.get("about")
 
-    def write(self, pieces: Sequence[RawPiece], about: Mapping[str, Any], missing_dense: float | None) -> None:
+    def write(self, pieces: Sequence[RawPiece], about: Mapping[str, Any]) -> None:
         """Makes the next part and brings it to the disk.
 
         Args:
             pieces: of the input, one after another.
             about: kept with the part.
-            missing_dense: the dense value that stands for a missing one.
 
         Raises:
             DataError: if the disk is full.
@@ -110,10 +113,8 @@ class Parts:
             self.path.mkdir(exist_ok=True)
             with unfinished.open("wb") as file:
                 _write_column(file, LABEL_TYPE, [piece.labels_N for piece in pieces])
-                for i in range(len(self._dense)):
-                    dense_N = np.concatenate([piece.dense_IN[i] for piece in pieces]).astype(DENSE_TYPE, copy=False)
-                    info.dense.append(dense_tally(dense_N, missing_dense))
-                    _write_column(file, DENSE_TYPE, [dense_N])
+                for i in range(self._num_dense):
+                    _write_column(file, self.dense_type, [piece.dense_IN[i] for piece in pieces])
                 for f, feature in enumerate(self._sparse):
                     columns = [piece.sparse[f] for piece in pieces]
                     if feature.max_ids == 1:
@@ -152,9 +153,13 @@ class Parts:
         return self._read(part, ("label", 0), LABEL_TYPE, start, stop)
 
     def dense(self, part: int, start: int, stop: int) -> np.ndarray:
-        """float16 [I, stop - start]."""
-        columns = [self._read(part, ("dense", i), DENSE_TYPE, start, stop) for i in range(len(self._dense))]
-        return np.stack(columns) if columns else np.empty((0, stop - start), DENSE_TYPE)
+        """[I, stop - start]; NaN where missing."""
+        columns = [self.dense_column(part, i, start, stop) for i in range(self._num_dense)]
+        return np.stack(columns) if columns else np.empty((0, stop - start), self.dense_type)
+
+    def dense_column(self, part: int, i: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """[stop - start]: the values of one dense feature; NaN where missing."""
+        return self._read(part, ("dense", i), self.dense_type, start, stop)
 
     def present(self, part: int, f: int, stop: int) -> np.ndarray:
         """bool [stop]: which of the first rows have a value of a feature with at most one."""
@@ -184,7 +189,7 @@ class Parts:
     def _add(self, info: PartInfo) -> None:
         rows = info.rows
         columns: list[tuple[tuple[str, int], np.dtype, int]] = [(("label", 0), LABEL_TYPE, rows)]
-        columns += [(("dense", i), DENSE_TYPE, rows) for i in range(len(self._dense))]
+        columns += [(("dense", i), self.dense_type, rows) for i in range(self._num_dense)]
         for f, feature in enumerate(self._sparse):
             if feature.max_ids == 1:
                 columns.append((("present", f), np.dtype("u1"), -(-rows // 8)))

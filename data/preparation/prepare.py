@@ -7,7 +7,6 @@ of Criteo for the parts, and the store's ids once more.
 """
 
 import time
-from dataclasses import replace
 from functools import partial as bind
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors
 from dlrmctl.data.formats.raw import Input
 from dlrmctl.data.preparation.counting import MOST_IN_MEMORY
-from dlrmctl.data.preparation.dense_tally import DenseSummary, join_dense_tallies
+from dlrmctl.data.preparation.dense import DenseFitter, EncodedDense
 from dlrmctl.data.preparation.encoding import ColumnEncoder, EncodedColumn
 from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.parsing import PART_ROWS, read_input
@@ -114,12 +113,13 @@ class _Run:
 
     def to_the_end(self, part_rows: int, most_in_memory: int, save_seconds: float) -> None:
         """Whatever is left to do."""
-        tally, dense, parts = self._parts(part_rows)
+        tally, parts = self._parts(part_rows)
         cut = cut_splits(tally.rows, tally.sources[-1].rows, self._options.split)
         selection = Selection(parts, cut, self._options, self._work / "kept", self._journal.state.get("kept"))
         if "kept" not in self._journal.state:
             self._journal.state["kept"] = selection.state()
             self._journal.save()
+        dense = self._dense(parts, selection, most_in_memory)
         encoder = ColumnEncoder(
             parts,
             selection,
@@ -135,7 +135,13 @@ class _Run:
             SparseFeature(feature.name, column.entry.rows, feature.max_ids)
             for feature, column in zip(self._input.sparse, columns, strict=True)
         ]
-        schema = Schema(tuple(self._input.dense), tuple(sparse), self._input.label)
+        schema = Schema(
+            tuple(self._input.dense),
+            tuple(sparse),
+            self._input.label,
+            float32=tuple(column.fitted.name for column in dense if column.float32),
+            gaps=tuple(column.fitted.name for column in dense if column.fitted.missing),
+        )
         files = [encoder.rows_file(f) for f in range(len(sparse))]
         blocks = Blocks(parts, selection, self._input.sparse, columns, files, schema)
         written = self._journal.state.get("written", {}).get("state")
@@ -155,22 +161,28 @@ class _Run:
             report = summarize(self._input, tally, dense, cut, selection, columns, positives, writer.bytes_written)
             fingerprint = self._reused.fingerprint() if self._reused else None
             made = describe_preparation(self._input, self._options, columns, fingerprint, report)
-            writer.finish(made, name=self._options.name)
+            writer.finish(made, name=self._options.name, dense=[column.fitted for column in dense])
 
-    def _parts(self, part_rows: int) -> tuple[Tally, list[DenseSummary], Parts]:
-        """The first phase: all rows on disk, what was counted, and the tallies of the dense features."""
+    def _parts(self, part_rows: int) -> tuple[Tally, Parts]:
+        """The first phase: all rows on disk, and what was counted."""
         directory, sparse, state = self._work / "parts", self._input.sparse, self._journal.state
-        parts = Parts(
-            directory, self._input.dense, sparse, [PartInfo.from_dict(info) for info in state.get("parts", ())]
-        )
+        infos = [PartInfo.from_dict(info) for info in state.get("parts", ())]
+        parts = Parts(directory, self._input.dense, self._input.dense_type, sparse, infos)
         if "parts" not in state:
             tally = read_input(self._input, parts, self._options, self._workers, self._progress, part_rows)
             state["tally"] = tally.to_dict()
-            by_feature = zip(*(info.dense for info in parts.infos), strict=True)
-            state["dense"] = [list(join_dense_tallies(tallies)) for tallies in by_feature]
-            state["parts"] = [replace(info, dense=[]).to_dict() for info in parts.infos]
+            state["parts"] = [info.to_dict() for info in parts.infos]
             self._journal.save()
-        return Tally.from_dict(state["tally"]), [DenseSummary(*dense) for dense in state["dense"]], parts
+        return Tally.from_dict(state["tally"]), parts
+
+    def _dense(self, parts: Parts, selection: Selection, most_in_memory: int) -> list[EncodedDense]:
+        """The dense features, fitted over the training examples."""
+        state = self._journal.state
+        if "dense" not in state:
+            fitter = DenseFitter(parts, selection, self._work / "dense", self._workers, most_in_memory)
+            state["dense"] = [column.to_dict() for column in fitter.fit(self._input.dense)]
+            self._journal.save()
+        return [EncodedDense.from_dict(values) for values in state["dense"]]
 
     def _encode(self, encoder: ColumnEncoder, tally: Tally, save_seconds: float) -> list[EncodedColumn]:
         """The second phase: the columns that are not done yet."""

@@ -9,12 +9,11 @@ import numpy as np
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.formats.raw import LABEL_WRONG, LIST_TOO_LONG, Input, RawPiece, unit_of
-from dlrmctl.data.preparation.dense_tally import DenseSummary
+from dlrmctl.data.preparation.dense import EncodedDense
 from dlrmctl.data.preparation.encoding import EncodedColumn
 from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.report import (
     ColumnReport,
-    DenseReport,
     PrepareReport,
     RejectedLine,
     SourceReport,
@@ -142,7 +141,7 @@ class Tally:
 def summarize(
     input: Input,
     tally: Tally,
-    dense: Sequence[DenseSummary],
+    dense: Sequence[EncodedDense],
     cut: SplitSizes,
     selection: Selection,
     columns: Sequence[EncodedColumn],
@@ -180,10 +179,7 @@ def summarize(
             for source, found in zip(input.sources, tally.sources, strict=True)
         ],
         splits=splits,
-        dense=[
-            DenseReport(name, _share(found.absent, found.absent + found.present), found.mean, found.low, found.high)
-            for name, found in zip(input.dense, dense, strict=True)
-        ],
+        dense=[column.report for column in dense],
         columns=[_column(column) for column in columns],
         store_bytes=store_bytes,
         bytes_per_row=store_bytes / sum(sizes.values()),

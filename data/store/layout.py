@@ -1,7 +1,8 @@
 """How the blocks of a split lie on disk, and the table that says where.
 
-A block is column after column, each in its narrowest type, every column 8-byte aligned: dense columns as float16, the
-labels as uint8, then per sparse feature its ids; for a feature with several ids the lengths come before them.
+A block is column after column, each in its narrowest type, every column 8-byte aligned: dense columns as float16, or
+float32 where the schema says so, the labels as uint8, then per sparse feature its ids; for a feature with several ids
+the lengths come before them.
 The table holds the size and the checksum of each block, as small records in a file of their own: a terabyte of clicks
 has 65,000 blocks, and as JSON in the manifest their table would take seconds to read. Bytes are little-endian.
 """
@@ -16,7 +17,7 @@ from dlrmctl.data.files import io_errors
 from dlrmctl.data.schema import Schema
 from dlrmctl.data.source import Block
 
-DENSE_TYPE = np.dtype("<f2")
+DENSE_TYPE, WIDE_DENSE_TYPE = np.dtype("<f2"), np.dtype("<f4")
 LABEL_TYPE = np.dtype("u1")
 _ALIGNMENT = 8
 _RECORD = np.dtype([("bytes", "<u8"), ("crc32", "<u4")])
@@ -32,6 +33,19 @@ def narrowest(largest: int) -> np.dtype:
     return np.dtype("<u8")
 
 
+def dense_types(schema: Schema) -> list[np.dtype]:
+    """The types of the I dense columns."""
+    return [WIDE_DENSE_TYPE if name in schema.float32 else DENSE_TYPE for name in schema.dense]
+
+
+def as_stored(schema: Schema, dense_IN: np.ndarray) -> np.ndarray:
+    """Dense values as they come out of a store: each rounded to the type of its column."""
+    if not schema.float32:
+        return dense_IN.astype(DENSE_TYPE, copy=False)
+    rounded = [dense_N.astype(dtype) for dense_N, dtype in zip(dense_IN, dense_types(schema), strict=True)]
+    return np.stack(rounded, dtype=WIDE_DENSE_TYPE)
+
+
 def pack(schema: Schema, block: Block) -> bytes:
     """The bytes of a block.
 
@@ -40,7 +54,7 @@ def pack(schema: Schema, block: Block) -> bytes:
     """
     columns: list[np.ndarray] = []
     _check_shapes(schema, block)
-    columns.extend(dense_N.astype(DENSE_TYPE) for dense_N in block.dense_IN)
+    columns.extend(dense_N.astype(t) for dense_N, t in zip(block.dense_IN, dense_types(schema), strict=True))
     if not np.isin(block.labels_N, (0, 1)).all():
         raise DataError("a label is neither 0 nor 1")
     columns.append(block.labels_N.astype(LABEL_TYPE))
@@ -62,7 +76,7 @@ def pack(schema: Schema, block: Block) -> bytes:
 
 def block_bytes(schema: Schema, num_rows: int) -> tuple[int, int]:
     """The fewest and the most bytes of a block; they differ where lists of ids have lengths."""
-    sizes = [DENSE_TYPE.itemsize * num_rows] * len(schema.dense) + [LABEL_TYPE.itemsize * num_rows]
+    sizes = [dtype.itemsize * num_rows for dtype in (*dense_types(schema), LABEL_TYPE)]
     most = 0
     for feature in schema.sparse:
         id_bytes = narrowest(feature.rows - 1).itemsize * num_rows
@@ -76,7 +90,7 @@ def block_bytes(schema: Schema, num_rows: int) -> tuple[int, int]:
 
 
 def unpack(schema: Schema, content: np.ndarray, num_rows: int) -> Block:
-    """The block in the bytes `content` (uint8), as views of them."""
+    """The block in the bytes `content` (uint8), as views of them; but for dense columns of several types."""
     at = 0
 
     def column(dtype: np.dtype, count: int) -> np.ndarray:
@@ -86,8 +100,13 @@ def unpack(schema: Schema, content: np.ndarray, num_rows: int) -> Block:
         return content[start : start + size].view(dtype)
 
     num_dense = len(schema.dense)
-    stride = _aligned(num_rows * DENSE_TYPE.itemsize) // DENSE_TYPE.itemsize
-    dense_IN = column(DENSE_TYPE, num_dense * stride).reshape(num_dense, stride)[:, :num_rows]
+    if schema.float32:
+        dense_IN = np.empty((num_dense, num_rows), WIDE_DENSE_TYPE)
+        for dense_N, dtype in zip(dense_IN, dense_types(schema), strict=True):
+            dense_N[:] = column(dtype, num_rows)
+    else:
+        stride = _aligned(num_rows * DENSE_TYPE.itemsize) // DENSE_TYPE.itemsize
+        dense_IN = column(DENSE_TYPE, num_dense * stride).reshape(num_dense, stride)[:, :num_rows]
     labels_N = column(LABEL_TYPE, num_rows)
     ids_F = []
     lengths_FN = None if schema.one_hot else np.ones((len(schema.sparse), num_rows), dtype=np.int32)

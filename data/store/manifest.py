@@ -13,6 +13,7 @@ from typing import Any
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.features.columns import ColumnEntry, read_columns, reserved_rows
+from dlrmctl.data.features.dense import FittedDense, read_fitted
 from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.formats.table_schema import TableSchema
 from dlrmctl.data.formats.transforms import DenseTransform
@@ -21,7 +22,8 @@ from dlrmctl.data.sealed import Values, read_sealed, write_sealed
 from dlrmctl.data.source import SPLITS
 from dlrmctl.data.store.layout import MOST_BLOCK_ROWS, block_bytes, table_file
 
-FORMAT = "dlrmctl-store/2"
+FORMAT = "dlrmctl-store/3"
+FORMATS = ("dlrmctl-store/2", FORMAT)  # before, a missing dense value was a number, and nothing was fitted
 MANIFEST = "manifest.json"
 PREPARE_AGAIN = "prepare it again from the raw files"
 _HOW = "`prepare` makes a store from raw files"
@@ -235,6 +237,7 @@ class Manifest:
         preparation: how the examples were made out of raw rows; None if they were not.
         vocabulary_fingerprint: identity of the ids of a source that was copied, or None.
         name: of the data, or None: stores of earlier versions have none.
+        dense: the dense features over the training examples; empty where they were not fitted.
     """
 
     schema: Schema
@@ -243,6 +246,7 @@ class Manifest:
     preparation: Preparation | None = None
     vocabulary_fingerprint: str | None = None
     name: str | None = None
+    dense: tuple[FittedDense, ...] = ()
 
     def called(self, path: Path) -> str:
         """The name of the data; where none was given, "criteo" if it is Criteo's, else the name of its directory.
@@ -262,12 +266,13 @@ class Manifest:
             path: of the store.
             identity: of the data, which tells what ids mean if nothing else does.
         """
-        ids_alone = FeatureSpace(self.schema, ids=self.vocabulary_fingerprint or identity, directory=path)
+        ids = self.vocabulary_fingerprint or identity
+        not_prepared = FeatureSpace(self.schema, dense=self.dense, ids=ids, directory=path)
         made = self.preparation
         if made is None:
-            return ids_alone
+            return not_prepared
         return replace(
-            ids_alone,
+            not_prepared,
             input=made.input,
             table_schema=made.table_schema,
             dense_transform=made.dense_transform,
@@ -284,6 +289,7 @@ class Manifest:
             "splits": {split: entry.to_dict(split) for split, entry in self.splits.items()},
             **({"name": self.name} if self.name is not None else {}),
             **({"vocabulary_fingerprint": known} if known is not None else {}),
+            **({"dense": [column.to_dict() for column in self.dense]} if self.dense else {}),
             **(self.preparation.to_dict() if self.preparation else {}),
         }
 
@@ -309,6 +315,7 @@ class Manifest:
             Preparation.from_values(values, path) if values.has("ids") else None,
             values.text(name) if values.has(name) else None,
             check_name(values.text("name")) if values.has("name") else None,
+            read_fitted(values, schema.dense),
         )
 
 
@@ -337,7 +344,7 @@ def read_manifest(path: Path) -> Manifest:
         raise DataError(f"{path}: no {MANIFEST}, so not a store, or one whose preparation did not finish", _HOW)
     return read_sealed(
         path / MANIFEST,
-        FORMAT,
+        FORMATS,
         lambda values: Manifest.from_values(values, path),
         what="the manifest of a store",
         hint=_HOW,

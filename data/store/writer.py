@@ -2,13 +2,14 @@
 
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
 from dlrmctl.data.errors import DataError
+from dlrmctl.data.features.dense import FittedDense
 from dlrmctl.data.files import io_errors
 from dlrmctl.data.schema import Schema
 from dlrmctl.data.source import SPLITS, Block, Source
@@ -121,6 +122,7 @@ class StoreWriter:
         *,
         vocabulary_fingerprint: str | None = None,
         name: str | None = None,
+        dense: Sequence[FittedDense] = (),
     ) -> None:
         """Brings everything to the disk and writes the manifest.
 
@@ -128,12 +130,15 @@ class StoreWriter:
             preparation: how the examples were made out of raw rows.
             vocabulary_fingerprint: of a source that was copied.
             name: of the data.
+            dense: the dense features over the training examples, if they were fitted.
         """
         self.sync()
         self.close()
         splits = {split: files.written for split, files in self._splits.items()}
-        manifest = Manifest(self.schema, self.block_rows, splits, preparation, vocabulary_fingerprint, name)
-        write_manifest(self.path, manifest)
+        content = Manifest(
+            self.schema, self.block_rows, splits, preparation, vocabulary_fingerprint, name, dense=tuple(dense)
+        )
+        write_manifest(self.path, content)
 
     def close(self) -> None:
         """Closes the files; what they hold stays."""
@@ -184,4 +189,4 @@ def write_store(source: Source, path: Path) -> None:
         for split in SPLITS:
             for index in range(-(-source.num_examples(split) // source.block_rows)):
                 writer.add(split, source.read_block(split, index))
-        writer.finish(vocabulary_fingerprint=source.vocabulary_fingerprint())
+        writer.finish(vocabulary_fingerprint=source.vocabulary_fingerprint(), dense=source.features.dense)

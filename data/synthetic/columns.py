@@ -7,7 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from dlrmctl.data.formats.transforms import LOG, MISSING
+from dlrmctl.data.features.dense import FittedDense, count_keys, fit
+from dlrmctl.data.formats.transforms import LOG
 from dlrmctl.data.randomness import Use, permutation
 from dlrmctl.data.schema import MISSING_ROW, RESERVED_ROWS
 from dlrmctl.data.synthetic.draws import EXPONENT, MISSING_RANK, Alias, PowerLaw, Scramble
@@ -109,7 +110,7 @@ class GeneratedDense:
 
     Attributes:
         integers: int64 per level; -1 where missing.
-        values: float32 per level, the logarithm (`transforms.LOG`) of the integer; `MISSING` where missing.
+        values: float32 per level, the logarithm (`transforms.LOG`) of the integer; NaN where missing.
         effects: packed uint64 per level, smooth in the value, and free where it is missing.
     """
 
@@ -119,11 +120,17 @@ class GeneratedDense:
         whole = np.floor(typical * (u / (1 - u)) ** tail)
         missing = permutation(_LEVELS, seed, Use.MISSING_LEVELS, column)[: _LEVELS * (column * 5 % 7) // 20]
         values = LOG.apply(whole)
-        values[missing] = MISSING
+        values[missing] = -1  # below every other: the highest and the effects of the others do not see it
         whole[missing] = -1
         self.integers = whole.astype(np.int64)
         self.values = values.astype(np.float32)
         low, high = np.log(3.0), self.values.max()
         self.effects = smooth_effects(np.clip((self.values - low) / (high - low), 0, 1), slots, seed, table)
+        self.values[missing] = np.nan
         self.effects[missing] = random_effects(1, slots, seed, table)
         self.effects = _paired(column, self.effects)
+
+    def fitted(self, name: str) -> FittedDense:
+        """The feature over endlessly many examples: every level as often."""
+        counted, missing = count_keys(self.values)
+        return fit(name, lambda: iter([counted]), missing)

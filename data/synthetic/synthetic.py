@@ -51,7 +51,7 @@ class Synthetic:
         num_train, num_validation, num_test: examples per split.
         cardinalities: ids per sparse feature; each has row 0 for missing and an unused row 1 besides.
         max_ids: longest list of ids, for all features or for each; lists have 1 to `max_ids` ids.
-        num_dense: dense features, already transformed by log(x + 3), missing ones -1.
+        num_dense: dense features, already transformed by log(x + 3), missing ones NaN.
         label_rate: mean of the true probabilities.
 
     Attributes:
@@ -85,18 +85,24 @@ class Synthetic:
             SparseFeature(f"cat_{f + 1}", ids + RESERVED_ROWS, longest)
             for f, (ids, longest) in enumerate(zip(cardinalities, lists, strict=True))
         ]
-        self.schema = Schema(tuple(f"int_{i + 1}" for i in range(num_dense)), tuple(sparse))
+        slots = sum(lists) + num_dense
+        self.dense = [GeneratedDense(seed, column, len(sparse) + column, slots) for column in range(num_dense)]
+        fitted = tuple(column.fitted(f"int_{i + 1}") for i, column in enumerate(self.dense))
+        self.schema = Schema(
+            tuple(column.name for column in fitted),
+            tuple(sparse),
+            gaps=tuple(column.name for column in fitted if column.missing),
+        )
         self.features = FeatureSpace(
             self.schema,
             input=GENERATED,
             dense_transform=DenseTransform(MISSING, LOG.formula, type="float32"),
+            dense=fitted,
             ids=f"synthetic-ids-{version}:" + _digest([seed, list(cardinalities)]),
         )
-        slots = sum(lists) + num_dense
         self._columns = [
             sparse_column(ids, seed, column, slots, lists=lists[column] > 1) for column, ids in enumerate(cardinalities)
         ]
-        self.dense = [GeneratedDense(seed, column, len(sparse) + column, slots) for column in range(num_dense)]
         samples = [self._examples(_CALIBRATION, index, BLOCK_ROWS)[:2] for index in range(_CALIBRATION_BLOCKS)]
         sums = [self._groups(block, levels) for block, levels in samples]
         self._teacher = Teacher(

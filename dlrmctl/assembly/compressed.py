@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dlrmctl.assembly.network import stored_model
 from dlrmctl.assembly.tables import feature_tables
-from dlrmctl.data.schema import Schema
+from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.embeddings.compression.artifact import FORMAT, Artifact
 from dlrmctl.embeddings.compression.rules.rows import Compressed
 from dlrmctl.errors import UserError
@@ -44,7 +44,7 @@ def open_artifact(path: Path) -> Artifact:
         raise UserError(str(problem), "compress the checkpoint again") from None
 
 
-def load_model(path: Path, artifact: Artifact, config: Config, schema: Schema, device: torch.device) -> DLRM:
+def load_model(path: Path, artifact: Artifact, config: Config, features: FeatureSpace, device: torch.device) -> DLRM:
     """The whole model for evaluation.
 
     Raises:
@@ -52,10 +52,10 @@ def load_model(path: Path, artifact: Artifact, config: Config, schema: Schema, d
     """
     if artifact.source.get("kind") != "checkpoint":
         raise UserError(f"{path}: holds tables without a model, so it cannot be evaluated")
-    features = feature_tables(config, schema)
-    names = [table.name for feature in features for table in feature.tables(config.embeddings.dim)]
+    described = feature_tables(config, features.schema)
+    names = [table.name for feature in described for table in feature.tables(config.embeddings.dim)]
     tables, network = read_parts(artifact, names)
-    return stored_model(config, schema, features, tables, network, device, path)
+    return stored_model(config, features, described, tables, network, device, path)
 
 
 def read_parts(artifact: Artifact, names: Sequence[str]) -> tuple[dict[str, Compressed], dict[str, Tensor]]:

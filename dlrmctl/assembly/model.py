@@ -6,9 +6,10 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dlrmctl.assembly.inputs import DenseInputs, fitted_inputs
 from dlrmctl.assembly.network import build_dense_network, scoring_model
 from dlrmctl.assembly.tables import feature_tables
-from dlrmctl.data.schema import Schema
+from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.embeddings.collection import CompositionalEmbeddings
 from dlrmctl.embeddings.sharding.placement import PlacementError
 from dlrmctl.embeddings.sharding.shard import Sharded, shard, sparse_state
@@ -47,19 +48,27 @@ class Model:
 
 
 def build_model(
-    config: Config, schema: Schema, ranks: Ranks, *, batch_size: int, memory_bytes: int | None = None
+    config: Config,
+    features: FeatureSpace,
+    ranks: Ranks,
+    *,
+    batch_size: int,
+    memory_bytes: int | None = None,
+    inputs: DenseInputs | None = None,
 ) -> Model:
     """Builds the model of the settings with its initial values, which depend on the seed alone.
 
     Args:
+        features: of the data.
         batch_size: examples per rank and step, for the plan.
         memory_bytes: what each rank may use for tables; default: what the device has left.
+        inputs: what becomes of the dense features; default: what the settings and the data say.
 
     Raises:
         UserError: if the tables do not fit the settings or the memory; said before any of it is taken.
     """
     settings = config.embeddings
-    tables = feature_tables(config, schema)
+    tables = feature_tables(config, features.schema)
     try:
         sharded = shard(
             CompositionalEmbeddings(tables, settings.dim),
@@ -78,7 +87,8 @@ def build_model(
         raise UserError(
             str(problem), "--embedding qr with a larger --compress-ratio, a smaller --dim, or more ranks"
         ) from None
-    network = build_dense_network(config, schema, ranks.device)
+    inputs = inputs or fitted_inputs(config, features)
+    network = build_dense_network(config, features.schema, ranks.device, inputs)
     replicated: nn.Module = network
     if ranks.world_size > 1:
         replicated = DistributedDataParallel(
@@ -86,6 +96,7 @@ def build_model(
             device_ids=None if ranks.device.type == "cpu" else [ranks.device.index],
             process_group=ranks.group,
             gradient_as_bucket_view=True,
+            broadcast_buffers=False,  # they are the same on all ranks from the beginning
             static_graph=True,
         )
     return Model(sharded, network, replicated, config.train.precision)

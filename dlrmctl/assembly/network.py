@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dlrmctl.assembly.inputs import DenseInputs, inputs_like, unfitted_inputs
 from dlrmctl.assembly.tables import feature_tables
+from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.schema import Schema
 from dlrmctl.embeddings.compression.composed import compose
 from dlrmctl.embeddings.compression.rules.rows import Compressed
@@ -18,11 +20,14 @@ from dlrmctl.settings.config import Config
 _OTHER_MODEL = "the model and embedding settings must be those it was trained with"
 
 
-def build_dense_network(config: Config, schema: Schema, device: torch.device) -> DenseNetwork:
+def build_dense_network(
+    config: Config, schema: Schema, device: torch.device, inputs: DenseInputs | None = None
+) -> DenseNetwork:
     """Builds the dense half with its initial values, which depend on the seed alone.
 
     Args:
         device: "meta" gives shapes without memory or values.
+        inputs: what becomes of the dense features; None gives the shapes of those that the settings choose.
     """
     with torch.device("meta") if device.type == "meta" else torch.device("cpu"):
         network = DenseNetwork(
@@ -32,6 +37,7 @@ def build_dense_network(config: Config, schema: Schema, device: torch.device) ->
             bottom=config.model.bottom_mlp,
             top=config.model.top_mlp,
             interaction=config.model.interaction,
+            inputs=inputs or unfitted_inputs(config, schema),
             generator=None if device.type == "meta" else torch.Generator().manual_seed(config.train.seed),
         )
     return network.to(device)
@@ -58,8 +64,8 @@ def scoring_model(embeddings: nn.Module, network: nn.Module, precision: str, dev
 
 def stored_model(
     config: Config,
-    schema: Schema,
-    features: Sequence[FeatureTable],
+    features: FeatureSpace,
+    feature_tables: Sequence[FeatureTable],
     tables: Mapping[str, Compressed],
     weights: Mapping[str, Tensor],
     device: torch.device,
@@ -68,31 +74,39 @@ def stored_model(
     """A trained model with plain lookups: no kernels for training, no optimizer state.
 
     Args:
-        features: of the settings.
-        tables: one for each table of the features, by its name.
+        features: of the data that is to be scored.
+        feature_tables: of its sparse features, by the settings.
+        tables: one for each table of these, by its name.
         weights: of the dense half.
         where: tables and weights come from, for messages.
 
     Raises:
         UserError: if tables or weights are of another model than the settings describe.
     """
-    network = build_dense_network(config, schema, torch.device("cpu"))
-    load_network(network, weights, where)
+    network = load_network(config, features, weights, where)
     try:
-        embeddings = compose(features, config.embeddings.dim, tables)
+        embeddings = compose(feature_tables, config.embeddings.dim, tables)
     except ValueError as problem:
         raise UserError(f"{where}: does not fit this model: {problem}", _OTHER_MODEL) from None
     return scoring_model(embeddings, network, config.train.precision, device).to(device)
 
 
-def load_network(network: DenseNetwork, weights: Mapping[str, Tensor], where: Path) -> None:
-    """Fills the dense half.
+def load_network(config: Config, features: FeatureSpace, weights: Mapping[str, Tensor], where: Path) -> DenseNetwork:
+    """The dense half of a trained model, in main memory.
+
+    Args:
+        features: of the data that is to be scored.
+        weights: of the dense half.
+        where: they come from, for messages.
 
     Raises:
-        UserError: if the weights are of another shape.
+        UserError: if the weights are of another shape, or the data does not fit them.
     """
+    inputs = inputs_like(features, weights)
+    network = build_dense_network(config, features.schema, torch.device("cpu"), inputs)
     try:
         network.load_state_dict(dict(weights))
     except RuntimeError as problem:
         reason = str(problem).strip().splitlines()[-1].strip()
         raise UserError(f"{where}: does not fit this model: {reason}", _OTHER_MODEL) from None
+    return network

@@ -94,7 +94,7 @@ def _step_times(config: Config, source: Source, ranks: Ranks, optimizers: Sequen
     works = {}
     for name in optimizers:
         variant = _variant(config, name, 0.001, 0)
-        model = build_model(variant, source.schema, ranks, batch_size=config.train.batch_size // ranks.world_size)
+        model = build_model(variant, source.features, ranks, batch_size=config.train.batch_size // ranks.world_size)
         optimizer = build_dense_optimizer(variant.optim, model.network, ranks.group)
         averaging = build_averaging(variant.optim, optimizer)
         step = TrainingStep(model, averaging or optimizer, ranks, config.train.precision)

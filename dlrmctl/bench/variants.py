@@ -49,7 +49,7 @@ class Variant:
         self.config, self.ranks = config, ranks
         self.steps = max(2, examples // config.train.batch_size)
         set_precision(config.train.precision)
-        self.model = build_model(config, store.schema, ranks, batch_size=config.train.batch_size // ranks.world_size)
+        self.model = build_model(config, store.features, ranks, batch_size=config.train.batch_size // ranks.world_size)
         self.optimizer = build_dense_optimizer(config.optim, self.model.network, ranks.group)
         self.averaging = build_averaging(config.optim, self.optimizer)
         self.step = TrainingStep(self.model, self.averaging or self.optimizer, ranks, config.train.precision)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrmctl.assembly.compressed import is_compressed
-from dlrmctl.assembly.network import build_dense_network, load_network
+from dlrmctl.assembly.network import load_network
 from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.compress.compression import Compression, as_it_is, compress, write
 from dlrmctl.compress.counts import RowCounts
@@ -101,8 +101,7 @@ def _compress_run(given: Given, request: Request, run: RunDirectory, config: Con
             "--target-ratio or --method need none, or name other data of the same vocabulary with --data",
         )
     features = feature_tables(config, source.schema)
-    network = build_dense_network(config, source.schema, ranks.device)
-    load_network(network, tables.network(), checkpoint)
+    network = load_network(config, source.features, tables.network(), checkpoint).to(ranks.device)
     original = {table.name: as_it_is(tables, table) for table in tables.tables}
     together = partial(compose, features, config.embeddings.dim)
     fresh = open_fresh(given.finetune, config, tables.state, ranks) if given.finetune is not None else None

@@ -10,7 +10,7 @@ label_positive = ">= 4"      # or the positive values: ["buy", "cart"]
 transform = "log"            # of dense values, log(max(x, -2) + 3);
                              # "log1p": log(1 + max(x, 0)); "none"
 missing = ["NA"]             # besides nothing, NaN and null
-missing_value = -1.0         # what a missing dense value becomes
+missing_value = -1.0         # stand-in for a missing dense value where --dense-inputs is raw
 separator = ","              # of text; a tab in files named .tsv
 quote = '"'                  # "" if quotes are letters like others
 list_separator = "|"         # of the values of a list in text

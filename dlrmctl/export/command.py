@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dlrmctl.assembly.compressed import is_compressed, open_artifact, read_parts
-from dlrmctl.assembly.network import build_dense_network, load_network
+from dlrmctl.assembly.network import load_network
 from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.console.console import output, print_table, say
 from dlrmctl.console.text import bytes_text, number_text, with_error
@@ -125,17 +123,15 @@ def _scored(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> 
 
 def _served(config: Config, run: RunDirectory, path: Path, source: Source, precision: str | None) -> ServedModel:
     """The model with its tables as they will be stored, read one after the other."""
-    features, cpu = feature_tables(config, source.schema), torch.device("cpu")
-    network = build_dense_network(config, source.schema, cpu)
+    features = feature_tables(config, source.schema)
     names = [table.name for feature in features for table in feature.tables(config.embeddings.dim)]
     tables: Mapping[str, Compressed]
     if is_compressed(run.path):
         tables, weights = read_parts(open_artifact(run.path), names)
-        load_network(network, weights, path)
     else:
         stored = CheckpointTables(path)
-        load_network(network, stored.network(), path)
-        tables = {name: _stored(stored, name, precision) for name in names}
+        tables, weights = {name: _stored(stored, name, precision) for name in names}, stored.network()
+    network = load_network(config, source.features, weights, path)
     num_dense, offset = len(source.schema.dense), source.features.logit_offset()
     return ServedModel(features, tables, network, num_dense=num_dense, logit_offset=offset).eval()
 

@@ -42,7 +42,12 @@ def _inputs(schema: Schema) -> dict[str, Any]:
     ones = [feature for feature in schema.sparse if feature.max_ids == 1]
     lists = [feature for feature in schema.sparse if feature.max_ids > 1]
     inputs: dict[str, Any] = {
-        "dense": {"shape": ["batch", len(schema.dense)], "type": "float32", "columns": list(schema.dense)},
+        "dense": {
+            "shape": ["batch", len(schema.dense)],
+            "type": "float32",
+            "columns": list(schema.dense),
+            "not_rounded": list(schema.float32),  # to the type of the transform
+        },
         "ids": {
             "shape": ["batch", len(ones)],
             "type": "int64",

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlrmctl.assembly.compressed import is_compressed, load_model, open_artifact
+from dlrmctl.assembly.inputs import inputs_like
 from dlrmctl.assembly.network import stored_model
 from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.reader import Reader
-from dlrmctl.data.schema import Schema
 from dlrmctl.data.source import Source
 from dlrmctl.datasets.open import open_reader, open_source
 from dlrmctl.embeddings.compression.rules.rows import StoredRows
@@ -84,13 +84,13 @@ def open_model(
             raise other_checkpoint(run, checkpoint)
         artifact = open_artifact(run.path)
         same_ids(run.path, artifact.source.get("vocabulary"), features)
-        return OpenedModel(run.path, load_model(run.path, artifact, config, features.schema, ranks.device), features)
+        return OpenedModel(run.path, load_model(run.path, artifact, config, features, ranks.device), features)
     path = ranks.broadcast(find_checkpoint(Checkpoints(run.checkpoints, ranks), run, checkpoint))
     state = read_state(path)
     same_shape(config, state.settings, path, sections=("model", "embeddings"))
     same_ids(path, state.vocabulary, features)
     loaded = _whole if ranks.world_size == 1 else _spread
-    return OpenedModel(path, loaded(config, features.schema, path, ranks), features)
+    return OpenedModel(path, loaded(config, features, path, ranks), features)
 
 
 def other_checkpoint(run: RunDirectory, checkpoint: str) -> UserError:
@@ -114,18 +114,20 @@ def run_features(config: Config, run: RunDirectory) -> FeatureSpace:
     return open_source(config.data, verify=()).features
 
 
-def _whole(config: Config, schema: Schema, path: Path, ranks: Ranks) -> DLRM:
+def _whole(config: Config, features: FeatureSpace, path: Path, ranks: Ranks) -> DLRM:
     """The model in this process, without TorchRec."""
-    stored, features = CheckpointTables(path), feature_tables(config, schema)
+    stored, described = CheckpointTables(path), feature_tables(config, features.schema)
     tables = {shape.name: StoredRows(stored.weight(shape.name), shape.dim, 32) for shape in stored.tables}
-    return stored_model(config, schema, features, tables, stored.network(), ranks.device, path)
+    return stored_model(config, features, described, tables, stored.network(), ranks.device, path)
 
 
-def _spread(config: Config, schema: Schema, path: Path, ranks: Ranks) -> DLRM:
+def _spread(config: Config, features: FeatureSpace, path: Path, ranks: Ranks) -> DLRM:
     """The model with its tables spread over the ranks. Every rank must call it."""
     from dlrmctl.assembly.model import build_model  # TorchRec takes seconds to load
 
-    model = build_model(config, schema, ranks, batch_size=config.train.batch_size // ranks.world_size)
+    inputs = inputs_like(features, CheckpointTables(path).network())
+    batch_size = config.train.batch_size // ranks.world_size
+    model = build_model(config, features, ranks, batch_size=batch_size, inputs=inputs)
     load(path, model.tensors(), ranks)
     return model.inference
 

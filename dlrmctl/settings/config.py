@@ -16,6 +16,8 @@ LARGEST_SEED = (1 << 63) - 1  # what torch and NumPy both take
 MOST_SYNTHETIC_ROWS = 10**10
 DATASETS = ("criteo", "synthetic")
 SYNTHETIC_SIZES = ("small", "medium", "kaggle")
+DENSE_INPUTS = ("auto", "quantile", "standard", "raw")
+AUTO_INPUTS = "quantile"  # what "auto" is, but for data that earlier versions prepared
 DENSE_OPTIMIZERS = ("shampoo", "adagrad", "adamw", "sgd")
 # Where a learning rate is not given, the dense optimizer decides it.
 DENSE_LR = {"shampoo": 0.01, "adagrad": 0.01, "adamw": 0.001, "sgd": 0.1}
@@ -45,6 +47,12 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
+    dense_inputs: str = setting(
+        "auto",
+        "How dense features are normalized, by the training examples: to normal scores of ranks (quantile), to mean 0 "
+        f"and deviation 1 (standard), or not (raw). auto: {AUTO_INPUTS}, or raw for data of earlier versions.",
+        choices=DENSE_INPUTS,
+    )
     bottom_mlp: tuple[int, ...] = setting(
         (512, 256, 64, 16), "Widths of the bottom MLP; the last equals --dim.", at_least=1
     )

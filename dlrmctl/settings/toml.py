@@ -51,7 +51,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         UserError: as `read_toml`; if the file is of another version.
     """
-    return _sections(path)[0]
+    return _as_now(*_sections(path))
 
 
 def read_run_settings(path: Path) -> dict[str, Any]:
@@ -61,13 +61,13 @@ def read_run_settings(path: Path) -> dict[str, Any]:
         UserError: as `read_settings`; if the file was edited or damaged.
     """
     sections, checksum = _sections(path)
-    from_before = checksum is None and sections.keys() >= SECTIONS.keys()  # earlier versions wrote no checksum
+    from_before = checksum is None and _is_of_a_run(sections, checksum)
     if checksum != _checksum(sections) and not from_before:
         raise UserError(
             f"{path}: edited or damaged: its settings do not match its checksum",
             "give other settings as flags, or give an edited copy to train --config",
         )
-    return sections
+    return _as_now(sections, checksum)
 
 
 def write_settings(path: Path, sections: Mapping[str, Any]) -> None:
@@ -89,6 +89,20 @@ def _sections(path: Path) -> tuple[dict[str, Any], Any]:
             f"{path}: the format is {format!r}, this version reads {FORMAT!r}", "use the version that wrote it"
         )
     return sections, sections.pop(_CHECKSUM, None)
+
+
+def _is_of_a_run(sections: Mapping[str, Any], checksum: Any) -> bool:
+    """Whether a run wrote the file: earlier ones wrote no checksum, but every section and setting."""
+    model = sections.get("model")
+    complete = isinstance(model, dict) and {"bottom_mlp", "top_mlp"} <= model.keys()
+    return checksum is not None or (complete and sections.keys() >= SECTIONS.keys())
+
+
+def _as_now(sections: dict[str, Any], checksum: Any) -> dict[str, Any]:
+    """The sections with what a run of an earlier version did without saying it."""
+    if _is_of_a_run(sections, checksum) and isinstance(sections.get("model"), dict):
+        sections["model"].setdefault("dense_inputs", "raw")
+    return sections
 
 
 def _checksum(sections: Mapping[str, Any]) -> int:

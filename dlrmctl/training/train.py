@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dlrmctl.assembly.inputs import with_dense_inputs
 from dlrmctl.assembly.model import Model, build_model
 from dlrmctl.assembly.optimizers import (
     build_averaging,
@@ -104,6 +105,7 @@ def train(
         if ranks.is_main:
             notice("building the model")
         source = open_source(config.data) if source is None else source
+        config = _with_dense_inputs(config, source, ranks)
         if config.optim.shampoo_overhead is not None:
             config = within_overhead(config, source.schema, ranks)
         trainer = Trainer(config, source, run, ranks)
@@ -120,6 +122,14 @@ def train(
             writer = EventWriter(run.path / "events", first_step=trainer.progress.step + 1 if resume else 0)
             run.listeners.append(until_the_end.enter_context(writer))
         return trainer.run_to_the_end()
+
+
+def _with_dense_inputs(config: Config, source: Source, ranks: Ranks) -> Config:
+    """The settings with what becomes of the dense features; says so where the data is of an earlier version."""
+    settled = with_dense_inputs(config, source.features)
+    if ranks.is_main and config.model.dense_inputs == "auto" and settled.model.dense_inputs == "raw":
+        say("dense features are taken as they are: this data does not say how to normalize them; prepare it again")
+    return settled
 
 
 class Trainer:
@@ -154,7 +164,7 @@ class Trainer:
         }
         reader = self.readers["train"]
         self.model = model or build_model(
-            config, source.schema, ranks, batch_size=reader.local_batch_size, memory_bytes=table_room
+            config, source.features, ranks, batch_size=reader.local_batch_size, memory_bytes=table_room
         )
         self.optimizer = optimizer or build_dense_optimizer(config.optim, self.model.network, ranks.group)
         self.dense_lrs = [group["lr"] for group in self.optimizer.param_groups]

@@ -17,7 +17,8 @@ from dlrmctl.data.preparation.prepare import prepare
 from dlrmctl.data.preparation.report import PrepareReport
 
 Row = list[str]
-Example = tuple[int, list[float], list[int | None]]  # label, transformed integers, categoricals
+# Label, transformed integers, categoricals; None where missing.
+Example = tuple[int, list[float | None], list[int | None]]
 
 
 def make_rows(count: int, seed: int = 0) -> list[Row]:
@@ -73,16 +74,21 @@ def read_slowly(text: bytes, *, labelled: bool = True) -> tuple[dict[int, Exampl
 def _read_fields(fields: list[bytes]) -> Example | None:
     if len(fields) != 40 or fields[0] not in (b"0", b"1"):
         return None
-    dense: list[float] = []
+    dense: list[float | None] = []
     for field in fields[1:14]:
         match = re.fullmatch(rb"(-?)0*([0-9]{1,19})", field)
         value = int(match[1] + match[2]) if match else 0
         if field and not (match and -(2**63) <= value < 2**63):
             return None
-        dense.append(float(np.float16(np.log(max(value, -2) + 3.0))) if field else -1.0)
+        dense.append(float(np.float16(np.log(max(value, -2) + 3.0))) if field else None)
     if not all(re.fullmatch(rb"[0-9a-fA-F]{0,8}", field) for field in fields[14:]):
         return None
     return int(fields[0]), dense, [int(field, 16) if field else None for field in fields[14:]]
+
+
+def without_nan(values: np.ndarray) -> list[float | None]:
+    """Dense values, None where they are missing."""
+    return [None if np.isnan(value) else float(value) for value in values]
 
 
 def prepare_criteo(

@@ -35,6 +35,7 @@ class ArrayInput:
 
     format = "arrays"
     dense = ("price", "age")
+    dense_type = np.dtype(np.float16)
     label = "clicked"
     dense_transform = DenseTransform(-1.0, "x")
     table_schema = None

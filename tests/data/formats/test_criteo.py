@@ -7,25 +7,24 @@ from dlrmctl.data.formats.criteo import LOST_FIELDS, parse
 from dlrmctl.data.formats.criteo_digits import transform_dense
 from dlrmctl.data.formats.lines import MAX_LINE_BYTES, Lines
 from dlrmctl.data.formats.raw import BadLine, RawPiece
-from dlrmctl.data.formats.transforms import MISSING
-from tests.data.criteo_files import Row, as_text, make_rows
+from tests.data.criteo_files import Example, Row, as_text, make_rows, without_nan
 
 
 def parse_text(text: bytes, **settings: bool) -> RawPiece:
     return parse(Lines(text if text.endswith(b"\n") else text + b"\n", 1, text.endswith(b"\n")), **settings)
 
 
-def plain(row: Row) -> tuple[int, list[float], list[int | None]]:
+def plain(row: Row) -> Example:
     """A row read the slow and obvious way."""
-    dense = [float(np.float16(np.log(max(int(x), -2) + 3.0))) if x else MISSING for x in row[1:14]]
+    dense = [float(np.float16(np.log(max(int(x), -2) + 3.0))) if x else None for x in row[1:14]]
     return int(row[0]), dense, [int(value, 16) if value else None for value in row[14:]]
 
 
-def told(rows: RawPiece) -> list[tuple[int, list[float], list[int | None]]]:
+def told(rows: RawPiece) -> list[Example]:
     out = []
     for n in range(len(rows.lines_N)):
         sparse = [int(c.values[n]) if c.present_N is not None and c.present_N[n] else None for c in rows.sparse]
-        out.append((int(rows.labels_N[n]), rows.dense_IN[:, n].astype(float).tolist(), sparse))
+        out.append((int(rows.labels_N[n]), without_nan(rows.dense_IN[:, n]), sparse))
     return out
 
 
@@ -44,7 +43,7 @@ def test_a_missing_integer_is_apart_from_every_value() -> None:
     dense = transform_dense(values, np.ones(7, dtype=bool))
     assert dense[:3].tolist() == [0, 0, 0]
     assert (np.diff(dense[2:].astype(float)) > 0).all()
-    assert transform_dense(values, np.zeros(7, dtype=bool)).tolist() == [-1.0] * 7
+    assert np.isnan(transform_dense(values, np.zeros(7, dtype=bool))).all()
 
 
 def test_lines_that_lost_empty_fields_at_their_end_are_repaired() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dlrmctl.data.formats.criteo import LOST_FIELDS, parse
 from dlrmctl.data.formats.lines import MAX_LINE_BYTES, cut_lines
-from tests.data.criteo_files import Example, as_text, make_rows, read_slowly
+from tests.data.criteo_files import Example, as_text, make_rows, read_slowly, without_nan
 
 
 def check(text: bytes, piece_bytes: int = 1 << 20, *, labelled: bool = True) -> None:
@@ -21,7 +21,7 @@ def check(text: bytes, piece_bytes: int = 1 << 20, *, labelled: bool = True) -> 
     left_out, num_mended = [], 0
     for lines in cut_lines(io.BytesIO(text), piece_bytes=piece_bytes):
         piece = parse(lines, labelled=labelled)
-        dense = piece.dense_IN.T.astype(float).tolist()
+        dense = [without_nan(row) for row in piece.dense_IN.T]
         sparse = [np.where(c.present_N, c.values.astype(object), None).tolist() for c in piece.sparse]
         for n, line in enumerate(piece.lines_N.tolist()):
             assert line not in kept

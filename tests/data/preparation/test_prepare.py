@@ -51,7 +51,7 @@ def test_the_store_holds_what_a_plain_reading_finds(tmp_path: Path, min_count: i
     blocks = [store.read_block("train", index) for index in range(6)]
     assert np.concatenate([block.labels_N for block in blocks]).tolist() == labels[:180]
     dense = np.concatenate([block.dense_IN for block in blocks], axis=1).T
-    plain = [[np.log(max(int(x), -2) + 3.0) if x else -1.0 for x in row[1:14]] for row in rows[:180]]
+    plain = [[np.log(max(int(x), -2) + 3.0) if x else np.nan for x in row[1:14]] for row in rows[:180]]
     # float16 has 11 significant bits.
     np.testing.assert_allclose(dense, plain, rtol=2**-11)
 

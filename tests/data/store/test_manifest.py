@@ -166,14 +166,14 @@ def test_the_manifest_of_a_preparation_is_sealed_too(prepared: Path) -> None:
 def test_what_is_read_is_all_that_was_written(prepared: Path, path: Path) -> None:
     for store in (prepared, path):
         content = read(store)
-        again = {"format": "dlrmctl-store/2", **Store(store).manifest.to_dict(), "crc32": content["crc32"]}
+        again = {"format": "dlrmctl-store/3", **Store(store).manifest.to_dict(), "crc32": content["crc32"]}
         assert json.dumps(again) == json.dumps(content)
 
 
 def test_what_a_later_version_added_is_ignored(prepared: Path) -> None:
     before = Store(prepared).manifest
     (prepared / "manifest.json").unlink()
-    write_sealed(prepared / "manifest.json", "dlrmctl-store/2", {**before.to_dict(), "note": "mine"})
+    write_sealed(prepared / "manifest.json", "dlrmctl-store/3", {**before.to_dict(), "note": "mine"})
     assert Store(prepared).manifest == before
 
 
@@ -183,7 +183,7 @@ def test_the_first_stores_of_this_format_open(prepared: Path) -> None:
     del content["input"], content["limit"], content["ids"]["max_rows_per_table"], content["ids"]["vocabulary_from"]
     for column in content["ids"]["columns"]:
         del column["counts"]
-    write_sealed(prepared / "manifest.json", "dlrmctl-store/2", content)
+    write_sealed(prepared / "manifest.json", "dlrmctl-store/3", content)
     store = Store(prepared)
     assert store.features.input == "criteo"
     assert store.fingerprint() == before.fingerprint()

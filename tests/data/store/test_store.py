@@ -258,7 +258,7 @@ def test_what_is_not_a_store_is_refused(path: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train\.bin: a file, where a store is a directory"):
         Store(path / "train.bin")
     edit(path, format="dlrmctl-store/9")
-    with pytest.raises(DataError, match=r"the format is 'dlrmctl-store/9', this version reads 'dlrmctl-store/2'"):
+    with pytest.raises(DataError, match=r"the format is 'dlrmctl-store/9', this version reads 'dlrmctl-store/3'"):
         Store(path)
     (path / "manifest.json").write_text('{"format": ')
     with pytest.raises(DataError, match=r"manifest\.json: damaged"):

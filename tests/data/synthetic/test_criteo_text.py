@@ -81,7 +81,8 @@ def test_prepared_rows_are_the_examples_they_were_written_from(tmp_path: Path, s
     labels = np.concatenate([block.labels_N for block in written])
     assert np.array_equal(np.concatenate([block.labels_N for block in blocks]), labels)
     dense = np.concatenate([block.dense_IN for block in written], axis=1)
-    assert np.array_equal(np.concatenate([block.dense_IN for block in blocks], axis=1), dense.astype(np.float16))
+    found = np.concatenate([block.dense_IN for block in blocks], axis=1)
+    assert np.array_equal(found, dense.astype(np.float16), equal_nan=True)
     num_train = store.num_examples("train")
     for column in range(26):
         ours = np.concatenate([block.ids_F[column] for block in written])

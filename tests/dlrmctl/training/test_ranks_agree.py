@@ -28,7 +28,7 @@ def _losses(flags: dict[str, str], max_ids: int) -> list[float]:
     group = dist.group.WORLD
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), dist.get_world_size(), torch.device("cpu"), group)
     reader = Reader(source, "train", batch_size=128, rank=ranks.rank, world_size=ranks.world_size)
-    model = build_model(config, source.schema, ranks, batch_size=reader.local_batch_size)
+    model = build_model(config, source.features, ranks, batch_size=reader.local_batch_size)
     step = TrainingStep(model, build_dense_optimizer(config.optim, model.network, ranks.group), ranks, "fp32")
     losses = []
     with closing(reader.batches(0)) as batches:
@@ -83,11 +83,11 @@ def _refused(kind: str) -> tuple[str, bool]:
     group = dist.group.WORLD
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), dist.get_world_size(), torch.device("cpu"), group)
     reader = Reader(source, "train", batch_size=128, rank=ranks.rank, world_size=ranks.world_size)
-    model = build_model(config, source.schema, ranks, batch_size=reader.local_batch_size)
+    model = build_model(config, source.features, ranks, batch_size=reader.local_batch_size)
     step = TrainingStep(model, build_dense_optimizer(config.optim, model.network, ranks.group), ranks, "fp32")
     batch = next(reader.batches(0))
     if kind == "loss" and ranks.rank == ranks.world_size - 1:
-        batch.dense_BI[0, 0] = float("nan")
+        batch.labels_B[0] = float("nan")
     if kind == "gradient":  # logits near 1e15 have a finite loss; two layers of 1e25 have no finite gradient
         with torch.no_grad():
             layers = model.network.top.layers
