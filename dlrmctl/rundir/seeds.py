@@ -1,6 +1,8 @@
 """Runs of one setting with several seeds: directories seed-N in a directory of their own."""
 
 import json
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,3 +101,11 @@ def finished_runs(path: Path) -> list[Path]:
     if not finished:
         raise UserError(f"none of the {group.number} runs in {path} is finished", f"dlrmctl train --resume {path}")
     return finished
+
+
+def spread(values: Sequence[float | None]) -> dict[str, float | None]:
+    """Mean and standard deviation over the seeds; None where one has no value, or there is only one."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return {"mean": None, "sd": None}
+    return {"mean": statistics.fmean(known), "sd": statistics.stdev(known) if len(known) > 1 else None}

@@ -9,6 +9,7 @@ from dlrmctl.console.text import counted, number_text, with_error
 from dlrmctl.data.errors import DataError
 from dlrmctl.errors import UserError
 from dlrmctl.rundir.history import find_runs, read_history
+from dlrmctl.rundir.seeds import SeedRuns, spread
 
 
 def list_runs(directory: Path, *, as_json: bool) -> None:
@@ -28,17 +29,20 @@ def list_runs(directory: Path, *, as_json: bool) -> None:
         raise problems[0] if problems else nothing
     for problem in problems:
         warn(problem.message)
-    # Those without NE come last, by log loss.
-    runs.sort(key=lambda run: (run["validation_ne"] is None, run["validation_ne"] or run["validation_log_loss"] or 0.0))
+    for run in runs:
+        run["group"] = group_of(Path(run["run"]))
     if as_json:
-        print_json(runs)
+        print_json(sorted(runs, key=_by_quality))
         return
+    rows = sorted(together(runs, directory), key=_by_quality)
     print_table(
         f"{counted(len(runs), 'run')} in {directory}, by validation NE",
         ["", "data", "tables", "MLPs", "steps", "validation NE", "test NE", "test AUC"],
-        [_row(run, directory) for run in runs],
+        [_row(row, directory) for row in rows],
         optional=("MLPs", "data", "test AUC", "tables"),
     )
+    if any(row["seeds"] > 1 for row in rows):
+        output.print("Several seeds of one setting are one row: means, ± the standard deviation over the seeds.")
     unfinished = [run for run in runs if not run["finished"]]
     if unfinished:
         output.print(f"{len(unfinished)} not finished; continue with: dlrmctl train --resume RUN")
@@ -47,11 +51,54 @@ def list_runs(directory: Path, *, as_json: bool) -> None:
             output.print(f"{run['run']} has no checkpoint yet and starts over when it is resumed")
 
 
+def group_of(run: Path) -> str | None:
+    """The directory of several seeds that a run belongs to; None for a single run, or where that cannot be read."""
+    try:
+        group = SeedRuns.open(run.parent)
+    except (UserError, DataError):
+        return None
+    return str(run.parent) if group is not None and run in group.runs.values() else None
+
+
+def together(runs: Sequence[dict[str, Any]], directory: Path) -> list[dict[str, Any]]:
+    """The rows of a table: a single run as it is, the runs of a group below `directory` by their means.
+
+    Args:
+        runs: summaries of runs, each with its "group".
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    rows = []
+    for run in runs:
+        if run["group"] is None or directory not in Path(run["group"]).parents:
+            rows.append({**run, "seeds": 1})
+        else:
+            groups.setdefault(run["group"], []).append(run)
+    for group, members in groups.items():
+        spreads = {name: spread([run[name] for run in members]) for name in ("validation_ne", "test_ne", "test_auc")}
+        row = {
+            **members[0],
+            "run": group,
+            "seeds": len(members),
+            "step": max(run["step"] for run in members),
+            "finished": all(run["finished"] for run in members),
+            "validation_log_loss": spread([run["validation_log_loss"] for run in members])["mean"],
+            **{name: found["mean"] for name, found in spreads.items()},
+            "test_ne_se": spreads["test_ne"]["sd"],
+        }
+        rows.append(row)
+    return rows
+
+
+def _by_quality(run: dict[str, Any]) -> tuple[bool, float]:
+    """The lowest validation NE first; those without NE last, by log loss."""
+    return run["validation_ne"] is None, run["validation_ne"] or run["validation_log_loss"] or 0.0
+
+
 def _row(run: dict[str, Any], directory: Path) -> Sequence[str]:
     path = Path(run["run"])
     name = str(path.relative_to(directory)) if path != directory else str(path)
     return [
-        name,
+        name if run["seeds"] == 1 else f"{name} ({counted(run['seeds'], 'seed')})",
         run["dataset"] or "-",
         run["embedding"] or "-",
         run["dense_optimizer"] or "-",

@@ -1,6 +1,5 @@
 """One setting trained with several seeds: how much of a result is chance. No torch here."""
 
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from dlrmctl.errors import Interrupted, UserError
 from dlrmctl.ranks.launch import launch_environment
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.rundir.names import named_after_data, new_name
-from dlrmctl.rundir.seeds import SeedRuns
+from dlrmctl.rundir.seeds import SeedRuns, spread
 from dlrmctl.settings.config import LARGEST_SEED, Config
 from dlrmctl.training.run import run_training
 
@@ -85,14 +84,6 @@ def _train(group: SeedRuns, config: Config, *, nproc: int, command_line: Sequenc
 def _refuse_launcher(what: str) -> None:
     if launch_environment().from_launcher:
         raise UserError(f"{what} cannot run under torchrun or another launcher", "one job for each --seed")
-
-
-def spread(values: Sequence[float | None]) -> dict[str, float | None]:
-    """Mean and standard deviation over the seeds; None where one has no value, or there is only one."""
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return {"mean": None, "sd": None}
-    return {"mean": statistics.fmean(known), "sd": statistics.stdev(known) if len(known) > 1 else None}
 
 
 def show_seeds(results: Mapping[str, Any]) -> None:

@@ -55,6 +55,20 @@ def test_settings_are_compared_over_rows_and_seeds(groups: Path):
     assert "Only the chance of the rows is counted" in one
 
 
+def test_runs_shows_the_seeds_of_a_setting_as_one_row(groups: Path):
+    text = in_process("runs", groups).out
+    rows = [line for line in text.splitlines() if "(3 seeds)" in line]
+    assert sorted(row.split()[0] for row in rows) == ["a", "poor", "same"]
+    assert "seed-0" not in text
+    mean = json.loads((groups / "a.json").read_text())["test"]["ne"]["mean"]
+    assert f"{mean:.4f} ±" in next(row for row in rows if row.startswith("a "))
+    listed = in_process("runs", groups, "--json").json()
+    assert len(listed) == 9
+    assert {run["group"] for run in listed} == {str(groups / name) for name in ("a", "poor", "same")}
+    assert "seed-1" in in_process("runs", groups / "a").out
+    assert "1 run in" in in_process("runs", groups / "a" / "seed-1").out
+
+
 def test_an_interrupted_group_is_resumed_to_the_same_results(groups: Path, tmp_path: Path):
     process = start(
         *(*TRAIN, "--seeds", 3, "--sparse-lr", 0.05, "--qr-lr", 0.05, "--run-dir", tmp_path / "cut", "--json"),
