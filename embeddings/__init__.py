@@ -1,6 +1,6 @@
-"""How ids become rows of tables, how rows combine into vectors, and where tables live.
+"""Embedding tables: from ids to rows, from rows to vectors, and tables over ranks.
 
 `partitions` maps an id to rows, `tables.FeatureTable` describes the tables of one feature, `collection` is the
-module: ids -> `ids.RowIds` -> lookups -> `combine.Combiner` -> vectors. `sharding` distributes its tables over ranks by
-TorchRec and trains them; `compression` makes trained tables smaller.
+module: ids -> `ids.RowIds` -> lookups -> `combine.Combiner` -> vectors. `sharding` distributes its tables over ranks
+with TorchRec and trains them; `compression` makes trained tables smaller.
 """

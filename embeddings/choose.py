@@ -1,4 +1,4 @@
-"""Decides which features are compressed, and how far: by a scheme for each, or to a ratio for all."""
+"""Chooses the tables of each feature: by a scheme per feature, or by a compression ratio for all of them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,13 +12,13 @@ Feature = tuple[str, int, int]  # name, rows, max_ids
 
 @dataclass(frozen=True)
 class Scheme:
-    """How features of at least `qr_threshold` rows are embedded; smaller ones stay full.
+    """How features with at least `qr_threshold` rows are embedded; smaller ones get a full table.
 
     Attributes:
         embedding, operation, qr_layout, ways, tail: see `FeatureTable`.
-        collisions: how many times fewer rows there are, roughly: ids that share a row of the large table. "head" counts
-            both its parts: head and tail together have rows / collisions rows (and a remainder table, if any).
-        head_share: of the rows of a "head", the share that belongs to the head, between 0 and 1.
+        collisions: ids that share a row of the large table. The head and the tail of a "head" together have rows /
+            collisions rows (plus a remainder table, if any).
+        head_share: the share of the rows of a "head" that belongs to the head, between 0 and 1.
     """
 
     embedding: str = "full"
@@ -31,10 +31,10 @@ class Scheme:
     qr_threshold: int = QR_THRESHOLD
 
     def table(self, feature: Feature) -> FeatureTable:
-        """The feature's tables; full ones if it has too few rows or would not become smaller.
+        """Returns the feature's tables: full ones if it has too few rows or would not become smaller.
 
         Raises:
-            ValueError: for an unknown word or a number out of bounds.
+            ValueError: if a name is unknown or a number out of bounds.
         """
         name, rows, max_ids = feature
         if not 0 < self.head_share < 1:
@@ -51,53 +51,51 @@ class Scheme:
         table = FeatureTable(
             name, rows, max_ids, self.embedding, collisions, self.operation, self.qr_layout, self.ways, head, self.tail
         )
-        # Widths are multiples of the dimension, whatever it is; this one can be cut into as many parts as there are.
+        # Sizes are proportional to the dimension, so any works that can be divided into this many parts.
         dim = 4 * max(1, len(table.combined_keys))
         return table if rows >= self.qr_threshold and num_parameters([table], dim) < rows * dim else full
 
 
 def check_names(features: Sequence[Feature]) -> None:
-    """Checks that every feature has a name of its own.
+    """Checks that feature names are unique.
 
     Raises:
         ValueError: if a name appears twice.
     """
     names = [name for name, _, _ in features]
     if len(set(names)) != len(names):
-        raise ValueError(f"feature names must differ, {sorted({n for n in names if names.count(n) > 1})} are repeated")
+        raise ValueError(f"feature names must be unique; repeated: {sorted({n for n in names if names.count(n) > 1})}")
 
 
 def num_parameters(tables: Sequence[FeatureTable], dim: int) -> int:
-    """Weights of all tables."""
+    """Returns the number of weights in all tables."""
     return sum(table.rows * table.dim for feature in tables for table in feature.tables(dim))
 
 
 class RatioError(ValueError):
-    """The ratio cannot be reached.
+    """Raised when tables cannot be made as small as the ratio asks.
 
     Attributes:
-        best: the largest ratio that can.
+        best: the largest ratio that can be reached.
     """
 
     def __init__(self, ratio: float, best: float) -> None:
-        super().__init__(
-            f"tables {ratio:g} times smaller cannot be had: {best:.2f} times is the most with these settings"
-        )
+        super().__init__(f"tables cannot be {ratio:g} times smaller; with these settings, {best:.2f} times is the most")
         self.best = best
 
 
 def fit_ratio(
     features: Sequence[Feature], schemes: Sequence[Scheme], fixed: Sequence[bool], *, ratio: float, dim: int
 ) -> list[FeatureTable]:
-    """Tables with at most 1 / ratio of the weights of full ones, and as close to that as whole collisions allow.
+    """Returns tables with at most 1 / ratio of the weights of full ones, as close to that as whole collisions allow.
 
-    All compressed features get the same collisions, the fewest with which the weights fit; then, the largest first,
-    one collision less where that still fits. A feature whose tables would grow again with more collisions (a remainder
+    All compressed features get the same collisions, the fewest with which the weights fit. Then, largest first, each
+    gets one collision less where that still fits. A feature whose tables would grow with more collisions (a remainder
     table has a row for each) stops where they are smallest.
 
     Args:
         schemes: one per feature.
-        fixed: of features that keep the collisions of their scheme; their weights count.
+        fixed: whether each feature keeps the collisions of its scheme; its weights count all the same.
         ratio: above 1.
 
     Raises:
@@ -139,19 +137,19 @@ def fit_ratio(
 
 
 def _most_collisions(feature: Feature, scheme: Scheme, dim: int) -> int:
-    """The collisions with which the feature has the fewest weights."""
+    """Returns the collisions with which the feature has the fewest weights."""
 
     def weights(collisions: int) -> int:
         return num_parameters([replace(scheme, collisions=collisions).table(feature)], dim)
 
     rows = feature[1]
-    # Powers of 1.1 up to one row: the minimum is flat, and nothing is gained by finding it more exactly.
+    # Powers of 1.1 are enough: the minimum is flat.
     candidates = sorted({min(rows, round(1.1**k)) for k in range(len(bin(rows)) * 8)})
     return min(candidates, key=weights)
 
 
 def _first(holds: Callable[[int], bool], known: int) -> int:
-    """The smallest number that holds, given one that does and that all after the smallest do."""
+    """Returns the smallest number that `holds`, by bisection from a known one."""
     low, high = 1, known
     while low < high:
         middle = (low + high) // 2

@@ -1,4 +1,4 @@
-"""The embedding module with tables of TorchRec, to train."""
+"""The embedding module that is trained: its tables are TorchRec's."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 
 class CompositionalEmbeddings(FeatureEmbeddings):
-    """`FeatureEmbeddings` over collections of TorchRec.
+    """`FeatureEmbeddings` over TorchRec's collections.
 
-    Tables that are pooled live in one EmbeddingBagCollection, `bags`, those that are looked up one by one in `rows`,
-    and of them those of another width in `wide_rows`.
+    Tables that are pooled are in one EmbeddingBagCollection, `bags`. Tables that are looked up one by one are in
+    `rows`, or in `wide_rows` if they have another width.
 
     Args:
         features, dim: see `FeatureEmbeddings`.
-        device: "meta" for `sharding.shard`, which gives the tables memory and values; "cpu" for a module in one piece,
+        device: "meta" for `sharding.shard`, which gives the tables memory and values; "cpu" for an unsharded module,
             whose tables start with the values that `shard` would give them.
-        seed: of the initial values on "cpu".
+        seed: seed of the initial values on "cpu".
 
     Raises:
         ValueError: as `FeatureEmbeddings`.
@@ -51,13 +51,13 @@ class CompositionalEmbeddings(FeatureEmbeddings):
     def forward(self, sparse: "SparseIds | SparseBatch | KeyedJaggedTensor") -> Tensor:
         """See `FeatureEmbeddings.forward`."""
         if torch.is_inference_mode_enabled():
-            # FBGEMM has no kernels for that mode, and tensors kept from it could not be used in training.
+            # FBGEMM has no kernels for inference mode, and tensors made in it cannot be used in training.
             with torch.inference_mode(False), torch.no_grad():
                 return super().forward(sparse)
         return super().forward(sparse)
 
     def pool_with(self, lookup: Callable[[SparseIds], list[Columns]]) -> None:
-        """Uses `lookup` in place of `bags` from now on; it pools the rows of every key of `bag_ids`."""
+        """Replaces `bags` by `lookup`, which pools the rows of every key of `bag_ids`."""
         self._pool_bags = lookup
 
     def pool(self, rows: SparseIds) -> list[Columns]:
@@ -83,7 +83,7 @@ class CompositionalEmbeddings(FeatureEmbeddings):
 
 
 def _wait(value: Any) -> Any:
-    """The result, awaited where a sharded module returned it as an awaitable."""
+    """Returns the result; waits for it if a sharded module returned an awaitable."""
     return value.wait() if hasattr(value, "wait") else value
 
 

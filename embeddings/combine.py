@@ -17,12 +17,12 @@ from dlrmctl.embeddings.path import follow_path, write_path_gradients
 
 @dataclass(frozen=True)
 class VectorPart:
-    """Columns [column, column + width) of one vector, and what they are made of.
+    """Columns [column, column + width) of one vector, and the keys they are made of.
 
     Attributes:
-        operation: "copy" of one key; "mult" or "add" of several; "path" of the keys of a vector and of its network.
-        keys: what it is made of.
-        accumulate: whether it is added to what other parts have written.
+        operation: "copy" of one key; "mult" or "add" of several; "path" of a vector's key and its network's key.
+        keys: the tables whose rows it is made of.
+        accumulate: whether it is added to what other parts wrote.
     """
 
     vector: int
@@ -35,9 +35,9 @@ class VectorPart:
 
 @dataclass(frozen=True)
 class _Run:
-    """Neighbouring vectors whose parts are made by one operation from neighbouring columns.
+    """Neighbouring vectors that one operation makes from neighbouring columns.
 
-    `places` says for each key of the first vector in which source it is, where it begins, and how wide it is.
+    `places` holds, for each key of the first vector, its source, first column and width.
     """
 
     operation: str
@@ -59,7 +59,7 @@ class _Run:
         ]
 
     def extended_by(self, other: "_Run") -> "_Run | None":
-        """The two as one run, if `other` begins where this one ends; else None."""
+        """Returns the two as one run if `other` begins where this one ends, else None."""
         after = tuple((source, start + self.count * width, width) for source, start, width in self.places)
         if other != replace(self, vector=self.vector + self.count, count=other.count, places=after):
             return None
@@ -79,7 +79,7 @@ class Combiner:
     """Makes [B, F, D] from the columns of one or more sources.
 
     Args:
-        parts: of all vectors; parts that can be made together should stand in the order of their vectors.
+        parts: the parts of all vectors; those that can be made together should be in the order of their vectors.
         num_vectors, dim: F and D.
     """
 
@@ -95,10 +95,10 @@ class Combiner:
         """Combines the vectors of all tables.
 
         Args:
-            columns: of all parts.
+            columns: the columns that the parts are made of.
 
         Returns:
-            [B, F, D]; shares memory with a source that is the result already.
+            [B, F, D]; shares memory with a source that already is the result.
         """
         sources, keys = [c.values for c in columns], [c.keys for c in columns]
         if self._runs is None or self._runs[0] != keys:
@@ -128,14 +128,14 @@ class Combiner:
 
 
 class _Combine(torch.autograd.Function):
-    """Writes every run once, forward and backward; indexing and cat would each copy everything again."""
+    """Writes every run once, forward and backward, where indexing and cat would each copy everything again."""
 
     @staticmethod
     def forward(ctx: Any, runs: list[_Run], num_vectors: int, dim: int, *sources: Tensor) -> Tensor:
         ctx.runs = runs
         ctx.save_for_backward(*sources)
         out_BFD = sources[0].new_empty(sources[0].shape[0], num_vectors, dim)
-        for run in runs:  # those that accumulate come last
+        for run in runs:  # parts that accumulate come last
             _write(run, run.of(sources), run.of_output(out_BFD))
         return out_BFD
 
@@ -164,11 +164,11 @@ def _write(run: _Run, values: list[Tensor], out: Tensor) -> None:
 
 
 def combined(operation: str, values: Sequence[Tensor]) -> Tensor:
-    """The rows of an id in several tables as one vector, a new tensor.
+    """Combines the rows of an id in several tables into one vector, a new tensor.
 
     Args:
         operation: "mult", "add", "concat" or "path".
-        values: of the tables in the order of `operand_keys`, [..., width] each.
+        values: rows of the tables in the order of `operand_keys`, [..., width] each.
     """
     if operation == "path":
         return follow_path(*values)

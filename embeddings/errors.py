@@ -1,5 +1,5 @@
-"""The errors of this library that are handled by their kind."""
+"""Errors of this library that callers catch by type."""
 
 
 class NonFiniteValueError(ValueError):
-    """A trained table holds a value that is infinite or not a number."""
+    """Raised when a trained table holds an infinity or NaN."""

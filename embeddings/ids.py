@@ -23,7 +23,7 @@ _NO_BOUND = 2**63 - 1
 
 
 class SparseBatch(Protocol):
-    """The sparse half of a batch, as a loader gives it; see `SparseIds` for the attributes. Its length is B."""
+    """The sparse half of a batch, as a loader yields it; see `SparseIds` for the attributes. Its length is B."""
 
     @property
     def keys(self) -> Sequence[str]: ...
@@ -39,13 +39,13 @@ class SparseBatch(Protocol):
 
 @dataclass(frozen=True)
 class SparseIds:
-    """Ids, or rows of tables, of a batch: key by key, and within a key in the order of the examples.
+    """The ids, or rows of tables, of a batch: key by key, and for each key in the order of the examples.
 
     Attributes:
         keys: one per feature, or per table.
-        values: integers, those of all keys.
-        lengths_KB: integers, values per key and example; None says that there is exactly one each. It is the batch
-            that says so: looking at the numbers would make a GPU wait, and a loader may refill the same memory.
+        values: integers, for all keys.
+        lengths_KB: integers, values per key and example; None means exactly one each. The batch says so itself: looking
+            at the numbers would make a GPU wait, and a loader may refill the same memory.
         batch_size: B.
     """
 
@@ -56,7 +56,7 @@ class SparseIds:
 
     @classmethod
     def of(cls, sparse: "SparseIds | SparseBatch | KeyedJaggedTensor") -> "SparseIds":
-        """The same ids in this form; a KeyedJaggedTensor is looked at to see whether it is one-hot."""
+        """Converts ids to this form; reads the lengths of a KeyedJaggedTensor to see whether it is one-hot."""
         if isinstance(sparse, SparseIds):
             return sparse
         if hasattr(sparse, "lengths_FB"):
@@ -67,7 +67,7 @@ class SparseIds:
         return cls(keys, values, None if one_hot else lengths.view(len(keys), -1), kjt.stride())
 
     def kjt(self) -> "KeyedJaggedTensor":
-        """The same as TorchRec's KeyedJaggedTensor, sharing memory with `values`; imports TorchRec when called."""
+        """Converts to TorchRec's KeyedJaggedTensor, which shares memory with `values`; imports TorchRec when called."""
         from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
         keys, per_key = list(self.keys), self.values_per_key()
@@ -95,7 +95,7 @@ class SparseIds:
 
 @lru_cache(maxsize=16)
 def _one_each(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """int32 lengths (all 1) and offsets 0..count; the same for every one-hot batch of a size, so made once."""
+    """int32 lengths (all 1) and offsets 0..count, made once for all one-hot batches of one size."""
     return (
         torch.ones(count, dtype=torch.int32, device=device),
         torch.arange(count + 1, dtype=torch.int32, device=device),
@@ -105,12 +105,12 @@ def _one_each(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
 class RowIds(nn.Module):
     """Maps the ids of features to rows of tables: one key per table, in the order of `keys`.
 
-    Lookups in one table come first, in their order, then those in several, alike ones together: all their first
-    tables, all their second ones, and so on. So the vectors of the first need not be moved afterwards, and each kind
-    of arithmetic works on long slices. There are no parameters; the module goes wherever the model goes.
+    Lookups in one table come first, in their order. Lookups in several tables follow, grouped by kind: all their first
+    tables, all their second ones, and so on. So the vectors of the former need not be moved afterwards, and each kind
+    of arithmetic works on long slices. The module has no parameters and moves with the model.
 
     Args:
-        lookups: of the features.
+        lookups: the lookups of the features.
     """
 
     def __init__(self, lookups: Sequence[Lookup]) -> None:
@@ -127,14 +127,14 @@ class RowIds(nn.Module):
             self._add(group, len(group[0].keys))
         self.stages = nn.ModuleList(stage for stage in stages if stage is not None)
         self.may_miss = any(isinstance(lookup.partition, Head | Tail) for lookup in lookups)
-        self._order: tuple[tuple[str, ...], list[int], Tensor] | None = None  # of the last batch: keys, what to take
+        self._order: tuple[tuple[str, ...], list[int], Tensor] | None = None  # of the last batch: keys, positions
 
     def _add(self, group: list[Lookup], parts: int) -> None:
         self.keys += [lookup.keys[part] for part in range(parts) for lookup in group]
         self.sources += [lookup.feature for _ in range(parts) for lookup in group]
 
     def forward(self, sparse: SparseIds) -> SparseIds:
-        """Gives the rows of a batch's ids in every table.
+        """Returns the rows of a batch's ids in every table.
 
         Args:
             sparse: ids in [0, rows) for at least the features of this module, in any order.
@@ -161,12 +161,12 @@ class RowIds(nn.Module):
         return SparseIds(self.keys, rows, lengths_KB, batch_size)
 
     def _compute_rows(self, ids: Tensor, sizes: list[int]) -> None:
-        """Turns ids, laid out by table, into rows, in place; `sizes` says how much of dimension 0 each table has."""
+        """Turns ids, laid out by table, into rows, in place; `sizes` holds each table's share of dimension 0."""
         for stage in self.stages:
             stage(ids, sizes)
 
     def _take(self, names: tuple[str, ...], device: torch.device) -> tuple[list[int], Tensor]:
-        """The positions of the keys of the incoming batch to take, one for each table."""
+        """Returns the position in the incoming batch of the key of each table."""
         if self._order is None or self._order[0] != names or self._order[2].device != device:
             missing = [name for name in self.sources if name not in names]
             if missing:
@@ -177,22 +177,21 @@ class RowIds(nn.Module):
 
 
 class IdCheck:
-    """Finds ids that have no row, and bags of more ids than their feature was declared to have.
+    """Checks for ids that have no row, and bags with more ids than their feature was declared to have.
 
-    Lookups would accept both: the kernels train row 0 instead of a missing one, and the way in which bags are summed
-    depends on the most ids that they have.
+    The kernels accept both: they train row 0 instead of a missing one, and how bags are summed depends on `max_ids`.
     """
 
     def __init__(self, features: Sequence[FeatureTable]) -> None:
         self._features = {f.name: f for f in features}
-        self._limits: tuple[tuple[str, ...], Tensor, Tensor] | None = None  # keys of the last batch, rows and max_ids
+        self._limits: tuple[tuple[str, ...], Tensor, Tensor] | None = None  # of the last batch: keys, rows, max_ids
 
     def __call__(self, sparse: SparseIds) -> None:
         """Checks the ids of a batch.
 
         Raises:
             ValueError: if an id is below 0 or not below its feature's rows, or a bag has more than `max_ids`. Only on
-                CPU: waiting for the answer costs a GPU more than the lookup.
+                CPU: on a GPU, waiting for the answer takes longer than the lookup.
         """
         names, values = tuple(sparse.keys), sparse.values
         if values.device.type != "cpu" or values.numel() == 0:
@@ -233,7 +232,7 @@ class IdCheck:
 
 
 def _grouped(lookups: Sequence[Lookup]) -> tuple[list[list[Lookup]], list[list[Lookup]]]:
-    """Lookups in one table by unbroken rows of the same kind, heads last; those in several by what they compute."""
+    """Groups lookups in one table by runs of the same kind, heads last, and lookups in several by what they compute."""
     single = [lookup for lookup in lookups if len(lookup.keys) == 1]
     single.sort(key=lambda lookup: isinstance(lookup.partition, Head))
     joint: dict[Hashable, list[Lookup]] = {}
@@ -247,15 +246,15 @@ def _grouped(lookups: Sequence[Lookup]) -> tuple[list[list[Lookup]], list[list[L
 
 
 def without_missing(rows: Tensor, lengths_KB: Tensor | None, keys: int) -> tuple[Tensor, Tensor]:
-    """Leaves out the rows of -1.
+    """Omits rows of -1.
 
     Args:
-        rows: of all bags, key by key, in their order.
-        lengths_KB: of the bags; None for one row each.
+        rows: the rows of all bags, key by key, in their order.
+        lengths_KB: the lengths of the bags; None for one row each.
         keys: K.
 
     Returns:
-        The other rows, and the bags' lengths without those left out.
+        The remaining rows, and the bags' lengths without the omitted ones.
     """
     kept = rows >= 0
     if lengths_KB is None:

@@ -1,8 +1,8 @@
 """Initial values of tables: the same for every number of ranks and every sharding plan.
 
-A plain table of n rows starts at U(-1/sqrt(n), 1/sqrt(n)). Tables that are combined start so that the *combined* vector
-has that variance, 1/(3n), and mean 0. Values come from one generator per table and block of rows, so a rank can make
-any rows of any table without the rest.
+A plain table of n rows starts at U(-1/sqrt(n), 1/sqrt(n)). Tables that are combined start such that the *combined*
+vector has that variance, 1/(3n), and mean 0. Each block of rows of a table has its own generator, so a rank can make
+any rows of any table without the others.
 """
 
 import math
@@ -17,14 +17,14 @@ from dlrmctl.embeddings.path import PATH_HALF_WIDTH, PATH_NOISE
 from dlrmctl.embeddings.tables import FeatureTable
 
 BLOCK_ROWS = 65_536
-# Half the width of the factor near 1 in a product: far enough from 0 that no row is silent, wide enough that ids that
-# share the other factor start apart.
+# Half the width of the factor near 1 in a product: it stays away from 0, and ids that share the other factor start with
+# different products.
 FACTOR_NOISE = 0.5
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """Values drawn evenly from [low, high)."""
+    """The uniform distribution on [low, high)."""
 
     low: float
     high: float
@@ -35,12 +35,12 @@ class Uniform:
 
 
 def initial_distributions(feature: FeatureTable) -> tuple[Uniform, ...]:
-    """Distribution of the initial values of each of the feature's tables, in the order of `feature.tables`.
+    """Returns the distribution of the initial values of each table, in the order of `feature.tables`.
 
-    "mult": the large table is at the scale of a plain one, the others near 1. With r ~ U(1 - a, 1 + a) a product
-    has variance Var(q) E[r^2] = Var(q) (1 + a^2 / 3), once per factor, which the bound of q makes up for.
-    "path": likewise, by what the networks add to the variance. "add": each of k tables has 1 / k of the variance.
-    "concat", "features": each is a plain one. The head of a "head" is a plain one, beside any of these.
+    "mult": the large table has the scale of a plain one, the others are near 1. With r ~ U(1 - a, 1 + a) a product has
+    variance Var(q) E[r^2] = Var(q) (1 + a^2 / 3), once per factor, which a smaller bound of q compensates.
+    "path": likewise, for what the networks add to the variance. "add": each of k tables has 1 / k of the variance.
+    "concat", "features" and the head of a "head": as plain tables.
     """
     bound, parts = 1 / math.sqrt(feature.rows), len(feature.combined_keys)
     plain = Uniform.around_zero(bound)
@@ -64,8 +64,8 @@ def fill_rows(rows_ND: Tensor, distribution: Uniform, *, table: str, seed: int, 
     """Writes the initial values of rows [first_row, first_row + N) of a table into `rows_ND`, on any device.
 
     Args:
-        rows_ND: [N, D] of a floating dtype; a whole number of columns of the table (no column shards).
-        table: the table's name; with `seed` and the block it decides the values.
+        rows_ND: [N, D] of a floating dtype, all columns of the table.
+        table: the table's name; it decides the values, with `seed` and the block.
     """
     num_rows, dim = rows_ND.shape
     row = first_row
@@ -73,14 +73,14 @@ def fill_rows(rows_ND: Tensor, distribution: Uniform, *, table: str, seed: int, 
         block = row // BLOCK_ROWS
         begin, end = row - block * BLOCK_ROWS, min(first_row + num_rows - block * BLOCK_ROWS, BLOCK_ROWS)
         generator = torch.Generator().manual_seed(zlib.crc32(f"{table}:{block}:{seed}".encode()))
-        # Always from the block's first row, so that a shard that begins inside a block finds its values.
+        # Always drawn from the block's first row on, for shards that begin inside a block.
         values = torch.empty(end, dim).uniform_(distribution.low, distribution.high, generator=generator)
         rows_ND[row - first_row : row - first_row + end - begin].copy_(values[begin:])
         row += end - begin
 
 
 def table_distributions(features: Sequence[FeatureTable], dim: int) -> dict[str, Uniform]:
-    """The distribution of the initial values of every table, by the table's name."""
+    """Returns the distribution of the initial values of every table, by the table's name."""
     return {
         table.name: distribution
         for feature in features

@@ -1,4 +1,4 @@
-"""The embedding module, whatever its tables are made of: sparse features in, their vectors out.
+"""The base class of embedding modules: from sparse features to vectors.
 
 Dimensions: B examples, F vectors (one per feature, unless its rows are features of their own), D columns.
 """
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 class FeatureEmbeddings(nn.Module, ABC):
     """Embeds each feature as its `FeatureTable` says and sums over the ids of a bag.
 
-    Wherever summing and combining commute, rows are pooled first and combined afterwards. A product of sums is not the
-    sum of products, so multi-hot features with operation "mult" or "path" look their rows up one by one, combine, and
-    then sum. A subclass says how rows of tables are found: `pool` and `look_up`.
+    Where summing and combining commute, rows are pooled first and combined afterwards. A product of sums is not the sum
+    of products, so multi-hot features with operation "mult" or "path" look up single rows, combine them, and then sum.
+    Subclasses implement the lookups: `pool` and `look_up`.
 
     Args:
-        features: in the order of the output.
+        features: the features, in the order of the output.
         dim: columns D of every embedding, a multiple of 4 (of 4 times the tables of a feature with "concat").
 
     Attributes:
-        bag_ids, row_ids: give the rows of the tables that are pooled, and of those that are looked up one by one; the
-            names of the tables are their `keys`.
+        bag_ids, row_ids: map ids to rows of the tables that are pooled, and of those that are looked up one by one;
+            their `keys` are the names of the tables.
 
     Raises:
         ValueError: if there are no features, names repeat, or D does not fit.
@@ -44,7 +44,7 @@ class FeatureEmbeddings(nn.Module, ABC):
         self.num_vectors = sum(feature.vectors for feature in self.features)
         names = [f.name for f in self.features]
         if not names or len(set(names)) != len(names):
-            raise ValueError(f"features must have different names, at least one: {names}")
+            raise ValueError(f"feature names must be unique, with at least one: {names}")
         pooled, unpooled = _lookups(self.features)
         self._check_ids = IdCheck(self.features)
         self.bag_ids, self.row_ids = RowIds(pooled), RowIds(unpooled)
@@ -58,8 +58,8 @@ class FeatureEmbeddings(nn.Module, ABC):
             sparse: ids in [0, rows) of at least these features.
 
         Returns:
-            float32 [B, F, D], F vectors in the order of the features, those of a feature with operation "features" in
-            the order of its tables; the vector of an empty bag is 0.
+            float32 [B, F, D], in the order of the features; a feature with operation "features" gives one vector per
+            table, in their order. The vector of an empty bag is 0.
 
         Raises:
             ValueError: if a feature is missing; on CPU also if an id is outside [0, rows) or a bag too large.
@@ -75,11 +75,11 @@ class FeatureEmbeddings(nn.Module, ABC):
 
     @abstractmethod
     def pool(self, rows: SparseIds) -> list[Columns]:
-        """The sums of the rows of every bag, of all keys of `bag_ids`."""
+        """Returns the sums of the rows of every bag, for all keys of `bag_ids`."""
 
     @abstractmethod
     def look_up(self, rows: SparseIds) -> Mapping[str, Bags]:
-        """The row of every id, by the keys of `row_ids`."""
+        """Returns the row of every id, by the keys of `row_ids`."""
 
     @property
     def tables(self) -> tuple[Table, ...]:
@@ -88,12 +88,12 @@ class FeatureEmbeddings(nn.Module, ABC):
 
     @property
     def combined_keys(self) -> set[str]:
-        """Names of the tables whose rows are combined with those of another; they have a learning rate of their own."""
+        """Names of the tables whose rows are combined with those of another; they have their own learning rate."""
         return {key for feature in self.features for key in feature.combined_keys}
 
 
 def _lookups(features: Sequence[FeatureTable]) -> tuple[list[Lookup], list[Lookup]]:
-    """Those whose rows are summed over a bag first, and those whose rows are combined first."""
+    """Splits features into those whose rows are summed first, and those whose rows are combined first."""
     pooled: list[Lookup] = []
     unpooled: list[Lookup] = []
     for feature in features:

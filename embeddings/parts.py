@@ -1,4 +1,4 @@
-"""The parts of each feature's vectors: the rows that combine to them, pooled before or looked up one by one.
+"""The parts of each feature's vectors: rows that are pooled or looked up one by one, and then combined.
 
 Dimensions: B examples, D columns, N ids of multi-hot bags.
 """
@@ -14,12 +14,12 @@ from dlrmctl.embeddings.tables import FeatureTable
 
 
 def feature_parts(features: Sequence[FeatureTable], dim: int) -> list[VectorPart]:
-    """The parts of all vectors, by the keys of tables; what `UnpooledFeatures` makes comes by the feature's name."""
+    """Returns the parts of all vectors, by the keys of tables; those of `UnpooledFeatures` by the feature's name."""
     parts: list[VectorPart] = []
     vector = 0
     for feature in features:
         *heads, last = feature.lookups
-        # An id of the head has no row in the tail's tables and the other way round, so their sum is either.
+        # An id has rows in the head or in the tail, never in both, so the sum is either of them.
         parts += [VectorPart(vector, 0, dim, "copy", head.keys) for head in heads]
         accumulate = bool(heads)
         operation = feature.combination
@@ -41,14 +41,14 @@ def feature_parts(features: Sequence[FeatureTable], dim: int) -> list[VectorPart
 
 
 def operand_keys(feature: FeatureTable) -> tuple[str, ...]:
-    """Keys of the tables that are combined, in the order of the operation: a path starts at the large table."""
+    """Returns the keys of the combined tables, in the order of the operation: a path starts at the large table."""
     keys = feature.combined_keys
     return keys[::-1] if feature.combination == "path" and feature.value_part == 1 else keys
 
 
 @dataclass(frozen=True)
 class Bags:
-    """The rows of one table, float32 [N, D], those of each example's bag in turn, and how many each bag has, [B]."""
+    """The rows of one table, float32 [N, D], bag by bag, and the number of rows of each bag, [B]."""
 
     rows_ND: Tensor
     lengths_B: Tensor
@@ -64,7 +64,7 @@ class UnpooledFeatures:
 
     def __init__(self, features: Sequence[FeatureTable], dim: int) -> None:
         self.dim = dim
-        # Alike features are combined together.
+        # Features of the same kind are combined together.
         self._groups: dict[tuple[str, int], list[FeatureTable]] = {}
         for feature in features:
             assert feature.combination is not None
@@ -75,7 +75,7 @@ class UnpooledFeatures:
         """Combines and sums the rows of a batch.
 
         Args:
-            rows: of every id, by the keys of the tables.
+            rows: the rows of every id, by the keys of the tables.
 
         Returns:
             A vector per example and feature, by the features' names.
@@ -93,5 +93,5 @@ class UnpooledFeatures:
 
 @torch.fx.wrap
 def segment_sum(values_ND: Tensor, lengths: Tensor) -> Tensor:
-    """Sums consecutive rows: row i of the result is the sum of the next `lengths[i]` rows; 0 where that is none."""
+    """Sums consecutive rows: row i of the result is the sum of the next `lengths[i]` rows, or 0 if there are none."""
     return torch.segment_reduce(values_ND, "sum", lengths=lengths.long(), axis=0, initial=0.0)

@@ -1,4 +1,4 @@
-"""Path-based composition: a row of one table goes through a small network that a row of another table holds.
+"""Path-based composition: a row of one table goes through a small network whose weights are a row of another table.
 
 The networks are rows of an ordinary table, so they are looked up, sharded and trained like any other row. Each is a
 residual MLP of one hidden layer without biases,
@@ -6,9 +6,9 @@ residual MLP of one hidden layer without biases,
     f(x) = x + U relu(V x / sqrt(D)) / sqrt(H),   V: D -> H, U: H -> D,
 
 so that ids which share x, or share the network, start related and can move apart. The paper's networks have no residual
-connection; with few hidden units that would squeeze every vector through H dimensions. Dividing by the roots keeps V
-and U at scale one, where a step of row-wise AdaGrad, about the learning rate in every column, is as small for f as it
-is for the factors of a product.
+connection, so few hidden units would squeeze every vector through H dimensions. Dividing by the roots keeps V and U at
+scale one, where a step of row-wise AdaGrad, about the learning rate in every column, changes f as little as it changes
+a product.
 
 Dimensions: D columns, H hidden units.
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 HIDDEN = 8
-# What the hidden layer adds to the variance of x at the start, as a share of it.
+# The variance that the hidden layer adds at the start, as a share of that of x.
 PATH_NOISE = 0.5
 # The bound w of weights U(-w, w) that do so: with v = w^2 / 3 the variance of a weight, V x / sqrt(D) has variance
 # v Var(x), relu halves its mean square, and U / sqrt(H) multiplies by v again: v^2 / 2 times Var(x), for x of mean 0.
@@ -29,7 +29,7 @@ PATH_HALF_WIDTH = math.sqrt(3 * math.sqrt(2 * PATH_NOISE))
 
 
 def map_width(dim: int) -> int:
-    """Columns of the table that holds the networks: V and U, row by row of H."""
+    """Returns the number of columns of the networks' table: V and U, row by row of H."""
     return 2 * HIDDEN * dim
 
 
@@ -50,12 +50,12 @@ def follow_path(x: Tensor, maps: Tensor) -> Tensor:
 
 
 def write_path_gradients(x: Tensor, maps: Tensor, grad: Tensor, *, x_grad: Tensor, maps_grad: Tensor) -> None:
-    """Writes the gradients of `follow_path` where they belong; autograd would make and fill several copies of them.
+    """Writes the gradients of `follow_path` in place, where autograd would make several copies of them.
 
     Args:
-        x, maps: what it was given.
-        grad: of its result.
-        x_grad, maps_grad: what is written, of the shapes of `x` and `maps`.
+        x, maps: the inputs of `follow_path`.
+        grad: gradient of its result.
+        x_grad, maps_grad: written here, of the shapes of `x` and `maps`.
     """
     down_HD, up_HD = _halves(maps)
     down_grad_HD, up_grad_HD = _halves(maps_grad)
@@ -74,4 +74,4 @@ def _halves(maps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scale(x: Tensor) -> float:
-    return 1 / math.sqrt(HIDDEN * x.shape[-1])  # both roots at once: relu commutes with them
+    return 1 / math.sqrt(HIDDEN * x.shape[-1])  # both roots at once: scaling commutes with relu

@@ -1,4 +1,4 @@
-"""The tables of each sparse feature: the configuration that everything else in this package is built from."""
+"""`FeatureTable`, the configuration of a feature's tables that the rest of this package builds on."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,7 +16,7 @@ _MODULES = nn.ModuleDict()
 
 @dataclass(frozen=True)
 class Table:
-    """One embedding table. Its name is also the key of the ids that are looked up in it."""
+    """One embedding table. Its name is also the key of its ids."""
 
     name: str
     rows: int
@@ -25,7 +25,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Lookup:
-    """The tables of one feature that are found by one partition, named by their keys."""
+    """The tables of one feature that share one partition, named by their keys."""
 
     feature: str
     keys: tuple[str, ...]
@@ -43,15 +43,15 @@ class FeatureTable:
         embedding: "full" (a row per id), "hash" (id modulo a smaller table), "qr" (quotient and remainder tables),
             "kway" (digits in a mixed radix), "crt" (remainders by coprime moduli), "head" (the ids below `head` keep a
             row of their own, the rest is compressed) or "double-hash" (the sum of two hashed rows).
-        collisions: ids that share a row of the hashed table, or of the largest one; of "head", among the ids of the
-            tail. The two tables of "double-hash" have rows / collisions together.
-        operation: how the rows of an id become one vector: "mult", "add", "concat" (side by side, each narrower) or
-            "path" (a row of the large table through a small network that the other row holds); or "features": they
-            stay vectors of their own. See `OPERATIONS_OF`.
+        collisions: ids that share a row of the hashed table, or of the largest table; of a "head", ids of the tail. The
+            two tables of "double-hash" together have rows / collisions rows.
+        operation: how the rows of an id become one vector: "mult", "add", "concat" (side by side, each narrower) "path"
+            (a row of the large table goes through a small network, the other row), or "features" (each row is a vector
+            of its own). See `OPERATIONS_OF`.
         qr_layout: which table of a "qr" is the large one: "remainder", or "quotient", where neighbours share its rows.
         ways: tables of a "kway" or "crt".
-        head: ids of a "head" that are exact, >= 1.
-        tail: what a "head" does with the other ids: "hash" or "qr".
+        head: ids of a "head" that have their own rows, >= 1.
+        tail: how a "head" embeds the other ids: "hash" or "qr".
     """
 
     name: str
@@ -85,12 +85,12 @@ class FeatureTable:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The attributes as plain values for JSON."""
+        """Returns the attributes as plain values for JSON."""
         return asdict(self)
 
     @property
     def combination(self) -> str | None:
-        """How the rows of `lookups[-1]` meet, one of `OPERATIONS`; None where it has one table."""
+        """How the rows of `lookups[-1]` are combined, one of `OPERATIONS`; None if it has one table."""
         if self.embedding == "double-hash":
             return "add"
         if self.embedding in ("full", "hash") or (self.embedding == "head" and self.tail == "hash"):
@@ -99,7 +99,7 @@ class FeatureTable:
 
     @property
     def lookups(self) -> tuple[Lookup, ...]:
-        """The feature's partitions: one, or that of the head and that of the tail, whose ids have no row in common."""
+        """The feature's partitions: one, or one for the head and one for the tail, which share no ids."""
         name, rows, collisions, head = self.name, self.rows, self.collisions, self.head
         if self.embedding == "full":
             return (Lookup(name, self._key(), Full(rows)),)
@@ -121,12 +121,12 @@ class FeatureTable:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Names of all its tables, in the order of `tables`."""
+        """The names of all its tables, in the order of `tables`."""
         return tuple(key for lookup in self.lookups for key in lookup.keys)
 
     def _key(self) -> tuple[str]:
         name = _in_paths(self.name)
-        # Modules hold each other as attributes, and have some already: a column may be called "type" or "values".
+        # Submodules are attributes, and a column may be called like an attribute that modules have, such as "type".
         return (f"{name}@rows" if hasattr(_MODULES, name) else name,)
 
     def _keys(self, *parts: str) -> tuple[str, ...]:
@@ -150,24 +150,24 @@ class FeatureTable:
 
     @property
     def value_part(self) -> int:
-        """Which of the combined tables is the large one, whose rows the others multiply or transform."""
+        """The index of the large one of the combined tables, whose rows the others multiply or transform."""
         return int(self.embedding in ("qr", "head") and self.qr_layout == "remainder")
 
     @property
     def vectors(self) -> int:
-        """How many vectors the feature gives to the interaction."""
+        """The number of vectors that the feature gives to the interaction."""
         return len(self.combined_keys) if self.combination == "features" else 1
 
     @property
     def pools_before_combining(self) -> bool:
         """Whether summing each table over a bag and then combining equals combining per id and then summing.
 
-        It does when the combination is linear, and when there is at most one id to sum over.
+        It does if the combination is linear, or if there is at most one id to sum over.
         """
         return self.combination not in ("mult", "path") or self.max_ids == 1
 
     def tables(self, dim: int) -> tuple[Table, ...]:
-        """The feature's tables when its embedding has `dim` columns.
+        """Returns the feature's tables for an embedding of `dim` columns.
 
         Raises:
             ValueError: if `dim`, or its part with "concat", is not a multiple of 4.
@@ -196,7 +196,7 @@ class FeatureTable:
 
 
 def _in_paths(feature: str) -> str:
-    """The name without the signs that join names to paths, as %XX."""
+    """Escapes the characters that join names to paths, as %XX."""
     return "".join(f"%{ord(sign):02X}" if sign in "./@%" else sign for sign in feature)
 
 

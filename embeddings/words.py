@@ -1,8 +1,8 @@
-"""The words that say how a feature is embedded; settings use them too, so nothing is imported here."""
+"""The names of embeddings, operations and layouts; settings use them too, so nothing is imported here."""
 
 EMBEDDINGS = ("full", "hash", "qr", "kway", "crt", "head", "double-hash")
 OPERATIONS = ("mult", "add", "concat", "features", "path")
-# What can be done with the rows of an embedding; the others have one row per id, or add two.
+# The operations of each embedding; the others have one row per id, or add two.
 OPERATIONS_OF = {"qr": OPERATIONS, "kway": OPERATIONS[:4], "crt": OPERATIONS[:4], "head": OPERATIONS[:3]}
 QR_LAYOUTS = ("quotient", "remainder")
 # Ids are sorted by frequency: with a large quotient table, the most frequent ones would share rows with each other.

@@ -1,4 +1,4 @@
-"""DLRM for any embedding module that is handed to it: bottom MLP, interaction, top MLP."""
+"""DLRM around any embedding module: bottom MLP, interaction, top MLP."""
 
 from dlrmctl.models.dlrm import DLRM, DenseNetwork
 

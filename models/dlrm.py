@@ -1,7 +1,7 @@
 """DLRM: dense inputs -> bottom MLP and embeddings -> interaction -> top MLP -> logit.
 
-The dense network is a module of its own because the two halves train differently: it is replicated on every
-rank, while the embedding module it is handed may be spread over them.
+The dense network is a separate module because it trains differently: it is replicated on every rank, while the
+embedding module may be sharded over ranks.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from dlrmctl.models.mlp import MLP, LearnedVector
 
 
 class DenseNetwork(nn.Module):
-    """Everything of a DLRM but its tables: bottom MLP, interaction, top MLP.
+    """The dense part of a DLRM: bottom MLP, interaction, top MLP.
 
     Args:
-        num_dense: I, the dense features; 0 puts one learned vector in the place of the bottom MLP.
-        num_vectors: F, the vectors that the embedding module gives for each example.
+        num_dense: I, the dense features; 0 replaces the bottom MLP by one learned vector.
+        num_vectors: F, the embedding module's vectors for each example.
         dim: D, the width of the embeddings; must equal the last width of the bottom MLP.
         bottom: widths of the bottom MLP's layers.
         top: widths of the top MLP's layers; the last is 1.
@@ -72,7 +72,7 @@ class DLRM(nn.Module):
     """A deep learning recommendation model around any embedding module.
 
     Args:
-        embeddings: maps the sparse input to [B, F, D]; what the sparse input is, is between it and the caller.
+        embeddings: maps the sparse input, of any type, to [B, F, D].
         dense: the rest of the model.
 
     Shapes:

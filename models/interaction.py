@@ -30,7 +30,7 @@ class _PairwiseDots(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, None, None]:
         vectors_BND, symmetric_NN = ctx.saved_tensors
         B, N, D = vectors_BND.shape
-        # Column D of grad_out is the first pair; the diagonal takes a pair's value and is then cleared.
+        # Column D of grad_out is the first pair; the diagonal gets a pair's value and is then cleared.
         grad_dots_BNN = torch.index_select(grad_out, 1, symmetric_NN).view(B, N, N)
         grad_dots_BNN.diagonal(dim1=1, dim2=2).zero_()
         grad_BND = torch.bmm(grad_dots_BNN, vectors_BND)
@@ -67,7 +67,7 @@ class DotInteraction(nn.Module):
         self.register_buffer("symmetric_NN", symmetric.flatten(), persistent=False)
 
     def forward(self, dense_BD: Tensor, embeddings_BFD: Tensor) -> Tensor:
-        # Under autocast the two may come in different types; the products follow the dense side's.
+        # Under autocast the two may have different types; the products have the dense side's.
         embeddings_BFD = embeddings_BFD.to(dense_BD.dtype)
         return _PairwiseDots.apply(dense_BD, embeddings_BFD, self.lower_P, self.symmetric_NN)
 

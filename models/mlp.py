@@ -1,4 +1,4 @@
-"""Stacks of fully connected layers with ReLU between them, and what stands for one that has no input."""
+"""Multilayer perceptrons with ReLU, and the replacement for one without inputs."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from torch.nn import functional
 
 
 class MLP(nn.Module):
-    """Linear layers of the given widths, ReLU after each; the last one's is optional.
+    """Linear layers of the given widths, each followed by ReLU; optional for the last.
 
     Weights start from N(0, 2 / (in + out)) and biases from N(0, 1 / out), as in DLRM.
 
@@ -17,7 +17,7 @@ class MLP(nn.Module):
         in_features: width of the input, >= 1.
         widths: output width of each layer; at least one.
         last_relu: whether the last layer is followed by ReLU too.
-        generator: source of the initial values; None takes torch's global one.
+        generator: source of the initial values; None uses torch's global generator.
 
     Shapes:
         input [B, in_features], output [B, widths[-1]].
@@ -52,16 +52,16 @@ class MLP(nn.Module):
         for i, layer in enumerate(self.layers):
             x = layer(x)
             if i < last or self.last_relu:
-                x = functional.relu_(x)  # in place: the linear layer's output is needed by nobody else
+                x = functional.relu_(x)  # in place: nothing else needs the linear layer's output
         return x
 
 
 class LearnedVector(nn.Module):
-    """A bottom MLP without dense features: one learned vector for every example, starting from N(0, 1 / D).
+    """Replaces a bottom MLP without dense features: one learned vector for all examples, drawn from N(0, 1 / D).
 
     Args:
         dim: D.
-        generator: source of the initial values; None takes torch's global one.
+        generator: source of the initial values; None uses torch's global generator.
 
     Shapes:
         input [B, 0], output [B, D].

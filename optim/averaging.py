@@ -1,4 +1,4 @@
-"""Primal averaging: train between the iterate and its average, evaluate and ship the average.
+"""Primal averaging: trains between the iterate and its average, and evaluates the average.
 
 Three points: z, where the base optimizer steps; x, the running average of z; y between them, where gradients are taken.
 
@@ -25,9 +25,9 @@ from torch.optim import Optimizer
 
 @dataclass(frozen=True)
 class GrowingHorizon:
-    """mu_x by step for an average over the last `share` of all steps so far, at most over `most` steps.
+    """Returns mu_x by step for an average over the last `share` of all steps so far, but at most `most` steps.
 
-    It needs no planned end. `share = 1` without a limit is the mean of all iterates.
+    The number of steps need not be known. `share = 1` without a limit is the mean of all iterates.
     """
 
     share: float = 0.1
@@ -38,22 +38,22 @@ class GrowingHorizon:
 
 
 class PrimalAveraging:
-    """Wraps any optimizer; between `eval()` and `train()` the parameters hold the average x.
+    """Wraps an optimizer; between `eval()` and `train()` the parameters hold the average x.
 
     Args:
-        optimizer: the base; its parameters must be float32 or float64, since increments are small.
+        optimizer: the base optimizer; its parameters must be float32 or float64, since increments are small.
         train_interp_coeff: mu_y, in [0, 1].
         eval_interp_coeff: mu_x, in [0, 1), or a function that gives it for a step, counted from 1; 0 is the base
-            optimizer itself. `1 - 1 / h` averages over about h steps.
+            optimizer alone. `1 - 1 / h` averages over about h steps.
         weight_lr_power: makes x the mean of all z so far, each weighted by its learning rate (of the first group) to
-            this power, whatever `eval_interp_coeff` is. None: no such weights.
-        weight_decay: shrinks z by `lr * weight_decay` before it is averaged, as Meta's GPA does; its x then deviates
-            from the recursion above by `mu_x (1 - mu_y) / mu_y lr weight_decay z` per step. The base optimizer's own
-            decay follows the recursion; use one of them.
+            this power, instead of `eval_interp_coeff`. None: no weights.
+        weight_decay: shrinks z by `lr * weight_decay` before it is averaged, as Meta's GPA does; x then deviates from
+            the recursion above by `mu_x (1 - mu_y) / mu_y lr weight_decay z` per step. The base optimizer's own decay
+            follows the recursion; use one of them.
         use_float32_scalars: round the coefficients to float32, to repeat Meta's trajectories in float64.
 
     Raises:
-        ValueError: for a coefficient out of range or a parameter of another type.
+        ValueError: if a coefficient is out of range or a parameter has another type.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class PrimalAveraging:
             raise ValueError(f"{weight_decay=} must be at least 0, and 0 where train_interp_coeff is 0")
         if use_float32_scalars and not callable(eval_interp_coeff):
             mu_x, mu_y = torch.tensor(eval_interp_coeff), torch.tensor(train_interp_coeff)
-            # Meta's y takes steps of `1 - mu_x` and `1 - mu_x mu_y`; these two make ours take the same.
+            # Meta's y takes steps of `1 - mu_x` and `1 - mu_x mu_y`; these two match them.
             eval_interp_coeff = 1 - float(1 - mu_x)
             train_interp_coeff = (1 - float(1 - mu_x * mu_y)) / eval_interp_coeff
         self.optimizer = optimizer
@@ -86,7 +86,7 @@ class PrimalAveraging:
         self._parameters: list[Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
         for p in self._parameters:
             if p.dtype not in (torch.float32, torch.float64):
-                raise ValueError(f"a parameter of type {p.dtype} would lose the small increments; keep it in float32")
+                raise ValueError(f"a parameter of type {p.dtype} would lose the small increments; use float32")
         self._x = [p.detach().clone() for p in self._parameters]
         self._z = [p.detach().clone() for p in self._parameters]
         self._step = torch.zeros((), dtype=torch.int64)
@@ -102,15 +102,15 @@ class PrimalAveraging:
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of the base optimizer, averaged; returns the closure's loss.
+        """Takes an averaged step of the base optimizer; returns the closure's loss.
 
-        A parameter without a gradient stays as it is, and its average too.
+        A parameter without a gradient does not change, nor does its average.
 
         Raises:
-            RuntimeError: between `eval()` and `train()`: the gradients would belong to another point.
+            RuntimeError: between `eval()` and `train()`, where gradients would belong to another point.
         """
         if not self.training:
-            raise RuntimeError("step() after eval(): call train() first, then compute the gradients anew")
+            raise RuntimeError("step() after eval(): call train() first, then compute the gradients again")
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -128,7 +128,7 @@ class PrimalAveraging:
         return loss
 
     def _step_at_z(self, moving: list[int]) -> dict[int, Tensor]:
-        """Moves z by the base optimizer, with the gradients of y; returns by how much decay has shifted it before."""
+        """Moves z by the base optimizer, with the gradients of y; returns how much decay shifted z before."""
         shifts: dict[int, Tensor] = {}
         at = dict(enumerate(self._z))
         if self.weight_decay:
@@ -140,7 +140,7 @@ class PrimalAveraging:
         y = [p.data for p in self._parameters]
         try:
             for p, z in zip(self._parameters, at.values(), strict=True):
-                p.data = z  # the base moves z where it lies: nothing is copied
+                p.data = z  # the base moves z in place: nothing is copied
             self.optimizer.step()
         finally:
             for p, values in zip(self._parameters, y, strict=True):
@@ -165,14 +165,14 @@ class PrimalAveraging:
 
     @torch.no_grad()
     def train(self) -> None:
-        """Puts y, which follows from x and z to the bit, into the parameters; call it also after a load."""
+        """Puts y, which x and z determine to the bit, into the parameters; call it also after a load."""
         for p, x, z in zip(self._parameters, self._x, self._z, strict=True):
             torch.lerp(z, x, self.train_interp_coeff, out=p.data)
         self.training = True
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The parameters hold the average inside the block."""
+        """Context manager in which the parameters hold the average."""
         was_training = self.training
         self.eval()
         try:
@@ -182,13 +182,13 @@ class PrimalAveraging:
                 self.train()
 
     def averages(self, named: Mapping[str, Parameter]) -> dict[str, Tensor]:
-        """Live x by parameter name; what a checkpoint keeps as the model's weights."""
+        """Returns live x by parameter name, which a checkpoint stores as the model's weights."""
         return {name: x for name, x, _ in self._named(named)}
 
     def tensors(self, named: Mapping[str, Parameter]) -> dict[str, Tensor]:
-        """The other live state, "mlp.0.weight/z", equal on every rank.
+        """Returns the other live state, "mlp.0.weight/z", equal on every rank.
 
-        With `averages`, the base optimizer's state and a call of `train()` it continues a run to the bit.
+        Together with `averages`, the base optimizer's state and a call of `train()`, it resumes a run to the bit.
         """
         state = {f"{name}/z": z for name, _, z in self._named(named)}
         return state | {"step": self._step, "weight_sum": self._weight_sum}
@@ -198,7 +198,7 @@ class PrimalAveraging:
         return ((names[id(p)], x, z) for p, x, z in zip(self._parameters, self._x, self._z, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data: the base optimizer's state, x, z, and whether the parameters hold x."""
+        """Returns the base optimizer's state, x, z, and whether the parameters hold x."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "x": self._x,
@@ -210,13 +210,15 @@ class PrimalAveraging:
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """The inverse; fills the parameters too.
+        """Loads what `state_dict` returned; fills the parameters too.
 
         Raises:
             ValueError: if the saved tensors do not fit the parameters.
         """
         if any([t.shape for t in state_dict[name]] != [z.shape for z in self._z] for name in ("x", "z")):
-            raise ValueError(f"the state dict holds {len(state_dict['z'])} tensors of other shapes than the parameters")
+            raise ValueError(
+                f"the state dict has {len(state_dict['z'])} tensors whose shapes differ from the parameters'"
+            )
         self.optimizer.load_state_dict(state_dict["optimizer"])
         saved = [*state_dict["x"], *state_dict["z"], state_dict["step"], state_dict["weight_sum"]]
         for live, value in zip([*self._x, *self._z, self._step, self._weight_sum], saved, strict=True):

@@ -1,4 +1,4 @@
-r"""The learning rate as a pure function of the step number: resuming needs nothing but the number.
+r"""The learning rate as a pure function of the step number, which is all that resuming needs.
 
 factor
   1  |      ____________
@@ -16,14 +16,14 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, hold, then decay to a floor; `schedule(step)` is the factor of the learning rate.
+    """Linear warm-up, hold, and decay to a floor; `schedule(step)` is the factor of the learning rate.
 
     Args:
         warmup_steps: the factor rises from 1 / warmup_steps at step 0 to 1; 0 starts at 1.
         hold_steps: steps at 1 after the warm-up.
-        decay_steps: steps from 1 down to `floor`, which then stays; 0 never decays.
+        decay_steps: steps from 1 down to `floor`, which then remains; 0 never decays.
         decay: "polynomial", `(1 - progress) ** power` above the floor, or "cosine".
-        power: of the polynomial; 1 is linear.
+        power: power of the polynomial; 1 is linear.
         floor: the last factor, in [0, 1].
 
     Raises:

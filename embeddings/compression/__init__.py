@@ -1,6 +1,6 @@
-"""Trained tables made smaller, stored, and looked up again.
+"""Compression of trained tables: fitting, storage and lookups.
 
-`fits` approximates a table by a method, `rules` says how the result is stored and gives rows back, `isometry` finds
-maps that keep distances, `frontier` chooses a method per table for a size or an error, `artifact` reads and writes
-directories, `composed` is the embedding module over compressed tables, `adagrad` trains them further.
+`fits` approximates a table with a method, `rules` stores the result and reads rows from it, `isometry` finds maps that
+keep distances, `frontier` chooses a method per table for a size or an error, `artifact` reads and writes directories,
+`composed` is the embedding module over compressed tables, `adagrad` continues their training.
 """

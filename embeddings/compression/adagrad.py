@@ -1,8 +1,7 @@
-"""Row-wise AdaGrad for the numbers of compressed tables, which continues from the state of the trained ones.
+"""Row-wise AdaGrad for compressed tables, continued from the state of the trained tables.
 
-A row that many ids share has their gradients added up, so it begins with the sum of their states: as if it had been
-trained in place of the table. Without that the first steps would be as long as those of a new table, and undo the fit.
-Dimensions: n ids, D columns.
+A row that many ids share gets the sum of their gradients, so it begins with the sum of their states. Otherwise the
+first steps would be as long as those of a new table, and undo the fit. Dimensions: n ids, D columns.
 """
 
 from collections.abc import Iterable
@@ -18,16 +17,16 @@ from dlrmctl.embeddings.compression.rules.sharing import Codes, Hashed, LowRank,
 
 
 def shared_state(table: Compressed, sums: Tensor) -> dict[str, Tensor]:
-    """The state of each part that `trainable()` makes a parameter: float32, one number per row.
+    """Returns the state of each part that `trainable()` makes a parameter: float32, one number per row.
 
-    For a rule by which E = f(part), an id with state s adds s times the mean square of the derivative of f.
+    For a rule E = f(part), an id with state s adds s times the mean square of the derivative of f.
 
     Args:
         table: as it is stored, or its trainable copy.
         sums: float32 [rows], the state of the trained table: sums of mean squared gradients.
 
     Raises:
-        ValueError: if there is not one number per row, or the rule has no numbers to train.
+        ValueError: if there is not one number per row, or the rule is not trainable.
     """
     if sums.shape != (table.num_rows,):
         raise ValueError(f"{sums.numel():,} sums for a table of {table.num_rows:,} rows")
@@ -65,7 +64,7 @@ def _add(states: dict[str, Tensor], prefix: str, table: Compressed, ids: Tensor,
         _add(states, prefix + "head.", table.head, position[in_head], sums[in_head])
         _add(states, prefix + "tail.", table.tail, position[~in_head], sums[~in_head])
     else:
-        raise ValueError(f"rule {table.rule!r} has no numbers to train")
+        raise ValueError(f"rule {table.rule!r} is not trainable")
 
 
 def _state(states: dict[str, Tensor], name: str, rows: int) -> Tensor:
@@ -76,7 +75,7 @@ def _state(states: dict[str, Tensor], name: str, rows: int) -> Tensor:
 
 @dataclass
 class Trained:
-    """A parameter with its state, one number per row (of a vector: one), and its learning rate."""
+    """A parameter with its state, one number per row (one for a vector), and its learning rate."""
 
     parameter: nn.Parameter
     state: Tensor

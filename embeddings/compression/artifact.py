@@ -1,4 +1,4 @@
-"""Compressed tables in a directory: written whole or not at all, checked before use, never able to run code.
+"""Directories of compressed tables: written atomically, checked before use, and free of code.
 
 OUT/manifest.json             what is inside: rules, bytes, checksums; plain JSON
     tables-00000.safetensors  parts of tables, called "TABLE/PART"
@@ -24,7 +24,7 @@ from dlrmctl.embeddings.compression.rules.rows import Compressed, from_parts
 
 FORMAT = "dlrmctl-compressed/1"
 _MANIFEST = "manifest.json"
-_CHECKSUM = "crc32"  # of the rest of the manifest
+_CHECKSUM = "crc32"  # over the rest of the manifest
 _FILE_BYTES = 2**28
 _OF_TABLE = {"rows": int, "dim": int, "rule": str, "spec": dict, "bytes": int, "file": str, "notes": dict}
 _OF_FILE = {"bytes": int, "header_bytes": int, "crc32": int}
@@ -33,7 +33,7 @@ _KINDS = {int: "a whole number", str: "a string", dict: "an object"}
 
 @dataclass(frozen=True)
 class FileBytes:
-    """Bytes of the files of the tables: of tensors, of what safetensors writes before them, and of the manifest."""
+    """Bytes of the files of the tables: of the tensors, of safetensors' headers, and of the manifest."""
 
     tensors: int
     headers: int
@@ -45,28 +45,28 @@ class FileBytes:
 
 
 class Writer:
-    """Writes tables as they come; a context that leaves a complete directory, or none.
+    """Writes tables one at a time; a context manager that leaves a complete directory, or none.
 
         with Writer(path, source={...}) as writer:
             writer.add("cat_3", compressed, {"method": "int8"})
 
     Args:
         path: must not exist.
-        source: plain values that say what was compressed.
-        file_bytes: tables are kept until they are this large together, and then written to a file.
+        source: plain values that describe what was compressed.
+        file_bytes: tables are collected up to this size, and then written to a file.
 
     Attributes:
-        directory: being filled, while the context lasts; other files may be put there.
+        directory: the directory being filled, inside the context; other files may be put there.
 
     Raises:
-        ValueError: if `path` exists, or a name comes twice.
+        ValueError: if `path` exists, or a name is repeated.
         OSError: if it cannot be written.
     """
 
     def __init__(self, path: Path, *, source: Mapping[str, Any], file_bytes: int = _FILE_BYTES) -> None:
         self.path = path
         if path.exists():
-            raise ValueError(f"{path} exists already")
+            raise ValueError(f"{path} already exists")
         self._source, self._file_bytes = dict(source), file_bytes
         self._tables: dict[str, dict[str, Any]] = {}
         self._files: dict[str, dict[str, int]] = {}
@@ -89,7 +89,7 @@ class Writer:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def add(self, name: str, table: Compressed, notes: Mapping[str, Any] | None = None) -> None:
-        """Adds a table, with `notes`: plain values kept beside it, such as the method and its quality."""
+        """Adds a table, with `notes`: plain values about it, such as the method and its quality."""
         _check_name(name)
         if name in self._tables:
             raise ValueError(f"table name {name!r} must be new")
@@ -128,19 +128,19 @@ class Writer:
         self._files[file] = {"bytes": path.stat().st_size, "header_bytes": header, "crc32": _crc32(path)}
 
     def seal(self) -> FileBytes:
-        """Writes the manifest after the last table, and says what the files take so far."""
+        """Writes the manifest after the last table, and returns the sizes of the files so far."""
         self._flush()
         content = {"format": FORMAT, "source": self._source, "tables": self._tables, "files": self._files}
         manifest = {**content, _CHECKSUM: _checksum(content)}
         path = self.directory / _MANIFEST
-        path.write_text(json.dumps(manifest, indent=1) + "\n")  # the directory is new, nobody else's
+        path.write_text(json.dumps(manifest, indent=1) + "\n")  # the directory is new, nobody else uses it
         sync(path)
         self._sealed = True
         return _file_bytes(self._files, path)
 
 
 class Artifact:
-    """Compressed tables on disk; opening them reads all files and compares their checksums.
+    """Compressed tables on disk; opening them reads all files and verifies their checksums.
 
     Args:
         path: a directory that a `Writer` made.
@@ -150,13 +150,13 @@ class Artifact:
         tables: name -> rows, dim, rule, spec, bytes, file, notes.
 
     Raises:
-        ValueError: if it is not there, of another format, or damaged.
+        ValueError: if it is missing, has another format, or is damaged.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         if not (path / _MANIFEST).is_file():
-            raise ValueError(f"{path}: holds no compressed tables, {_MANIFEST} is missing")
+            raise ValueError(f"{path} has no compressed tables, {_MANIFEST} is missing")
         try:
             manifest = json.loads((path / _MANIFEST).read_text())
         except (ValueError, RecursionError) as problem:
@@ -165,7 +165,7 @@ class Artifact:
             raise ValueError(f"{path}: damaged: {_MANIFEST} names no format")
         if manifest["format"] != FORMAT:
             raise ValueError(f"{path}: format {manifest['format']!r}, this version reads {FORMAT!r}")
-        checksum = manifest.pop(_CHECKSUM, None)  # none in those of earlier versions
+        checksum = manifest.pop(_CHECKSUM, None)  # earlier versions wrote none
         if checksum is not None and checksum != _checksum(manifest):
             raise ValueError(f"{path}: edited or damaged: {_MANIFEST} does not match its checksum")
         try:
@@ -191,7 +191,7 @@ class Artifact:
         """One table.
 
         Raises:
-            ValueError: if there is none of that name, or its parts are not what the manifest says.
+            ValueError: if there is no table of that name, or its parts do not match the manifest.
         """
         if name not in self.tables:
             raise ValueError(f"{self.path}: no table {name!r}, only {', '.join(self.tables)}")
@@ -201,11 +201,11 @@ class Artifact:
         except ValueError as problem:
             raise ValueError(f"{self.path}: table {name}: {problem}") from None
         if (table.num_rows, table.dim, table.num_bytes) != (entry["rows"], entry["dim"], entry["bytes"]):
-            raise ValueError(f"{self.path}: damaged: table {name} is not what {_MANIFEST} says")
+            raise ValueError(f"{self.path}: damaged: table {name} does not match {_MANIFEST}")
         return table
 
     def read_tensors(self, file: str, prefix: str = "") -> dict[str, Tensor]:
-        """The tensors of a file whose names begin with `prefix`."""
+        """Returns the tensors of a file whose names begin with `prefix`."""
         if file not in self._files:
             raise ValueError(f"{self.path}: damaged: {_MANIFEST} does not list {file}")
         try:
@@ -221,14 +221,14 @@ class Artifact:
 
 
 def _checksum(manifest: Mapping[str, Any]) -> int:
-    """CRC-32 of the content of a manifest; spaces and order do not count."""
+    """Returns the CRC-32 of the content of a manifest, whatever its spaces and order."""
     return zlib.crc32(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode())
 
 
 def _check_types(manifest: Mapping[str, Any]) -> None:
     """
     Raises:
-        ValueError: naming the first entry that is missing, of another type, or the name of something outside.
+        ValueError: naming the first entry that is missing, has another type, or names something outside.
     """
     _check_entries("", manifest, {"source": dict, "tables": dict, "files": dict})
     for name, table in manifest["tables"].items():
@@ -237,7 +237,7 @@ def _check_types(manifest: Mapping[str, Any]) -> None:
         if table["file"] not in manifest["files"]:
             raise ValueError(f"tables.{name}.file = {table['file']!r} is not among the files")
         if table["spec"].get("rule") != table["rule"]:
-            raise ValueError(f"tables.{name}: its rule is {table['rule']!r}, or {table['spec'].get('rule')!r}")
+            raise ValueError(f"tables.{name}: rule is both {table['rule']!r} and {table['spec'].get('rule')!r}")
     for name, file in manifest["files"].items():
         _check_name(name)
         _check_entries(f"files.{name}.", file, _OF_FILE)
@@ -254,7 +254,7 @@ def _check_entries(where: str, entries: Any, kinds: Mapping[str, type]) -> None:
 
 
 def _check_name(name: str) -> None:
-    """Check that a name makes a file in the directory, and not one elsewhere."""
+    """Checks that a name is that of a file in the directory."""
     if not name or name in (".", "..") or "/" in name or "\0" in name:
         raise ValueError(f"{name!r} is not the name of a table or file")
 
@@ -265,7 +265,7 @@ def _file_bytes(files: Mapping[str, Mapping[str, int]], manifest: Path) -> FileB
 
 
 def _of_table(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The parts of one table, by their names in its rule."""
+    """Returns the parts of one table, by their names in its rule."""
     return {key[len(name) + 1 :]: tensor for key, tensor in tensors.items() if key.startswith(name + "/")}
 
 
@@ -278,7 +278,7 @@ def _crc32(path: Path) -> int:
 
 
 def begin_directory(path: Path) -> Path:
-    """A new hidden directory beside `path`, to fill; then call `publish`, and remove what is left in any case.
+    """Makes a hidden directory beside `path`, to be filled and passed to `publish`; the caller removes what is left.
 
     Raises:
         OSError: if it cannot be made.
@@ -289,7 +289,7 @@ def begin_directory(path: Path) -> Path:
 
 
 def publish(partial: Path, path: Path) -> None:
-    """Gives a filled directory its name, once the disk has it.
+    """Renames a filled directory to its final name, once the disk has it.
 
     Raises:
         OSError: if the disk refuses.
@@ -300,13 +300,13 @@ def publish(partial: Path, path: Path) -> None:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Writes a safetensors file that others may read as the umask says.
+    """Writes a safetensors file with the permissions of the umask.
 
     Raises:
         OSError: if it cannot be written.
     """
     path.touch()
-    mode = path.stat().st_mode  # safetensors would leave a file for its owner alone
+    mode = path.stat().st_mode  # safetensors makes files that only their owner can read
     try:
         save_file(dict(tensors), path)
     except SafetensorError as problem:
@@ -317,7 +317,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until the disk has a file, or the names in a directory."""
+    """Flushes a file, or the names in a directory, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

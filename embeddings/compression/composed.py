@@ -1,6 +1,6 @@
-"""The embedding module over stored tables, plain or compressed: every feature keeps its partitions and its operation.
+"""The embedding module over stored tables, plain or compressed; features keep their partitions and operations.
 
-Plain torch, for whatever scores or trains further without TorchRec.
+Plain torch, for scoring and for further training without TorchRec.
 
 Dimensions: B examples, D columns of a table, N ids of multi-hot bags.
 """
@@ -23,10 +23,10 @@ class StoredEmbeddings(FeatureEmbeddings):
 
     Args:
         features, dim: see `FeatureEmbeddings`.
-        tables: one for each table of the features, by its name.
+        tables: one for each table of the features, by name.
 
     Raises:
-        ValueError: if a table is missing or of another height or width.
+        ValueError: if a table is missing or has other rows or columns.
     """
 
     def __init__(self, features: Sequence[FeatureTable], dim: int, tables: Mapping[str, Compressed]) -> None:
@@ -40,7 +40,7 @@ class StoredEmbeddings(FeatureEmbeddings):
                     f"table {wanted.name} has {table.num_rows:,} rows of {table.dim}, its feature needs "
                     f"{wanted.rows:,} of {wanted.dim}"
                 )
-        # Lists: names of tables may hold what names of modules may not.
+        # Lists, because names of tables may hold characters that names of modules may not.
         self.bags = nn.ModuleList(tables[key] for key in self.bag_ids.keys)
         self.rows = nn.ModuleList(tables[key] for key in self.row_ids.keys)
         self._widths = [tables[key].dim for key in self.bag_ids.keys]
@@ -64,17 +64,17 @@ def _pieces(rows: SparseIds) -> list[tuple[Tensor, Tensor]]:
 def compose(
     features: Sequence[FeatureTable], dim: int, tables: Mapping[str, Compressed], *, trainable: bool = False
 ) -> StoredEmbeddings:
-    """The embedding module of these features, over stored tables.
+    """Returns the embedding module of these features, over stored tables.
 
     Args:
         features: in the order of the output.
         dim: D of the embeddings.
-        tables: one for each table of the features, by its name.
-        trainable: keep the numbers (rows, coordinates, codebooks) as float32 parameters instead of as they are stored;
-            codes, bitmaps and formulas stay fixed.
+        tables: one for each table of the features, by name.
+        trainable: turn the stored numbers (rows, coordinates, codebooks) into float32 parameters; codes, bitmaps and
+            formulas stay fixed.
 
     Raises:
-        ValueError: if a table is missing or of another height or width.
+        ValueError: if a table is missing or has other rows or columns.
     """
     return StoredEmbeddings(
         features, dim, {name: table.trainable() for name, table in tables.items()} if trainable else tables
@@ -82,5 +82,5 @@ def compose(
 
 
 def pooled(rows_ND: Tensor, lengths_B: Tensor | None) -> Tensor:
-    """[B, D]: the sum of each example's next `lengths` rows, 0 where that is none; None for one row each."""
+    """Returns [B, D]: the sum of each example's next `lengths` rows, 0 if there are none; None means one row each."""
     return rows_ND if lengths_B is None else segment_sum(rows_ND, lengths_B)

@@ -1,7 +1,7 @@
-"""Chooses an option for each table, so that all together are small enough, or good enough.
+"""Chooses an option for each table, such that all together fit a size or an error.
 
-Tables are added one at a time to the list of sums of bytes and error that nothing else beats in both. The list is exact
-while it is short; longer ones keep the least error of every step of 0.02 % in bytes.
+Tables are added one at a time to the Pareto frontier of total bytes and error. The frontier is exact while it is short;
+a longer one keeps the least error of every step of 0.02 % in bytes.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _EXACT_POINTS = 20_000
 
 @dataclass(frozen=True)
 class Option:
-    """One way to store one table: its bytes, and the error or predicted rise of the loss it brings."""
+    """One way to store one table: its bytes, and its error or predicted increase of the loss."""
 
     num_bytes: int
     error: float
@@ -27,7 +27,7 @@ class Choice:
     """An option for each table.
 
     Attributes:
-        indices: of the option taken, table by table.
+        indices: the index of each table's option.
         num_bytes, error: sums over the tables.
     """
 
@@ -37,13 +37,13 @@ class Choice:
 
 
 class Frontier:
-    """All choices worth making for a number of tables, from the smallest to the most exact.
+    """The Pareto frontier of choices for several tables, from the smallest to the most exact.
 
     Args:
         tables: the options of each table, at least one each.
 
     Attributes:
-        num_bytes: int64, rising. errors: float64, falling.
+        num_bytes: int64, increasing. errors: float64, decreasing.
 
     Raises:
         ValueError: if a table has no options, or an option a negative or not finite number.
@@ -51,7 +51,7 @@ class Frontier:
 
     def __init__(self, tables: Sequence[Sequence[Option]]) -> None:
         self.num_bytes, self.errors = np.zeros(1, dtype=np.int64), np.zeros(1)
-        self._steps: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []  # where from, and the option taken
+        self._steps: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []  # the previous point, and the option taken
         for number, options in enumerate(tables):
             if not options:
                 raise ValueError(f"table {number} has no options")
@@ -74,7 +74,7 @@ class Frontier:
         self._steps.append((kept // len(errors), kept % len(errors)))
 
     def choice(self, point: int) -> Choice:
-        """The options behind one point of the frontier."""
+        """Returns the options of one point of the frontier."""
         point = range(len(self.num_bytes))[point]
         indices, at = [], point
         for before, option in reversed(self._steps):
@@ -83,7 +83,7 @@ class Frontier:
         return Choice(tuple(reversed(indices)), int(self.num_bytes[point]), float(self.errors[point]))
 
     def within_bytes(self, most: int) -> Choice:
-        """The least error in at most this many bytes.
+        """Returns the choice with the least error in at most this many bytes.
 
         Raises:
             ValueError: if the smallest choice is larger.
@@ -94,7 +94,7 @@ class Frontier:
         return self.choice(points - 1)
 
     def within_error(self, most: float) -> Choice:
-        """The fewest bytes with at most this error.
+        """Returns the choice with the fewest bytes and at most this error.
 
         Raises:
             ValueError: if the most exact choice has more.
@@ -108,7 +108,7 @@ class Frontier:
 def predicted_options(
     sizes: Sequence[Sequence[int]], proxies: Sequence[Sequence[float]], calibration: float | Sequence[float]
 ) -> list[list[Option]]:
-    """Options whose errors are predicted rises of the loss: calibration constant times proxy.
+    """Returns options whose errors are predicted increases of the loss: calibration constant times proxy.
 
     Args:
         sizes: bytes, table by table and option by option.

@@ -1,14 +1,14 @@
-"""Opens compressed tables as TorchRec's own collections: one to continue training, one to serve from.
+"""Opens compressed tables as TorchRec's own collections, to continue training or to serve.
 
     bags = training_bags(read_tables(Path("small")))     # EmbeddingBagCollection of float32
     bags = serving_bags(read_tables(Path("small")))      # torchrec.quant.EmbeddingBagCollection of the stored bytes
     bags(kjt)                                            # ids by the names of the tables -> pooled rows
 
-Both are for tables whose rows are sums of stored rows: rows of any bits, hashed ones, sums of codes, QR with "add", and
-heads with such tails. Others are read and trained by `composed.compose`.
+Both require tables whose rows are sums of stored rows: rows of any bits, hashed rows, sums of codes, QR with "add", and
+heads with such tails. `composed.compose` reads and trains the others.
 
-Summing over a bag and summing the parts of a row commute, so a rule that adds becomes an ordinary
-EmbeddingBagCollection behind a module that turns each id into the ids of its parts. It is exact for bags of any size.
+Summing over a bag and summing the parts of a row commute. So a rule that adds becomes an ordinary
+EmbeddingBagCollection behind a module that turns each id into the ids of its parts; it is exact for bags of any size.
 Dimensions: n ids, M stored rows of an id, B examples.
 """
 
@@ -31,12 +31,12 @@ from dlrmctl.embeddings.compression.rules.rows import Compressed, StoredRows
 from dlrmctl.embeddings.compression.rules.sharing import Codes, Hashed, Paired
 
 _TYPES = {32: DataType.FP32, 16: DataType.FP16, 8: DataType.INT8, 4: DataType.INT4, 2: DataType.INT2}
-# TorchRec's own default of 16 fills rows up: 32 bytes where 16 columns of 8 bits need 20.
+# TorchRec's default of 16 pads rows: to 32 bytes, where 16 columns of 8 bits need 20.
 _ROW_ALIGNMENT = 1
 
 
 def read_tables(path: Path) -> dict[str, Compressed]:
-    """The tables of a directory that compression wrote, by name.
+    """Reads the tables of a compressed directory, by name.
 
     Raises:
         ValueError: if there are none, or they are damaged.
@@ -46,14 +46,14 @@ def read_tables(path: Path) -> dict[str, Compressed]:
 
 
 class AdditiveBags(nn.Module):
-    """Compressed tables behind TorchRec's interface: KJT of ids to KeyedTensor of pooled rows, by the tables' names.
+    """Maps a KJT of ids to a KeyedTensor of pooled rows, as TorchRec's collections do, by the tables' names.
 
     Args:
-        tables: whose rows are sums of stored rows.
+        tables: the tables; their rows must be sums of stored rows.
         bags: a collection of the expansion's keys.
 
     Attributes:
-        expansion, bags: the two halves; `bags` may be sharded, and replaced by what sharding gives.
+        expansion, bags: the two halves; `bags` may be replaced by its sharded form.
     """
 
     def __init__(self, tables: Mapping[str, Compressed], bags: nn.Module) -> None:
@@ -71,9 +71,9 @@ class AdditiveBags(nn.Module):
 
 
 def training_bags(tables: Mapping[str, Compressed]) -> AdditiveBags:
-    """An EmbeddingBagCollection of the tables' numbers as float32 parameters; codes and bitmaps stay fixed.
+    """Returns a collection with the tables' numbers as float32 parameters; codes and bitmaps stay fixed.
 
-    Shard or train `.bags` like any other; its rows take fused row-wise AdaGrad.
+    `.bags` can be sharded and trained like any other collection; its rows work with fused row-wise AdaGrad.
 
     Raises:
         ValueError: for a table whose rows are not sums.
@@ -82,13 +82,13 @@ def training_bags(tables: Mapping[str, Compressed]) -> AdditiveBags:
     bags = EmbeddingBagCollection(device=torch.device("cpu"), tables=[_config(key, b, 32) for key, b in found.items()])
     with torch.no_grad():
         for key, block in found.items():
-            # Without the exponent, which the sums are multiplied by afterwards.
+            # Without the exponent, by which the sums are multiplied afterwards.
             bags.embedding_bags[key].weight.copy_(block.rows.expand() * 2.0**block.rows.exponent)
     return AdditiveBags(tables, bags)
 
 
 def serving_bags(tables: Mapping[str, Compressed]) -> AdditiveBags:
-    """A quantized collection that serves the stored bytes as they are, with float32 results. On CPU.
+    """Returns a quantized collection, on CPU, that serves the stored bytes as they are, with float32 results.
 
     Raises:
         ValueError: for a table whose rows are not sums, or whose columns FBGEMM has no kernel for.
@@ -113,12 +113,12 @@ def serving_bags(tables: Mapping[str, Compressed]) -> AdditiveBags:
 
 @dataclass(frozen=True)
 class AdditiveBlock:
-    """Stored rows that ids of a table are sums of.
+    """Stored rows whose sums are the rows of a table.
 
     Attributes:
-        part: their name within the table.
+        part: the name within the table.
         rows: the stored rows.
-        find: ids, int64 [n], to rows of the block [n, M]; -1 where an id has none here.
+        find: maps ids, int64 [n], to rows of the block [n, M]; -1 where an id has none.
     """
 
     part: str
@@ -142,7 +142,7 @@ def _config(key: str, block: AdditiveBlock, bits: int) -> EmbeddingBagConfig:
 
 
 def _stored(block: AdditiveBlock) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The bytes of the codes, and of scale and bias; of plain floats their bytes."""
+    """Returns the bytes of the codes, and of scale and bias; for plain floats their bytes."""
     values = block.rows.values
     if block.rows.bits not in INTEGER_BITS:
         return values.view(torch.uint8), None
@@ -150,10 +150,10 @@ def _stored(block: AdditiveBlock) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 
 def blocks(table: Compressed) -> list[AdditiveBlock]:
-    """The blocks of stored rows whose sums are the rows of a table.
+    """Returns the blocks of stored rows whose sums are the rows of a table.
 
     Raises:
-        ValueError: for a rule whose rows are not sums: "pca", "isometry", and products or rows in line.
+        ValueError: for a rule whose rows are not sums: "pca", "isometry", products and concatenations.
     """
     if isinstance(table, StoredRows):
         return [AdditiveBlock("rows", table, lambda ids: ids[:, None])]
@@ -170,7 +170,7 @@ def blocks(table: Compressed) -> list[AdditiveBlock]:
     if isinstance(table, Headed):
         head = AdditiveBlock("head", table.head, lambda ids: _where(*table.place(ids))[:, None])
         return [head, *(_in_tail(table, block) for block in blocks(table.tail))]
-    raise ValueError(f"rule {table.rule!r} does not only add rows; composed.compose reads and trains every rule")
+    raise ValueError(f"rule {table.rule!r} is not a sum of rows; composed.compose reads and trains every rule")
 
 
 def _where(kept: Tensor, positions: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ class IdExpansion(nn.Module):
     """Maps a KJT of ids to a KJT of rows of blocks: one key for each block, in the order of `keys`.
 
     Args:
-        tables: by the keys of the incoming ids; of them, this module keeps codes and bitmaps.
+        tables: the tables by the keys of the incoming ids; this module keeps their codes and bitmaps.
     """
 
     def __init__(self, tables: Mapping[str, Compressed]) -> None:
@@ -225,7 +225,7 @@ class IdExpansion(nn.Module):
 
 
 def keyed_blocks(name: str, table: nn.Module) -> dict[str, AdditiveBlock]:
-    """The blocks of a table by the keys of their ids, "TABLE:PART".
+    """Returns the blocks of a table by the keys of their ids, "TABLE:PART".
 
     Raises:
         ValueError: for a rule whose rows are not sums.
@@ -235,18 +235,18 @@ def keyed_blocks(name: str, table: nn.Module) -> dict[str, AdditiveBlock]:
         found = blocks(table)
     except ValueError as problem:
         raise ValueError(f"table {name}: {problem}") from None
-    # TorchRec makes modules of these names: without points, and not called like a method, such as "half".
+    # TorchRec makes modules of these names: no dots, and no names of methods, such as "half".
     return {f"{name.replace('.', ':')}:{block.part}": block for block in found}
 
 
 def _without_rows(table: Compressed) -> Compressed:
-    """A copy whose stored rows are left out: collections hold them."""
+    """Returns a copy without the stored rows, which the collections hold."""
     rows = [module.values for module in table.modules() if isinstance(module, StoredRows)]
     return copy.deepcopy(table, {id(values): values.new_empty(0) for values in rows})
 
 
 def _summed(counts: Tensor, sizes: Tensor) -> Tensor:
-    """The sum of each bag's next `sizes` counts, int32 [B]."""
+    """Returns the sum of each bag's next `sizes` counts, int32 [B]."""
     ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     last = sizes.long().cumsum(0)
     return (ends[last] - ends[last - sizes]).int()

@@ -1,7 +1,7 @@
 """Partitions: functions from the id of a feature to a row of each of its tables.
 
-A partition is a small pure object: it knows how many rows its tables have and maps ids to rows. All arithmetic is
-integer arithmetic: through float32 ids above 2**24 come out wrong, and rows out of range.
+A partition is a small pure object: it knows how many rows its tables have and maps ids to rows. All arithmetic is on
+integers: float32 cannot represent all ids above 2**24.
 """
 
 from dataclasses import dataclass
@@ -19,19 +19,19 @@ _SECOND = 0x94D049BB133111EB - 2**64
 class Partition(Protocol):
     """Maps the ids of one feature to a row in each of its tables.
 
-    `complementary` says whether any two ids differ in the row of at least one table, so that no two look the same.
-    A row of -1 means that the id looks nothing up in that table.
+    `complementary` says whether any two ids differ in the row of at least one table. A row of -1 means that the id has
+    no row in that table.
     """
 
     complementary: ClassVar[bool]
 
     @property
     def table_rows(self) -> tuple[int, ...]:
-        """Rows of every table, in the order of `__call__`."""
+        """The number of rows of every table, in the order of `__call__`."""
         ...
 
     def __call__(self, ids: Tensor) -> tuple[Tensor, ...]:
-        """Rows for `ids` (any shape, 0 <= id < rows), one tensor of the same shape and dtype per table."""
+        """Returns the rows of `ids` (any shape, 0 <= id < rows), one tensor of the same shape and dtype per table."""
         ...
 
 
@@ -68,7 +68,7 @@ class _Buckets:
 
 @dataclass(frozen=True)
 class Hash(_Buckets):
-    """One table by `id mod buckets`: ids a multiple of `buckets` apart share a row and cannot be told apart."""
+    """One table by `id mod buckets`: ids that differ by a multiple of `buckets` share a row."""
 
     @property
     def table_rows(self) -> tuple[int]:
@@ -80,9 +80,9 @@ class Hash(_Buckets):
 
 @dataclass(frozen=True)
 class DoubleHash(_Buckets):
-    """Two tables of `buckets` rows; each has its own hash of the id, which depends on nothing else.
+    """Two tables of `buckets` rows, each with its own hash of the id.
 
-    Two ids share both rows with probability 1 / buckets**2: rarely, but nothing rules it out.
+    Two ids share both rows with probability 1 / buckets**2.
 
     Source: Zhang et al., Model Size Reduction Using Frequency Based Double Hashing, arXiv:2007.14523; Svenstrup et
     al., Hash Embeddings, arXiv:1709.03933.
@@ -118,7 +118,7 @@ class QuotientRemainder:
 
     @classmethod
     def of(cls, rows: int, collisions: int, *, large: str = "quotient") -> "QuotientRemainder":
-        """The partition in which at most `collisions` ids share a row of the large table.
+        """Returns the partition in which at most `collisions` ids share a row of the large table.
 
         Args:
             rows: number of ids, >= 1.
@@ -127,7 +127,7 @@ class QuotientRemainder:
                 paper's algorithm).
 
         Raises:
-            ValueError: if a number is below 1 or `large` is another word.
+            ValueError: if a number is below 1 or `large` is neither.
         """
         at_least("rows", rows, 1)
         at_least("collisions", collisions, 1)
@@ -146,31 +146,31 @@ class QuotientRemainder:
 
 
 def ceil_div(a: int, b: int) -> int:
-    """The quotient of two positive integers, rounded up."""
+    """Returns the quotient of two positive integers, rounded up."""
     return -(-a // b)
 
 
 def at_least(name: str, value: int, bound: int) -> None:
-    """Checks that a number is not below a bound.
+    """Checks that a number is at least `bound`.
 
     Raises:
-        ValueError: if the value is below it.
+        ValueError: if it is not.
     """
     if value < bound:
         raise ValueError(f"{name}={value} must be at least {bound}")
 
 
 def mix(ids: Tensor, seed: Tensor | int) -> Tensor:
-    """The ids scattered over [0, 2**63): output number `seed` of splitmix64 from the state `id`.
+    """Hashes ids to [0, 2**63): output number `seed` of splitmix64 from the state `id`.
 
-    Every bit of an id changes every bit of the result about half of the time; different seeds are unrelated.
+    Every bit of an id changes every bit of the result with a probability of about 1/2; different seeds are unrelated.
 
     Args:
         ids: integers of any shape.
         seed: an integer, or a tensor of them that broadcasts against `ids`.
 
     Returns:
-        int64, of the shape of `ids`. Products wrap around at 64 bits, as they are meant to.
+        int64, of the shape of `ids`. Products wrap around at 64 bits, as intended.
     """
     mixed = ids.long() + _GOLDEN * (seed + torch.ones((), dtype=torch.int64, device=ids.device))
     mixed ^= _shifted(mixed, 30)
@@ -182,5 +182,5 @@ def mix(ids: Tensor, seed: Tensor | int) -> Tensor:
 
 
 def _shifted(values: Tensor, bits: int) -> Tensor:
-    """A shift to the right that brings in zeros; that of int64 repeats the sign."""
+    """Shifts right and fills with zeros; the shift of int64 repeats the sign."""
     return (values >> bits).bitwise_and_(2 ** (64 - bits) - 1)

@@ -1,4 +1,4 @@
-"""Partitions in which frequent ids keep a row of their own and the rest share; ids must be sorted by frequency."""
+"""Partitions in which frequent ids have their own row and the others share rows; ids must be sorted by frequency."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +11,7 @@ from dlrmctl.embeddings.partitions.basic import Partition, at_least
 
 @dataclass(frozen=True)
 class HeadHash:
-    """One table: ids below `head` have its first rows to themselves, the others share the `buckets` rows after them."""
+    """One table: ids below `head` have a row each, the others share the `buckets` rows after them."""
 
     rows: int
     head: int
@@ -32,7 +32,7 @@ class HeadHash:
 
 @dataclass(frozen=True)
 class Head:
-    """A row for every id below `head`; the others look nothing up."""
+    """One table with a row for every id below `head`; the others have no row."""
 
     rows: int
     head: int
@@ -51,7 +51,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Tail:
-    """The ids from `head` on, counted from 0 and partitioned by `inner`; those before look nothing up."""
+    """The ids from `head` on, counted from 0 and partitioned by `inner`; those before have no row."""
 
     head: int
     inner: Partition
@@ -68,7 +68,7 @@ class Tail:
 
 @dataclass(frozen=True)
 class HeadTail:
-    """A table for the head, and those of a complementary partition for the tail; an id is in one or the other."""
+    """One table for the head, and the tables of a complementary partition for the tail."""
 
     head: Head
     tail: Tail
@@ -89,4 +89,4 @@ class HeadTail:
 def _check(rows: int, head: int) -> None:
     at_least("head", head, 1)
     if head >= rows:
-        raise ValueError(f"{head=} must be below {rows=}: otherwise every id has its own row, which kind 'full' is for")
+        raise ValueError(f"{head=} must be below {rows=}; for a row per id use 'full'")

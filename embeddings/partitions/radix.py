@@ -49,8 +49,8 @@ class MixedRadix(_Moduli):
     def of(cls, rows: int, ways: int, collisions: int) -> "MixedRadix":
         """Makes `ways` tables, the first with a row per `collisions` ids, the others as small as that allows.
 
-        From `rows ** (1 - 1 / ways)` collisions on, all tables have about `rows ** (1 / ways)` rows: there are no
-        smaller ones.
+        From `rows ** (1 - 1 / ways)` collisions on, all tables have about `rows ** (1 / ways)` rows, the smallest
+        possible.
         """
         at_least("ways", ways, 2)
         first = _first_modulus(rows, ways, collisions)
@@ -71,7 +71,7 @@ class ChineseRemainder(_Moduli):
     Unlike digits, every table spreads neighbouring ids over all of its rows.
 
     Args:
-        moduli: pairwise coprime, too.
+        moduli: as above, and pairwise coprime.
 
     Source: Shi et al., arXiv:1909.02107, "Chinese remainder partition".
     """
@@ -96,8 +96,8 @@ class ChineseRemainder(_Moduli):
 
 
 def ceil_root(number: int, degree: int) -> int:
-    """The smallest whole number whose power `degree` is at least `number` >= 1."""
-    root = max(1, round(number ** (1 / degree)))  # a guess: powers of whole numbers decide
+    """Returns the smallest integer whose power `degree` is at least `number` >= 1."""
+    root = max(1, round(number ** (1 / degree)))  # a guess; powers of integers decide
     while root > 1 and (root - 1) ** degree >= number:
         root -= 1
     while root**degree < number:
@@ -112,7 +112,7 @@ def _first_modulus(rows: int, ways: int, collisions: int) -> int:
 
 
 def _factors_of_at_least(product: int, count: int) -> list[int]:
-    """`count` numbers of about the same size with a product of at least `product`, and hardly more."""
+    """Returns `count` numbers of about the same size whose product is at least `product`, and hardly more."""
     factors = []
     for left in range(count, 0, -1):
         factors.append(ceil_root(product, left))
@@ -121,7 +121,7 @@ def _factors_of_at_least(product: int, count: int) -> list[int]:
 
 
 def _coprime_from(start: int, others: list[int]) -> int:
-    """The smallest number from `start` on that shares no divisor with any of the others."""
+    """Returns the smallest number from `start` on that is coprime to all the others."""
     while any(math.gcd(start, other) != 1 for other in others):
         start += 1
     return start

@@ -1,8 +1,8 @@
 """The arithmetic of partitions for many features at once, in place.
 
-Ids arrive laid out by key: dimension 0 of a tensor is cut into one piece per key, of the sizes given; a batch with one
-id each has the shape [K, B] and pieces of one row. A stage turns the ids of its keys, which stand together, into rows.
-What each stage computes is defined by a partition; here are only the layout and the order.
+Ids are laid out by key: dimension 0 of a tensor has one piece per key, of the given sizes; a batch with one id each has
+the shape [K, B] and pieces of one row. A stage turns the ids of its keys, which are adjacent, into rows. A partition
+defines what each stage computes; this file holds the layout and the order.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from dlrmctl.embeddings.partitions.radix import ChineseRemainder, MixedRadix
 
 
 class Stage(nn.Module):
-    """Works on the keys [first, last). Without parameters; its numbers move with the module.
+    """The arithmetic of the keys [first, last). It has no parameters; its numbers move with the module.
 
     Args:
-        first: its first key.
+        first: the first key.
         numbers: name -> one integer per key, or per feature.
     """
 
@@ -33,15 +33,15 @@ class Stage(nn.Module):
         """Turns ids into rows, in place.
 
         Args:
-            ids: of all keys of the batch.
-            sizes: of all keys' pieces.
+            ids: the ids of all keys of the batch.
+            sizes: the sizes of all keys' pieces.
         """
         start = sum(sizes[: self.first])
         mine = sizes[self.first : self.last]
         self.compute(ids[start : start + sum(mine)], mine)
 
     def compute(self, ids: Tensor, sizes: list[int]) -> None:
-        """The same for the ids and sizes of this stage's keys alone."""
+        """As `forward`, for the ids and sizes of this stage's keys alone."""
         raise NotImplementedError
 
 
@@ -55,7 +55,7 @@ class Modulo(Stage):
 
 
 class HeadModulo(Stage):
-    """The stage of `HeadHash`: ids of the head as they are, the others modulo."""
+    """The stage of `HeadHash`: ids of the head stay, the others are hashed."""
 
     heads: Tensor
     moduli: Tensor
@@ -67,7 +67,7 @@ class HeadModulo(Stage):
 
 
 class HeadAlone(Stage):
-    """The stage of `Head`: -1 for the ids behind it."""
+    """The stage of `Head`: -1 for the ids after it."""
 
     heads: Tensor
 
@@ -78,11 +78,11 @@ class HeadAlone(Stage):
 class Digits(Stage):
     """Digits in a mixed radix, lowest first: `MixedRadix`, and `QuotientRemainder` of remainder and quotient.
 
-    The pieces of one digit of all features stand together.
+    The pieces of one digit of all features are adjacent.
 
     Args:
-        moduli: of all digits but the last, digit by digit, one per feature.
-        lowest_last: whether the lowest digit's pieces stand behind the others'.
+        moduli: the moduli of all digits but the last, digit by digit, one per feature.
+        lowest_last: whether the lowest digit's pieces come last.
     """
 
     moduli: Tensor
@@ -91,14 +91,14 @@ class Digits(Stage):
         self.features, self.digits = features, len(moduli) // features + 1
         super().__init__(first, first + features * self.digits, moduli=moduli)
         self.lowest_last = lowest_last
-        # Dividing by one number is faster than by one for each id.
+        # Dividing by a scalar is faster than by a tensor.
         self.common = moduli[0] if self.digits == 2 and len(set(moduli)) == 1 else None
 
     def compute(self, ids: Tensor, sizes: list[int]) -> None:
         blocks = ids.split([sum(sizes[: self.features])] * self.digits)
         if self.lowest_last:
             blocks = blocks[::-1]
-        # The remainder by a product and a difference: a second division would cost twice as much.
+        # The remainder by a product and a difference: a second division would take twice as long.
         if self.common is not None:
             low, high = blocks
             high.floor_divide_(self.common)
@@ -125,7 +125,7 @@ class Hashes(Stage):
 
 
 class TailAlone(Stage):
-    """The stage of `Tail`: what another stage makes of the ids behind the head, counted from 0; -1 for the others."""
+    """The stage of `Tail`: another stage applied to the ids after the head, counted from 0; -1 for the others."""
 
     heads: Tensor
 
@@ -141,7 +141,7 @@ class TailAlone(Stage):
 
 
 def single_stage(first: int, partitions: Sequence[Partition]) -> Stage | None:
-    """The stage for neighbouring features of one kind with one table each; None where ids are rows already."""
+    """Returns the stage for neighbouring features of one kind with one table each; None if ids already are rows."""
     last = first + len(partitions)
     hashes = [p for p in partitions if isinstance(p, Hash)]
     head_hashes = [p for p in partitions if isinstance(p, HeadHash)]
@@ -154,7 +154,7 @@ def single_stage(first: int, partitions: Sequence[Partition]) -> Stage | None:
 
 
 def joint_stage(first: int, partitions: Sequence[Partition]) -> Stage:
-    """The stage for features of one kind and the same number of tables, several each: all first ones, all second ..."""
+    """Returns the stage for features of one kind with several tables each: all first ones, then all second ones, ..."""
     count, example = len(partitions), partitions[0]
     if isinstance(example, Tail):
         tails = [p for p in partitions if isinstance(p, Tail)]
@@ -172,13 +172,13 @@ def joint_stage(first: int, partitions: Sequence[Partition]) -> Stage:
 
 
 def per_value(numbers_K: Tensor, lengths: list[int]) -> Tensor:
-    """One number per value, given one per key and the values each key has."""
+    """Returns one number per value, given one per key and the number of values of each key."""
     repeats = torch.tensor(lengths, device=numbers_K.device)
     return numbers_K.repeat_interleave(repeats, output_size=sum(lengths))
 
 
 def repeated(numbers_K: Tensor, sizes: list[int], *, like: Tensor) -> Tensor:
-    """One number for each part of dimension 0 of `like`, of its dtype, so that the two can be combined."""
+    """Returns one number for each piece of dimension 0 of `like`, of its dtype, shaped to broadcast against it."""
     if like.dim() == 2:  # one row per key
         return numbers_K.to(like.dtype)[:, None]
     return per_value(numbers_K, sizes).to(like.dtype)

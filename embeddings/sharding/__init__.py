@@ -1,5 +1,5 @@
-"""Tables over ranks: everything that touches TorchRec's insides.
+"""Tables over ranks, by TorchRec.
 
-`placement` plans, `memory` counts bytes, `fused` gives tables their row-wise AdaGrad, `shard` puts it together, and
-`local` looks rows up without TorchRec's exchange where one rank holds every table.
+`placement` plans, `memory` counts bytes, `fused` adds row-wise AdaGrad, `shard` shards a model, and `local` looks up
+rows without TorchRec's exchange if one rank holds every table.
 """

@@ -1,11 +1,11 @@
-"""Row-wise AdaGrad inside the backward pass, so that no table has a gradient tensor or another optimizer.
+"""Row-wise AdaGrad inside the backward pass, so that tables need neither gradient tensors nor another optimizer.
 
-For each row that the batch touched, with g the sum of the gradients of its occurrences:
+For each row in the batch, with g the sum of the gradients of its occurrences:
 
     s += mean over columns of g^2;   w -= lr g / (sqrt(s) + eps)
 
-This is FBGEMM's EXACT_ROWWISE_ADAGRAD: one float32 of state per row, beginning at 0. Every backward is a step: two
-before the dense optimizer's are two steps here, so gradients of tables cannot be accumulated.
+This is FBGEMM's EXACT_ROWWISE_ADAGRAD: one float32 of state per row, initially 0. Every backward is a step, so
+gradients of tables cannot be accumulated.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from dlrmctl.embeddings.collection import CompositionalEmbeddings
 
 # TorchRec groups tables with equal optimizer settings into one kernel, which has one learning rate. It compares this
-# key too and does not pass it on.
+# key too, but does not pass it to the kernel.
 _GROUP_KEY = "_batch_key"
 SPARSE, QR = "sparse", "qr"
 
@@ -29,11 +29,11 @@ SPARSE, QR = "sparse", "qr"
 def attach_rowwise_adagrad(
     embeddings: CompositionalEmbeddings, *, sparse_lr: float, qr_lr: float, eps: float = 1e-8
 ) -> None:
-    """Marks every table for row-wise AdaGrad in backward; call it before sharding.
+    """Configures row-wise AdaGrad in backward for every table; call it before sharding.
 
     Args:
-        sparse_lr: learning rate of tables whose rows are used as they are: full, hashed, and the head of a "head".
-        qr_lr: learning rate of tables whose rows are combined. The two rates stay apart even where they are equal.
+        sparse_lr: learning rate of tables whose rows are used directly: full, hashed, and the head of a "head".
+        qr_lr: learning rate of tables whose rows are combined. The two rates stay separate even if they are equal.
         eps: added to the root.
 
     Raises:
@@ -49,12 +49,12 @@ def attach_rowwise_adagrad(
         is_qr = name.split(".")[-2] in qr_tables
         settings: dict[str, Any] = {"lr": qr_lr if is_qr else sparse_lr, "eps": eps}
         _apply_optimizer_in_backward(RowWiseAdagrad, [weight], settings)
-        # Only now: the optimizer class itself does not know the key. TorchRec reads the stored settings.
+        # Added afterwards: the optimizer class does not accept the key. TorchRec reads the stored settings.
         settings[_GROUP_KEY] = QR if is_qr else SPARSE
 
 
 def kernels(model: nn.Module) -> Iterator[tuple[BaseBatchedEmbedding | BaseBatchedEmbeddingBag, list[str]]]:
-    """Every lookup kernel of this rank's shards with the names of its tables."""
+    """Yields every lookup kernel of this rank's shards with the names of its tables."""
     for module in model.modules():
         if not isinstance(module, ShardedModule):
             continue
@@ -65,7 +65,7 @@ def kernels(model: nn.Module) -> Iterator[tuple[BaseBatchedEmbedding | BaseBatch
 
 
 class LearningRates:
-    """Sets the learning rates of the kernels of this rank.
+    """Sets the learning rates of this rank's kernels.
 
     Args:
         model: the sharded model.
@@ -82,13 +82,13 @@ class LearningRates:
         self._now: tuple[float, float] | None = None
 
     def set(self, *, sparse_lr: float, qr_lr: float) -> None:
-        """Sets the rates; they hold from the next backward on."""
+        """Sets the rates from the next backward on."""
         if self._now == (sparse_lr, qr_lr):
             return
         for kernel, is_qr in self._kernels:
             lr = qr_lr if is_qr else sparse_lr
             kernel.emb_module.set_learning_rate(lr)
-            # TorchRec writes this one into the kernel whenever somebody calls step() or zero_grad().
+            # TorchRec writes this into the kernel on every step() or zero_grad().
             for group in kernel.fused_optimizer.param_groups:
                 group["lr"] = lr
         self._now = (sparse_lr, qr_lr)

@@ -1,4 +1,4 @@
-"""The lookups of one rank that holds every table: TorchRec's kernels without the exchange around them."""
+"""Lookups of one rank that holds every table: TorchRec's kernels without the exchange."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from dlrmctl.embeddings.ids import SparseIds
 
 @dataclass(frozen=True)
 class _Kernel:
-    module: nn.Module  # FBGEMM's, which updates its tables in backward
+    module: nn.Module  # an FBGEMM kernel, which updates its tables in backward
     first: int
     keys: list[str]
     widths: list[int]
@@ -22,15 +22,15 @@ class _Kernel:
 class LocalBags:
     """Looks up and sums the rows of every key.
 
-    Distributing a batch over one rank copies and wraps it several times, which at a batch of 128 costs more than the
-    lookups themselves. State dicts and optimizers stay those of the sharded module whose kernels these are.
+    Distributing a batch over one rank copies and wraps it several times, which for a batch of 128 takes longer than the
+    lookups. State dicts and optimizers remain with the sharded module that owns the kernels.
 
     Args:
-        kernels: each with the names of its tables, which are its keys; together they hold `keys`.
-        keys: of the batches to come, in order.
+        kernels: kernels with the names of their tables, which are their keys; together they have `keys`.
+        keys: the keys of batches, in order.
 
     Raises:
-        ValueError: if the keys of a kernel do not stand together in `keys`.
+        ValueError: if the keys of a kernel are not adjacent in `keys`.
     """
 
     def __init__(
@@ -68,12 +68,12 @@ class LocalBags:
 
     @staticmethod
     def _offsets(rows: SparseIds) -> Tensor:
-        """The start of each bag's values, and the end of the last one's; int64 [K x B + 1]."""
+        """Returns the start of each bag's values, and the end of the last; int64 [K x B + 1]."""
         assert rows.lengths_KB is not None
         return nn.functional.pad(rows.lengths_KB.reshape(-1).cumsum(0), (1, 0))
 
     def _count_to(self, total: int, device: torch.device) -> Tensor:
-        """0, 1, ..., total: the offsets of bags of one."""
+        """Returns 0, 1, ..., total: the offsets of bags of one value."""
         if self._counting is None or self._counting.numel() != total + 1 or self._counting.device != device:
             self._counting = torch.arange(total + 1, device=device)
         return self._counting

@@ -1,4 +1,4 @@
-"""Bytes that tables need, and bytes that a rank has."""
+"""The memory that tables need, and the memory of a rank."""
 
 from pathlib import Path
 
@@ -11,23 +11,23 @@ _STATE_BYTES = 4  # one float32 per row: the sum of row-wise AdaGrad
 
 
 def table_bytes(table: Table, rows: int | None = None) -> int:
-    """Bytes of `rows` rows (default: all) of a table with their optimizer state."""
+    """Returns the bytes of `rows` rows (default: all) of a table with their optimizer state."""
     count = table.rows if rows is None else rows
     return weight_bytes(count, table.dim) + state_bytes(count)
 
 
 def weight_bytes(rows: int, dim: int) -> int:
-    """Bytes of the weights of a table, or of a part of it."""
+    """Returns the bytes of the weights of a table, or of `rows` rows."""
     return rows * dim * _WEIGHT_BYTES
 
 
 def state_bytes(rows: int) -> int:
-    """Bytes of the optimizer state of a table, or of a part of it."""
+    """Returns the bytes of the optimizer state of a table, or of `rows` rows."""
     return rows * _STATE_BYTES
 
 
 def available_bytes(device: torch.device, local_ranks: int = 1) -> int | None:
-    """Bytes that one of `local_ranks` ranks can still allocate on `device`; None where that is not known."""
+    """Returns the bytes that one of `local_ranks` ranks can still allocate on `device`; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     limits = [n for n in (_meminfo_available(), _cgroup_available()) if n is not None]
@@ -35,7 +35,7 @@ def available_bytes(device: torch.device, local_ranks: int = 1) -> int | None:
 
 
 def gib(num_bytes: int) -> str:
-    """The number of bytes for people."""
+    """Formats a number of bytes as MiB or GiB."""
     if num_bytes < 2**20:
         return f"{num_bytes:,} bytes"
     return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
@@ -50,7 +50,7 @@ def _meminfo_available() -> int | None:
 
 
 def _cgroup_available() -> int | None:
-    """Bytes left below a container's limit; the cache of files can be given back and does not count as used."""
+    """Returns the bytes left below a container's limit; the file cache can be reclaimed and counts as free."""
     root = Path("/sys/fs/cgroup")
     try:
         limit, used = (root / "memory.max").read_text().strip(), int((root / "memory.current").read_text())

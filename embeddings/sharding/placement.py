@@ -1,4 +1,4 @@
-"""Plans which rank holds which rows, by TorchRec's planner within the bounds of what this program trains."""
+"""Plans which rank holds which rows, by TorchRec's planner."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,13 +24,13 @@ from dlrmctl.embeddings.tables import Table
 from dlrmctl.embeddings.words import SHARDINGS
 
 _UNLIMITED_BYTES = 2**60
-# Between CPU ranks, loopback or a fast network: an order of magnitude. The planner's own default is NVLink's 600 GiB/s,
-# with which it cuts every table, and the sums that row-wise sharding exchanges made a step 1.3-1.5 times as long.
+# Between CPU ranks, by loopback or a fast network: an order of magnitude. With the planner's default, NVLink's 600
+# GiB/s, it cuts every table, and exchanging the sums of row-wise sharding made a step 1.3-1.5 times as long.
 CPU_BYTES_PER_SECOND = 2.0 * 2**30
 
 
 class PlacementError(ValueError):
-    """The tables do not fit the memory of the ranks."""
+    """Raised when the tables do not fit the memory of the ranks."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Placement:
     Attributes:
         bytes: of the table and its optimizer state, over all ranks.
         sharding: "table_wise" (whole, on one rank) or "row_wise" (rows cut over all ranks).
-        ranks: in the order of the rows they hold.
-        rank_rows: how many rows each of them holds.
+        ranks: the ranks, in the order of the rows they hold.
+        rank_rows: the number of rows each of them holds.
     """
 
     table: str
@@ -54,7 +54,7 @@ class Placement:
 
 
 class BagSharder(EmbeddingBagCollectionSharder):
-    """Offers row-wise sharding on CPU too: it works there, but TorchRec does not let the planner know."""
+    """Offers row-wise sharding on CPU too, where it works although TorchRec's planner does not list it."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         types = super().sharding_types(compute_device_type)
@@ -77,18 +77,18 @@ def make_plan(
     memory_bytes: int | None = None,
     bandwidths: tuple[float, float] | None = None,
 ) -> tuple[ShardingPlan, list[Placement]]:
-    """Plans the tables of `embeddings` inside `model` on this process alone; nothing is allocated.
+    """Plans the tables of `embeddings` inside `model` in this process, without allocating them.
 
-    The ranks need not exist: no process group is asked.
+    No process group is needed.
 
     Args:
         world_size, local_world_size: ranks in all and on each host.
         device_type: "cpu" or "cuda".
         batch_size: examples per rank and step, for the planner's estimates.
         sharding: one of `SHARDINGS`; "auto" lets the planner choose between the other two for each table.
-        memory_bytes: what each rank has for tables, their optimizer state and lookups; None: no limit.
-        bandwidths: between ranks of one host and of two, bytes per second each; None: what the planner assumes of GPUs,
-            or of CPU ranks what is said above.
+        memory_bytes: each rank's memory for tables, their optimizer state and lookups; None: no limit.
+        bandwidths: bytes per second between ranks of one host, and of two; None: the planner's defaults for GPUs, the
+            constants above for CPU ranks.
 
     Raises:
         ValueError: for an unknown `sharding`.
@@ -98,7 +98,7 @@ def make_plan(
         raise ValueError(f"{sharding=} must be one of {', '.join(SHARDINGS)}")
     kinds = ["table_wise", "row_wise"] if sharding == "auto" else [sharding]
     if world_size == 1:
-        kinds = ["table_wise"]  # there is nothing to cut
+        kinds = ["table_wise"]  # nothing to divide
     tables = embeddings.tables
     _check_sizes(tables, kinds, world_size, memory_bytes)
     cap = _UNLIMITED_BYTES if memory_bytes is None else memory_bytes
@@ -117,7 +117,7 @@ def make_plan(
             ),
         ),
         batch_size=batch_size,
-        # The default reservation guesses at what the dense part needs, and warns. Here the cap is for tables alone.
+        # The default reservation guesses what the dense part needs, and warns. Here the limit is for tables alone.
         storage_reservation=FixedPercentageStorageReservation(0.0),
         constraints={
             table.name: ParameterConstraints(
@@ -158,7 +158,7 @@ def describe(plan: ShardingPlan, tables: Sequence[Table]) -> list[Placement]:
     placements = []
     for table in tables:
         sharding = shardings[table.name]
-        # A data-parallel table would leave the fused optimizer and reach the dense one.
+        # The dense optimizer would train a data-parallel table, not the fused one.
         assert sharding.sharding_type in SHARDINGS[1:], (table.name, sharding.sharding_type)
         assert sharding.compute_kernel == "fused", (table.name, sharding.compute_kernel)
         shards: list[ShardMetadata] = sharding.sharding_spec.shards
@@ -177,7 +177,7 @@ def describe(plan: ShardingPlan, tables: Sequence[Table]) -> list[Placement]:
 
 
 def rank_bytes(placements: Sequence[Placement], world_size: int) -> list[int]:
-    """Bytes of tables and their optimizer state on each rank."""
+    """Returns the bytes of tables and their optimizer state on each rank."""
     totals = [0] * world_size
     for placement in placements:
         for rank, rows in zip(placement.ranks, placement.rank_rows, strict=True):

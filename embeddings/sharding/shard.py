@@ -1,4 +1,4 @@
-"""Shards the tables of a model over ranks, and gives their tensors for checkpoints; everything else is replicated."""
+"""Shards the tables of a model over ranks, and returns their tensors for checkpoints; the rest is replicated."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,14 +24,14 @@ from dlrmctl.embeddings.sharding.placement import Placement, make_plan, rank_byt
 
 @dataclass(frozen=True)
 class Sharded:
-    """A sharded model and what belongs to it.
+    """A sharded model with its plan and learning rates.
 
     Attributes:
-        dmp: call it like the model; its backward updates the tables.
+        dmp: the sharded model; call it like the model. Its backward updates the tables.
         embeddings: the CompositionalEmbeddings inside.
-        plan: where every table lives, one row each.
-        bytes_per_rank: of tables and their optimizer state.
-        learning_rates: of the tables on this rank.
+        plan: the place of every table.
+        bytes_per_rank: bytes of tables and their optimizer state.
+        learning_rates: learning rates of the tables on this rank.
     """
 
     dmp: DistributedModelParallel
@@ -41,10 +41,7 @@ class Sharded:
     learning_rates: LearningRates
 
     def set_learning_rates(self, *, sparse_lr: float, qr_lr: float) -> None:
-        """Sets the learning rates of tables used as they are, and of those that are combined.
-
-        They hold from the next backward on.
-        """
+        """Sets the learning rates of tables used directly and of combined tables, from the next backward on."""
         self.learning_rates.set(sparse_lr=sparse_lr, qr_lr=qr_lr)
 
 
@@ -62,28 +59,28 @@ def shard(
     local_world_size: int | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Sharded:
-    """Shards the tables of `model` over the ranks of `group`. A collective.
+    """Shards the tables of `model` over the ranks of `group`; every rank must call it.
 
-    Initial values of tables depend on `seed` and the table alone, not on ranks or plan; those of dense parameters are
-    taken from rank 0. With one rank nothing is wrapped in DistributedDataParallel.
+    Initial values of tables depend only on `seed` and the table, not on ranks or plan; those of dense parameters are
+    rank 0's. With one rank nothing is wrapped in DistributedDataParallel.
 
     Args:
-        model: is or contains one CompositionalEmbeddings built on "meta"; the rest of it has its values. It is changed.
+        model: is or contains one CompositionalEmbeddings built on "meta"; the rest has values. It is modified.
         device: of this rank.
         batch_size: examples per rank and step.
         sparse_lr, qr_lr, eps: see `fused.attach_rowwise_adagrad`.
         sharding: "table_wise", "row_wise", or "auto": the planner decides for each table.
-        memory_bytes: what each rank may use for tables; default: what the device has left.
+        memory_bytes: memory of each rank for tables; default: the free memory of the device.
         local_world_size: ranks on this host; default: all.
         group: the ranks; default: the world.
 
     Raises:
-        ValueError: for a setting out of bounds, or a model without exactly one CompositionalEmbeddings.
-        PlacementError: if the tables do not fit the memory; nothing has been allocated then.
+        ValueError: if a setting is out of bounds, or the model does not have exactly one CompositionalEmbeddings.
+        PlacementError: if the tables do not fit the memory, before anything is allocated.
     """
     group = group or dist.group.WORLD
     if group is None:
-        raise ValueError("sharding needs a process group, of one rank too: call torch.distributed.init_process_group")
+        raise ValueError("sharding needs a process group, even for one rank: call torch.distributed.init_process_group")
     world_size = dist.get_world_size(group)
     embeddings = _only_embeddings(model)
     attach_rowwise_adagrad(embeddings, sparse_lr=sparse_lr, qr_lr=qr_lr, eps=eps)
@@ -121,7 +118,7 @@ def shard(
 
 
 class _NoWrapper(DataParallelWrapper):
-    """Wraps nothing: one rank has no other to average gradients with."""
+    """Wraps nothing: one rank has no gradients to average."""
 
     def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:
         pass
@@ -130,7 +127,7 @@ class _NoWrapper(DataParallelWrapper):
 def _only_embeddings(model: nn.Module) -> CompositionalEmbeddings:
     found = [module for module in model.modules() if isinstance(module, CompositionalEmbeddings)]
     if len(found) != 1:
-        raise ValueError(f"the model must contain one CompositionalEmbeddings, it contains {len(found)}")
+        raise ValueError(f"the model must contain one CompositionalEmbeddings, found {len(found)}")
     if any(not weight.is_meta for weight in found[0].parameters()):
         raise ValueError("build CompositionalEmbeddings with device='meta': sharding gives the tables their memory")
     return found[0]
@@ -146,7 +143,7 @@ def _agree_on_plan(
     local_world_size: int,
     **settings: Any,
 ) -> tuple[ShardingPlan, list[Placement]]:
-    """Rank 0's plan on every rank, for the smallest memory of any; or its error on every rank."""
+    """Returns rank 0's plan, for the smallest memory of any rank, or raises its error, on every rank."""
     free: list[int | None] = [None] * dist.get_world_size(group)
     mine = available_bytes(device, local_world_size) if memory_bytes is None else memory_bytes
     dist.all_gather_object(free, mine, group=group)
@@ -195,7 +192,7 @@ def _initialize_tables(dmp: nn.Module, embeddings: CompositionalEmbeddings, seed
 
 
 def _check_trained_in_backward(dmp: nn.Module, embeddings: CompositionalEmbeddings) -> None:
-    """Checks that every table has its optimizer inside its backward, so that none is left to another."""
+    """Checks that every table has a fused optimizer, so that no other optimizer is needed."""
     # TorchRec calls them ....embedding_bags.<table>.weight and ....embeddings.<table>.weight.
     tables = {f"{kind}.{table.name}.weight" for table in embeddings.tables for kind in ("embedding_bags", "embeddings")}
     escaped = [
@@ -207,12 +204,12 @@ def _check_trained_in_backward(dmp: nn.Module, embeddings: CompositionalEmbeddin
 
 
 def sparse_state(dmp: DistributedModelParallel) -> dict[str, ShardedTensor]:
-    """Live tensors of all tables, by names that do not depend on ranks, plan, or where the tables are in the model.
+    """Returns live tensors of all tables, by names that do not depend on ranks, plan or model.
 
     Returns:
-        For each table "cat_3/weight", [rows, D], and "cat_3/sum", [rows], the row-wise AdaGrad state: of the tables
-        this rank has a part of. Saved from any number of ranks they load on any other. Loading into them changes the
-        model; nothing has to be called afterwards.
+        For each table that this rank has a part of: "cat_3/weight", [rows, D], and "cat_3/sum", [rows], the row-wise
+        AdaGrad state. Saved from any number of ranks they load on any other. Loading into them changes the model; no
+        further call is needed.
     """
     tensors = {}
     for name, value in dmp.state_dict().items():

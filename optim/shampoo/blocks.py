@@ -1,6 +1,6 @@
-"""Cuts a parameter into blocks, and its gradient in the same way.
+"""Cuts parameters and their gradients into blocks.
 
-A block is preconditioned on its own: a block of shape [n_1, ..., n_o] has `o` factor matrices of n_k x n_k.
+Blocks are preconditioned separately: a block of shape [n_1, ..., n_o] has `o` factor matrices of n_k x n_k.
 """
 
 import itertools
@@ -16,7 +16,7 @@ Region = tuple[slice, ...]
 
 @dataclass(frozen=True)
 class ParameterBlock:
-    """One piece of one parameter.
+    """A block of one parameter.
 
     `group` and `position` find the parameter (`param_groups[group]["params"][position]`), `number` counts the blocks
     of that parameter. `dims` are the dimensions with a factor matrix. A diagonal block has none and takes the step of
@@ -36,13 +36,13 @@ class ParameterBlock:
 
 
 def flat_order(blocks: Sequence[ParameterBlock]) -> list[ParameterBlock]:
-    """Diagonal blocks first, then by shape; otherwise in the order of the parameters."""
+    """Sort key: diagonal blocks first, then by shape, then in the order of the parameters."""
     return sorted(blocks, key=lambda b: (b.group, not b.diagonal, () if b.diagonal else b.shape, b.position, b.number))
 
 
 @dataclass(frozen=True)
 class ParameterCut:
-    """The shape a parameter is seen in, and the regions of that shape that are its blocks (none if it is empty)."""
+    """The shape that a parameter is viewed in, and the regions of that shape that are its blocks (none if empty)."""
 
     shape: Shape
     limit: int
@@ -52,7 +52,7 @@ class ParameterCut:
         return tuple(part.stop - part.start for part in self.regions[number])
 
     def views(self, tensor: Tensor) -> list[Tensor]:
-        """The blocks of `tensor` (a parameter or gradient), as views wherever its strides allow."""
+        """Returns the blocks of `tensor` (a parameter or gradient), as views if its strides allow."""
         views = [tensor if tensor.shape == self.shape else tensor.reshape(self.shape)]
         for dim, size in enumerate(self.shape):
             if size > self.limit:  # one split is many times faster than as many slices
@@ -62,7 +62,7 @@ class ParameterCut:
 
 
 def block_views(cuts: Sequence[ParameterCut], tensors: Sequence[Tensor | None]) -> dict[tuple[int, int], Tensor]:
-    """The blocks of a group's parameters or gradients by (position, number), without those of missing tensors."""
+    """Returns the blocks of a group's parameters or gradients by (position, number), without missing tensors."""
     return {
         (position, number): view
         for position, (cut, tensor) in enumerate(zip(cuts, tensors, strict=True))
@@ -72,7 +72,7 @@ def block_views(cuts: Sequence[ParameterCut], tensors: Sequence[Tensor | None]) 
 
 
 def squeeze_shape(shape: Shape) -> Shape:
-    """Drops dimensions of size 1; what would be a scalar is a vector of one element."""
+    """Drops dimensions of size 1; a scalar becomes a vector of one element."""
     return tuple(size for size in shape if size != 1) or (1,)
 
 
@@ -99,10 +99,10 @@ def split_shape(shape: Shape, limit: int) -> tuple[Region, ...]:
 
 
 def cut_parameter(parameter: Tensor, *, limit: int, merge: bool) -> ParameterCut:
-    """Decides the blocks of a parameter.
+    """Chooses the blocks of a parameter.
 
     Args:
-        parameter: any shape and strides; only merging needs dimensions that can be viewed as one.
+        parameter: any shape and strides; dimensions are merged only if they can be viewed as one.
         limit: the largest dimension of a block, >= 1.
         merge: whether small dimensions are merged first.
     """
@@ -112,6 +112,6 @@ def cut_parameter(parameter: Tensor, *, limit: int, merge: bool) -> ParameterCut
         try:
             parameter.detach().view(merged)
             shape = merged
-        except RuntimeError:  # the strides do not allow it: blocks must be views, so this one stays unmerged
+        except RuntimeError:  # the strides do not allow merging, and blocks must be views
             pass
     return ParameterCut(shape, limit, split_shape(shape, limit))

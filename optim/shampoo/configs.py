@@ -1,4 +1,4 @@
-"""Configurations of preconditioning and grafting, as plain values that a state dict can carry."""
+"""Configurations of preconditioning and grafting, which convert to plain values for state dicts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -50,19 +50,19 @@ class RootInverse:
     """Shampoo proper: every dimension is multiplied by the inverse root of its factor matrix.
 
     Args:
-        method: of the roots. "eigh"; "pseudo_inverse", which adds no epsilon and leaves out eigenvalues up to
+        method: how roots are computed. "eigh"; "pseudo_inverse", which adds no epsilon and drops eigenvalues up to
             `rank_tolerance` times the largest; "newton" and "higher_order", coupled iterations of matrix products, with
-            "eigh" wherever they fail.
-        max_iterations, tolerance: of the iterations, on the largest entry of `M - I`.
-        order: of "higher_order", >= 2 (which is Newton's).
-        rel_epsilon: of "higher_order": the epsilon is at least this share of the largest absolute row sum, which is a
-            bound of the largest eigenvalue.
-        rank_tolerance: None for the size of the matrix times the machine epsilon, as in torch.linalg.matrix_rank.
-        statistics: what a factor matrix sums up. "shampoo": `G G^T`. "kl": `G` is first multiplied by the other
-            dimensions' inverse roots (KL-Shampoo; with exponent 1/2 a matrix has `G R^-1 G^T`). "kl_mean": the same,
-            divided by the number of columns of the unfolded `G`, as in the paper; it keeps the scales of the factors
-            of an oblong block from drifting apart.
-        trace_scaling: divide a factor matrix by the square root of its trace before its root is taken.
+            "eigh" where they fail.
+        max_iterations, tolerance: for the iterations; the tolerance is for the largest entry of `M - I`.
+        order: order of "higher_order", >= 2 (2 is Newton's method).
+        rel_epsilon: for "higher_order": the epsilon is at least this share of the largest absolute row sum, a bound of
+            the largest eigenvalue.
+        rank_tolerance: None means the size of the matrix times the machine epsilon, as in torch.linalg.matrix_rank.
+        statistics: the products that a factor matrix sums up. "shampoo": `G G^T`. "kl": `G` is first multiplied by the
+            other dimensions' inverse roots (KL-Shampoo; with exponent 1/2 a matrix has `G R^-1 G^T`). "kl_mean": the
+            same, divided by the number of columns of the unfolded `G`, as in the paper; it keeps the scales of the
+            factors of an oblong block close.
+        trace_scaling: divide a factor matrix by the square root of its trace before taking its root.
     """
 
     method: str = "eigh"
@@ -80,18 +80,18 @@ class RootInverse:
         _check_iterations("root", self.max_iterations, self.tolerance)
         _check_rank_tolerance(self.rank_tolerance)
         if self.order < 2:
-            raise ValueError(f"root order={self.order} must be at least 2, which is Newton's method")
+            raise ValueError(f"root order={self.order} must be at least 2 (2 is Newton's method)")
         if not self.rel_epsilon >= 0 or (self.rel_epsilon > 0 and self.method != "higher_order"):
-            raise ValueError(f"root rel_epsilon={self.rel_epsilon} must be at least 0, and 0 but for 'higher_order'")
+            raise ValueError(f"root rel_epsilon={self.rel_epsilon} must be at least 0, and 0 unless 'higher_order'")
 
 
 @dataclass(frozen=True)
 class Eigendecomposed:
-    """Shampoo that keeps the bases and eigenvalues of the factor matrices; their root is applied every step.
+    """Shampoo that keeps the eigenvectors and eigenvalues of the factor matrices and takes their root every step.
 
     Args:
-        method: "eigh"; "qr", which turns the last basis by QR iterations; "pseudo_inverse" as in RootInverse.
-        max_iterations, tolerance: of "qr", as in EigenvalueCorrected.
+        method: "eigh"; "qr", which rotates the last basis by QR iterations; "pseudo_inverse" as in RootInverse.
+        max_iterations, tolerance: for "qr", as in EigenvalueCorrected.
         rank_tolerance, statistics, trace_scaling: as in RootInverse.
     """
 
@@ -114,15 +114,15 @@ class EigenvalueCorrected:
     """Adam in the eigenbasis of the factor matrices (SOAP).
 
     Args:
-        method: "eigh" renews a basis exactly; "qr" turns the old one by QR iterations, which is cheaper on GPUs.
-        max_iterations: of "qr", per refresh.
-        tolerance: of "qr"; a basis in which the factor's off-diagonal part is at most this share of it stays.
-        ignored_basis_change_dims: {order of the block: dimensions} that keep their own basis; a matrix with one of its
-            two left is one-sided.
+        method: "eigh" computes a basis exactly; "qr" rotates the old one by QR iterations, which is faster on GPUs.
+        max_iterations: for "qr", per refresh.
+        tolerance: for "qr"; a basis is kept if the factor's off-diagonal part is at most this share of it.
+        ignored_basis_change_dims: {order of the block: dimensions} that are not rotated; a matrix with one rotated
+            dimension is one-sided.
         trace_scaling: as in RootInverse.
-        max_ratio: limit of a direction in the eigenbasis, in units of the largest that any gradients could cause if the
-            basis stayed. A basis that turns fast shows old gradients to a second moment that has not seen them: with
-            "qr" at frequency 1 the ratio reaches 1e6 and training breaks. None: no limit, as in Meta's.
+        max_ratio: limit of a direction in the eigenbasis, in units of the largest possible for a constant basis. If a
+            basis turns fast, old gradients meet a second moment that has not seen them in it: with "qr" at frequency 1
+            the ratio reaches 1e6 and training breaks. None: no limit, as in Meta's implementation.
     """
 
     method: str = "qr"
@@ -149,7 +149,7 @@ PRECONDITIONERS: tuple[type, ...] = (RootInverse, Eigendecomposed, EigenvalueCor
 
 
 def config_to_dict(config: Grafting | Preconditioner | None) -> dict[str, Any] | None:
-    """Plain data for a state dict, which must load with `weights_only=True`."""
+    """Returns a configuration as plain data, for state dicts that load with `weights_only=True`."""
     return None if config is None else {"kind": type(config).__name__, **asdict(config)}
 
 

@@ -1,4 +1,4 @@
-"""Costs of a step: estimated in multiplications and bytes, to share the work out, and measured in seconds by part."""
+"""Costs of a step: estimated in multiplications and bytes, to balance the work, and measured in seconds by part."""
 
 import math
 import time
@@ -21,7 +21,7 @@ _NOTHING = nullcontext()
 
 @dataclass(frozen=True)
 class StepCost:
-    """Multiplications per step, what is not done every step spread over its interval."""
+    """Multiplications per step; work that is not done every step is spread over its interval."""
 
     statistics: float = 0.0
     roots: float = 0.0
@@ -41,19 +41,19 @@ class StepCost:
         )
 
     def times(self, factor: float) -> "StepCost":
-        """So many of it."""
+        """Returns the cost of `factor` times the work."""
         return StepCost(
             self.statistics * factor, self.roots * factor, self.application * factor, self.elementwise * factor
         )
 
 
 def root_cost(block: ParameterBlock) -> float:
-    """Multiplications of one refresh of the block's roots."""
+    """Returns the multiplications of one refresh of the block's roots."""
     return 0.0 if block.diagonal else float(ROOT_COST * sum(block.shape[dim] ** 3 for dim in block.dims))
 
 
 def step_cost(block: ParameterBlock, *, precondition_frequency: int, statistics_frequency: int) -> StepCost:
-    """Counts what the block costs per step."""
+    """Returns the cost of a block per step."""
     elementwise = float(ELEMENTWISE_COST * block.numel)
     if block.diagonal:
         return StepCost(elementwise=elementwise)
@@ -64,7 +64,7 @@ def step_cost(block: ParameterBlock, *, precondition_frequency: int, statistics_
 
 @dataclass(frozen=True)
 class ParameterCost:
-    """One line of a report: a parameter, its blocks over all ranks, and the bytes of state they hold here."""
+    """One line of a report: a parameter, its blocks over all ranks, and the bytes of their state on this rank."""
 
     name: str
     shape: tuple[int, ...]
@@ -82,9 +82,9 @@ def untimed(part: str) -> AbstractContextManager[None]:
 
 
 class PartTimes:
-    """Seconds spent in each of PARTS since it was made or cleared.
+    """Seconds spent in each of PARTS since construction or the last clear.
 
-    `optimizer.part_times = PartTimes()` measures from then on, None stops.
+    Assign `optimizer.part_times = PartTimes()` to start measuring, None to stop.
 
     Args:
         synchronize: called before every reading of the clock, e.g. torch.cuda.synchronize.

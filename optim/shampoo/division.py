@@ -18,16 +18,16 @@ from dlrmctl.optim.shampoo.settings import rounded
 from dlrmctl.optim.shampoo.shard import Shard
 
 Views = Mapping[tuple[int, int], Tensor]  # blocks of a group's parameters by (position, number)
-# The second is its name before torch 2.13.
+# The second is the name before torch 2.13.
 _all_gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
 
 
 class Division:
-    """The part of a step that this rank does, and the exchange with the others.
+    """This rank's part of a step, and the exchange with the other ranks.
 
     Args:
-        process_group: the ranks that share the work; None for this process alone.
-        communication_dtype: type of the directions on the wire, None for their own.
+        process_group: the ranks that share the work; None means this process alone.
+        communication_dtype: type in which directions are sent; None means their own.
     """
 
     def __init__(self, process_group: dist.ProcessGroup | None, communication_dtype: torch.dtype | None) -> None:
@@ -45,7 +45,7 @@ class Division:
         self.shards: dict[tuple[int, Kind], Shard] = {}
 
     def add_group(self, group: dict[str, Any]) -> None:
-        """Plans a new group and gives the blocks this rank owns their state."""
+        """Plans a new group and allocates the state of this rank's blocks."""
         g = len(self._cuts)
         plan = plan_group(g, group, self._loads)
         self._cuts.append(plan.cuts)
@@ -78,13 +78,13 @@ class Division:
         ]
 
     def block_states(self, g: int) -> Iterator[tuple[ParameterBlock, dict[str, Tensor]]]:
-        """The blocks of group `g` that this rank owns, with their live state."""
+        """Returns this rank's blocks of group `g`, with their live state."""
         for (group_index, _), shard in self.shards.items():
             if group_index == g:
                 yield from ((block, shard.block_state(index)) for index, block in enumerate(shard.blocks))
 
     def compute(self, groups: Sequence[dict[str, Any]], grads: Sequence[Sequence[Tensor | None]], timed: Timed) -> None:
-        """The directions of this rank's blocks."""
+        """Computes the directions of this rank's blocks."""
         grad_blocks = [block_views(cuts, tensors) for cuts, tensors in zip(self._cuts, grads, strict=True)]
         for (g, _), shard in self.shards.items():
             weights, step = self._weight_views(g, groups[g]), int(groups[g]["step"])
@@ -92,12 +92,12 @@ class Division:
             shard.compute(step, groups[g], grads_of, [weights[place] for place in shard.places], timed)
 
     def exchange(self) -> None:
-        """Every rank's directions to every rank."""
+        """Sends every rank's directions to every rank."""
         for buffer in self._buffers.values():
             buffer.exchange()
 
     def move(self, groups: Sequence[dict[str, Any]]) -> None:
-        """Moves all blocks of all ranks: `W <- W - lr P`."""
+        """Updates all blocks of all ranks: `W <- W - lr P`."""
         for g, group in enumerate(groups):
             if self._moves[g]:
                 weights = self._weight_views(g, group)
@@ -106,7 +106,7 @@ class Division:
                 torch._foreach_add_([weights[block] for block in blocks], directions, alpha=-lr)
 
     def _weight_views(self, g: int, group: dict[str, Any]) -> Views:
-        """Blocks of the weights; taken anew only when a parameter lies elsewhere than at the last step."""
+        """Returns the blocks of the weights; made again only if a parameter has moved in memory since the last step."""
         places = [(p.data_ptr(), p.stride()) for p in group["params"]]
         if self._weights[g][0] != places:
             self._weights[g] = places, block_views(self._cuts[g], [p.detach() for p in group["params"]])
@@ -117,12 +117,12 @@ class DirectionBuffer:
     """One flat buffer of directions per rank, and views of all of them by block.
 
     A rank's part starts with its own blocks; parts are padded to the longest, since an all-gather moves equal parts.
-    Every rank takes part in every exchange, whether or not it has anything to say. On one rank nothing moves.
+    Every rank takes part in every exchange, even without blocks. On one rank nothing is sent.
 
     Args:
-        blocks_of_rank: the blocks of every rank, in the order they lie in its part.
-        communication_dtype: what travels; None for `dtype` itself. Then every rank, the owner included, uses the
-            rounded value, so that replicas stay equal.
+        blocks_of_rank: the blocks of every rank, in the order of its part.
+        communication_dtype: type in which directions are sent; None means `dtype`. All ranks, the owner included, use
+            the rounded value, so that replicas stay equal.
     """
 
     def __init__(
@@ -154,5 +154,5 @@ class DirectionBuffer:
         if self._process_group is None:
             return
         sent = self._part.to(self._received.dtype)
-        # As bytes: nothing is added up, and not every backend knows every type.
+        # As bytes, since not every backend supports every type.
         _all_gather(self._received.view(-1).view(torch.uint8), sent.view(torch.uint8), group=self._process_group)

@@ -1,4 +1,4 @@
-"""Counts what Shampoo holds on each of any number of ranks, by shards on "meta", where tensors have no memory."""
+"""Estimates Shampoo's memory and work on each of any number of ranks, by shards on "meta"."""
 
 import itertools
 import math
@@ -15,18 +15,19 @@ from dlrmctl.optim.shampoo.memory import Layout
 from dlrmctl.optim.shampoo.plan import mean_refreshes, num_statistics, plan_group, preconditioning
 from dlrmctl.optim.shampoo.shard import Shard
 
-_MOST_BLOCKS = 50_000  # to be dealt out one by one
+_MOST_BLOCKS = 50_000  # blocks up to which they are assigned one by one
 
 
 @dataclass(frozen=True)
 class ShampooShare:
-    """The bytes that one rank holds of Shampoo.
+    """The memory and work of Shampoo on one rank.
 
     Attributes:
-        state: as `DistributedShampoo.costs` counts it: second moments, averages, factor matrices and their roots.
-        scratch: kept buffers, and the padding of all of them; without directions.
-        buffer: its part of the buffer of directions.
-        cost: multiplications per step, roots and statistics at their late intervals.
+        state: bytes as counted by `DistributedShampoo.costs`: second moments, averages, factor matrices and their
+            roots.
+        scratch: bytes of kept buffers and of all padding, without directions.
+        buffer: bytes of its part of the buffer of directions.
+        cost: multiplications per step, with roots and statistics at their final intervals.
     """
 
     state: int = 0
@@ -39,7 +40,7 @@ class ShampooShare:
         return ShampooShare(state, scratch, self.buffer + other.buffer, self.cost + other.cost)
 
     def products(self, settings: dict[str, Any], steps: int) -> float:
-        """Multiplications per step, the mean over the first `steps` steps of a training with these settings."""
+        """Returns the mean multiplications per step over the first `steps` steps of training with these settings."""
         roots = settings["precondition_frequency"] * mean_refreshes(steps, settings) / steps
         statistics = settings["statistics_frequency"] * num_statistics(steps, settings) / steps
         cost = self.cost
@@ -47,11 +48,11 @@ class ShampooShare:
 
 
 def shampoo_shares(parameters: Iterable[Tensor], settings: dict[str, Any], world_size: int) -> list[ShampooShare]:
-    """The share of each of `world_size` ranks.
+    """Returns the share of each of `world_size` ranks.
 
     Args:
-        parameters: their shapes count; they may be on "meta".
-        settings: a parameter group of the optimizer, whatever its own parameters are.
+        parameters: only their shapes are used; they may be on "meta".
+        settings: a parameter group of the optimizer; its own parameters are ignored.
     """
     group = settings | {"params": list(parameters)}
     limit = group["max_preconditioner_dim"]
@@ -65,7 +66,7 @@ def shampoo_shares(parameters: Iterable[Tensor], settings: dict[str, Any], world
 
 
 def _share(blocks: Sequence[ParameterBlock], group: dict[str, Any], dtype: torch.dtype) -> ShampooShare:
-    """The share of a rank that owns these blocks."""
+    """Returns the share of a rank that owns these blocks."""
     if not blocks:
         return ShampooShare()
     out_N = torch.empty(Layout(blocks).numel, dtype=dtype, device="meta")
@@ -77,9 +78,9 @@ def _share(blocks: Sequence[ParameterBlock], group: dict[str, Any], dtype: torch
 
 
 def _even_share(group: dict[str, Any], world_size: int) -> ShampooShare:
-    """The mean share of so many blocks that dealing them out one by one would take long.
+    """Returns the mean share, for so many blocks that assigning them one by one would take long.
 
-    Every shape is counted once, times how often it is there.
+    Each shape is computed once and multiplied by its number of blocks.
     """
     state = scratch = buffer = 0
     cost, limit = StepCost(), group["max_preconditioner_dim"]

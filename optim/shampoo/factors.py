@@ -1,9 +1,9 @@
-"""The factor matrices of K blocks of one shape, stacked so that one call serves all of them, and products with them.
+"""The factor matrices of K blocks of one shape, stacked for batched calls, and products with them.
 
 Shapes: K blocks of shape S = (n_1, ..., n_o), stacked: [K, *S]; the factors of dimension k are one [K, n_k, n_k].
 For a gradient G: `F_k <- decay F_k + weight G_(k) G_(k)^T`, where the unfolding G_(k) is the matrix whose rows run over
-dimension k. What is made of the factors now and then, and how the direction follows from it, is the subclass's
-(preconditioner.py).
+dimension k. Subclasses (preconditioner.py) define what a refresh computes from the factors, and the direction that
+follows from it.
 """
 
 import math
@@ -21,13 +21,13 @@ from dlrmctl.optim.shampoo.roots import regularization, trace_scaled
 
 Index = Tensor | slice  # of some of K blocks
 ExponentOverride = float | Mapping[int, float | Mapping[int, float]]
-# What a block's `root_status` says.
+# The values of a block's `root_status`.
 NEVER_REFRESHED, GOOD, FAILED = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class RootSettings:
-    """The use of factors at one step; `correction` is `1 - beta2^t` or 1, `largest_ratio` is from settings.py."""
+    """The parameters of one step; `correction` is `1 - beta2^t` or 1, `largest_ratio` is from settings.py."""
 
     correction: float
     epsilon: float | None
@@ -37,7 +37,7 @@ class RootSettings:
 
 
 def exponent_of(order: int, dim: int, override: ExponentOverride | None, default: float) -> float:
-    """The exponent that the override has for blocks of this order (and this dimension), else the default."""
+    """Returns the override's exponent for blocks of this order (and this dimension), else the default."""
     exponent: float | Mapping[int, float] | None = override.get(order) if isinstance(override, Mapping) else override
     if isinstance(exponent, Mapping):
         exponent = exponent.get(dim)
@@ -47,7 +47,7 @@ def exponent_of(order: int, dim: int, override: ExponentOverride | None, default
 def preconditioned_dims(
     order: int, config: Preconditioner | None, override: ExponentOverride | None
 ) -> tuple[int, ...]:
-    """The dimensions that get a factor matrix: not those with exponent 0 or an ignored basis (one-sided Shampoo)."""
+    """Returns the dimensions with a factor matrix: all but those with exponent 0 or an ignored basis."""
     if config is None:
         return ()
     if isinstance(config, EigenvalueCorrected):
@@ -57,14 +57,14 @@ def preconditioned_dims(
 
 
 class FactorStack(ABC):
-    """Factor matrices of K equal blocks and what is made of them, one matrix per preconditioned dimension.
+    """Factor matrices of K blocks of one shape, one per preconditioned dimension, and what is computed from them.
 
     Args:
         dims: from `preconditioned_dims`; `factors` and `made` have one entry for each of them.
-        root_status: of the K blocks, int64 on the CPU, kept up to date in place.
+        root_status: int64 [K] on the CPU, updated in place.
     """
 
-    made_name: str  # of what is made of a factor, in a state dict
+    made_name: str  # names in a state dict of what is computed from a factor
 
     def __init__(
         self,
@@ -95,10 +95,10 @@ class FactorStack(ABC):
             add_gram(factor_KNN, grad_KS, dim, decay=decay, weight=weight)
 
     def refresh(self, rows: list[int], settings: RootSettings) -> list[int]:
-        """Renews what is made of the factors of the blocks in `rows`; returns the rows that failed and kept the old.
+        """Refreshes what is computed from the factors of the blocks in `rows`; returns the rows that failed.
 
-        On a CPU block by block: LAPACK does so anyway, and what is left over at the end of a vectorized loop rounds
-        differently, which must not depend on the blocks beside it.
+        A row that fails keeps its old values. On a CPU blocks are refreshed one at a time, as LAPACK does: the
+        remainder of a vectorized loop rounds differently, so results would depend on the neighbouring blocks.
         """
         if not self.dims:
             return []
@@ -124,7 +124,7 @@ class FactorStack(ABC):
         return [row for row, good in zip(rows, usable, strict=True) if not good]
 
     def _corrected(self, factor_KNN: Tensor, settings: RootSettings) -> Tensor:
-        """Corrects and scales factors; in float64 where the user lets matrix products round to less than float32."""
+        """Corrects and scales factors; in float64 if the user lets matrix products round to less than float32."""
         if torch.get_float32_matmul_precision() != "highest":
             factor_KNN = factor_KNN.double()
         if settings.correction != 1:
@@ -136,35 +136,35 @@ class FactorStack(ABC):
         return regularization(corrected_KNN, settings.epsilon, settings.relative_epsilon)
 
     def _kept(self, i: int) -> tuple[Tensor, ...]:
-        """The live tensors that a refresh of dimension `dims[i]` renews, each [K, ...]."""
+        """Returns the live tensors that a refresh of dimension `dims[i]` renews, each [K, ...]."""
         return (self.made[i],)
 
     @abstractmethod
     def _make(
         self, i: int, index: Index, corrected_KNN: Tensor, settings: RootSettings
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Makes what `_kept(i)` should hold for the blocks at `index`, and tells which of it can be used, bool."""
+        """Computes what `_kept(i)` should hold for the blocks at `index`, and whether each result is usable, bool."""
 
-    def observe(self, grad_KS: Tensor, *, beta2: float) -> None:  # noqa: B027 (most have nothing to do)
+    def observe(self, grad_KS: Tensor, *, beta2: float) -> None:  # noqa: B027 (optional for subclasses)
         """Called every step, after any refresh."""
 
     @abstractmethod
     def direction(self, filtered_KS: Tensor, settings: RootSettings, *, out: Tensor) -> None:
-        """Writes the direction to `out`, aligned and of the shape of `filtered_KS`."""
+        """Writes the direction to `out`, which is aligned and has the shape of `filtered_KS`."""
 
     def allocated(self) -> list[Tensor]:
-        """All tensors that were allocated here."""
+        """Returns all tensors that were allocated here."""
         return [*self.factors, *self.made, self._scratch_KS]
 
     def block_state(self, row: int) -> dict[str, Tensor]:
-        """Live views of one block's state."""
+        """Returns live views of one block's state."""
         state = {f"factor_{dim}": factor_KNN[row] for dim, factor_KNN in zip(self.dims, self.factors, strict=True)}
         state |= {f"{self.made_name}_{dim}": made_KNN[row] for dim, made_KNN in zip(self.dims, self.made, strict=True)}
         return state | {"root_status": self.root_status[row]}
 
 
 def all_finite(tensor_K: Tensor) -> Tensor:
-    """Tells which of K tensors are finite throughout, their sums included: one pass, where `isfinite` takes several."""
+    """Returns which of K tensors have finite values and sums: in one pass, where `isfinite` takes several."""
     return tensor_K.flatten(1).sum(1).isfinite()
 
 
@@ -176,7 +176,7 @@ def add_gram(factor_KNN: Tensor, tensor_KS: Tensor, dim: int, *, decay: float, w
         unfolded_KNM = tensor_KS.view(num_blocks, n, -1)
     elif 1 + dim == tensor_KS.dim() - 1:
         unfolded_KNM = tensor_KS.view(num_blocks, before, n).mT
-    else:  # only a copy has the shape of a matrix, so block by block, for aligned copies
+    else:  # only a copy has the shape of a matrix; block by block, so that copies are aligned
         for factor_NN, tensor_S in zip(factor_KNN, tensor_KS, strict=True):
             unfolded_NM = tensor_S.movedim(dim, 0).reshape(n, -1)
             factor_NN.addmm_(unfolded_NM, unfolded_NM.T, beta=decay, alpha=weight)
@@ -205,6 +205,6 @@ def multiply(
     if not dims:
         return out.copy_(tensor_KS)
     for i, (dim, matrix_KNN) in enumerate(zip(dims, matrices, strict=True)):
-        last = (len(dims) - i) % 2 == 1  # the buffers take turns so that the last product lands in `out`
+        last = (len(dims) - i) % 2 == 1  # the buffers alternate so that the last product is in `out`
         tensor_KS = mode_product(tensor_KS, matrix_KNN, dim, out=out if last else scratch)
     return tensor_KS

@@ -1,4 +1,4 @@
-"""The gradients of a step, refused as a whole if one of them cannot be used."""
+"""Collects the gradients of a step, and rejects them if one of them cannot be used."""
 
 import math
 from collections import defaultdict
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class NonFiniteGradientError(ValueError):
-    """A gradient holds NaN or infinity; nothing was changed. `name` says which parameter."""
+    """Raised before anything is changed if a gradient holds NaN or infinity; `name` is the parameter's name."""
 
     def __init__(self, name: str, num_bad: int, numel: int) -> None:
         super().__init__(
@@ -27,10 +27,10 @@ def parameter_name(group: dict[str, Any], position: int, group_index: int) -> st
 
 
 def checked_gradients(param_groups: Sequence[dict[str, Any]]) -> list[list[Tensor | None]]:
-    """The gradients, `[group][position]`, None where there is none.
+    """Returns the gradients, `[group][position]`, None where there is none.
 
-    One fused norm per device and type, and one wait: a finite norm means finite gradients. A norm can overflow where
-    no gradient does, so only then each one is looked at.
+    A finite norm, one fused call per device and type, means finite gradients. Since a norm can overflow where no
+    gradient does, each gradient is checked only if the norm is not finite.
 
     Raises:
         NonFiniteGradientError: if one holds NaN or infinity.

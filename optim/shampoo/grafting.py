@@ -1,4 +1,4 @@
-"""Grafting: the step length of a diagonal method, which is elementwise, for the direction of Shampoo, block by block.
+"""Grafting: each block takes Shampoo's direction with the step length of a diagonal (elementwise) method.
 
 The diagonal method's second moment is `V <- beta2 V + (1 - beta2) G^2` (AdaGrad: the plain sum), its step
 `H / (sqrt(V / (1 - beta2^t)) + epsilon)` with H the filtered gradient; epsilon is added after the root, as in
@@ -18,9 +18,9 @@ from dlrmctl.optim.shampoo.memory import stack_view
 
 
 def filter_gradient(grad: Tensor, average: Tensor, *, beta1: float, beta3: float, correction: float) -> None:
-    """Replaces G by H: the average `m <- beta1 m + (1 - beta1) G`, with its bias divided out, in place.
+    """Replaces G by H, in place: the average `m <- beta1 m + (1 - beta1) G` with bias correction.
 
-    With another `beta3` it is `beta3 m + (1 - beta3) G` of the old average: a look ahead, as in Nesterov's momentum.
+    With another `beta3` it is `beta3 m + (1 - beta3) G` of the old average, similar to Nesterov's momentum.
     """
     if beta3 == beta1:
         average.lerp_(grad, 1 - beta1)
@@ -37,7 +37,7 @@ def has_second_moment(config: Grafting | None) -> bool:
 
 
 def update_second_moment(second_moment: Tensor, grad: Tensor, config: Grafting) -> None:
-    """Adds the gradient to `V`, in place; any shape, elementwise."""
+    """Adds the squared gradient to `V`, in place, for any shape."""
     if isinstance(config, AdaGradGrafting):
         second_moment.addcmul_(grad, grad)
     elif isinstance(config, RMSpropGrafting | AdamGrafting):
@@ -47,7 +47,7 @@ def update_second_moment(second_moment: Tensor, grad: Tensor, config: Grafting) 
 def grafted_step(
     filtered_grad: Tensor, second_moment: Tensor, config: Grafting, *, correction: float, out: Tensor
 ) -> Tensor:
-    """The diagonal method's direction for `filtered_grad`, written to `out` (which may not be an argument).
+    """Writes the diagonal method's direction for `filtered_grad` to `out`, which must not be another argument.
 
     `correction` is Adam's `1 - beta2^t`; the others do not use it.
     """
@@ -60,12 +60,12 @@ def grafted_step(
 
 
 class BlockGroup:
-    """The blocks of one shape: which blocks of the shard, where they lie in its flat buffers, and their factors.
+    """The blocks of one shape: their numbers in the shard, their place in its flat buffers, and their factors.
 
     Args:
-        rows: the blocks, among those of the shard.
-        elements: their part of every flat buffer.
-        grad_N, grafted_N: the shard's scratch; `grafted_N` is empty without grafting. Seen as [K, *S] by
+        rows: numbers of the blocks in the shard.
+        elements: their slice of every flat buffer.
+        grad_N, grafted_N: the shard's scratch; `grafted_N` is empty without grafting. Viewed as [K, *S] by
             `grad_KS`, `grafted_KS` and, after `set_out`, `out_KS`.
     """
 
@@ -83,11 +83,11 @@ class BlockGroup:
 
 
 def graft(parts: Sequence[BlockGroup], root_status_K: Tensor) -> None:
-    """Gives every direction the length of its block's grafted step; a block without one takes that step itself.
+    """Scales every direction to the length of its block's grafted step; a block without direction takes that step.
 
     Args:
-        parts: all of a shard; `out_KS` is changed.
-        root_status_K: of their blocks, in order, on the CPU.
+        parts: all parts of a shard; `out_KS` is changed.
+        root_status_K: status of their blocks, in order, on the CPU.
     """
     own_K, wanted_K = _lengths([part.out_KS for part in parts]), _lengths([part.grafted_KS for part in parts])
     finite = math.isfinite(float((own_K + wanted_K).sum()))
@@ -109,7 +109,7 @@ def graft(parts: Sequence[BlockGroup], root_status_K: Tensor) -> None:
 
 
 def stop_lost(parts: Sequence[BlockGroup]) -> None:
-    """Stops a block whose direction overflowed, where there is no grafted step to take."""
+    """Zeroes the direction of a block if it overflowed and there is no grafted step."""
     for part in parts:
         usable_K = all_finite(part.out_KS)
         if not usable_K.all():

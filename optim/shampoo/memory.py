@@ -1,7 +1,7 @@
 """Flat buffers and stacks in which every block starts on an aligned address.
 
-A matrix product may round differently when its operands begin elsewhere within a cache line. With every block aligned,
-a block's result does not depend on the blocks beside it, and any number of ranks takes the same step to the bit.
+A matrix product may round differently if its operands are aligned differently. With every block aligned, its result
+does not depend on the neighbouring blocks, and any number of ranks takes the same step to the bit.
 """
 
 import math
@@ -20,18 +20,18 @@ def padded(numel: int) -> int:
 
 
 def aligned_zeros(num_blocks: int, shape: Shape, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros of shape [K, *S]; blocks lie apart where their size asks for it."""
+    """Allocates zeros of shape [K, *S], with every block aligned."""
     numel = padded(math.prod(shape))
     return stack_view(torch.zeros(num_blocks * numel, dtype=dtype, device=device), num_blocks, shape)
 
 
 def stack_view(flat_N: Tensor, num_blocks: int, shape: Shape) -> Tensor:
-    """A flat buffer of K padded blocks as [K, *S]."""
+    """Returns a flat buffer of K padded blocks as [K, *S]."""
     return flat_N.view(num_blocks, -1)[:, : math.prod(shape)].view(num_blocks, *shape)
 
 
 class Layout:
-    """Places of blocks behind each other in a flat buffer of `numel` elements."""
+    """The places of consecutive blocks in a flat buffer of `numel` elements."""
 
     def __init__(self, blocks: Sequence[ParameterBlock]) -> None:
         self.blocks = list(blocks)
@@ -42,11 +42,11 @@ class Layout:
             self.numel += padded(block.numel)
 
     def elements(self, first: int, last: int) -> slice:
-        """The part of the buffer with the blocks `first` to `last`, padding included."""
+        """Returns the slice of the buffer with the blocks `first` to `last`, including padding."""
         return slice(self.starts[first], self.starts[last] + padded(self.blocks[last].numel))
 
     def views(self, flat_N: Tensor) -> list[Tensor]:
-        """One view per block, in its shape."""
+        """Returns one view per block, in its shape."""
         return [
             flat_N[start : start + block.numel].view(block.shape)
             for start, block in zip(self.starts, self.blocks, strict=True)

@@ -25,55 +25,56 @@ from dlrmctl.optim.shampoo.factors import FAILED, ExponentOverride
 from dlrmctl.optim.shampoo.gradients import checked_gradients, parameter_name
 from dlrmctl.optim.shampoo.settings import checked_group
 
-_NUM_NAMED = 3  # blocks that a report of failures names
+_NUM_NAMED = 3  # blocks that a report of failures lists
 
 
 class DistributedShampoo(Optimizer):
-    """Shampoo with grafting; on one process or, with a process group, on many.
+    """Shampoo with grafting, in one process or, with a process group, in several.
 
     Args:
         params: parameters, named parameters, or groups of them; every setting below can differ per group.
         lr: learning rate.
-        betas: of the filtered gradient (0: none) and of the factor matrices (1: a plain sum, as in AdaGrad).
-        beta3: weight of the old average in the direction, for a Nesterov-like look ahead; -1 means beta1.
-        epsilon: added to the diagonal of every factor matrix. None: `relative_epsilon` times its mean eigenvalue,
-            which is the safer choice in float32, whatever the scale of the gradients.
+        betas: decay of the filtered gradient (0: none) and of the factor matrices (1: a plain sum, as in AdaGrad).
+        beta3: weight of the old average in the direction, similar to Nesterov's momentum; -1 means beta1.
+        epsilon: added to the diagonal of every factor matrix. None: `relative_epsilon` times its mean eigenvalue, which
+            is safer in float32, at any scale of the gradients.
         momentum, dampening, use_nesterov: heavy-ball momentum on the finished direction.
         weight_decay, use_decoupled_weight_decay: added to the direction (AdamW), or to the gradient (L2).
-        weight_decay_type: instead of the flag, also for decay that follows a schedule: "l2", "decoupled", "corrected"
-            (times lr / peak_lr) or "independent" (divided by peak_lr); see `settings.decay_of_weights`.
-        peak_lr: the highest learning rate of the schedule; None for `lr` as given here.
+        weight_decay_type: replaces the flag: "l2", "decoupled", "corrected" (times lr / peak_lr) or "independent"
+            (divided by peak_lr); see `settings.decay_of_weights`.
+        peak_lr: the highest learning rate of the schedule; None means `lr`.
         max_preconditioner_dim: larger dimensions are split into blocks of this size.
-        merge_small_dims: first merge neighbouring dimensions while their product is at most the size above.
-        precondition_vectors: whether biases (and whatever else has one dimension) get a factor matrix; without one
-            they take the step of the grafting method, which is much cheaper.
+        merge_small_dims: first merge neighbouring dimensions while their product is at most `max_preconditioner_dim`.
+        precondition_vectors: whether biases and other parameters of one dimension get a factor matrix; without one they
+            take the step of the grafting method, which is much cheaper.
         precondition_frequency: steps between two refreshes of the root inverses.
         refresh_schedule: "constant", or "doubling": roots are refreshed at steps 1, 2, 4, 8, ... until the frequency is
-            reached, and factor matrices are updated at every step for the first 8 intervals. Statistics change fast at
-            first and slowly later; see `plan.refresh_due`.
-        start_preconditioning_step: until then grafting alone. -1: the first refresh, at the frequency or at step 1.
+            reached, and factor matrices are updated at every step for the first 8 intervals. Statistics change fast
+            early in training and slowly later; see `plan.refresh_due`.
+        start_preconditioning_step: before this step, only grafting. -1: the first refresh, at the frequency or at step
+            1.
         stagger_refresh: refresh a few blocks every step instead of all at once, so that no step is much longer.
         statistics_frequency: steps between two updates of the factor matrices.
         inverse_exponent_override: exponent p of F ** -p instead of 1 / (2 * order): one for all, or {order: p} or
             {order: {dimension: p}}. A dimension with exponent 0 has no factor matrix: {2: {1: 0}} is one-sided.
-        use_bias_correction: of the filtered gradient and the factor matrices.
-        grafting_config: whose step length is borrowed, per block; None for Shampoo's own.
+        use_bias_correction: whether to correct the bias of the filtered gradient and the factor matrices.
+        grafting_config: the method that gives each block its step length; None means Shampoo's own.
         preconditioner_config: RootInverse (Shampoo), Eigendecomposed (the same from kept eigenvectors),
-            EigenvalueCorrected (SOAP), or None: the grafting method alone.
-        communication_dtype: type of the directions on the wire, None for their own.
+            EigenvalueCorrected (SOAP), or None for the grafting method alone.
+        communication_dtype: type in which directions are sent; None means their own.
         use_float32_scalars: round the learning rate and bias corrections to float32, as Meta's implementation does;
             only to repeat its trajectories in float64.
-        process_group: the ranks that share the work; None for this process alone.
+        process_group: the ranks that share the work; None means this process alone.
 
     State is float32, or float64 for float64 parameters; weights of other types are updated from it.
 
     Attributes:
-        num_failed_roots: refreshes of blocks that failed so far, on this rank; such a block goes on with its last good
-            roots, or with grafting alone. `failed_roots_report` says which.
-        part_times: None, or where to measure the parts of a step (see `costs.PartTimes`).
+        num_failed_roots: refreshes of blocks that failed so far, on this rank; such a block keeps its last good roots,
+            or uses grafting alone. `failed_roots_report` lists them.
+        part_times: None, or the timer of the parts of a step (see `costs.PartTimes`).
 
     Raises:
-        ValueError: for a setting out of range or a parameter that is complex.
+        ValueError: if a setting is out of range or a parameter is complex.
     """
 
     def __init__(
@@ -145,18 +146,18 @@ class DistributedShampoo(Optimizer):
         return num_failed_roots(self._division)
 
     def failed_roots_report(self) -> str:
-        """One line, "" when nothing failed: "2 root inverses failed: mlp.0.weight block 3 (kept the last good one)"."""
+        """One line, "" if nothing failed: "2 root inverses failed: mlp.0.weight block 3 (kept the last good one)"."""
         return failed_roots(self._division, self.param_groups)
 
     def costs(self) -> list[ParameterCost]:
-        """Multiplications per step and bytes of state of every parameter, in order."""
+        """Returns the multiplications per step and bytes of state of every parameter, in order."""
         return parameter_costs(self._division, self.param_groups)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; returns the closure's loss.
+        """Takes a step; returns the closure's loss.
 
-        A parameter without a gradient does not move. With a process group every rank must call it.
+        A parameter without a gradient does not change. With a process group every rank must call it.
 
         Raises:
             NonFiniteGradientError: before anything is changed, if a gradient holds NaN or infinity.
@@ -169,7 +170,7 @@ class DistributedShampoo(Optimizer):
         with timed("gradients"):
             grads = checked_gradients(self.param_groups)
         for group in self.param_groups:
-            group["step"] += 1  # whether or not there are gradients, so that ranks agree
+            group["step"] += 1  # even without gradients, so that ranks agree
         self._division.compute(self.param_groups, grads, timed)
         with timed("communication"):
             self._division.exchange()
@@ -185,7 +186,7 @@ class DistributedShampoo(Optimizer):
             for i, p in enumerate(group["params"]):
                 if p.is_complex():
                     name = parameter_name(group, i, len(self.param_groups) - 1)
-                    raise ValueError(f"{name} is complex; Shampoo takes real parameters: view it as real")
+                    raise ValueError(f"{name} is complex; Shampoo needs real parameters: use torch.view_as_real")
         except ValueError:
             self.param_groups.pop()
             raise
@@ -196,11 +197,11 @@ class DistributedShampoo(Optimizer):
             entries |= {f"block_{block.number}/{name}": tensor for name, tensor in tensors.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of this rank's blocks, as in torch.optim; plain data, which `weights_only=True` loads."""
+        """Returns the state of this rank's blocks, as in torch.optim; plain data, which `weights_only=True` loads."""
         return state.to_plain(super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over state and settings saved by `state_dict` on the same rank of as many ranks.
+        """Loads state and settings saved by `state_dict` on the same rank of the same number of ranks.
 
         Raises:
             ValueError: before anything is changed, if groups, blocks or their shapes differ.
@@ -208,13 +209,13 @@ class DistributedShampoo(Optimizer):
         state.load_plain(self, state_dict)
 
     def blocks_state_dict(self, named: Mapping[str, Parameter]) -> dict[str, Tensor]:
-        """This rank's state by names that do not depend on the number of ranks: "mlp.0.weight/block_3/factor_0".
+        """Returns this rank's state, with names that do not depend on the number of ranks.
 
-        The tensors are live: what torch.distributed.checkpoint reads into them is loaded. Besides its own blocks
-        every rank holds the step counters, "group_0/step".
+        A name is "mlp.0.weight/block_3/factor_0". The tensors are live: reading a checkpoint into them loads it.
+        Besides its own blocks every rank has the step counters, "group_0/step".
 
         Args:
-            named: name of every parameter, as from `model.named_parameters()`; others are ignored.
+            named: names of all parameters, as from `model.named_parameters()`; others are ignored.
 
         Raises:
             ValueError: if a parameter of the optimizer has no name.
@@ -222,7 +223,7 @@ class DistributedShampoo(Optimizer):
         return state.blocks_state_dict(self, named)
 
     def load_blocks_state_dict(self, named: Mapping[str, Parameter], state_dict: Mapping[str, Tensor]) -> None:
-        """Takes this rank's blocks out of `state_dict`, which may hold those of all ranks.
+        """Loads this rank's blocks from `state_dict`, which may hold those of all ranks.
 
         Raises:
             ValueError: before anything is changed, if a block is missing or has another shape.
@@ -245,13 +246,13 @@ def num_failed_roots(division: Division) -> int:
 
 
 def failed_roots(division: Division, groups: Sequence[dict[str, Any]]) -> str:
-    """Names the blocks of this rank that failed, in one line, the worst first."""
+    """Reports the blocks of this rank that failed, in one line, the worst first."""
     items: list[tuple[int, int, str]] = []
     for (g, _), shard in division.shards.items():
         for index, times in shard.failures.items():
             block = shard.blocks[index]
             alone = int(shard.block_state(index)["root_status"]) == FAILED
-            # Without grafting and without roots the direction is the gradient itself.
+            # Without grafting and roots the direction is the gradient.
             instead = "kept the last good one" if not alone else "takes the grafted step"
             if alone and groups[g]["grafting_config"] is None:
                 instead = "takes the gradient itself"
@@ -267,7 +268,7 @@ def failed_roots(division: Division, groups: Sequence[dict[str, Any]]) -> str:
 
 
 def parameter_costs(division: Division, groups: Sequence[dict[str, Any]]) -> list[ParameterCost]:
-    """Costs over all ranks, bytes on this one."""
+    """Returns costs over all ranks, and bytes on this one."""
     costs = []
     for g, group in enumerate(groups):
         state_bytes: dict[int, int] = {}

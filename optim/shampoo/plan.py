@@ -1,6 +1,6 @@
-"""Plans a parameter group: its blocks, the rank that owns each, and the steps at which its roots are due.
+"""Plans a parameter group: its blocks, the rank that owns each block, and the steps at which roots are refreshed.
 
-Pure, deterministic, equal on every rank.
+Everything here is deterministic and equal on every rank.
 """
 
 import math
@@ -21,7 +21,7 @@ _DENSE_INTERVALS = 8  # of `statistics_frequency`, in which "doubling" updates t
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """Cuts by position of the parameter; blocks by kind and rank, in the order they lie in the rank's buffers."""
+    """Cuts by position of the parameter; blocks by kind and rank, in the order of the rank's buffers."""
 
     cuts: list[ParameterCut]
     blocks_of_rank: dict[Kind, list[list[ParameterBlock]]]
@@ -33,7 +33,7 @@ def plan_group(group_index: int, group: dict[str, Any], loads: list[float]) -> G
     """Cuts the parameters of a group into blocks and gives every block an owner.
 
     Args:
-        loads: what the ranks carry already, in multiplications per step; the group's blocks are added in place.
+        loads: the ranks' work so far, in multiplications per step; the group's blocks are added in place.
     """
     limit, merge = group["max_preconditioner_dim"], group["merge_small_dims"]
     cuts = [cut_parameter(p, limit=limit, merge=merge) for p in group["params"]]
@@ -41,7 +41,7 @@ def plan_group(group_index: int, group: dict[str, Any], loads: list[float]) -> G
     for position, cut in enumerate(cuts):
         order = len(cut.shape)
         diagonal, dims = preconditioning(order, group)
-        if diagonal and order == 1:  # nothing is gained by cutting what is elementwise, and biases are many
+        if diagonal and order == 1:  # cutting elementwise work gains nothing, and biases are many
             cuts[position] = cut = cut_parameter(group["params"][position], limit=max(*cut.shape, 1), merge=False)
         blocks += [
             ParameterBlock(group_index, position, n, cut.region_shape(n), diagonal, dims)
@@ -50,7 +50,7 @@ def plan_group(group_index: int, group: dict[str, Any], loads: list[float]) -> G
 
     frequency, every = group["precondition_frequency"], group["statistics_frequency"]
     turns: list[int | None] = [None] * len(blocks)
-    if group["stagger_refresh"]:  # by the blocks alone: the same on any number of ranks
+    if group["stagger_refresh"]:  # depends on the blocks alone: the same on any number of ranks
         turns = [*spread([root_cost(block) for block in blocks], frequency)]
 
     costs = [step_cost(block, precondition_frequency=frequency, statistics_frequency=every) for block in blocks]
@@ -65,7 +65,7 @@ def plan_group(group_index: int, group: dict[str, Any], loads: list[float]) -> G
 
 
 def preconditioning(order: int, group: dict[str, Any]) -> tuple[bool, tuple[int, ...]]:
-    """Tells whether blocks of so many dimensions are diagonal, and which of these have a factor matrix."""
+    """Returns whether blocks with this number of dimensions are diagonal, and which dimensions have a factor matrix."""
     config = group["preconditioner_config"]
     if config is None or (order == 1 and not group["precondition_vectors"]):
         return True, ()
@@ -73,15 +73,15 @@ def preconditioning(order: int, group: dict[str, Any]) -> tuple[bool, tuple[int,
 
 
 def spread(costs: Sequence[float], num_bins: int, loads: list[float] | None = None) -> list[int]:
-    """Puts each item into the least loaded bin, the largest cost first; ties go to the earlier item and bin.
+    """Assigns each item to the least loaded bin, the largest cost first; ties go to the earlier item and bin.
 
     Args:
         costs: one per item.
         num_bins: ranks, or steps of a refresh cycle; >= 1.
-        loads: what the bins already carry; changed in place.
+        loads: loads of the bins so far; changed in place.
 
     Returns:
-        The bin of each item, in the order of `costs`. No bin carries more than the mean plus the largest item.
+        The bin of each item, in the order of `costs`. No bin has more than the mean plus the largest item.
     """
     loads = [0.0] * num_bins if loads is None else loads
     bins = [0] * len(costs)
@@ -94,16 +94,17 @@ def spread(costs: Sequence[float], num_bins: int, loads: list[float] | None = No
 def refresh_due(
     step: int, *, frequency: int, start: float, turn: int | None, schedule: str = REFRESH_SCHEDULES[0]
 ) -> bool:
-    """Whether a block's roots are refreshed at `step` (counted from 1).
+    """Returns whether a block's roots are refreshed at `step` (counted from 1).
 
-    "constant": without a turn at `start` and then at every multiple of `frequency`. With a turn (0 <= turn < frequency)
-    once in every `frequency` steps, for the first time in the last `frequency` steps up to `start`, so that no step has
-    more to do than any other and no root in use is older than `frequency` steps. Where `start` leaves no room for that,
-    the first time is `start`.
+    "constant": without a turn, at `start` and then at every multiple of `frequency`. With a turn (0 <= turn <
+    frequency), once in every `frequency` steps, for the first time in the last `frequency` steps up to `start`, so that
+    all steps have equal work and no root in use is older than `frequency` steps. If `start` is too early for that, the
+    first time is `start`.
 
-    "doubling": at about 1, 2, 4, 8, ... and at last every `frequency` steps, whatever `start` is. A block's first late
-    refresh has a step of its own, `frequency + 1 + turn` (without a turn, `frequency`); the early ones are at half of
-    it, a quarter of it, and so on, rounded down, to 1. So they spread by themselves, the later the thinner.
+    "doubling": at about 1, 2, 4, 8, ... and finally every `frequency` steps, whatever `start` is. A block's first late
+    refresh is at `frequency + 1 + turn` (without a turn, `frequency`), and the early ones at half of it, a quarter of
+    it, and so on, rounded down, to 1. So blocks with different turns spread over the steps, later refreshes more
+    widely.
     """
     if schedule == "doubling":
         late = _first_late(frequency, turn)
@@ -123,7 +124,7 @@ def _first_late(frequency: int, turn: int | None) -> int:
 
 
 def mean_refreshes(steps: int, settings: dict[str, Any]) -> float:
-    """How often a block's roots are refreshed in the first `steps` steps of a group, the mean over all turns."""
+    """Returns the number of refreshes of a block in the first `steps` steps of a group, the mean over all turns."""
     frequency, start = settings["precondition_frequency"], settings["start_preconditioning_step"]
     turns = range(frequency) if settings["stagger_refresh"] else (None,)
     schedule = settings["refresh_schedule"]
@@ -132,7 +133,7 @@ def mean_refreshes(steps: int, settings: dict[str, Any]) -> float:
 
 
 def num_refreshes(steps: int, *, frequency: int, start: float, turn: int | None, schedule: str) -> int:
-    """At how many of the first `steps` steps `refresh_due` holds."""
+    """Returns at how many of the first `steps` steps `refresh_due` is true."""
     if start == math.inf:
         return 0
     if schedule == "doubling":
@@ -150,9 +151,9 @@ def num_refreshes(steps: int, *, frequency: int, start: float, turn: int | None,
 
 
 def statistics_span(step: int, *, frequency: int, schedule: str) -> int:
-    """How many steps the products taken at `step` stand for; 0: none are taken.
+    """Returns the number of steps that the products taken at `step` represent; 0 means none are taken.
 
-    Every `frequency` steps, for so many; with "doubling" first at every step, while factor matrices change fast.
+    They are taken every `frequency` steps; with "doubling" at every step early on, while factor matrices change fast.
     """
     if schedule == "doubling" and step <= _DENSE_INTERVALS * frequency:
         return 1
@@ -160,14 +161,14 @@ def statistics_span(step: int, *, frequency: int, schedule: str) -> int:
 
 
 def statistics_seen(step: int, *, frequency: int, schedule: str) -> int:
-    """How many steps all products up to `step` stand for."""
+    """Returns the number of steps that all products up to `step` represent."""
     if schedule == "doubling" and step <= _DENSE_INTERVALS * frequency:
         return step
     return frequency * ((step - 1) // frequency + 1)
 
 
 def num_statistics(steps: int, settings: dict[str, Any]) -> int:
-    """How often factor matrices are updated in the first `steps` steps of a group."""
+    """Returns the number of updates of factor matrices in the first `steps` steps of a group."""
     frequency = settings["statistics_frequency"]
     early = _DENSE_INTERVALS * frequency if settings["refresh_schedule"] == "doubling" else 0
     return min(steps, early) + (max(steps - early, 0) + frequency - 1) // frequency

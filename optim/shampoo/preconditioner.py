@@ -1,4 +1,4 @@
-"""Three ways to a direction from the factor matrices of K blocks of one shape.
+"""Three ways to compute directions from the factor matrices of K blocks of one shape.
 
 - root inverses: `H x_1 R_1 ... x_o R_o` with `R_k = F_k ** -1/(2 o)` (Gupta et al., arXiv:1802.09568);
 - the same from kept eigenvectors and eigenvalues (Shi et al., arXiv:2309.06497);
@@ -24,11 +24,11 @@ from dlrmctl.optim.shampoo.factors import FactorStack, Index, RootSettings, add_
 from dlrmctl.optim.shampoo.roots import damped, eigendecomposition, eigh, inverse_root, lifted, root_of, turned_basis
 
 Dims = tuple[int, ...]
-_EIGENVALUE_EPSILON = 1e-8  # beside the root of a second moment, as in Adam; there is no factor to be relative to
+_EIGENVALUE_EPSILON = 1e-8  # added to the root of a second moment, as in Adam
 
 
 class _RootedStack(FactorStack):
-    """Root inverses, or their eigendecomposed form: the direction is a product with a root of each factor."""
+    """Root inverses, or their eigendecomposed form: the direction is the product with a root of each factor."""
 
     config: RootInverse | Eigendecomposed
 
@@ -48,7 +48,7 @@ class _RootedStack(FactorStack):
 
     @abstractmethod
     def _roots(self, settings: RootSettings) -> list[Tensor]:
-        """R of every preconditioned dimension."""
+        """Returns R of every preconditioned dimension."""
 
     def direction(self, filtered_KS: Tensor, settings: RootSettings, *, out: Tensor) -> None:
         multiply(filtered_KS, self.dims, self._roots(settings), out=out, scratch=self._scratch_KS)
@@ -84,7 +84,7 @@ class RootStack(_RootedStack):
 
 
 class EigendecomposedStack(_RootedStack):
-    """Keeps eigenvectors and eigenvalues; the root is taken of them whenever it is used."""
+    """Keeps eigenvectors and eigenvalues, and takes the root of them at every use."""
 
     config: Eigendecomposed
     made_name = "basis"
@@ -127,7 +127,7 @@ class EigendecomposedStack(_RootedStack):
 
 
 class EigenStack(FactorStack):
-    """Uses the eigenbases of the factor matrices, and a second moment of the gradient as seen in them."""
+    """Uses the eigenbases of the factor matrices, and the second moment of the gradient in them."""
 
     made_name = "basis"
 
@@ -144,7 +144,7 @@ class EigenStack(FactorStack):
     def _make(
         self, i: int, index: Index, corrected_KNN: Tensor, settings: RootSettings
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        # Damped although only the basis is wanted: it settles the directions that no gradient has had yet.
+        # Damped although only the basis is used, to determine directions without gradients so far.
         damped_KNN = damped(corrected_KNN, self._epsilon(corrected_KNN, settings))
         if self.config.method == "eigh":
             basis_KNN = eigh(damped_KNN)[1]
@@ -158,7 +158,7 @@ class EigenStack(FactorStack):
         return (basis_KNN,), all_finite(basis_KNN)
 
     def _seen(self, tensor_KS: Tensor) -> Tensor:
-        """The tensor in the eigenbases; valid until the next call."""
+        """Returns the tensor in the eigenbases; valid until the next call."""
         turned = [basis_KNN.mT for basis_KNN in self.made]
         return multiply(tensor_KS, self.dims, turned, out=self._seen_KS, scratch=self._scratch_KS)
 
@@ -181,7 +181,7 @@ class EigenStack(FactorStack):
 
 
 def make_stack(shape: Shape, dims: Dims, config: Preconditioner, **where: Any) -> FactorStack:
-    """The stack for a configuration; `where` is what FactorStack takes besides."""
+    """Returns the stack for a configuration; `where` holds the other arguments of FactorStack."""
     kinds: dict[type, type[FactorStack]] = {
         RootInverse: RootStack,
         Eigendecomposed: EigendecomposedStack,

@@ -1,12 +1,12 @@
 """Inverse roots and eigenbases of stacks of factor matrices, by decomposition or by coupled iterations.
 
-Shapes: K matrices of N x N, stacked: [K, N, N]. A matrix that cannot be decomposed yields NaN in its own place and
-never an exception, so that its block can fall back alone.
+Shapes: K matrices of N x N, stacked: [K, N, N]. A matrix that cannot be decomposed yields NaN instead of an exception,
+so that only its block falls back.
 
-Coupled iterations are matrix products alone, which accelerators like better than eigh. For `A ** (-1/p)` two sequences
+Coupled iterations use only matrix products, which are faster than eigh on accelerators. For `A ** (-1/p)` two sequences
 move together, `X` to the root and `M = X^p A` to the identity:
 
-    X <- X T,   M <- T^p M,   T = an approximation of M ** (-1/p) that is right near the identity
+    X <- X T,   M <- T^p M,   T = an approximation of M ** (-1/p) near the identity
 
 Newton's `T = ((p + 1) I - M) / p` is the binomial series of `(I - (I - M)) ** (-1/p)` cut after its second term; a
 method of higher order keeps more of it. Source: Guo and Higham, SIAM J. Matrix Anal. Appl. 28 (2006); Lakic, ZAMM 78
@@ -20,16 +20,16 @@ from torch import Tensor
 
 from dlrmctl.optim.shampoo.configs import Eigendecomposed, RootInverse
 
-_LARGEST_POWER = 16  # of a matrix inside an iteration; rounding grows with it
-_ACCEPTED_RESIDUAL = 0.1  # largest entry of X^p A - I; beyond it the iteration has not found the root
-_DIVERGED = 1.2  # an error that grows by this factor will not come back
+_LARGEST_POWER = 16  # of a matrix in an iteration; rounding errors grow with it
+_ACCEPTED_RESIDUAL = 0.1  # largest entry of X^p A - I at which the iteration has found the root
+_DIVERGED = 1.2  # an error that grows by this factor means divergence
 
 
 def regularization(factor_KNN: Tensor, epsilon: float | None, relative_epsilon: float) -> Tensor:
-    """The number to add to the diagonal of each factor matrix, [K].
+    """Returns the number to add to the diagonal of each factor matrix, [K].
 
-    `epsilon` for all of them when it is given. Otherwise `relative_epsilon` times the factor's mean eigenvalue, which
-    makes the damping independent of the gradient's scale; a zero matrix gets 1, so that its root is the identity.
+    If given, `epsilon` for all. Otherwise `relative_epsilon` times the factor's mean eigenvalue, which makes the
+    damping independent of the gradient's scale; a zero matrix gets 1, so that its root is the identity.
     """
     if epsilon is not None:
         return factor_KNN.new_full((factor_KNN.shape[0],), epsilon)
@@ -38,14 +38,14 @@ def regularization(factor_KNN: Tensor, epsilon: float | None, relative_epsilon: 
 
 
 def damped(factor_KNN: Tensor, epsilon_K: Tensor) -> Tensor:
-    """A copy with something added to the diagonal: `F + epsilon I`."""
+    """Returns a copy with epsilon added to the diagonal: `F + epsilon I`."""
     damped_KNN = factor_KNN.clone()
     damped_KNN.diagonal(dim1=-2, dim2=-1).add_(epsilon_K[:, None])
     return damped_KNN
 
 
 def trace_scaled(factor_KNN: Tensor, floor: float) -> Tensor:
-    """Each matrix divided by the square root of its trace, or of `floor` where that is larger.
+    """Divides each matrix by the square root of its trace, or of `floor` if that is larger.
 
     Source: Eschenhagen et al., arXiv:2506.03595: as if both sides of a block shared one scale.
     """
@@ -54,7 +54,7 @@ def trace_scaled(factor_KNN: Tensor, floor: float) -> Tensor:
 
 
 def inverse_root(factor_KNN: Tensor, exponent: float, epsilon_K: Tensor, config: RootInverse) -> Tensor:
-    """The inverse root `(F + epsilon I) ** -exponent` of each symmetric positive semidefinite matrix of the stack.
+    """Computes `(F + epsilon I) ** -exponent` of each symmetric positive semidefinite matrix of the stack.
 
     Args:
         factor_KNN: float32 or float64.
@@ -88,10 +88,10 @@ def inverse_root(factor_KNN: Tensor, exponent: float, epsilon_K: Tensor, config:
 def eigendecomposition(
     factor_KNN: Tensor, epsilon_K: Tensor, config: RootInverse | Eigendecomposed
 ) -> tuple[Tensor, Tensor]:
-    """Eigenvalues [K, N] of `F + epsilon I`, made positive, and the eigenvectors in columns.
+    """Returns eigenvalues [K, N] of `F + epsilon I`, made positive, and the eigenvectors in columns.
 
-    An eigenvalue that rounding has pushed below epsilon shifts the whole spectrum up until the smallest is epsilon.
-    The pseudo-inverse adds nothing; what it leaves out is infinite, so that its inverse is 0.
+    If rounding made an eigenvalue smaller than epsilon, the whole spectrum is shifted up until the smallest is epsilon.
+    The pseudo-inverse adds nothing; eigenvalues that it drops are infinite, so that their inverse is 0.
     """
     if config.method != "pseudo_inverse":
         values_KN, vectors_KNN = eigh(damped(factor_KNN, epsilon_K))
@@ -102,32 +102,32 @@ def eigendecomposition(
         tolerance = values_KN.shape[1] * torch.finfo(values_KN.dtype).eps
     largest_K1 = values_KN[:, -1:]
     kept_KN = torch.where(values_KN <= tolerance * largest_K1.clamp_min(0), torch.inf, values_KN)
-    # A matrix of zeros has seen no gradient: its root is the identity, not a wall for the first one.
+    # A matrix of zeros has seen no gradient: its root is the identity.
     return torch.where(largest_K1 <= 0, torch.ones_like(kept_KN), kept_KN), vectors_KNN
 
 
 def lifted(values_KN: Tensor, epsilon_K: Tensor) -> Tensor:
-    """Every spectrum whose smallest value lies below its epsilon, moved up to it."""
+    """Shifts every spectrum whose smallest value is below its epsilon up to it."""
     smallest_K = values_KN.amin(-1)
     shift_K = torch.where(smallest_K < epsilon_K, epsilon_K - smallest_K, torch.zeros_like(smallest_K))
     return values_KN + shift_K[:, None]
 
 
 def root_of(values_KN: Tensor, vectors_KNN: Tensor, exponent: float) -> Tensor:
-    """The inverse root from eigenvalues and eigenvectors: `Q diag(l ** -exponent) Q^T`."""
+    """Returns the inverse root from eigenvalues and eigenvectors: `Q diag(l ** -exponent) Q^T`."""
     return (vectors_KNN * values_KN.pow(-exponent)[:, None, :]) @ vectors_KNN.mT
 
 
 def turned_basis(
     factor_KNN: Tensor, basis_KNN: Tensor, *, max_iterations: int, tolerance: float
 ) -> tuple[Tensor, Tensor]:
-    """Turns each basis towards the eigenvectors of its factor matrix by QR iterations.
+    """Rotates each basis towards the eigenvectors of its factor matrix by QR iterations.
 
     With `B = Q^T F Q`, one iteration is `B = Q' R'`, `B <- R' Q'`, `Q <- Q Q'`. A matrix stops once the part of B off
     the diagonal is at most `tolerance` of it (Frobenius norms).
 
     Returns:
-        The diagonal of B, rising, [K, N], and the columns of the basis in that order, [K, N, N].
+        The diagonal of B in ascending order, [K, N], and the columns of the basis in that order, [K, N, N].
     """
     seen_KNN = basis_KNN.mT @ factor_KNN @ basis_KNN
     for _ in range(max_iterations):
@@ -143,10 +143,10 @@ def turned_basis(
 
 
 def eigh(matrix_KNN: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (ascending) and eigenvectors; a failure is tried again in float64, matrix by matrix."""
+    """Returns eigenvalues (ascending) and eigenvectors; after a failure it tries each matrix again in float64."""
     try:
         return torch.linalg.eigh(matrix_KNN)
-    except RuntimeError:  # LinAlgError, or a backend's own: one bad matrix fails the whole stack
+    except RuntimeError:  # LinAlgError, or a backend's own error: one bad matrix fails the whole stack
         results = [_eigh_float64(matrix_NN) for matrix_NN in matrix_KNN]
         return torch.stack([values for values, _ in results]), torch.stack([vectors for _, vectors in results])
 
@@ -160,7 +160,7 @@ def _eigh_float64(matrix_NN: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def iterable_exponent(exponent: float, *, order: int | None) -> Fraction | None:
-    """The exponent as a fraction the iterations can do, or None. Newton (`order` None) does roots only: 1 / p."""
+    """Returns the exponent as a fraction that the iterations support, or None. Newton (`order` None) needs 1 / p."""
     fraction = Fraction(exponent).limit_denominator(_LARGEST_POWER)
     if abs(fraction - Fraction(exponent)) > 1e-9 or not 1 <= fraction.numerator <= _LARGEST_POWER:
         return None
@@ -170,18 +170,18 @@ def iterable_exponent(exponent: float, *, order: int | None) -> Fraction | None:
 def coupled_inverse_root(
     matrix_KNN: Tensor, exponent: Fraction, *, order: int | None, max_iterations: int, tolerance: float
 ) -> tuple[Tensor, Tensor]:
-    """Iterates to `A ** -exponent` of each symmetric positive definite matrix.
+    """Computes `A ** -exponent` of each symmetric positive definite matrix by iteration.
 
     Args:
         matrix_KNN: K matrices of N x N, float32 or float64.
         exponent: q / p from `iterable_exponent`; the iteration finds `A ** (-1/p)`, whose q-th power is returned.
-        order: None for Newton's method started from the Frobenius norm; an integer >= 2 for the series with that many
-            terms, started from the trace, after one of Newton's steps, which brings M close enough.
+        order: None for Newton's method, started from the Frobenius norm; an integer >= 2 for the series with that many
+            terms, started from the trace, after a Newton step, which brings M close enough.
         max_iterations: >= 1.
         tolerance: a matrix is finished when the largest entry of `M - I` is at most this, or no longer falls.
 
     Returns:
-        The roots [K, N, N], and which of them are right [K], bool; the others may hold anything, NaN included.
+        The roots [K, N, N], and which of them are valid [K], bool; the others may hold any values, including NaN.
     """
     p, q = exponent.denominator, exponent.numerator
     eye_NN = torch.eye(matrix_KNN.shape[-1], dtype=matrix_KNN.dtype, device=matrix_KNN.device)
@@ -200,7 +200,7 @@ def coupled_inverse_root(
         turn_KNN = _series(eye_NN - near_KNN, eye_NN, p, terms)
         new_root_KNN, new_near_KNN = root_KNN @ turn_KNN, torch.linalg.matrix_power(turn_KNN, p) @ near_KNN
         new_error_K = _largest(new_near_KNN - eye_NN)
-        # Far from the identity the error may stand still for many steps; near it, standing still is the end.
+        # Far from the identity the error may stall for many steps; near it, a stall is the end.
         worse_K = ~(new_error_K <= _DIVERGED * error_K) | ((new_error_K >= error_K) & (error_K < 1e-3))
         taken_K11 = (going_K & ~worse_K)[:, None, None]
         root_KNN = torch.where(taken_K11, new_root_KNN, root_KNN)
@@ -210,11 +210,11 @@ def coupled_inverse_root(
     residual_K = _largest(torch.linalg.matrix_power(root_KNN, p) @ matrix_KNN - eye_NN)
     root_KNN = torch.linalg.matrix_power(root_KNN, q)
     right_K = (residual_K <= _ACCEPTED_RESIDUAL) & root_KNN.isfinite().all(-1).all(-1)
-    return (root_KNN + root_KNN.mT) / 2, right_K  # the products lose symmetry to rounding
+    return (root_KNN + root_KNN.mT) / 2, right_K  # rounding breaks the symmetry of products
 
 
 def _series(away_KNN: Tensor, eye_NN: Tensor, p: int, terms: int) -> Tensor:
-    """The first `terms` of `(I - E) ** (-1/p) = sum_i b_i E^i`, by Horner's rule."""
+    """Sums the first `terms` of `(I - E) ** (-1/p) = sum_i b_i E^i`, by Horner's rule."""
     coefficients = [1.0]
     for i in range(1, terms):
         coefficients.append(coefficients[-1] * (1 + (i - 1) * p) / (i * p))

@@ -1,4 +1,4 @@
-"""The settings of a parameter group: their check, and the few numbers of a step that follow from them."""
+"""Checks the settings of a parameter group, and computes the numbers of a step that follow from them."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from dlrmctl.optim.shampoo.plan import REFRESH_SCHEDULES
 from dlrmctl.optim.shampoo.roots import iterable_exponent
 
 WEIGHT_DECAY_TYPES = ("l2", "decoupled", "corrected", "independent")
-# These decide which blocks exist; a state dict only fits an optimizer that has them equal.
+# These determine the blocks; a state dict fits only an optimizer with the same values.
 STRUCTURAL = ("max_preconditioner_dim", "merge_small_dims", "precondition_vectors")
 
 
@@ -72,12 +72,12 @@ def checked_group(settings: dict[str, Any]) -> None:
             form = "1 / p" if order is None else "q / p"
             raise ValueError(
                 f"inverse_exponent_override={override}: method {config.method!r} needs exponents {form} with integers "
-                f"up to 16, and {bad[0]} is none; use 'eigh'"
+                f"up to 16, found {bad[0]}; use 'eigh'"
             )
 
 
 def decay_of_weights(settings: dict[str, Any]) -> tuple[float, float]:
-    """The shares of the weights that are added to the gradient, and to the finished direction: one of the two is 0.
+    """Returns the shares of the weights that are added to the gradient, and to the finished direction; one is 0.
 
     - "l2": `weight_decay` to the gradient; "decoupled": `weight_decay` to the direction, so that a step shrinks weights
       by `lr * weight_decay`, as AdamW's;
@@ -105,15 +105,15 @@ def _is_count(value: Any) -> bool:
 
 
 def rounded(value: float, *, float32: bool) -> float:
-    """The value as float32 holds it, if asked for."""
+    """Rounds the value to float32 if the settings say so."""
     return float(torch.tensor(value, dtype=torch.float32)) if float32 else float(value)
 
 
 def bias_correction(beta: float, step: int, *, float32: bool, factor: float = 1.0) -> float:
-    """The divisor of an average that began at zero: `1 - factor * beta^step`.
+    """Returns the divisor of an average that began at zero: `1 - factor * beta^step`.
 
-    In float32 `1 - 0.999` is already off by 1e-5. Meta's implementation computes it so, and so do we where its
-    trajectories are to be repeated digit by digit; otherwise in float64.
+    Computed in float64. In float32, as in Meta's implementation, `1 - 0.999` is off by 1e-5; that is used only to
+    repeat its trajectories digit by digit.
     """
     if not float32:
         return 1 - factor * beta**step
@@ -122,10 +122,10 @@ def bias_correction(beta: float, step: int, *, float32: bool, factor: float = 1.
 
 
 def largest_ratio(beta1: float, beta2: float) -> float:
-    """The bound of `|m| / sqrt(v)`, whatever the gradients: m their average with beta1, v that of their squares.
+    """Returns the bound of `|m| / sqrt(v)` for any gradients: m is their average with beta1, v that of their squares.
 
     By Cauchy and Schwarz `(sum a_k g_k)^2 <= sum a_k^2 / b_k * sum b_k g_k^2` with `a_k = (1 - beta1) beta1^k` and
-    `b_k = (1 - beta2) beta2^k` (1 for a plain sum). Infinite where v forgets too fast for a bound.
+    `b_k = (1 - beta2) beta2^k` (1 for a plain sum). Infinite if v forgets too fast for a bound.
     """
     if beta1 * beta1 >= beta2:
         return math.inf

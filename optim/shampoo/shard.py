@@ -1,7 +1,7 @@
 """The blocks of one parameter group that one rank owns: their state, and the direction they take each step.
 
-All blocks lie behind each other in flat buffers [N], diagonal blocks first, then blocks of equal shape together. What
-is elementwise is one operation on a flat buffer; what is a matrix product is one batched call per shape.
+All blocks are consecutive in flat buffers [N], diagonal blocks first, then grouped by shape. An elementwise operation
+is one call on a flat buffer; a matrix product is one batched call per shape.
 """
 
 from collections import Counter
@@ -31,7 +31,7 @@ from dlrmctl.optim.shampoo.preconditioner import make_stack
 from dlrmctl.optim.shampoo.settings import bias_correction, decay_of_weights, largest_ratio
 
 Settings = dict[str, Any]  # a parameter group of the optimizer
-_CHUNK = 32768  # elements; the five buffers of an elementwise pass over them fit into a core's own cache
+_CHUNK = 32768  # elements; the five buffers of an elementwise pass over them fit into a core's cache
 
 
 class Shard:
@@ -39,9 +39,9 @@ class Shard:
 
     Args:
         blocks: in `blocks.flat_order`.
-        turns: per block, the step of the refresh cycle it is due at, or None for all at once.
-        settings: the parameter group; what it switches on at construction has state from then on.
-        out_N: where the directions are written, one flat buffer for all blocks.
+        turns: per block, its step in the refresh cycle, or None for all at once.
+        settings: the parameter group; state is allocated for what it enables at construction.
+        out_N: the output, one flat buffer of the directions of all blocks.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Shard:
         self.blocks = blocks
         self.places = [(block.position, block.number) for block in blocks]
         self.turns = turns
-        self.failures: Counter[int] = Counter()  # refreshes that failed so far, by index of the block
+        self.failures: Counter[int] = Counter()  # failed refreshes so far, by index of the block
         device, num_elements = out_N.device, out_N.numel()
         self._layout = Layout(blocks)
         self._num_diagonal = Layout([block for block in blocks if block.diagonal]).numel
@@ -70,7 +70,7 @@ class Shard:
         self._second_moment = zeros(self._num_grafted if second_moment else 0)
         self._filtered_grad = zeros(num_elements if settings["betas"][0] > 0 else 0)
         self._momentum = zeros(num_elements if settings["momentum"] > 0 else 0)
-        # Scratch, kept because fresh pages cost more than the arithmetic on them.
+        # Scratch, kept because new pages cost more time than the arithmetic on them.
         self._grad, self._grafted = zeros(num_elements), zeros(self._num_grafted)
         self._grad_views = self._layout.views(self._grad)
         self._make_parts(settings)
@@ -107,7 +107,7 @@ class Shard:
             part.set_out(out_N)
 
     def state_bytes(self) -> int:
-        """Bytes of the state of all blocks."""
+        """The bytes of the state of all blocks."""
         kinds = Counter((block.diagonal, block.shape) for block in self.blocks)
         first = {(block.diagonal, block.shape): i for i, block in enumerate(self.blocks)}
         return sum(
@@ -116,13 +116,13 @@ class Shard:
         )
 
     def allocated_bytes(self) -> int:
-        """Bytes of all that was allocated here: state, scratch and padding, without the directions."""
+        """The bytes of all memory allocated here: state, scratch and padding, without the directions."""
         held = [self._second_moment, self._filtered_grad, self._momentum, self._grad, self._grafted, self._root_status]
         held += [tensor for part in self._parts for tensor in part.stack.allocated()]
         return sum(tensor.untyped_storage().nbytes() for tensor in held)
 
     def block_state(self, index: int) -> dict[str, Tensor]:
-        """Live views of the state of one block, by name."""
+        """Returns live views of the state of one block, by name."""
         block, start = self.blocks[index], self._layout.starts[index]
         state: dict[str, Tensor] = {}
         for name, flat in (
@@ -151,7 +151,7 @@ class Shard:
         Args:
             step: t, counted from 1.
             grads, weights: per block, in the order of `blocks`; read only.
-            timed: measures the parts.
+            timed: context manager that measures a part.
         """
         absent = [i for i, grad in enumerate(grads) if grad is None]
         if len(absent) == len(grads):
@@ -180,7 +180,7 @@ class Shard:
             self._out_views[i].zero_()
 
     def _collect(self, grads: Sequence[Tensor | None], weights: Sequence[Tensor], decay: float) -> None:
-        """G, a copy of the gradients in the flat order, with L2 decay."""
+        """Writes G, a copy of the gradients in the flat order, with L2 decay."""
         present = [i for i, grad in enumerate(grads) if grad is not None]
         if len(present) < len(grads):
             self._grad.zero_()
@@ -189,7 +189,7 @@ class Shard:
             torch._foreach_add_(self._grad_views, list(weights), alpha=decay)
 
     def _accumulate(self, step: int, settings: Settings) -> None:
-        """Every k-th product is taken, and stands for k: what the factors remember does not depend on k."""
+        """Adds every k-th product, with weight k, so that the memory of the factors does not depend on k."""
         beta2, schedule = settings["betas"][1], settings["refresh_schedule"]
         span = statistics_span(step, frequency=settings["statistics_frequency"], schedule=schedule)
         if not span:
@@ -225,7 +225,7 @@ class Shard:
         return RootSettings(correction, epsilon, settings["relative_epsilon"], override, ratio)
 
     def _filter_and_graft(self, step: int, settings: Settings) -> None:
-        """V, then H in place of G, then the grafted step of H; chunk by chunk, so that it happens in the cache."""
+        """Updates V, replaces G by H, and computes the grafted step of H; chunk by chunk, to stay in the cache."""
         method, float32 = self._diagonal_method(settings), settings["use_float32_scalars"]
         beta1 = settings["betas"][0]
         beta3 = beta1 if settings["beta3"] == -1 else settings["beta3"]
@@ -243,7 +243,7 @@ class Shard:
                 grafted_step(grad, second_moment, method, correction=grafting_correction, out=grafted)
 
     def _direct(self, step: int, settings: Settings) -> None:
-        """P from H: the diagonal method's before the start and for diagonal blocks, else Shampoo's, grafted."""
+        """Computes P from H by grafted Shampoo, or by the diagonal method before the start and for diagonal blocks."""
         grafting, started = settings["grafting_config"], step >= settings["start_preconditioning_step"]
         copied = self._num_diagonal if started or grafting is None else self._num_grafted
         self.out_N[:copied].copy_(self._grafted[:copied])
@@ -270,7 +270,7 @@ class Shard:
             self.out_N.copy_(self._momentum)
 
     def _diagonal_method(self, settings: Settings) -> Any:
-        """The grafted method; without one, for diagonal blocks, the diagonal of Shampoo's own statistics."""
+        """Returns the grafting method; without one, for diagonal blocks, the diagonal of Shampoo's statistics."""
         beta2, epsilon = settings["betas"][1], settings["epsilon"] or 1e-10
         if settings["grafting_config"] is not None:
             return settings["grafting_config"]

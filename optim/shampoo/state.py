@@ -1,4 +1,4 @@
-"""Saving and loading: plain state dicts as in torch.optim, and state by block name for any number of ranks."""
+"""Saves and loads plain state dicts as in torch.optim, and state by block name for any number of ranks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,13 +17,13 @@ _LEFT_ALONE = {"params", "param_names", "step", *_CONFIGS}
 
 
 def to_plain(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """The state dict with configurations as dicts; the optimizer's own groups are not touched."""
+    """Returns the state dict with configurations as dicts; the optimizer's own groups are not changed."""
     groups = [group | {name: config_to_dict(group[name]) for name in _CONFIGS} for group in state_dict["param_groups"]]
     return state_dict | {"param_groups": groups}
 
 
 def load_plain(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
-    """Copies a state dict into the optimizer's live tensors; checks all of it first."""
+    """Copies a state dict into the optimizer's live tensors, after checking all of it."""
     saved_groups = state_dict["param_groups"]
     if len(saved_groups) != len(optimizer.param_groups):
         raise ValueError(f"the state dict has {len(saved_groups)} groups, the optimizer {len(optimizer.param_groups)}")
@@ -66,7 +66,7 @@ def load_blocks_state_dict(
 def _matched(live: Mapping[str, Tensor], found: Mapping[str, Any], what: str, hint: str) -> list[tuple[Tensor, Tensor]]:
     extra = [key for key in found if key not in live and hint]
     if extra:
-        raise ValueError(f"{what}: {extra[0]} has no place in this optimizer, which was made with other settings")
+        raise ValueError(f"{what}: {extra[0]} does not belong to this optimizer, which has other settings")
     pairs = []
     for key, tensor in live.items():
         if key not in found:

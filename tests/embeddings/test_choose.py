@@ -106,7 +106,7 @@ def test_every_operation_counts_as_it_is(kind):
     [
         (
             lambda: fit_ratio([("a", 5, 1), ("a", 6, 1)], [Scheme(), Scheme()], [False, False], ratio=2, dim=16),
-            r"feature names must differ, \['a'\] are repeated",
+            r"feature names must be unique; repeated: \['a'\]",
         ),
         (
             lambda: choose_tables([("a", 5, 1)], head_share=1.0),
@@ -116,7 +116,7 @@ def test_every_operation_counts_as_it_is(kind):
         (lambda: fit_ratio(FEATURES, [Scheme()] * 26, [False] * 26, ratio=1, dim=16), "ratio=1 must be above 1"),
         (
             lambda: fit_ratio(FEATURES, [Scheme()] * 26, [False] * 26, ratio=2, dim=16),
-            "2 times smaller cannot be had: 1",
+            "cannot be 2 times smaller; with these settings, 1",
         ),
     ],
 )

@@ -143,9 +143,9 @@ def test_a_bag_larger_than_declared_is_named():
 
 
 def test_bad_features_are_refused():
-    with pytest.raises(ValueError, match="features must have different names, at least one"):
+    with pytest.raises(ValueError, match="feature names must be unique, with at least one"):
         CompositionalEmbeddings([], DIM)
-    with pytest.raises(ValueError, match="features must have different names"):
+    with pytest.raises(ValueError, match="feature names must be unique"):
         CompositionalEmbeddings([FeatureTable("a", 9), FeatureTable("a", 9)], DIM)
     with pytest.raises(ValueError, match="dim/2=6"):
         CompositionalEmbeddings([FeatureTable("a", 9, 1, "qr", 2, "concat")], 12)

@@ -1,5 +1,5 @@
-"""Methods that approximate a trained table, and how good the result is.
+"""Methods that approximate a trained table, and measures of their quality.
 
-`methods.Method` parses a name such as "pca8-int4" and calls the fit; `trained.TableRows` is the table as fits read it,
-chunk by chunk, with the importance of its rows; `quality` measures what was lost.
+`methods.Method` parses a name such as "pca8-int4" and calls the fit; `trained.TableRows` gives fits the table, chunk by
+chunk, with the importance of its rows; `quality` measures the errors.
 """

@@ -14,12 +14,12 @@ from dlrmctl.embeddings.compression.fits.trained import TableRows
 from dlrmctl.embeddings.compression.rules.sharing import code_dtype
 
 _SAMPLE_ROWS = 65_536
-# Keeps the equations of codebooks solvable: moving one by a constant and another back changes no sum.
+# Keeps the equations solvable: a constant moved from one codebook to another changes no sum.
 _RIDGE = 1e-6
-# Rows of all codebooks of a sum: their equations are a matrix of this height, here of 128 MB.
+# Rows of all codebooks of a sum, the height of the matrix of their equations; 128 MB at this limit.
 _MOST_EQUATIONS = 4096
 _SAMPLE_SWEEPS = 5
-# Rows whose scores against all centers are held at once: 4 MB of float32 for 256 centers, which stays in the cache.
+# Rows whose scores against all centers are held at once: 4 MB of float32 for 256 centers, to stay in the cache.
 _SCORES = 2**20
 _SEED_ROWS = 16_384
 _LLOYD_STEPS = 25
@@ -32,7 +32,7 @@ class FittedCodes:
     Attributes:
         codes: uint8 or int16 [N, L].
         codebooks: float32 [L, K, W].
-        losses: weighted squared error each time all rows had been coded; but for rounding it never rises.
+        losses: weighted squared error after each coding of all rows; it never increases, except by rounding.
     """
 
     codes: Tensor
@@ -50,7 +50,7 @@ def fit_codes(
     sample_rows: int = _SAMPLE_ROWS,
     passes: int = 2,
 ) -> FittedCodes:
-    """Learns codebooks on a weighted sample, then codes every row and refits the codebooks to all of them.
+    """Learns codebooks on a weighted sample, then codes all rows and refits the codebooks to them.
 
     Coordinate descent in the weighted squared error: codes of a row one at a time given the codebooks, then all
     codebooks at once, by least squares, given the codes.
@@ -59,8 +59,8 @@ def fit_codes(
         num_codes: L.
         size: K; fewer where the table has fewer rows.
         operation: "sum" (residual quantization) or "concat" (product quantization).
-        sample_rows: of the sample.
-        passes: over the whole table; each codes all rows and refits.
+        sample_rows: rows of the sample.
+        passes: passes over the whole table; each codes all rows and refits.
 
     Raises:
         ValueError: if "concat" cannot divide the columns by L, or a number is out of bounds.
@@ -102,7 +102,7 @@ def _alternate(model: "_Codebooks", table: TableRows, codes: Tensor, passes: int
 
 
 class _Codebooks:
-    """Codebooks that are being fitted, float32 [L, K, W]."""
+    """The state of a fit: codebooks, float32 [L, K, W]."""
 
     def __init__(self, codebooks: Tensor, operation: str) -> None:
         self.codebooks, self.operation = codebooks, operation
@@ -112,7 +112,7 @@ class _Codebooks:
     def start(
         cls, sample: TableRows, num_codes: int, size: int, operation: str, generator: torch.Generator
     ) -> "_Codebooks":
-        """Fits each codebook to the residuals of those before."""
+        """Fits each codebook to the residuals of those before it."""
         width = sample.dim // num_codes if operation == "concat" else sample.dim
         codebooks = torch.zeros(num_codes, size, width)
         size = min(size, sample.num_rows)
@@ -125,7 +125,7 @@ class _Codebooks:
         return cls(codebooks, operation)
 
     def encode(self, values: Tensor, codes: Tensor | None) -> Tensor:
-        """Codes [n, L]: greedily one after the other, or better than those given, one at a time."""
+        """Returns codes [n, L]: chosen greedily one after the other, or improved from given ones, one at a time."""
         if self.operation == "concat":
             parts = values.view(-1, self.num_codes, self.width)
             found = [nearest(parts[:, i].contiguous(), self.codebooks[i]) for i in range(self.num_codes)]
@@ -150,7 +150,7 @@ class _Codebooks:
         return torch.cat(rows, 1) if self.operation == "concat" else torch.stack(rows).sum(0)
 
     def move(self, sums: "_Sums") -> None:
-        """Moves to the least-squares codebooks for the codes that `sums` saw."""
+        """Sets the codebooks to the least-squares solution for the codes in `sums`."""
         if sums.together is None:
             step = sums.residual / sums.totals.clamp(min=1e-30)[:, None]
         else:
@@ -189,7 +189,7 @@ class _Sums:
 
 
 def nearest(rows_ND: Tensor, centers_KD: Tensor) -> Tensor:
-    """The index of the nearest center of each row, int64 [N]; the first of several."""
+    """Returns the index of the nearest center of each row, int64 [N]; the first of equals."""
     half_norms = centers_KD.square().sum(1) / 2
     step = max(1, _SCORES // len(centers_KD))
     found = np.empty(len(rows_ND), dtype=np.int64)
@@ -201,16 +201,16 @@ def nearest(rows_ND: Tensor, centers_KD: Tensor) -> Tensor:
 
 
 def fit_centers(rows_ND: Tensor, weights: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Centers that minimize the weighted squared distance, by Lloyd's algorithm from k-means++.
+    """Returns centers that minimize the weighted squared distance, by Lloyd's algorithm from k-means++.
 
     Args:
         rows_ND: float32.
         weights: [N], >= 0.
         size: K, at most N.
-        generator: decides the start.
+        generator: source of the start.
 
     Returns:
-        float32 [K, D]. A center nobody is nearest to moves to the row that is worst off.
+        float32 [K, D]. A center that is nearest to no row moves to the row with the largest error.
     """
     centers = _spread_out(rows_ND, weights, size, generator)
     for _ in range(_LLOYD_STEPS):
@@ -231,7 +231,7 @@ def fit_centers(rows_ND: Tensor, weights: Tensor, size: int, generator: torch.Ge
 
 
 def weighted_sums(rows_ND: Tensor, weights: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The sum of weighted rows and of weights of each code: [K, D] and [K]."""
+    """Returns the sums of weighted rows and of weights of each code: [K, D] and [K]."""
     sums = rows_ND.new_zeros(size, rows_ND.shape[1]).index_add_(0, codes, rows_ND * weights[:, None])
     return sums, weights.new_zeros(size).index_add_(0, codes, weights)
 
@@ -256,17 +256,17 @@ def _spread_out(rows_ND: Tensor, weights: Tensor, size: int, generator: torch.Ge
         to_new = (norms + norms[chosen]).sub_(rows_ND @ centers[index], alpha=2).clamp_(min=0)
         distance = torch.minimum(distance, to_new)
         chances = (distance * weights).double()
-        if float(chances.sum()) == 0:  # fewer different rows than centers
+        if float(chances.sum()) == 0:  # fewer distinct rows than centers
             chances = weights.double()
     return centers
 
 
 def weighted_sample(table: TableRows, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draws at most `size` rows, with weights under which sums are right on average.
+    """Draws at most `size` rows, with weights that keep sums unbiased.
 
-    Heavy rows are all in, with their own weight. The others are in with a chance proportional to their weight, and then
-    with the threshold's weight: no other scheme of that size has less variance for sums of weights. Rows are drawn
-    systematically, so that every stretch of ids is represented.
+    All heavy rows are drawn, with their own weight. The others are drawn with a probability proportional to their
+    weight, and get the threshold's weight; no other scheme of that size has less variance for sums of weights. Rows are
+    drawn systematically, so that every range of ids is represented.
 
     Returns:
         float32 [n, D] and [n].
@@ -284,11 +284,11 @@ def weighted_sample(table: TableRows, size: int, generator: torch.Generator) -> 
 
 
 def _threshold(weights: Tensor, size: int) -> float:
-    """t with sum_i min(1, w_i / t) = size, given more than `size` weights above 0."""
+    """Returns t with sum_i min(1, w_i / t) = size, given more than `size` weights above 0."""
     # numpy's partition needs a quarter of the memory of torch's topk.
     heaviest = np.partition(weights.numpy(), len(weights) - size)[len(weights) - size :]
     ordered = torch.from_numpy(np.sort(heaviest)[::-1].astype(np.float64))
     rest = weights.sum(dtype=torch.float64) - ordered.cumsum(0) + ordered  # of all but the first k, for every k
-    # With the first k rows certain, the others share the size - k places that are left.
+    # If the first k rows are certain, the others share the remaining size - k places.
     tried = rest / (size - torch.arange(size))
     return float(tried[int((ordered <= tried).nonzero()[0])])

@@ -1,6 +1,6 @@
-"""Fits the near-isometric rule: few coordinates per row, with nearly the distances of the rows, and measured bounds.
+"""Fits the near-isometric rule: few coordinates per row that nearly keep the distances of rows, with measured bounds.
 
-Dimensions: N rows, D columns, R coordinates; K rows of the sample that a map was made from.
+Dimensions: N rows, D columns, R coordinates; K rows of the sample.
 """
 
 from collections.abc import Iterator
@@ -23,20 +23,20 @@ _EXACT = "donot_use_mm_for_euclid_dist"
 def fit_isometric(
     table: TableRows, rank: int, objective: str, bits: int, *, search: bool = False, seed: int = 0
 ) -> Isometric:
-    """A near-isometric map of the heaviest rows, applied to all, its coordinates stored at `bits` bits.
+    """Fits a near-isometric map to the heaviest rows, applies it to all, and stores the coordinates at `bits` bits.
 
-    The certificate holds, all relative errors of squared distances: "delta", the bound over all pairs of the sample;
-    "stored_delta", the same of the coordinates as they are stored; "sample_rows", "pairs" and "copies" of the sample;
-    and "maps", the figures of this map, PCA and random projections (see `isometry.compare.MapFigures`).
+    The certificate holds relative errors of squared distances: "delta", the bound over all pairs of the sample;
+    "stored_delta", the same for the stored coordinates; "sample_rows", "pairs" and "copies" of the sample; and "maps",
+    the figures of this map, PCA and random projections (see `isometry.compare.MapFigures`).
 
     Raises:
-        ValueError: if the rank does not fit, or too few rows differ.
+        ValueError: if the rank does not fit, or too few rows are distinct.
     """
     weights = table.weights if table.index is None else table.weights[table.index]
     rows = table.weight if table.index is None else table.take(torch.arange(table.num_rows))[0]
     uniform = bool((weights == weights[0]).all())
     report = near_isometric(rows, None if uniform else weights, rank, objective, seed=seed, progress=table.progress)
-    # A rotation changes no distance, and makes the range over which a row is rounded narrow.
+    # A rotation changes no distance, and narrows the range over which a row is rounded.
     noise = torch.randn(rank, rank, generator=torch.Generator().manual_seed(rank), dtype=torch.float64)
     projection = (torch.linalg.qr(noise).Q @ report.embedding.projection.double()).float()
     left, _, right = torch.linalg.svd(projection.double(), full_matrices=False)
@@ -66,11 +66,11 @@ def _certificate(report: NearIsometryReport, rows_KD: Tensor, stored_KR: Tensor)
 
 
 def stored_distortion(rows_KD: Tensor, images_KR: Tensor) -> float:
-    """The largest | |a' - b'|^2 / |a - b|^2 - 1 | over all pairs of different rows a, b with images a', b'."""
+    """Returns the largest | |a' - b'|^2 / |a - b|^2 - 1 | over all pairs of distinct rows a, b with images a', b'."""
     worst = 0.0
     step = max(1, _BLOCK_PAIRS // len(rows_KD))
     for start in range(0, len(rows_KD), step):
-        # Differences, not inner products, so that near pairs lose no digits.
+        # Differences, not inner products, which would lose digits of near pairs.
         before = torch.cdist(rows_KD[start : start + step], rows_KD, compute_mode=_EXACT).square()
         after = torch.cdist(images_KR[start : start + step], images_KR, compute_mode=_EXACT).square()
         sizes = rows_KD.square().sum(1)

@@ -1,6 +1,6 @@
-"""Ways to compress a table, each with a short name: "int8", "pca8-int4", "qr-mult16-int8", "head2%-int8+rq2x256".
+"""Compression methods by short names: "int8", "pca8-int4", "qr-mult16-int8", "head2%-int8+rq2x256".
 
-The bytes of a method's table are known before anything is fitted.
+The size of a method's table is known before fitting.
 """
 
 import re
@@ -40,16 +40,16 @@ class Method:
     """A method and its sizes.
 
     Attributes:
-        kind: "rows", "pca", "hash", "qr", "rq" (sums of codes' rows), "pq" (codes' rows in line), or of the
-            near-isometric maps "nile-pro" or "fromax".
-        bits: of the stored numbers: the rows, coordinates, buckets, both tables of "qr", the codebooks.
-        rank: of "pca" and the near-isometric maps.
+        kind: "rows", "pca", "hash", "qr", "rq" (sums of codes' rows), "pq" (codes' rows concatenated), or a
+            near-isometric map, "nile-pro" or "fromax".
+        bits: bits of the stored numbers: the rows, coordinates, buckets, both tables of "qr", or codebooks.
+        rank: rank of "pca" and the near-isometric maps.
         collisions: ids per bucket of "hash", per row of the large table of "qr".
-        operation, large: of "qr", as in `embeddings.tables.FeatureTable`; "qr-mult16q" has the large quotient table.
-            Ids sorted by frequency lose less with the large remainder table: frequent ones share no row of it.
-        num_codes, size: of "rq" and "pq"; `size` rows per codebook, 256 for codes of one byte.
-        search: look for a better range of each quantized row.
-        head_share: the share of the rows, the heaviest ones, that keep a row of their own at `head_bits` bits.
+        operation, large: for "qr", as in `embeddings.tables.FeatureTable`; "qr-mult16q" has a large quotient table. Ids
+            sorted by frequency lose less with a large remainder table, where frequent ids share no row.
+        num_codes, size: for "rq" and "pq": codes per row, and rows per codebook (256 for codes of one byte).
+        search: search a better range for each quantized row.
+        head_share: the share of the rows, the heaviest, that keep their own row at `head_bits` bits.
     """
 
     kind: str
@@ -72,7 +72,7 @@ class Method:
         if self.kind in needs and getattr(self, needs[self.kind]) < 1:
             raise ValueError(f"{needs[self.kind]}={getattr(self, needs[self.kind])} of {self.kind} must be at least 1")
         if self.kind in OBJECTIVES and self.head_share:
-            raise ValueError(f"{self.kind} bounds the distances of all rows, so it has no head")
+            raise ValueError(f"{self.kind} bounds the distances of all rows, so it cannot have a head")
         if not 0 <= self.head_share < 1:
             raise ValueError(f"a head of {self.head_share:.0%} of the rows must be at least 0 and below 100 %")
         for bits in (self.bits, self.head_bits):
@@ -81,10 +81,10 @@ class Method:
 
     @classmethod
     def parse(cls, name: str) -> "Method":
-        """The method with this name; the inverse of `name`.
+        """Parses a method's name; the inverse of `name`.
 
         Raises:
-            ValueError: if there is none.
+            ValueError: if there is no such method.
         """
         found = _PATTERN.fullmatch(name.replace(" ", ""))
         if found is None:
@@ -130,7 +130,7 @@ class Method:
         """Compresses a table. The same seed gives the same result.
 
         Raises:
-            ValueError: if the table holds a value that is not finite, or the method does not fit its columns.
+            ValueError: if the table has a value that is not finite, or the method does not fit its columns.
         """
         largest = table.largest()
         heads = round(self.head_share * table.num_rows)
@@ -173,7 +173,7 @@ class Method:
 
 
 def default_grid(dim: int) -> list[Method]:
-    """Methods of all sizes that are worth trying on a table of `dim` columns, the most exact first."""
+    """Returns methods of all sizes that are worth trying on a table of `dim` columns, the most exact first."""
     names = ["fp32", "fp16", "int8"]
     names += [f"pca{rank}-int4" for rank in sorted({dim, dim // 2, dim // 4}, reverse=True) if rank >= 4]
     names += [f"pca{dim}-int2-search"]
@@ -183,9 +183,9 @@ def default_grid(dim: int) -> list[Method]:
 
 
 def least_bytes(method: Method, rows: int, dim: int) -> int:
-    """Bytes of all parts of a table of `rows` rows and `dim` columns.
+    """Returns the bytes of all parts of a table of `rows` rows and `dim` columns.
 
-    A head's ids may need a bitmap, which is not counted here.
+    A head may need a bitmap of its ids, which is not counted here.
     """
     heads = round(method.head_share * rows)
     if heads == 0 or heads >= rows:

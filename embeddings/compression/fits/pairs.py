@@ -1,4 +1,4 @@
-"""Fits of the formula rules: quotient and remainder tables, and hashed ones, that are nearest to a trained table.
+"""Fits quotient and remainder tables, and hashed tables, to a trained table.
 
 Dimensions: N rows, D columns; the grid of a quotient-remainder fit is L x S: rows of the large and the small table.
 """
@@ -24,7 +24,7 @@ class Pair:
 
     Attributes:
         quotient, remainder: float32, as `Paired` reads them.
-        losses: weighted squared error after each sweep; never rises.
+        losses: weighted squared error after each sweep; it never increases.
     """
 
     quotient: Tensor
@@ -35,12 +35,12 @@ class Pair:
 def fit_pair(table: TableRows, divisor: int, operation: str, *, most_sweeps: int = 30, tolerance: float = 1e-4) -> Pair:
     """Minimizes sum_i w_i |E_i - (Q[i // divisor] op R[i % divisor])|^2 by exact steps for one table at a time.
 
-    "concat" needs one step. "mult" is, column by column, a weighted rank-1 fit of the table laid out as a grid; it ends
-    with the small table at a mean absolute value of 1 in every column, its sign positive on average.
+    "concat" needs one step. "mult" is, for each column, a weighted rank-1 fit of the table laid out as a grid; the
+    small table is then scaled to a mean absolute value of 1 in every column, with a positive sign on average.
 
     Args:
         operation: "mult", "add" or "concat".
-        most_sweeps, tolerance: stops after so many sweeps, or when one lowers the loss by less than this share of it.
+        most_sweeps, tolerance: stop after this many sweeps, or when one lowers the loss by less than this share.
 
     Raises:
         ValueError: for another operation, or "concat" of an odd number of columns.
@@ -61,7 +61,7 @@ def fit_pair(table: TableRows, divisor: int, operation: str, *, most_sweeps: int
 
 
 def fit_buckets(table: TableRows, buckets: int) -> Tensor:
-    """The weighted mean of the rows in each bucket of `id mod buckets`, float32 [buckets, D]."""
+    """Returns the weighted mean of the rows in each bucket of `id mod buckets`, float32 [buckets, D]."""
     sums, totals = torch.zeros(buckets, table.dim), torch.zeros(buckets)
     for part, values, weights in table.chunks("buckets"):
         bucket = torch.arange(part.start, part.stop) % buckets
@@ -72,7 +72,7 @@ def fit_buckets(table: TableRows, buckets: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Grid:
-    """The table's rows by the rows of the large and the small table they share."""
+    """The table's rows, laid out by their rows in the large and the small table."""
 
     table: TableRows
     divisor: int
@@ -87,7 +87,7 @@ class _Grid:
         return cls(table, divisor, is_large, max(quotients, remainders), min(quotients, remainders))
 
     def blocks(self, phase: str) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Rows of the large table, and of theirs: values [l, S, D] and weights [l, S, 1], 0 past the table's end."""
+        """Yields rows of the large table with their values [l, S, D] and weights [l, S, 1], 0 past the table's end."""
         step = max(1, CHUNK_VALUES // (self.small * self.table.dim))
         along_small = torch.arange(self.small)
         for start in range(0, self.large, step):
@@ -103,15 +103,14 @@ class _Grid:
 
 
 def _descend(grid: _Grid, operation: str, most_sweeps: int, tolerance: float) -> tuple[Tensor, Tensor, list[float]]:
-    """Each sweep reads the table once: the large table is exact for the small one it was given, and the small one for
-    the next sweep is summed up on the way."""
+    """Each sweep reads the table once: it solves for the large table and sums up the next small one."""
     starts = _starts(grid) if operation == "mult" else [torch.zeros(grid.small, grid.table.dim)]
     sweeps = [(small, *_sweep(grid, small, operation)) for small in starts]
     small, large, loss, following = min(sweeps, key=lambda sweep: sweep[2])
     losses = [loss]
     while len(losses) < most_sweeps:
         tried, loss, after = _sweep(grid, following, operation)
-        if loss > losses[-1]:  # rounding, at the bottom
+        if loss > losses[-1]:  # only rounding is left
             break
         small, large, following = following, tried, after
         losses.append(loss)
@@ -121,7 +120,7 @@ def _descend(grid: _Grid, operation: str, most_sweeps: int, tolerance: float) ->
 
 
 def _sweep(grid: _Grid, small: Tensor, operation: str) -> tuple[Tensor, float, Tensor]:
-    """The best large table for this small one, the loss of the two, and the best small one for that large one."""
+    """Returns the best large table for this small one, their loss, and the best small table for that large one."""
     step = _STEPS[operation]
     large = torch.empty(grid.large, grid.table.dim)
     loss = torch.zeros((), dtype=torch.float64)
@@ -139,7 +138,7 @@ def _sweep(grid: _Grid, small: Tensor, operation: str) -> tuple[Tensor, float, T
 
 
 def _mult(values: Tensor, weights: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Summands of numerator and denominator of the factor that goes best with `other`."""
+    """Returns the summands of numerator and denominator of the best factor beside `other`."""
     weighted = weights * other
     return weighted * values, weighted * other
 
@@ -152,7 +151,7 @@ _STEPS = {"mult": _mult, "add": _add, "concat": _add}
 
 
 def _starts(grid: _Grid) -> list[Tensor]:
-    """Small tables to start from: all ones, and the exact answer for weights that are a product of two."""
+    """Returns small tables to start from: all ones, and the exact solution for weights that are a product of two."""
     ones = torch.ones(grid.small, grid.table.dim)
     if grid.small > _MOST_EIGEN_ROWS:
         return [ones]

@@ -1,4 +1,4 @@
-"""Fits of the low-rank rule: the subspace in which the important rows of a table lie.
+"""Fits the low-rank rule by weighted principal components.
 
 Dimensions: N rows, D columns, R of the subspace.
 """
@@ -21,7 +21,7 @@ class Subspace:
 
     Attributes:
         mean: float64 [D].
-        directions: float64 [D, D], one orthonormal direction per row, the one with most variance first.
+        directions: float64 [D, D], one orthonormal direction per row, the one with the most variance first.
         variances: float64 [D], along the directions.
     """
 
@@ -31,7 +31,7 @@ class Subspace:
 
 
 def principal_subspace(table: TableRows) -> Subspace:
-    """The weighted mean and covariance's eigenvectors, summed in float64."""
+    """Computes the weighted mean and the eigenvectors of the covariance, in float64."""
     total = torch.zeros((), dtype=torch.float64)
     first = torch.zeros(table.dim, dtype=torch.float64)
     second = torch.zeros(table.dim, table.dim, dtype=torch.float64)
@@ -46,12 +46,12 @@ def principal_subspace(table: TableRows) -> Subspace:
 
 
 def fit_pca(table: TableRows, rank: int, bits: int, *, search: bool = False) -> LowRank:
-    """The weighted best approximation in `rank` dimensions, its coordinates stored at `bits` bits.
+    """Returns the best weighted approximation in `rank` dimensions, its coordinates stored at `bits` bits.
 
-    A row is quantized over one range, which the first components would have to themselves. So coordinates of few bits
-    are first divided by the square root of their spread, where more precision for the large ones and range for the
-    small ones balance, and then rotated at random, which makes the ranges narrow. Both are undone in the basis. With
-    all D directions and 4 bits this halves the error of quantizing the table itself.
+    A row is quantized over one range, which the first components would dominate. So coordinates of few bits are divided
+    by the square root of their spread, which balances the precision of large and small ones, and then rotated at
+    random, which narrows the ranges. The basis undoes both. With all D directions and 4 bits this halves the error of
+    quantizing the table itself.
 
     Raises:
         ValueError: unless 1 <= rank <= D.

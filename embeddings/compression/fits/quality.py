@@ -1,4 +1,4 @@
-"""Measures how far a compressed table is from the trained one."""
+"""Measures the error of a compressed table."""
 
 from dataclasses import dataclass
 
@@ -13,15 +13,15 @@ _SECANTS = 20_000
 
 @dataclass(frozen=True)
 class Quality:
-    """Differences between a table E and what stands for it, E'.
+    """Differences between a table E and its approximation E'.
 
     Attributes:
-        weighted_error: sum_i w_i |E'_i - E_i|^2; times the importance's scale it is proportional to the rise of the
+        weighted_error: sum_i w_i |E'_i - E_i|^2; times the importance's scale it is proportional to the increase of the
             model's loss, with nearly the same constant for all tables and methods.
-        weighted_relative_error: the same over sum_i w_i |E_i|^2, square root.
-        relative_error: all rows equal, square root.
-        distortion_median, distortion_p99, distortion_max: of | |E'_i - E'_j|^2 / |E_i - E_j|^2 - 1 | over pairs of
-            rows drawn by their weights; 0 for a table with one row.
+        weighted_relative_error: square root of the same over sum_i w_i |E_i|^2.
+        relative_error: the same with equal weights.
+        distortion_median, distortion_p99, distortion_max: statistics of | |E'_i - E'_j|^2 / |E_i - E_j|^2 - 1 | over
+            pairs of rows drawn by their weights; 0 for a table with one row.
     """
 
     weighted_error: float
@@ -33,12 +33,12 @@ class Quality:
 
     @classmethod
     def exact(cls) -> "Quality":
-        """The quality of the table itself."""
+        """Returns the quality of the table itself."""
         return cls(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def measure(table: TableRows, compressed: Compressed) -> Quality:
-    """Compares all rows once, in pieces, and `_SECANTS` random pairs."""
+    """Compares all rows, in pieces, and `_SECANTS` random pairs."""
     sums = torch.zeros(4, dtype=torch.float64)
     for part, values, weights in table.chunks("measure"):
         error = (compressed.expand(part.start, part.stop) - values).square_().sum(1, dtype=torch.float64)
@@ -58,7 +58,7 @@ def measure(table: TableRows, compressed: Compressed) -> Quality:
 
 @torch.no_grad()
 def secant_distortion(table: TableRows, compressed: Compressed) -> Tensor:
-    """The relative change of the squared distance of random pairs of different rows, float32 [at most `_SECANTS`]."""
+    """Returns relative changes of squared distances of random pairs of distinct rows, float32 [at most `_SECANTS`]."""
     generator = torch.Generator().manual_seed(0)
     weights = table.weights if table.index is None else table.weights[table.index]
     reached = weights.cumsum(0, dtype=torch.float64)

@@ -1,7 +1,7 @@
-"""The rows of one trained table as fits read them, a piece at a time, and how much each row matters.
+"""The rows of a trained table, read a piece at a time, and the importance of each row.
 
-With equal importance, the same code costs several times the loss that it does when rows matter more that are looked up
-often. The state of row-wise AdaGrad measures that as well as counts do, and every checkpoint has it.
+With equal importance, the same code costs several times the loss that it does when rows that are looked up often matter
+more. The state of row-wise AdaGrad measures that as well as counts do, and every checkpoint has it.
 Dimensions: N rows, D columns.
 """
 
@@ -25,14 +25,14 @@ def _silent(phase: str, done: int, total: int) -> None:
 
 
 class TableRows:
-    """A table, or the part of it that `index` names, with an importance for each row.
+    """A table, or the rows of it in `index`, with an importance for each row.
 
     Args:
         weight: [rows of the table, D], of a floating dtype; may be memory-mapped.
         importance: float32 [rows of the table], above 0; see `importance`.
-        name: of the table, for messages.
-        index: int64 [N], the rows of the table that count; default: all.
-        progress: is told of every pass over the rows.
+        name: name of the table, for messages.
+        index: int64 [N], the rows of the table that are used; default: all.
+        progress: called on every pass over the rows.
 
     Raises:
         ValueError: if the shapes do not fit or the table is empty.
@@ -59,11 +59,11 @@ class TableRows:
 
     @property
     def chunk_rows(self) -> int:
-        """Rows that are read at once."""
+        """The number of rows that are read at once."""
         return max(1, CHUNK_VALUES // self.dim)
 
     def chunks(self, phase: str) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """All rows in order: which they are, float32 [n, D], and importance float32 [n]."""
+        """Yields all rows in order: their positions, float32 [n, D], and importance float32 [n]."""
         for start in range(0, self.num_rows, self.chunk_rows):
             part = slice(start, min(start + self.chunk_rows, self.num_rows))
             if self.index is None:
@@ -73,7 +73,7 @@ class TableRows:
             self.progress(phase, part.stop, self.num_rows)
 
     def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """float32 [n, D] and importance [n] of these rows (int64 [n], >= 0); a row past the end is 0 and matters 0."""
+        """Returns float32 [n, D] and importance [n] of these rows (int64 [n], >= 0); both are 0 past the end."""
         inside = rows < self.num_rows
         all_inside = bool(inside.all())
         rows = rows if all_inside else rows.clamp(max=self.num_rows - 1)
@@ -85,7 +85,7 @@ class TableRows:
         return values, weights
 
     def subset(self, index: Tensor) -> "TableRows":
-        """The rows at these positions (int64), as a table of their own."""
+        """Returns the rows at these positions (int64) as a table of their own."""
         index = index if self.index is None else self.index[index]
         return TableRows(self.weight, self.weights, name=self.name, index=index, progress=self.progress)
 
@@ -100,7 +100,7 @@ class TableRows:
         largest = 0.0
         for part, values, _ in self.chunks("check"):
             low, high = torch.aminmax(values)
-            if not bool(torch.isfinite(low) & torch.isfinite(high)):  # a NaN comes through aminmax
+            if not bool(torch.isfinite(low) & torch.isfinite(high)):  # aminmax propagates NaN
                 row = part.start + int((~torch.isfinite(values)).any(1).nonzero()[0])
                 row = row if self.index is None else int(self.index[row])
                 raise NonFiniteValueError(
@@ -113,11 +113,11 @@ class TableRows:
 
 @dataclass(frozen=True)
 class Importance:
-    """How much the rows of one table matter.
+    """The importance of the rows of one table.
 
     Attributes:
         weights: float32 [rows], above 0, mean 1.
-        scale: what a weight of 1 is in the source's unit; makes weighted errors comparable between tables.
+        scale: a weight of 1 in the source's unit; makes weighted errors comparable between tables.
         kind: "adagrad", "counts" or "uniform".
     """
 
@@ -127,19 +127,19 @@ class Importance:
 
 
 def importance(kind: str, rows: int, source: Tensor | None = None, *, name: str = "table") -> Importance:
-    """Importance of the rows of a table.
+    """Computes the importance of the rows of a table.
 
     Args:
         kind: "adagrad" (sums of squared gradients), "counts" (times a row was looked up) or "uniform".
-        rows: of the table.
+        rows: rows of the table.
         source: [rows], the sums or counts, >= 0; None for "uniform".
 
     Returns:
-        Weights raised to a floor of a tenth of one count, or of a tenth of the middle of the sums above 0, and then
-        divided by their mean. If all are 0, all are equal.
+        Weights raised to at least a tenth of one count, or a tenth of the median of the sums above 0, and then divided
+        by their mean. If all are 0, all are equal.
 
     Raises:
-        ValueError: for another kind, or sums that do not fit, are negative, or are not finite.
+        ValueError: for an unknown kind, or sums that do not fit, are negative, or are not finite.
     """
     if kind not in KINDS:
         raise ValueError(f"{kind=} must be one of {', '.join(KINDS)}")

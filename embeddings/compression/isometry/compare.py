@@ -1,6 +1,6 @@
-"""A near-isometric map for a trained table, and what it keeps, beside PCA and random projections.
+"""Compares a near-isometric map of a trained table with PCA and random projections.
 
-The bound is over the most important rows; how the map does on others is measured, not promised.
+The bound holds for the most important rows; its effect on the others is only measured.
 Dimensions: n rows of the table, K of a sample, D columns, R of a map's image.
 """
 
@@ -23,8 +23,8 @@ class MapFigures:
     Attributes:
         name: "nile-pro", "fromax", "pca", "pca weighted" or "random" (the best of 20 by `delta`).
         delta: the worst relative error of a squared distance between two rows of the sample, best scaling.
-        recall: of a row's 10 nearest rows in the sample, the share that stays among its 10 nearest; mean over rows.
-        held_out_delta, held_out_recall: the same between rows outside the sample; None if there are too few.
+        recall: the share of a row's 10 nearest rows in the sample that stay among its 10 nearest; mean over rows.
+        held_out_delta, held_out_recall: the same for rows outside the sample; None if there are too few.
     """
 
     name: str
@@ -40,8 +40,8 @@ class NearIsometryReport:
 
     Attributes:
         embedding: the map.
-        figures: of the map first, then of the others; all were made from the same rows.
-        sample, held_out: int64, the rows of the table that the map was made from, and the others it was tried on.
+        figures: of the map, then of the others; all were made from the same rows.
+        sample, held_out: int64, the rows that the map was made from, and the other rows it was measured on.
     """
 
     embedding: NearIsometry
@@ -62,27 +62,27 @@ def near_isometric(
     *,
     delta: float | None = None,
 ) -> NearIsometryReport:
-    """Makes a map from the rows that matter most, and compares it.
+    """Makes a map from the most important rows, and compares it with others.
 
     Args:
-        table: [n, D], floating; only the rows looked at are copied.
-        weights: [n], how much each row matters; None: a random sample of the rows stands for all.
-        rank: R; None with `delta`.
+        table: [n, D], floating; only the rows that are used are copied.
+        weights: [n], the importance of each row; None samples rows at random.
+        rank: R; None if `delta` is given.
         objective: "nile-pro" or "fromax".
-        rows: in the sample; time grows with its square.
-        seed: of the samples and random projections.
-        progress: is told the phase, the rounds done, and the most there can be.
-        delta: instead of `rank`, for "fromax": the bound to keep at the smallest rank.
+        rows: rows of the sample; time grows with its square.
+        seed: seed of the samples and random projections.
+        progress: called with the phase, the rounds done, and the maximum of rounds.
+        delta: for "fromax", instead of `rank`: the bound to keep with the smallest rank.
 
     Raises:
-        ValueError: if these do not fit each other, or the rows are refused (see `search.nile_pro`).
+        ValueError: if arguments do not fit each other, or `search.nile_pro` rejects the rows.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"{objective=} must be one of {', '.join(OBJECTIVES)}")
     if delta is not None and objective != "fromax":
         raise ValueError(f"{delta=} is for the objective fromax; {objective} takes a rank")
     if table.dim() != 2 or rows < 2:
-        raise ValueError(f"a table of shape {tuple(table.shape)} and {rows=}: needs two dimensions and two rows")
+        raise ValueError(f"a table of shape {tuple(table.shape)} and {rows=}: need two dimensions and two rows")
     if weights is not None and weights.shape != table.shape[:1]:
         raise ValueError(f"{weights.numel():,} weights for {table.shape[0]:,} rows")
     told, generator = progress or silent, torch.Generator().manual_seed(seed)
@@ -104,13 +104,13 @@ def near_isometric(
 
 
 def best_random_projection(secants: Secants, rank: int, dim: int, generator: torch.Generator) -> Tensor:
-    """The one of `RANDOM_PROJECTIONS` Gaussian matrices [R, D] that distorts least."""
+    """Returns the one of `RANDOM_PROJECTIONS` Gaussian matrices [R, D] that distorts least."""
     drawn = [torch.randn(rank, dim, generator=generator, dtype=torch.float64) for _ in range(RANDOM_PROJECTIONS)]
     return min(drawn, key=lambda projection: secants.extremes(secants.reduce(projection)).delta)
 
 
 def _samples(total: int, weights: Tensor | None, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The heaviest rows, or random ones; and as many random ones of the others."""
+    """Returns the heaviest rows, or random ones; and as many random ones of the others."""
     if weights is None:
         sample = torch.randperm(total, generator=generator)[:rows].sort().values
     else:

@@ -1,10 +1,10 @@
-"""Searches near-isometric linear maps of embedding rows: few columns, and no distance between two rows changes much.
+"""Searches for near-isometric linear maps of embedding rows, which change no distance between two rows much.
 
-PCA keeps distances right on average, and single ones may collapse; here the worst one counts. That suits nearest
-neighbours. It does not suit scoring: a model's loss follows the average error, where PCA is the better choice.
+PCA keeps distances on average, but single ones may collapse; here the worst one counts. That suits nearest neighbours.
+For scoring, PCA is better: a model's loss follows the average error.
 
-Column generation: the solver works on a few thousand pairs, its result is measured on all pairs, and the worst of them
-join. So a bound holds for every pair although the solver saw few.
+Column generation: the solver works on a few thousand pairs, its result is measured on all pairs, and the worst pairs
+are added. So the bound holds for all pairs although the solver sees few.
 
 The objectives are those of Luo, Shapiro, Shi and Yang, arXiv:1601.00062 (NILE-Pro and FroMax); the solvers are our own.
 Dimensions: K rows, D columns, R of the map's image.
@@ -20,41 +20,41 @@ from torch import Tensor
 from dlrmctl.embeddings.compression.isometry.secants import Neighbours, Progress, Secants
 from dlrmctl.embeddings.compression.isometry.solvers import fromax_steps, nile_pro_steps
 
-FROMAX_ROUNDS = 32  # at most; for each rank tried, if a bound is given
-# Of the nearest rows that PCA keeps nearest, the share that may be given for less distortion.
+FROMAX_ROUNDS = 32  # at most, for each rank that is tried
+# The share of the nearest rows kept by PCA that may be lost for less distortion.
 RECALL_LOSS = 0.01
 ITERATIONS = 120
-# Isometric for every purpose: float32 coordinates do not say more.
+# Isometric within the precision of float32.
 EXACT = 1e-6
-_FIRST_PAIRS = 1000  # at random, beside the worst of the start
-_NEW_PAIRS = 750  # most stretched, and as many most shrunk
+_FIRST_PAIRS = 1000  # random pairs, beside the worst of the start
+_NEW_PAIRS = 750  # the most stretched pairs, and as many of the most shrunk
 _MOST_PAIRS = 5000
-# A round that lowers the distortion by a smaller share counts as none.
+# A round that lowers the distortion by a smaller share makes no progress.
 _PROGRESS = 0.005
 _PATIENCE = 2
-# FroMax comes to its bound from outside, ever slower; aiming inside it arrives.
+# FroMax approaches its bound from outside ever more slowly; with a target inside it arrives.
 _INSIDE = 0.99
 _SHRINK, _LEAST_SHRINK = 0.85, 0.98  # of the bound: the first factor, and the one at which the search ends
-# Weights of staying near the principal components, from hardly moving to free.
+# Weights of staying near the principal components, from almost fixed to free.
 PULLS = (1.0, 0.4, 0.2, 0.1, 0.05, 0.02, 0.0)
 _ROUNDS_PER_PULL, _ROUNDS_FREE = 4, 12
-# Of `nile_pro_steps`. Maps that lose much are found with .01 to .1 only; those that lose little, sooner with .001.
+# For `nile_pro_steps`. Maps that distort much need .01 to .1; those that distort little are found sooner with .001.
 _DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 0.01, 0.001, 0.1
 
 
 @dataclass(frozen=True)
 class NearIsometry:
-    """A linear map x -> P x with a bound on what it does to distances.
+    """A linear map x -> P x with a bound on its distortion of distances.
 
     Attributes:
         objective: "nile-pro" or "fromax".
         projection: P, float32 [R, D].
         matrix: P^T P, float64 [D, D]: positive semidefinite, of rank at most R.
-        delta: (1 - delta) |x - y|^2 <= |P x - P y|^2 <= (1 + delta) |x - y|^2 for all pairs of the rows given,
-            every one of which was measured with P as it stands here.
+        delta: (1 - delta) |x - y|^2 <= |P x - P y|^2 <= (1 + delta) |x - y|^2 for all pairs of the given rows, as
+            measured with this P.
         num_rows: K.
-        num_pairs, num_copies: pairs that the bound is over, and pairs of equal rows.
-        rounds: of column generation.
+        num_pairs, num_copies: pairs in the bound, and pairs of equal rows.
+        rounds: rounds of column generation.
     """
 
     objective: str
@@ -68,7 +68,7 @@ class NearIsometry:
 
     @property
     def rank(self) -> int:
-        """The rank of `matrix`, to float32's precision."""
+        """The rank of `matrix`, to the precision of float32."""
         sizes = torch.linalg.svdvals(self.projection.double())
         return int((sizes > 1e-6 * sizes[0]).sum())
 
@@ -86,20 +86,20 @@ def nile_pro(
     seed: int = 0,
     progress: Progress = silent,
 ) -> NearIsometry:
-    """The map into `rank` dimensions with the least worst distortion that is found; never worse than PCA's.
+    """Searches for the map into `rank` dimensions with the least worst distortion; never worse than PCA.
 
-    The search begins at PCA and moves away as far as `recall_loss` allows: at the very least distortion, rows without
-    clusters have lost .02 to .04 of their neighbours to PCA.
+    The search begins at PCA and moves away as far as `recall_loss` allows: with the least distortion, rows without
+    clusters keep .02 to .04 fewer neighbours than with PCA.
 
     Args:
         rows_KD: floating; time grows with K^2, a thousand rows take seconds and a few thousand a minute.
         rank: R, from 1 to D.
-        recall_loss: how much less of the 10 nearest rows than under PCA may stay nearest; None: as much as it takes.
-        iterations: of the solver, per round.
-        seed: of the first pairs that are looked at.
+        recall_loss: how much smaller than PCA's the share of kept nearest rows may be; None: without limit.
+        iterations: iterations of the solver per round.
+        seed: seed of the first pairs.
 
     Raises:
-        ValueError: if the rank does not fit, fewer than two rows differ, or values are not finite.
+        ValueError: if the rank does not fit, there are no two distinct rows, or values are not finite.
     """
     secants = Secants(rows_KD)
     accept = _keeps_neighbours(secants, _checked_rank(rank, rows_KD), recall_loss)
@@ -116,11 +116,11 @@ def fromax(
     seed: int = 0,
     progress: Progress = silent,
 ) -> NearIsometry:
-    """The smallest rank for which a map within `delta` is found, or the smallest such delta for `rank`.
+    """Searches for the smallest rank with a map within `delta`, or the smallest delta for `rank`.
 
-    For one rank and one bound the problem is to bring a matrix that keeps the bound and one of that rank together; a
-    map is found when their distance is 0. The smallest rank is sought by halving, the smallest bound by shrinking it;
-    the latter keeps neighbours as `nile_pro` does.
+    For one rank and one bound, the solver minimizes the distance of a matrix that keeps the bound to one of that rank;
+    at distance 0 a map is found. The smallest rank is found by bisection, the smallest bound by shrinking it; the
+    latter keeps neighbours as `nile_pro` does.
 
     Args:
         rows_KD: see `nile_pro`.
@@ -162,7 +162,7 @@ def _checked_rank(rank: int, rows_KD: Tensor) -> int:
 
 
 def _keeps_neighbours(secants: Secants, rank: int, recall_loss: float | None) -> Callable[[Tensor], bool]:
-    """A check that a map keeps nearly as many neighbours as the principal components do."""
+    """Returns a check that a map keeps nearly as many neighbours as the principal components do."""
     if recall_loss is None:
         return anything
     if not 0 <= recall_loss < 1:
@@ -178,18 +178,18 @@ def anything(factor_RN: Tensor) -> bool:
 
 
 class SampleSearch:
-    """The best map so far, and the pairs that it is improved on.
+    """The best map so far, and the pairs that improve it.
 
     Args:
-        secants: the pairs.
-        rank: R, from 1 to N; the search starts from so many principal components.
-        accept: whether a map may become the best one; asked only about those with less distortion.
-        seed: of the first pairs.
+        secants: all pairs.
+        rank: R, from 1 to N; the search starts from this many principal components.
+        accept: whether a map may become the best one; called only for those with less distortion.
+        seed: seed of the first pairs.
 
     Attributes:
-        factor, delta: the best map that was accepted, [R, N], and its distortion over all pairs.
-        latest, latest_delta: the map made last, and its distortion.
-        rounds: done.
+        factor, delta: the best accepted map, [R, N], and its distortion over all pairs.
+        latest, latest_delta: the last map, and its distortion.
+        rounds: rounds done.
     """
 
     def __init__(
@@ -206,9 +206,9 @@ class SampleSearch:
         self._pairs = torch.cat([secants.random_pairs(_FIRST_PAIRS, generator), worst]).unique()
 
     def round(self, steps: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """Improves the latest map on the pairs, measures it on all, and takes in the worst.
+        """Improves the latest map on the selected pairs, measures it on all, and adds the worst.
 
-        Continues from the latest map, not the best: the pairs that join mend a map that fits only its own.
+        Continues from the latest map, not the best: added pairs correct a map that fits only its own pairs.
         """
         self.latest = steps(self.secants.directions(self._pairs), self.latest)
         found, worst = self.secants.examine(self.latest, _NEW_PAIRS)
@@ -229,7 +229,7 @@ def _result(objective: str, search: SampleSearch, rank: int) -> NearIsometry:
     found = secants.restore(search.factor * scale).float()
     projection = torch.zeros(rank, found.shape[1])
     projection[: len(found)] = found  # rows that span fewer dimensions than the rank leave the others at 0
-    reached = secants.extremes(secants.reduce(projection))  # of the float32 numbers that leave this function
+    reached = secants.extremes(secants.reduce(projection))  # of the float32 numbers that are returned
     exact = projection.double()
     return NearIsometry(
         objective=objective,
@@ -244,7 +244,7 @@ def _result(objective: str, search: SampleSearch, rank: int) -> NearIsometry:
 
 
 def search_nile_pro(search: SampleSearch, iterations: int, progress: Progress) -> None:
-    """Lets the map move ever more freely from the principal components, until one is not accepted."""
+    """Lets the map move ever more freely from the principal components, until it is not accepted."""
     anchor = search.start.T @ search.start
     steps = partial(nile_pro_steps, iterations=iterations, anchor_NN=anchor)
     damping = _DAMPING
@@ -266,7 +266,7 @@ def search_nile_pro(search: SampleSearch, iterations: int, progress: Progress) -
 
 
 def search_fromax(search: SampleSearch, delta: float, rounds: int) -> bool:
-    """Looks for a map within `delta`; returns whether there is one. Gives up when it comes no nearer."""
+    """Searches for a map within `delta`; returns whether one is found. Stops when it comes no nearer."""
     idle, nearest = 0, torch.inf
     for _ in range(rounds):
         if search.latest_delta <= delta or idle == _PATIENCE:
@@ -278,7 +278,7 @@ def search_fromax(search: SampleSearch, delta: float, rounds: int) -> bool:
 
 
 def shrink_fromax(search: SampleSearch, progress: Progress) -> None:
-    """Lowers the bound by `_SHRINK` as long as a map keeps it and is accepted, then by smaller steps."""
+    """Lowers the bound by `_SHRINK` while a map keeps it and is accepted, then by smaller steps."""
     shrink = _SHRINK
     while search.delta > EXACT and search.rounds < FROMAX_ROUNDS and shrink < _LEAST_SHRINK:
         progress("fromax", search.rounds, FROMAX_ROUNDS)

@@ -1,7 +1,7 @@
 """Distances of all pairs of rows and nearest neighbours, before and after a linear map.
 
-Nothing of the size of all pairs is kept: they are computed in blocks, each time anew. Float64 throughout.
-Dimensions: K rows, D their columns, N <= D of the subspace they span, R of a map's image.
+All pairs never are in memory: they are computed in blocks, every time again. All arithmetic is in float64. Dimensions:
+K rows, D their columns, N <= D of the subspace they span, R of a map's image.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,21 +13,21 @@ from torch import Tensor
 from dlrmctl.embeddings.errors import NonFiniteValueError
 
 _BLOCK_PAIRS = 2**18
-# Rows this near, in units of their own lengths, are copies: float32 tables say no more about them.
+# Rows this near, relative to their lengths, are copies within the precision of float32.
 _COPY = 1e-6
-# Below this share of their squared lengths, |x|^2 + |y|^2 - 2 x.y loses more than 10 of 16 digits.
+# Below this share of the squared lengths, |x|^2 + |y|^2 - 2 x.y loses more than 10 of 16 digits.
 _CANCELS = 1e-6
-# Directions with a smaller share of the largest spread are rounding.
+# Directions with a smaller share of the largest spread are rounding errors.
 _FLAT = 1e-13
 NEIGHBOURS = 10
 _NEIGHBOUR_PAIRS = 2**20
-# What a fit is doing, and how many of how many rows it has done.
+# The phase of a fit, the rows done, and all rows.
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Extremes:
-    """The least and the most that a map multiplies a squared distance by."""
+    """The smallest and the largest factor by which a map multiplies a squared distance."""
 
     low: float
     high: float
@@ -40,19 +40,19 @@ class Extremes:
 
     @property
     def scale(self) -> float:
-        """The factor of the map that brings all ratios into [1 - delta, 1 + delta]."""
+        """The scaling of the map that brings all ratios into [1 - delta, 1 + delta]."""
         total = self.high + self.low
         return (2 / total) ** 0.5 if total > 0 else 1.0
 
 
 def extremes(ratios: Tensor) -> Extremes:
-    """The extremes of the ratios of squared distances, [M] with M > 0."""
+    """Returns the extremes of ratios of squared distances, [M] with M > 0."""
     low, high = torch.aminmax(ratios)
     return Extremes(float(low), float(high))
 
 
 class Secants:
-    """All pairs of rows that differ.
+    """All pairs of distinct rows.
 
     Maps are given as matrices [R, N] in the coordinates of the rows' span; `reduce` and `restore` convert. The first
     coordinate is the direction of the largest spread, so the first R coordinates are the rows' principal components.
@@ -63,15 +63,15 @@ class Secants:
     Attributes:
         coordinates: [K, N], the rows around their mean.
         basis: [N, D], orthonormal.
-        num_pairs, num_copies: pairs that differ, and pairs that do not and put no demands on a map.
+        num_pairs, num_copies: pairs of distinct rows, and pairs of equal rows, which do not constrain a map.
 
     Raises:
-        ValueError: if there are no two different rows, or values are not finite.
+        ValueError: if there are no two distinct rows, or values are not finite.
     """
 
     def __init__(self, rows: Tensor) -> None:
         if rows.dim() != 2 or rows.shape[0] < 2 or rows.shape[1] < 1:
-            raise ValueError(f"rows of shape {tuple(rows.shape)} have no distances, there must be at least two rows")
+            raise ValueError(f"rows of shape {tuple(rows.shape)} have no distances; need at least two rows")
         if not bool(torch.isfinite(rows).all()):
             row = int((~torch.isfinite(rows)).any(1).nonzero()[0])
             raise NonFiniteValueError(f"row {row:,} holds a value that is not finite; was the training diverging?")
@@ -81,31 +81,31 @@ class Secants:
         self.basis = directions[spread > _FLAT * spread[0]]
         self.coordinates = centered @ self.basis.T
         self.squares = self.coordinates.square().sum(1)
-        self._sizes = rows.double().square().sum(1)  # of the rows where they lie: that is what float32 rounded
+        self._sizes = rows.double().square().sum(1)  # lengths before centering: that is what float32 rounded
         self.num_rows, self.dim = self.coordinates.shape
         total = self.num_rows * (self.num_rows - 1) // 2
         self.num_pairs = sum(int((lengths > 0).sum()) for *_, lengths in self._blocks())
         self.num_copies = total - self.num_pairs
         if self.num_pairs == 0:
-            raise ValueError(f"all {self.num_rows:,} rows are the same, there are no distances to keep")
+            raise ValueError(f"all {self.num_rows:,} rows are equal; there are no distances to keep")
 
     def reduce(self, projection_RD: Tensor) -> Tensor:
-        """A map of rows as a map of coordinates, float64 [R, N]."""
+        """Returns a map of rows as a map of coordinates, float64 [R, N]."""
         return projection_RD.double() @ self.basis.T
 
     def restore(self, factor_RN: Tensor) -> Tensor:
-        """A map of coordinates as a map of rows, [R, D]."""
+        """Returns a map of coordinates as a map of rows, [R, D]."""
         return factor_RN @ self.basis
 
     def extremes(self, factor_RN: Tensor) -> Extremes:
-        """The extremes over all pairs."""
+        """Returns the extremes over all pairs."""
         return self.examine(factor_RN, 0)[0]
 
     def examine(self, factor_RN: Tensor, count: int) -> tuple[Extremes, Tensor]:
-        """The extremes over all pairs, and the `count` most stretched and `count` most shrunk pairs.
+        """Returns the extremes over all pairs, and the `count` most stretched and `count` most shrunk pairs.
 
         Returns:
-            The second is int64 [at most 2 count]; a pair of the rows i < j is i K + j. Pairs come once each.
+            The extremes, and int64 [at most 2 count], where a pair of rows i < j is i K + j; no pair is repeated.
         """
         image = self.coordinates @ factor_RN.T
         squares = image.square().sum(1)
@@ -126,7 +126,7 @@ class Secants:
     def _extend(
         self, values: Tensor, pairs: Tensor, ratios: Tensor, usable: Tensor, start: int, count: int, *, largest: bool
     ) -> tuple[Tensor, Tensor]:
-        """The `count` extreme values seen so far, and their pairs, after one more block."""
+        """Returns the `count` most extreme values so far, and their pairs, after one more block."""
         none = -torch.inf if largest else torch.inf
         ratios = torch.where(usable, ratios, none)
         found, places = ratios.topk(min(count, ratios.numel()), largest=largest)
@@ -139,13 +139,13 @@ class Secants:
         return values[kept], pairs[kept]
 
     def directions(self, pairs: Tensor) -> Tensor:
-        """Differences of these pairs (see `examine`) divided by their lengths, [M, N]."""
+        """Returns the differences of these pairs (see `examine`), divided by their lengths, [M, N]."""
         first, second = pairs // self.num_rows, pairs % self.num_rows
         difference = self.coordinates[first] - self.coordinates[second]
         return difference / difference.norm(dim=1, keepdim=True)
 
     def random_pairs(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draws at most `count` pairs that differ, each once."""
+        """Draws at most `count` pairs of distinct rows, each once."""
         first = torch.randint(self.num_rows, (count,), generator=generator)
         second = (first + torch.randint(1, self.num_rows, (count,), generator=generator)) % self.num_rows
         pairs = (torch.minimum(first, second) * self.num_rows + torch.maximum(first, second)).unique()
@@ -154,9 +154,9 @@ class Secants:
         return pairs[lengths > _COPY**2 * (self._sizes[first] + self._sizes[second])]
 
     def _blocks(self) -> Iterator[tuple[int, int, tuple[Tensor, Tensor], Tensor]]:
-        """Rows [start, stop) against rows [start, K): the block's near pairs, and its squared distances.
+        """Returns near pairs and squared distances of rows [start, stop) and rows [start, K).
 
-        A distance is 0 where the pair does not count: it is of copies, or comes in the other order elsewhere.
+        A distance is 0 where the pair does not count: it is of copies, or another block has it in the other order.
         """
         step = max(1, _BLOCK_PAIRS // self.num_rows)
         for start in range(0, self.num_rows, step):
@@ -179,7 +179,7 @@ def _squared_distances(left: Tensor, right: Tensor, left_squares: Tensor, right_
 
 
 class Neighbours:
-    """The nearest rows of every row, itself not counted.
+    """The nearest rows of every row, excluding itself.
 
     Args:
         rows_KD: float64, at least two; each has `NEIGHBOURS` neighbours, or all other rows if there are fewer.
@@ -189,11 +189,11 @@ class Neighbours:
         self._rows = rows_KD - rows_KD.mean(0)
         self.count = min(NEIGHBOURS, len(rows_KD) - 1)
         nearest = _nearest(self._rows, self.count)
-        # One number per (row, neighbour), sorted, so that a recall is a search and not K x 10 x 10 comparisons.
+        # One number per (row, neighbour), sorted: a search is faster than K x 10 x 10 comparisons.
         self._numbers = self._number(nearest).flatten().sort().values
 
     def recall(self, projection_RD: Tensor) -> float:
-        """The share of the neighbours that are among as many nearest rows after the map."""
+        """Returns the share of the neighbours that stay among the nearest rows after the map."""
         after = self._number(_nearest(self._rows @ projection_RD.T, self.count)).flatten()
         places = torch.searchsorted(self._numbers, after).clamp_(max=len(self._numbers) - 1)
         return float((self._numbers[places] == after).double().mean())

@@ -1,8 +1,8 @@
 """Two alternating direction methods (ADMM) for a low-rank metric that keeps the lengths of given directions.
 
 Psi is the matrix of the metric: a direction v gets the squared length v^T Psi v, which should be 1. The two problems
-are those of Luo, Shapiro, Shi and Yang, arXiv:1601.00062; these splittings of them are our own. A bound on the rank is
-not convex, so both are heuristics, and the caller measures what they find.
+are those of Luo, Shapiro, Shi and Yang, arXiv:1601.00062; the splittings are our own. A bound on the rank is not
+convex, so both are heuristics, and the caller measures the results.
 
 Dimensions: M directions, N their coordinates (rows and columns of a symmetric matrix), R the rank. L = F^T F stands for
 a matrix of rank R.
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from dlrmctl.embeddings.compression.isometry.secants import extremes
 
-# Up to here the N (N + 1) / 2 entries of Psi are solved for by one factorization, beyond by conjugate gradients.
+# Up to this N, the N (N + 1) / 2 entries of Psi are solved for by factorization, beyond by conjugate gradients.
 MOST_FACTORED = 48
 # Weights of the constraints z = A(Psi) - 1 and q = A(Psi).
 _NILE_PRO_PENALTY, _FROMAX_PENALTY = 0.1, 0.01
 _CHECK_EVERY = 10
 _MOST_CG_STEPS = 50
-# Of the residual; the steps come to the same distortion as with 1e-8, in less than half the time. 1e-3 is too coarse.
+# Of the residual; reaches the same distortion as 1e-8 in less than half the time. 1e-3 is too coarse.
 _CG_TOLERANCE = 1e-5
 
 
@@ -31,7 +31,7 @@ class SquaredLengths:
     Args:
         directions_MN: float64, of length 1.
         damping: above 0.
-        factored: solve by a factorization made here; default: if N is at most `MOST_FACTORED`.
+        factored: whether to solve by factorization; default: if N is at most `MOST_FACTORED`.
     """
 
     def __init__(self, directions_MN: Tensor, damping: float, *, factored: bool | None = None) -> None:
@@ -60,7 +60,7 @@ class SquaredLengths:
         return (self.directions * weights_M[:, None]).T @ self.directions
 
     def solve(self, right_NN: Tensor, guess_NN: Tensor) -> Tensor:
-        """(A^T A + damping I)^-1 B, symmetric [N, N]; `guess` is where conjugate gradients start."""
+        """(A^T A + damping I)^-1 B, symmetric [N, N]; conjugate gradients start at `guess`."""
         if self._inverse is not None:
             return smat(self._inverse @ svec(right_NN))
         return self._conjugate_gradients(right_NN, guess_NN)
@@ -81,7 +81,7 @@ class SquaredLengths:
 
 
 class _Best:
-    """The best factor so far: of little distortion of the directions, and near the anchor where there is a pull."""
+    """The best factor so far, by distortion of the directions plus the pull towards the anchor."""
 
     def __init__(self, lengths: SquaredLengths, factor_RN: Tensor, anchor_NN: Tensor, pull: float) -> None:
         self._lengths, self._anchor, self._pull = lengths, anchor_NN, pull
@@ -89,7 +89,7 @@ class _Best:
         self.consider(factor_RN)
 
     def consider(self, factor_RN: Tensor) -> float:
-        """Returns the distortion of this one."""
+        """Takes in a factor and returns its distortion."""
         found = extremes(self._lengths.of_factor(factor_RN))
         scaled = factor_RN * found.scale
         value = found.delta + self._pull / 2 * float((scaled.T @ scaled - self._anchor).square().sum())
@@ -110,18 +110,19 @@ def nile_pro_steps(
     """min |A(Psi) - 1|_inf + pull |Psi - anchor|_F^2 / 2 over positive semidefinite Psi of rank at most R.
 
     Split as Psi (least squares), z = A(Psi) - 1 (proximal map of the norm) and L = Psi (truncation), with scaled
-    duals u and W. The pull is an addition to NILE-Pro: the worst pairs leave much of Psi open, and what they leave open
-    should not wander off.
+    duals u and W. The pull is an addition to NILE-Pro: the worst pairs do not determine all of Psi, and the rest should
+    not drift.
 
     Args:
         directions_MN: float64, of length 1.
         start_RN: F of the first L.
         anchor_NN: symmetric.
         pull: at least 0.
-        damping: the weight of L = Psi, per direction, relative to the penalty. Less moves faster and circles more.
+        damping: the weight of L = Psi, per direction, relative to the penalty. Smaller values move faster but
+            oscillate.
 
     Returns:
-        The best F of all looked at, `start_RN` included, scaled so that the squared lengths are around 1.
+        The best F seen, `start_RN` included, scaled so that the squared lengths are around 1.
     """
     nearness, pulling = damping * len(directions_MN), pull / _NILE_PRO_PENALTY
     lengths = SquaredLengths(directions_MN, nearness + pulling)
@@ -147,8 +148,8 @@ def nile_pro_steps(
 def fromax_steps(directions_MN: Tensor, start_RN: Tensor, delta: float, iterations: int) -> Tensor:
     """min |Psi - L|_F^2 / 2 over L of rank at most R, both positive semidefinite, with |A(Psi) - 1|_inf <= delta.
 
-    Split as Psi (least squares), q = A(Psi) (clipped to the bounds, scaled dual u) and L (truncation). At distance 0
-    L itself keeps the bound; the steps end there.
+    Split as Psi (least squares), q = A(Psi) (clipped to the bounds, scaled dual u) and L (truncation). At distance 0 L
+    keeps the bound, and the steps end.
 
     Args:
         directions_MN: float64, of length 1.
@@ -156,7 +157,7 @@ def fromax_steps(directions_MN: Tensor, start_RN: Tensor, delta: float, iteratio
         delta: the bound, in (0, 1).
 
     Returns:
-        The best F of all looked at, as in `nile_pro_steps`.
+        The best F seen, as in `nile_pro_steps`.
     """
     lengths = SquaredLengths(directions_MN, 1 / _FROMAX_PENALTY)
     rank, matrix = start_RN.shape[0], start_RN.T @ start_RN
@@ -178,7 +179,7 @@ def fromax_steps(directions_MN: Tensor, start_RN: Tensor, delta: float, iteratio
 
 @lru_cache(maxsize=8)
 def triangle(size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Row and column of each entry of the upper triangle, and what `svec` multiplies it by (float64)."""
+    """Returns the row and column of each entry of the upper triangle, and the factor of `svec` for it (float64)."""
     row, column = torch.triu_indices(size, size)
     scale = torch.full(row.shape, 2.0, dtype=torch.float64).sqrt_()
     scale[row == column] = 1.0
@@ -186,7 +187,7 @@ def triangle(size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def svec(matrix_NN: Tensor) -> Tensor:
-    """A symmetric matrix as a vector [N (N + 1) / 2] of the same inner products: svec(A) @ svec(B) = trace(A B)."""
+    """Returns a symmetric matrix as a vector [N (N + 1) / 2] such that svec(A) @ svec(B) = trace(A B)."""
     row, column, scale = triangle(matrix_NN.shape[0])
     return matrix_NN[row, column] * scale
 
@@ -199,7 +200,7 @@ def smat(vector: Tensor) -> Tensor:
     """
     size = int((2 * vector.numel()) ** 0.5)
     if size * (size + 1) != 2 * vector.numel():
-        raise ValueError(f"a vector of {vector.numel()} numbers is no symmetric matrix: lengths are N (N + 1) / 2")
+        raise ValueError(f"a vector of {vector.numel()} numbers is no symmetric matrix: lengths must be N (N + 1) / 2")
     row, column, scale = triangle(size)
     matrix = vector.new_empty(size, size)
     matrix[row, column] = matrix[column, row] = vector / scale
@@ -207,7 +208,7 @@ def smat(vector: Tensor) -> Tensor:
 
 
 def project_l1_ball(vector: Tensor, radius: float) -> Tensor:
-    """The nearest vector whose absolute values sum to at most `radius`: all shrink by one amount, down to 0.
+    """Returns the nearest vector whose absolute values sum to at most `radius`: all shrink by one amount, down to 0.
 
     Raises:
         ValueError: if `radius` is below 0.
@@ -234,7 +235,7 @@ def prox_infinity_norm(vector: Tensor, weight: float) -> Tensor:
 
 
 def truncate(matrix_NN: Tensor, rank: int) -> Tensor:
-    """The nearest positive semidefinite matrix of rank at most R, in the Frobenius norm, by a factor.
+    """Returns a factor of the nearest positive semidefinite matrix of rank at most R, in the Frobenius norm.
 
     Args:
         matrix_NN: symmetric.

@@ -1,7 +1,6 @@
-"""How a compressed table is stored and gives its rows back: one `Compressed` class per rule.
+"""Storage of compressed tables and lookups in them: one `Compressed` class per rule.
 
-A rule is registered when its module is loaded; loading this room loads all of them, so that `rows.from_parts` reads
-every table that was ever written.
+Importing a module registers its rules. This package imports all of them, so `rows.from_parts` reads every table.
 """
 
 from dlrmctl.embeddings.compression.rules import headed, rows, sharing

@@ -1,4 +1,4 @@
-"""The rule of heads: the heaviest rows are stored by one rule, the others by another.
+"""The rule with heads: the heaviest rows are stored by one rule, the others by another.
 
 Dimensions: N rows, H of them in the head.
 """
@@ -12,22 +12,22 @@ from torch import Tensor
 
 from dlrmctl.embeddings.compression.rules.rows import Compressed, StoredRows, expect, from_parts, rows_at, under
 
-# Ids per count of the heads before them: 4 bytes for every 32 of bitmap.
+# Ids per rank: 4 bytes of ranks for every 32 bytes of bitmap.
 BLOCK = 256
 _BLOCK_BYTES = BLOCK // 8
-# The first H ids are taken instead of the H heaviest when they hold this much of the weight: that needs no bitmap.
+# The first H ids, which need no bitmap, replace the H heaviest if they have this share of their weight.
 _AS_GOOD = 0.99
 
 
 class Headed(Compressed):
-    """Some ids have their own row in `head`, the others are read from `tail`, in the order of their ids.
+    """Some ids have their own row in `head`; the others are read from `tail`, in the order of their ids.
 
     Args:
         head: H rows.
         tail: the other N - H.
-        bitmap: uint8 [ceil(N / 256) * 32], bit i (of byte i // 8, lowest first) set where id i is in the head; None
-            where the head is the ids below H.
-        ranks: int32 [ceil(N / 256)], heads in all blocks of 256 ids before this one; None without bitmap.
+        bitmap: uint8 [ceil(N / 256) * 32], bit i (of byte i // 8, lowest first) is set if id i is in the head; None if
+            the head is the ids below H.
+        ranks: int32 [ceil(N / 256)], ids of the head in all earlier blocks of 256 ids; None without bitmap.
     """
 
     rule = "head"
@@ -58,14 +58,14 @@ class Headed(Compressed):
         return rows.index_copy(0, chosen, self.head(position[chosen]))
 
     def place(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """For each id whether it is in the head, and its row there or in the tail."""
+        """Returns for each id whether it is in the head, and its row there or in the tail."""
         if self.bitmap is None or self.ranks is None:
             in_head = ids < self.head.num_rows
             return in_head, torch.where(in_head, ids, ids - self.head.num_rows)
         block = ids // BLOCK
         bytes_of_block = self.bitmap.view(-1, _BLOCK_BYTES).index_select(0, block)
         place = ids % BLOCK
-        # In bytes before its own all bits count, in its own those below it.
+        # All bits of earlier bytes count, and the lower bits of its own byte.
         below = (place[:, None] - torch.arange(0, BLOCK, 8, device=ids.device)).clamp_(0, 8)
         masks = ((1 << below) - 1).to(torch.uint8)
         before = self.ranks.index_select(0, block).long() + _ones(bytes_of_block & masks).sum(1)
@@ -90,7 +90,7 @@ class Headed(Compressed):
 
 
 def choose_head(weights: Tensor, rows: int) -> Tensor | None:
-    """The ids that belong in a head of `rows` rows, or None if the first `rows` ids are as good.
+    """Returns the ids for a head of `rows` rows, or None if the first `rows` ids are as good.
 
     Args:
         weights: [N], the importance of every row.
@@ -109,7 +109,7 @@ def choose_head(weights: Tensor, rows: int) -> Tensor | None:
 
 
 def membership(ids: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Bitmap and ranks, as `Headed` keeps them, of these ids out of `num_rows`."""
+    """Returns the bitmap and ranks of `Headed` for these ids out of `num_rows`."""
     blocks = -(-num_rows // BLOCK)
     flags = torch.zeros(blocks * BLOCK, dtype=torch.uint8)
     flags[ids] = 1
@@ -122,12 +122,12 @@ def membership(ids: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
 
 
 def bitmap_bytes(num_rows: int) -> int:
-    """Bytes of the bitmap and its ranks."""
+    """Returns the bytes of the bitmap and its ranks."""
     return -(-num_rows // BLOCK) * (_BLOCK_BYTES + 4)
 
 
 def _ones(values: Tensor) -> Tensor:
-    """The number of bits set in each byte."""
+    """Returns the number of bits set in each byte."""
     values = values - ((values >> 1) & 0x55)
     values = (values & 0x33) + ((values >> 2) & 0x33)
     return ((values + (values >> 4)) & 0x0F).long()

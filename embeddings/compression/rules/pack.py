@@ -1,4 +1,4 @@
-"""Packs rows of floats into `StoredRows` of a number of bits, and trained tables into the format they had before."""
+"""Packs rows of floats into `StoredRows`, and trained copies of tables back into the stored format."""
 
 import copy
 import math
@@ -10,12 +10,12 @@ from torch import Tensor
 from dlrmctl.embeddings.compression.rules.quantize import CHUNK_VALUES, INTEGER_BITS, encode_rows, row_bytes
 from dlrmctl.embeddings.compression.rules.rows import Compressed, StoredRows
 
-# Between these the float16 of the formats is exact enough: a range of 2**-4 in 255 steps is still a normal number.
+# Between these, float16 is exact enough: a range of 2**-4 in 255 steps is still a normal number.
 _SMALLEST, _LARGEST = 2.0**-4, 2.0**12
 
 
 def pack(values: Tensor, bits: int, *, search: bool = False) -> StoredRows:
-    """`StoredRows` of a whole matrix of floats, [N, D]."""
+    """Packs a whole matrix of floats, [N, D]."""
     step = max(1, CHUNK_VALUES // values.shape[1])
     parts = ((slice(i, i + step), values[i : i + step].float()) for i in range(0, len(values), step))
     low, high = torch.aminmax(values)
@@ -30,13 +30,13 @@ def pack_chunks(
     *,
     search: bool = False,
 ) -> StoredRows:
-    """`StoredRows` out of consecutive pieces.
+    """Packs consecutive pieces.
 
     Args:
         chunks: which rows, and their float32 values.
         shape: N and D.
         bits: 32, 16, 8, 4 or 2.
-        largest: a bound of the absolute values, for the choice of the exponent.
+        largest: a bound of the absolute values, which determines the exponent.
         search: see `quantize.encode_rows`.
     """
     num_rows, dim = shape
@@ -50,7 +50,7 @@ def pack_chunks(
 
 
 def fitting_exponent(largest: float) -> int:
-    """The power of two that brings values up to `largest` near 1, or 0 where they do well as they are."""
+    """Returns the power of two that scales values up to `largest` to near 1, or 0 if they need no scaling."""
     if largest == 0 or _SMALLEST <= largest <= _LARGEST:
         return 0
     return max(-64, min(64, -math.frexp(largest)[1]))
@@ -58,12 +58,12 @@ def fitting_exponent(largest: float) -> int:
 
 @torch.no_grad()
 def stored_like(trained: Compressed, before: Compressed) -> Compressed:
-    """The numbers of `trained`, a trained copy made by `before.trainable()`, in the format and bytes of `before`.
+    """Packs `trained`, a trained copy made by `before.trainable()`, in the format of `before`.
 
-    Rows that no step moved keep their bits; the others are rounded again.
+    Rows that training did not change keep their bits; the others are rounded again.
 
     Raises:
-        ValueError: if a value is not finite, or beyond what its format holds.
+        ValueError: if a value is not finite, or out of the range of its format.
     """
     after = copy.deepcopy(before)
     for was, now, found in zip(before.modules(), after.modules(), trained.modules(), strict=True):

@@ -2,13 +2,13 @@
 
 A row of D columns is `D * bits / 8` bytes of codes, the first column in the lowest bits, and then scale and bias as two
 float16: 20 bytes for 8 bits at D = 16, 12 for 4 and 8 for 2 (a float32 row has 64). A value is `code * scale + bias`.
-This is what `torch.ops.fbgemm.FloatToFusedNBitRowwiseQuantizedSBHalf` writes and what torchrec.quant serves from; the
-older `FloatToFused8BitRowwiseQuantized` keeps scale and bias in float32 and needs 24 bytes.
+`torch.ops.fbgemm.FloatToFusedNBitRowwiseQuantizedSBHalf` writes this format and torchrec.quant serves from it; the
+older `FloatToFused8BitRowwiseQuantized` has scale and bias in float32 and needs 24 bytes.
 
-FBGEMM wants an even number of code bytes. A D that does not give one is filled up with copies of the first column,
-which cost bytes and are cut off again.
+FBGEMM needs an even number of code bytes. Other rows are padded with copies of the first column, which are cut off
+again.
 
-Dimensions: N rows, D columns, P columns with the fill.
+Dimensions: N rows, D columns, P columns with padding.
 """
 
 import torch
@@ -16,20 +16,20 @@ from torch import Tensor
 
 INTEGER_BITS = (8, 4, 2)
 SCALE_BIAS_BYTES = 4
-# How much of a row's range a search gives up, at either end.
+# The shares of a row's range that a search cuts off at either end.
 _SHRINK = (0.0, 0.03, 0.06, 0.1, 0.15, 0.2)
-# Values read at once: 1 MB of float32, so that a handful of temporaries stay small beside any table worth compressing.
+# Values read at once: 1 MB of float32, to keep temporaries small.
 CHUNK_VALUES = 2**18
 
 
 def padded_dim(dim: int, bits: int) -> int:
-    """Columns that are stored for `dim` columns: the next number that fills an even number of bytes."""
+    """Returns the columns stored for `dim` columns: the next number that fills an even number of bytes."""
     unit = 16 // bits
     return -(-dim // unit) * unit
 
 
 def row_bytes(dim: int, bits: int) -> int:
-    """Bytes of one row of `dim` columns, its scale and bias included; bits 32 and 16 are plain floats."""
+    """Returns the bytes of one row of `dim` columns, with scale and bias; bits 32 and 16 are plain floats."""
     if bits in (32, 16):
         return dim * bits // 8
     if bits not in INTEGER_BITS:
@@ -41,12 +41,12 @@ def encode_rows(rows_ND: Tensor, bits: int, *, search: bool = False) -> Tensor:
     """Quantizes every row over its own range.
 
     Args:
-        rows_ND: float32, finite, of absolute values within float16.
+        rows_ND: float32, finite, with absolute values within float16.
         bits: 8, 4 or 2.
         search: narrow the range of each row where that lowers its squared error.
 
     Returns:
-        uint8 [N, row_bytes(D, bits)]; without search bitwise what FBGEMM writes.
+        uint8 [N, row_bytes(D, bits)]; without search, bitwise equal to FBGEMM's.
     """
     missing = padded_dim(rows_ND.shape[1], bits) - rows_ND.shape[1]
     rows_NP = rows_ND if missing == 0 else torch.cat([rows_ND, rows_ND[:, :1].expand(-1, missing)], 1)
@@ -60,8 +60,8 @@ def encode_rows(rows_ND: Tensor, bits: int, *, search: bool = False) -> Tensor:
 
 
 def decode_rows(packed: Tensor, bits: int, dim: int) -> Tensor:
-    """The float32 [N, D] values of rows that `encode_rows` wrote; D = `dim`."""
-    # Few operations: an exported graph has them once per table.
+    """Returns the float32 [N, D] values of rows that `encode_rows` wrote; D = `dim`."""
+    # Few operations: an exported graph repeats them for every table.
     bytes_of_codes, scale_bias = packed.split([packed.shape[1] - SCALE_BIAS_BYTES, SCALE_BIAS_BYTES], 1)
     scale, bias = scale_bias.contiguous().view(torch.float16).float().split(1, 1)
     codes = _unpack(bytes_of_codes, bits)
@@ -69,7 +69,7 @@ def decode_rows(packed: Tensor, bits: int, dim: int) -> Tensor:
 
 
 def _scale_and_bias(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Scale and bias rounded to float16, so that codes are chosen for the values that will be read."""
+    """Returns scale and bias rounded to float16, so that codes are chosen for the values that will be read."""
     bias = low.half().float()
     span = high - bias
     scale = torch.where(span == 0, torch.ones_like(span), span / (2**bits - 1)).half().float()
@@ -81,7 +81,7 @@ def _codes(rows_NP: Tensor, scale: Tensor, bias: Tensor, bits: int) -> Tensor:
 
 
 def _search_range(rows_ND: Tensor, low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """The best of a small grid of ranges inside each row's own."""
+    """Returns the best of a small grid of ranges inside each row's range."""
     best_low, best_high, least = low, high, torch.full_like(low, torch.inf)
     width = high - low
     for cut_low in _SHRINK:

@@ -1,7 +1,7 @@
-"""Compressed tables: named tensors, and a rule by which an id becomes a row of float32.
+"""Compressed tables: named tensors, and a rule that maps an id to a row of float32.
 
-A `Compressed` is a module, so its parts move between devices and go into state dicts like any other. Rules nest: the
-rows that a rule reads are themselves `StoredRows` at some number of bits.
+A `Compressed` is a module, so its parts move between devices and are in state dicts like any other. Rules nest: a rule
+reads rows from `StoredRows` with some number of bits.
 
 Dimensions: N rows, D columns.
 """
@@ -25,11 +25,11 @@ class Compressed(nn.Module, ABC):
 
     Attributes:
         rule: the name of the rule.
-        num_rows, dim: of the table it stands for, N and D.
+        num_rows, dim: N and D of the table it represents.
     """
 
     rule: ClassVar[str]
-    _fixed: ClassVar[bool] = False  # a rule whose numbers must not move
+    _fixed: ClassVar[bool] = False  # a rule whose numbers must not change
     num_rows: int
     dim: int
 
@@ -42,16 +42,16 @@ class Compressed(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, ids: Tensor) -> Tensor:
-        """The float32 [n, D] rows of `ids`, int64 [n] in [0, N)."""
+        """Returns the float32 [n, D] rows of `ids`, int64 [n] in [0, N)."""
 
     @abstractmethod
     def spec(self) -> dict[str, Any]:
-        """Plain values that, with `parts`, are the whole table."""
+        """Returns plain values that describe the table, together with `parts`."""
 
     @classmethod
     @abstractmethod
     def build(cls, spec: Mapping[str, Any], parts: Mapping[str, Tensor]) -> "Compressed":
-        """The inverse of `spec` and `parts`; call `from_parts`, which also checks."""
+        """The inverse of `spec` and `parts`; call `from_parts`, which checks its arguments."""
 
     def lookup(self, ids: Tensor) -> Tensor:
         """The same as `forward`."""
@@ -59,12 +59,12 @@ class Compressed(nn.Module, ABC):
 
     @torch.no_grad()
     def expand(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows [start, stop) as float32; a whole table should be expanded in pieces."""
+        """Returns rows [start, stop) as float32; expand a large table in pieces."""
         stop = self.num_rows if stop is None else min(stop, self.num_rows)
         return self(torch.arange(start, stop, device=next(iter(self.parts().values())).device))
 
     def parts(self) -> dict[str, Tensor]:
-        """Every stored tensor by its name."""
+        """Returns every stored tensor by name."""
         return {name: tensor.detach() for name, tensor in self.state_dict().items()}
 
     @property
@@ -74,14 +74,14 @@ class Compressed(nn.Module, ABC):
 
     @property
     def can_train(self) -> bool:
-        """Whether `trainable` gives something to train; a map with a certificate stays what it is."""
+        """Whether `trainable` has something to train; a map with a certificate stays fixed."""
         return not any(isinstance(module, Compressed) and module._fixed for module in self.modules())
 
     def trainable(self, *, sparse: bool = False) -> "Compressed":
-        """A copy whose numbers are float32 parameters; codes and bitmaps stay as they are.
+        """Returns a copy whose numbers are float32 parameters; codes and bitmaps stay as they are.
 
         Args:
-            sparse: gradients of rows are sparse tensors, which hold what was looked up and no more.
+            sparse: make gradients of rows sparse tensors, which hold only the rows that were looked up.
         """
         twin = copy.deepcopy(self)
         for module in twin.modules():
@@ -92,7 +92,7 @@ class Compressed(nn.Module, ABC):
         return twin
 
     def _make_trainable(self) -> None:
-        """Turns this module's own floating buffers, without those of modules inside, into parameters."""
+        """Turns this module's own floating buffers, but not those of submodules, into parameters."""
 
     def _into_parameter(self, name: str, values: Tensor) -> None:
         delattr(self, name)
@@ -100,7 +100,7 @@ class Compressed(nn.Module, ABC):
 
 
 def from_parts(spec: Mapping[str, Any], parts: Mapping[str, Tensor]) -> Compressed:
-    """The table that `spec()` and `parts()` describe.
+    """Returns the table that `spec()` and `parts()` describe.
 
     Raises:
         ValueError: if the rule is unknown, or parts are missing, superfluous, or of another shape or type.
@@ -118,7 +118,7 @@ def from_parts(spec: Mapping[str, Any], parts: Mapping[str, Tensor]) -> Compress
         IndexError,
         ArithmeticError,
         RuntimeError,
-    ) as problem:  # of wrong types and shapes
+    ) as problem:  # wrong types and shapes
         raise ValueError(f"rule {rule}: its spec does not describe a table: {problem}") from None
     superfluous = parts.keys() - built.parts().keys()
     if superfluous:
@@ -127,13 +127,13 @@ def from_parts(spec: Mapping[str, Any], parts: Mapping[str, Tensor]) -> Compress
 
 
 def under(parts: Mapping[str, Tensor], child: str) -> dict[str, Tensor]:
-    """The parts of a rule inside another, by their names there."""
+    """Returns the parts of a nested rule, by their names there."""
     prefix = child + "."
     return {name[len(prefix) :]: tensor for name, tensor in parts.items() if name.startswith(prefix)}
 
 
 def expect(condition: bool, message: str) -> None:
-    """Raises ValueError unless the parts of a table are what its spec says."""
+    """Raises ValueError unless the parts of a table match its spec."""
     if not condition:
         raise ValueError(f"damaged table: {message}")
 
@@ -145,8 +145,8 @@ class StoredRows(Compressed):
         values: float32 or float16 [N, D], or uint8 [N, bytes] as `quantize.encode_rows` writes it.
         dim: D.
         bits: of a value.
-        exponent: values are stored times 2**exponent. Not 0 only where a table's values are so small or large that the
-            float16 in the format would spoil them.
+        exponent: values are stored times 2**exponent. It is 0 unless a table's values are too small or large for
+            float16.
     """
 
     rule = "rows"
@@ -191,7 +191,7 @@ class StoredRows(Compressed):
 
 
 def rows_at(spec: Mapping[str, Any], parts: Mapping[str, Tensor], child: str, *, rows: int, dim: int) -> StoredRows:
-    """The `StoredRows` that another rule has under the name `child`, of the height and width it needs."""
+    """Returns the `StoredRows` of another rule's part `child`, with the rows and columns it needs."""
     found = StoredRows.build(spec[child], under(parts, child))
     shape = (found.num_rows, found.dim)
     expect(shape == (rows, dim), f"{child} has shape {shape} instead of {(rows, dim)}")

@@ -1,4 +1,4 @@
-"""The rules by which ids share rows: low rank, hashing, quotient and remainder, learned codes.
+"""Rules by which ids share rows: low rank, hashing, quotient and remainder, learned codes.
 
 Dimensions: N rows, D columns; R of a low rank; L codes per row, K rows in each codebook.
 """
@@ -74,7 +74,7 @@ class Hashed(Compressed):
 
 
 class Paired(Compressed):
-    """A row of the quotient table and one of the remainder table: their product, their sum, or one after the other."""
+    """A row of the quotient table and one of the remainder table: multiplied, added, or concatenated."""
 
     rule = "qr"
 
@@ -119,7 +119,7 @@ class Paired(Compressed):
 
 
 class Codes(Compressed):
-    """Each row is L codes: the sum of one row from each of L codebooks ("sum"), or these rows in line ("concat").
+    """Each row is L codes: the sum of one row from each of L codebooks ("sum"), or these rows concatenated ("concat").
 
     Args:
         codes: uint8 (K <= 256) or int16 (K <= 32768), [N, L].
@@ -171,7 +171,7 @@ class Codes(Compressed):
 
 
 def code_dtype(size: int) -> torch.dtype:
-    """The narrowest integer type for the codes of a codebook of `size` rows."""
+    """Returns the narrowest integer type for codes of a codebook of `size` rows."""
     if not 1 <= size <= 2**15:
         raise ValueError(f"{size=} of a codebook must be from 1 to 32768")
     return torch.uint8 if size <= 256 else torch.int16
@@ -181,7 +181,7 @@ class Isometric(LowRank):
     """`mean + coordinates[id] @ basis`, where the coordinates are `(row - mean) @ projection.T`.
 
     The basis is orthonormal, so rows and their coordinates have the same distances. Training would void the
-    certificate, so these numbers stay what they are.
+    certificate, so these numbers stay fixed.
 
     Args:
         coordinates, basis, mean: see `LowRank`.

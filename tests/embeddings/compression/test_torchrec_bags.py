@@ -83,7 +83,7 @@ def test_training_moves_the_numbers_of_ordinary_tables(tables: dict[str, Compres
 @pytest.mark.parametrize("method", ["pca4-int8", "qr-mult8", "qr-concat8", "pq4x16", "head2%+pca4"])
 def test_rows_that_are_not_sums_are_refused_with_the_way_that_works(method: str):
     table = Method.parse(method).fit(table_rows(ROWS))
-    with pytest.raises(ValueError, match=r"table t: rule '.*' does not only add rows; composed.compose"):
+    with pytest.raises(ValueError, match=r"table t: rule '.*' is not a sum of rows; composed.compose"):
         training_bags({"t": table})
 
 

@@ -224,7 +224,7 @@ def _refusals() -> list[str]:
 def test_what_cannot_be_sharded_is_refused():
     assert run_ranks(_refusals, 1)[0] == [
         "sharding='column_wise' must be one of auto, table_wise, row_wise",
-        "the model must contain one CompositionalEmbeddings, it contains 0",
+        "the model must contain one CompositionalEmbeddings, found 0",
         "build CompositionalEmbeddings with device='meta': sharding gives the tables their memory",
     ]
 

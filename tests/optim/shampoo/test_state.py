@@ -144,7 +144,7 @@ def test_a_group_added_in_the_middle_does_not_disturb_the_others(settings: dict[
     [
         ({"max_preconditioner_dim": 3}, "saved with max_preconditioner_dim=128, the optimizer has 3"),
         ({"momentum": 0.9}, "momentum is missing"),
-        ({"inverse_exponent_override": {2: {0: 0}}}, "factor_0 has no place in this optimizer"),
+        ({"inverse_exponent_override": {2: {0: 0}}}, "factor_0 does not belong to this optimizer"),
     ],
 )
 def test_a_state_dict_that_does_not_fit_is_refused_and_changes_nothing(change: dict, message: str) -> None:
