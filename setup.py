@@ -1,8 +1,8 @@
-"""Chooses the build of fbgemm-gpu: everything else about the package stands in pyproject.toml.
+"""Chooses the build of fbgemm-gpu; the rest of the package's configuration is in pyproject.toml.
 
-torchrec asks for `fbgemm-gpu`, whose CUDA build cannot be imported without an NVIDIA driver. For a machine without
-one there is `fbgemm-gpu-cpu`; the two own the same files, so exactly one of them may be installed. The project without
-files under `shims/` takes the name fbgemm-gpu, as version 1.8.0+cpu, and brings `fbgemm-gpu-cpu`.
+torchrec requires `fbgemm-gpu`, whose CUDA build cannot be imported without an NVIDIA driver. For machines without one
+there is `fbgemm-gpu-cpu`; the two own the same files, so only one of them may be installed. The empty project in
+`shims/` has the name fbgemm-gpu and version 1.8.0+cpu, and requires `fbgemm-gpu-cpu`.
 """
 
 import ctypes
@@ -30,13 +30,13 @@ def fbgemm_requirement() -> str:
         raise SystemExit(f"error: DLRMCTL_BACKEND={backend!r} must be one of {', '.join(BACKENDS)}")
     if backend == "cuda":
         return f"fbgemm-gpu=={FBGEMM}"
-    if "DLRMCTL_EDITABLE" not in os.environ:  # a wheel names no folder of this machine
+    if "DLRMCTL_EDITABLE" not in os.environ:  # a wheel must not name a folder of this machine
         return f"fbgemm-gpu=={FBGEMM}+cpu"
     shim = Path(__file__).resolve().parent / "shims" / "fbgemm-gpu-cpu"
     return f"fbgemm-gpu @ {shim.as_uri()}"
 
 
-# A build directory in the tree would put files that are gone since into the next wheel.
+# A build directory in the tree would put deleted files into the next wheel.
 with tempfile.TemporaryDirectory() as build_base:
     setup(
         install_requires=[

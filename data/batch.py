@@ -1,6 +1,6 @@
-"""A `Batch` is what the model is given, one rank's part of a global batch; and how it is cut out of blocks.
+"""`Batch`, one rank's part of a global batch, and how it is made from blocks.
 
-B examples of a batch, N rows picked from a block, I dense features, F sparse features.
+B examples of a batch, N rows selected from a block, I dense features, F sparse features.
 """
 
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from dlrmctl.data.source import Block
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples side by side.
+    """The input of a model: B examples.
 
     Attributes:
         dense_BI: float32, NaN where missing.
         ids: int64, all ids of feature 0 in the order of the examples, then all of feature 1, and so on.
-        lengths_FB: int32, ids per feature and example; None stands for exactly one each.
+        lengths_FB: int32, ids per feature and example; None means exactly one each.
         labels_B: float32, 0 or 1.
         keys: F names.
-        num_valid: the first `num_valid` examples count; the rest repeats an example so that shapes are equal.
+        num_valid: the first `num_valid` examples count; the others are repeats that keep shapes equal.
     """
 
     dense_BI: Tensor
@@ -37,7 +37,7 @@ class Batch:
         return self.labels_B.numel()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """The same batch on `device`."""
+        """Returns the same batch on `device`."""
         return replace(
             self,
             dense_BI=self.dense_BI.to(device, non_blocking=non_blocking),
@@ -49,14 +49,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class PickedRows:
-    """Rows ready to be cut into batches; still in the narrow types of their block, which batches widen as they copy.
+    """Rows to be copied into batches, in the narrow types of their block; batches widen them.
 
     Attributes:
         dense_NI: floating point, NaN where missing.
-        ids_F: F integer arrays; with lengths, `offsets_FN` says what of them belongs to which row, else N ids each.
+        ids_F: F integer arrays: N ids each, or with lengths the ids of each row at `offsets_FN`.
         labels_N: 0 or 1.
         lengths_FN: integers, or None for exactly one id each.
-        offsets_FN: with lengths, where each row's ids start in its feature's `ids_F`, and where the last row's end;
+        offsets_FN: with lengths, the start of each row's ids in its feature's `ids_F`, and the end of the last row's;
             int64 [F, N + 1].
     """
 
@@ -74,13 +74,13 @@ Piece = tuple[PickedRows, int, int]  # rows [start, stop) of those
 
 
 def pick_rows(block: Block, rows_N: np.ndarray | slice) -> PickedRows:
-    """The rows `rows_N` of the block in that order; a row may be picked several times.
+    """Selects the rows `rows_N` of the block in that order; a row may be repeated.
 
-    A slice has a start, a stop and the step 1; it copies next to nothing, and shares memory with the block.
+    A slice must have a start, a stop and the step 1; it copies almost nothing and shares memory with the block.
     """
     if isinstance(rows_N, slice):
         return _slice_rows(block, rows_N)
-    # `take` needs about half the time of `[rows_N]`; rows of dense features are turned first, to be taken whole.
+    # `take` needs about half the time of `[rows_N]`; dense features are transposed first, to be taken in whole rows.
     dense_NI = np.ascontiguousarray(block.dense_IN.T).take(rows_N, axis=0)
     labels_N = block.labels_N.take(rows_N)
     if block.lengths_FN is None:
@@ -109,13 +109,13 @@ def _slice_rows(block: Block, rows: slice) -> PickedRows:
 
 
 def join_batch(pieces: Sequence[Piece], keys: tuple[str, ...], num_valid: int, *, pin_memory: bool = False) -> Batch:
-    """One batch out of the pieces, one after another, in memory of its own.
+    """Copies consecutive pieces into one batch.
 
     Args:
-        pieces: all with lengths, or all without.
+        pieces: rows, all with lengths or all without.
         keys: F names.
-        num_valid: rows that count.
-        pin_memory: page-locked memory, from which copies to a GPU can be asynchronous; needs CUDA.
+        num_valid: the number of rows that count.
+        pin_memory: use page-locked memory, for asynchronous copies to a GPU; needs CUDA.
     """
     num_rows, num_dense = sum(stop - start for _, start, stop in pieces), pieces[0][0].dense_NI.shape[1]
     dense_BI = torch.empty((num_rows, num_dense), pin_memory=pin_memory)
@@ -151,7 +151,7 @@ def _ids_of(piece: Piece, feature: int) -> np.ndarray:
 
 
 def _running_sum(lengths_N: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
-    """Sums of the lengths before each row, and of all: int64 [N + 1]."""
+    """Returns the sums of the lengths before each row, and of all: int64 [N + 1]."""
     sums = np.empty(len(lengths_N) + 1, dtype=np.int64) if out is None else out
     sums[0] = 0
     np.cumsum(lengths_N, out=sums[1:])

@@ -1,19 +1,20 @@
-"""One form of a value whatever file it comes from, so that the same value is the same id.
+"""The canonical form of a value, so that equal values of different file formats have the same id.
 
-The rule is called `canonical-1` in manifests; another rule needs another name.
-A categorical value is told by its text, value for value and not by the type of its column:
+Manifests call the rule `canonical-1`; another rule needs another name.
+A categorical value is identified by its own text, not by the type of its column:
 
-- Numbers are equal by value: 13, 13.0, 13.00 and 1.3e+1 are `13`; 1.50 is `1.5`; -0.0 is `0`. A text is a number as
-  programs write one: digits without a zero, a plus or a blank in front, a fraction, an exponent. An exponent needs a
-  sign, or a point before it: 5e1 may be a code. `007` is a text. Floats are the shortest decimals that give them back.
+- Numbers are equal by value: 13, 13.0, 13.00 and 1.3e+1 are `13`; 1.50 is `1.5`; -0.0 is `0`. A string is a number as
+  programs write one: digits without a leading zero, plus or blank, a fraction, an exponent. An exponent needs a sign,
+  or a decimal point before it: 5e1 may be a code. `007` is a string. Floats are the shortest decimals that convert back
+  to them.
 - True and false are `1` and `0`, in letters of any case.
-- Dates and times are ISO 8601: `2024-05-01`, `2024-05-01T09:30:00.5`. Midnight is the date alone, zeros at the end of
-  a fraction do not count, and times with an offset are in UTC, with a `Z`.
-- Infinity is the value `inf` or `-inf`. Null and NaN are no values.
-- Every other text is itself.
+- Dates and times are ISO 8601: `2024-05-01`, `2024-05-01T09:30:00.5`. Midnight is the date alone, trailing zeros of a
+  fraction do not count, and times with an offset are in UTC, with a `Z`.
+- Infinity is `inf` or `-inf`. Null and NaN are missing values.
+- Every other string is unchanged.
 
-The word of a value has 64 bits: an integer from -2**63 to 2**63 - 1 is its own (two's complement), everything else the
-first 64 bits of BLAKE2b of its canonical text in UTF-8, little-endian. N values, K different ones.
+The word of a value has 64 bits: an integer from -2**63 to 2**63 - 1 is its own word (two's complement); otherwise it is
+the first 64 bits of BLAKE2b of the canonical text in UTF-8, little-endian. N values, K distinct ones.
 """
 
 import re
@@ -38,17 +39,17 @@ _FORMS = (
     rf"^(?:{_NUMBER}|(?i:true|false|[+-]?inf|[+-]?infinity)"
     rf"|{_TIME}|[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}[T ]{_TIME}(?:Z|[+-][0-9]{{2}}:?[0-9]{{2}})?)$"
 )
-_CODE = re.compile(r"-?[0-9]+[eE][0-9]+")  # such as 5e1, which no program writes for a number
+_CODE = re.compile(r"-?[0-9]+[eE][0-9]+")  # such as 5e1, which programs do not write for numbers
 _IS_NUMBER = re.compile(_NUMBER, re.ASCII)
 _IS_MOMENT = re.compile(r"(?:([0-9]{4}-[0-9]{2}-[0-9]{2})[T ])?([0-9:]+)(?:\.([0-9]{1,9}))?(Z|[+-][0-9:]+)?")
 
 _WordsOf = Callable[[pl.Series], np.ndarray]
-_MOSTLY_DIFFERENT = 0.75  # of the values: to hash all is then faster than to look the equal ones up
-_EXACT: dict[type[pl.DataType], int] = {pl.Float64: 1 << 53, pl.Float32: 1 << 24}  # smaller whole numbers are exact
+_MOSTLY_DIFFERENT = 0.75  # of the values: above it, hashing all is faster than finding equal ones
+_EXACT: dict[type[pl.DataType], int] = {pl.Float64: 1 << 53, pl.Float32: 1 << 24}  # smaller integers are exact
 
 
 def canonical_text(text: str) -> str:
-    """The canonical form of the value that a text shows."""
+    """Returns the canonical form of a string."""
     if re.fullmatch(_FORMS[1:-1], text) is None:
         return text
     if _IS_NUMBER.fullmatch(text):
@@ -68,7 +69,7 @@ def _number(text: str) -> str:
 
 
 def _moment(text: str) -> str:
-    """A date with a time, or a time alone."""
+    """Returns the canonical form of a date with a time, or of a time."""
     match = _IS_MOMENT.fullmatch(text)
     assert match is not None, "the pattern of all forms is narrower"
     day, time, fraction, offset = match.groups()
@@ -89,15 +90,15 @@ def _moment(text: str) -> str:
 def canonical_words(
     series: pl.Series, missing: Sequence[str] = (), texts: list[HashedTexts] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The words of values of any type that a table may hold, but for lists.
+    """Returns the words of values of any type of a table's columns, except lists.
 
     Args:
-        series: of a text, number, Boolean or time.
-        missing: texts of values that stand for none.
-        texts: gets the canonical texts of the values whose words are hashes.
+        series: of strings, numbers, Booleans or times.
+        missing: texts of missing values.
+        texts: receives the canonical texts of the values whose words are hashes.
 
     Returns:
-        uint64 [N], 0 where there is no value; bool [N], False there: for null, NaN and what is equal to `missing`.
+        uint64 [N], 0 where missing; bool [N], False where missing: null, NaN and values in `missing`.
     """
     kind = series.dtype
     if kind == pl.Boolean:
@@ -119,7 +120,7 @@ def canonical_words(
 def plain_words(
     series: pl.Series, missing: Sequence[str] = (), texts: list[HashedTexts] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `canonical_words`, of texts as they are written, whatever they look like."""
+    """As `canonical_words`, for strings that are not converted."""
     standing = _hash(pl.Series(missing, dtype=pl.String))
     return _by_different_values(series, lambda texts_K: _hash(texts_K, texts), standing)
 
@@ -130,12 +131,12 @@ def _standing(missing: tuple[str, ...]) -> np.ndarray:
 
 
 def _by_different_values(series: pl.Series, words_of: _WordsOf, standing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The words of all values from the texts of the different ones; 0 for those whose words stand for no value."""
+    """Returns the words of all values from the texts of the distinct ones; 0 for missing values."""
     given = series.drop_nulls()
     values_K = given.unique()
     if len(values_K) > _MOSTLY_DIFFERENT * len(series):
         values_K = given
-    # To cast a time would lose its fraction.
+    # Casting a time would lose its fraction.
     texts_K = values_K.dt.to_string("%H:%M:%S%.9f") if series.dtype == pl.Time else values_K.cast(pl.String)
     words_K = words_of(texts_K)
     absent_K = np.isin(words_K, standing)
@@ -153,7 +154,7 @@ def _by_different_values(series: pl.Series, words_of: _WordsOf, standing: np.nda
 
 
 def are_integers(series: pl.Series) -> np.ndarray:
-    """bool [N]: whether the value is an integer of at most 64 bits, with a sign or without; False for null."""
+    """Returns bool [N]: whether the value is an integer of at most 64 bits, signed or unsigned; False for null."""
     if series.dtype.is_integer() or series.dtype == pl.Boolean:
         return series.is_not_null().to_numpy()
     values_K = series.drop_nulls().unique()
@@ -163,24 +164,24 @@ def are_integers(series: pl.Series) -> np.ndarray:
 
 
 def _looked_up(series: pl.Series, values_K: pl.Series, found_K: pl.Series) -> pl.Series:
-    """For each of all values what was found for it; null if nothing. Twice as fast as `replace_strict`."""
+    """Maps each value to what was found for it, or null. Twice as fast as `replace_strict`."""
     table = pl.DataFrame({"value": values_K, "found": found_K})
     return pl.DataFrame({"value": series}).join(table, on="value", how="left", maintain_order="left")["found"]
 
 
 def _text_words(texts_K: pl.Series, found: list[HashedTexts] | None = None) -> np.ndarray:
-    """The words of texts; every different text is looked at once, and most are no more than hashed.
+    """Returns the words of texts; every distinct text is examined once, and most are only hashed.
 
     Args:
-        texts_K: of the values.
-        found: gets the canonical texts that were hashed.
+        texts_K: texts of the values.
+        found: receives the canonical texts that were hashed.
     """
     hashed = partial(_hash, found=found)
     return _either(texts_K, texts_K.str.contains(_FORMS), partial(_formed_words, hashed=hashed), hashed)
 
 
 def _formed_words(texts_K: pl.Series, hashed: _WordsOf) -> np.ndarray:
-    """The words of texts that look like numbers, truths or times."""
+    """Returns the words of texts that look like numbers, Booleans or times."""
     integers = _integers(texts_K.str.replace(_WHOLE_FLOAT, "$1"))
     words_K, others = integers.fill_null(0).to_numpy().view(np.uint64), integers.is_null()
     if others.any():
@@ -193,7 +194,7 @@ def _formed_words(texts_K: pl.Series, hashed: _WordsOf) -> np.ndarray:
 
 
 def _rewritten_words(texts_K: pl.Series, hashed: _WordsOf) -> np.ndarray:
-    """The words of texts that may have another form."""
+    """Returns the words of texts that may have another form."""
     forms = pl.Series([canonical_text(text) for text in texts_K], dtype=pl.String)
     integers = _integers(forms)
     words_K = integers.fill_null(0).to_numpy().view(np.uint64).copy()
@@ -202,7 +203,7 @@ def _rewritten_words(texts_K: pl.Series, hashed: _WordsOf) -> np.ndarray:
 
 
 def _either(texts_K: pl.Series, chosen: pl.Series, words_of: _WordsOf, others: _WordsOf) -> np.ndarray:
-    """The words of texts, found in one way for the chosen ones and in another for the others."""
+    """Computes the words of the chosen texts in one way, and of the others in another."""
     if not chosen.any():
         return others(texts_K)
     words_K, chosen_K = np.empty(len(texts_K), dtype=np.uint64), chosen.to_numpy()
@@ -212,7 +213,7 @@ def _either(texts_K: pl.Series, chosen: pl.Series, words_of: _WordsOf, others: _
 
 
 def _integers(texts_K: pl.Series) -> pl.Series:
-    """int64, null where the text is no canonical integer, or not one of 64 bits."""
+    """Returns int64, null where the text is not a canonical integer of 64 bits."""
     return texts_K.set(~texts_K.str.contains(_INTEGER), None).cast(pl.Int64, strict=False)
 
 

@@ -1,13 +1,13 @@
-"""The error of this package: one clear line naming the file, the line and the value, and what to do next."""
+"""The error of this package: one line naming the file, line and value, and a hint."""
 
 
 class DataError(ValueError):
-    """A problem with the user's data that the user can see and mend.
+    """A problem with the user's data that the user can fix.
 
     Attributes:
         message: one line, without the hint.
         hint: the next step, or None.
-        missing_column: the column that a table lacks, where that is the problem; else None.
+        missing_column: the missing column of a table, if that is the problem; else None.
     """
 
     def __init__(self, message: str, hint: str | None = None, *, missing_column: str | None = None) -> None:

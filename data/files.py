@@ -1,8 +1,7 @@
-"""Files whose troubles are told as data errors, and that appear whole or not at all.
+"""File operations that raise data errors, and atomic writes.
 
-Directories may come from somebody else, with links in them: nothing here writes through a link. A new file is written
-under a name that nobody can guess, made for it, and then renamed; locks and files that grow are opened as they are, or
-refused.
+Directories may come from somebody else and contain links: nothing here writes through a link. A new file is written
+under a random name and then renamed; locks and growing files are opened only if they are regular files.
 """
 
 import errno
@@ -26,9 +25,9 @@ from dlrmctl.data.errors import DataError
 if TYPE_CHECKING:
     import numpy as np
 
-_GZIP_LEVEL = 1  # random digits are hardly smaller with more
-_PIECE_BYTES = 1 << 22  # a checkpoint is checksummed beside tables that fill the memory
-_FRESH = ".dlrmctl-new-"  # begins the names of what is not complete
+_GZIP_LEVEL = 1  # higher levels hardly compress random digits better
+_PIECE_BYTES = 1 << 22  # small, since a checkpoint is checksummed beside tables that fill the memory
+_FRESH = ".dlrmctl-new-"  # prefix of the names of incomplete files
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://")
 _COPY = {
     "s3": "aws s3 cp {url} .",
@@ -48,16 +47,16 @@ _WHAT_TO_DO = {
     errno.EPERM: _PERMISSIONS,
 }
 _NO_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EROFS)
-NO_SCRATCH = "No usable temporary directory"  # begins what `tempfile` says
+NO_SCRATCH = "No usable temporary directory"  # prefix of `tempfile`'s message
 SCRATCH_HINT = "export TMPDIR=DIR, a directory that you can write to, on a disk with free space"
 
 
 @contextmanager
 def io_errors(path: Path, doing: str) -> Iterator[None]:
-    """Turns what the system says about `path` into a DataError.
+    """Turns errors of the system about `path` into a DataError.
 
     Args:
-        path: the file or directory at work.
+        path: the file or directory.
         doing: "read" or "write".
     """
     try:
@@ -73,10 +72,10 @@ def io_errors(path: Path, doing: str) -> Iterator[None]:
 
 
 def refuse_url(name: str) -> None:
-    """Check that a name is that of a file on this machine.
+    """Checks that a name is that of a file on this machine.
 
     Raises:
-        DataError: if it is a URL, with the command that copies what it names.
+        DataError: if it is a URL, with the command that downloads it.
     """
     match = _URL.match(name)
     if match is None:
@@ -84,7 +83,7 @@ def refuse_url(name: str) -> None:
     if match[1] == "file":
         raise DataError(f"{name}: a URL, expected a path", name[match.end() :])
     copy = _COPY.get(match[1])
-    hint = "copy it to this machine, or mount it, and name the file"
+    hint = "copy it to this machine, or mount it, and give the file's path"
     raise DataError(
         f"{name}: only files on this machine are read and written",
         hint if copy is None else f"{hint}: {copy.format(url=name)}",
@@ -92,7 +91,7 @@ def refuse_url(name: str) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Waits until the file (or the directory's list of names) is on the disk."""
+    """Flushes the file (or the directory's list of names) to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -101,20 +100,20 @@ def sync_file(path: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that appears whole or not at all; another file or a link of the name is replaced.
+    """Writes a file atomically; replaces another file or link of the name.
 
     Raises:
-        DataError: if the disk is full or the place may not be written.
+        DataError: if the disk is full or the file may not be written.
     """
     with _fresh_file(path) as file:
         file.write(content)
 
 
 def read_array(path: Path, dtype: "np.dtype", count: int, offset: int = 0) -> "np.ndarray":
-    """`count` numbers that begin at byte `offset` of a file.
+    """Reads `count` numbers from byte `offset` of a file.
 
     Raises:
-        DataError: if it cannot be read, or ends before.
+        DataError: if it cannot be read, or is too short.
     """
     import numpy as np
 
@@ -131,17 +130,17 @@ def read_array(path: Path, dtype: "np.dtype", count: int, offset: int = 0) -> "n
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A new file that appears under its name when the block ends well, and leaves nothing behind when not.
+    """Context manager for a new file that gets its name at the end, or is removed after an exception.
 
     Args:
-        path: compressed if it ends in .gz; another file or a link of the name is replaced.
+        path: compressed if it ends in .gz; replaces another file or link of the name.
 
     Raises:
-        DataError: if the disk is full or the place may not be written.
+        DataError: if the disk is full or the file may not be written.
     """
     with _fresh_file(path) as file:
         if path.suffix == ".gz":
-            # Without name and time of its own: equal rows give equal files.
+            # Without name and time, so that equal rows give equal files.
             with GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as packed:
                 yield cast(BinaryIO, packed)
         else:
@@ -150,7 +149,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _fresh_file(path: Path) -> Iterator[BinaryIO]:
-    """A file under another name, which becomes `path` when the block ends well."""
+    """Context manager for a file under another name, renamed to `path` at the end."""
     with io_errors(path, "write"):
         _refuse_special(path)
         temporary = path.with_name(_fresh_name())
@@ -169,7 +168,7 @@ def _fresh_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def output_file(path: Path) -> Iterator[BinaryIO]:
-    """A new file as `whole_file` makes it; of a pipe, a device or /dev/stdout, that itself.
+    """As `whole_file`; but opens a pipe, a device or /dev/stdout itself.
 
     Raises:
         DataError: if it cannot be written.
@@ -186,7 +185,7 @@ def output_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether the name is of a pipe, a device, or a file that this process has open, as /dev/stdout is."""
+    """Returns whether the name is that of a pipe, a device, or an open file of this process, such as /dev/stdout."""
     if _inherited_descriptor(path) is not None:
         return True
     try:
@@ -197,7 +196,7 @@ def is_stream(path: Path) -> bool:
 
 
 def _inherited_descriptor(path: Path) -> int | None:
-    """N of a name that stands for the open file N of this process: /dev/stdout, /dev/fd/N or /proc/self/fd/N."""
+    """Returns N for names of the open file N of this process: /dev/stdout, /dev/fd/N or /proc/self/fd/N."""
     opened = Path("/proc/self/fd").resolve()
     if path.is_symlink() and path.parent == Path("/dev"):
         path = path.readlink()
@@ -205,10 +204,10 @@ def _inherited_descriptor(path: Path) -> int | None:
 
 
 def check_writable(path: Path) -> None:
-    """Check that `whole_file` can make a file of this name now.
+    """Checks that `whole_file` can make a file of this name.
 
     Raises:
-        DataError: if the name is of a directory or no file, or its directory takes no files.
+        DataError: if the name is that of a directory or special file, or no file can be made there.
     """
     with io_errors(path, "write"):
         _refuse_special(path)
@@ -221,10 +220,10 @@ def check_writable(path: Path) -> None:
 
 @contextmanager
 def scratch_directory() -> Iterator[Path]:
-    """A new directory for temporary files, which goes when the block ends.
+    """Context manager for a new temporary directory.
 
     Raises:
-        DataError: if there is no place for it.
+        DataError: if it cannot be made.
     """
     try:
         directory = tempfile.TemporaryDirectory(prefix="dlrmctl-")
@@ -235,7 +234,7 @@ def scratch_directory() -> Iterator[Path]:
 
 
 def scratch_error(problem: BaseException) -> DataError | None:
-    """The error of a machine without a place for temporary files, which packages need too; None for other errors."""
+    """Returns the error for a machine without a usable temporary directory, which packages need too; else None."""
     said = problem.strerror if isinstance(problem, OSError) else None
     if said is None or not said.startswith(NO_SCRATCH):
         return None
@@ -247,17 +246,17 @@ def _fresh_name() -> str:
 
 
 def _refuse_special(path: Path) -> None:
-    """Check that `path` is no device, pipe or socket, which must not be replaced by a file."""
+    """Checks that `path` is not a device, pipe or socket, which must not be replaced by a file."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return
     if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
-        raise DataError(f"{path}: is not a file", "choose another name")
+        raise DataError(f"{path} is not a file", "choose another name")
 
 
 def fresh_directory(path: Path) -> Path:
-    """A new directory beside `path`, to be filled and renamed to it.
+    """Makes a new directory beside `path`, to be filled and renamed to it.
 
     Raises:
         DataError: if it cannot be made.
@@ -270,9 +269,9 @@ def fresh_directory(path: Path) -> Path:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Removes what killed processes left of fresh files and directories, here and in all directories below.
+    """Removes incomplete files and directories of killed processes, here and in all directories below.
 
-    Call it where no other process writes.
+    Call it only where no other process writes.
     """
     for place, directories, files in os.walk(directory):
         for name in [name for name in directories if name.startswith(_FRESH)]:
@@ -284,52 +283,52 @@ def remove_leftovers(directory: Path) -> None:
 
 @contextmanager
 def appended_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that is made if it is not there, open at its end.
+    """Opens a file at its end; makes it if it does not exist.
 
     Raises:
-        DataError: if it is a link or no file, or cannot be written.
+        DataError: if it is not a regular file, or cannot be written.
     """
     with io_errors(path, "write"), open(_open_itself(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:
         yield file
 
 
 def read_file(path: Path, *, most: int) -> bytes:
-    """A whole file.
+    """Reads a whole file.
 
     Raises:
-        DataError: if it cannot be read, is no file, or has more than `most` bytes.
+        DataError: if it cannot be read, is not a file, or has more than `most` bytes.
     """
     with io_errors(path, "read"), _open_to_read(path) as file:
         found = os.fstat(file.fileno()).st_size
         if found > most:
-            raise DataError(f"{path}: has {found:,} bytes, at most {most:,} are read")
+            raise DataError(f"{path} has {found:,} bytes, more than {most:,}")
         return file.read()
 
 
 def _open_to_read(path: Path) -> FileIO:
-    """Opens a regular file; without waiting, as a pipe in its place would for somebody to write.
+    """Opens a regular file; does not block, as opening a pipe would.
 
     Raises:
-        DataError, OSError: if it is something else, or cannot be opened.
+        DataError, OSError: if it is not a regular file, or cannot be opened.
     """
     file = FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise DataError(f"{path}: is not a file")
+        raise DataError(f"{path} is not a file")
     return file
 
 
 @contextmanager
 def held_lock(path: Path, busy: str, hint: str) -> Iterator[None]:
-    """Holds the lock that a file is, which stays there, empty; it is let go when the process ends, however it does.
+    """Context manager that holds a lock file, which stays; the end of the process releases the lock.
 
     Args:
-        path: made if it is not there; what it holds stays.
-        busy: the error where another process holds it.
-        hint: with that error.
+        path: made if it does not exist; its content does not change.
+        busy: the error if another process holds the lock.
+        hint: the hint of that error.
 
     Raises:
-        DataError: `busy`; or if it is a link or no file, or cannot be written.
+        DataError: `busy`; or if it is not a regular file, or cannot be written.
     """
     with io_errors(path, "write"):
         descriptor = _open_itself(path, os.O_RDWR | os.O_CREAT)
@@ -345,25 +344,25 @@ def held_lock(path: Path, busy: str, hint: str) -> Iterator[None]:
 
 
 def _open_itself(path: Path, flags: int) -> int:
-    """Opens a regular file, not what a link of the name leads to.
+    """Opens a regular file without following links.
 
     Raises:
-        DataError, OSError: if it is something else, or cannot be opened.
+        DataError, OSError: if it is not a regular file, or cannot be opened.
     """
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP or path.is_symlink():
-            raise DataError(f"{path}: is a link, and nothing is written through it", "remove it") from error
+            raise DataError(f"{path} is a link, and nothing is written through it", "remove it") from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise DataError(f"{path}: is not a file", "remove it")
+        raise DataError(f"{path} is not a file", "remove it")
     return descriptor
 
 
 def refuse_links(directory: Path, hint: str) -> None:
-    """Check that nothing in a directory is a link: files in it will be written.
+    """Checks that nothing in a directory is a link, before files in it are written.
 
     Raises:
         DataError: naming the first link.
@@ -372,7 +371,7 @@ def refuse_links(directory: Path, hint: str) -> None:
         for place, directories, files in os.walk(directory):
             for name in sorted(directories + files):
                 if (Path(place) / name).is_symlink():
-                    raise DataError(f"{Path(place) / name}: is a link, and nothing is written through it", hint)
+                    raise DataError(f"{Path(place) / name} is a link, and nothing is written through it", hint)
 
 
 def file_crc32(path: Path) -> int:

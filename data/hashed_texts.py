@@ -1,4 +1,4 @@
-"""Texts of values and the words that their hashes are, packed: what a preparation keeps so that rows can be named."""
+"""Packed texts of values with their hashes, which a preparation keeps to name rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _GAP = "…".encode()
 
 @dataclass(frozen=True)
 class HashedTexts:
-    """Texts, K of them, of which some may be equal.
+    """K texts, of which some may be equal.
 
     Attributes:
         words_K: uint64, the hash of each.
@@ -29,7 +29,7 @@ class HashedTexts:
         return len(self.words_K)
 
     def pick(self, chosen: np.ndarray) -> "HashedTexts":
-        """Some of the texts, by their numbers."""
+        """Returns some of the texts, by their numbers."""
         ends_K = np.cumsum(self.lengths_K, dtype=np.int64)
         return HashedTexts(self.words_K[chosen], self.lengths_K[chosen], texts_at(self.content, ends_K, chosen))
 
@@ -54,11 +54,11 @@ def _shortened(text: bytes) -> bytes:
 
 
 def texts_at(content: bytes, ends_K: np.ndarray, chosen: np.ndarray) -> bytes:
-    """Some of the texts that lie one after another, in the order of `chosen`.
+    """Returns some of consecutive texts, in the order of `chosen`.
 
     Args:
-        content: all of them.
-        ends_K: int64, where each ends.
+        content: all texts.
+        ends_K: int64, the end of each text.
         chosen: numbers of texts.
     """
     ends = ends_K[chosen]

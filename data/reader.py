@@ -1,8 +1,8 @@
-"""Batches from a source: shuffled, cut into ranks, and able to start anywhere.
+"""Reads batches from a source: shuffled, divided among ranks, from any position.
 
 An epoch is one stream of examples: the blocks of the split in a seeded order, each with its examples in a seeded
-order. Global batch g is the stream's rows [g * G, (g + 1) * G), and rank r of W takes the r-th of W equal parts of
-it. So a position is (epoch, g), whatever the number of ranks.
+order. Global batch g is the stream's rows [g * G, (g + 1) * G), and rank r of W takes the r-th of W equal parts of it.
+So a position is (epoch, g), for any number of ranks.
 """
 
 from collections import deque
@@ -20,7 +20,7 @@ from dlrmctl.data.source import Source, check_split
 
 @dataclass(frozen=True)
 class _StreamBlock:
-    """A block and the rows [start, stop) of the epoch's stream that it fills."""
+    """A block, and its rows [start, stop) in the epoch's stream."""
 
     number: int
     start: int
@@ -31,16 +31,16 @@ class Reader:
     """The batches of one rank.
 
     Args:
-        source: a `Store`, a `Synthetic`, or anything like them.
+        source: a `Store`, a `Synthetic`, or another `Source`.
         split: "train", "validation" or "test".
         batch_size: examples of a global batch, over all ranks; a multiple of `world_size`.
-        rank, world_size: which part of each global batch this reader gives.
-        seed: of the shuffle.
+        rank, world_size: the part of each global batch that this reader yields.
+        seed: seed of the shuffle.
         shuffle: False keeps the order of the source.
-        drop_last: True leaves out the last, incomplete global batch of an epoch. False fills it with repeats of the
-            last example, `num_valid` says how many count on this rank (0 is possible).
-        prefetch: how far ahead batches are made in a background thread, in blocks; 0 makes them when they are needed.
-        pin_memory: batches in page-locked memory, from which copies to a GPU can be asynchronous; needs CUDA.
+        drop_last: True omits the last, incomplete global batch of an epoch. False pads it with repeats of the last
+            example; `num_valid` examples count on this rank, possibly 0.
+        prefetch: number of blocks that a background thread works ahead; 0 uses no thread.
+        pin_memory: use page-locked memory, for asynchronous copies to a GPU; needs CUDA.
 
     Raises:
         DataError: if a number does not fit, or the split has no complete batch and `drop_last` is set.
@@ -71,7 +71,7 @@ class Reader:
         if not 0 <= seed < 1 << 64:
             raise DataError(f"the seed {seed} must be at least 0 and below 2**64")
         if prefetch < 0:
-            raise DataError(f"{prefetch} blocks prepared ahead must be at least 0")
+            raise DataError(f"prefetch={prefetch} must be at least 0")
         self.source, self.split, self.seed, self.shuffle, self.pin_memory = source, split, seed, shuffle, pin_memory
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.local_batch_size = batch_size // world_size
@@ -85,17 +85,17 @@ class Reader:
             )
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """This rank's parts of the global batches `start`, `start` + 1, ... of the epoch.
+        """Yields this rank's parts of the global batches `start`, `start` + 1, ... of the epoch.
 
-        Closing the iterator ends its background thread. Errors of the source are raised where the batch is asked for.
+        Closing the iterator ends its background thread. Errors of the source are raised by the iterator.
 
         Raises:
-            DataError: if `epoch` is negative or `start` lies outside the epoch.
+            DataError: if `epoch` is negative or `start` is outside the epoch.
         """
         if epoch < 0:
             raise DataError(f"epoch {epoch} must be at least 0")
         if not 0 <= start <= self.num_batches:
-            raise DataError(f"batch {start} lies outside the epoch of {self.num_batches} batches")
+            raise DataError(f"batch {start} is outside the epoch of {self.num_batches} batches")
         return _ahead(self._batches(epoch, start), self.batches_ahead)
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
@@ -116,7 +116,7 @@ class Reader:
                     pieces, filled, batch = [], 0, batch + 1
 
     def _blocks(self, epoch: int, start: int) -> list[_StreamBlock]:
-        """The blocks that hold stream rows from global batch `start` on, in the epoch's order."""
+        """Returns the blocks with stream rows from global batch `start` on, in the epoch's order."""
         block_rows = self.source.block_rows
         num_blocks = -(-self.num_examples // block_rows)
         order = permutation(num_blocks, self.seed, Use.BLOCK_ORDER, epoch) if self.shuffle else np.arange(num_blocks)
@@ -129,11 +129,11 @@ class Reader:
         return blocks
 
     def _pick(self, epoch: int, first_batch: int, place: _StreamBlock) -> PickedRows:
-        """This rank's rows of a block, in the order of the stream."""
+        """Returns this rank's rows of a block, in the order of the stream."""
         block = self.source.read_block(self.split, place.number)
         end = self.num_batches * self.batch_size
         start = max(place.start, first_batch * self.batch_size)
-        # The padding of the last batch belongs to the last block of the stream, as repeats of its last example.
+        # Repeats of the last example of the last block pad the last batch.
         stop = end if place.stop == self.num_examples else min(place.stop, end)
         if not self.shuffle and self.world_size == 1 and stop <= place.stop:
             return pick_rows(block, slice(start - place.start, stop - place.start))
@@ -147,7 +147,7 @@ class Reader:
 
 
 def _ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
-    """The same batches, with up to `depth` of them made in a background thread while the caller is busy."""
+    """Yields the same batches, up to `depth` of them made ahead in a background thread."""
     if depth == 0:
         yield from batches
         return

@@ -14,7 +14,7 @@ _Kind = TypeVar("_Kind", int, str, list)
 
 @dataclass(frozen=True)
 class SparseFeature:
-    """One list of ids per example.
+    """A sparse feature: one list of ids per example.
 
     Attributes:
         name: unique among the sparse features.
@@ -37,7 +37,7 @@ class SparseFeature:
 
 @dataclass(frozen=True)
 class Schema:
-    """The names, in the order in which they stand in every block and batch.
+    """The names of all features, in the order of every block and batch.
 
     Attributes:
         dense: I names.
@@ -60,7 +60,7 @@ class Schema:
         names = [*self.dense, *self.keys, self.label]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise DataError(f"the name {twice[0]!r} stands for two columns; every column needs its own")
+            raise DataError(f"the name {twice[0]!r} is used for two columns; names must be unique")
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -69,11 +69,11 @@ class Schema:
 
     @property
     def one_hot(self) -> bool:
-        """True if every example has exactly one id per sparse feature, so that no lengths are kept."""
+        """Whether every example has exactly one id per sparse feature, so that no lengths are stored."""
         return all(feature.max_ids == 1 for feature in self.sparse)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Returns plain values for JSON."""
         return {
             "dense": list(self.dense),
             "sparse": [{"name": f.name, "rows": f.rows, "max_ids": f.max_ids} for f in self.sparse],
@@ -84,7 +84,7 @@ class Schema:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Schema":
-        """The schema that `to_dict` described.
+        """Parses what `to_dict` returned.
 
         Raises:
             DataError: if a key is missing or a value has the wrong type.
@@ -106,7 +106,7 @@ def _names(values: Mapping[str, Any], key: str) -> tuple[str, ...]:
 
 
 def _as(kind: type[_Kind], value: Any) -> _Kind:
-    """The value, if it has just this type: true is no number."""
+    """Checks that the value has exactly this type: true is not a number."""
     if type(value) is not kind:
         raise TypeError(f"{value!r} is not of type {kind.__name__}")
     return value

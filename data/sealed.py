@@ -1,4 +1,4 @@
-"""JSON files with the name of their format and a checksum of themselves, checked when they are read."""
+"""JSON files with the name of their format and their own checksum, which is verified on reading."""
 
 import json
 import math
@@ -14,17 +14,17 @@ from dlrmctl.data.files import read_file, write_whole
 _CHECKSUM = "crc32"
 _KINDS = {int: "a whole number", bool: "true or false", str: "a string", dict: "an object", list: "a list"}
 _MOST_BYTES = 1 << 30
-_SHOWN = 200  # characters of what is wrong
+_SHOWN = 200  # the most characters of an error
 _Kind = TypeVar("_Kind", int, bool, str, dict, list)
 _Content = TypeVar("_Content")
 
 
 def write_sealed(path: Path, format: str, content: Mapping[str, Any]) -> None:
-    """Writes the file, whole or not at all.
+    """Writes the file atomically.
 
     Args:
         path: of the file.
-        format: its name and version, as in "dlrmctl-store/2".
+        format: name and version of the format, such as "dlrmctl-store/2".
         content: plain values for JSON.
 
     Raises:
@@ -38,18 +38,18 @@ def write_sealed(path: Path, format: str, content: Mapping[str, Any]) -> None:
 def read_sealed(
     path: Path, formats: Collection[str], parse: Callable[["Values"], _Content], *, what: str, hint: str, again: str
 ) -> _Content:
-    """The content of the file, as `parse` makes it.
+    """Reads the file and parses its content.
 
     Args:
         path: of the file.
         formats: those that this version reads, the newest last.
-        parse: of the values; raises DataError, without the name of the file.
-        what: the file should be, as in "the manifest of a store".
-        hint: if it is something else.
-        again: hint if it is of another version, edited or damaged.
+        parse: parses the values; raises DataError, without the name of the file.
+        what: what the file should be, such as "the manifest of a store".
+        hint: the hint if it is something else.
+        again: the hint if it has another version, was edited or is damaged.
 
     Raises:
-        DataError: in one line, if it cannot be read, or is not as it was written.
+        DataError: if it cannot be read, or was changed.
     """
     content = read_file(path, most=_MOST_BYTES)
     try:
@@ -57,7 +57,7 @@ def read_sealed(
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: damaged: {error}", again) from error
     if not isinstance(sealed, dict) or "format" not in sealed:
-        raise DataError(f"{path}: not {what}", hint)
+        raise DataError(f"{path} is not {what}", hint)
     if sealed["format"] not in formats:
         found, newest = _short(repr(sealed["format"])), [*formats][-1]
         raise DataError(f"{path}: the format is {found}, this version reads {newest!r}", again)
@@ -72,34 +72,34 @@ def read_sealed(
 
 
 def _checksum(sealed: Mapping[str, Any]) -> int:
-    """CRC-32 of everything but the checksum; order and spaces do not count."""
+    """Returns the CRC-32 of everything but the checksum, whatever the order and spaces."""
     content = {key: value for key, value in sealed.items() if key != _CHECKSUM}
     return zlib.crc32(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
 
 
 def _short(text: str) -> str:
-    """One line that is not endless."""
+    """Shortens a text to one line."""
     line = " ".join(text.encode(errors="backslashreplace").decode().split())
     return line if len(line) <= _SHOWN else line[:_SHOWN] + "..."
 
 
 @dataclass(frozen=True)
 class Values:
-    """An object of a JSON file. What is taken out of it is checked, and named where it is wrong.
+    """An object of a JSON file. Its entries are checked on access, and errors name them.
 
     Attributes:
         entries: plain values by name.
-        where: what stands before their names in messages, as in "splits.train.".
+        where: prefix of their names in messages, such as "splits.train.".
     """
 
     entries: Mapping[str, Any]
     where: str = ""
 
     def whole(self, name: str, *, least: int = 0, most: int | None = None) -> int:
-        """A whole number that must be there.
+        """Returns a whole number.
 
         Raises:
-            DataError: if it is not, or it is below `least` or above `most`.
+            DataError: if it is missing, below `least` or above `most`.
         """
         number = self._take(name, int)
         if most is not None and number > most:
@@ -109,7 +109,7 @@ class Values:
         return number
 
     def number(self, name: str) -> float:
-        """A number that must be there, whole or not; true is none."""
+        """Returns a number, whole or not; true is not a number."""
         value = self.entries.get(name)
         if type(value) is float:
             return value
@@ -140,7 +140,7 @@ class Values:
         return Values(self._take(name, dict), f"{self.where}{name}.")
 
     def each(self, name: str) -> list["Values"]:
-        """The objects of a list."""
+        """Returns the objects of a list."""
         items = self._take(name, list)
         for index, item in enumerate(items):
             if not isinstance(item, dict):
@@ -148,18 +148,18 @@ class Values:
         return [Values(item, f"{self.where}{name}[{index}].") for index, item in enumerate(items)]
 
     def optional(self, name: str, parse: Callable[["Values"], _Content]) -> _Content | None:
-        """An object, as `parse` makes it; None if it is not there."""
+        """Returns a parsed object; None if it is missing."""
         return parse(self.inner(name)) if self.has(name) else None
 
     def has(self, name: str) -> bool:
-        """Whether the entry is there, and not null."""
+        """Returns whether the entry exists and is not null."""
         return self.entries.get(name) is not None
 
     def require(self, name: str, expected: Any) -> None:
         """Checks that the entry has this value.
 
         Raises:
-            DataError: if it has not.
+            DataError: if it has another value.
         """
         if name not in self.entries:
             raise DataError(f"{self.where}{name} is missing")

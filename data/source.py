@@ -1,4 +1,4 @@
-"""The sources that a reader reads from: a store on disk, or a generator.
+"""The interface of the sources of a reader: a store on disk, or a generator.
 
 N examples of a block, I dense features, F sparse features.
 """
@@ -22,7 +22,7 @@ class Block:
 
     Attributes:
         dense_IN: floating point, NaN where missing.
-        ids_F: F integer arrays; N ids each, or as many as the feature's lengths add up to.
+        ids_F: F integer arrays of N ids each, or of as many as the sum of the feature's lengths.
         labels_N: 0 or 1, any number type.
         lengths_FN: ids per feature and example, or None for exactly one each.
     """
@@ -38,7 +38,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Bayes:
-    """Scores of the best possible model on a split: the true probabilities against the labels that were drawn.
+    """Scores of the best possible model on a split: the true probabilities against the drawn labels.
 
     Attributes:
         log_loss: mean, in nats.
@@ -52,7 +52,7 @@ class Bayes:
 
 
 class Source(Protocol):
-    """Blocks by split and index. Block i holds examples [i * block_rows, (i + 1) * block_rows) of its split."""
+    """Blocks by split and index. Block i has the examples [i * block_rows, (i + 1) * block_rows) of its split."""
 
     @property
     def schema(self) -> Schema: ...
@@ -62,11 +62,11 @@ class Source(Protocol):
 
     @property
     def features(self) -> FeatureSpace:
-        """What raw rows need to become examples like these, and what is known of the ids."""
+        """How raw rows become examples like these, and what is known about the ids."""
         ...
 
     def num_examples(self, split: str) -> int:
-        """Examples of the split."""
+        """The number of examples of the split."""
         ...
 
     def read_block(self, split: str, index: int) -> Block:
@@ -74,15 +74,15 @@ class Source(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Equal for equal data; a checkpoint keeps it, so that a position is not applied to other data."""
+        """Identifies the data; a checkpoint stores it, so that a position is not applied to other data."""
         ...
 
     def vocabulary_fingerprint(self) -> str:
-        """Equal where ids mean the same; a model can score other data whose ids mean what its own meant."""
+        """Identifies the meaning of ids; a model can score other data if it is equal."""
         ...
 
     def bayes(self, split: str) -> Bayes | None:
-        """Scores of the best possible model on the split; None where they are not known."""
+        """Scores of the best possible model on the split; None if unknown."""
         ...
 
 

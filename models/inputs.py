@@ -1,4 +1,4 @@
-"""What becomes of dense features in front of the bottom MLP. A missing value is NaN.
+"""Transforms dense features before the bottom MLP. A missing value is NaN.
 
 B examples, I dense features, M of them with an indicator, K knots of each.
 """
@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-MOST_DEVIATIONS = 10.0  # from the mean: one wild value among the training examples must not be the whole input
+MOST_DEVIATIONS = 10.0  # from the mean: limits outliers among the training examples
 
 
 class RawInputs(nn.Module):
-    """Dense features as they are, with a stand-in for missing values.
+    """Passes dense features through, and replaces missing values.
 
     Args:
-        stand_ins: of each feature.
+        stand_ins: the replacement of each feature's missing values.
 
     Shapes:
         dense_BI [B, I] -> the same.
@@ -26,7 +26,7 @@ class RawInputs(nn.Module):
     def __init__(self, stand_ins: Sequence[float]) -> None:
         super().__init__()
         self.out_features = len(stand_ins)
-        # Not persistent: models of earlier versions saw no NaN, and their checkpoints have no place for it.
+        # Not persistent, since checkpoints of earlier versions do not have it.
         self.register_buffer("stand_in_I", torch.tensor(stand_ins, dtype=torch.float32), persistent=False)
 
     def forward(self, dense_BI: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class RawInputs(nn.Module):
 
 
 class NormalizedInputs(nn.Module):
-    """Dense features on a common scale, 0 where missing; behind them 1 where a feature with an indicator is missing.
+    """Scales dense features, 0 where missing, and appends indicators: 1 where a feature is missing.
 
     Args:
         indicated: whether each feature has an indicator.
@@ -61,16 +61,16 @@ class NormalizedInputs(nn.Module):
         return torch.cat([scaled_BI, missing_BM.to(scaled_BI.dtype)], 1)
 
     def scaled(self, dense_BI: Tensor) -> Tensor:
-        """The features on their scale, of whatever number where missing."""
+        """Returns the scaled features; missing values may become any number."""
         raise NotImplementedError
 
 
 class StandardInputs(NormalizedInputs):
-    """Scales each feature to mean 0 and deviation 1, and clips it to the training examples' range.
+    """Scales each feature to mean 0 and standard deviation 1, and clips it to the range of the training examples.
 
     Args:
-        means, deviations: of each feature over the training examples.
-        lows, highs: of their values.
+        means, deviations: mean and standard deviation of each feature over the training examples.
+        lows, highs: smallest and largest value of each feature.
         indicated: see `NormalizedInputs`.
     """
 
@@ -104,8 +104,8 @@ class QuantileInputs(NormalizedInputs):
     """Maps each feature to the normal score of its rank: linear between knots, constant beyond the first and last.
 
     Args:
-        values: of the knots of each feature, rising; as many as a feature has.
-        scores: of each of them.
+        values: the knots of each feature, ascending; their number may differ.
+        scores: the score at each knot.
         indicated: see `NormalizedInputs`.
     """
 
@@ -122,7 +122,7 @@ class QuantileInputs(NormalizedInputs):
         scores_IK = _filled(scores, num_knots)
         widths_IK = knots_IK.diff(dim=1)
         slopes_IK = torch.where(widths_IK > 0, scores_IK.diff(dim=1) / widths_IK, 0.0)
-        # A segment goes from a knot to the next: where it starts, the score there, and the slope.
+        # A segment goes from a knot to the next: its start, its score there, and its slope.
         segments = [knots_IK, scores_IK, torch.nn.functional.pad(slopes_IK, (0, 1))]
         self.register_buffer("knots_IK", knots_IK.float())
         self.register_buffer("segments_IK3", torch.stack(segments, 2).float())
@@ -140,5 +140,5 @@ class QuantileInputs(NormalizedInputs):
 
 
 def _filled(rows: Sequence[Sequence[float]], length: int) -> Tensor:
-    """float64 [I, K]: each row filled up with its last number, or 0."""
+    """Returns float64 [I, K]: each row padded with its last number, or 0."""
     return torch.tensor([[*row, *[row[-1] if row else 0.0] * (length - len(row))] for row in rows], dtype=torch.float64)

@@ -1,6 +1,6 @@
-"""The build backend: setuptools, with a word to setup.py when an installation is editable.
+"""The build backend: setuptools, which tells setup.py whether an installation is editable.
 
-An editable installation keeps the clone, so its metadata may name a folder of it. A wheel goes to other machines.
+Only the metadata of an editable installation may name a folder of the clone; a wheel is for other machines.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The columns of a data set as its manifest lists them: how raw values get their rows, and which files keep that."""
+"""The columns in a manifest: how raw values get their rows, and the files of each column."""
 
 import hashlib
 import json
@@ -24,17 +24,17 @@ _COUNT_TYPES = ("<u4", "<u8")
 
 
 def vocabulary_file(name: str, dtype: np.dtype) -> str:
-    """Where the values of a column are kept, in the order of their rows."""
+    """The file of a column's values, in the order of their rows."""
     return f"{VOCABULARY}/{_stem(name)}.u{dtype.itemsize}"
 
 
 def texts_files(name: str) -> tuple[str, str]:
-    """Where the texts of the values of a column are kept, and where each of them ends."""
+    """The files of the texts of a column's values, and of the end of each text."""
     return f"{VOCABULARY}/{_stem(name)}.texts", f"{VOCABULARY}/{_stem(name)}.ends"
 
 
 def counts_file(name: str) -> str:
-    """Where it is kept how often each row of a column occurs in the training split."""
+    """The file of the counts of a column's rows in the training split."""
     return f"{VOCABULARY}/{_stem(name)}.counts"
 
 
@@ -46,7 +46,7 @@ def _stem(name: str) -> str:
     return f"{stem[:_LONGEST_STEM]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
-KeptEncoder = Hashing | AsRows | KeptArray  # of a vocabulary, the file of its values, most frequent first
+KeptEncoder = Hashing | AsRows | KeptArray  # the file of a vocabulary's values, most frequent first
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class ColumnEntry:
     """One column.
 
     Attributes:
-        name: of the sparse feature.
-        encoder: what gives rows to values.
-        counts: how often each row occurs in the training split; None if that is not kept.
-        texts: of the values of a vocabulary; None if they are not kept.
+        name: the name of the sparse feature.
+        encoder: maps values to rows.
+        counts: the counts of rows in the training split; None if not kept.
+        texts: the texts of a vocabulary's values; None if not kept.
     """
 
     name: str
@@ -67,7 +67,7 @@ class ColumnEntry:
 
     @property
     def rows(self) -> int:
-        """Of the table, the reserved ones included."""
+        """Rows of the table, including the reserved ones."""
         return self.encoder.num_values + RESERVED_ROWS if isinstance(self.encoder, KeptArray) else self.encoder.rows
 
     @property
@@ -77,20 +77,20 @@ class ColumnEntry:
 
     @property
     def files(self) -> list[KeptArray]:
-        """The files of the column."""
+        """Returns the files of the column."""
         arrays = [kept for kept in (self.encoder, self.counts) if isinstance(kept, KeptArray)]
         return [*arrays, *(self.texts.files if self.texts else ())]
 
     def load(self, directory: Path) -> Encoder:
-        """The encoder, which may take long and much memory.
+        """Loads the encoder, which may take long and use much memory.
 
         Raises:
-            DataError: if the file of a vocabulary is missing or changed.
+            DataError: if the file of a vocabulary is missing or was changed.
         """
         return Vocabulary(self.encoder.load(directory)) if isinstance(self.encoder, KeptArray) else self.encoder
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Returns plain values for JSON."""
         entry: dict[str, Any] = {"name": self.name, "rows": self.rows, "scheme": self.scheme}
         if isinstance(self.encoder, Hashing):
             entry["column"] = self.encoder.column
@@ -103,10 +103,10 @@ class ColumnEntry:
 
     @classmethod
     def from_values(cls, values: Values) -> "ColumnEntry":
-        """The entry that `to_dict` described.
+        """Parses what `to_dict` returned.
 
         Raises:
-            DataError: if a value is missing, or is not what it should be.
+            DataError: if a value is missing or invalid.
         """
         name, scheme = values.text("name"), values.text("scheme")
         encoder: KeptEncoder
@@ -137,16 +137,16 @@ _SCHEMES: dict[type, str] = {KeptArray: "vocabulary", Hashing: "hash", AsRows: "
 
 
 def reserved_rows(columns: Sequence[ColumnEntry]) -> dict[str, Any]:
-    """The rows that stand for no value of their own, as plain values: only a vocabulary has rare ones."""
+    """Returns the reserved rows, as plain values: only a vocabulary has a row for rare values."""
     rare = any(column.scheme == "vocabulary" for column in columns)
     return {"missing_row": MISSING_ROW, "rare_row": RARE_ROW if rare else None}
 
 
 def read_columns(ids: Values) -> tuple[ColumnEntry, ...]:
-    """The columns that a manifest lists under "ids".
+    """Parses the columns in a manifest's "ids".
 
     Raises:
-        DataError: if a value is missing, or is not what it should be.
+        DataError: if a value is missing or invalid.
     """
     columns = tuple(ColumnEntry.from_values(values) for values in ids.each("columns"))
     for name, row in reserved_rows(columns).items():
@@ -155,11 +155,11 @@ def read_columns(ids: Values) -> tuple[ColumnEntry, ...]:
 
 
 def columns_fingerprint(columns: Iterable[ColumnEntry], values: str | None) -> str:
-    """Equal where these columns give equal values equal rows.
+    """Identifies the mapping from values to rows.
 
     Args:
-        columns: of the data.
-        values: the rule by which values of tables are told apart, if it is not that of the first versions.
+        columns: the columns of the data.
+        values: the rule that identifies values of tables, if it is not that of the first versions.
     """
     identity: list[Any] = []
     for column in columns:

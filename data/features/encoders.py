@@ -1,4 +1,4 @@
-"""From the values of a categorical column to rows of its table: a counted vocabulary, a hash, or as they are.
+"""Encoders map values of a categorical column to rows of its table: by a vocabulary, by a hash, or unchanged.
 
 Values are uint32 or uint64.
 """
@@ -15,24 +15,24 @@ from dlrmctl.data.schema import MISSING_ROW, RESERVED_ROWS
 
 
 class Encoder(Protocol):
-    """What turns the values of one column into rows."""
+    """The interface of encoders of one column."""
 
     @property
     def rows(self) -> int:
-        """Of the table, the reserved ones included."""
+        """Rows of the table, including the reserved ones."""
         ...
 
     def encode(self, values: np.ndarray, present: np.ndarray | None) -> np.ndarray:
-        """Rows of `values`, an unsigned type; `MISSING_ROW` where `present` is False. None: all are present."""
+        """Returns the rows of `values` (unsigned); `MISSING_ROW` where `present` is False. None: all are present."""
         ...
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The values that have a row of their own, most frequent first.
+    """A vocabulary: the values that have their own row, most frequent first.
 
     Attributes:
-        values: uint32 or uint64; values[i] has row first_row + i. Every other value has `RARE_ROW`.
+        values: uint32 or uint64; values[i] has row first_row + i. All other values have `RARE_ROW`.
         first_row: 2, or more for a piece of a vocabulary.
     """
 
@@ -59,11 +59,11 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Hashing:
-    """No vocabulary: row 0 for missing, and 1 + hash % (rows - 1) for every value.
+    """Hashing: row 0 for missing values, and 1 + hash % (rows - 1) for all others.
 
     Attributes:
-        rows: of the table, at least 2, at most 2**32.
-        column: number of the column; each has a hash of its own.
+        rows: rows of the table, from 2 to 2**32.
+        column: number of the column; each has its own hash.
     """
 
     rows: int
@@ -79,10 +79,10 @@ class Hashing:
 
 @dataclass(frozen=True)
 class AsRows:
-    """Values that are rows already.
+    """Values that already are rows.
 
     Attributes:
-        rows: of the table; no value reaches it.
+        rows: rows of the table; all values are below it.
     """
 
     rows: int
@@ -94,5 +94,5 @@ class AsRows:
             DataError: if one lies outside the table.
         """
         if len(values) and int(values.max()) >= self.rows:
-            raise DataError(f"row {int(values.max())} lies outside a table of {self.rows:,} rows")
+            raise DataError(f"row {int(values.max())} is outside a table of {self.rows:,} rows")
         return values if present is None else np.where(present, values, values.dtype.type(MISSING_ROW))

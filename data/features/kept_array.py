@@ -1,4 +1,4 @@
-"""An array in a file of its own, checked when it is read."""
+"""An array in its own file, checked when it is read."""
 
 import shutil
 import zlib
@@ -16,13 +16,13 @@ _AGAIN = "prepare it again from the raw files"
 
 @dataclass(frozen=True)
 class KeptArray:
-    """An array in a file of its own, beside the manifest that lists it.
+    """An array in its own file, beside the manifest that lists it.
 
     Attributes:
-        file: its name, from the directory of the manifest.
+        file: its path, relative to the manifest.
         dtype: unsigned, little-endian.
-        num_values: in the file.
-        crc32: of the file.
+        num_values: number of values in the file.
+        crc32: CRC-32 of the file.
     """
 
     file: str
@@ -32,7 +32,7 @@ class KeptArray:
 
     @classmethod
     def describe(cls, directory: Path, file: str, dtype: np.dtype) -> "KeptArray":
-        """A file that is in place.
+        """Describes an existing file.
 
         Raises:
             DataError: if it cannot be read.
@@ -43,7 +43,7 @@ class KeptArray:
 
     def check_size(self, directory: Path) -> None:
         """Raises:
-        DataError: if the file is missing, or shorter or longer than it was.
+        DataError: if the file is missing, or its size was changed.
         """
         path, expected = directory / self.file, self.num_values * self.dtype.itemsize
         with io_errors(path, "read"):
@@ -52,10 +52,10 @@ class KeptArray:
             raise DataError(f"{path}: changed since it was prepared: {found:,} bytes, not {expected:,}", _AGAIN)
 
     def check(self, directory: Path) -> None:
-        """Reads the file, and keeps nothing of it.
+        """Checks the content of the file.
 
         Raises:
-            DataError: if it is missing or changed.
+            DataError: if it is missing or was changed.
         """
         self.check_size(directory)
         if file_crc32(directory / self.file) != self.crc32:
@@ -77,7 +77,7 @@ class KeptArray:
         """Copies the file from one directory to another.
 
         Raises:
-            DataError: if it changed, or cannot be read or written.
+            DataError: if it was changed, or cannot be read or written.
         """
         with io_errors(source / self.file, "read"), (source / self.file).open("rb") as opened:
             with io_errors(target / self.file, "write"), (target / self.file).open("wb") as file:
@@ -87,10 +87,10 @@ class KeptArray:
 
     @classmethod
     def from_values(cls, values: Values, dtype: np.dtype, num_values: int) -> "KeptArray":
-        """The array whose "file" and "crc32" a manifest gives.
+        """Parses a manifest's "file" and "crc32" of an array.
 
         Raises:
-            DataError: if one is missing, or is not what it should be.
+            DataError: if one is missing or invalid.
         """
         file = PurePosixPath(values.text("file"))
         if file.is_absolute() or ".." in file.parts:

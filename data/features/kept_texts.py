@@ -1,6 +1,6 @@
-"""The texts of the values of a vocabulary: one after another in UTF-8 in one file, and where each ends in another.
+"""The texts of a vocabulary's values: concatenated in UTF-8 in one file, and the end of each text in another.
 
-Both are in the order of the rows. A value without a text is an integer, which its word is.
+Both are in the order of the rows. A value without a text is an integer, equal to its word.
 """
 
 from collections.abc import Sequence
@@ -21,17 +21,17 @@ CONTENT_TYPE = np.dtype("u1")
 
 @dataclass(frozen=True)
 class KeptTexts:
-    """The texts of the values of a column.
+    """The texts of a column's values.
 
     Attributes:
-        arrays: their content and their ends; None if all values are integers, their own words.
+        arrays: their content and their ends; None if all values are integers.
     """
 
     arrays: tuple[KeptArray, KeptArray] | None
 
     @classmethod
     def describe(cls, directory: Path, content: str, ends: str) -> "KeptTexts":
-        """Files that are in place; they go if there is nothing in them but integers.
+        """Describes existing files; removes them if all values are integers.
 
         Raises:
             DataError: if they cannot be read.
@@ -46,16 +46,16 @@ class KeptTexts:
 
     @property
     def files(self) -> tuple[KeptArray, ...]:
-        """The files of the texts."""
+        """Returns the files of the texts."""
         return self.arrays or ()
 
     def read(self, directory: Path, words: np.ndarray, places: Sequence[int]) -> list[str]:
-        """The texts of some values.
+        """Reads the texts of some values.
 
         Args:
-            directory: of the files.
-            words: of these values.
-            places: of these values in the vocabulary.
+            directory: the directory of the files.
+            words: the words of the values.
+            places: the places of the values in the vocabulary.
 
         Raises:
             DataError: if a file is missing or changed.
@@ -76,7 +76,7 @@ class KeptTexts:
         return str(np.array(word, np.uint64).view(np.int64))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Returns plain values for JSON."""
         if self.arrays is None:
             return {"bytes": 0}
         content, ends = self.arrays
@@ -89,14 +89,14 @@ class KeptTexts:
 
     @classmethod
     def from_values(cls, values: Values, num_values: int) -> "KeptTexts":
-        """What `to_dict` described.
+        """Parses what `to_dict` returned.
 
         Args:
-            values: of a manifest.
-            num_values: of the vocabulary.
+            values: values of a manifest.
+            num_values: number of values in the vocabulary.
 
         Raises:
-            DataError: if a value is missing, or is not what it should be.
+            DataError: if a value is missing or invalid.
         """
         num_bytes = values.whole("bytes")
         if not num_bytes:

@@ -1,4 +1,4 @@
-"""A table of values and their rows that answers for many values at once: open addressing, a probe for all at a time.
+"""A hash table from values to rows for many values at once: open addressing, probing all values together.
 
 N values, S slots.
 """
@@ -7,15 +7,15 @@ import numpy as np
 
 from dlrmctl.data.schema import RARE_ROW
 
-_CHUNK = 1 << 15  # values looked up at a time: what is between the steps stays in the cache
+_CHUNK = 1 << 15  # values looked up at a time, so that intermediates stay in the cache
 _FACTORS = {4: np.uint32(0x9E3779B1), 8: np.uint64(0x9E3779B97F4A7C15)}  # golden ratio, odd
 
 
 class ValueTable:
-    """Rows of values.
+    """A hash table from values to rows.
 
     Args:
-        values_N: uint32 or uint64, all different; the ones in front are found fastest.
+        values_N: uint32 or uint64, distinct; the first are found fastest.
         first_row: the row of values_N[0]; the others follow. At least 2: an empty slot has `RARE_ROW`.
     """
 
@@ -37,7 +37,7 @@ class ValueTable:
             self._insert(values_N[chunk], rows_N[chunk])
 
     def rows(self, values_N: np.ndarray) -> np.ndarray:
-        """uint32 [N]; `RARE_ROW` for a value that is not known."""
+        """Returns uint32 [N]; `RARE_ROW` for unknown values."""
         rows_N = np.empty(len(values_N), np.uint32)
         for start in range(0, len(values_N), _CHUNK):
             chunk = slice(start, start + _CHUNK)
@@ -49,14 +49,14 @@ class ValueTable:
         out_N[:], differs_N = self._probe(slots_N, values_N)
         rest = np.flatnonzero(differs_N)
         while len(rest):
-            # Another value in the slot: the one that is asked for may be behind it. An empty slot ends the search.
+            # Another value is in the slot: the wanted one may be in a later slot. An empty slot ends the search.
             rest = rest[out_N[rest] != RARE_ROW]
             slots_N[rest] = (slots_N[rest] + 1) & self._last
             out_N[rest], differs = self._probe(slots_N[rest], values_N[rest])
             rest = rest[differs]
 
     def _probe(self, slots: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The rows in some slots, and whether their values are others than the ones asked for."""
+        """Returns the rows in some slots, and whether the slots have other values than the wanted ones."""
         if self._pairs_S is None:
             return self._rows_S.take(slots, mode="clip"), self._values_S.take(slots, mode="clip") != values
         pairs = self._pairs_S.take(slots, mode="clip").view("<u4")
@@ -66,14 +66,14 @@ class ValueTable:
         slots = self._home(values)
         while len(rows):
             free = self._rows_S[slots] == RARE_ROW
-            # Where several want a slot, the last one to be written has it: that is the first of them.
+            # If several want a slot, the last one written gets it: the first of them.
             self._rows_S[slots[free][::-1]] = rows[free][::-1]
             won = self._rows_S[slots] == rows
             self._values_S[slots[won]] = values[won]
             values, rows, slots = values[~won], rows[~won], (slots[~won] + 1) & self._last
 
     def _home(self, values: np.ndarray) -> np.ndarray:
-        """The slot in which the search for each value begins."""
+        """Returns the slot at which the search for each value begins."""
         width = 8 * values.dtype.itemsize
         mixed = values ^ values >> values.dtype.type(width // 2)
         mixed *= _FACTORS[values.dtype.itemsize]

@@ -1,8 +1,8 @@
-"""What scoring raw rows needs of a data set: how the rows are read, and which ids their values have.
+"""What scoring raw rows needs of a data set: the format of rows, and the ids of their values.
 
-`FeatureSpace.save` writes it to a directory of its own, so that rows can be scored where the data set is not:
+`FeatureSpace.save` writes it to a directory, so that rows can be scored without the data set:
 
-    features.json             everything but the arrays, and a checksum of itself
+    features.json             everything but the arrays, and its own checksum
     vocabulary/NAME.u4, .u8   values of a column that have a row of their own, most frequent first
     vocabulary/NAME.counts    how often each row occurs in the training split
     vocabulary/NAME.texts     the values as texts, where they cannot be told from the above; .ends: where each ends
@@ -37,7 +37,7 @@ from dlrmctl.data.sealed import Values, read_sealed, write_sealed
 
 FORMAT = "dlrmctl-features/1"
 FEATURES = "features.json"
-GENERATED = "generated"  # the format of what has no raw rows
+GENERATED = "generated"  # the format of data without raw rows
 _WHAT = "features that were kept of a data set"
 _HOW = "`FeatureSpace.save` writes them"
 _AGAIN = "save them again from the data set"
@@ -47,21 +47,21 @@ _CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPN
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """The features of a data set: names, tables, and the way from raw rows to them.
+    """The features of a data set: names, tables, and how to make them from raw rows.
 
     Attributes:
-        schema: of the examples.
+        schema: schema of the examples.
         input: format of the raw rows: "criteo", "npy", or of tables "csv", "jsonl", "parquet" or "ipc"; "generated" for
-            examples without raw rows, None for those whose raw rows are not known.
-        table_schema: what the columns of tables are.
+            examples without raw rows, None if unknown.
+        table_schema: the columns of tables.
         dense_transform: what was done to the dense values; None where that is not known.
         dense: the dense features over the training examples, where a missing value is NaN; empty where they were not
             fitted, and a missing value may be a number.
-        columns: how raw values get rows, and how often each occurs, one entry for each sparse feature; empty where ids
-            were not made from raw values.
+        columns: how raw values get rows, and their counts, one entry per sparse feature; empty if ids were not made
+            from raw values.
         sampling_offset: logarithm of the share of training negatives that was kept; see `logit_offset`.
-        ids: identity of the ids where there are no columns.
-        directory: of the files of the columns.
+        ids: identity of the ids if there are no columns.
+        directory: directory of the files of the columns.
     """
 
     schema: Schema
@@ -80,52 +80,52 @@ class FeatureSpace:
         return tuple(transform.stand_in(name) for name in self.schema.dense)
 
     def vocabulary_fingerprint(self) -> str:
-        """Equal where ids mean the same; a model can score other data whose ids mean what its own meant."""
+        """Identifies the meaning of ids; a model can score other data if it is equal."""
         return columns_fingerprint(self.columns, self.values) if self.columns else self.ids
 
     @property
     def values(self) -> str | None:
-        """The rule by which values of tables are told apart, see `data.canonical`; None for that of each format."""
+        """The rule that identifies values of tables, see `data.canonical`; None for that of each format."""
         return self.table_schema.rule if self.table_schema else None
 
     def logit_offset(self, split: str | None = None) -> float:
-        """What is added to the logits of a model, so that training on a sample of the negatives does not show.
+        """Returns the offset of a model's logits that corrects for training on a sample of the negatives.
 
         Args:
-            split: the examples that are scored; None for rows that are in no split. Only "train" was sampled.
+            split: the split of the scored examples; None for other rows. Only "train" was sampled.
         """
         return 0.0 if split == "train" else self.sampling_offset
 
     def sorted_by_frequency(self, name: str) -> bool:
-        """Whether a lower id of this feature is known to occur at least as often, behind the reserved ones."""
+        """Returns whether the ids of this feature are known to be sorted by frequency, after the reserved ones."""
         return any(column.name == name and column.scheme == "vocabulary" for column in self.columns)
 
     def encoder(self, name: str) -> Encoder | None:
-        """What gives rows to the raw values of one feature; None if its ids were not made from raw values.
+        """Returns the encoder of one feature; None if its ids were not made from raw values.
 
         Raises:
-            DataError: if a file is missing or changed.
+            DataError: if a file is missing or was changed.
         """
         column = next((column for column in self.columns if column.name == name), None)
         return None if column is None else column.load(self._directory())
 
     def encoders(self) -> dict[str, Encoder]:
-        """What gives rows to raw values, by sparse feature. Vocabularies are read from their files.
+        """Returns the encoders by sparse feature. Vocabularies are read from their files.
 
         Raises:
-            DataError: if ids were not made from raw values, or a file is missing or changed.
+            DataError: if ids were not made from raw values, or a file is missing or was changed.
         """
         if not self.columns:
-            raise DataError(f"{self._name()}: keeps no vocabulary, its rows were not made from raw values")
+            raise DataError(f"{self._name()} has no vocabulary: its rows were not made from raw values")
         return {column.name: column.load(self._directory()) for column in self.columns}
 
     def counts(self, name: str) -> np.ndarray | None:
-        """How often each row of a feature occurs in the training split: uint32 or uint64 [rows].
+        """Returns the counts of a feature's rows in the training split: uint32 or uint64 [rows].
 
-        Rows 0 and 1 are those of missing and of rare values. None where nothing was counted.
+        Rows 0 and 1 are those of missing and of rare values. None if rows were not counted.
 
         Raises:
-            DataError: if the file is missing or changed.
+            DataError: if the file is missing or was changed.
         """
         kept = next((column.counts for column in self.columns if column.name == name), None)
         return None if kept is None else kept.load(self._directory())
@@ -133,17 +133,17 @@ class FeatureSpace:
     def values_of(self, name: str, rows: Sequence[int]) -> list[str | None]:
         """The values that have some rows of a feature, in their canonical form, long ones shortened.
 
-        Where a table was prepared by an earlier version they are the hexadecimal digits of what is kept of them.
+        For tables prepared by an earlier version they are the hexadecimal digits of the stored words.
 
         Args:
-            name: of the feature.
-            rows: of its table.
+            name: name of the feature.
+            rows: rows of its table.
 
         Returns:
-            None for a row that is not that of one value: the reserved ones, hashed ones, and rows that were given.
+            None for rows that do not belong to one value: reserved rows, hashed rows, and rows that were given.
 
         Raises:
-            DataError: if a file is missing or changed.
+            DataError: if a file is missing or was changed.
         """
         column = next((column for column in self.columns if column.name == name), None)
         known = [row for row in rows if row >= RESERVED_ROWS]
@@ -159,19 +159,19 @@ class FeatureSpace:
         return [texts.get(row) for row in rows]
 
     def save(self, directory: Path) -> None:
-        """Writes a directory that `open` reads, whole or not at all. Files are hard links where that is possible.
+        """Writes a directory that `open` reads, atomically. Files are hard links if possible.
 
-        Where it is not, texts of values stay behind if they are many: nothing but messages needs them.
+        Otherwise many texts of values are omitted: only messages need them.
 
         Args:
             directory: must not exist.
 
         Raises:
-            DataError: if it exists, cannot be written, or a file of the columns is missing or changed.
+            DataError: if it exists, cannot be written, or a file of the columns is missing or was changed.
         """
         with io_errors(directory, "write"):
             if directory.exists():
-                raise DataError(f"{directory}: exists already", "choose another directory, or remove this one")
+                raise DataError(f"{directory} already exists", "choose another directory, or remove this one")
             unfinished = fresh_directory(directory)
             (unfinished / VOCABULARY).mkdir()
         try:
@@ -187,10 +187,10 @@ class FeatureSpace:
 
     @classmethod
     def open(cls, directory: Path | str) -> "FeatureSpace":
-        """What `save` wrote. Sizes of files are compared now, and their checksums when they are loaded.
+        """Opens what `save` wrote. Sizes of files are checked now, and their checksums when they are loaded.
 
         Raises:
-            DataError: if there is nothing at `directory`, it is of another version, edited or damaged.
+            DataError: if there is nothing at `directory`, or it has another version, was edited or is damaged.
         """
         directory = Path(directory)
         if not (directory / FEATURES).is_file():
@@ -239,7 +239,7 @@ class FeatureSpace:
         )
 
     def _bring(self, column: ColumnEntry, target: Path) -> ColumnEntry:
-        """Links or copies the files of a column; what it has there."""
+        """Links or copies the files of a column; returns the column there."""
         for kept in replace(column, texts=None).files:
             if not _link(kept, self._directory(), target):
                 _copy(kept, self._directory(), target)
@@ -260,7 +260,7 @@ class FeatureSpace:
 
 
 def _link(kept: KeptArray, source: Path, target: Path) -> bool:
-    """Whether the file system has hard links, and the file is there now."""
+    """Makes a hard link; returns whether that worked."""
     kept.check_size(source)
     try:
         os.link(source / kept.file, target / kept.file)

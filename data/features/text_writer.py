@@ -10,16 +10,16 @@ from dlrmctl.data.files import io_errors, read_array
 from dlrmctl.data.hashed_texts import LENGTH_TYPE, texts_at
 
 MOST_WAITING = 1 << 26  # bytes of texts in memory
-_WINDOW = 1 << 22  # bytes of texts that are put in order at a time
+_WINDOW = 1 << 22  # bytes of texts that are sorted at a time
 
 
 class _Run:
-    """Texts of different values.
+    """Texts of distinct values.
 
     Args:
-        places_K: of the values in the vocabulary, rising.
-        lengths_K: of the texts.
-        content: the texts, one after another.
+        places_K: places of the values in the vocabulary, ascending.
+        lengths_K: lengths of the texts.
+        content: the concatenated texts.
     """
 
     def __init__(self, places_K: np.ndarray, lengths_K: np.ndarray, content: bytes) -> None:
@@ -39,7 +39,7 @@ class _Run:
         self._content = b""
 
     def between(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, bytes]:
-        """The texts of a range of places: places, lengths and content."""
+        """Returns the texts of a range of places: places, lengths and content."""
         first, last = np.searchsorted(self._places_K, [start, stop]).tolist()
         begin, end = (int(self._ends_K[number - 1]) if number else 0 for number in (first, last))
         if self._spilled is None:
@@ -51,12 +51,12 @@ class _Run:
 
 
 class TextWriter:
-    """Writes texts, range after range of places in the vocabulary. In a range they come in any order.
+    """Writes texts, one range of places in the vocabulary after another. In a range they can be added in any order.
 
     Args:
         content, ends: the new files.
         spilled: file for what does not fit into memory.
-        most_waiting: bytes of texts in memory; changes nothing but the speed.
+        most_waiting: bytes of texts in memory; affects only the speed.
 
     Raises:
         DataError: if they cannot be written.
@@ -71,24 +71,24 @@ class TextWriter:
         self.begin(0, 0)
 
     def begin(self, start: int, stop: int) -> None:
-        """Begins a range, the one behind the last."""
+        """Begins the next range."""
         self._start, self._lengths = start, np.zeros(stop - start, LENGTH_TYPE)
         self._runs: list[_Run] = []
         self._waiting = 0
         self._spilled.unlink(missing_ok=True)
 
     def wanted(self, places_K: np.ndarray) -> np.ndarray:
-        """Numbers of texts that were not added yet, one for each place, by rising place.
+        """Returns the numbers of texts that were not added yet, one for each place, by ascending place.
 
         Args:
-            places_K: int64, of some texts; outside the range if they have no row in it.
+            places_K: int64, places of some texts; outside the range if they have no row in it.
         """
         inside = np.flatnonzero((places_K >= self._start) & (places_K < self._start + len(self._lengths)))
         inside = inside[self._lengths[places_K[inside] - self._start] == 0]
         return inside[np.unique(places_K[inside], return_index=True)[1]]
 
     def add(self, places_K: np.ndarray, lengths_K: np.ndarray, content: bytes) -> None:
-        """Takes texts that are wanted.
+        """Adds texts that `wanted` returned.
 
         Raises:
             DataError: if the disk is full.
@@ -121,7 +121,7 @@ class TextWriter:
 
 
 def _windows(ends: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Ranges of texts that have about `_WINDOW` bytes each, if they have any."""
+    """Returns ranges of texts with about `_WINDOW` bytes each."""
     first, total = 0, int(ends[-1]) if len(ends) else 0
     for limit in range(_WINDOW, total + _WINDOW, _WINDOW) if total else ():
         last = int(np.searchsorted(ends, limit, side="right")) if limit < total else len(ends)

@@ -1,8 +1,8 @@
 """NumPy arrays as the input of a preparation: TorchRec's triplets of files, and MLPerf's multi-hot archives.
 
-Beside NAME_dense.npy [N, I] and NAME_labels.npy [N, 1] stand the ids: NAME_sparse.npy [N, F], or
-NAME_sparse_multi_hot.npz with an array [N, K] for each feature under the keys 0, 1, 2, ... Archives are not unpacked
-to the disk. N examples, I dense features, F sparse features, K ids of a feature in every example.
+A triplet has NAME_dense.npy [N, I], NAME_labels.npy [N, 1] and the ids: NAME_sparse.npy [N, F], or
+NAME_sparse_multi_hot.npz with an array [N, K] for each feature under the keys 0, 1, 2, ... Archives are not unpacked to
+disk. N examples, I dense features, F sparse features, K ids of a feature in every example.
 """
 
 import struct
@@ -38,18 +38,18 @@ _NAMES = "NAME_dense.npy, NAME_labels.npy and NAME_sparse.npy (or NAME_sparse_mu
 PIECE_ROWS = 1 << 16
 READER_VERSION = 1
 _LARGEST = float(np.finfo(np.float16).max)
-_LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member: what follows are its name and extra fields, of these lengths
+_LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member: its name and extra fields follow, of these lengths
 
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """An array on disk, rows one after another.
+    """An array on disk, row by row.
 
     Attributes:
-        name: as messages show it.
+        name: its name in messages.
         path: of the file.
         shape, dtype: of the array.
-        start: of its first row in the file; -1 if it is packed.
+        start: offset of its first row in the file; -1 if it is packed.
         member: its name in an archive; None outside one.
     """
 
@@ -61,7 +61,7 @@ class ArrayFile:
     member: str | None = None
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """A range of rows of an array that is not packed.
+        """Reads a range of rows of an array that is not packed.
 
         Raises:
             DataError: if the file is cut short.
@@ -69,7 +69,7 @@ class ArrayFile:
         row_items = int(np.prod(self.shape[1:]))
         row_bytes, count = row_items * self.dtype.itemsize, (stop - start) * row_items
         with io_errors(self.path, "read"):
-            # Read and not mapped: mapped pages count as this program's memory, and a file cut short would end it.
+            # Read, not mapped: mapped pages count as this process's memory, and a truncated file would end it.
             values = np.fromfile(self.path, self.dtype, count, offset=self.start + start * row_bytes)
         if len(values) < count:
             raise DataError(
@@ -79,7 +79,7 @@ class ArrayFile:
 
     @contextmanager
     def unpacked(self) -> Iterator[IO[bytes]]:
-        """The values of a packed array from front to back."""
+        """Yields the values of a packed array in order."""
         assert self.member is not None
         with damage(str(self.path), "npz"), zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
             _read_header(self.name, stream)
@@ -87,10 +87,10 @@ class ArrayFile:
 
 
 def open_npy(path: Path) -> ArrayFile:
-    """The array of a .npy file.
+    """Opens the array of a .npy file.
 
     Raises:
-        DataError: if it is none, or its values are objects or lie column after column.
+        DataError: if it is not an array, or has objects or column-major order.
     """
     with io_errors(path, "read"), path.open("rb") as file:
         shape, dtype = _read_header(str(path), file)
@@ -98,10 +98,10 @@ def open_npy(path: Path) -> ArrayFile:
 
 
 def open_npz(path: Path) -> dict[str, ArrayFile]:
-    """The arrays of a .npz file by their keys.
+    """Opens the arrays of a .npz file by their keys.
 
     Raises:
-        DataError: if it is none, or as `open_npy`.
+        DataError: if it is not a .npz file, or as `open_npy`.
     """
     arrays = {}
     with io_errors(path, "read"), damage(str(path), "npz"), zipfile.ZipFile(path) as archive, path.open("rb") as file:
@@ -129,13 +129,13 @@ def _read_header(name: str, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]
     if dtype.hasobject or dtype.names:
         raise DataError(f"{name}: an array of objects, expected numbers")
     if by_column and len(shape) > 1 and shape[1] > 1:
-        raise DataError(f"{name}: the array lies column after column", "save it with np.ascontiguousarray(array)")
+        raise DataError(f"{name}: the array is in column-major order", "save it with np.ascontiguousarray(array)")
     return shape, dtype
 
 
 @dataclass(frozen=True)
 class Triplet:
-    """The arrays of one name. Either one array of ids for all features, or one for each."""
+    """The arrays of one name, with one array of ids for all features, or one for each."""
 
     name: str
     dense: ArrayFile
@@ -150,7 +150,7 @@ class Triplet:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """Of the three files."""
+        """Bytes of the three files."""
         return (self.dense.path, self.ids[0].path, self.labels.path)
 
     @property
@@ -160,10 +160,10 @@ class Triplet:
 
 
 def open_triplets(sources: Sequence[str | Path]) -> list[Triplet]:
-    """The triplets of directories (all of them, day_2 before day_10) and of named files, in order.
+    """Finds the triplets of directories (all of them, day_2 before day_10) and of given files, in order.
 
     Raises:
-        DataError: if there is none, one lacks a part, or the shapes do not fit each other.
+        DataError: if there is none, a part is missing, or the shapes do not fit each other.
     """
     found: dict[Path, set[str]] = {}
     for name in expand_sources(sources):
@@ -187,14 +187,14 @@ def _open(prefix: Path, named: set[str]) -> Triplet:
     named_ids = named & {_ONE_HOT, _MULTI_HOT}
     if len(named_ids) == 2:
         one, other = (prefix.name + suffix for suffix in (_ONE_HOT, _MULTI_HOT))
-        raise DataError(f"{prefix.parent}: both {one} and {other} hold ids", "name the files instead of the directory")
+        raise DataError(f"{prefix.parent}: both {one} and {other} have ids", "give the files instead of the directory")
     paths = {suffix: prefix.with_name(prefix.name + suffix) for suffix in _SUFFIXES}
     ids = next(iter(named_ids)) if named_ids else _MULTI_HOT if paths[_MULTI_HOT].exists() else _ONE_HOT
     for suffix in (_DENSE, ids, _LABELS):
         if not paths[suffix].exists():
             raise DataError(f"{paths[suffix]}: no such file, which {prefix.name}{min(named)} needs", f"of {_NAMES}")
     if not named_ids and paths[_ONE_HOT].exists() and paths[_MULTI_HOT].exists():
-        raise DataError(f"{prefix}: both {_ONE_HOT} and {_MULTI_HOT} are there", "name the one with the ids")
+        raise DataError(f"{prefix}: both {_ONE_HOT} and {_MULTI_HOT} are there", "give the one with the ids")
     dense, labels = open_npy(paths[_DENSE]), open_npy(paths[_LABELS])
     arrays = _features_of(paths[ids]) if ids == _MULTI_HOT else (open_npy(paths[ids]),)
     triplet = Triplet(prefix.name, dense, labels, arrays, ids == _MULTI_HOT)
@@ -237,15 +237,15 @@ def _features(triplet: Triplet) -> str:
 
 
 class NpyInput:
-    """Triplets of arrays, one after another; dense values are taken as they are.
+    """Triplets of arrays; dense values are not transformed.
 
     Args:
         sources: directories (all their triplets, day_2 before day_10), or files of the triplets, in the order of time.
-        as_rows: whether ids are rows of tables already; else they are values that get their rows like any others.
-        piece_rows: of a piece.
+        as_rows: whether ids already are rows of tables; otherwise they are values that get rows like any others.
+        piece_rows: rows of a piece.
 
     Raises:
-        DataError: if there is no triplet, one lacks a part, or the shapes of the parts do not fit each other.
+        DataError: if there is no triplet, a part is missing, or the shapes do not fit each other.
     """
 
     format = "npy"
@@ -269,14 +269,14 @@ class NpyInput:
         self.sources = tuple(SourceFile(day.name, size) for day, size in zip(self._days, sizes, strict=True))
 
     def identity(self) -> Mapping[str, Any]:
-        """Names, sizes and times of change of all files, and how they are read."""
+        """Names, sizes and modification times of all files, and how they are read."""
         stats = [(path, path.stat()) for day in self._days for path in day.paths]
         files = [{"name": str(p), "bytes": s.st_size, "mtime_ns": s.st_mtime_ns} for p, s in stats]
         how = {"reader": READER_VERSION, "piece_rows": self._piece_rows, "as_rows": self._as_rows}
         return {"format": self.format, **how, "sources": files}
 
     def tasks(self, after: Position | None = None) -> Iterator[Task]:
-        """The pieces from a position on.
+        """Yields the pieces from a position on.
 
         Raises:
             DataError: if a file cannot be read.

@@ -1,4 +1,4 @@
-"""Criteo's text format: label, 13 integers, 26 categoricals of up to 8 hexadecimal digits; tabs; empty is missing.
+"""Criteo's text format: label, 13 integers, 26 categoricals of up to 8 hexadecimal digits, separated by tabs.
 
 `CriteoInput` takes texts in order and cuts them into pieces; `parse` makes rows and bad lines of a piece.
 N good rows, I = 13 dense features, F = 26 sparse features.
@@ -37,15 +37,15 @@ _HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 _SHOWN = 40  # characters of a wrong value
 _HEAD_BYTES, _HEAD_LINES = 1 << 16, 5
 _TAB, _NEWLINE = ord("\t"), ord("\n")
-PARSER_VERSION = 1  # another one reads other examples out of the same text
+PARSER_VERSION = 1  # changes if the same text gives other examples
 
 
 def parse(lines: Lines, *, labelled: bool = True) -> RawPiece:
-    """Every line as a row or as a bad line.
+    """Parses every line as a row or as a bad line.
 
-    A line with fewer fields whose last field is a categorical of 8 digits can only have lost empty fields at its end
-    (text tools strip them), if its fields parse in their places: it is repaired. A last line without newline may have
-    been cut anywhere: it is kept if it ends with such a categorical in its 26th place, and never repaired.
+    A line with fewer fields, whose last field is a categorical of 8 digits, is repaired if its fields parse in their
+    places: it can only have lost empty fields at its end, which text tools strip. A last line without newline may be
+    truncated: it is kept if it ends with such a categorical in its 26th place, and never repaired.
 
     Args:
         lines: from `cut_lines`.
@@ -82,10 +82,10 @@ def parse(lines: Lines, *, labelled: bool = True) -> RawPiece:
 def _well_formed(
     content: bytes, lines: Lines, num_fields: int
 ) -> tuple[bytes, np.ndarray, dict[int, BadLine], list[BadLine]]:
-    """The lines with the right number of fields, repaired ones among them, and their numbers.
+    """Selects the lines with the right number of fields, including repaired ones, and their numbers.
 
     Returns:
-        Text and line numbers (int64) of these; what is wrong with each repaired one; and the bad lines.
+        Text and line numbers (int64) of these; the problem of each repaired one; and the bad lines.
     """
     content_bytes = np.frombuffer(content, dtype=np.uint8)
     ends = np.flatnonzero(content_bytes == _NEWLINE)
@@ -139,7 +139,7 @@ def _not_text(number: int, line: bytes) -> BadLine | None:
 
 
 def _is_full_value(field: bytes) -> bool:
-    """Whether the field is a categorical as Criteo writes it, zeros in front included."""
+    """Returns whether the field is a categorical as Criteo writes it, with leading zeros."""
     return len(field) == MAX_DIGITS and _HEX_DIGITS.issuperset(field)
 
 
@@ -149,7 +149,7 @@ def _lost_empty_fields(line: bytes, num_fields: int) -> bool:
 
 
 def _wrong_value(number: int, line: bytes, names: tuple[str, ...]) -> BadLine | None:
-    """What is wrong with a line of the right number of fields: the first wrong field, if it is text at all."""
+    """Describes what is wrong with a line that has the right number of fields: its first wrong field, if it is text."""
     problem = _not_text(number, line) if line.strip() else None
     for name, field in zip(names, line.split(b"\t"), strict=True):
         if problem is not None:
@@ -173,12 +173,12 @@ def _wrong_field(number: int, name: str, field: bytes) -> BadLine | None:
 
 
 class CriteoInput:
-    """Texts in Criteo's format, one after another.
+    """Texts in Criteo's format.
 
     Args:
-        sources: in the order of time; what `expand_sources` takes.
+        sources: in the order of time, as for `expand_sources`.
         labelled: whether each line begins with a label.
-        piece_bytes: of text in a piece.
+        piece_bytes: bytes of text in a piece.
 
     Raises:
         DataError: if there is no source, or one cannot be used.
@@ -199,7 +199,7 @@ class CriteoInput:
         self.sources = tuple(SourceFile(text.name, text.num_bytes) for text in self._texts)
 
     def identity(self) -> Mapping[str, Any]:
-        """Names, sizes and times of change of the sources, and how they are read."""
+        """Names, sizes and modification times of the sources, and how they are read."""
         files = []
         for text in self._texts:
             file: dict[str, Any] = {"name": text.name}
@@ -212,10 +212,10 @@ class CriteoInput:
         return {"format": self.format, **reading, "sources": files}
 
     def tasks(self, after: Position | None = None) -> Iterator[Task]:
-        """The pieces from a position on. A text that cannot be entered in the middle is read up to there, unparsed.
+        """Yields the pieces from a position on. A text without random access is read up to there, unparsed.
 
         Raises:
-            DataError: if a source cannot be read, or is not what it was when the position was taken.
+            DataError: if a source cannot be read, or was changed since the position was taken.
         """
         first, start = (after["source"], _mark(after)) if after else (0, START)
         bytes_before = sum(source.num_bytes for source in self.sources[:first])
@@ -234,10 +234,10 @@ class CriteoInput:
 
 
 def _refuse_other_tables(content: bytes, name: str) -> None:
-    """Check that the first lines of a text are not those of a CSV or of JSON.
+    """Checks that the first lines of a text are not those of a CSV or of JSON.
 
     Raises:
-        DataError: if they are, with what reads them.
+        DataError: if they are, with a hint of what reads them.
     """
     lines = content[:_HEAD_BYTES].splitlines()[:_HEAD_LINES]
     if any(b"\t" in line for line in lines):

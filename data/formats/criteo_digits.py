@@ -1,9 +1,9 @@
-"""The digits of Criteo's fields as numbers, many fields at once.
+"""Converts the digits of Criteo's fields to numbers, many fields at once.
 
 N rows, K fields of each, I of them dense and F sparse features; R rows of a block; X any shape.
 
-The eight bytes that end where a field ends are one 64-bit word. The bytes in front of the field become "0", and then a
-table says for each pair of digits what it is worth, or that it is not a pair of digits.
+The eight bytes that end where a field ends are one 64-bit word. The bytes before the field become "0", and then a table
+gives the number of each pair of digits, or marks it as invalid.
 """
 
 import re
@@ -16,8 +16,8 @@ from dlrmctl.data.formats.lines import MAX_LINE_BYTES
 from dlrmctl.data.formats.transforms import LOG
 
 MAX_DIGITS = 8  # of a categorical, and of a word
-_BLOCK_BYTES = 1 << 19  # more than a line; these and what is made of them stay in a core's cache
-_MARGIN = b" " * MAX_DIGITS  # around a block: the words of its first and last field reach over its edges
+_BLOCK_BYTES = 1 << 19  # more than a line; the block and its intermediates stay in a core's cache
+_MARGIN = b" " * MAX_DIGITS  # around a block: the words of its first and last field extend beyond it
 _TAB, _NEWLINE = ord("\t"), ord("\n")
 _INTEGER = re.compile(rb"-?[0-9]+")
 _NOT_DIGITS = 0x8000
@@ -25,7 +25,7 @@ _ANY_NOT_DIGITS = np.uint64(0x8000800080008000)
 _ZEROS = np.uint64(0x3030303030303030)
 # By the length of a field: its bytes of a word. The first byte of a word is its lowest one.
 _FIELD_BYTES = np.array([(1 << 64) - (1 << 8 * (8 - length)) for length in range(9)], dtype=np.uint64)
-# float16 of the integers from -2 on; then the place of those above, and that of a missing one.
+# float16 of the integers from -2 on; then of larger integers, and of a missing one.
 _ABOVE = 1 << 16
 _MISSING = _ABOVE + 1
 
@@ -36,7 +36,7 @@ def transform_dense(values: np.ndarray, present: np.ndarray) -> np.ndarray:
 
 
 def _pair_table(digits: str, base: int) -> np.ndarray:
-    """What two bytes are worth, by the 16-bit number they are, uint16."""
+    """Returns the number of two digits, by their 16-bit word, uint16."""
     table = np.full(1 << 16, _NOT_DIGITS, dtype=np.uint16)
     for first in digits:
         for second in digits:
@@ -51,14 +51,14 @@ _DENSE = transform_dense(np.arange(-2, _ABOVE), np.arange(-2, _ABOVE) < _ABOVE -
 
 @dataclass(frozen=True)
 class Fields:
-    """What the fields of N rows say.
+    """The values of the fields of N rows.
 
     Attributes:
         labels_N: uint8; zeros if there are no labels.
         dense_IN: float16, transformed; NaN where missing.
         values_FN: uint32; 0 where missing.
         present_FN: bool, False where missing.
-        wrong_N: bool, True where a field is not what it should be; the row's numbers mean nothing then.
+        wrong_N: bool, True where a field is invalid; the row's numbers are undefined then.
     """
 
     labels_N: np.ndarray
@@ -68,19 +68,19 @@ class Fields:
     wrong_N: np.ndarray
 
     def right(self) -> "Fields":
-        """The rows that are not wrong."""
+        """Returns the rows that are not wrong."""
         right_N = ~self.wrong_N
         dense_IN, values_FN, present_FN = (x[:, right_N] for x in (self.dense_IN, self.values_FN, self.present_FN))
         return Fields(self.labels_N[right_N], dense_IN, values_FN, present_FN, self.wrong_N[right_N])
 
 
 def read_fields(content: bytes, num_fields: int, num_dense: int, *, labelled: bool) -> Fields | None:
-    """Reads lines of fields between tabs, or None if a line has another number of them or is too long.
+    """Parses lines of fields separated by tabs; returns None if a line has another number of fields or is too long.
 
     Args:
         content: lines, each ended by a newline.
-        num_fields: K, of every line.
-        num_dense: how many fields are decimal integers; they stand behind the label, if there is one.
+        num_fields: K, the fields of every line.
+        num_dense: the number of decimal integers; they follow the label, if there is one.
         labelled: whether the first field is a label; the last fields are hexadecimal.
     """
     num_rows, first_dense = content.count(b"\n"), int(labelled)
@@ -101,7 +101,7 @@ def read_fields(content: bytes, num_fields: int, num_dense: int, *, labelled: bo
         if ends_RK is None:
             return None
         rows = slice(row, row + len(ends_RK))
-        # With the place before the first field, which is where a line before would end.
+        # With the place before the first field, where a previous line would end.
         ends = np.empty((num_fields + 1, len(ends_RK)), dtype=np.int64)
         ends[0, 0], ends[0, 1:], ends[1:] = len(_MARGIN) - 1, ends_RK[:-1, -1], ends_RK.T
         lengths = ends[1:] - ends[:-1]
@@ -121,7 +121,7 @@ def read_fields(content: bytes, num_fields: int, num_dense: int, *, labelled: bo
 
 
 def _field_ends(text: np.ndarray, num_fields: int) -> np.ndarray | None:
-    """Where the fields end, int64 [R, K], or None if a line is not regular or there is none."""
+    """Returns the ends of the fields, int64 [R, K], or None if a line is irregular or there is none."""
     ends = np.flatnonzero((text == _TAB) | (text == _NEWLINE))
     if len(ends) % num_fields or len(ends) == 0:
         return None
@@ -133,7 +133,7 @@ def _field_ends(text: np.ndarray, num_fields: int) -> np.ndarray | None:
 
 
 def read_integer(field: bytes) -> int | None:
-    """A decimal integer of 64 bits, or None if the field is not one."""
+    """Returns a decimal integer of 64 bits, or None if the field is not one."""
     if not _INTEGER.fullmatch(field):
         return None
     digits = field.lstrip(b"-").lstrip(b"0")
@@ -145,7 +145,7 @@ def read_integer(field: bytes) -> int | None:
 def _read_dense(
     text: np.ndarray, words: np.ndarray, ends: np.ndarray, lengths: np.ndarray, wrong_R: np.ndarray
 ) -> np.ndarray:
-    """float16 [I, R]; marks the rows with a field that is not an integer."""
+    """Returns float16 [I, R]; marks the rows with a field that is not an integer."""
     word = _field_words(words, ends, lengths)
     values, not_digits = _read_words(word, _DECIMAL, 10)
     places = values.view(np.int64)
@@ -174,7 +174,7 @@ def _read_dense(
 
 
 def _read_sparse(words: np.ndarray, ends: np.ndarray, lengths: np.ndarray, wrong_R: np.ndarray) -> np.ndarray:
-    """Values [F, R] below 2**32; marks the rows with a field that is not hexadecimal."""
+    """Returns values [F, R] below 2**32; marks the rows with a field that is not hexadecimal."""
     values, not_digits = _read_words(_field_words(words, ends, lengths), _HEXADECIMAL, 16)
     not_digits |= lengths > MAX_DIGITS
     wrong_R |= not_digits.any(axis=0)
@@ -182,8 +182,8 @@ def _read_sparse(words: np.ndarray, ends: np.ndarray, lengths: np.ndarray, wrong
 
 
 def _field_words(words: np.ndarray, ends: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The last eight characters of each field, "0" in front of shorter ones, uint64 [X]."""
-    # They lie in two words of the text; reading these is faster than reading a word that is not aligned.
+    """Returns the last eight characters of each field, padded with "0" in front, uint64 [X]."""
+    # They are in two words of the text; reading both is faster than reading an unaligned word.
     place = ends >> 3
     word, before = words.take(place, mode="clip"), words.take(place - 1, mode="clip")
     np.bitwise_and(ends, 7, out=place)
@@ -202,7 +202,7 @@ def _field_words(words: np.ndarray, ends: np.ndarray, lengths: np.ndarray) -> np
 
 
 def _read_words(word: np.ndarray, table: np.ndarray, base: int) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers that words of eight digits are, uint64 [X], and which words are not digits, bool [X]."""
+    """Returns the numbers of words of eight digits, uint64 [X], and which words are not digits, bool [X]."""
     pairs = table.take(word.view(np.uint16)).view(np.uint64)  # four numbers below base**2
     not_digits = (pairs & _ANY_NOT_DIGITS) != 0
     pairs *= np.uint64(base**2 << 16 | 1)  # to each number the one before it, times base**2

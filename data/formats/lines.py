@@ -1,4 +1,4 @@
-"""Whole lines from a stream of text, in pieces of bounded size that are the same wherever one starts to read."""
+"""Reads whole lines from a stream of text, in pieces of bounded size that do not depend on where reading starts."""
 
 import zlib
 from collections.abc import Iterator
@@ -11,18 +11,18 @@ from dlrmctl.data.formats.streams import Readable
 
 MAX_LINE_BYTES = 1 << 16
 PIECE_BYTES = 1 << 23
-PIECE_LINES = 1 << 16  # more of them, which are too short to be good, would take more memory than their text
+PIECE_LINES = 1 << 16  # more lines, which are too short to be good, would take more memory than their text
 _UTF8_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A place between two lines of a text.
+    """A position between two lines of a text.
 
     Attributes:
         offset: bytes of text before it.
-        line: number of the line behind it, counted from 1.
-        crc32: of the text before it.
+        line: number of the line after it, counted from 1.
+        crc32: CRC-32 of the text before it.
     """
 
     offset: int = 0
@@ -38,10 +38,10 @@ class Lines:
     """Consecutive lines of a text.
 
     Attributes:
-        content: the lines, each ended by a newline; a line longer than `MAX_LINE_BYTES` may be cut, not below that.
+        content: the lines, each ended by a newline; a line longer than `MAX_LINE_BYTES` may be cut, but not below that.
         first: number of the first line, counted from 1.
-        ended: False if the text stopped before the newline of the last line (`content` has one all the same).
-        end: the place behind the lines; without a checksum if none was asked for.
+        ended: False if the text ended before the newline of the last line (`content` has one anyway).
+        end: the position after the lines; without a checksum if it was not requested.
     """
 
     content: bytes
@@ -53,14 +53,14 @@ class Lines:
 def cut_lines(
     stream: Readable, start: Mark = START, piece_bytes: int = PIECE_BYTES, *, checked: bool = True
 ) -> Iterator[Lines]:
-    """The lines of a text from a place on, about `piece_bytes` at a time.
+    """Yields the lines of a text from a position on, about `piece_bytes` at a time.
 
-    A piece is what follows from the text behind its beginning alone, so that reading can continue at any of them.
+    A piece depends only on the text after its beginning, so that reading can continue at any of them.
 
     Args:
-        stream: the text; stands at `start`.
-        start: where a piece begins.
-        piece_bytes: of text in a piece, at most, except for a longer line.
+        stream: the text, at the position `start`.
+        start: the beginning of a piece.
+        piece_bytes: the most bytes of text in a piece, except for a longer line.
         checked: whether `Lines.end` needs a checksum.
     """
     mark, rest = start, b""
@@ -79,13 +79,13 @@ def cut_lines(
         if mark.offset == 0:
             content = content.removeprefix(_UTF8_MARK)
         end = Mark(mark.offset + length, mark.line + num_lines, crc32)
-        if content != b"\n" or ended:  # a text of nothing but a mark has no line
+        if content != b"\n" or ended:  # a text with only a mark has no line
             yield Lines(content, mark.line, ended, end)
         mark = end
 
 
 def _piece_end(window: bytes) -> tuple[int, int]:
-    """Bytes and number of the whole lines that make a piece."""
+    """Returns the bytes and number of whole lines of a piece."""
     num_lines = window.count(b"\n")
     if num_lines > PIECE_LINES:
         ends = np.flatnonzero(np.frombuffer(window, dtype=np.uint8) == ord("\n"))
@@ -96,12 +96,12 @@ def _piece_end(window: bytes) -> tuple[int, int]:
 def _long_line(
     stream: Readable, window: bytes, piece_bytes: int, mark: Mark, checked: bool
 ) -> tuple[bytes, bytes, bool, int, int]:
-    """A line longer than a piece, by itself: what is kept of it is bounded, and still too long to be a good one.
+    """Reads a line longer than a piece; a bounded part of it is kept, which is still too long to be good.
 
     Returns:
-        What is kept, ended by a newline; what was read behind the line; whether it ended; its length; the checksum.
+        The kept part, ended by a newline; what was read after the line; whether it ended; its length; the checksum.
     """
-    most = MAX_LINE_BYTES + 2  # a carriage return at its end may be taken off
+    most = MAX_LINE_BYTES + 2  # a carriage return at its end may be removed
     kept, length, crc32 = window[:most], 0, mark.crc32
     while window:
         end = window.find(b"\n")
@@ -117,15 +117,15 @@ def _long_line(
 
 
 def skip_text(stream: Readable, mark: Mark, name: str, piece_bytes: int = PIECE_BYTES) -> None:
-    """Reads up to a place, to continue behind it.
+    """Reads up to a position, to continue after it.
 
     Raises:
-        DataError: if the text before it is not what it was.
+        DataError: if the text before it was changed.
     """
     left, crc32 = mark.offset, 0
     while left and (part := stream.read(min(left, piece_bytes))):
         crc32 = zlib.crc32(part, crc32)
         left -= len(part)
     if left or crc32 != mark.crc32:
-        what = f"ends before byte {mark.offset:,}" if left else f"its first {mark.offset:,} bytes are others"
+        what = f"ends before byte {mark.offset:,}" if left else f"its first {mark.offset:,} bytes differ"
         raise DataError(f"{name}: the text has changed since it was read before: {what}", "start from the beginning")

@@ -1,4 +1,4 @@
-"""Raw examples as files hold them, before their values have ids: what every input gives to a preparation.
+"""Raw examples as read from files, before their values have ids: the output of every input.
 
 N good examples of a piece, I dense features, F sparse features.
 """
@@ -25,10 +25,10 @@ class RawFeature:
 
     Attributes:
         name: unique in the input.
-        value_type: numpy code of its values, "<u4" or "<u8".
+        value_type: NumPy code of its values, "<u4" or "<u8".
         max_ids: longest list of values; 1 means at most one value in every example.
-        as_rows: values are rows of the table already, and are kept as they are.
-        has_texts: values are words as of `data.canonical`, and columns have the texts of those that are hashes.
+        as_rows: whether values already are rows of the table.
+        has_texts: whether values are words of `data.canonical`, and columns have the texts of those that are hashes.
     """
 
     name: str
@@ -43,11 +43,10 @@ class RawColumn:
     """The values of one sparse feature in a piece.
 
     Attributes:
-        values: of the feature's value type. With `max_ids` 1, N of them, 0 where missing; else all lists one after
-            another.
+        values: values of the feature's type. With `max_ids` 1, N of them, 0 where missing; else the concatenated lists.
         present_N: with `max_ids` 1: bool, False where missing.
         lengths_N: with `max_ids` above 1: int32, values per example; 0 where missing.
-        texts: at least those of the values whose words are hashes.
+        texts: at least the texts of the values whose words are hashes.
     """
 
     values: np.ndarray
@@ -62,19 +61,19 @@ NO_LABEL = (LABEL_NOT_BINARY, LABEL_WRONG)  # reasons of bad lines
 
 
 def unit_of(format: str | None) -> str:
-    """What an input of this format consists of: "row" or "line"."""
+    """The unit of an input of this format: "row" or "line"."""
     return "row" if format in ("parquet", "ipc", "npy") else "line"
 
 
 @dataclass(frozen=True)
 class BadLine:
-    """A line (or row of a table) that is left out.
+    """A line (or row of a table) that is omitted.
 
     Attributes:
         line: its number in its source, counted from 1.
         reason: one of a few, for counting.
         problem: what is wrong with it, with the value.
-        extra_fields: fields above the expected number, below 0 for missing ones; 0 where the number is right.
+        extra_fields: fields above the expected number, negative for missing ones.
     """
 
     line: int
@@ -84,17 +83,17 @@ class BadLine:
 
     @classmethod
     def of_fields(cls, line: int, found: int, expected: int) -> "BadLine":
-        """A line with a wrong number of fields."""
+        """Returns a line with a wrong number of fields."""
         problem = f"{found} field{'s'[: found != 1]}, expected {expected}"
         return cls(line, "wrong number of fields", problem, found - expected)
 
 
 @dataclass(frozen=True)
 class KeptColumns:
-    """Columns that are passed through as they are: of good rows and of those whose values are wrong.
+    """Columns that are passed through unchanged, for good rows and for rows with wrong values.
 
     Attributes:
-        lines: int64, the line each row stands on, ascending.
+        lines: int64, the line of each row, ascending.
         frame: the columns.
     """
 
@@ -107,13 +106,13 @@ class RawPiece:
     """Consecutive examples of one source.
 
     Attributes:
-        lines_N: int64, the line each example stands on.
+        lines_N: int64, the line of each example.
         labels_N: uint8, 0 or 1; zeros if the input has no labels.
         dense_IN: of the input's `dense_type`, transformed; NaN where missing.
         sparse: F columns.
-        repaired: examples whose line had to be mended, by what was mended.
-        bad: the lines left out, in order.
-        kept: columns that the input was asked to keep.
+        repaired: number of examples whose line was repaired, by repair.
+        bad: the omitted lines, in order.
+        kept: the columns that the input was to keep.
     """
 
     lines_N: np.ndarray
@@ -130,12 +129,12 @@ class RawPiece:
 
 @dataclass(frozen=True)
 class Task:
-    """A piece that is still to be made, by any thread.
+    """A piece that any thread can make.
 
     Attributes:
-        source: which of the input's sources it lies in.
+        source: number of the input's source.
         position: where the input continues after it.
-        bytes_done: bytes of all sources up to there, as they lie on disk; for showing progress.
+        bytes_done: bytes on disk of all sources up to there, to show progress.
         read: makes the piece; raises DataError.
     """
 
@@ -147,14 +146,14 @@ class Task:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One source of an input: its name as messages and reports show it, and its size on disk; 0 where unknown."""
+    """A source of an input: its name in messages and reports, and its size on disk; 0 if unknown."""
 
     name: str
     num_bytes: int
 
 
 class Input(Protocol):
-    """Examples in the order of time, in pieces that are the same however often and from wherever they are read."""
+    """Examples in the order of time, in pieces that do not depend on where reading starts."""
 
     @property
     def format(self) -> str:
@@ -180,18 +179,18 @@ class Input(Protocol):
 
     @property
     def table_schema(self) -> TableSchema | None:
-        """What the columns of a table are; None for the other formats."""
+        """The schema of a table; None for other formats."""
         ...
 
     @property
     def sources(self) -> tuple[SourceFile, ...]: ...
 
     def identity(self) -> Mapping[str, Any]:
-        """Plain values that change when a source or the way of reading it changes: only then is the work kept."""
+        """Plain values that identify the sources and the reading; unfinished work continues only if they are equal."""
         ...
 
     def tasks(self, after: Position | None = None) -> Iterator[Task]:
-        """The pieces from a position on; reading ahead is light, and the work lies in `Task.read`.
+        """Yields the pieces from a position on; iterating is fast, the work is in `Task.read`.
 
         Raises:
             DataError: if a source cannot be read.

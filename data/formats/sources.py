@@ -1,4 +1,4 @@
-"""From what a user types to the names of sources: patterns, ranges of days, and what to say when nothing fits."""
+"""Expands patterns and ranges of days to the names of sources, and reports when nothing matches."""
 
 import difflib
 import glob
@@ -17,24 +17,24 @@ _LONGEST_RANGE = 100_000
 
 
 def expand_sources(sources: Sequence[str | Path]) -> list[str]:
-    """The sources that names and patterns stand for, in order.
+    """Expands names and patterns to sources, in order.
 
     Args:
         sources: paths; patterns such as "day_*.gz", whose matches are sorted with day_2 before day_10; ranges such
-            as "day_{0..22}.gz"; "-" for standard input; a path may name a member as in "dac.tar.gz::train.txt".
+            as "day_{0..22}.gz"; "-" for standard input; a path may include a member, as in "dac.tar.gz::train.txt".
 
     Raises:
-        DataError: if nothing is named, a name or pattern matches nothing, or a file is named twice.
+        DataError: if no name is given, a name or pattern matches nothing, or a file is given twice.
     """
     names = [name for source in sources for name in _expand(str(source))]
     if not names:
-        raise DataError("no file is named", "name files, patterns in quotes, or - for standard input")
+        raise DataError("no file is given", "give files, patterns in quotes, or - for standard input")
     seen: dict[str, str] = {}
     for name in names:
         path, member = split_member(name)
         key = name if name == STANDARD_INPUT else f"{path.resolve()}{MEMBER_MARK}{member or ''}"
         if key in seen:
-            raise DataError(f"{name}: named twice", "its examples would stand in two splits")
+            raise DataError(f"{name} is given twice", "its examples would be in two splits")
         seen[key] = name
     return names
 
@@ -51,7 +51,7 @@ def _expand(source: str) -> list[str]:
 
 
 def _ranges(pattern: str) -> list[str]:
-    """The names that `{0..22}` stands for; digits as many as the first number has, if it begins with a zero."""
+    """Expands `{0..22}`; with as many digits as the first number, if that begins with a zero."""
     match = _RANGE.search(pattern)
     if match is None:
         return [pattern]
@@ -76,12 +76,12 @@ def _matches(name: str, source: str) -> list[str]:
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """A key for sorting: day_2 before day_10."""
+    """Returns a key for sorting: day_2 before day_10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
 def _nearest(path: Path) -> str:
-    """What is there instead."""
+    """Returns a hint of what exists instead."""
     directory = path.parent
     if not directory.is_dir():
         return f"there is no directory {directory}"
@@ -91,4 +91,4 @@ def _nearest(path: Path) -> str:
     if not shown:
         return f"the directory {directory} is empty"
     more = "" if near or len(names) <= _SHOWN_NAMES else ", ..."
-    return f"the directory {directory} holds {', '.join(shown)}{more}"
+    return f"the directory {directory} has {', '.join(shown)}{more}"

@@ -1,4 +1,4 @@
-"""Streams of bytes that are read from front to back: unpacked gzip and zip, parts of tar files, and their damage."""
+"""Streams of bytes that are read in order: unpacked gzip and zip, and members of tar files."""
 
 import gzip
 import zipfile
@@ -16,20 +16,20 @@ _GZIP_WINDOW = 31  # for zlib: a gzip header, checksum and length around it
 
 
 class Readable(Protocol):
-    """Bytes from front to back."""
+    """A stream of bytes."""
 
     def read(self, size: int, /) -> bytes:
-        """The next `size` bytes; fewer only at the end."""
+        """Returns the next `size` bytes; fewer only at the end."""
         ...
 
 
 @contextmanager
 def damage(name: str, kind: str) -> Iterator[None]:
-    """Tells what the readers of packed files raise as a DataError.
+    """Context manager that turns errors of packed files into a DataError.
 
     Args:
-        name: of the source.
-        kind: of the file, such as "gzip".
+        name: name of the source.
+        kind: kind of the file, such as "gzip".
     """
     try:
         yield
@@ -39,18 +39,18 @@ def damage(name: str, kind: str) -> Iterator[None]:
         raise DataError(f"{name}: the {kind} file is damaged", AGAIN) from error
     except zipfile.BadZipFile as error:
         raise DataError(f"{name}: the {kind} file is cut short or damaged", AGAIN) from error
-    except (RuntimeError, NotImplementedError) as error:  # so zipfile says that it needs a password or cannot unpack
+    except (RuntimeError, NotImplementedError) as error:  # zipfile raises it if it needs a password or cannot unpack
         raise DataError(f"{name}: the {kind} file cannot be read here: {error}", "unpack it first") from error
 
 
 def discard(stream: Readable, size: int) -> None:
-    """Reads bytes that nobody wants."""
+    """Reads and drops bytes."""
     while size and (part := stream.read(min(size, _PACKED_BYTES))):
         size -= len(part)
 
 
 class Joined:
-    """What was read already, and then the rest of a stream."""
+    """Bytes that were read already, followed by the rest of a stream."""
 
     def __init__(self, head: bytes, stream: Readable) -> None:
         self._head, self._stream = head, stream
@@ -61,7 +61,7 @@ class Joined:
 
 
 class StreamPart:
-    """The next `length` bytes of a stream, which has them unless it is cut short."""
+    """The next `length` bytes of a stream; an error if it is shorter."""
 
     def __init__(self, stream: Readable, length: int, name: str) -> None:
         self._stream, self._left, self._name = stream, length, name
@@ -76,7 +76,7 @@ class StreamPart:
 
 
 class Gunzip:
-    """The content of a gzip stream, of all its members. Faster than `gzip.GzipFile` by a third."""
+    """The content of all members of a gzip stream. Faster than `gzip.GzipFile` by a third."""
 
     def __init__(self, packed: Readable, name: str) -> None:
         self._stream, self._name, self._packed = packed, name, b""
@@ -96,7 +96,7 @@ class Gunzip:
         return b"".join(parts)
 
     def _ended(self) -> bool:
-        """Whether no other member follows; zeros may fill up the last block of a tape."""
+        """Returns whether no other member follows; zeros may pad the last block of a tape."""
         packed = self._inflate.unused_data.lstrip(b"\0")
         while not packed:
             block = self._stream.read(_PACKED_BYTES)

@@ -1,4 +1,4 @@
-"""Parquet and Arrow IPC (Feather) files as the columns of a table, a range of rows at a time."""
+"""Reads Parquet and Arrow IPC (Feather) files as columns, a range of rows at a time."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,10 +16,10 @@ _STREAM, _FEATHER_1 = b"\xff\xff\xff\xff", b"FEA1"
 
 
 def columnar_format(path: Path, head: bytes) -> str | None:
-    """ "parquet" or "ipc" for a file that begins with `head`; None for any other.
+    """Returns "parquet" or "ipc" for a file that begins with `head`; None for any other.
 
     Raises:
-        DataError: if it is a relative of them that is not read.
+        DataError: if it is an unsupported relative of them.
     """
     if head.startswith((_STREAM, _FEATHER_1)):
         what = "an Arrow stream" if head.startswith(_STREAM) else "a Feather file of version 1"
@@ -28,7 +28,7 @@ def columnar_format(path: Path, head: bytes) -> str | None:
 
 
 def read_types(path: Path, format: str) -> dict[str, pl.DataType]:
-    """The columns of a file and their types.
+    """Returns the columns of a file and their types.
 
     Raises:
         DataError: if it is cut short or damaged.
@@ -38,7 +38,7 @@ def read_types(path: Path, format: str) -> dict[str, pl.DataType]:
 
 
 def count_rows(path: Path, format: str) -> int:
-    """The rows of a file.
+    """Returns the number of rows of a file.
 
     Raises:
         DataError: if it is cut short or damaged.
@@ -48,7 +48,7 @@ def count_rows(path: Path, format: str) -> int:
 
 
 def read_rows(path: Path, format: str, names: Sequence[str], start: int, count: int) -> pl.DataFrame:
-    """Some columns of a range of rows; the other pages of the file are not decoded.
+    """Reads some columns of a range of rows; other pages of the file are not decoded.
 
     Raises:
         DataError: if the file is damaged.
@@ -74,7 +74,7 @@ def _damage(path: Path, format: str) -> Iterator[None]:
 
 
 def check_types(path: Path, types: dict[str, pl.DataType], schema: TableSchema, *, labelled: bool) -> None:
-    """Whether the columns can be what the schema says.
+    """Checks that the types of the columns fit the schema.
 
     Raises:
         DataError: naming the column, its type and the key of the schema.
@@ -83,30 +83,30 @@ def check_types(path: Path, types: dict[str, pl.DataType], schema: TableSchema, 
         raise _wrong(path, schema.label, types[schema.label], "a label is a number, true or false, or a string")
     for dense in schema.dense:
         if not (_is_number(types[dense.name]) or _is_text(types[dense.name])):
-            raise _wrong(path, dense.name, types[dense.name], "a dense column holds numbers")
+            raise _wrong(path, dense.name, types[dense.name], "dense values are numbers")
     for sparse in schema.sparse:
         found = types[sparse.name]
         inner = found.inner if isinstance(found, pl.List | pl.Array) else found
         assert isinstance(inner, pl.DataType)
         if inner is not found and sparse.max_ids == 1:
             raise DataError(
-                f"{path}: column {sparse.name!r} holds lists, but {schema.name} says nothing of their length",
-                f"say max_ids = ... under [columns.{sparse.name}]",
+                f"{path}: column {sparse.name!r} has lists, but {schema.name} has no length for them",
+                f"set max_ids = ... under [columns.{sparse.name}]",
             )
         if inner is found and sparse.max_ids > 1 and found not in (pl.String, pl.Null):
             raise _wrong(path, sparse.name, found, f"columns.{sparse.name}.max_ids = {sparse.max_ids} is for lists")
         if not (_is_number(inner) or _is_text(inner) or inner in (pl.Date, pl.Datetime, pl.Time)):
-            raise _wrong(path, sparse.name, found, "a sparse column holds numbers, strings or dates, or lists of them")
+            raise _wrong(path, sparse.name, found, "sparse values are numbers, strings or dates, or lists of them")
         if inner.is_float() and sparse.type != "integer" and schema.values == BY_TYPE:
-            key = f'type = "integer" under [columns.{sparse.name}] takes those that are whole'
+            key = f'type = "integer" under [columns.{sparse.name}] accepts whole numbers'
             raise DataError(f"{path}: column {sparse.name!r} is of type {found}, sparse values are not fractions", key)
 
 
 def check_texts(path: Path, types: dict[str, pl.DataType], schema: TableSchema) -> None:
-    """Whether a model that was trained on texts knows the values, if it tells them apart by their type.
+    """Checks that a model whose data was prepared by an earlier version knows the values by their type.
 
     Raises:
-        DataError: naming the column that it knows as texts, and is of numbers here.
+        DataError: naming a column that has strings in its training data and numbers here.
     """
     for sparse in schema.sparse if schema.values == BY_TYPE else ():
         found = types[sparse.name]

@@ -1,7 +1,7 @@
-"""JSON lines as the columns of a table: one object per line.
+"""Reads JSON lines as columns: one object per line.
 
-Numbers keep the digits they are written with, so an integer of any size is exact. Keys that are not asked for are
-ignored; one that is not there, and null, are no value. A line that is no object is left out.
+Numbers keep their digits, so integers of any size are exact. Other keys are ignored; a missing key and null are missing
+values. A line that is not an object is omitted.
 """
 
 import json
@@ -22,11 +22,11 @@ _TRUTHS = {True: "true", False: "false"}
 
 
 class _Wrong(ValueError):
-    """Says what is wrong with a line: the reason and the problem of a `BadLine`."""
+    """Raised for a bad line: the reason and the problem of a `BadLine`."""
 
 
 def read_objects(records: Records) -> tuple[list[dict[str, Any]], np.ndarray, list[BadLine]]:
-    """The objects of the lines, the line of each (int64), and the lines that are none, in order.
+    """Returns the objects, the line of each (int64), and the bad lines, in order.
 
     Numbers are strings.
     """
@@ -46,7 +46,7 @@ def read_objects(records: Records) -> tuple[list[dict[str, Any]], np.ndarray, li
 
 def _object(line: bytes) -> dict[str, Any]:
     """Raises:
-    UnicodeError: for bytes that are no UTF-8, and for escapes of half a character.
+    UnicodeError: for bytes that are not UTF-8, and for escapes of half a character.
     _Wrong: for anything but an object.
     """
     text = line.decode()
@@ -58,7 +58,7 @@ def _object(line: bytes) -> dict[str, Any]:
         detail = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
         raise _Wrong("not JSON", f"not JSON: {detail[:1].lower()}{detail[1:]}") from None
     if not isinstance(value, dict):
-        raise _Wrong("no JSON object", f"the line is {_short(text)}, expected a JSON object")
+        raise _Wrong("not a JSON object", f"the line is {_short(text)}, expected a JSON object")
     if b"\\ud" in line.lower():
         json.dumps(value, ensure_ascii=False).encode()
     return value
@@ -67,13 +67,13 @@ def _object(line: bytes) -> dict[str, Any]:
 def to_json_frame(
     objects: Sequence[Mapping[str, Any]], lines_N: np.ndarray, wanted: Mapping[str, bool], separator: str
 ) -> tuple[pl.DataFrame, np.ndarray, list[BadLine]]:
-    """The objects whose values can be in columns.
+    """Selects the objects whose values fit the columns.
 
     Args:
-        objects: as `read_objects` gives them.
+        objects: as returned by `read_objects`.
         lines_N: the line of each.
-        wanted: the columns, and whether each is of lists.
-        separator: of the values of a list that is written as one string.
+        wanted: the columns, and whether each has lists.
+        separator: separator of the values of a list that is written as one string.
 
     Returns:
         The columns as strings, or lists of them; bool [N], which objects are rows of it; and the lines of the others.
@@ -100,7 +100,7 @@ def to_json_frame(
 
 
 def kept_texts(objects: Sequence[Mapping[str, Any]], names: Sequence[str]) -> pl.DataFrame:
-    """Columns of strings, with lists and objects as JSON."""
+    """Returns columns of strings, with lists and objects as JSON."""
     found = {name: [fields.get(name) for fields in objects] for name in names}
     texts = {
         name: [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]

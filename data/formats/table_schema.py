@@ -1,6 +1,6 @@
-"""What the columns of a user's own tables are: label, dense and sparse columns, as a TOML file says it.
+"""The schema of a user's tables, read from a TOML file: label, dense and sparse columns.
 
-Every key must have its type; one line names the key that has not.
+Errors name the wrong key.
 """
 
 import difflib
@@ -22,8 +22,8 @@ _TOP_KEYS = (
     *("separator", "quote", "list_separator"),
 )
 CANONICAL = "canonical-1"  # the rule of `data.canonical`
-BY_TYPE = "by-type"  # values of stores that earlier versions made: as the type of their column told them
-NOTHING = ("NaN", "nan", "NAN", "null", "Null", "NULL")  # never a value, besides no text at all
+BY_TYPE = "by-type"  # of stores of earlier versions: values are identified by the type of their column
+NOTHING = ("NaN", "nan", "NAN", "null", "Null", "NULL")  # always missing, as is an empty text
 LARGEST_DENSE = 65504.0  # of float16
 
 
@@ -31,7 +31,7 @@ LARGEST_DENSE = 65504.0  # of float16
 class DenseColumn:
     """Attributes:
     transform: a key of `TRANSFORMS`.
-    missing: texts that stand for missing.
+    missing: texts of missing values.
     missing_value: stand-in for a missing value, after the transform, for a model that takes values as they are.
     """
 
@@ -46,8 +46,8 @@ class SparseColumn:
     """Attributes:
     max_ids: longest list; 1 for a column of single values.
     truncate: one of `TRUNCATIONS`, for longer lists.
-    type: one of `TYPES`; None follows the table.
-    missing: texts that stand for missing.
+    type: one of `TYPES`; None takes the table's.
+    missing: texts of missing values.
     """
 
     name: str
@@ -59,14 +59,14 @@ class SparseColumn:
 
 @dataclass(frozen=True)
 class TableSchema:
-    """Everything a schema file says.
+    """The content of a schema file.
 
     Attributes:
-        name: of the file, for messages.
+        name: name of the file, for messages.
         positive: texts of the labels that are positive; None for 0/1 and true/false.
         threshold: an operator and a number, for labels that are numbers.
-        separator: None follows the name of a file.
-        values: the rule by which values are told apart: `CANONICAL`, or `BY_TYPE`.
+        separator: None depends on the name of a file.
+        values: the rule that identifies values: `CANONICAL`, or `BY_TYPE`.
     """
 
     name: str
@@ -87,22 +87,22 @@ class TableSchema:
 
     @property
     def rule(self) -> str | None:
-        """`values`, or None for that of the first versions, which had no name then."""
+        """`values`, or None for that of the first versions, which had no name."""
         return None if self.values == BY_TYPE else self.values
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, without the name of the file."""
+        """Returns plain values for JSON, without the name of the file."""
         return {key: value for key, value in asdict(self).items() if key != "name"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], name: str) -> "TableSchema":
-        """The schema that `to_dict` described, of which JSON may have made lists.
+        """Parses what `to_dict` returned, where JSON may have made lists of tuples.
 
         Args:
-            name: of where it was kept, for messages.
+            name: its origin, for messages.
 
         Raises:
-            DataError: if they describe none.
+            DataError: if it is not a schema.
         """
         rule = values.get("values", BY_TYPE)
         if rule not in (CANONICAL, BY_TYPE):
@@ -124,12 +124,12 @@ def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_schema(content: Mapping[str, Any], name: str, *, values: str = CANONICAL) -> TableSchema:
-    """The schema in the values of a TOML file.
+    """Parses the values of a TOML file.
 
     Args:
-        content: of the file.
-        name: of the file, for messages.
-        values: the rule by which values are told apart, as of a model that reads them.
+        content: content of the file.
+        name: name of the file, for messages.
+        values: the rule that identifies values, given by the model that reads them.
 
     Raises:
         DataError: naming the key that is wrong.
@@ -140,7 +140,7 @@ def read_schema(content: Mapping[str, Any], name: str, *, values: str = CANONICA
     dense, sparse = top.texts("dense", ()), top.texts("sparse", ())
     names = [label, *dense, *sparse]
     if twice := next((column for column in names if names.count(column) > 1), None):
-        raise DataError(f"{name}: the column {twice!r} is named twice", "a column is label, dense or sparse, once")
+        raise DataError(f"{name}: the column {twice!r} is repeated", "a column is either label, dense or sparse")
     if not sparse:
         raise DataError(f"{name}: sparse is missing", 'name at least one column of ids: sparse = ["user"]')
     own = Section(top.table("columns"), f"{name}: columns.")
@@ -164,7 +164,7 @@ def read_schema(content: Mapping[str, Any], name: str, *, values: str = CANONICA
 
 @dataclass(frozen=True)
 class Section:
-    """A table of the file, and what stands before its keys in messages."""
+    """A table of the file, and the prefix of its keys in messages."""
 
     values: Mapping[str, Any]
     where: str
@@ -184,7 +184,7 @@ class Section:
 
     def text(self, key: str, default: str | None) -> str:
         if key not in self.values and default is None:
-            raise DataError(f"{self.where}{key} is missing", f'say {key} = "..." with the name of a column')
+            raise DataError(f"{self.where}{key} is missing", f'set {key} = "..." to the name of a column')
         return self._as(key, self.values.get(key, default), str, "a string")
 
     def texts(self, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
@@ -192,7 +192,7 @@ class Section:
         return tuple(self._as(key, value, str, "a list of names") for value in values)
 
     def words(self, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
-        """One value or a list of them, each as the text of a file shows it."""
+        """Returns one value or a list, each as written in a file."""
         value = self.values.get(key, list(default))
         found = value if isinstance(value, list) else [value]
         for item in found:
@@ -248,7 +248,7 @@ def _sparse(name: str, own: Section, top: Section, values: str) -> SparseColumn:
     if type(max_ids) is not int or not 1 <= max_ids < 1 << 16:
         raise DataError(f"{section.where}max_ids = {max_ids!r} must be a whole number from 1 to {(1 << 16) - 1:,}")
     if max_ids == 1 and "truncate" in section.values:
-        raise DataError(f"{section.where}truncate is for lists", f"say {section.where}max_ids too")
+        raise DataError(f"{section.where}truncate is for lists", f"set {section.where}max_ids too")
     return SparseColumn(
         name,
         max_ids=max_ids,
@@ -259,14 +259,14 @@ def _sparse(name: str, own: Section, top: Section, values: str) -> SparseColumn:
 
 
 def _missing(section: Section, top: Section, values: str) -> tuple[str, ...]:
-    """Texts that stand for missing: those that are given, or `NA`, besides those that always do."""
+    """Returns the texts of missing values: the given ones, or `NA`, and those that always are."""
     if values == BY_TYPE:
         return section.words("missing", top.words("missing", ()))
     return (*section.words("missing", top.words("missing", ("NA",))), *NOTHING)
 
 
 def _positive(top: Section) -> tuple[tuple[str, ...] | None, tuple[str, float] | None]:
-    """What `label_positive` says: positive values, or a threshold."""
+    """Parses `label_positive`: positive values, or a threshold."""
     value = top.values.get("label_positive")
     if value is None:
         return None, None
@@ -283,6 +283,6 @@ def _positive(top: Section) -> tuple[tuple[str, ...] | None, tuple[str, float] |
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """A hint with the known word that `word` probably meant, or None."""
+    """Returns a hint with the known word that `word` probably means, or None."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else None

@@ -1,8 +1,8 @@
-"""Text tables in pieces of whole records, whatever their quotes enclose, in bounded memory.
+"""Reads text tables in pieces of whole records, also with newlines in quotes, in bounded memory.
 
-A record ends at a newline with an even number of quotes before it. A quote that is never closed would swallow the
-rest of the file: a record longer than `MAX_RECORD_BYTES` loses its first line instead, and the next starts after that.
-`to_frame` makes columns of strings of a piece; records with the wrong number of fields or wrong quotes are left out.
+A record ends at a newline with an even number of quotes before it. A quote that is never closed would include the rest
+of the file: a record longer than `MAX_RECORD_BYTES` loses its first line instead, and the next starts after it.
+`to_frame` makes columns of strings of a piece; records with a wrong number of fields or wrong quotes are omitted.
 """
 
 import csv
@@ -28,13 +28,13 @@ _UTF8_MARK = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class Place:
-    """Where reading continues.
+    """The position where reading continues.
 
     Attributes:
-        offset: bytes of the text that lie in earlier pieces.
-        read: bytes that were taken off the file for them; pieces are the same when reading continues there.
+        offset: bytes of the text in earlier pieces.
+        read: bytes of the file that were read for them; pieces are the same if reading continues there.
         line: number of the next line, counted from 1.
-        skipping: the next line started in an earlier piece, and is dropped.
+        skipping: whether the next line started in an earlier piece and is dropped.
     """
 
     offset: int = 0
@@ -48,12 +48,12 @@ class Records:
     """Consecutive records of a file, R of them.
 
     Attributes:
-        content: of the file.
+        content: content of the file.
         starts_R, ends_R: int64; record r is content[starts_R[r] : ends_R[r]], without its newline.
-        lines_R: int64, the line each begins on.
+        lines_R: int64, the first line of each.
         bad: lines that are in no record, in order.
-        after: where reading continues.
-        position: bytes of the file up to there, as it lies on disk.
+        after: the position where reading continues.
+        position: bytes on disk of the file up to there.
     """
 
     content: bytes
@@ -68,7 +68,7 @@ class Records:
 def read_records(
     path: Path, quote: str, after: Place | None = None, piece_bytes: int = PIECE_BYTES
 ) -> Iterator[Records]:
-    """The records of a file from a place on, about `piece_bytes` at a time; gzip is known by its first bytes.
+    """Yields the records of a file from a position on, about `piece_bytes` at a time; detects gzip.
 
     Args:
         path: of the file.
@@ -105,7 +105,7 @@ def read_records(
 
 
 def split_records(content: bytes, quote: str, first: int, *, ended: bool) -> tuple[Records, int, bool]:
-    """The records of a text that starts with one.
+    """Splits a text into records; it must start with one.
 
     Args:
         content: the text.
@@ -114,13 +114,13 @@ def split_records(content: bytes, quote: str, first: int, *, ended: bool) -> tup
         ended: whether nothing follows, so that the end ends a record too.
 
     Returns:
-        The records; the bytes they and the bad lines take; and whether the last bad line has its end still to come.
+        The records; the bytes of them and the bad lines; and whether the last bad line continues after the text.
     """
     array = np.frombuffer(content, dtype=np.uint8)
     newlines = np.flatnonzero(array == ord("\n"))
     if ended and content and not content.endswith(b"\n"):
         newlines = np.append(newlines, len(content))
-    begins = np.append(0, newlines + 1)  # of lines, with what follows the last of them
+    begins = np.append(0, newlines + 1)  # of lines, with the rest after the last of them
     odd = np.zeros(len(newlines), dtype=bool)  # quotes before the end of each line
     if quote and quote.encode() in content:
         odd = np.searchsorted(np.flatnonzero(array == ord(quote)), newlines) % 2 == 1
@@ -159,17 +159,17 @@ def _too_long(line: int) -> BadLine:
 
 @dataclass(frozen=True)
 class Dialect:
-    """How fields are told apart: one ASCII character between them; one around them, or "" for none."""
+    """The separator of fields, one ASCII character, and the quote, one ASCII character or "" for none."""
 
     separator: str
     quote: str
 
 
 def read_header(path: Path, dialect: Dialect) -> list[str]:
-    """The names of the columns of a file.
+    """Reads the names of the columns of a file.
 
     Raises:
-        DataError: if it has no good first line, or cannot be read.
+        DataError: if its first line is bad, or it cannot be read.
     """
     for records in read_records(path, dialect.quote):
         if records.lines_R[:1].tolist() != [1]:
@@ -187,13 +187,13 @@ def read_header(path: Path, dialect: Dialect) -> list[str]:
 def to_frame(
     records: Records, header: Sequence[str], wanted: Sequence[str], dialect: Dialect
 ) -> tuple[pl.DataFrame, np.ndarray, list[BadLine]]:
-    """The good records below the header.
+    """Parses the good records below the header.
 
     Args:
-        records: of a file.
-        header: its names.
-        wanted: those of the columns that are needed.
-        dialect: of the file.
+        records: records of a file.
+        header: the names of its columns.
+        wanted: the names of the needed columns.
+        dialect: dialect of the file.
 
     Returns:
         The wanted columns as strings, null where empty; the line of each row, int64; and the bad lines, in order.
@@ -203,7 +203,7 @@ def to_frame(
     bad = sorted([*records.bad, *(line for line in bad if line.line > 1)], key=lambda line: line.line)
     text, count = _joined(content, records.starts_R, ends_R, good_R), int(good_R.sum())
     codes = {f"column_{header.index(name)}": name for name in wanted}
-    names = [f"column_{number}" for number in range(len(header))]  # names may be empty, or twice there
+    names = [f"column_{number}" for number in range(len(header))]  # names may be empty or repeated
     if not count:
         frame = pl.DataFrame(schema=dict.fromkeys(wanted, pl.String))
         return frame, records.lines_R[good_R], bad
@@ -222,7 +222,7 @@ def to_frame(
 def _well_formed(
     records: Records, num_fields: int | None, dialect: Dialect
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[BadLine]]:
-    """The bytes, with a newline at each of `ends_R`; these; which records are good; what is wrong with the others."""
+    """Returns the bytes with a newline at each of `ends_R`; these; the good records; and problems of the others."""
     content = np.frombuffer(records.content + b"\n", dtype=np.uint8).copy()
     starts_R = records.starts_R
     returns_R = (records.ends_R > starts_R) & (content[records.ends_R - 1] == ord("\r"))
@@ -244,7 +244,7 @@ def _well_formed(
 def _fields(
     content: np.ndarray, starts_R: np.ndarray, ends_R: np.ndarray, dialect: Dialect
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The number of fields of each record, and whether its quotes enclose whole fields."""
+    """Returns the number of fields of each record, and whether its quotes enclose whole fields."""
     separators = np.flatnonzero(content == ord(dialect.separator))
     quotes = np.flatnonzero(content == ord(dialect.quote)) if dialect.quote else np.empty(0, dtype=np.int64)
     before_R = np.searchsorted(quotes, starts_R)
@@ -253,7 +253,7 @@ def _fields(
         return np.bincount(owner, minlength=len(starts_R)) + 1, np.ones(len(starts_R), dtype=bool)
     outside = (np.searchsorted(quotes, separators) - before_R[owner]) % 2 == 0
     fields_R = np.bincount(owner[outside], minlength=len(starts_R)) + 1
-    # Every second quote closes. Inside a field a quote is written twice: one closes and the next opens at once.
+    # Every second quote closes. A doubled quote inside a field closes and opens again.
     kept, owner = _owned(quotes, starts_R, ends_R)
     opens = (np.searchsorted(quotes, kept) - before_R[owner]) % 2 == 0
     left, right = content[kept - 1], content[kept + 1]
@@ -266,7 +266,7 @@ def _fields(
 
 
 def _owned(places: np.ndarray, starts_R: np.ndarray, ends_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The places that lie in a record, and the record of each."""
+    """Returns the places that are in a record, and the record of each."""
     if not len(starts_R):
         return places[:0], places[:0]
     owner = np.searchsorted(starts_R, places, side="right") - 1
@@ -299,13 +299,13 @@ def _problem(line: int, text: bytes, fields: int, num_fields: int | None, *, quo
     if not _decodes(text):
         return BadLine(line, "not UTF-8", "the line is not UTF-8")
     if not quoted:
-        return BadLine(line, "quote inside a field", 'a quote stands inside a field; if quotes are letters, quote = ""')
+        return BadLine(line, "quote inside a field", 'a quote is inside a field; if quotes are letters, set quote = ""')
     assert num_fields is not None
     return BadLine.of_fields(line, fields, num_fields)
 
 
 def _joined(content: np.ndarray, starts_R: np.ndarray, ends_R: np.ndarray, good_R: np.ndarray) -> bytes:
-    """The good records, a newline behind each."""
+    """Returns the good records, each followed by a newline."""
     starts, ends = starts_R[good_R], ends_R[good_R]
     if len(starts) and (starts[1:] == ends[:-1] + 1).all():
         return content[starts[0] : ends[-1] + 1].tobytes()

@@ -1,7 +1,7 @@
-"""From the columns of a table to raw examples: numbers transformed, sparse values as 64-bit words, wrong rows left out.
+"""Converts columns of a table to raw examples: numbers are transformed, sparse values become 64-bit words.
 
-Values are told apart as `data.canonical` says, or for the stores of earlier versions as the last functions here do.
-N rows, I dense features, F sparse features.
+`data.canonical` identifies values, or for stores of earlier versions the last functions here. N rows, I dense features,
+F sparse features.
 """
 
 import math
@@ -31,7 +31,7 @@ _COMPARE: Mapping[str, Callable[[np.ndarray, float], np.ndarray]] = {
 
 @dataclass
 class _Faults:
-    """The first thing that is wrong with each row."""
+    """The first problem of each row."""
 
     frame: pl.DataFrame
     by_row: dict[int, tuple[str, str]] = field(default_factory=dict)
@@ -55,13 +55,13 @@ def to_piece(
     *,
     labelled: bool = True,
 ) -> RawPiece:
-    """The good rows of a piece of a table, and what is wrong with the others.
+    """Converts the good rows of a piece of a table, and describes the others.
 
     Args:
-        schema: of the table.
-        frame: its columns by name; text where the table is text.
-        lines_N: int64, the line or row each of them stands on.
-        bad: lines that are left out already, in order.
+        schema: schema of the table.
+        frame: its columns by name; strings if the table is text.
+        lines_N: int64, the line or row of each.
+        bad: lines that are already omitted, in order.
         labelled: whether there is a label.
     """
     faults = _Faults(frame)
@@ -103,14 +103,14 @@ def _chosen(column: RawColumn, good_N: np.ndarray) -> RawColumn:
 
 
 def _labels(schema: TableSchema, frame: pl.DataFrame, faults: _Faults) -> np.ndarray:
-    """uint8, 0 or 1; 0 where wrong."""
+    """Returns uint8, 0 or 1; 0 where wrong."""
     series = frame[schema.label]
     if schema.positive is not None:
         words_N, given_N = canonical_words(series, ["", *NOTHING])
         faults.add(~given_N, schema.label, LABEL_WRONG, "a value")
         positive = canonical_words(pl.Series(schema.positive, dtype=pl.String))[0]
         return (given_N & np.isin(words_N, positive)).astype(np.uint8)
-    if series.dtype == pl.Float32:  # as text it has the digits that a threshold is written with
+    if series.dtype == pl.Float32:  # as text it has the digits of a threshold
         series = series.cast(pl.String)
     numbers_N, given_N, wrong_N = numbers(series, NOTHING)
     if schema.threshold is not None:
@@ -151,7 +151,7 @@ def _single(schema: TableSchema, feature: SparseColumn, series: pl.Series, fault
 def _lists(
     schema: TableSchema, feature: SparseColumn, series: pl.Series, faults: _Faults
 ) -> tuple[RawColumn, np.ndarray]:
-    """The lists, and which of them were cut."""
+    """Returns the lists, and which of them were cut."""
     if series.dtype == pl.Null:
         series = series.cast(pl.List(pl.String))
     elif series.dtype == pl.String:
@@ -165,7 +165,7 @@ def _lists(
     wrong_N = np.zeros(len(series), dtype=bool)
     wrong_N[owner[wrong]] = True
     faults.add(wrong_N, feature.name, "not an integer", "integers")
-    values, owner = values[given], owner[given]  # an empty place in a list is no value
+    values, owner = values[given], owner[given]  # an empty place in a list is a missing value
     lengths_N = np.bincount(owner, minlength=len(series))
     long_N = lengths_N > feature.max_ids
     if long_N.any():
@@ -180,10 +180,10 @@ def _lists(
 
 
 def numbers(series: pl.Series, missing: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A column as numbers; true is 1 and false is 0.
+    """Converts a column to numbers; true is 1 and false is 0.
 
     Returns:
-        float64 numbers, 0 where there is none; bool, False where missing; bool, True where the value is no number.
+        float64 numbers, 0 where there is none; bool, False where missing; bool, True where not a number.
     """
     if series.dtype == pl.Null or isinstance(series.dtype, pl.Categorical | pl.Enum):
         series = series.cast(pl.String)
@@ -211,16 +211,16 @@ def numbers(series: pl.Series, missing: Sequence[str]) -> tuple[np.ndarray, np.n
 def words(
     schema: TableSchema, feature: SparseColumn, series: pl.Series, texts: list[HashedTexts] | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sparse values as 64-bit words.
+    """Converts sparse values to 64-bit words.
 
     Args:
-        schema: of the table.
+        schema: schema of the table.
         feature, series: the column.
-        texts: gets those of the values whose words are hashes, unless the schema is of an earlier version.
+        texts: receives the texts of values whose words are hashes, unless the schema is of an earlier version.
 
     Returns:
-        uint64 values, 0 where there is none; bool, False where missing; bool, True where the value is no integer, and
-        the column is for integers.
+        uint64 values, 0 where there is none; bool, False where missing; bool, True where a column of integers has
+        another value.
     """
     if series.dtype == pl.Null or isinstance(series.dtype, pl.Categorical | pl.Enum):
         series = series.cast(pl.String)
@@ -246,7 +246,7 @@ def _words_by_type(feature: SparseColumn, series: pl.Series) -> tuple[np.ndarray
     given = series.is_not_null().to_numpy()
     if series.dtype == pl.String:
         given = ~series.is_in(["", *feature.missing]).fill_null(True).to_numpy()
-    if series.dtype.is_float():  # only whole numbers survive
+    if series.dtype.is_float():  # only integers stay equal
         series = pl.select(pl.when(series == series.round()).then(series)).to_series()
     signed = series.cast(pl.Int64, strict=False)
     unsigned = series.cast(pl.UInt64, strict=False)

@@ -1,4 +1,4 @@
-"""A user's own tables as the input of a preparation: CSV, JSON lines, Parquet or Arrow files, one after another."""
+"""A user's own tables as the input of a preparation: CSV, JSON lines, Parquet or Arrow files."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ from dlrmctl.data.formats.texts import HEAD_BYTES, STANDARD_INPUT, is_regular, i
 from dlrmctl.data.formats.transforms import TRANSFORMS, ColumnTransform, DenseTransform
 
 PIECE_ROWS = 1 << 16
-READER_VERSION = 2  # another one reads other examples out of the same files
+READER_VERSION = 2  # changes if the same files give other examples
 _TAB_SUFFIXES = (".tsv", ".tab", ".tsv.gz", ".tab.gz")
 _SHOWN_COLUMNS = 12
 _KINDS = {"csv": "a text table", "jsonl": "JSON lines", "parquet": "a Parquet file", "ipc": "an Arrow file"}
@@ -40,7 +40,7 @@ _KINDS = {"csv": "a text table", "jsonl": "JSON lines", "parquet": "a Parquet fi
 
 @dataclass(frozen=True)
 class _File:
-    """A source: its path and format, and how many rows (Parquet, Arrow) or which header (CSV) it has."""
+    """A source: its path and format, and its number of rows (Parquet, Arrow) or header (CSV)."""
 
     path: Path
     format: str
@@ -53,16 +53,16 @@ class TableInput:
     """Files of one schema and one format: "csv", "jsonl", "parquet" or "ipc" (Arrow).
 
     Args:
-        schema: what the columns are.
-        sources: in the order of time; what `expand_sources` takes.
-        labelled: False for files without labels: the label column need not be there, and is not read.
-        keep: columns that pieces hold as they are, besides what the schema makes of them.
-        trained_on: format of the training data of a model that is to score the rows.
-        piece_bytes: of text in a piece.
-        piece_rows: of Parquet and Arrow in a piece.
+        schema: schema of the columns.
+        sources: in the order of time, as for `expand_sources`.
+        labelled: False for files without labels: the label column may be missing, and is not read.
+        keep: columns that pieces keep unchanged, in addition to the examples.
+        trained_on: format of the training data of the model that scores the rows.
+        piece_bytes: bytes of text in a piece.
+        piece_rows: rows of Parquet and Arrow in a piece.
 
     Raises:
-        DataError: if there is no source, one cannot be read, or its columns are not those of the schema.
+        DataError: if there is no source, one cannot be read, or its columns do not match the schema.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class TableInput:
         return DenseTransform(values.pop() if len(values) == 1 else None, columns=columns)
 
     def identity(self) -> Mapping[str, Any]:
-        """The schema; names, sizes and times of change of the sources; and how they are read."""
+        """The schema; names, sizes and modification times of the sources; and how they are read."""
         files = [
             {"name": str(file.path), "bytes": source.num_bytes, "mtime_ns": file.path.stat().st_mtime_ns}
             for file, source in zip(self._files, self.sources, strict=True)
@@ -114,7 +114,7 @@ class TableInput:
         return {"format": self.format, **how, "schema": schema, "sources": files}
 
     def tasks(self, after: Position | None = None) -> Iterator[Task]:
-        """The pieces from a position on.
+        """Yields the pieces from a position on.
 
         Raises:
             DataError: if a source cannot be read.
@@ -155,7 +155,7 @@ class TableInput:
 
     @property
     def kept_types(self) -> Mapping[str, pl.DataType]:
-        """The columns that pieces keep, and their types, the same in every piece."""
+        """Returns the columns that pieces keep, and their types, the same in every piece."""
         return self._kept
 
     def _columnar_tasks(self, number: int, before: int, place: Mapping[str, Any] | None) -> Iterator[Task]:
@@ -192,11 +192,10 @@ class TableInput:
         return self._csv_file(path)
 
     def _check_keys(self, path: Path) -> None:
-        """A key may be missing in some objects, or in all, unless they have another that is much like it instead.
+        """Checks the keys of the first piece. A key may be missing in all objects, unless they have a similar one.
 
         Raises:
-            DataError: for such a key, for a label or a column to keep that no object has, or if no key is there. The
-                first piece tells.
+            DataError: for such a key, for a label or a column to keep that no object has, or if all keys are missing.
         """
         first = next(read_records(path, "", piece_bytes=self._piece_bytes), None)
         keys = list({key: None for fields in read_objects(first)[0] for key in fields} if first else {})
@@ -214,7 +213,7 @@ class TableInput:
         if other and header[0] not in self._names:
             raise DataError(
                 f"{path}: the first line has one column, {header[0][:60]!r}",
-                f"if {other!r} separates columns, say separator = {json.dumps(other)} in {self.table_schema.name}",
+                f"if {other!r} separates columns, set separator = {json.dumps(other)} in {self.table_schema.name}",
             )
         self._check_columns(path, header)
         return _File(path, "csv", dialect, header=tuple(header))
@@ -224,7 +223,7 @@ class TableInput:
         return Dialect(self.table_schema.separator or by_name, self.table_schema.quote)
 
     def _keep_types(self, path: Path, types: Mapping[str, pl.DataType]) -> None:
-        """Columns of categories are kept as strings: every file has its own."""
+        """Columns of categories are kept as strings, since every file has its own categories."""
         plain = {name: types[name] for name in self._kept}
         for name, kind in plain.items():
             if isinstance(kind, pl.Categorical | pl.Enum):
@@ -234,14 +233,14 @@ class TableInput:
                 if kind != self._kept[name]:
                     raise DataError(
                         f"{path}: column {name!r} is of type {kind}, but {self._kept[name]} in {self._paths[0]}",
-                        "a column that is kept has one type in all files",
+                        "a column that is kept must have one type in all files",
                     )
         self._kept = plain
 
     def _check_columns(self, path: Path, header: list[str]) -> None:
         for name in self._wanted:
             if header.count(name) > 1:
-                raise DataError(f"{path}: two columns are named {name!r}", "give every column a name of its own")
+                raise DataError(f"{path}: two columns are named {name!r}", "give every column its own name")
             if name not in header:
                 raise self._no_column(path, name, header)
 
@@ -257,17 +256,17 @@ class TableInput:
 
 
 def check_file(name: str) -> Path:
-    """The path of a source.
+    """Checks the path of a source.
 
     Raises:
-        DataError: if it is not a file with something in it.
+        DataError: if it is not a file, or empty.
     """
     path = Path(name)
     if name == STANDARD_INPUT:
-        raise DataError("tables cannot be read from standard input", "name files")
+        raise DataError("tables cannot be read from standard input", "give files")
     with io_errors(path, "read"):
         if path.is_dir():
-            raise DataError(f"{path}: a directory, expected a file", f"name the files inside it: '{path}/*'")
+            raise DataError(f"{path}: a directory, expected a file", f"give the files inside it: '{path}/*'")
         if not is_regular(path):
             raise DataError(f"{path}: a pipe, expected a file: a table is read more than once", "write it to a file")
         if path.stat().st_size == 0:

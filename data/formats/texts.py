@@ -1,6 +1,6 @@
-"""What texts a source holds, and their bytes: plain or packed files, files inside an archive, pipes, standard input.
+"""Finds and opens the texts of a source: plain or packed files, files inside an archive, pipes, standard input.
 
-`find_texts` says which of the files inside an archive are meant; `open_text` opens one of them.
+`find_texts` chooses files inside an archive; `open_text` opens one of them.
 """
 
 import re
@@ -49,14 +49,14 @@ _NO_DATA = re.compile(r"(readme|license|licence).*|\..*", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class TextSource:
-    """A text and where it lies.
+    """A text and its location.
 
     Attributes:
-        name: as messages show it.
+        name: its name in messages.
         path: of the file; None for standard input.
-        num_bytes: what the text takes on disk; 0 where unknown.
+        num_bytes: bytes of the text on disk; 0 if unknown.
         zip_member: its name in a zip file.
-        start, length: its place in a (decompressed) tar file; no length if it is not in one.
+        start, length: its place in an (uncompressed) tar file; no length if it is not in one.
     """
 
     name: str
@@ -68,14 +68,14 @@ class TextSource:
 
 
 class Text:
-    """The bytes of a text from front to back, unpacked.
+    """The unpacked bytes of a text, in order.
 
     Args:
         source: what to read.
-        file: opened at its beginning.
+        file: the file, opened at its beginning.
 
     Attributes:
-        seekable: whether `seek` works; else whatever lies before a place must be read.
+        seekable: whether `seek` works; otherwise everything before a position must be read.
     """
 
     def __init__(self, source: TextSource, file: BinaryIO) -> None:
@@ -96,7 +96,7 @@ class Text:
         self._stream: Readable = stream
 
     def _outer(self) -> Readable:
-        """The source, which is still packed if it is a gzip file inside an archive."""
+        """Opens the source, which is still packed if it is a gzip file inside an archive."""
         source, file = self.source, self._file
         if source.zip_member is not None:
             with damage(source.name, "zip"):
@@ -105,7 +105,7 @@ class Text:
         refuse_others(source.name, head)
         regular = source.path is not None and is_regular(source.path)
         if not regular and (is_zip(head) or is_tar(head)):
-            raise DataError(f"{source.name}: an archive comes out of a pipe, expected text", "name the file itself")
+            raise DataError(f"{source.name}: an archive in a pipe, expected text", "give the file itself")
         if regular and not head.startswith(GZIP_MARK):
             self.seekable = True
             return self._from(0)
@@ -124,17 +124,17 @@ class Text:
         return StreamPart(self._file, self.source.length - offset, self.source.name)
 
     def read(self, size: int, /) -> bytes:
-        """The next `size` bytes of text; fewer only at the end."""
+        """Returns the next `size` bytes of text; fewer only at the end."""
         with io_errors(Path(self.source.name), "read"):
             return self._stream.read(size)
 
     def seek(self, offset: int) -> None:
-        """Goes to a byte of the text, if it is `seekable`."""
+        """Moves to a byte of the text, if it is `seekable`."""
         assert self.seekable
         self._stream = self._from(offset)
 
     def bytes_read(self) -> int:
-        """What was read of the source, as it lies on disk; 0 where unknown."""
+        """Returns the bytes on disk that were read so far; 0 if unknown."""
         return min(self._file.tell() - self._base, self.source.num_bytes) if self.source.num_bytes else 0
 
 
@@ -143,40 +143,40 @@ def open_text(source: TextSource) -> Iterator[Text]:
     """Opens a source at its beginning.
 
     Raises:
-        DataError: if it cannot be read, or is known to hold something else than text.
+        DataError: if it cannot be read, or is known not to be text.
     """
     with ExitStack() as opened:
         with io_errors(source.path or Path(source.name), "read"):
-            # Standard input is not ours to close.
+            # Standard input must stay open.
             file = opened.enter_context(open(source.path or 0, "rb", closefd=source.path is not None))
             text = Text(source, file)
         yield text
 
 
 def is_regular(path: Path) -> bool:
-    """Whether it can be read again and again, unlike a pipe."""
+    """Returns whether it can be read repeatedly, unlike a pipe."""
     return stat.S_ISREG(path.stat().st_mode)
 
 
 def is_zip(head: bytes) -> bool:
-    """Whether a file that begins so is a zip file."""
+    """Returns whether a file with this beginning is a zip file."""
     return head.startswith(_ZIP_MARK)
 
 
 def is_tar(head: bytes) -> bool:
-    """Whether a file that begins so is a tar file."""
+    """Returns whether a file with this beginning is a tar file."""
     return head[_TAR_MARK_AT:].startswith(_TAR_MARK)
 
 
 def refuse_others(name: str, head: bytes) -> None:
-    """Raises DataError if a file that begins so is known to hold something else."""
+    """Raises DataError if a file with this beginning is known not to be text."""
     for mark, what in _OTHERS.items():
         if head.startswith(mark):
             raise DataError(f"{name}: the file is {what}, expected text", "plain, gzip, tar and zip files can be read")
 
 
 def _refuse_nested(name: str, head: bytes) -> None:
-    """Raises DataError if what was packed begins like something packed."""
+    """Raises DataError if the unpacked content is packed again."""
     refuse_others(name, head)
     kind = "a gzip file" if head.startswith(GZIP_MARK) else "an archive" if is_zip(head) or is_tar(head) else None
     if kind:
@@ -184,7 +184,7 @@ def _refuse_nested(name: str, head: bytes) -> None:
 
 
 class _BoundedTarInfo(tarfile.TarInfo):
-    """A member of a tar file whose own extended header is of a sane size; tarfile would read any into memory."""
+    """A member of a tar file with a bounded extended header; tarfile would read any size into memory."""
 
     def _proc_pax(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         self._bound()
@@ -202,7 +202,7 @@ class _BoundedTarInfo(tarfile.TarInfo):
 @dataclass(frozen=True)
 class _Member:
     name: str
-    num_bytes: int  # on disk, where the archive says it
+    num_bytes: int  # on disk, if the archive stores it
     start: int = 0
     length: int | None = None
 
@@ -212,16 +212,16 @@ class _Member:
 
 
 def find_texts(source: str, *, labelled: bool = True) -> list[TextSource]:
-    """The texts of a source, in order; of an archive train.txt, else its days, else its only file.
+    """Finds the texts of a source, in order: in an archive train.txt, else its days, else its only file.
 
-    Of a directory train.txt, else its days, compressed or not.
+    In a directory it is train.txt, else its days, compressed or not.
 
     Args:
         source: a path, a path and a member as in "dac.tar.gz::train.txt", or "-".
-        labelled: whether train.txt is meant, and not test.txt.
+        labelled: whether to find train.txt, not test.txt.
 
     Raises:
-        DataError: if the source is missing, empty or damaged, or it is not clear which member is meant.
+        DataError: if the source is missing, empty or damaged, or the member is ambiguous.
     """
     if source == STANDARD_INPUT:
         return [TextSource("standard input", None, 0)]
@@ -244,11 +244,11 @@ def find_texts(source: str, *, labelled: bool = True) -> list[TextSource]:
             file.seek(0)
             if not is_zip(head) and not is_tar(inside):
                 if wanted is not None:
-                    raise DataError(f"{path}: not an archive, so it holds no {wanted!r}", f"name {path.name} alone")
+                    raise DataError(f"{path}: not an archive, so it has no {wanted!r}", f"give {path.name} alone")
                 return [TextSource(path.name, path, size)]
             members = _zip_members(file, path.name) if is_zip(head) else _tar_members(file, path.name, is_gzip)
             chosen = _choose(members, path, wanted, usual)
-    if is_gzip:  # nothing says what a member takes
+    if is_gzip:  # the size of a member is unknown
         total = sum(member.length or 0 for member in chosen)
         shares = [size * (member.length or 0) // max(total, 1) for member in chosen]
     else:
@@ -267,29 +267,29 @@ def find_texts(source: str, *, labelled: bool = True) -> list[TextSource]:
 
 
 def _of_directory(path: Path, usual: str) -> list[Path]:
-    """The files in a directory that Criteo published."""
+    """Finds Criteo's files in a directory."""
     with io_errors(path, "read"):
         names = sorted(file.name for file in path.iterdir() if file.is_file())
     named = [name for name in (usual, f"{usual}.gz") if name in names][:1]
     days = {int(match[1]): name for name in names if (match := _DAY.fullmatch(name))}
     found = named or [days[day] for day in sorted(days)]
     if not found:
-        shown = f"; it holds {', '.join(names[:_SHOWN_MEMBERS])}" if names else ""
+        shown = f"; it has {', '.join(names[:_SHOWN_MEMBERS])}" if names else ""
         raise DataError(
             f"{path}: a directory, expected a file, or {usual} or days in it",
-            f"name the files inside it, as in '{path}/day_*'{shown}",
+            f"give the files inside it, as in '{path}/day_*'{shown}",
         )
     return [path / name for name in found]
 
 
 def split_member(source: str) -> tuple[Path, str | None]:
-    """A path and the member named behind it, if one is."""
+    """Splits a path from the member after it, if there is one."""
     path, mark, member = source.partition(MEMBER_MARK)
     return (Path(path), member) if mark and not Path(source).exists() else (Path(source), None)
 
 
 def _choose(members: Iterable[_Member], path: Path, wanted: str | None, usual: str) -> list[_Member]:
-    """Stops as soon as it is clear: to list a packed archive takes as long as to read it."""
+    """Finds the members to read; stops early, since listing a packed archive takes as long as reading it."""
     seen: list[_Member] = []
     for member in members:
         if member.name == wanted or (wanted is None and member.base == usual):
@@ -300,21 +300,21 @@ def _choose(members: Iterable[_Member], path: Path, wanted: str | None, usual: s
         same = [member for member in seen if member.base == wanted]
         if len(same) == 1:
             return same
-        problem = f"the archive holds {'more than one' if same else 'no'} file {wanted!r}"
+        problem = f"the archive has {'more than one' if same else 'no'} file {wanted!r}"
     elif not data:
-        problem = "the archive holds no data"
+        problem = "the archive has no data"
     elif len(data) == 1:
         return data
     else:
         days = {int(match[1]): member for member in data if (match := _DAY.fullmatch(member.base))}
         if len(days) == len(data):
             return [days[day] for day in sorted(days)]
-        problem = f"the archive holds {len(data)} files and no {usual}"
+        problem = f"the archive has {len(data)} files and no {usual}"
     names = [member.name for member in data or seen]
     more = f" and {len(names) - _SHOWN_MEMBERS} more" if len(names) > _SHOWN_MEMBERS else ""
     if not names:
         raise DataError(f"{path}: {problem}", AGAIN)
-    hint = f"it holds {', '.join(names[:_SHOWN_MEMBERS])}{more}; name one as in {path.name}{MEMBER_MARK}{names[0]}"
+    hint = f"it has {', '.join(names[:_SHOWN_MEMBERS])}{more}; give one as in {path.name}{MEMBER_MARK}{names[0]}"
     raise DataError(f"{path}: {problem}", hint)
 
 
@@ -327,7 +327,7 @@ def _zip_members(file: BinaryIO, name: str) -> Iterator[_Member]:
 def _tar_members(file: BinaryIO, name: str, is_gzip: bool) -> Iterator[_Member]:
     stream = Gunzip(file, name) if is_gzip else Joined(b"", file)
     try:
-        # As a stream: a packed archive can only be read from front to back.
+        # As a stream: a packed archive can only be read in order.
         with tarfile.open(
             fileobj=cast(BinaryIO, stream), mode="r|", bufsize=1 << 20, tarinfo=_BoundedTarInfo
         ) as archive:

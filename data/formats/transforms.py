@@ -1,4 +1,4 @@
-"""What becomes of dense values before a model sees them: the formulas, and what is kept of them beside the examples."""
+"""The transforms of dense values: their formulas, and their description in a store."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,8 +17,8 @@ class Transform:
     """A function of dense values.
 
     Attributes:
-        formula: as people and servers read it.
-        apply: takes numbers of any shape; gives float64 for float64.
+        formula: for people and servers.
+        apply: maps numbers of any shape; float64 for float64.
     """
 
     formula: str
@@ -41,12 +41,12 @@ class ColumnTransform:
 
 @dataclass(frozen=True)
 class DenseTransform:
-    """What was done to all dense values of a source.
+    """The transforms of all dense values of a source.
 
     Attributes:
         missing: the number that a model which takes values as they are sees in place of a missing one; None if values
             are never missing, or columns differ in it.
-        formula: of every column; None if each has its own.
+        formula: formula of every column; None if each has its own.
         columns: what was done to each, by name, if they have their own.
         type: of the values that were kept; the schema names columns of another.
         nan: a missing value was kept as NaN. Earlier versions kept its stand-in, as if it were a value.
@@ -64,7 +64,7 @@ class DenseTransform:
         return float(np.float16(MISSING if missing is None else missing))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Returns plain values for JSON."""
         kept = {"kept_missing": _NAN} if self.nan else {}
         if self.formula is not None:
             return {"formula": self.formula, "missing": self.missing, "type": self.type, **kept}
@@ -73,7 +73,7 @@ class DenseTransform:
 
     @classmethod
     def from_values(cls, values: Values) -> "DenseTransform":
-        """What `to_dict` described.
+        """Parses what `to_dict` returned.
 
         Raises:
             DataError: if a value is missing or has the wrong type.

@@ -1,7 +1,7 @@
-"""Raw pieces -> a store, in bounded memory, by all cores, resumable after a kill.
+"""Prepares a store from raw pieces: in bounded memory, on all cores, resumable after a kill.
 
 Phases, in order: `parsing` writes pieces into `parts`; `dense` fits the dense features; `counting` and `encoding` turn
-the values of each sparse column into rows, or `reuse` takes those of another store; `writing` puts the blocks into the
-store. `prepare` runs them, `unfinished` records how far they are, `tally` counts, `report` says what was found.
-`new_rows` takes raw rows through the encoders of a data set, for scoring.
+the values of each sparse column into rows, or `reuse` takes those of another store; `writing` writes the blocks of the
+store. `prepare` runs them, `unfinished` records their progress, `tally` counts, `report` describes the result.
+`new_rows` encodes raw rows for scoring.
 """

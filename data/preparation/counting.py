@@ -1,10 +1,10 @@
-"""Gives values the rows of a table, in bounded memory: they are counted, then ranked by falling count.
+"""Assigns rows to values in bounded memory: counts values, then ranks them by descending count.
 
-`ValueCounter` counts. What does not fit into memory goes to disk as sorted runs, which are merged by ranges of values.
-`rank_values` gives the rows, by falling count, and by rising value where counts are equal. The values come to it in
-rising order, in pieces: how many values have each count says in which row each count begins, so a second look at the
-pieces gives every value its row. `write_counts` writes how often each row occurs where rows were counted, not values.
-K different values of an array or a piece, rising.
+`ValueCounter` counts. What does not fit into memory is written to disk as sorted runs, which are merged by ranges of
+values. `rank_values` assigns the rows, by descending count, and by ascending value for equal counts. It reads the
+values in ascending order, in pieces: the number of values with each count gives the first row of that count, so a
+second pass gives every value its row. `write_counts` writes the counts of rows, if rows were counted and not values. K
+distinct values of an array or a piece, ascending.
 """
 
 import itertools
@@ -19,8 +19,8 @@ import numpy as np
 from dlrmctl.data.files import io_errors, read_array
 from dlrmctl.data.schema import MISSING_ROW, RARE_ROW, RESERVED_ROWS
 
-MOST_IN_MEMORY = 1 << 22  # different values: about 0.2 GiB while they are merged
-_MERGE_AT = 1 << 18  # values that wait before they are merged, at least
+MOST_IN_MEMORY = 1 << 22  # distinct values: about 0.2 GiB while they are merged
+_MERGE_AT = 1 << 18  # the least number of values that are merged at once
 _WINDOW = 1 << 20  # rows of the table that are written at once
 _COUNT = np.dtype("<u8")  # in a run
 _Counted = tuple[np.ndarray, np.ndarray]  # values_K, counts_K
@@ -34,7 +34,7 @@ class ValueCounter:
     Args:
         dtype: uint32 or uint64.
         directory: for runs, and nothing else; made when the first is written.
-        limit: different values in memory at most; every result is the same whatever it is.
+        limit: the most distinct values in memory; it does not affect results.
     """
 
     def __init__(self, dtype: np.dtype, directory: Path, limit: int = MOST_IN_MEMORY) -> None:
@@ -44,20 +44,20 @@ class ValueCounter:
         self._run_sizes: list[int] = []
 
     def add(self, values_K: np.ndarray, counts_K: np.ndarray) -> None:
-        """Counts the different values of a piece, as `np.unique` gives them."""
+        """Counts the distinct values of a piece, as returned by `np.unique`."""
         self._waiting.append((values_K, counts_K))
         self._num_waiting += len(values_K)
         merged = len(self._waiting[0][0])
-        # Merging when as much waits as is merged already keeps the whole work at n log n.
+        # Merging when as much waits as is already merged keeps the total work at n log n.
         if self._num_waiting >= max(_MERGE_AT, merged) or merged + self._num_waiting >= self._limit:
             self._merge()
             if 2 * len(self._waiting[0][0]) >= self._limit:
                 self._spill()
 
     def ranges(self) -> Iterator[_Counted]:
-        """All different values and how often each was counted (int64), rising, in pieces of `limit` at most.
+        """Yields all distinct values and their counts (int64), ascending, in pieces of at most `limit`.
 
-        May be asked again and again, until something more is counted.
+        May be called repeatedly, until more is counted.
 
         Raises:
             DataError: if the disk is full.
@@ -104,11 +104,11 @@ class ValueCounter:
         return self._directory / f"{run}.values", self._directory / f"{run}.counts"
 
     def _cut(self, runs: list[np.ndarray], places: list[_Place], low: int, high: int) -> Iterator[list[_Place]]:
-        """The places of ranges of values in the runs: ranges of `limit` entries at most, or of a single value.
+        """Yields the places of ranges of values in the runs: ranges of at most `limit` entries, or of a single value.
 
         Args:
-            runs: their values.
-            places: where the values from `low` to `high` lie in each.
+            runs: the values of the runs.
+            places: the places of the values from `low` to `high` in each.
             low, high: both included.
         """
         entries = sum(stop - start for start, stop in places)
@@ -137,7 +137,7 @@ class ValueCounter:
 
 
 def merge_counts(counted: Sequence[_Counted]) -> _Counted:
-    """The different values of all, rising, and the sums of their counts (int64)."""
+    """Returns the distinct values of all, ascending, and the sums of their counts (int64)."""
     values = np.concatenate([values for values, _ in counted])
     if len(values) == 0:
         return values, np.empty(0, np.int64)
@@ -163,9 +163,9 @@ class Ranked:
     """The result of a ranking.
 
     Attributes:
-        distinct: different values.
-        kept: those with a row of their own.
-        total, kept_total: how often all of them, and those kept, were counted.
+        distinct: number of distinct values.
+        kept: number of values with their own row.
+        total, kept_total: sums of the counts of all values, and of those kept.
     """
 
     distinct: int
@@ -175,7 +175,7 @@ class Ranked:
 
 
 class _Levels:
-    """The counts that occur, the highest first, and in which row the values of each begin."""
+    """The counts that occur, the highest first, and the first row of the values of each."""
 
     def __init__(self, ranges: _Ranges, min_count: int, most: int | None) -> None:
         number: dict[int, int] = {}
@@ -198,17 +198,17 @@ class _Levels:
 def rank_values(
     ranges: _Ranges, values_file: Path, counts_file: Path, *, count_type: np.dtype, min_count: int, most: int | None
 ) -> Ranked:
-    """Writes the values that have a row of their own, and their counts, in the order of their rows.
+    """Writes the values that have their own row, and their counts, in the order of their rows.
 
-    The counts leave room for those of the reserved rows in front. Both files are complete, but not on the disk yet.
+    The counts have room for those of the reserved rows at the beginning. Both files are complete, but not flushed.
 
     Args:
-        ranges: gives all values (rising) and their counts (int64), in pieces; the same each time.
+        ranges: yields all values (ascending) and their counts (int64), in pieces; the same each time.
         values_file: value i has row i + 2.
         counts_file: entry i is the count of row i.
         count_type: of its entries.
-        min_count: values counted less often have no row.
-        most: values with a row at most.
+        min_count: values with a smaller count have no row.
+        most: the most values with a row.
 
     Raises:
         DataError: if the disk is full.
@@ -237,7 +237,7 @@ def rank_values(
 
 
 def _by_falling_count(counts_K: np.ndarray) -> np.ndarray:
-    """The order that `np.argsort(-counts_K, kind="stable")` gives, by a faster sort where the counts allow it."""
+    """Returns `np.argsort(-counts_K, kind="stable")`, by a faster sort if the counts allow it."""
     highest = int(counts_K.max(initial=0))
     if highest >= 1 << 32 or len(counts_K) >= 1 << 32:
         return np.argsort(-counts_K, kind="stable")
@@ -249,11 +249,11 @@ def _by_falling_count(counts_K: np.ndarray) -> np.ndarray:
 
 
 def _take_places(levels: _Levels, counts_K: np.ndarray) -> np.ndarray:
-    """The place of each value behind all of a higher count and those of its own that came before.
+    """Returns the place of each value, after all with a higher count and earlier ones with the same count.
 
     Args:
-        levels: its `next_place` moves on.
-        counts_K: falling.
+        levels: its `next_place` is advanced.
+        counts_K: descending.
     """
     starts = np.concatenate(([0], np.flatnonzero(counts_K[1:] != counts_K[:-1]) + 1))[: len(counts_K)]
     sizes = np.diff(starts, append=len(counts_K))
@@ -264,7 +264,7 @@ def _take_places(levels: _Levels, counts_K: np.ndarray) -> np.ndarray:
 
 
 def _consecutive(places_K: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Start and stop of each run of places without a gap."""
+    """Returns start and stop of each run of places without a gap."""
     if len(places_K) == 0:
         return
     cuts = [0, *(np.flatnonzero(np.diff(places_K) != 1) + 1).tolist(), len(places_K)]
@@ -279,7 +279,7 @@ def _write_at(descriptor: int, array: np.ndarray, place: int) -> None:
 
 
 def start_counts(path: Path, dtype: np.dtype, missing: int, rare: int) -> None:
-    """Sets the counts of the reserved rows in a file that holds those of the others."""
+    """Sets the counts of the reserved rows in a file that has those of the others."""
     reserved = np.zeros(2, dtype)
     reserved[[MISSING_ROW, RARE_ROW]] = missing, rare
     with io_errors(path, "write"), path.open("r+b") as file:
@@ -290,10 +290,10 @@ def write_counts(path: Path, dtype: np.dtype, num_rows: int, counted: Iterable[_
     """Writes the counts of all rows.
 
     Args:
-        path: of the new file.
-        dtype: of a count.
-        num_rows: of the table.
-        counted: rows that occur, rising over all pieces, and how often each does.
+        path: the new file.
+        dtype: type of a count.
+        num_rows: rows of the table.
+        counted: yields rows that occur, ascending over all pieces, and their counts.
 
     Raises:
         DataError: if the disk is full.

@@ -1,8 +1,8 @@
-"""The second phase of a preparation: column by column, values are counted and become rows of tables.
+"""The second phase of a preparation: counts the values of each column and turns them into rows of tables.
 
-Threads work on the parts of a column. A column's rows go into a file of their own, in the order of the examples; a
-column that was interrupted is done again.
-N examples of a part; the ids of a feature with lists are more or fewer than N.
+Threads work on the parts of a column. A column's rows are written to their own file, in the order of the examples; an
+interrupted column is done again.
+N examples of a part; a feature with lists may have more or fewer ids.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,9 +38,9 @@ from dlrmctl.data.schema import RARE_ROW, RESERVED_ROWS
 from dlrmctl.data.sealed import Values
 from dlrmctl.data.store.layout import narrowest
 
-_MOST_COUNTED = 1 << 24  # rows of a hashed table whose counts are kept: more are mostly zeros, and gigabytes
+_MOST_COUNTED = 1 << 24  # rows of a hashed table whose counts are kept: more are mostly zeros
 _SHARE_OF_COUNTING = 0.5  # of the time for a column
-ShareDone = Callable[[float], None]  # takes the share of a column that is done
+ShareDone = Callable[[float], None]  # called with the share of a column that is done
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class IdSums:
 
 @dataclass(frozen=True)
 class EncodedColumn:
-    """A column whose rows are in their file.
+    """An encoded column, whose rows are in their file.
 
     Attributes:
-        entry: for the manifest.
-        cardinality: different values among the training examples; None if they were not counted.
+        entry: entry of the manifest.
+        cardinality: distinct values among the training examples; None if they were not counted.
         file: name of the file of rows.
-        dtype: of a row.
+        dtype: type of a row.
         part_ids: number of ids in each part, if the feature has lists.
         train, held_out: sums over the training split, and over the other two.
     """
@@ -78,7 +78,7 @@ class EncodedColumn:
     held_out: IdSums
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Returns plain values for JSON."""
         return {
             "entry": self.entry.to_dict(),
             "cardinality": self.cardinality,
@@ -91,7 +91,7 @@ class EncodedColumn:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "EncodedColumn":
-        """The column that `to_dict` described."""
+        """Parses what `to_dict` returned."""
         return cls(
             ColumnEntry.from_values(Values(values["entry"])),
             values["cardinality"],
@@ -108,9 +108,9 @@ class PartRows:
     """The rows of a part of a column.
 
     Attributes:
-        rows: of the column's type.
-        train, held_out: sums over the training examples, and over those behind them.
-        counted: different rows of the training examples, rising, and how often each occurs, if they are asked for.
+        rows: rows of the column's type.
+        train, held_out: sums over the training examples, and over those after them.
+        counted: distinct rows of the training examples, ascending, and their counts, if requested.
     """
 
     rows: np.ndarray
@@ -120,12 +120,12 @@ class PartRows:
 
 
 class ColumnParts:
-    """One sparse column of the parts, and what threads do with it, part by part.
+    """One sparse column of the parts, with the work of threads on each part.
 
     Args:
         parts, selection: the rows, and which of them are examples.
         f: number of the feature.
-        feature: of the input.
+        feature: the feature of the input.
     """
 
     def __init__(self, parts: Parts, selection: Selection, f: int, feature: RawFeature) -> None:
@@ -136,7 +136,7 @@ class ColumnParts:
         return iter(range(len(self._parts)))
 
     def count(self, part: int) -> tuple[np.ndarray, np.ndarray]:
-        """The different values of the training examples in a part, rising, and how often each occurs."""
+        """Returns the distinct values of the training examples in a part, ascending, and their counts."""
         values, present_N, _ = self._examples(part, self._selection.train_rows[part])
         if present_N is not None and not present_N.all():
             values = values[present_N]
@@ -145,13 +145,13 @@ class ColumnParts:
     def encode(
         self, part: int, encoder: Encoder, row_type: np.dtype, *, known: tuple[Path, int] | None, count: bool
     ) -> PartRows:
-        """The rows of a part.
+        """Encodes a part.
 
         Args:
             part: its number.
-            encoder: of the column, or the next piece of its vocabulary.
-            row_type: of the rows.
-            known: file with the rows that earlier pieces of the vocabulary gave, and the part's place in it.
+            encoder: the encoder of the column, or the next piece of its vocabulary.
+            row_type: type of the rows.
+            known: file with the rows from earlier pieces of the vocabulary, and the part's place in it.
             count: whether to count the rows.
         """
         values, present_N, lengths_N = self._examples(part, self._parts.infos[part].rows)
@@ -175,16 +175,16 @@ class ColumnParts:
         )
 
     def text_places(self, part: int, vocabulary: Encoder) -> np.ndarray:
-        """int64 [K]: where the values of the texts of a part are in the vocabulary; below 0 if not in this piece."""
+        """Returns int64 [K]: places in the vocabulary of the texts of a part; below 0 if not in this piece."""
         rows = vocabulary.encode(self._parts.text_words(part, self.f), None).astype(np.int64)
         return rows - RESERVED_ROWS
 
     def texts(self, part: int, chosen: np.ndarray) -> HashedTexts:
-        """Some of the texts of a part."""
+        """Returns some of the texts of a part."""
         return self._parts.texts(part, self.f).pick(chosen)
 
     def _examples(self, part: int, stop: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """Those of the first `stop` rows of a part that are examples: values, and whether present or the lengths."""
+        """Returns the examples among the first `stop` rows of a part: values, and whether present or the lengths."""
         kept_N = self._selection.kept(part, stop)
         if self.feature.max_ids == 1:
             values, present_N = self._parts.values(part, self.f, stop), self._parts.present(part, self.f, stop)
@@ -206,12 +206,12 @@ class ColumnEncoder:
 
     Args:
         parts, selection: the rows, and which of them are examples.
-        store: directory of the new store; gets vocabularies, their texts and counts.
+        store: directory of the new store, for vocabularies, their texts and counts.
         work: directory for the rows of columns, and for what does not fit into memory.
         options: how values become rows.
         reused: encoders of another store.
-        workers: for parts.
-        most_in_memory: values of a vocabulary that are in memory at a time; changes nothing but the speed.
+        workers: threads for parts.
+        most_in_memory: values of a vocabulary in memory at a time; affects only the speed.
     """
 
     def __init__(
@@ -231,12 +231,12 @@ class ColumnEncoder:
             work.mkdir(exist_ok=True)
 
     def encode(self, f: int, feature: RawFeature, largest: int, progress: ShareDone) -> EncodedColumn:
-        """Makes the file of rows of a column, its vocabulary with texts, and its counts.
+        """Writes the file of rows of a column, its vocabulary with texts, and its counts.
 
         Args:
             f: number of the feature.
-            feature: of the input.
-            largest: its highest value, if its values are rows.
+            feature: the feature of the input.
+            largest: its largest value, if its values are rows.
             progress: called with the share that is done.
 
         Raises:
@@ -292,7 +292,7 @@ class ColumnEncoder:
         )
 
     def sync(self, columns: Sequence[EncodedColumn]) -> None:
-        """Waits until all files of these columns are on the disk; `encode` does not.
+        """Flushes all files of these columns to disk; `encode` does not.
 
         Raises:
             DataError: if the disk is full.
@@ -308,7 +308,7 @@ class ColumnEncoder:
                 sync_file(path)
 
     def rows_file(self, f: int) -> Path:
-        """The file of the rows of a column."""
+        """Returns the file of the rows of a column."""
         return self._work / f"{f:04}.rows"
 
     def _count_values(self, column: ColumnParts, count_type: np.dtype, progress: ShareDone) -> Ranked:
@@ -339,14 +339,14 @@ class ColumnEncoder:
         texts: TextWriter | None,
         progress: ShareDone,
     ) -> tuple[list[int], IdSums, IdSums]:
-        """The file of rows, in as many passes as the vocabulary has pieces; ids of each part, and the sums.
+        """Writes the file of rows, in one pass per piece of the vocabulary; returns the ids of each part, and the sums.
 
         Args:
-            column: to be encoded.
-            encoder: of the column.
-            row_type: of the rows.
-            counter: counts the rows, if they are to be counted.
-            texts: writes the texts of the values, if they are to be kept.
+            column: the column to encode.
+            encoder: the encoder of the column.
+            row_type: type of the rows.
+            counter: counts the rows, if needed.
+            texts: writes the texts of the values, if they are kept.
             progress: called with the share that is done.
         """
         train, held_out = IdSums(), IdSums()
@@ -382,7 +382,7 @@ class ColumnEncoder:
         return np.diff(id_starts).tolist(), train, held_out
 
     def _write_texts(self, column: ColumnParts, piece: Vocabulary, texts: TextWriter) -> None:
-        """The texts of a piece of the vocabulary, each as it is first found."""
+        """Writes the texts of a piece of the vocabulary, each at its first occurrence."""
         texts.begin(piece.first_row - RESERVED_ROWS, piece.rows - RESERVED_ROWS)
         calls = (partial(column.text_places, part, piece) for part in column)
         for part, places in enumerate(self._workers.in_order(calls)):
@@ -396,7 +396,7 @@ class ColumnEncoder:
         return max(1, -(-encoder.num_values // self._most)) if isinstance(encoder, KeptArray) else 1
 
     def _pieces(self, encoder: KeptEncoder) -> Iterator[Encoder]:
-        """The encoder of a column, a vocabulary in pieces of `most_in_memory` values."""
+        """Yields the encoder of a column, a vocabulary in pieces of `most_in_memory` values."""
         if not isinstance(encoder, KeptArray):
             yield encoder
             return

@@ -1,4 +1,4 @@
-"""Rows that are in no store, as the batches a trained model can score."""
+"""Makes batches of rows that are in no store, for a trained model to score."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ class NewRows:
     Attributes:
         block: the good rows; labels are 0 where the input has none.
         source: name of the text or file.
-        lines_N: int64, the line of it each row stands on, counted from 1.
-        repaired: rows whose line had to be mended, by what was mended.
-        bad: the lines left out, in order.
-        kept: columns that the input was asked to keep.
+        lines_N: int64, the line of each row in the source, counted from 1.
+        repaired: number of rows whose line was repaired, by repair.
+        bad: the omitted lines, in order.
+        kept: the columns that the input was to keep.
     """
 
     block: Block
@@ -36,12 +36,12 @@ class NewRows:
 
 
 def read_new_rows(input: Input, encoders: Mapping[str, Encoder], schema: Schema) -> Iterator[NewRows]:
-    """An input, piece by piece, with the ids that a model knows.
+    """Reads an input piece by piece, with the ids of a model.
 
     Args:
-        input: with the features of the training data.
-        encoders: of the data that the model was trained on, `FeatureSpace.encoders()`.
-        schema: of that data.
+        input: an input with the features of the training data.
+        encoders: the encoders of the training data, `FeatureSpace.encoders()`.
+        schema: the schema of that data.
 
     Raises:
         DataError: if a source cannot be used, or the input has other features.
@@ -54,7 +54,7 @@ def read_new_rows(input: Input, encoders: Mapping[str, Encoder], schema: Schema)
             other = next((name for name in (*ours, *theirs) if (name in ours) != (name in theirs)), "their order")
             raise DataError(
                 f"the rows have the {what} features {_few(theirs)}, the model has {_few(ours)}; {other!r} differs",
-                "give the rows as the training data was given to `prepare`",
+                "give the rows in the form that the training data had for `prepare`",
             )
     return _encode(input, encoders, schema)
 
@@ -80,15 +80,15 @@ def _encode(input: Input, encoders: Mapping[str, Encoder], schema: Schema) -> It
 
 
 def _check_rows(name: str, ids: np.ndarray, rows: int) -> None:
-    # Vocabularies and hashes cannot give one; inputs whose ids are rows already can.
+    # Only inputs whose ids already are rows can have one.
     if len(ids) and int(ids.max()) >= rows:
         raise DataError(f"{name}: id {int(ids.max()):,} is not below the {rows:,} rows of the model's table")
 
 
 def cut_batches(blocks: Iterator[Block], keys: tuple[str, ...], batch_size: int) -> Iterator[Batch]:
-    """The rows of all blocks in order, `batch_size` at a time; the last batch is filled up as a reader does.
+    """Yields the rows of all blocks in order, `batch_size` at a time; the last batch is padded as by a reader.
 
-    Batches of one shape give a row the same bits as evaluation gave it.
+    Batches of one shape give a row the same bits as in evaluation.
     """
     pieces: list[tuple[PickedRows, int, int]] = []
     filled = 0

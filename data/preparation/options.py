@@ -1,4 +1,4 @@
-"""The decisions of a preparation: what becomes a row of a table, which examples are kept, and for what."""
+"""The options of a preparation."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,26 +13,26 @@ from dlrmctl.data.store.writer import STORE_BLOCK_ROWS
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """Decisions of a preparation.
+    """The options of a preparation.
 
     Attributes:
-        min_count: a value seen less often among the training examples has no row of its own. The default of 2 gives
-            the rare row examples to learn from.
-        hash_rows: rows of every table, filled by hashing without a vocabulary; None makes vocabularies.
+        min_count: values with a smaller count in the training examples share the rare row. The default of 2 gives that
+            row examples to learn from.
+        hash_rows: rows of every table, for hashing without a vocabulary; None makes vocabularies.
         split: "order": the first 6/7 of the rows train, half of the rest validates, the other half tests.
             "last-file": all files but the last train, and its halves validate and test.
-        max_bad_rows: lines that may be left out; None allows 100 and 1 % of the lines read so far.
+        max_bad_rows: the most bad lines; None allows 100 and 1 % of the lines read so far.
         block_rows: examples of a block of the store.
-        max_rows_per_table: most rows of a table, the reserved ones included: the most frequent values have them, the
-            others are rare. None sets no limit.
-        vocabulary_from: directory of a store whose encoders are taken as they are, so that ids mean the same in both;
-            values that it does not know are rare. `min_count` does not matter then.
-        limit: good rows to take; None takes all.
+        max_rows_per_table: the most rows of a table, including reserved ones; less frequent values are rare. None sets
+            no limit.
+        vocabulary_from: directory of a store whose encoders are used, so that ids mean the same in both; unknown values
+            are rare. `min_count` is ignored then.
+        limit: the most good rows; None takes all.
         sample_negatives: probability that a training example labelled 0 is kept; the splits are cut before, and
-            validation and test keep everything. What is left is what vocabularies are counted over: a value that is
-            seen in dropped examples alone could not be learnt.
-        seed: of the sample.
-        name: of the data, which the manifest keeps; None leaves it to the reader, see `Manifest.called`.
+            validation and test keep everything. Vocabularies count only the kept examples: other values could not be
+            learned.
+        seed: seed of the sample.
+        name: name of the data for the manifest; None lets the reader choose, see `Manifest.called`.
     """
 
     min_count: int = 2
@@ -70,9 +70,9 @@ class PrepareOptions:
             raise DataError(f"a seed of {self.seed} must be at least 0 and below 2**64")
         if self.hash_rows is not None and (self.vocabulary_from is not None or self.max_rows_per_table is not None):
             other = "a vocabulary" if self.vocabulary_from is not None else "a limit of rows per table"
-            raise DataError(f"hashed values have no use for {other}", "omit one of the two")
+            raise DataError(f"hashed values cannot have {other}", "omit one of the two")
         if self.vocabulary_from is not None and self.max_rows_per_table is not None:
-            raise DataError("a vocabulary that is taken as it is has no use for a limit of rows per table")
+            raise DataError("a vocabulary of another store cannot have a limit of rows per table")
 
     @property
     def counts_values(self) -> bool:
@@ -80,7 +80,7 @@ class PrepareOptions:
         return self.hash_rows is None and self.vocabulary_from is None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, of all that decides the examples; the name does not."""
+        """Returns plain values for JSON of all options that affect the examples, so not the name."""
         path = self.vocabulary_from
         values = {**asdict(self), "vocabulary_from": None if path is None else str(Path(path).resolve())}
         del values["name"]

@@ -1,4 +1,4 @@
-"""The first phase of a preparation: the input is parsed by threads, and its rows become parts on disk, in order."""
+"""The first phase of a preparation: threads parse the input, and write its rows to disk as parts, in order."""
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
@@ -15,7 +15,7 @@ from dlrmctl.data.preparation.tally import SourceTally, Tally
 from dlrmctl.data.preparation.workers import Workers
 
 PART_ROWS = 1 << 18
-_MOST_TEXT_BYTES = 1 << 26  # of values, which wait for the next part
+_MOST_TEXT_BYTES = 1 << 26  # of values that wait for the next part
 _EXPECTED = {
     "criteo": "a row of Criteo has a label, 13 integers and 26 categoricals, with tabs between them",
     "csv": "the first line names the columns, and each line below it is a row",
@@ -28,9 +28,9 @@ class ReadSoFar:
     """The state of the reading at the end of a part.
 
     Attributes:
-        tally: of everything read.
+        tally: tally of everything read.
         position: where reading continues; None at the end of the input.
-        bytes_done: of the sources, as they lie on disk.
+        bytes_done: bytes on disk of the sources that were read.
     """
 
     tally: Tally
@@ -38,7 +38,7 @@ class ReadSoFar:
     bytes_done: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Returns plain values for JSON."""
         ended = self.position is None
         return {
             "tally": self.tally.to_dict(),
@@ -49,14 +49,14 @@ class ReadSoFar:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ReadSoFar":
-        """The state that `to_dict` described."""
+        """Parses what `to_dict` returned."""
         return cls(Tally.from_dict(values["tally"]), values["position"], values["bytes_done"])
 
 
 def read_input(
     input: Input, parts: Parts, options: PrepareOptions, workers: Workers, progress: Progress, part_rows: int
 ) -> Tally:
-    """Makes the parts that are not there yet; what was counted while reading all of them.
+    """Makes the missing parts; returns what was counted while reading all of them.
 
     Raises:
         DataError: if a source cannot be read, too many lines are bad, or no line is good.
@@ -94,7 +94,7 @@ def read_input(
 def _pieces(
     input: Input, position: Position | None, rows: int, limit: int | None, workers: Workers
 ) -> Iterator[tuple[Task, RawPiece]]:
-    """The pieces behind a position, until there are enough rows."""
+    """Yields the pieces after a position, until there are enough rows."""
 
     def read(task: Task) -> tuple[Task, RawPiece]:
         return task, task.read()
@@ -109,7 +109,7 @@ def _pieces(
 
 
 def _up_to(limit: int | None, rows: int, piece: RawPiece) -> RawPiece:
-    """The rows of a piece up to the limit of the input; the count of its repaired lines stays as it is."""
+    """Returns the rows of a piece up to the limit of the input; the count of its repaired lines does not change."""
     room = len(piece) if limit is None else limit - rows
     if room >= len(piece):
         return piece
@@ -160,7 +160,7 @@ class _Writing:
         self._now: Future[None] | None = None
 
     def start(self, pieces: list[RawPiece], so_far: ReadSoFar) -> None:
-        """Begins a part when the one before is done."""
+        """Begins a part when the previous one is done."""
         self.finish()
         self._now = self._workers.submit(partial(self._parts.write, pieces, so_far.to_dict()))
 
@@ -170,6 +170,6 @@ class _Writing:
             now.result()
 
     def wait(self) -> None:
-        """Waits until nothing is being written, whatever became of it."""
+        """Waits until nothing is being written, without raising its errors."""
         if self._now:
             self._now.exception()

@@ -1,8 +1,8 @@
-"""Parsed rows on disk between the passes of a preparation: numbered files of many rows, whole or absent.
+"""Parsed rows on disk between the phases of a preparation: numbered files of many rows, written atomically.
 
-In a part, column follows column: the labels, the dense features, and for every sparse feature one bit per row (is the
-value there?) or the lengths of the lists, then the values, and the texts that go with them. What the part holds is said
-at its end, as JSON. The journal beside the parts names the version of their format.
+A part is stored by column: the labels, the dense features, and for every sparse feature one bit per row (is the value
+present?) or the lengths of the lists, then the values and their texts. A JSON description is at its end. The journal
+beside the parts has the version of their format.
 I dense features, N rows of a part, K texts of a feature in a part.
 """
 
@@ -28,12 +28,12 @@ _END = np.dtype("<u8")  # the last bytes of a part: the size of its JSON
 
 @dataclass(frozen=True)
 class PartInfo:
-    """What a part holds.
+    """The description of a part.
 
     Attributes:
-        rows: of the part.
-        values: number of values in the lists of each feature that has lists, by its name.
-        texts: number of texts of each feature that has some, by its name, and their bytes.
+        rows: number of rows.
+        values: number of values in the lists of each feature with lists, by name.
+        texts: number and bytes of the texts of each feature with texts, by name.
     """
 
     rows: int
@@ -41,12 +41,12 @@ class PartInfo:
     texts: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Returns plain values for JSON."""
         return {"rows": self.rows, "values": self.values, "texts": self.texts}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PartInfo":
-        """The part that `to_dict` described."""
+        """Parses what `to_dict` returned."""
         texts = {name: (number, num_bytes) for name, (number, num_bytes) in values["texts"].items()}
         return cls(values["rows"], dict(values["values"]), texts)
 
@@ -55,15 +55,15 @@ class Parts:
     """The parts in a directory.
 
     Args:
-        path: of the directory; made when the first part is written.
+        path: the directory; made when the first part is written.
         dense: names of the dense features.
         dense_type: of their values, float16 or float32.
         sparse: the sparse features.
-        infos: of parts that are there, or were there.
+        infos: descriptions of parts that exist or existed.
 
     Attributes:
         dense_type: see above.
-        infos: one of each part.
+        infos: the description of each part.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Parts:
         return len(self.infos)
 
     def load(self) -> dict[str, Any] | None:
-        """Takes in the parts that are whole, as far as none is missing; the `about` of the last one."""
+        """Adds the complete parts up to the first missing one; returns the `about` of the last one."""
         content: dict[str, Any] = {}
         with io_errors(self.path, "read"):
             while self._file(len(self)).exists():
@@ -97,11 +97,11 @@ class Parts:
         return content.get("about")
 
     def write(self, pieces: Sequence[RawPiece], about: Mapping[str, Any]) -> None:
-        """Makes the next part and brings it to the disk.
+        """Writes the next part and flushes it to disk.
 
         Args:
-            pieces: of the input, one after another.
-            about: kept with the part.
+            pieces: consecutive pieces of the input.
+            about: values that are stored with the part.
 
         Raises:
             DataError: if the disk is full.
@@ -144,7 +144,7 @@ class Parts:
         self._add(info)
 
     def remove(self, part: int) -> None:
-        """Gives the space of a part back."""
+        """Frees the space of a part."""
         with io_errors(self._file(part), "write"):
             self._file(part).unlink(missing_ok=True)
 
@@ -162,24 +162,24 @@ class Parts:
         return self._read(part, ("dense", i), self.dense_type, start, stop)
 
     def present(self, part: int, f: int, stop: int) -> np.ndarray:
-        """bool [stop]: which of the first rows have a value of a feature with at most one."""
+        """Returns bool [stop]: which of the first rows have a value of a feature with at most one."""
         bits = self._read(part, ("present", f), np.dtype("u1"), 0, -(-stop // 8))
         return np.unpackbits(bits, count=stop).view(bool)
 
     def lengths(self, part: int, f: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """[stop - start]: values in the lists of a feature with several."""
+        """Returns [stop - start]: number of values in the lists of a feature with several."""
         return self._read(part, ("lengths", f), narrowest(self._sparse[f].max_ids), start, stop)
 
     def values(self, part: int, f: int, stop: int | None = None) -> np.ndarray:
-        """The first `stop` values of a feature."""
+        """Returns the first `stop` values of a feature."""
         return self._read(part, ("values", f), np.dtype(self._sparse[f].value_type), 0, stop)
 
     def text_words(self, part: int, f: int) -> np.ndarray:
-        """uint64 [K]: the words of the texts of a feature, which may be equal."""
+        """Returns uint64 [K]: the words of the texts of a feature, which may be equal."""
         return self._read(part, ("words", f), _WORD_TYPE, 0, None) if ("words", f) in self._places[part] else _NO_WORDS
 
     def texts(self, part: int, f: int) -> HashedTexts:
-        """The texts of a feature that has some."""
+        """Returns the texts of a feature that has some."""
         return HashedTexts(
             self.text_words(part, f),
             self._read(part, ("text lengths", f), LENGTH_TYPE, 0, None),

@@ -1,9 +1,9 @@
-"""Raw files to a store, in memory that does not grow with the rows, by all cores, and from wherever it was interrupted.
+"""Prepares a store from raw files: in memory that does not grow with the rows, on all cores, resumable.
 
 The input is parsed into parts; each sparse column is counted over the training examples and encoded; labels, dense
-features and rows become the blocks of the store, and the parts go. What is on the disk is in the journal, so that the
-same call continues after a kill and makes the same bytes. Disk beside the store, for a while: about 135 bytes per row
-of Criteo for the parts, and the store's ids once more.
+features and rows become the blocks of the store, and the parts are removed. The journal records what is on disk, so
+that the same call continues after a kill and makes the same bytes. Temporary space: about 135 bytes per row of Criteo
+for the parts, and the size of the store's ids.
 """
 
 import time
@@ -46,38 +46,38 @@ def prepare(
 ) -> PrepareReport:
     """Makes the store `out` from any input.
 
-    Until it is complete, the work is in `OUT.partial`. That stays after an interruption or a failure of the system,
-    and the same call continues with it; after an error in the data it is removed.
+    Until it is complete, the work is in `OUT.partial`. That remains after an interruption or a system error, and the
+    same call continues with it; after an error in the data it is removed.
 
     Args:
-        input: what to read.
+        input: the input.
         out: directory of the new store.
-        options: decisions; the defaults if None.
-        progress: called with where the preparation is, in the calling thread.
-        workers: threads; None takes one for each core. The result is the same for any number.
-        part_rows: rows of a part, at least, unless their texts are long.
-        most_in_memory: values of a column's vocabulary in memory at a time. The result is the same for any number.
-        save_seconds: of work that a kill may lose, besides the part or the column it is in.
+        options: the options; None means the defaults.
+        progress: called with the progress, in the calling thread.
+        workers: threads; None means one per core. The result does not depend on it.
+        part_rows: the least rows of a part, unless their texts are long.
+        most_in_memory: values of a column's vocabulary in memory at a time. The result does not depend on it.
+        save_seconds: seconds of work that a kill may lose, besides the current part or column.
 
     Raises:
         DataError: if a source cannot be used, too many lines are bad, the rows do not fill three splits, `out` exists,
-            `OUT.partial` was begun from other sources or with other options, or the disk is full.
+            `OUT.partial` has other sources or options, or the disk is full.
     """
     options, out = options or PrepareOptions(), Path(out)
     if options.split == "last-file" and len(input.sources) < 2:
         raise DataError("splitting by the last file needs at least two files", "split a single file by order")
     reused = None if options.vocabulary_from is None else ReusedEncoders(Path(options.vocabulary_from), input)
     if not out.name:  # "." or "/"
-        raise DataError(f"{out}: exists already", "choose another output directory")
+        raise DataError(f"{out} already exists", "choose another output directory")
     begun = partial_path(out) / "journal.json"
     if out.exists() and not begun.exists():
-        raise DataError(f"{out}: exists already", "choose another output directory, or remove this one")
+        raise DataError(f"{out} already exists", "choose another output directory, or remove this one")
     with partial_directory(out) as partial, Workers(workers) as threads:
         vocabulary = reused.fingerprint() if reused else None
         task = {"input": dict(input.identity()), "options": {**options.to_dict(), "vocabulary": vocabulary}}
         journal = Journal(partial, task)
         if out.exists() and not journal.state.get("complete"):
-            raise DataError(f"{out}: exists already", "choose another output directory, or remove this one")
+            raise DataError(f"{out} already exists", "choose another output directory, or remove this one")
         if not out.exists():
             run = _Run(input, partial, options, reused, journal, threads, progress or (lambda _: None))
             run.to_the_end(part_rows, most_in_memory, save_seconds)
@@ -92,7 +92,7 @@ def prepare(
 
 
 class _Run:
-    """The phases, and what each leaves in the journal."""
+    """The phases, and their records in the journal."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class _Run:
             self._work.mkdir(exist_ok=True)
 
     def to_the_end(self, part_rows: int, most_in_memory: int, save_seconds: float) -> None:
-        """Whatever is left to do."""
+        """Runs the remaining phases."""
         tally, parts = self._parts(part_rows)
         cut = cut_splits(tally.rows, tally.sources[-1].rows, self._options.split)
         selection = Selection(parts, cut, self._options, self._work / "kept", self._journal.state.get("kept"))
@@ -185,7 +185,7 @@ class _Run:
         return [EncodedDense.from_dict(values) for values in state["dense"]]
 
     def _encode(self, encoder: ColumnEncoder, tally: Tally, save_seconds: float) -> list[EncodedColumn]:
-        """The second phase: the columns that are not done yet."""
+        """Runs the second phase: encodes the remaining columns."""
         columns = [EncodedColumn.from_dict(values) for values in self._journal.state.get("columns", ())]
         features, begun, saved, saved_at = self._input.sparse, len(columns), len(columns), time.monotonic()
 

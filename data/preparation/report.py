@@ -1,4 +1,4 @@
-"""The progress of a preparation, and the report at its end, as plain values to print and to keep."""
+"""The progress of a preparation, and the report at its end, as plain values."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -10,10 +10,10 @@ class PrepareProgress:
     """The progress of a preparation.
 
     Attributes:
-        phase: "parse" (bytes of the sources as they lie on disk), then "encode" (values), then "write" (examples).
-        done, total: in the unit of the phase; a total of 0 is not known.
+        phase: "parse" (bytes of the sources on disk), then "encode" (values), then "write" (examples).
+        done, total: in the unit of the phase; a total of 0 is unknown.
         rows: good rows so far.
-        begun: how much of `done` an earlier run did that was interrupted; so this one does (done - begun) per time.
+        begun: the part of `done` from an interrupted earlier run; the speed is (done - begun) per time.
     """
 
     phase: Literal["parse", "encode", "write"]
@@ -62,10 +62,10 @@ class ColumnReport:
     """A sparse feature.
 
     Attributes:
-        rows: of its table.
+        rows: rows of its table.
         missing: share of the examples without a value.
         rare: share of the ids that are rare, in all splits.
-        cardinality: different values among the training examples; None if they were not counted.
+        cardinality: distinct values among the training examples; None if they were not counted.
         rare_train, rare_held_out: as `rare`, in the training split, and in the other two.
     """
 
@@ -80,7 +80,7 @@ class ColumnReport:
 
 @dataclass(frozen=True)
 class RejectedLine:
-    """A line that was left out: file (base name), number counted from 1, what is wrong with it, and what a line is."""
+    """An omitted line: file (base name), number counted from 1, problem, and unit ("line" or "row")."""
 
     file: str
     line: int
@@ -93,18 +93,18 @@ class RejectedLine:
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """The whole story.
+    """The report of a preparation.
 
     Attributes:
-        lines: read from all sources.
-        rows: good ones; negative sampling leaves fewer examples.
-        repaired: good rows whose line had to be mended, by what was mended.
-        rejected: lines left out, by reason.
+        lines: lines of all sources.
+        rows: good rows; negative sampling keeps fewer examples.
+        repaired: number of good rows whose line was repaired, by repair.
+        rejected: number of omitted lines, by reason.
         examples: the first few of them.
-        sources, splits, dense, columns: see there.
-        store_bytes: of the examples.
+        sources, splits, dense, columns: see their classes.
+        store_bytes: bytes of the examples.
         bytes_per_row: `store_bytes` over the examples of all splits.
-        unit: what the sources consist of: "line", or "row" where they are no text.
+        unit: "line", or "row" if the sources are not text.
     """
 
     lines: int
@@ -121,12 +121,12 @@ class PrepareReport:
     unit: str = "line"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Returns plain values for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PrepareReport":
-        """The report that `to_dict` described."""
+        """Parses what `to_dict` returned."""
         return cls(
             **{
                 **values,

@@ -1,4 +1,4 @@
-"""The encoders of one store, taken for another, so that ids mean the same in both."""
+"""Reuses the encoders of another store, so that ids mean the same in both."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +17,8 @@ class ReusedEncoders:
     """The encoders of a store.
 
     Args:
-        path: of the store.
-        input: whose features are to be encoded.
+        path: the store.
+        input: the input whose features are encoded.
 
     Raises:
         DataError: if there is no store, or its encoders do not fit the features.
@@ -28,36 +28,36 @@ class ReusedEncoders:
         self._path = path
         preparation = read_manifest(path).preparation
         if preparation is None:
-            raise DataError(f"{path}: keeps no vocabulary, its rows were not made from raw values")
+            raise DataError(f"{path} has no vocabulary: its rows were not made from raw values")
         self._columns = {column.name: column for column in preparation.columns}
         theirs, ours = ((schema.rule if schema else None) for schema in (preparation.table_schema, input.table_schema))
         if theirs != ours:
             raise DataError(
-                f"{path}: its values are told apart by another rule than those of {input.format}", PREPARE_AGAIN
+                f"{path}: its values are identified by another rule than those of {input.format}", PREPARE_AGAIN
             )
         self._values = ours
         for feature in input.sparse:
             self._check(feature)
 
     def fingerprint(self) -> str:
-        """Depends on everything that gives values their rows."""
+        """Depends on everything that determines the rows of values."""
         return columns_fingerprint(self._columns.values(), self._values)
 
     def take(self, feature: RawFeature, largest: int, store: Path) -> ColumnEntry:
-        """The encoder of a feature; a vocabulary with its texts is copied into the new store.
+        """Returns the encoder of a feature; a vocabulary with its texts is copied into the new store.
 
         Args:
-            feature: of the input.
-            largest: its highest value, if its values are rows.
+            feature: the feature of the input.
+            largest: its largest value, if its values are rows.
             store: directory of the new store.
 
         Raises:
-            DataError: if a value lies outside its table, or the vocabulary changed.
+            DataError: if a value is outside its table, or the vocabulary was changed.
         """
         column = replace(self._columns[feature.name], counts=None)
         encoder = column.encoder
         if isinstance(encoder, AsRows) and largest >= encoder.rows:
-            raise DataError(f"{feature.name}: row {largest:,} lies outside the {encoder.rows:,} of {self._path}")
+            raise DataError(f"{feature.name}: row {largest:,} is outside the {encoder.rows:,} of {self._path}")
         for kept in column.files:
             kept.copy(self._path, store)
         return column
@@ -65,7 +65,7 @@ class ReusedEncoders:
     def _check(self, feature: RawFeature) -> None:
         entry = self._columns.get(feature.name)
         if entry is None:
-            raise DataError(f"{self._path}: knows no feature {feature.name!r}, only {', '.join(self._columns)}")
+            raise DataError(f"{self._path} has no feature {feature.name!r}, only {', '.join(self._columns)}")
         if feature.as_rows != isinstance(entry.encoder, AsRows):
             kinds = ("values", "rows of tables") if feature.as_rows else ("rows of tables", "values")
             raise DataError(f"{self._path}: {feature.name} holds {kinds[0]} there, and {kinds[1]} here")

@@ -18,12 +18,12 @@ _BITS = 53  # of a draw
 
 
 def is_kept(first_row: int, labels_N: np.ndarray, rate: float, seed: int) -> np.ndarray:
-    """Whether each of consecutive rows stays in a sample of the negatives, bool [N]: a hash of seed and row decides.
+    """Returns whether each of consecutive rows is in a sample of the negatives, bool [N], by a hash of seed and row.
 
     Args:
         first_row: number of the first row.
-        labels_N: 0 or 1; all 1 stay.
-        rate: share of the others that stays.
+        labels_N: 0 or 1; all 1 are kept.
+        rate: share of the others that is kept.
         seed: below 2**64.
     """
     key = mix(np.array([seed], np.uint64))
@@ -45,8 +45,8 @@ def cut_splits(rows: int, last_source_rows: int, how: str) -> SplitSizes:
     """Cuts good rows into splits, by order or by the last source.
 
     Args:
-        rows: of all sources.
-        last_source_rows: of the last one.
+        rows: rows of all sources.
+        last_source_rows: rows of the last source.
         how: "order" or "last-file".
 
     Raises:
@@ -69,16 +69,16 @@ class Selection:
     """The rows that become examples; example e of the store is the e-th of them, over all splits.
 
     Args:
-        parts: with all rows.
-        cut: of the splits.
-        options: of the sample.
-        directory: for a bit per row, if there is a sample.
-        state: what `state()` said; None looks at the labels.
+        parts: the parts with all rows.
+        cut: the rows of the splits.
+        options: the options of the sample.
+        directory: directory for a bit per row, if there is a sample.
+        state: what `state()` returned; None reads the labels.
 
     Attributes:
-        starts: number of the first example of each part, and the number of all at the end; int64 [parts + 1].
+        starts: number of the first example of each part, and of all examples at the end; int64 [parts + 1].
         num_train: training examples.
-        train_rows: of each part, rows of the training split before sampling.
+        train_rows: rows of the training split before sampling, of each part.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Counts what a preparation reads, and makes the report and the entries of the manifest from it."""
+"""Counts what a preparation reads, and makes the report and the manifest from it."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from dlrmctl.data.store.manifest import Preparation, Sampling
 
 SHOWN_BAD_LINES = 10
 _REMEDIES = {
-    LABEL_WRONG: "if the labels are no 0 and 1, say which are positive in the schema: label_positive = '>= 4'",
+    LABEL_WRONG: "if the labels are not 0 and 1, set the positive ones in the schema: label_positive = '>= 4'",
     LIST_TOO_LONG: "cut longer lists with truncate = 'first' in the section [columns.NAME] of the schema, or raise its "
     "max_ids",
     "not a number": "if it stands for a missing value, list it in the schema: missing = ['NA', '-']",
@@ -33,14 +33,14 @@ _REMEDIES = {
 
 
 class TooManyBadRows(DataError):
-    """More lines were rejected than is allowed.
+    """Raised if more lines are rejected than allowed.
 
     Attributes:
-        counts: how many, and what may be wrong.
+        counts: their number, and what may be wrong.
     """
 
     def __init__(self, message: str, counts: str, unit: str) -> None:
-        super().__init__(message, f"{counts}; if they are bad indeed, allow more rejected {unit}s")
+        super().__init__(message, f"{counts}; if they really are bad, allow more rejected {unit}s")
         self.counts = counts
 
 
@@ -58,11 +58,11 @@ class Tally:
     """Counts of everything read so far.
 
     Attributes:
-        sources: one each.
-        repaired: rows whose line was mended, by what was mended.
-        rejected: lines left out, by reason.
+        sources: the counts of each source.
+        repaired: number of rows whose line was repaired, by repair.
+        rejected: number of omitted lines, by reason.
         examples: the first few of them: source, line, problem.
-        largest: highest value of each feature whose values are rows, by name.
+        largest: largest value of each feature whose values are rows, by name.
     """
 
     sources: list[SourceTally]
@@ -95,7 +95,7 @@ class Tally:
                 self.largest[feature.name] = max(self.largest.get(feature.name, 0), largest)
 
     def check_rejected(self, input: Input, limit: int | None) -> None:
-        """Checks that no more lines than allowed were rejected.
+        """Checks that not more lines than allowed were rejected.
 
         Raises:
             TooManyBadRows: naming the first bad line, if there are more than `limit`.
@@ -111,24 +111,24 @@ class Tally:
             )
 
     def remedy(self) -> str | None:
-        """What to try against the most frequent reason of bad lines, or None."""
+        """Returns the hint for the most frequent reason of bad lines, or None."""
         reasons = self.rejected.most_common(1)
         return _REMEDIES.get(reasons[0][0]) if reasons else None
 
     def shown_examples(self, input: Input) -> list[str]:
-        """The first bad lines, as one line each."""
+        """Returns the first bad lines, as one line each."""
         unit = unit_of(input.format)
         return [f"{input.sources[source].name}, {unit} {line}: {problem}" for source, line, problem in self.examples]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Returns plain values for JSON."""
         # asdict would count the pairs of a Counter.
         counters = {"repaired": dict(self.repaired), "rejected": dict(self.rejected)}
         return {**asdict(replace(self, repaired=Counter(), rejected=Counter())), **counters}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Tally":
-        """The tally that `to_dict` described."""
+        """Parses what `to_dict` returned."""
         return cls(
             [SourceTally(**source) for source in values["sources"]],
             Counter(values["repaired"]),
@@ -148,22 +148,22 @@ def summarize(
     positives: Mapping[str, int],
     store_bytes: int,
 ) -> PrepareReport:
-    """The report.
+    """Makes the report.
 
     Args:
-        input: what was read.
-        tally: of all lines.
-        dense: of each dense feature.
+        input: the input.
+        tally: the tally of all lines.
+        dense: the tally of each dense feature.
         cut: rows of the splits before sampling.
         selection: examples of the splits.
         columns: the sparse features.
         positives: examples labelled 1 of each split.
-        store_bytes: of all blocks.
+        store_bytes: bytes of all blocks.
     """
     sizes, unit = {split: len(selection.split(split)) for split in SPLITS}, unit_of(input.format)
     sampled = sizes["train"] < cut.train
     splits = {split: SplitReport(sizes[split], positives[split] / sizes[split]) for split in SPLITS}
-    if sampled:  # examples labelled 1 all stay
+    if sampled:  # all examples labelled 1 are kept
         rate_before = positives["train"] / cut.train
         splits["train"] = SplitReport(sizes["train"], positives["train"] / sizes["train"], rate_before)
     return PrepareReport(
@@ -194,10 +194,10 @@ def describe_preparation(
     vocabulary_from: str | None,
     report: PrepareReport,
 ) -> Preparation:
-    """The entry of the manifest about a preparation.
+    """Makes the manifest's entry about a preparation.
 
     Args:
-        input, options, columns, report: of the preparation.
+        input, options, columns, report: those of the preparation.
         vocabulary_from: fingerprint of the encoders that were taken from another store.
     """
     train, sampling = report.splits["train"], None

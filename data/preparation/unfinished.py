@@ -1,7 +1,7 @@
-"""The directory `OUT.partial` of an unfinished preparation: one process works in it, and it stays if work can continue.
+"""The directory `OUT.partial` of an unfinished preparation: one process works in it; it remains if work can continue.
 
-Its journal says how far the work is, in a small file that is replaced whole: what it says is on the disk already. It
-names the version of everything in the directory.
+Its journal records the progress in a small file that is replaced atomically, after the work is on disk. It has the
+version of everything in the directory.
 """
 
 import json
@@ -17,29 +17,29 @@ from dlrmctl.data.files import held_lock, io_errors, refuse_links, remove_leftov
 _LOCK = "unfinished.lock"
 CONTINUES = "the same command continues from there"
 _FORMAT = "dlrmctl-prepare/2"
-_SHOWN = 80  # characters of a value that differs
+_SHOWN = 80  # the most characters of a value that differs
 
 
 def partial_path(out: Path) -> Path:
-    """Where the work on `out` lies until it is complete."""
+    """Returns the directory of the work on `out` until it is complete."""
     return out.with_name(out.name + ".partial")
 
 
 @contextmanager
 def partial_directory(out: Path) -> Iterator[Path]:
-    """The directory `OUT.partial`, for this process alone, with whatever an interrupted process left in it.
+    """Context manager that locks `OUT.partial` for this process, with the work of an interrupted one.
 
-    It stays when the block raises what a later run can outlive: an interruption, a full disk, a bug. It is removed
-    after an error in the data.
+    It remains after errors that a later run may not have: an interruption, a full disk, a bug. It is removed after an
+    error in the data.
 
     Raises:
-        DataError: if another process is at work on it, or `OUT.partial` is somebody else's.
+        DataError: if another process uses it, or `OUT.partial` is something else.
     """
     partial = partial_path(out)
     lock = partial / _LOCK
     with io_errors(partial, "write"):
         if partial.exists() and not lock.exists() and (not partial.is_dir() or any(partial.iterdir())):
-            raise DataError(f"{partial}: exists, and is not an unfinished preparation", "move it away")
+            raise DataError(f"{partial} exists, and is not an unfinished preparation", "move it away")
         partial.mkdir(parents=True, exist_ok=True)
     with held_lock(lock, f"{partial}: another process is preparing it", "wait until it has ended"):
         try:
@@ -60,7 +60,7 @@ def partial_directory(out: Path) -> Iterator[Path]:
 
 
 def publish(store: Path, out: Path) -> None:
-    """Gives a complete directory its final name.
+    """Renames a complete directory to its final name.
 
     Raises:
         DataError: if it cannot be renamed.
@@ -86,30 +86,30 @@ def clear(partial: Path) -> None:
 
 
 def _is_of_the_system(error: BaseException | None) -> bool:
-    """Whether the system said no: that may change while the data stay as they are."""
+    """Returns whether it is a system error, which may not occur again with the same data."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno is not None:  # a damaged gzip file has no number
+        if isinstance(error, OSError) and error.errno is not None:  # errors of damaged gzip files have no number
             return True
         error = error.__cause__
     return False
 
 
 class OtherPreparation(DataError):
-    """What lies there was begun from other sources, with other options or by another version; it is left alone."""
+    """Raised if the work was begun from other sources, with other options or by another version; it is not changed."""
 
 
 class Journal:
     """The journal in a directory.
 
     Args:
-        directory: of the unfinished preparation.
-        task: what is prepared and how, as plain values for JSON; work that was begun for another task is refused.
+        directory: the directory of the unfinished preparation.
+        task: what is prepared and how, as plain values for JSON; work of another task is refused.
 
     Attributes:
-        state: what was last saved, changed in place before `save`; empty at the beginning.
+        state: the last saved state, changed in place before `save`; initially empty.
 
     Raises:
-        OtherPreparation: naming the first difference, or saying that the journal is damaged.
+        OtherPreparation: naming the first difference, or that the journal is damaged.
     """
 
     def __init__(self, directory: Path, task: Mapping[str, Any]) -> None:
@@ -138,12 +138,12 @@ class Journal:
             )
 
     def save(self) -> None:
-        """Brings `state` to the disk; what it vouches for must be there."""
+        """Writes `state` to disk; the work that it records must be there already."""
         write_whole(self._path, json.dumps({"task": self._task, "state": self.state}).encode())
 
 
 def _difference(old: Any, new: Any, where: str = "") -> str | None:
-    """The first difference between two plain values, in words; None if they are equal."""
+    """Describes the first difference between two plain values; None if they are equal."""
     if old == new:
         return None
     if isinstance(old, dict) and isinstance(new, dict):

@@ -1,4 +1,4 @@
-"""Work in threads whose results come in order, so that the number of threads changes nothing but the speed."""
+"""Runs work in threads, with results in order, so that the number of threads affects only the speed."""
 
 import os
 from collections import deque
@@ -14,7 +14,7 @@ class Workers:
     """A pool of threads.
 
     Args:
-        number: of threads; None takes one for each core that this process may use.
+        number: number of threads; None means one per core that this process may use.
     """
 
     def __init__(self, number: int | None = None) -> None:
@@ -26,10 +26,10 @@ class Workers:
         return self._pool.submit(call)
 
     def in_order(self, calls: Iterable[Callable[[], _Result]]) -> Iterator[_Result]:
-        """The results of the calls, in their order; few calls are ahead of the one whose result comes next.
+        """Yields the results of the calls in order; only a few calls are ahead.
 
         Raises:
-            Whatever a call raises, when its turn comes; those behind it are dropped.
+            The error of a call, in its turn; later calls are dropped.
         """
         ahead: deque[Future[_Result]] = deque()
         try:

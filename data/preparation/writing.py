@@ -1,4 +1,4 @@
-"""The third phase of a preparation: labels, dense features and rows are cut into the blocks of the store.
+"""The third phase of a preparation: writes labels, dense features and rows as the blocks of the store.
 
 N examples of a block, I dense features, F sparse features.
 """
@@ -28,10 +28,10 @@ class Blocks:
 
     Args:
         parts, selection: the rows, and which of them are examples.
-        features: of the input.
-        columns: the sparse features, encoded.
-        files: of the rows of each.
-        schema: of the store.
+        features: the features of the input.
+        columns: the encoded sparse features.
+        files: the files of their rows.
+        schema: the schema of the store.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Blocks:
         self._one_hot = all(feature.max_ids == 1 for feature in features)
 
     def make(self, start: int, stop: int) -> tuple[bytes, int]:
-        """The bytes of the block with the examples from `start` to `stop`, and how many are labelled 1."""
+        """Returns the bytes of the block with the examples from `start` to `stop`, and how many are labelled 1."""
         pieces = list(self._pieces(start, stop))
         labels_N = np.concatenate([self._of_piece(self._parts.labels(p, a, b), chosen) for p, a, b, chosen in pieces])
         dense_IN = np.concatenate(
@@ -70,11 +70,11 @@ class Blocks:
         return pack(self._schema, block), int(np.count_nonzero(labels_N))
 
     def first_part(self, example: int) -> int:
-        """The part that holds an example; the number of parts behind the last one."""
+        """Returns the part of an example; the number of parts for one after the last."""
         return int(np.searchsorted(self._selection.starts, example, side="right")) - 1
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int, np.ndarray | None]]:
-        """The places of examples: part, first row, row behind the last, and which of these rows (None: all)."""
+        """Yields the places of examples: part, first row, row after the last, and which of these rows (None: all)."""
         starts = self._selection.starts
         part = self.first_part(start)
         while start < stop:
@@ -91,7 +91,7 @@ class Blocks:
         return values if chosen is None else values[..., chosen]
 
     def _lengths(self, f: int, pieces: Sequence[tuple[int, int, int, np.ndarray | None]]) -> tuple[int, np.ndarray]:
-        """Place of the first id of the pieces in the file of a feature, and the lengths of all their lists."""
+        """Returns the place of the pieces' first id in the file of a feature, and the lengths of all their lists."""
         part, start, _, _ = pieces[0]
         before_N, kept_N = self._parts.lengths(part, f, 0, start), self._selection.kept(part, start)
         id_starts = self._id_starts[f]
@@ -112,20 +112,20 @@ def write_blocks(
     progress: Callable[[int], None],
     save_seconds: float,
 ) -> dict[str, int]:
-    """Writes the blocks that are not there yet, and gives back the space of parts that are no longer needed.
+    """Writes the missing blocks, and frees the space of parts that are no longer needed.
 
     Args:
-        blocks: makes them.
-        selection: says which examples each split has.
-        parts: the ones that `blocks` reads.
-        writer: stands where the journal's "written" says.
-        journal: is brought up to date.
-        workers: for blocks.
+        blocks: makes the blocks.
+        selection: the examples of each split.
+        parts: the parts that `blocks` reads.
+        writer: a writer at the journal's position "written".
+        journal: is updated.
+        workers: threads for blocks.
         progress: called with the number of examples that are written.
-        save_seconds: between two entries in the journal.
+        save_seconds: seconds between two entries in the journal.
 
     Returns:
-        How many examples of each split are labelled 1.
+        The number of examples labelled 1, by split.
 
     Raises:
         DataError: if the disk is full.

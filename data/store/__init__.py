@@ -1,5 +1,5 @@
-"""The prepared data set on disk: `manifest.json`, and per split a file of blocks and a table of their places.
+"""A prepared data set on disk: `manifest.json`, and per split a file of blocks and a table of their places.
 
-`layout` says where a block's columns lie, `manifest` what the files hold, `writer` writes, `store.Store` reads and
-checks. The vocabularies and counts beside the blocks are described by `features.columns`.
+`layout` defines the bytes of blocks, `manifest` describes the files, `writer` writes, `store.Store` reads and checks.
+`features.columns` describes the vocabularies and counts beside the blocks.
 """

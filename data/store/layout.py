@@ -1,10 +1,10 @@
-"""How the blocks of a split lie on disk, and the table that says where.
+"""The layout of the blocks of a split on disk, and of the table of blocks.
 
-A block is column after column, each in its narrowest type, every column 8-byte aligned: dense columns as float16, or
-float32 where the schema says so, the labels as uint8, then per sparse feature its ids; for a feature with several ids
-the lengths come before them.
-The table holds the size and the checksum of each block, as small records in a file of their own: a terabyte of clicks
-has 65,000 blocks, and as JSON in the manifest their table would take seconds to read. Bytes are little-endian.
+A block is stored by column, each in its narrowest type and 8-byte aligned: dense columns as float16, or float32 where
+the schema says so, the labels as uint8, then per sparse feature its ids; for a feature with several ids preceded by the
+lengths.
+The table has the size and the checksum of each block, as small records in its own file: a terabyte of clicks has 65,000
+blocks, which would take seconds to read as JSON. Bytes are little-endian.
 """
 
 import zlib
@@ -22,11 +22,11 @@ LABEL_TYPE = np.dtype("u1")
 _ALIGNMENT = 8
 _RECORD = np.dtype([("bytes", "<u8"), ("crc32", "<u4")])
 RECORD_BYTES = _RECORD.itemsize
-MOST_BLOCK_ROWS = 1 << 24  # readers hold a few blocks in memory
+MOST_BLOCK_ROWS = 1 << 24  # readers have a few blocks in memory
 
 
 def narrowest(largest: int) -> np.dtype:
-    """The smallest unsigned integer type that holds `largest`."""
+    """Returns the smallest unsigned integer type for `largest`."""
     for code in ("u1", "<u2", "<u4"):
         if largest <= np.iinfo(code).max:
             return np.dtype(code)
@@ -47,7 +47,7 @@ def as_stored(schema: Schema, dense_IN: np.ndarray) -> np.ndarray:
 
 
 def pack(schema: Schema, block: Block) -> bytes:
-    """The bytes of a block.
+    """Returns the bytes of a block.
 
     Raises:
         DataError: if the block does not fit the schema: an id outside its table, a list too long, a label not 0 or 1.
@@ -62,7 +62,7 @@ def pack(schema: Schema, block: Block) -> bytes:
         ids = block.ids_F[f]
         if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < feature.rows):
             wrong = int(ids.max()) if int(ids.max()) >= feature.rows else int(ids.min())
-            raise DataError(f"feature {feature.name}: id {wrong} lies outside its {feature.rows:,} rows")
+            raise DataError(f"feature {feature.name}: id {wrong} is outside its {feature.rows:,} rows")
         if feature.max_ids > 1:
             assert block.lengths_FN is not None
             columns.append(block.lengths_FN[f].astype(narrowest(feature.max_ids)))
@@ -75,7 +75,7 @@ def pack(schema: Schema, block: Block) -> bytes:
 
 
 def block_bytes(schema: Schema, num_rows: int) -> tuple[int, int]:
-    """The fewest and the most bytes of a block; they differ where lists of ids have lengths."""
+    """Returns the fewest and the most bytes of a block; they differ if lists of ids have lengths."""
     sizes = [dtype.itemsize * num_rows for dtype in (*dense_types(schema), LABEL_TYPE)]
     most = 0
     for feature in schema.sparse:
@@ -133,11 +133,11 @@ def _check_shapes(schema: Schema, block: Block) -> None:
         )
     lengths_FN = block.lengths_FN
     if (lengths_FN is None) != schema.one_hot:
-        raise DataError("a block has lengths exactly if a feature of the schema may have several ids")
+        raise DataError("a block must have lengths if, and only if, a feature of the schema may have several ids")
     for f, feature in enumerate(schema.sparse):
         count = num_rows if lengths_FN is None else int(lengths_FN[f].sum())
         if len(block.ids_F[f]) != count:
-            raise DataError(f"feature {feature.name}: {len(block.ids_F[f])} ids where the lengths add up to {count}")
+            raise DataError(f"feature {feature.name}: {len(block.ids_F[f])} ids, but the lengths add up to {count}")
         if lengths_FN is None or num_rows == 0:
             continue
         low, high = int(lengths_FN[f].min()), int(lengths_FN[f].max())
@@ -146,32 +146,32 @@ def _check_shapes(schema: Schema, block: Block) -> None:
 
 
 def table_file(split: str) -> str:
-    """Name of the file with the records of a split's blocks."""
+    """Returns the name of the file with the records of a split's blocks."""
     return f"{split}.blocks"
 
 
 def block_record(content: bytes) -> bytes:
-    """The record of a block with these bytes."""
+    """Returns the record of a block with these bytes."""
     return np.array([(len(content), zlib.crc32(content))], dtype=_RECORD).tobytes()
 
 
 class BlockTable:
-    """Where the blocks of one split lie in the split's file, and what their checksums are.
+    """The places and checksums of the blocks in the file of one split.
 
     Args:
-        path: of the table's file.
-        schema: of the blocks.
+        path: the file of the table.
+        schema: schema of the blocks.
         block_rows: examples of every block but the last one.
-        examples: of the split.
-        total_bytes: of all blocks.
-        crc32: of the table.
+        examples: examples of the split.
+        total_bytes: bytes of all blocks.
+        crc32: CRC-32 of the table.
 
     Attributes:
-        offsets: int64 [blocks + 1], where each block starts, and where the last one ends.
+        offsets: int64 [blocks + 1], the start of each block, and the end of the last one.
         checksums: uint32 [blocks], CRC-32 of each block.
 
     Raises:
-        DataError: saying what is wrong, if the file cannot be read or is not as it was written.
+        DataError: if the file cannot be read or was changed.
     """
 
     def __init__(
@@ -205,5 +205,5 @@ class BlockTable:
         return len(self.checksums)
 
     def rows(self, index: int) -> int:
-        """Examples of a block."""
+        """Returns the number of examples of a block."""
         return min(self._block_rows, self._examples - index * self._block_rows)

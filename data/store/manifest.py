@@ -1,7 +1,6 @@
-"""The manifest of a store: what its files hold, how a preparation made them, and a checksum of itself.
+"""The manifest of a store: the content of its files, how a preparation made them, and its own checksum.
 
-Everything that reads a block trusts the manifest for shapes, and the model for the heights of its tables, so a manifest
-that was edited or damaged is refused as a whole, with the first thing that is wrong.
+Blocks are read and tables are sized by the manifest, so a manifest that was edited or damaged is rejected.
 """
 
 import math
@@ -28,23 +27,23 @@ MANIFEST = "manifest.json"
 PREPARE_AGAIN = "prepare it again from the raw files"
 _HOW = "`prepare` makes a store from raw files"
 _NAME = re.compile(r"\w[\w.-]{0,63}")
-_GENERATED = "synthetic"  # is how generated data is called
-_OFFSET_MEANS = "a model trained on this split predicts too high: add logit_offset to its logits to undo that"
+_GENERATED = "synthetic"  # the name of generated data
+_OFFSET_MEANS = "a model trained on this split predicts too high: add logit_offset to its logits to correct that"
 
 
 def split_file(split: str) -> str:
-    """Name of the file with the blocks of a split."""
+    """Returns the name of the file with the blocks of a split."""
     return f"{split}.bin"
 
 
 def check_name(name: str) -> str:
-    """The name, if a store can have it: it becomes part of the names of runs.
+    """Checks the name of a store, which becomes part of the names of runs.
 
     Raises:
-        DataError: if it cannot.
+        DataError: if it is invalid.
     """
     if name == _GENERATED:
-        raise DataError(f"the name {name!r} is that of generated data", "choose another name")
+        raise DataError(f"the name {name!r} is reserved for generated data", "choose another name")
     if not _NAME.fullmatch(name):
         rule = "a name is up to 64 letters, digits, '-', '_' and '.', and begins with a letter or digit"
         raise DataError(f"{name!r} cannot be the name of a store", rule)
@@ -52,7 +51,7 @@ def check_name(name: str) -> str:
 
 
 def name_of_directory(path: Path) -> str:
-    """The name of a store in a directory that was given none."""
+    """Returns the name of a store without one, by its directory."""
     name = re.sub(r"[^\w.-]+", "-", path.resolve().name).lstrip("-.")[:64] or "data"
     return f"{name}-data" if name == _GENERATED else name
 
@@ -62,8 +61,8 @@ class SplitEntry:
     """The blocks of one split.
 
     Attributes:
-        examples: in all blocks.
-        bytes: of all blocks.
+        examples: examples in all blocks.
+        bytes: bytes of all blocks.
         table_crc32: CRC-32 of the table of blocks.
     """
 
@@ -72,16 +71,16 @@ class SplitEntry:
     table_crc32: int
 
     def to_dict(self, split: str) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Returns plain values for JSON."""
         sizes = {"examples": self.examples, "bytes": self.bytes, "table_crc32": self.table_crc32}
         return {"file": split_file(split), "table": table_file(split), **sizes}
 
     @classmethod
     def from_values(cls, values: Values, split: str, schema: Schema, block_rows: int) -> "SplitEntry":
-        """The entry that `to_dict` described.
+        """Parses what `to_dict` returned.
 
         Raises:
-            DataError: if a value is missing, or cannot be true of blocks of this schema.
+            DataError: if a value is missing, or impossible for blocks of this schema.
         """
         values.require("file", split_file(split))
         values.require("table", table_file(split))
@@ -99,7 +98,7 @@ class SplitEntry:
 
 @dataclass(frozen=True)
 class Sampling:
-    """The sample of the training examples labelled 0, and how to get back to the rate of labels before it.
+    """The sample of the training examples labelled 0, and how to correct for it.
 
     Attributes:
         rate: probability that one was kept.
@@ -114,11 +113,11 @@ class Sampling:
 
     @property
     def logit_offset(self) -> float:
-        """What is added to the logits of a model that was trained on the sample."""
+        """The correction that is added to the logits of a model trained on the sample."""
         return math.log(self.rate)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Returns plain values for JSON."""
         return {
             "rate": self.rate,
             "seed": self.seed,
@@ -131,10 +130,10 @@ class Sampling:
 
     @classmethod
     def from_values(cls, values: Values) -> "Sampling":
-        """The sample that `to_dict` described.
+        """Parses what `to_dict` returned.
 
         Raises:
-            DataError: if a value is missing, or is not what it should be.
+            DataError: if a value is missing or invalid.
         """
         values.require("split", "train")
         rate = values.number("rate")
@@ -146,20 +145,20 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Preparation:
-    """How a preparation made the examples out of raw rows.
+    """How a preparation made the examples from raw rows.
 
     Attributes:
         input: format of the raw rows.
-        dense_transform: what was done to the dense values.
+        dense_transform: the transform of dense values.
         columns: how values got their rows, one entry for each sparse feature.
         split: how rows were cut into splits, "order" or "last-file".
-        report: what was found, as `PrepareReport.to_dict` gives it.
-        min_count: a value seen less often has no row of its own; None if values were not counted.
-        max_rows_per_table: most rows of a table, or None.
+        report: the report, from `PrepareReport.to_dict`.
+        min_count: values with a smaller count share the rare row; None if values were not counted.
+        max_rows_per_table: the most rows of a table, or None.
         vocabulary_from: fingerprint of the columns that were taken from another store, or None.
-        limit: good rows that were taken at most, or None.
-        table_schema: what the columns of a table are, if the raw rows are tables.
-        sampling: of the training examples, or None.
+        limit: the most good rows, or None.
+        table_schema: the schema of the columns, if the raw rows are tables.
+        sampling: the sample of the training examples, or None.
     """
 
     input: str
@@ -175,7 +174,7 @@ class Preparation:
     sampling: Sampling | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Returns plain values for JSON."""
         ids = {
             **reserved_rows(self.columns),
             "min_count": self.min_count,
@@ -196,18 +195,18 @@ class Preparation:
 
     @classmethod
     def from_values(cls, values: Values, path: Path) -> "Preparation":
-        """What `to_dict` described.
+        """Parses what `to_dict` returned.
 
         Args:
-            values: of the manifest.
+            values: values of the manifest.
             path: of the store, for messages.
 
         Raises:
-            DataError: if a value is missing, or is not what it should be.
+            DataError: if a value is missing or invalid.
         """
         ids = values.inner("ids")
         return cls(
-            # The first stores of this format were all made from Criteo's text, and do not say so.
+            # The first stores of this format were all made from Criteo's text, without an entry.
             input=values.text("input") if values.has("input") else "criteo",
             dense_transform=DenseTransform.from_values(values.inner("dense_transform")),
             columns=read_columns(ids),
@@ -228,15 +227,15 @@ def _whole_or_none(values: Values, name: str) -> int | None:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything `manifest.json` says.
+    """The content of `manifest.json`.
 
     Attributes:
         schema: of every block.
         block_rows: examples of every block but the last one of a split.
         splits: by name, all of `SPLITS`.
-        preparation: how the examples were made out of raw rows; None if they were not.
+        preparation: how the examples were made from raw rows; None if they were not.
         vocabulary_fingerprint: identity of the ids of a source that was copied, or None.
-        name: of the data, or None: stores of earlier versions have none.
+        name: name of the data, or None for stores of earlier versions.
         dense: the dense features over the training examples; empty where they were not fitted.
     """
 
@@ -249,7 +248,7 @@ class Manifest:
     dense: tuple[FittedDense, ...] = ()
 
     def called(self, path: Path) -> str:
-        """The name of the data; where none was given, "criteo" if it is Criteo's, else the name of its directory.
+        """Returns the name of the data; by default "criteo" for Criteo's, else the name of its directory.
 
         Args:
             path: of the store.
@@ -260,11 +259,11 @@ class Manifest:
         return "criteo" if is_criteo else name_of_directory(path)
 
     def features(self, path: Path, identity: str) -> FeatureSpace:
-        """What raw rows need to become examples like these.
+        """Returns how raw rows become examples like these.
 
         Args:
             path: of the store.
-            identity: of the data, which tells what ids mean if nothing else does.
+            identity: identity of the data, which identifies the meaning of ids if nothing else does.
         """
         ids = self.vocabulary_fingerprint or identity
         not_prepared = FeatureSpace(self.schema, dense=self.dense, ids=ids, directory=path)
@@ -281,7 +280,7 @@ class Manifest:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, without format and checksum."""
+        """Returns plain values for JSON, without format and checksum."""
         known = self.vocabulary_fingerprint
         return {
             "schema": self.schema.to_dict(),
@@ -295,14 +294,14 @@ class Manifest:
 
     @classmethod
     def from_values(cls, values: Values, path: Path) -> "Manifest":
-        """The manifest that `to_dict` described.
+        """Parses what `to_dict` returned.
 
         Args:
-            values: of the file; what this version does not know is ignored.
+            values: values of the file; unknown ones are ignored.
             path: of the store, for messages.
 
         Raises:
-            DataError: naming the first value that is missing, or is not what it should be.
+            DataError: naming the first value that is missing or invalid.
         """
         schema = Schema.from_dict(values.inner("schema").entries)
         block_rows = values.whole("block_rows", least=1, most=MOST_BLOCK_ROWS)
@@ -329,17 +328,17 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of the store in the directory `path`.
+    """Reads the manifest of the store in the directory `path`.
 
     Raises:
-        DataError: if there is none, it is of another version, or it is not as it was written.
+        DataError: if there is none, it has another version, or it was changed.
     """
     if not path.exists():
         raise DataError(f"{path}: there is no such directory", _HOW)
     if not path.is_dir():
-        raise DataError(f"{path}: a file, where a store is a directory", _HOW)
+        raise DataError(f"{path} is a file, expected a directory", _HOW)
     if (path / "run.toml").exists():
-        raise DataError(f"{path}: a run, expected a store", "name the directory that `prepare` wrote")
+        raise DataError(f"{path} is a run, expected a store", "give the directory that `prepare` wrote")
     if not (path / MANIFEST).exists():
         raise DataError(f"{path}: no {MANIFEST}, so not a store, or one whose preparation did not finish", _HOW)
     return read_sealed(

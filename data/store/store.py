@@ -1,7 +1,7 @@
 """A prepared data set on disk: a manifest, tables of blocks, and the blocks.
 
-Blocks are read, not mapped: a mapped file that is cut short, or a disk that fails, would end the process without a
-word; and the bytes that were compared with their checksum are then the ones that are used.
+Blocks are read, not mapped: a truncated mapped file or a failing disk would end the process without an error, and the
+bytes that were verified might not be those that are used.
 """
 
 import hashlib
@@ -22,22 +22,22 @@ from dlrmctl.data.store.manifest import PREPARE_AGAIN, Manifest, read_manifest, 
 
 
 class Store:
-    """A source that reads the files which a preparation or `write_store` wrote.
+    """A source that reads the files written by a preparation or `write_store`.
 
     Args:
         path: the directory.
-        verify: compare the checksum of each block when this process first reads it, and again after its file changed.
+        verify: verify the checksum of each block when this process first reads it, and again after its file changed.
 
     Attributes:
         path: the directory.
-        manifest: everything `manifest.json` says.
-        name: of the data.
-        schema, block_rows: of the blocks.
-        features: what raw rows need to become examples like these.
+        manifest: the content of `manifest.json`.
+        name: name of the data.
+        schema, block_rows: those of the blocks.
+        features: how raw rows become examples like these.
 
     Raises:
-        DataError: if there is no store at `path`, it is of another version, its manifest was edited or damaged, or a
-            file is missing or cut short.
+        DataError: if there is no store at `path`, it has another version, its manifest was changed, or a file is
+            missing or cut short.
     """
 
     def __init__(self, path: Path | str, verify: bool = True) -> None:
@@ -50,7 +50,7 @@ class Store:
         self._splits = {split: _Split(self.path, self.manifest, split) for split in SPLITS}
 
     def num_examples(self, split: str) -> int:
-        """Examples of the split."""
+        """The number of examples of the split."""
         check_split(split)
         return self.manifest.splits[split].examples
 
@@ -58,7 +58,7 @@ class Store:
         """One block; safe to call from several threads.
 
         Raises:
-            DataError: if its bytes are not the ones that were written.
+            DataError: if its bytes were changed.
         """
         check_split(split)
         table = self._splits[split].table
@@ -68,9 +68,9 @@ class Store:
         return unpack(self.schema, content, table.rows(index))
 
     def verify(self, split: str) -> None:
-        """Compares the checksums of all blocks of a split now, so that a wrong one is not found much later.
+        """Verifies the checksums of all blocks of a split now.
 
-        Blocks that this process compared before are left out; `verify=False` of the constructor does not matter.
+        Skips blocks that this process verified before; ignores `verify=False` of the constructor.
 
         Raises:
             DataError: the one that reading the first wrong block would raise.
@@ -85,19 +85,19 @@ class Store:
         return "store-2:" + hashlib.sha256(identity.encode()).hexdigest()[:32]
 
     def vocabulary_fingerprint(self) -> str:
-        """Depends on the encoders' files and schemes; without encoders on what the copied source said of its ids.
+        """Depends on the encoders' files and schemes; without encoders on the copied source's identity of ids.
 
-        A store that knows neither has ids that mean something in it alone, and gives the identity of its data.
+        A store with neither has ids of its own, identified by its data.
         """
         return self.features.vocabulary_fingerprint()
 
     def bayes(self, split: str) -> Bayes | None:
-        """None: nobody knows what the best possible model scores on these examples."""
+        """Returns None: the scores of the best possible model are unknown."""
         return None
 
 
 class _Split:
-    """The file with the blocks of one split, open for as long as this lives."""
+    """The open file with the blocks of one split."""
 
     def __init__(self, store: Path, manifest: Manifest, split: str) -> None:
         entry = manifest.splits[split]
@@ -119,13 +119,13 @@ class _Split:
             found, _ = self._stamp_now()
         if found != entry.bytes:
             raise DataError(f"{self.path}: {found:,} bytes, the manifest says {entry.bytes:,}", PREPARE_AGAIN)
-        self._compared: dict[int, tuple[int, int]] = {}  # block -> the stamp of its file then
+        self._compared: dict[int, tuple[int, int]] = {}  # block -> the stamp of its file at that time
 
     def read(self, index: int, *, verify: bool) -> np.ndarray:
-        """The bytes of a block, uint8.
+        """Reads the bytes of a block, uint8.
 
         Raises:
-            DataError: if they are not there, or not the ones that were written.
+            DataError: if they are missing or were changed.
         """
         start, stop = self.table.offsets[index : index + 2].tolist()
         content = np.empty(stop - start, dtype=np.uint8)
@@ -143,12 +143,12 @@ class _Split:
         return content
 
     def verify(self) -> None:
-        """Reads what was not compared yet, or was written to since."""
+        """Verifies blocks that were not verified yet, or whose file was changed since."""
         for index in range(len(self.table)):
             if self._compared.get(index) != self._stamp_now():
                 self.read(index, verify=True)
 
     def _stamp_now(self) -> tuple[int, int]:
-        """Size and time of the last change, in nanoseconds."""
+        """Returns the size and modification time, in nanoseconds."""
         found = os.fstat(self._file)
         return found.st_size, found.st_mtime_ns

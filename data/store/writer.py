@@ -1,4 +1,4 @@
-"""Writes a store: blocks of each split one after another, then the manifest, which makes it one."""
+"""Writes a store: the blocks of each split, then the manifest, which makes it a store."""
 
 import os
 import zlib
@@ -21,7 +21,7 @@ STORE_BLOCK_ROWS = 65_536
 
 @dataclass
 class _SplitFiles:
-    """The two files of a split, blocks and the table of them, and how far they are written."""
+    """The two files of a split, blocks and their table, and how far they are written."""
 
     blocks: BinaryIO
     table: BinaryIO
@@ -29,17 +29,17 @@ class _SplitFiles:
 
 
 class StoreWriter:
-    """Fills an existing directory; without `finish` it never is a store.
+    """Fills an existing directory; only `finish` makes it a store.
 
     Args:
         path: the directory.
         schema: of every block.
         block_rows: examples of every block but the last one of a split.
-        state: where to continue: what `state()` of an earlier writer of the same directory, schema and `block_rows`
-            gave after `sync()`. What was written later is cut off.
+        state: where to continue: `state()` of an earlier writer of the same directory, schema and `block_rows`, after
+            `sync()`. What was written later is cut off.
 
     Raises:
-        DataError: if the files cannot be written, or hold less than `state` says.
+        DataError: if the files cannot be written, or are shorter than in `state`.
     """
 
     def __init__(
@@ -69,23 +69,23 @@ class StoreWriter:
 
     @property
     def bytes_written(self) -> int:
-        """Bytes of all blocks so far."""
+        """Returns the bytes of all blocks so far."""
         return sum(files.written.bytes for files in self._splits.values())
 
     def add(self, split: str, block: Block) -> None:
         """Appends a block to its split.
 
         Raises:
-            DataError: if a block but the last has not `block_rows` examples, does not fit the schema, or the disk is
-                full.
+            DataError: if a block other than the last does not have `block_rows` examples, it does not fit the schema,
+                or the disk is full.
         """
         self.add_encoded(split, len(block), pack(self.schema, block))
 
     def add_encoded(self, split: str, num_examples: int, content: bytes) -> None:
-        """Appends a block that `layout.pack` made for the schema, for callers that encode in threads.
+        """Appends a block from `layout.pack`, for callers that encode in threads.
 
         Raises:
-            DataError: if a block but the last has not `block_rows` examples, or the disk is full.
+            DataError: if a block other than the last does not have `block_rows` examples, or the disk is full.
         """
         files = self._splits[split]
         written = files.written
@@ -101,11 +101,11 @@ class StoreWriter:
         )
 
     def state(self) -> dict[str, dict[str, int]]:
-        """How far every split is written, as small plain values for JSON; holds for the disk after `sync()`."""
+        """Returns how far every split is written, as small plain values for JSON; true of the disk after `sync()`."""
         return {split: asdict(files.written) for split, files in self._splits.items()}
 
     def sync(self) -> None:
-        """Waits until all blocks so far are on the disk, so that a writer can continue from `state()` after a crash.
+        """Flushes all blocks so far to disk, so that a writer can continue from `state()` after a crash.
 
         Raises:
             DataError: if the disk is full.
@@ -124,11 +124,11 @@ class StoreWriter:
         name: str | None = None,
         dense: Sequence[FittedDense] = (),
     ) -> None:
-        """Brings everything to the disk and writes the manifest.
+        """Flushes everything to disk and writes the manifest.
 
         Args:
-            preparation: how the examples were made out of raw rows.
-            vocabulary_fingerprint: of a source that was copied.
+            preparation: how the examples were made from raw rows.
+            vocabulary_fingerprint: fingerprint of a source that was copied.
             name: of the data.
             dense: the dense features over the training examples, if they were fitted.
         """
@@ -141,7 +141,7 @@ class StoreWriter:
         write_manifest(self.path, content)
 
     def close(self) -> None:
-        """Closes the files; what they hold stays."""
+        """Closes the files and keeps them."""
         for split, files in self._splits.items():
             for file, name in ((files.blocks, split_file(split)), (files.table, table_file(split))):
                 with io_errors(self.path / name, "write"):
@@ -158,7 +158,7 @@ class StoreWriter:
             for file in (files.blocks, files.table):
                 try:
                     file.close()
-                except OSError:  # the error on its way out says more
+                except OSError:  # the original error says more
                     continue
 
 
@@ -168,11 +168,11 @@ def _open(path: Path, mode: str) -> BinaryIO:
 
 
 def _cut(file: BinaryIO, path: Path, size: int) -> None:
-    """Leaves the first `size` bytes of a file, and continues after them."""
+    """Truncates a file to `size` bytes, and continues after them."""
     with io_errors(path, "write"):
         found = file.seek(0, os.SEEK_END)
         if found < size:
-            raise DataError(f"{path}: {found:,} bytes, where {size:,} were written", "start over")
+            raise DataError(f"{path}: {found:,} bytes, but {size:,} were written", "start over")
         file.truncate(size)
         file.seek(size)
 

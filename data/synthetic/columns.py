@@ -1,6 +1,6 @@
-"""The columns of synthetic data: what each draws from random words, and what its values count for in the label.
+"""The columns of synthetic data: their values, drawn from random words, and the effects of values on the label.
 
-Small tables hold the weight and the effect of every row; large ones compute them, in memory that does not grow.
+Small tables store the weight and effect of every row; large ones compute them, in constant memory.
 """
 
 from typing import Protocol
@@ -14,23 +14,23 @@ from dlrmctl.data.schema import MISSING_ROW, RESERVED_ROWS
 from dlrmctl.data.synthetic.draws import EXPONENT, MISSING_RANK, Alias, PowerLaw, Scramble
 from dlrmctl.data.synthetic.teacher import bias_only, hashed_effects, random_effects, smooth_effects
 
-MOST_IN_TABLES = 1 << 14  # ids; setting up more takes longer than computing them
-_LEVELS = 4096  # different draws of a dense feature
+MOST_IN_TABLES = 1 << 14  # ids; storing more takes longer than computing them
+_LEVELS = 4096  # distinct draws of a dense feature
 
 
 class GeneratedSparse(Protocol):
-    """One sparse feature: N words in, N rows of its table out."""
+    """A sparse feature, which maps N words to N rows of its table."""
 
     def draw(self, words: np.ndarray) -> np.ndarray:
-        """A row per word (uint32), int32; `MISSING_ROW` for a share of them."""
+        """Returns a row per word (uint32), int32; `MISSING_ROW` for a share of them."""
         ...
 
     def draw_more(self, words: np.ndarray) -> np.ndarray:
-        """Rows of ids that follow a first one in a list: none is missing."""
+        """Returns rows of further ids in a list, which are never missing."""
         ...
 
     def effects(self, rows: np.ndarray) -> np.ndarray:
-        """The effects of the rows, packed uint64."""
+        """Returns the effects of the rows, packed uint64."""
         ...
 
 
@@ -38,11 +38,11 @@ def sparse_column(num_ids: int, seed: int, column: int, slots: int, *, lists: bo
     """A sparse feature.
 
     Args:
-        num_ids: different values, the missing one not counted.
-        seed: of everything.
+        num_ids: distinct values, without the missing one.
+        seed: seed of everything.
         column: its number.
-        slots: how many effects are added up in a group at most.
-        lists: whether `draw_more` is wanted.
+        slots: the most effects that are added up in a group.
+        lists: whether `draw_more` is needed.
     """
     if num_ids <= MOST_IN_TABLES:
         return _Tables(num_ids, seed, column, slots, lists)
@@ -50,12 +50,12 @@ def sparse_column(num_ids: int, seed: int, column: int, slots: int, *, lists: bo
 
 
 def _missing(column: int) -> float:
-    """The share of missing values: from none in the first column to a third, in steps of one fifteenth."""
+    """Returns the share of missing values: from 0 in the first column to a third, in steps of one fifteenth."""
     return (column * 7 % 6) / 15
 
 
 def _paired(column: int, effects: np.ndarray) -> np.ndarray:
-    """Effects whose vectors count in one column of three: with more, pairs are many and small, and slow to learn."""
+    """Keeps the vectors of effects in one column of three: with more, pairs are many and small, and slow to learn."""
     return effects if column % 3 == 1 else bias_only(effects)
 
 
@@ -106,7 +106,7 @@ class _Computed:
 
 
 class GeneratedDense:
-    """One dense feature: 4,096 equally likely levels, each a heavy-tailed whole number from 0 on, or missing.
+    """A dense feature: 4,096 equally likely levels, each a heavy-tailed integer from 0 on, or missing.
 
     Attributes:
         integers: int64 per level; -1 where missing.

@@ -1,4 +1,4 @@
-"""Synthetic examples as rows in Criteo's format, which a preparation turns back into them."""
+"""Writes synthetic examples as rows in Criteo's format, which a preparation turns back into the examples."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from dlrmctl.data.synthetic.teacher import TeacherScores
 
 _LARGEST = 10**8  # integers are written in two halves of four digits
 _HALF = 10**4
-_FILLER = 0  # a byte that stands in no text
+_FILLER = 0  # a byte that is in no text
 _PADDED = [f"{i:04d}" for i in range(_HALF)]
 _BARE = [f"{i:d}".rjust(4, "\0") for i in range(_HALF)]
 _EMPTY = 2 * _HALF
 
 
 def criteo_values(column: int, rows: np.ndarray) -> np.ndarray:
-    """The value that stands for each row of a column's table, uint32: different ones for different rows.
+    """Returns the value of each row of a column's table, uint32; distinct for distinct rows.
 
     Source: the finalizer of MurmurHash3 (Austin Appleby, public domain), of the row and the column's number.
     """
@@ -36,7 +36,7 @@ class Chunk:
     """Consecutive rows as text.
 
     Attributes:
-        rows: how many.
+        rows: the number of rows.
         text: their lines.
         tally: their labels and true probabilities.
     """
@@ -47,7 +47,7 @@ class Chunk:
 
 
 def chunk(source: Synthetic, start: int, stop: int) -> Chunk:
-    """Training examples [start, stop) of a source without lists, which lie in one block."""
+    """Writes training examples [start, stop) of a source without lists, which must be in one block."""
     index = start // BLOCK_ROWS
     examples = source.read_examples("train", index)
     part = slice(start - index * BLOCK_ROWS, stop - index * BLOCK_ROWS)
@@ -63,17 +63,17 @@ def chunk(source: Synthetic, start: int, stop: int) -> Chunk:
 
 
 def chunk_edges(rows: int, ends: Iterable[int]) -> list[int]:
-    """The edges of the chunks of rows [0, rows): at blocks, and at `ends`."""
+    """Returns the boundaries of the chunks of rows [0, rows): at blocks, and at `ends`."""
     return sorted({*range(0, rows, BLOCK_ROWS), rows, *ends})
 
 
 def _words(texts: Sequence[str]) -> np.ndarray:
-    """Texts of four bytes as numbers that copy at once, uint32."""
+    """Returns texts of four bytes as uint32, which are copied at once."""
     return np.frombuffer("".join(texts).encode(), dtype=np.uint32)
 
 
 _HEX = _words([f"{i:04x}" for i in range(1 << 16)])
-# The lower half: as it is, or behind an upper one, or empty. The upper half: empty where it is 0.
+# The lower half: alone, or after an upper one, or empty. The upper half: empty if it is 0.
 _LOWER, _UPPER = _words([*_BARE, *_PADDED, "\0" * 4]), _words(["\0" * 4, *_BARE[1:]])
 
 
@@ -84,11 +84,11 @@ def criteo_text(
     values_FN: np.ndarray,
     has_value_FN: np.ndarray,
 ) -> bytes:
-    """Lines with a label, integers, and values of 8 hexadecimal digits, separated by tabs; what is missing is empty.
+    """Formats lines of a label, integers, and values of 8 hexadecimal digits, separated by tabs, empty where missing.
 
     Args:
         labels_N: 0 or 1.
-        integers_IN: whole numbers between -10**8 and 10**8.
+        integers_IN: integers between -10**8 and 10**8.
         values_FN: uint32.
         has_integer_IN, has_value_FN: bool, False where missing.
 
@@ -111,7 +111,7 @@ def criteo_text(
     text[:, -1] = ord("\n")
 
     def places(first: int, step: int, count: int) -> np.ndarray:
-        """Four bytes of every row, `step` bytes apart, wherever they lie."""
+        """Returns a view of four bytes of every row, `step` bytes apart."""
         return np.ndarray((N, count), np.uint32, text.data, first, (width, step))
 
     upper, lower = np.divmod(sizes, _HALF)

@@ -1,9 +1,9 @@
-"""Ids drawn from 32-bit words, the same everywhere.
+"""Draws ids from 32-bit words, with equal results on all machines.
 
-`Alias` draws from any small distribution with one word and no arithmetic but integers. Large tables follow a power law
-in scrambled order, in a few kilobytes per table, whatever its size: `PowerLaw` makes ranks of words by a quantile
-function of 4,096 straight pieces, `Scramble` makes ids of ranks by a bijection. The pieces come from multiplications
-and divisions alone, which IEEE 754 rounds in one way, and the rest is integers.
+`Alias` draws from any small distribution with one word and integer arithmetic. Large tables follow a power law in
+scrambled order, in a few kilobytes per table of any size: `PowerLaw` makes ranks of words by a quantile function of
+4,096 straight pieces, `Scramble` makes ids of ranks by a bijection. The pieces are computed by multiplications and
+divisions only, whose rounding IEEE 754 defines; the rest is integers.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ EXPONENT = 1.05
 _INVERSE = -20  # 1 / (1 - EXPONENT): quantiles are whole powers
 MISSING_RANK = -1
 _PIECE_BITS, _REST_BITS = 12, 20  # of a word
-_FIXED_BITS = 16  # of a quantile, behind the point
+_FIXED_BITS = 16  # of a quantile, after the point
 MAX_IDS = 1 << 26  # the widest piece has as many ids as a word's rest can tell apart
 
 
@@ -39,7 +39,7 @@ class Alias:
 
     @classmethod
     def of(cls, weights: np.ndarray) -> "Alias":
-        """The distribution proportional to `weights`, floats >= 0 with a positive sum, between 2 and 2**24 of them."""
+        """Returns the distribution proportional to `weights`, 2 to 2**24 floats >= 0 with a positive sum."""
         bits = (len(weights) - 1).bit_length()
         whole = np.zeros(1 << bits, dtype=np.int64)
         whole[: len(weights)] = np.round(weights / weights.sum() * 2.0**32)
@@ -55,11 +55,11 @@ class Alias:
             left[high] -= room - left[low]
             if left[high] < room:
                 small.append(large.pop())
-        # A full slot gives its own number either way, so a cut that needs a 33rd bit may lose it.
+        # A full slot returns its own number in both cases, so a cut may lose its 33rd bit.
         return cls(32 - bits, np.minimum(cuts, (1 << 32) - 1).astype(np.uint32), np.array(others, dtype=np.int32))
 
     def draw(self, words: np.ndarray) -> np.ndarray:
-        """One number per word, int32.
+        """Returns one number per word, int32.
 
         Args:
             words: uint32, any shape, uniform.
@@ -75,7 +75,7 @@ class PowerLaw:
 
     Attributes:
         starts: int64 per piece, its first quantile in units of 2**-16; 0 where the value is missing.
-        widths: int64 per piece, how far the next one is away.
+        widths: int64 per piece, the distance to the next one.
     """
 
     starts: np.ndarray
@@ -83,11 +83,11 @@ class PowerLaw:
 
     @classmethod
     def of(cls, num_ids: int, missing: float) -> "PowerLaw":
-        """A power law over `num_ids` ranks, at most `MAX_IDS`, after a share `missing` of missing values."""
+        """Returns a power law over `num_ids` ranks, at most `MAX_IDS`, after a share `missing` of missing values."""
         missing_pieces = int(missing * (1 << _PIECE_BITS))
         pieces = (1 << _PIECE_BITS) - missing_pieces
-        # The probability above x falls as x**-0.05, so x is the -20th power of what lies evenly between both ends.
-        last = float((Decimal(num_ids) + 1) ** (1 / Decimal(_INVERSE)))  # Decimal rounds alike everywhere, pow not
+        # The probability above x falls as x**-0.05, so x is the -20th power of a uniform number.
+        last = float((Decimal(num_ids) + 1) ** (1 / Decimal(_INVERSE)))  # pow rounds differently between machines
         even = 1.0 - (1.0 - last) * (np.arange(pieces + 1) / pieces)
         fourth = (even * even) * (even * even)
         eighth = fourth * fourth
@@ -97,7 +97,7 @@ class PowerLaw:
         return cls(np.concatenate((gap, quantiles[:-1])), np.concatenate((gap, np.diff(quantiles))))
 
     def draw(self, words: np.ndarray) -> np.ndarray:
-        """One rank per word, int64; `MISSING_RANK` where the value is missing.
+        """Returns one rank per word, int64; `MISSING_RANK` where the value is missing.
 
         Args:
             words: uint32, any shape, uniform.
@@ -117,7 +117,7 @@ class Scramble:
 
     Args:
         count: n, at most 2**32.
-        seed, column: what it depends on.
+        seed, column: the key of the bijection.
 
     Source: cycle walking, Black and Rogaway, "Ciphers with arbitrary finite domains" (2002): a bijection of the next
     power of two, repeated until the number is below n.
@@ -132,7 +132,7 @@ class Scramble:
         self._first, self._factors = keys[0], [key | np.uint32(1) for key in keys[1:]]
 
     def __call__(self, numbers: np.ndarray) -> np.ndarray:
-        """The number that each number is mapped to, uint32, one dimension."""
+        """Maps each number, uint32, one dimension."""
         mixed = self._mix(numbers.astype(np.uint32))
         outside = np.flatnonzero(mixed >= self._count)
         while len(outside):
@@ -142,7 +142,7 @@ class Scramble:
         return mixed
 
     def _mix(self, numbers: np.ndarray) -> np.ndarray:
-        # Adding, multiplying by an odd number and shifting right into oneself can all be undone in so many bits.
+        # Adding, multiplying by an odd number and xor with a right shift are all invertible in this many bits.
         mixed = numbers + self._first
         for factor in self._factors:
             mixed &= self._mask

@@ -1,7 +1,7 @@
-"""Criteo-shaped examples with a known optimum, made when they are read.
+"""Generates Criteo-shaped examples with a known optimum when they are read.
 
-The random words of a block depend on the seed, the split and the block's number alone (Philox counters), so any rank
-makes any part, bit for bit, and a split does not change when another one grows.
+The random words of a block depend only on the seed, the split and the block's number (Philox counters). So any rank can
+make any part, bit for bit, and a split does not change when another one grows.
 """
 
 import hashlib
@@ -24,17 +24,17 @@ from dlrmctl.data.synthetic.teacher import THRESHOLDS, Teacher, TeacherScores
 
 BLOCK_ROWS = 8192
 MAX_CARDINALITY = MAX_IDS
-_CALIBRATION = len(SPLITS)  # a stream of its own, in no split
+_CALIBRATION = len(SPLITS)  # its own stream, in no split
 _CALIBRATION_BLOCKS = 16
 
 
 @dataclass(frozen=True)
 class Examples:
-    """A block and how it came about, N examples.
+    """A block of N examples, and how it was made.
 
     Attributes:
-        block: what a model sees.
-        levels_IN: the levels of the dense features, as their columns number them.
+        block: the input of a model.
+        levels_IN: the levels of the dense features.
         steps_N: the places of the true probabilities in `teacher.PROBABILITIES`.
     """
 
@@ -44,10 +44,10 @@ class Examples:
 
 
 class Synthetic:
-    """A source without files: dense features, power-law ids in scrambled order, and a teacher that labels them.
+    """A source without files: dense features, power-law ids in scrambled order, and a teacher that draws the labels.
 
     Args:
-        seed: of everything.
+        seed: seed of everything.
         num_train, num_validation, num_test: examples per split.
         cardinalities: ids per sparse feature; each has row 0 for missing and an unused row 1 besides.
         max_ids: longest list of ids, for all features or for each; lists have 1 to `max_ids` ids.
@@ -115,11 +115,11 @@ class Synthetic:
         return self._num_examples[split]
 
     def fingerprint(self) -> str:
-        """Depends on the settings alone."""
+        """Depends only on the settings."""
         return self._fingerprint
 
     def vocabulary_fingerprint(self) -> str:
-        """Depends on what the effects of the ids depend on: the seed and the cardinalities."""
+        """Depends, as the effects of ids do, on the seed and the cardinalities."""
         return self.features.vocabulary_fingerprint()
 
     def read_block(self, split: str, index: int) -> Block:
@@ -127,7 +127,7 @@ class Synthetic:
         return self.read_examples(split, index).block
 
     def bayes(self, split: str) -> Bayes:
-        """Scores of the true probabilities on the whole split, found block by block."""
+        """Computes the scores of the true probabilities on the whole split, block by block."""
         tally = TeacherScores()
         for index in range(-(-self.num_examples(split) // BLOCK_ROWS)):
             examples = self.read_examples(split, index)
@@ -135,7 +135,7 @@ class Synthetic:
         return tally.bayes()
 
     def read_examples(self, split: str, index: int) -> Examples:
-        """A block with what its labels were drawn from."""
+        """Returns a block with what its labels were drawn from."""
         rows = min(BLOCK_ROWS, self.num_examples(split) - index * BLOCK_ROWS)
         if index < 0 or rows <= 0:
             raise DataError(f"the {split} split has no block {index}")
@@ -145,12 +145,12 @@ class Synthetic:
         return Examples(block, levels, steps)
 
     def _examples(self, stream: int, index: int, rows: int) -> tuple[Block, np.ndarray, np.ndarray]:
-        """A block with labels not yet given, the levels of its dense features [I, rows], and the labels' words."""
+        """Returns a block without labels, the levels of its dense features [I, rows], and the labels' words."""
         lists = [feature.max_ids for feature in self.schema.sparse]
         num_words = sum(lists) + 1
         num_halves = len(self.schema.dense) + (0 if self.schema.one_hot else len(lists))
         raw = words(BLOCK_ROWS * (2 * num_words + num_halves + 3) // 4, self.seed, Use.EXAMPLES, index, stream)
-        # Whole blocks are drawn even where the split ends, so that a longer split begins with the shorter one.
+        # Whole blocks are drawn even at the end of a split, so that a longer split begins with the shorter one.
         full = raw.view(np.uint32)[: num_words * BLOCK_ROWS].reshape(num_words, BLOCK_ROWS)[:, :rows]
         halves = raw.view(np.uint16)[2 * num_words * BLOCK_ROWS :][: num_halves * BLOCK_ROWS]
         halves = halves.reshape(num_halves, BLOCK_ROWS)[:, :rows]
@@ -178,7 +178,7 @@ class Synthetic:
         return Block(dense_IN, ids_F, labels_N, lengths_FN), levels_IN, full[-1]
 
     def _groups(self, block: Block, levels_IN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Packed sums of effects of group A and of group B, uint64 [N] each."""
+        """Returns packed sums of effects of group A and of group B, uint64 [N] each."""
         sums = []
         for group in (0, 1):
             total = np.zeros(len(block), dtype=np.uint64)

@@ -1,10 +1,10 @@
-"""The known truth behind synthetic data: from rows of tables and levels of dense features to a probability.
+"""The true probabilities of synthetic data, computed from rows of tables and levels of dense features.
 
 logit = offset + main * (sum of per-value biases) + pair * <sum of vectors of group A, sum of vectors of group B>
 
 Every categorical row and every level of a dense feature has a bias, and in every third feature a vector of three
 numbers. The four are 16-bit lanes of one uint64, scaled so that no sum over a group overflows its lane: one lookup
-and one addition per feature. All is integer arithmetic up to a table of probabilities, so that every rank makes the
+and one addition per feature. All arithmetic is on integers up to a table of probabilities, so that every rank makes the
 same bits.
 """
 
@@ -28,13 +28,13 @@ PROBABILITIES = THRESHOLDS / 2.0**32
 
 
 def random_effects(num_rows: int, slots: int, seed: int, table: int) -> np.ndarray:
-    """Packed effects of independent rows, uint64 [num_rows].
+    """Draws packed effects of independent rows, uint64 [num_rows].
 
     Args:
-        num_rows: of the table.
-        slots: how many effects are added up in a group at most.
-        seed: of the teacher.
-        table: which table of the teacher.
+        num_rows: rows of the table.
+        slots: the most effects that are added up in a group.
+        seed: seed of the teacher.
+        table: number of the table.
     """
     # The sum of four uniform numbers is nearly normal, and bounded.
     parts = words(num_rows * LANES, seed, Use.EFFECTS, table).view(np.uint16).reshape(num_rows, LANES, 4)
@@ -42,7 +42,7 @@ def random_effects(num_rows: int, slots: int, seed: int, table: int) -> np.ndarr
 
 
 def hashed_effects(rows: np.ndarray, slots: int, seed: int, table: int) -> np.ndarray:
-    """Packed effects of independent rows of a table too large to be listed, uint64 of the shape of `rows`.
+    """Computes packed effects of rows of a table too large to store, uint64 of the shape of `rows`.
 
     Args:
         rows: whole numbers >= 0.
@@ -61,7 +61,7 @@ def hashed_effects(rows: np.ndarray, slots: int, seed: int, table: int) -> np.nd
 
 
 def smooth_effects(values: np.ndarray, slots: int, seed: int, table: int) -> np.ndarray:
-    """Packed effects that change smoothly with a value in [0, 1], uint64 of the shape of `values` (one dimension)."""
+    """Draws packed effects that change smoothly with a value in [0, 1], uint64 of the shape of `values` (1-d)."""
     draws = words(LANES * 2, seed, Use.EFFECTS, table).reshape(LANES, 2, 1) / 2.0**64 - 0.5
     waves = np.cos(np.pi * values) * draws[:, 0] + np.cos(2 * np.pi * values) * draws[:, 1]
     return _pack(np.round((0.5 + 0.5 * waves.T) * (_levels(slots) - 1)).astype(np.int64))
@@ -72,23 +72,23 @@ def _levels(slots: int) -> int:
 
 
 def _pack(effects: np.ndarray) -> np.ndarray:
-    """[rows, LANES] of small integers to one uint64 per row."""
+    """Packs [rows, LANES] small integers into one uint64 per row."""
     shifts = np.arange(LANES, dtype=np.uint64) * np.uint64(16)
     return (effects.astype(np.uint64) << shifts).sum(axis=1, dtype=np.uint64)
 
 
 def _lanes(packed: np.ndarray) -> np.ndarray:
-    """The four lanes of each sum, int64 [LANES, n]."""
+    """Unpacks the four lanes of each sum, int64 [LANES, n]."""
     shifts = (np.arange(LANES, dtype=np.uint64) * np.uint64(16))[:, None]
     return ((packed >> shifts) & np.uint64(0xFFFF)).astype(np.int64)
 
 
 class Teacher:
-    """Scales and offset of the logit, found on a sample so that the label rate is right.
+    """Scales and offset of the logit, fitted on a sample for the label rate.
 
     Args:
         group_a, group_b: packed sums of effects of the sample's examples, uint64 [n].
-        label_rate: wanted mean probability.
+        label_rate: the mean probability.
     """
 
     def __init__(self, group_a: np.ndarray, group_b: np.ndarray, *, label_rate: float) -> None:
@@ -111,30 +111,30 @@ class Teacher:
         return lanes_a[0] + lanes_b[0], np.einsum("ln,ln->n", lanes_a[1:], lanes_b[1:])
 
     def steps(self, group_a: np.ndarray, group_b: np.ndarray) -> np.ndarray:
-        """Places in `PROBABILITIES` and `THRESHOLDS`, int64 [n], for packed sums of effects, uint64 [n]."""
+        """Returns places in `PROBABILITIES` and `THRESHOLDS`, int64 [n], for packed sums of effects, uint64 [n]."""
         main, pair = self._parts(group_a, group_b)
         steps = (main * self._main >> 16) + (pair * self._pair >> 32) + (self._offset + _LIMIT * _STEPS)
         return np.clip(steps, 1, len(THRESHOLDS) - 1)
 
 
 def bias_only(packed: np.ndarray) -> np.ndarray:
-    """The same effects with their vectors set to zero."""
+    """Returns the same effects with their vectors set to zero."""
     return packed & np.uint64(0xFFFF)
 
 
 class TeacherScores:
-    """Counts examples by label and probability: all examples of a step share one, so that scores are exact."""
+    """Counts examples by label and probability; all examples of a step share one, so that scores are exact."""
 
     def __init__(self) -> None:
         self.counts = np.zeros((2, len(PROBABILITIES)), dtype=np.int64)
 
     def add(self, labels_N: np.ndarray, steps_N: np.ndarray) -> None:
-        """More examples: labels, and places in `PROBABILITIES`."""
+        """Adds examples: labels, and places in `PROBABILITIES`."""
         for label in (0, 1):
             self.counts[label] += np.bincount(steps_N[labels_N == label], minlength=len(PROBABILITIES))
 
     def merge(self, other: "TeacherScores") -> None:
-        """The examples of another tally too."""
+        """Adds the examples of another tally."""
         self.counts += other.counts
 
     @property
@@ -142,12 +142,12 @@ class TeacherScores:
         return float(self.counts[1].sum() / self.counts.sum())
 
     def bayes(self) -> Bayes:
-        """The scores of all of them; there must be one at least."""
+        """Returns the scores; at least one example is needed."""
         return score_teacher(self.counts)
 
 
 def score_teacher(counts: np.ndarray) -> Bayes:
-    """Scores of `PROBABILITIES` against labels, from the number of examples by label (0, 1) and place, [2, places]."""
+    """Computes scores of `PROBABILITIES`, from the numbers of examples by label (0, 1) and place, [2, places]."""
     negatives, positives = counts
     total, ones = int(counts.sum()), int(positives.sum())
     log_loss = -(np.dot(positives, np.log(PROBABILITIES)) + np.dot(negatives, np.log1p(-PROBABILITIES))) / total

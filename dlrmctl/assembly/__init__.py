@@ -1,1 +1,1 @@
-"""Settings -> the parts of a run: tables, model, optimizers and their state, schedule; compressed models too."""
+"""Builds the parts of a run from its settings: tables, model, optimizers, schedule; and compressed models."""

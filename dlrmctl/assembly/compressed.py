@@ -1,4 +1,4 @@
-"""Compressed tables beside their dense network: written as a directory that opens like a run, and opened again.
+"""Compressed tables with their dense network: a directory that opens like a run.
 
 OUT/manifest.json, tables-*.safetensors   the tables; see `embeddings.compression.artifact`
     dense.safetensors                     the dense network
@@ -27,16 +27,16 @@ REPORT = "report.json"
 
 
 def is_compressed(path: Path) -> bool:
-    """Whether a directory holds compressed tables."""
+    """Returns whether a directory has compressed tables."""
     manifest = path / MANIFEST
     return manifest.is_file() and FORMAT in manifest.read_text(errors="replace")[:200]
 
 
 def open_artifact(path: Path) -> Artifact:
-    """The compressed tables in a directory, held against their checksums.
+    """Opens the compressed tables in a directory, and verifies their checksums.
 
     Raises:
-        UserError: if they are damaged or of another version.
+        UserError: if they are damaged or have another version.
     """
     try:
         return Artifact(path)
@@ -45,13 +45,13 @@ def open_artifact(path: Path) -> Artifact:
 
 
 def load_model(path: Path, artifact: Artifact, config: Config, features: FeatureSpace, device: torch.device) -> DLRM:
-    """The whole model for evaluation.
+    """Loads the whole model for evaluation.
 
     Raises:
-        UserError: if it was made from tensors alone, or for other features than the data has.
+        UserError: if it was made from tensors without a model, or for other features than the data's.
     """
     if artifact.source.get("kind") != "checkpoint":
-        raise UserError(f"{path}: holds tables without a model, so it cannot be evaluated")
+        raise UserError(f"{path} has tables without a model, so it cannot be evaluated")
     described = feature_tables(config, features.schema)
     names = [table.name for feature in described for table in feature.tables(config.embeddings.dim)]
     tables, network = read_parts(artifact, names)
@@ -59,12 +59,12 @@ def load_model(path: Path, artifact: Artifact, config: Config, features: Feature
 
 
 def read_parts(artifact: Artifact, names: Sequence[str]) -> tuple[dict[str, Compressed], dict[str, Tensor]]:
-    """The tables of these names, and the weights of the dense network.
+    """Reads the tables of these names, and the weights of the dense network.
 
     Raises:
-        UserError: if one is not there, or damaged.
+        UserError: if one is missing or damaged.
     """
     try:
         return {name: artifact.read(name) for name in names}, artifact.read_tensors(DENSE_FILE)
     except ValueError as problem:
-        raise UserError(f"{artifact.path}: does not fit this data: {problem}") from None
+        raise UserError(f"{artifact.path} does not fit this data: {problem}") from None

@@ -23,8 +23,8 @@ from dlrmctl.settings.config import Config
 class Model:
     """A DLRM on this rank.
 
-    `embeddings` are the sharded tables, `network` the dense half, `replicated` the same half with its gradients
-    averaged over ranks; `precision` is the setting.
+    `embeddings` are the sharded tables, `network` is the dense half, `replicated` the same half with gradients averaged
+    over ranks.
     """
 
     sharded: Sharded
@@ -42,7 +42,7 @@ class Model:
         return scoring_model(self.embeddings, self.network, self.precision, device)
 
     def tensors(self) -> dict[str, dict[str, Any]]:
-        """The weights by name, for checkpoints: live tensors, so that loading into them changes the model."""
+        """Returns the weights by name, for checkpoints: live tensors, so that loading into them changes the model."""
         tables = {name: value for name, value in sparse_state(self.sharded.dmp).items() if name.endswith("/weight")}
         return {"tables": tables, "network": self.network.state_dict()}
 
@@ -61,11 +61,11 @@ def build_model(
     Args:
         features: of the data.
         batch_size: examples per rank and step, for the plan.
-        memory_bytes: what each rank may use for tables; default: what the device has left.
+        memory_bytes: memory of each rank for tables; default: the free memory of the device.
         inputs: what becomes of the dense features; default: what the settings and the data say.
 
     Raises:
-        UserError: if the tables do not fit the settings or the memory; said before any of it is taken.
+        UserError: if the tables do not fit the settings or the memory, before anything is allocated.
     """
     settings = config.embeddings
     tables = feature_tables(config, features.schema)

@@ -1,4 +1,4 @@
-"""Builds the dense half of the model, and a whole model that scores without TorchRec."""
+"""Builds the dense half of the model, and a whole model for scoring without TorchRec."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,7 +44,7 @@ def build_dense_network(
 
 
 class Bfloat16Network(nn.Module):
-    """A dense half that computes as training does with the precision "bf16", under autocast; its logits are float32."""
+    """A dense half under autocast, as in training with the precision "bf16"; its logits are float32."""
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Bfloat16Network(nn.Module):
 
 
 def scoring_model(embeddings: nn.Module, network: nn.Module, precision: str, device: torch.device) -> DLRM:
-    """The model that scores: it computes logits as training with this precision does."""
+    """Returns the model for scoring, which computes logits as training with this precision does."""
     return DLRM(embeddings, Bfloat16Network(network, device) if precision == "bf16" else network)
 
 
@@ -71,23 +71,23 @@ def stored_model(
     device: torch.device,
     where: Path,
 ) -> DLRM:
-    """A trained model with plain lookups: no kernels for training, no optimizer state.
+    """Loads a trained model with plain lookups, without optimizer state.
 
     Args:
         features: of the data that is to be scored.
         feature_tables: of its sparse features, by the settings.
         tables: one for each table of these, by its name.
         weights: of the dense half.
-        where: tables and weights come from, for messages.
+        where: origin of the tables and weights, for messages.
 
     Raises:
-        UserError: if tables or weights are of another model than the settings describe.
+        UserError: if tables or weights are not of the model that the settings describe.
     """
     network = load_network(config, features, weights, where)
     try:
         embeddings = compose(feature_tables, config.embeddings.dim, tables)
     except ValueError as problem:
-        raise UserError(f"{where}: does not fit this model: {problem}", _OTHER_MODEL) from None
+        raise UserError(f"{where} does not fit this model: {problem}", _OTHER_MODEL) from None
     return scoring_model(embeddings, network, config.train.precision, device).to(device)
 
 
@@ -108,5 +108,5 @@ def load_network(config: Config, features: FeatureSpace, weights: Mapping[str, T
         network.load_state_dict(dict(weights))
     except RuntimeError as problem:
         reason = str(problem).strip().splitlines()[-1].strip()
-        raise UserError(f"{where}: does not fit this model: {reason}", _OTHER_MODEL) from None
+        raise UserError(f"{where} does not fit this model: {reason}", _OTHER_MODEL) from None
     return network

@@ -1,4 +1,4 @@
-"""The dense optimizer, its averaging and the learning-rate schedule of the settings, and their state by name."""
+"""Builds the dense optimizer, its averaging and the learning-rate schedule, and names their state."""
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,7 @@ def build_dense_optimizer(
     """Builds the optimizer of the MLPs; the tables' optimizer runs inside their backward.
 
     Args:
-        group: the ranks that share Shampoo's work; None for this process alone.
+        group: the ranks that share Shampoo's work; None means this process alone.
     """
     parameters, lr, decay = list(network.parameters()), settings.dense_lr, settings.weight_decay
     # One pass over memory on CPU; a GPU has no fused adagrad.
@@ -45,7 +45,7 @@ def build_dense_optimizer(
         refresh_schedule=settings.shampoo_schedule,
         start_preconditioning_step=settings.shampoo_start,
         grafting_config=_grafting(settings),
-        # One side: the root of that factor alone, to the power -1/2, and none for the other.
+        # One-sided: the root of that factor alone, to the power -1/2.
         inverse_exponent_override={2: {0: 0.5, 1: 0.0}} if settings.shampoo_sides == 1 else None,
         precondition_vectors=False,
         stagger_refresh=True,
@@ -55,7 +55,7 @@ def build_dense_optimizer(
 
 
 def build_averaging(settings: OptimSettings, optimizer: torch.optim.Optimizer) -> PrimalAveraging | None:
-    """What averages the parameters of this optimizer and steps in its place; None where nothing is averaged."""
+    """Returns the averaging that wraps this optimizer and steps in its place; None without averaging."""
     if settings.averaging == "none":
         return None
     horizon, mu_y = settings.averaging_horizon, settings.averaging_mu_y
@@ -79,7 +79,7 @@ def _grafting(settings: OptimSettings) -> Grafting | None:
 
 
 def build_schedule(config: Config, steps: int) -> Schedule:
-    """The learning-rate factor over a run of so many steps; decay without a length ends with it."""
+    """Returns the learning-rate factor over a run of this many steps; a decay without a length ends with it."""
     settings = config.schedule
     warmup_steps = min(steps // 20, 1000) if settings.warmup_steps is None else settings.warmup_steps
     ramp = warmup_steps + settings.hold_steps
@@ -94,9 +94,9 @@ def build_schedule(config: Config, steps: int) -> Schedule:
 
 
 def dense_state(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
-    """The state by parameter name: live tensors, so that loading into them changes the optimizer.
+    """Returns the state by parameter name: live tensors, so that loading into them changes the optimizer.
 
-    State that torch's optimizers would make on their first step is made here, or a load would pass it over.
+    State that torch's optimizers make on their first step is made here, since a load would miss it otherwise.
     """
     named = dict(network.named_parameters())
     if isinstance(optimizer, DistributedShampoo):
@@ -112,14 +112,14 @@ def dense_state(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[st
 
 
 def failed_roots(optimizer: torch.optim.Optimizer, ranks: Ranks) -> list[str]:
-    """One line per rank whose Shampoo blocks had roots that could not be computed. Every rank must call it."""
+    """Returns one line per rank with failed roots of Shampoo blocks. Every rank must call it."""
     report = optimizer.failed_roots_report() if isinstance(optimizer, DistributedShampoo) else ""
     return [text for text in ranks.gather(report) if text]
 
 
 @torch.no_grad()
 def _materialize(optimizer: torch.optim.Optimizer) -> None:
-    """Makes a torch optimizer allocate its state, without moving a weight."""
+    """Makes a torch optimizer allocate its state, without changing a weight."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     before = [(p.detach().clone(), p.grad) for p in parameters]
     rates = [group["lr"] for group in optimizer.param_groups]

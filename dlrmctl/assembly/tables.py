@@ -1,4 +1,4 @@
-"""The tables of every sparse feature of the data, by the settings."""
+"""Chooses the tables of every sparse feature of the data, by the settings."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,15 +11,15 @@ from dlrmctl.errors import UserError
 from dlrmctl.settings.config import Config
 from dlrmctl.settings.embeddings import changes_of_table, check_patterns
 
-# A remainder table has a row for every collision, so the others have a smallest size.
+# A remainder table has a row for every collision, so "qr" has a smallest size.
 _BEYOND = "--embedding hash has no lower bound; a lower --qr-threshold compresses smaller tables too"
 
 
 def feature_tables(config: Config, schema: Schema) -> list[FeatureTable]:
-    """The tables of every sparse feature, in their order.
+    """Returns the tables of every sparse feature, in their order.
 
     Raises:
-        UserError: if a section of a single table matches none, its settings contradict, or a ratio is out of reach.
+        UserError: if a section matches no table, its settings contradict, or a ratio is out of reach.
     """
     features = [(feature.name, feature.rows, feature.max_ids) for feature in schema.sparse]
     names = [feature.name for feature in schema.sparse]
@@ -43,7 +43,7 @@ def feature_tables(config: Config, schema: Schema) -> list[FeatureTable]:
     try:
         if ratio is None:
             tables = [scheme.table(feature) for scheme, feature in zip(schemes, features, strict=True)]
-            num_parameters(tables, dim)  # widths that no kernel has are refused here
+            num_parameters(tables, dim)  # raises for widths that no kernel has
             return tables
         given = ["collisions" in change for change in changes]
         return fit_ratio(features, schemes, given, ratio=ratio, dim=dim)
@@ -54,20 +54,20 @@ def feature_tables(config: Config, schema: Schema) -> list[FeatureTable]:
 
 
 def unsorted_heads(tables: Sequence[FeatureTable], source: Source) -> list[str]:
-    """A warning, if exact heads are given to ids that are not known to be sorted by frequency."""
+    """Returns a warning if a "head" has ids that are not known to be sorted by frequency."""
     is_sorted = source.features.sorted_by_frequency
     heads = [table.name for table in tables if table.embedding == "head" and not is_sorted(table.name)]
     if not heads:
         return []
     which = heads[0] if len(heads) == 1 else f"{heads[0]} and {len(heads) - 1} more"
     return [
-        f"warning: the ids of {which} are not sorted by frequency, so that the head of the table is for any ids; "
+        f"warning: the ids of {which} are not sorted by frequency, so the head of the table is for arbitrary ids; "
         "`dlrmctl prepare` with a vocabulary sorts them"
     ]
 
 
 def summary(tables: Sequence[FeatureTable], dim: int) -> str:
-    """One line: the tables, and how much smaller they are than full ones."""
+    """Returns one line: the tables, and how much smaller they are than full ones."""
     full, kept = sum(table.rows * dim for table in tables), num_parameters(tables, dim)
     counts: dict[str, int] = {}
     for table in tables:

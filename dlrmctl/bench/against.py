@@ -1,4 +1,4 @@
-"""Compares a result of a benchmark with an earlier one: what changed beyond the noise, and what else is different."""
+"""Compares a benchmark result with an earlier one: changes beyond the noise, and differences of the settings."""
 
 import json
 import math
@@ -15,19 +15,19 @@ from dlrmctl.errors import UserError
 
 _RANGE = {"median", "fastest", "slowest"}
 CONDITIONS = ("environment", "options", "settings")
-_STORE = ("data", "train_examples", "block_rows")  # what a store is; bytes per row are what became of it
-_MACHINE = {"limits", "machine", "floor_ms", "floor_parts_ms"}  # what has nothing of this program in it
-_ERRORS = 2.0  # standard errors of a difference that chance seldom exceeds (5 %)
-_MEMORY = 0.05  # the allocator alone moves the peak of a process by a few percent
+_STORE = ("data", "train_examples", "block_rows")  # what describes a store; its bytes per row are a result
+_MACHINE = {"limits", "machine", "floor_ms", "floor_parts_ms"}  # measures the machine only
+_ERRORS = 2.0  # standard errors of a difference at 5 % significance
+_MEMORY = 0.05  # the allocator alone changes peak memory by a few percent
 _LARGER_IS_BETTER = ("per_second", "gflops", "share", "to_base", "auc", "gap_closed")
 _TIMES = ("_ms", "ns_per_row", "seconds", "per_second", "gflops")
 _MOST_BYTES = 1 << 28
-_LONGEST_INTEGER = 15  # digits; longer ones are read as floats, which end in infinity and not in an error
+_LONGEST_INTEGER = 15  # digits; longer ones are read as floats, which become infinity instead of an error
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured value and how far it may be off: the range of its rounds, or a standard error."""
+    """A measured value with its uncertainty: the range of its rounds, or a standard error."""
 
     value: float
     low: float
@@ -35,14 +35,14 @@ class Figure:
     error: float | None = None
 
     def differs(self, other: "Figure") -> bool:
-        """Whether the ranges do not overlap; with standard errors, whether the difference is above 2 of its own."""
+        """Returns whether ranges are disjoint, or the difference is above 2 of its standard errors."""
         if self.error is not None and other.error is not None:
             return abs(self.value - other.value) > _ERRORS * math.hypot(self.error, other.error)
         return self.high < other.low or other.high < self.low
 
 
 def figures(result: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Figure]]:
-    """Every value of a result that has a spread, and every size in bytes, by its place in the result."""
+    """Returns every value of a result that has a spread, and every size in bytes, by its place in the result."""
     if not isinstance(result, Mapping):
         return
     if set(result) >= _RANGE and all(isinstance(result[key], int | float) for key in _RANGE):
@@ -87,12 +87,12 @@ def compare(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any
 
 
 def show_comparison(file: str, comparison: Mapping[str, Any]) -> None:
-    """The comparison for people."""
+    """Prints the comparison."""
     changes, compared = comparison["changes"], comparison["compared"]
     for each in comparison["different"]:
-        output.print(f"not alike: {each['what']} = {_text(each['now'])} now, {_text(each['earlier'])} in {file}")
+        output.print(f"different: {each['what']} = {_text(each['now'])} now, {_text(each['earlier'])} in {file}")
     if not compared:
-        output.print(f"against {file}: nothing was compared, for no figure with a spread is in both")
+        output.print(f"against {file}: nothing to compare, no figure with a spread is in both")
         return
     if not changes:
         output.print(f"against {file}: nothing changed beyond the noise, of {counted(compared, 'figure')}")
@@ -112,7 +112,7 @@ def show_comparison(file: str, comparison: Mapping[str, Any]) -> None:
         ],
     )
     if any(each["of_machine"] for each in changes):
-        output.print("the machine itself was faster or slower: shares and ratios say more than times")
+        output.print("the machine itself was faster or slower: compare shares and ratios, not times")
 
 
 def _verdict(path: tuple[str, ...], earlier: float, now: float) -> str:
@@ -126,7 +126,7 @@ def _verdict(path: tuple[str, ...], earlier: float, now: float) -> str:
 
 
 def _conditions(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Names and values of what a result was measured with, and its parts."""
+    """Returns names and values of what a result was measured with, and of its parts."""
     for section in CONDITIONS:
         yield from _leaves(result.get(section, {}))
     yield "ranks", result.get("ranks")
@@ -149,32 +149,32 @@ def _text(value: Any) -> str:
 
 
 def read_result(path: Path, command: str) -> dict[str, Any]:
-    """A result that `--out` wrote.
+    """Reads a result that `--out` wrote.
 
     Raises:
-        UserError: if it cannot be read, is no result of this command, or has no figure to compare with.
+        UserError: if it cannot be read, is not a result of this command, or has no figure to compare.
     """
-    hint = f"`dlrmctl bench {command} -o FILE` writes one; give a file that is not there yet"
+    hint = f"`dlrmctl bench {command} -o FILE` writes one"
     try:
         result = json.loads(read_file(path, most=_MOST_BYTES), parse_int=_integer)
     except DataError as problem:
         raise UserError(problem.message, hint) from None
     except (ValueError, RecursionError):
-        raise UserError(f"{path}: is no JSON, so no result of a benchmark", hint) from None
+        raise UserError(f"{path} is not JSON, so not a benchmark result", hint) from None
     if not isinstance(result, dict) or not isinstance(result.get("command"), str):
-        raise UserError(f"{path}: is no result of a benchmark", hint)
+        raise UserError(f"{path} is not a benchmark result", hint)
     if result["command"] != command:
-        raise UserError(f"{path}: is a result of `bench {result['command']}`, not of `bench {command}`", hint)
+        raise UserError(f"{path} is a result of `bench {result['command']}`, not of `bench {command}`", hint)
     damage = _damage(result)
     if damage:
-        raise UserError(f"{path}: is no result of a benchmark: {damage}", hint)
+        raise UserError(f"{path} is not a benchmark result: {damage}", hint)
     if not any(figures(result)):
-        raise UserError(f"{path}: holds no figure with a spread, so nothing can be compared with it", hint)
+        raise UserError(f"{path} has no figure with a spread to compare with", hint)
     return result
 
 
 def _damage(result: Mapping[str, Any], where: str = "") -> str | None:
-    """The first thing that a result must have and this one has not, or None."""
+    """Returns the first thing that is missing in a result, or None."""
     for name in ("environment", "options"):
         if name not in result:
             return f"it has no {where}{name}"

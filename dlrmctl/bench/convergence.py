@@ -1,7 +1,7 @@
-"""Measures the steps and the time that optimizers need for the same validation NE (`dlrmctl bench convergence`).
+"""Measures the steps and time that optimizers need to the same validation NE (`dlrmctl bench convergence`).
 
 Every optimizer runs the same grid of learning rates with the same seeds, which fix initial values and the order of
-examples, so that comparisons are paired. The rate of each is the one with the best mean NE.
+examples, so that comparisons are paired. Each optimizer is reported at the rate with the best mean NE.
 """
 
 import json
@@ -27,7 +27,7 @@ from dlrmctl.training.step import TrainingStep
 from dlrmctl.training.train import Trainer
 
 Curve = list[tuple[int, float]]  # step, validation NE
-TIMED_STEPS = 50  # one refresh period of shampoo's default
+TIMED_STEPS = 50  # one refresh period of Shampoo's defaults
 
 
 def bench_convergence(
@@ -36,8 +36,8 @@ def bench_convergence(
     """Trains every optimizer with every rate and seed.
 
     Args:
-        config: everything else.
-        optimizers: dense optimizers; the first is what the others are held against.
+        config: all other settings.
+        optimizers: dense optimizers; the others are compared with the first.
         lrs: dense learning rates.
         seeds: 0, 1, ..., seeds - 1.
 
@@ -88,7 +88,7 @@ def _train(config: Config, source: Source, ranks: Ranks) -> Curve:
 
 
 def _step_times(config: Config, source: Source, ranks: Ranks, optimizers: Sequence[str]) -> dict[str, float]:
-    """Milliseconds per whole training step, amortised over a refresh period, variants alternated."""
+    """Measures milliseconds per whole training step, amortized over a refresh period, with variants alternated."""
     from dlrmctl.bench.variants import endless_batches
 
     works = {}
@@ -132,7 +132,7 @@ def _compare(curves: Sequence[Curve], targets: Sequence[tuple[int, float]], step
 
 
 def show_bench_convergence(result: dict[str, Any]) -> None:
-    """The result for people."""
+    """Prints the result."""
     base, seeds = result["baseline"], result["seeds"]
     rows = []
     for name, r in result["optimizers"].items():

@@ -1,4 +1,4 @@
-"""Measures reading a store and preparing one, beside what the machine can do (`dlrmctl bench data`).
+"""Measures reading and preparing a store, and the machine's limits (`dlrmctl bench data`).
 
 Rows are generated with Criteo Kaggle's cardinalities, as text; the text is prepared, and the store is read.
 """
@@ -27,7 +27,7 @@ from dlrmctl.data.synthetic.synthetic import Synthetic
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Amounts to measure; TorchRec's scripts take a minute for what the others do in a second."""
+    """Amounts to measure; TorchRec's scripts need a minute for a second's work of the others."""
 
     rows: int
     rows_for_torchrec: int
@@ -40,12 +40,12 @@ _QUICK = _Sizes(40_000, 2_000, 20_000, 1 << 25)
 
 
 def bench_data(path: Path | None, *, rounds: int, quick: bool) -> dict[str, Any]:
-    """Measures reading and preparing on rows that it makes, in a temporary directory.
+    """Measures reading and preparing generated rows, in a temporary directory.
 
     Args:
-        path: a store to read instead of the one made of the generated rows.
-        rounds: medians are over these.
-        quick: few rows; the figures are rough.
+        path: a store to read instead of the generated one.
+        rounds: number of rounds, of which medians are taken.
+        quick: use few rows; the figures are rough.
 
     Returns:
         Plain values: "machine", "store", "first_read", "reading" by kind, and "preparing" by number of rows and method.
@@ -72,7 +72,7 @@ def bench_data(path: Path | None, *, rounds: int, quick: bool) -> dict[str, Any]
         say("preparing")
         peers = [PARSING, OURS]
         if find_spec("iopath") is None:
-            warn("TorchRec's scripts are left out: they need iopath, which `pip install iopath` brings")
+            warn("TorchRec's scripts are omitted: they need iopath (`pip install iopath`)")
         else:
             peers.append(TORCHREC)
         preparing = {
@@ -89,7 +89,7 @@ def bench_data(path: Path | None, *, rounds: int, quick: bool) -> dict[str, Any]
 
 
 def _write_texts(texts: dict[int, Path]) -> None:
-    """The same rows in files of the lengths that are asked for."""
+    """Writes the same rows to files of the given lengths."""
     most = max(texts)
     source = Synthetic(0, most, 1, 1, cardinalities=SIZES["kaggle"])
     for rows, path in texts.items():
@@ -110,7 +110,7 @@ def _describe(store: Store) -> dict[str, Any]:
 def _beside_machine(
     reading: dict[str, Any], machine: dict[str, float], stores: dict[str, Store]
 ) -> dict[str, dict[str, Any]]:
-    """Adds to every kind how often its time is that of taking its values one by one, and nothing else."""
+    """Adds to every kind the ratio of its time to that of a bare gather of its values."""
     results = {}
     for kind, result in reading.items():
         store = stores[kind.split(",")[0]]
@@ -122,7 +122,7 @@ def _beside_machine(
 
 
 def _values_per_row(store: Store) -> float:
-    """Dense values, ids and label of a mean row of the first training block."""
+    """Returns the dense values, ids and label of a mean row of the first training block."""
     schema: Schema = store.schema
     block = store.read_block("train", 0)
     return len(schema.dense) + 1 + sum(len(ids) for ids in block.ids_F) / len(block)
@@ -136,12 +136,12 @@ def _with_ratios(methods: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]
 
 
 def show_bench_data(result: dict[str, Any]) -> None:
-    """The result for people."""
+    """Prints the result."""
     machine, store, first = result["machine"], result["store"], result["first_read"]
     output.print(
-        f"one core copies {rate_text(machine['copy_gigabytes_per_second'])} GB/s and takes "
+        f"one core copies {rate_text(machine['copy_gigabytes_per_second'])} GB/s and gathers "
         f"{rate_text(machine['gather_values_per_second'] / 1e6)} million random values per second; "
-        f"the disk takes {rate_text(machine['disk_write_gigabytes_per_second'])} GB/s and gives "
+        f"the disk writes {rate_text(machine['disk_write_gigabytes_per_second'])} GB/s and reads "
         f"{rate_text(machine['disk_read_gigabytes_per_second'])} GB/s"
     )
     output.print(
@@ -152,7 +152,7 @@ def show_bench_data(result: dict[str, Any]) -> None:
         f"{rate_text(first['rows_per_cpu_second'] / 1e6)} million rows/s"
     )
     print_table(
-        "reading, checksums apart",
+        "reading, without checksums",
         [
             "",
             "values",

@@ -1,6 +1,6 @@
-"""Delivers the result of a benchmark: a table or JSON, a file, a picture, and a comparison with an earlier one.
+"""Delivers a benchmark result: a table or JSON, a file, a picture, and a comparison with an earlier one.
 
-No torch here: everything that can be wrong with the files is said before anything is measured.
+It does not import torch, so that problems with files are reported before anything is measured.
 """
 
 import json
@@ -22,17 +22,17 @@ from dlrmctl.ranks.cores import usable_cores
 
 @dataclass
 class Delivery:
-    """The places that the result of a benchmark goes to.
+    """The outputs of a benchmark.
 
     Args:
         command: "step", "shampoo", ...
-        as_json: on standard output, in place of tables.
+        as_json: print JSON on standard output instead of tables.
         out: a file to write, or a pipe, or /dev/stdout.
         plot: a picture to write.
-        against: a file that an earlier run wrote; read at once, for `out` may be the same.
+        against: a file that an earlier run wrote; read at once, since `out` may be the same.
 
     Raises:
-        UserError, DataError: if a file cannot be written, or `against` holds no result of this command.
+        UserError, DataError: if a file cannot be written, or `against` is not a result of this command.
     """
 
     command: str
@@ -47,7 +47,7 @@ class Delivery:
         if self.out is not None and not self.out.parent.is_dir():
             raise UserError(f"{self.out.parent}: there is no such directory", f"mkdir -p {self.out.parent}")
         if self.out is not None and self.out.is_dir():
-            raise UserError(f"{self.out}: is a directory; --out names a file")
+            raise UserError(f"{self.out} is a directory; --out takes a file")
         if self.out is not None and not is_stream(self.out):
             check_writable(self.out)
             if self.plot is not None and self.out.resolve() == self.plot.resolve():
@@ -61,16 +61,16 @@ class Delivery:
 
         Args:
             measured: plain values.
-            show: prints it for people.
-            options: with which it was measured, besides the settings.
+            show: prints it.
+            options: the options of the measurement, besides the settings.
 
         Raises:
-            DataError: if a file cannot be written after all; the result was shown.
+            DataError: if a file cannot be written, after showing the result.
         """
         result: dict[str, Any] = tagged(self.command, measured, options)
         try:
             self._show(result, show)
-        finally:  # a pipe that was closed does not take the files with it
+        finally:  # a closed pipe must not lose the files
             try:
                 if self.out is not None:
                     _write(self.out, result)
@@ -98,13 +98,13 @@ class Delivery:
 
 
 def tagged(command: str, measured: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
-    """A result with what it depends on, of plain values as a file gives them back."""
+    """Returns a result with what it depends on, as plain values that a file can store."""
     result = {"command": command, "options": options, "environment": environment(measured), **measured}
     return json.loads(json.dumps(finite(result), default=str))
 
 
 def environment(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """Properties of the machine and the packages that figures depend on."""
+    """Returns properties of the machine and the packages that figures depend on."""
     import torch
 
     settings = measured.get("settings", {})

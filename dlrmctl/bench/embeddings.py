@@ -1,8 +1,8 @@
-"""Measures what smaller tables cost in NE, tuned alike and paired over seeds (`dlrmctl bench embeddings`).
+"""Measures the NE of smaller tables, with equal tuning and paired seeds (`dlrmctl bench embeddings`).
 
-Every method tries the same factors on its learning rates with seed 0 and keeps the one with the best validation NE.
+Every method tries the same factors of its learning rates with seed 0 and keeps the one with the best validation NE.
 Then each is trained with that factor on seeds 1, 2, ..., which fix the initial values, the order of the examples and,
-of synthetic data, the teacher and its rows; the test NE of a seed is compared within the seed.
+for synthetic data, the teacher and its rows. Methods are compared by the test NE for the same seed.
 """
 
 import statistics
@@ -26,14 +26,14 @@ TUNING_SEED = 0
 
 
 def method_settings(config: Config, method: str) -> Config:
-    """The settings with those of a method on top.
+    """Returns the settings overridden by those of a method.
 
     Args:
-        config: what the method leaves open.
+        config: all other settings.
         method: a kind of tables and more settings, such as "qr" or "qr:operation=add:collisions=16".
 
     Raises:
-        UserError: if it does not read as that, or a setting is wrong.
+        UserError: if the method cannot be parsed, or a setting is wrong.
     """
     kind, *changes = method.split(":")
     flags = {"embedding": kind}
@@ -53,9 +53,9 @@ def bench_embeddings(
     """Trains every method with every factor once, and with its best factor on every seed.
 
     Args:
-        config: everything else.
-        methods: as for `method_settings`; the first is what the others are held against.
-        factors: of all learning rates of tables.
+        config: all other settings.
+        methods: as for `method_settings`; the others are compared with the first.
+        factors: factors of all learning rates of tables.
         seeds: 1, 2, ..., seeds.
 
     Returns:
@@ -99,7 +99,7 @@ def _variant(config: Config, factor: float, seed: int) -> Config:
 
 
 def _train(config: Config, ranks: Ranks) -> dict[str, Any]:
-    """The results of a run, and the bytes of its tables with their optimizer state."""
+    """Returns the results of a run, and the bytes of its tables with their optimizer state."""
     with scratch_directory() as scratch:
         run = RunDirectory(ranks.broadcast(scratch) / "run", writes=ranks.is_main)
         with run.created():
@@ -133,7 +133,7 @@ def _paired_difference(values: Sequence[float], base: Sequence[float]) -> tuple[
 
 
 def _all_pairs(nes: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
-    """Every later method against every earlier one."""
+    """Compares every later method with every earlier one."""
     names = list(nes)
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     found = [(a, b, *_paired_difference(nes[b], nes[a])) for a, b in pairs]
@@ -141,7 +141,7 @@ def _all_pairs(nes: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
 
 
 def show_bench_embeddings(result: dict[str, Any]) -> None:
-    """The result for people."""
+    """Prints the result."""
     base, methods = result["baseline"], result["methods"]
     rows = [
         [

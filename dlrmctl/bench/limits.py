@@ -1,6 +1,6 @@
-"""Measures what the machine can do at most: matrix products, copying, and rows at random places.
+"""Measures the machine's limits: matrix products, copying, and rows at random places.
 
-`dlrmctl bench step` holds its own figures against these, measured in the same run.
+`dlrmctl bench step` compares its figures with these, measured in the same run.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,12 +13,12 @@ from dlrmctl.bench.timing import spread_of_rates
 from dlrmctl.ranks.process import matmul_precision, num_threads
 
 _COPIED_BYTES = 1 << 27  # more than caches hold
-_REPEATS = 20  # of what is over in a fraction of a millisecond
-_PRODUCT_SIDE = {"cpu": 1024, "cuda": 8192}  # large enough to be limited by arithmetic, over in milliseconds
+_REPEATS = 20  # repetitions of what takes a fraction of a millisecond
+_PRODUCT_SIDE = {"cpu": 1024, "cuda": 8192}  # large enough to be limited by arithmetic; takes milliseconds
 
 
 def _thread_counts() -> list[int]:
-    """1, 2, 4, ... and the number of threads that torch uses."""
+    """Returns 1, 2, 4, ... and the number of threads that torch uses."""
     most = torch.get_num_threads()
     return sorted({most, *(1 << power for power in range(most.bit_length()))})
 
@@ -27,11 +27,11 @@ class Limits:
     """The operations that bound a step, as works for `alternate`.
 
     Args:
-        table_RD: the rows of all tables stacked; its values are kept.
-        num_ids: rows that a step takes from it.
+        table_RD: the rows of all tables stacked; its values do not change.
+        num_ids: rows that a step reads from it.
 
     Attributes:
-        works: to be alternated, in this order: products leave another number of threads behind, `copy` restores it.
+        works: to be alternated in this order: products change the number of threads, `copy` restores it.
     """
 
     def __init__(self, table_RD: Tensor, *, num_ids: int) -> None:
@@ -61,11 +61,13 @@ class Limits:
         self.works |= {"copy": copy, "gather": gather, "scatter": scatter}
 
     def rates(self, seconds: Mapping[str, list[float]]) -> dict[str, Any]:
-        """Rates with their spread: GFLOP/s of float32 and bfloat16 products by number of threads, GB/s of copying (read
-        and written), and of rows read, and of rows written, at uniformly random places.
+        """Returns rates with their spread.
+
+        GFLOP/s of float32 and bfloat16 products by number of threads, and GB/s of copying (read and written), and of
+        reading and of writing rows at uniformly random places.
 
         Args:
-            seconds: of every round of the works.
+            seconds: seconds of every round of the works.
         """
 
         def rate(name: str, amount: float) -> dict[str, float]:

@@ -1,6 +1,6 @@
-"""The benchmarks as values: options are read and checked first, then the work is imported, run on its ranks, and shown.
+"""The benchmarks: options are read and checked first, then the work is imported, run on its ranks, and shown.
 
-`--quick` makes rounds fewer and settings that were not typed smaller.
+`--quick` reduces the rounds, and the settings that were not given.
 """
 
 import time
@@ -18,7 +18,7 @@ from dlrmctl.settings.config import DENSE_OPTIMIZERS, Config, check_batch, resol
 from dlrmctl.settings.parse import names_of, one_of, positive_numbers, whole_number
 
 Flags = Mapping[str, str]  # typed settings
-Texts = Mapping[str, str | None]  # options as they were typed; None for those that were not
+Texts = Mapping[str, str | None]  # options as given; None for the others
 # Option -> its default in a full run, and in a quick one.
 _DEFAULTS: dict[str, dict[str, tuple[str, str]]] = {
     "step": {"rounds": ("5", "5"), "steps": ("20", "4"), "rows_cap": ("1000000", "50000")},
@@ -27,7 +27,7 @@ _DEFAULTS: dict[str, dict[str, tuple[str, str]]] = {
     "embeddings": {"methods": ("full,hash,qr",) * 2, "factors": ("0.3,1,3", "1"), "seeds": ("3", "2")},
     "data": {"rounds": ("3", "2")},
 }
-# Data and MLPs that train in a second, for the benchmarks that train models to the end.
+# Data and MLPs that train in a second, for benchmarks that train whole models.
 _SHORT_TRAINING = {
     "synthetic_rows": "20000",
     "batch_size": "256",
@@ -57,8 +57,8 @@ class Measurement(ABC):
 
     Attributes:
         command: "step", ...
-        configs: settings of every model that it builds, the first those that were typed; none for "data".
-        options: with which it is run, besides the settings.
+        configs: settings of every model that it builds, first the given ones; none for "data".
+        options: its options, besides the settings.
     """
 
     command: ClassVar[str]
@@ -66,10 +66,10 @@ class Measurement(ABC):
     options: dict[str, Any]
 
     def check_ranks(self, number: int) -> None:
-        """Check that so many ranks can share the batches of all variants.
+        """Checks that this number of ranks can share the batches of all variants.
 
         Raises:
-            UserError: if they cannot; without a hint of --batch-size, for these come from a list.
+            UserError: if they cannot; without a hint of --batch-size, since the sizes are from a list.
         """
         for config in self.configs[1:]:
             try:
@@ -78,14 +78,14 @@ class Measurement(ABC):
                 raise UserError(error.message) from None
 
     def measure(self, nproc: int) -> dict[str, Any] | None:
-        """Runs it on `nproc` ranks of this machine; the result where this process is to show it, else None."""
+        """Runs it on `nproc` ranks of this machine; returns the result if this process shows it, else None."""
         if not needs_launch(nproc):
             return self.run()
         measurement: dict[str, Any] = run_on_ranks("dlrmctl.bench.measurements:measure_on_rank", self.values(), nproc)
         return measurement
 
     def values(self) -> dict[str, Any]:
-        """Plain values that `measure_on_rank` makes the same measurement of."""
+        """Returns plain values from which `measure_on_rank` makes the same measurement."""
         return {
             "command": self.command,
             "configs": [config.to_dict() for config in self.configs],
@@ -94,16 +94,16 @@ class Measurement(ABC):
 
     @abstractmethod
     def run(self) -> dict[str, Any] | None:
-        """Measures; to be called on every rank. The result where this rank is to show it, else None."""
+        """Measures; every rank must call it. Returns the result if this rank shows it, else None."""
 
     @abstractmethod
     def show(self, result: dict[str, Any]) -> None:
-        """Prints a result for people."""
+        """Prints a result."""
 
 
 @dataclass(frozen=True)
 class StepMeasurement(Measurement):
-    """The training step of the settings and of variants of them."""
+    """Measures the training step of the settings and of variants of them."""
 
     command = "step"
     variants: Mapping[str, Config]
@@ -130,7 +130,7 @@ class StepMeasurement(Measurement):
 
 @dataclass(frozen=True)
 class ShampooMeasurement(Measurement):
-    """Shampoo on the MLPs."""
+    """Measures Shampoo on the MLPs."""
 
     command = "shampoo"
 
@@ -153,7 +153,7 @@ class ShampooMeasurement(Measurement):
 
 @dataclass(frozen=True)
 class ConvergenceMeasurement(Measurement):
-    """Optimizers trained to the end."""
+    """Compares optimizers in whole trainings."""
 
     command = "convergence"
 
@@ -181,7 +181,7 @@ class ConvergenceMeasurement(Measurement):
 
 @dataclass(frozen=True)
 class EmbeddingsMeasurement(Measurement):
-    """Kinds of tables trained to the end."""
+    """Compares kinds of tables in whole trainings."""
 
     command = "embeddings"
 
@@ -210,14 +210,14 @@ class EmbeddingsMeasurement(Measurement):
 
 @dataclass(frozen=True)
 class DataMeasurement(Measurement):
-    """Reading a store, and preparing one."""
+    """Measures reading and preparing a store."""
 
     command = "data"
     path: Path | None
 
     @classmethod
     def read(cls, path: Path | None, texts: Texts, *, quick: bool) -> Self:
-        """Reads "rounds"; `path` is a store to read in place of a generated one."""
+        """Reads "rounds"; `path` is a store to read instead of a generated one."""
         return cls([], {"rounds": _whole("data", "rounds", texts, quick), "quick": quick}, path)
 
     def run(self) -> dict[str, Any] | None:
@@ -233,22 +233,22 @@ class DataMeasurement(Measurement):
 
 @dataclass(frozen=True)
 class AllMeasurements(Measurement):
-    """All of them, or some, one after the other."""
+    """Runs all benchmarks, or some, one after the other."""
 
     command = "all"
     parts: Sequence[Measurement]
 
     @classmethod
     def read(cls, flags: Flags, *, only: str | None, quick: bool) -> Self:
-        """Reads which are wanted.
+        """Reads which benchmarks to run.
 
         Args:
-            flags: typed settings, for every one.
+            flags: given settings, for all of them.
             only: commands with commas between them; None for all.
-            quick: small and short, a few minutes in all.
+            quick: use small sizes, a few minutes in all.
 
         Raises:
-            UserError: on more than one rank, or for a command that is none.
+            UserError: if there is more than one rank, or a command is unknown.
         """
         ranks = launch_environment().world_size
         if ranks > 1:
@@ -282,14 +282,14 @@ class AllMeasurements(Measurement):
 
 
 def step_variants(flags: Flags, lists: Mapping[str, str]) -> dict[str, Config]:
-    """The settings, and for every value in a list the settings with this value, where they are others.
+    """Returns the settings, and for every other value in a list the settings with this value.
 
     Args:
-        flags: typed settings.
+        flags: given settings.
         lists: setting -> values with commas between them.
 
     Raises:
-        UserError: for a value that the setting does not take, naming the option of the list.
+        UserError: for a value that the setting does not accept, naming the option of the list.
     """
     configs = {"base": resolve({}, flags)}
     for name, text in lists.items():
@@ -302,13 +302,13 @@ def step_variants(flags: Flags, lists: Mapping[str, str]) -> dict[str, Config]:
 
 
 def described(command: str, name: str) -> str:
-    """The defaults of an option, for its help."""
+    """Returns the defaults of an option, for its help."""
     full, quick = _DEFAULTS[command][name]
     return f"Default: {full}." if full == quick else f"Default: {full}; quick {quick}."
 
 
 def _quick_settings(command: str, flags: Flags) -> dict[str, str]:
-    """The typed settings over small ones; generated examples unless data was named."""
+    """Returns the given settings over small defaults; generated examples unless data was given."""
     small = dict(_QUICK_SETTINGS[command])
     if "synthetic_rows" in small and not {"path", "dataset"} & set(flags):
         small["dataset"] = "synthetic"
@@ -322,7 +322,7 @@ def _config(command: str, flags: Flags, quick: bool) -> Config:
 
 
 def _text(command: str, name: str, texts: Texts, quick: bool) -> str:
-    """The text of an option as it was typed, or its default in a full or a quick run."""
+    """Returns the text of an option as given, or its default in a full or a quick run."""
     typed = texts.get(name)
     return typed if typed is not None else _DEFAULTS[command][name][quick]
 
@@ -332,7 +332,7 @@ def _whole(command: str, name: str, texts: Texts, quick: bool) -> int:
 
 
 def measure_on_rank(command: str, configs: Sequence[Mapping[str, Any]], options: dict[str, Any]) -> Any:
-    """Runs a measurement, made of its `values`, on a rank that was started for it."""
+    """Runs a measurement, made from its `values`, on a rank that was started for it."""
     settings = [resolve(sections, {}, file_name="settings") for sections in configs]
     if command == "step":
         return StepMeasurement(settings, options, dict(zip(options["variants"], settings, strict=True))).run()

@@ -1,4 +1,4 @@
-"""Pictures of benchmarks' results: bars with the range of their rounds, or with standard errors."""
+"""Draws benchmark results: bars with the range of their rounds, or with standard errors."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ _ROUNDS = "median and range of rounds"
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
-    """Writes the picture of any benchmark's result; of `bench all`, those of its parts below each other.
+    """Writes the picture of a benchmark's result; for `bench all`, those of its parts below each other.
 
     Raises:
         UserError: if it cannot be written.
@@ -33,7 +33,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
 
 
 class Panel:
-    """Horizontal bars: names, values, how far each may be off below and above, and what they are."""
+    """Horizontal bars: names, values, errors below and above, and their unit."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ def _ranges(spreads: Sequence[Mapping[str, float]], scale: float = 1.0) -> list[
 
 
 def _errors(entries: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float, float]]:
-    """Values with one standard error to each side; None counts as 0."""
+    """Returns values with one standard error to each side; None counts as 0."""
     found = []
     for each in entries:
         value, error = each[key] or 0.0, each[f"{key}_se"] or 0.0

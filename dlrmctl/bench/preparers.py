@@ -1,6 +1,6 @@
-"""The preparations that `dlrmctl bench data` compares, each run as a program: METHOD TEXT OUT.
+"""The preparations that `dlrmctl bench data` compares, each run as a process: METHOD TEXT OUT.
 
-The last line of standard error says what it took. No torch here, unless the method needs it: it would hide the memory.
+The last line of standard error reports time and memory. Only methods that need torch import it, since it takes memory.
 """
 
 import json
@@ -14,7 +14,7 @@ OURS, PARSING, TORCHREC = "prepare", "polars, parsing alone", "torchrec"
 
 
 def _work(method: str, text: Path, out: Path) -> Callable[[], object]:
-    """The work of a method, with its imports done."""
+    """Returns the work of a method, after its imports."""
     if method == OURS:
         from dlrmctl.data.formats.criteo import CriteoInput
         from dlrmctl.data.preparation.prepare import prepare
@@ -37,7 +37,7 @@ def _work(method: str, text: Path, out: Path) -> Callable[[], object]:
 
 
 def _bytes_of_process(name: str) -> float:
-    """Reads `VmRSS`, or its peak `VmHWM`; getrusage would include the peak of the process that started this one."""
+    """Reads `VmRSS`, or its peak `VmHWM`; getrusage would include the peak of the parent process."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name + ":"):
             return float(line.split()[1]) * 1024
@@ -45,7 +45,7 @@ def _bytes_of_process(name: str) -> float:
 
 
 def main() -> None:
-    """Runs one method in this process; the last line of standard error says what it took."""
+    """Runs one method in this process; the last line of standard error reports time and memory."""
     method, text, out = sys.argv[1:]
     work = _work(method, Path(text), Path(out))
     before = _bytes_of_process("VmRSS")

@@ -1,6 +1,6 @@
-"""Measures preparing raw rows: ours, polars reading the text alone, and TorchRec's own scripts, on the same file.
+"""Measures preparing raw rows: dlrmctl, polars parsing the text, and TorchRec's scripts, on the same file.
 
-Each runs in a process of its own, for its own peak of memory; imports are not counted.
+Each runs in its own process, to measure its peak memory; imports are not counted.
 """
 
 import json
@@ -20,18 +20,18 @@ from dlrmctl.errors import UserError
 def measure_preparing(
     text: Path, rows: int, methods: Sequence[str], scratch: Path, *, rounds: int
 ) -> dict[str, dict[str, Any]]:
-    """Times methods on one file, one thread each, alternated.
+    """Times methods on one file, with one thread each, alternated.
 
     Args:
         text: rows in Criteo's format.
-        rows: how many these are.
+        rows: the number of rows.
         methods: some of those in `preparers`.
-        scratch: directory for what they write; emptied by whoever made it.
-        rounds: medians are over these.
+        scratch: directory for their output; the caller removes it.
+        rounds: number of rounds, of which medians are taken.
 
     Returns:
-        By method: nanoseconds of CPU per row, rows per CPU second and per second, peak bytes of the process, and what
-        the same process held before its work.
+        By method: nanoseconds of CPU per row, rows per CPU second and per second, and the bytes of the process: peak,
+        and before its work.
     """
     seen: dict[str, list[dict[str, float]]] = {method: [] for method in methods}
     for number in range(rounds):

@@ -1,4 +1,4 @@
-"""Measures what the reader of a store costs, beside the bare copying and gathering in it."""
+"""Measures the reader of a store, and the bare copying and gathering in it."""
 
 import os
 import statistics
@@ -24,11 +24,11 @@ _MAX_IDS = 5
 
 
 def measure_reading(stores: Mapping[str, Store], *, rounds: int) -> dict[str, Any]:
-    """Times epochs, or their first rows, of every kind, alternated after a round that warms the page cache.
+    """Times epochs, or their first rows, of every kind, alternated, after a round that warms the page cache.
 
     Args:
-        stores: by what their reading is called; checksums are left out, and given apart.
-        rounds: medians are over these.
+        stores: stores by the name of the measurement; checksums are measured separately.
+        rounds: number of rounds, of which medians are taken.
 
     Returns:
         By kind: rows, nanoseconds of CPU per row (all threads), rows per CPU second and per second, and milliseconds
@@ -64,7 +64,7 @@ def measure_reading(stores: Mapping[str, Store], *, rounds: int) -> dict[str, An
 
 
 def _read(reader: Reader, batches: int) -> tuple[float, float, float]:
-    """Seconds of all threads, of the clock, and of this thread, for the first batches of an epoch."""
+    """Returns seconds of all threads, of the clock, and of this thread, for the first batches of an epoch."""
     started = time.process_time(), time.perf_counter(), time.thread_time()
     with closing(reader.batches(epoch=0)) as stream:  # type: ignore[type-var]
         for _ in islice(stream, batches):
@@ -75,7 +75,7 @@ def _read(reader: Reader, batches: int) -> tuple[float, float, float]:
 
 
 def measure_first_read(path: Path, *, rounds: int) -> dict[str, float]:
-    """Measures what the first read of a block costs besides, its checksum: rows per CPU second, and bytes."""
+    """Measures the checksums of the first read: rows and bytes per CPU second."""
     rates = []
     for _ in range(rounds):
         store = Store(path)
@@ -99,10 +99,10 @@ def measure_first_read(path: Path, *, rounds: int) -> dict[str, float]:
 
 
 def measure_machine(*, rounds: int, copied_bytes: int) -> dict[str, float]:
-    """Limits of one core: gigabytes copied per second, and random values of a block's column taken per second.
+    """Measures limits of one core: gigabytes copied per second, and random values of a column gathered per second.
 
     Args:
-        rounds: the fastest counts.
+        rounds: number of rounds, of which the fastest counts.
         copied_bytes: more than caches hold.
     """
     source, target = np.ones(copied_bytes, np.uint8), np.empty(copied_bytes, np.uint8)
@@ -123,12 +123,12 @@ def measure_machine(*, rounds: int, copied_bytes: int) -> dict[str, float]:
 
 
 def measure_disk(directory: Path, *, rounds: int, num_bytes: int) -> dict[str, float]:
-    """Gigabytes per second written until the disk has them, and read when the page cache no longer does.
+    """Measures gigabytes per second written to the disk, and read from it without the page cache.
 
     Args:
-        directory: on the disk, for a file that is removed again.
-        rounds: the fastest counts.
-        num_bytes: of the file.
+        directory: on the disk, for a temporary file.
+        rounds: number of rounds, of which the fastest counts.
+        num_bytes: bytes of the file.
     """
     file, content = directory / "disk", np.random.default_rng(0).bytes(num_bytes)
     written, read = [], []
@@ -150,7 +150,7 @@ def measure_disk(directory: Path, *, rounds: int, num_bytes: int) -> dict[str, f
 
 
 def write_multi_hot(path: Path, *, rows: int) -> Store:
-    """A store of generated lists of 1 to 5 ids per feature, in blocks as large as a preparation makes them."""
+    """Makes a store of generated lists of 1 to 5 ids per feature, in blocks of the size that a preparation writes."""
     source = Synthetic(0, rows, 1, 1, max_ids=_MAX_IDS)
     path.mkdir()
     with StoreWriter(path, source.schema) as writer:
@@ -163,7 +163,7 @@ def write_multi_hot(path: Path, *, rows: int) -> Store:
 
 
 def _joined(blocks: list[Block]) -> Block:
-    """One block of the rows of several that have lengths."""
+    """Joins several blocks with lengths."""
     return Block(
         np.concatenate([block.dense_IN for block in blocks], axis=1),
         [np.concatenate(ids) for ids in zip(*(block.ids_F for block in blocks), strict=True)],
@@ -173,7 +173,7 @@ def _joined(blocks: list[Block]) -> Block:
 
 
 def _best(work: Callable[[], None], rounds: int) -> float:
-    """CPU seconds of the fastest round: what the machine can do."""
+    """Returns the CPU seconds of the fastest round."""
     seconds = []
     for _ in range(rounds + 1):
         started = time.process_time()

@@ -1,6 +1,6 @@
-"""Measures what Shampoo costs beside Adagrad and AdamW, by part and by layer (`dlrmctl bench shampoo`).
+"""Measures Shampoo's time against Adagrad and AdamW, by part and by layer (`dlrmctl bench shampoo`).
 
-The dense network alone: forward, backward and optimizer step, amortised over the first steps of a training, which may
+Only the dense network: forward, backward and optimizer step, amortized over the first steps of a training, which may
 refresh more often, and over later refresh periods. Variants are alternated step by step in one run, so that all see the
 same machine.
 """
@@ -33,7 +33,7 @@ _COSTS = ("statistics", "roots", "application", "elementwise")
 
 
 class _Variant:
-    """One optimizer with a network of its own, all on the same inputs."""
+    """One optimizer with its own network; all have the same inputs."""
 
     def __init__(self, config: Config, optimizer: str, inputs: tuple[torch.Tensor, ...], ranks: Ranks) -> None:
         optim = replace(config.optim, dense_optimizer=optimizer, dense_lr=1e-4, shampoo_overhead=None)
@@ -43,14 +43,14 @@ class _Variant:
         self.optimizer = build_dense_optimizer(self.config.optim, self.network, ranks.group)
 
     def warm_up(self) -> None:
-        """Some steps of a network and an optimizer that are then made anew."""
+        """Runs some steps of a network and an optimizer, and then makes both again."""
         for _ in range(3):
             self.step()
         self.network = build_dense_network(self.config, Synthetic(0, 1, 1, 1).schema, self.ranks.device)
         self.optimizer = build_dense_optimizer(self.config.optim, self.network, self.ranks.group)
 
     def step(self) -> float:
-        """Seconds of one forward, backward and optimizer step."""
+        """Returns the seconds of one forward, backward and optimizer step."""
         dense_BI, embeddings_BFD, labels_B = self.inputs
         started = now(self.ranks.device)
         self.optimizer.zero_grad(set_to_none=True)
@@ -64,11 +64,11 @@ def bench_shampoo(config: Config, ranks: Ranks, *, periods: int) -> dict[str, An
     """Times the first steps of every variant, and refresh periods after them.
 
     Args:
-        periods: of `optim.shampoo_frequency` steps each.
+        periods: number of periods of `optim.shampoo_frequency` steps.
 
     Returns:
         Plain values: milliseconds per step and ratios to Adagrad per period, the same ratios over the first 200 steps
-        and over a run of 1,000, the worst step of shampoo against its median, parts of its step, and its layers.
+        and over a run of 1,000, Shampoo's worst step against its median, parts of its step, and its layers.
     """
     set_precision(config.train.precision)
     size, device = config.train.batch_size // ranks.world_size, ranks.device
@@ -79,10 +79,10 @@ def bench_shampoo(config: Config, ranks: Ranks, *, periods: int) -> dict[str, An
         (torch.rand(size, device=device) < 0.25).float(),
     )
     variants = {name: _Variant(config, name, inputs, ranks) for name in VARIANTS}
-    for variant in variants.values():  # what is allocated and looked up once is no part of a training
+    for variant in variants.values():  # allocations and lookups that happen once are no part of a training
         variant.warm_up()
     period = config.optim.shampoo_frequency
-    num_first = max(SHORT_RUN, 2 * period)  # from then on all intervals are late ones
+    num_first = max(SHORT_RUN, 2 * period)  # all later intervals are late ones
     say(f"the first {num_first} steps")
     first = _alternate(variants, num_first)
     late: dict[str, list[float]] = {name: [] for name in variants}
@@ -134,7 +134,7 @@ def bench_shampoo(config: Config, ranks: Ranks, *, periods: int) -> dict[str, An
 
 
 def _alternate(variants: Mapping[str, _Variant], steps: int) -> dict[str, list[float]]:
-    """Seconds of each step of each variant."""
+    """Returns the seconds of each step of each variant."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(steps):
         for name, variant in variants.items():
@@ -143,18 +143,18 @@ def _alternate(variants: Mapping[str, _Variant], steps: int) -> dict[str, list[f
 
 
 def _mean_over(steps: int, first: list[float], late: float) -> float:
-    """Seconds of a step, the mean over so many: the first as they were, the others at the late mean."""
+    """Returns the mean seconds over `steps` steps: the first as measured, the others at the late mean."""
     measured = first[:steps]
     return (sum(measured) + late * (steps - len(measured))) / steps
 
 
 def _typical(seconds: list[float], period: int) -> list[float]:
-    """Each step of the period at its median over the periods: a hiccup of the machine is in one of them only."""
+    """Returns each step of the period at its median over the periods, which removes outliers of the machine."""
     return [statistics.median(seconds[place::period]) for place in range(period)]
 
 
 def _parts(variant: _Variant, period: int) -> dict[str, float]:
-    """Milliseconds per step of each part of the optimizer, over one more period."""
+    """Measures milliseconds per step of each part of the optimizer, over one more period."""
     assert isinstance(variant.optimizer, DistributedShampoo)
     device = variant.ranks.device
     times = PartTimes((lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else None)
@@ -169,7 +169,7 @@ def _parts(variant: _Variant, period: int) -> dict[str, float]:
 
 
 def show_bench_shampoo(result: dict[str, Any]) -> None:
-    """The result for people."""
+    """Prints the result."""
     output.print(
         f"dense network, batch {result['batch_size']:,}, {result['ranks']} x {result['device']}, "
         f"{counted(result['threads'], 'thread')}; a step is forward, backward and update, the mean of a refresh period"

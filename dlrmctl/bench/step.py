@@ -1,7 +1,7 @@
-"""Measures the training step at the shapes of the Criteo Kaggle data, against its floor and the machine.
+"""Measures the training step at the shapes of the Criteo Kaggle data, against its floor and the machine's limits.
 
-13 dense features, 26 tables. Examples are made up with ids that follow a power law, written to a store, and read as
-training reads them. Variants differ from the settings in one thing each and are alternated with them in one run.
+13 dense features, 26 tables. Examples have ids that follow a power law; they are written to a store, and read as
+training reads them. Each variant differs from the settings in one value and is alternated with them in one run.
 """
 
 import statistics
@@ -28,19 +28,19 @@ from dlrmctl.ranks.group import Ranks
 from dlrmctl.settings.config import Config
 
 _PARTED = "base, by part"
-_MOST_STORED = 1 << 20  # examples written; rounds beyond them read them again
+_MOST_STORED = 1 << 20  # examples in the store; longer rounds read them again
 
 
 def bench_step(
     configs: Mapping[str, Config], ranks: Ranks, *, rounds: int, steps: int, rows_cap: int
 ) -> dict[str, Any]:
-    """Times rounds of training steps of every variant, each after a round of its floor, and one round of warm-up.
+    """Times rounds of training steps of every variant, each after a round of its floor, after one round of warm-up.
 
     Args:
-        configs: by name; the first is the base, which the others are compared with.
-        rounds: medians are over these.
-        steps: of the first variant per round; the others see as many examples.
-        rows_cap: larger tables are cut to this many rows.
+        configs: settings by name; the others are compared with the first, the base.
+        rounds: number of rounds, of which medians are taken.
+        steps: steps of the first variant per round; the others see as many examples.
+        rows_cap: the most rows of a table.
 
     Returns:
         Plain values: "limits" of the machine, "variants" with times, shares of the floor, ratios and bytes, and of the
@@ -119,15 +119,15 @@ def _variant(
 
 
 def _base(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The measured values of the first variant."""
+    """Returns the measured values of the first variant."""
     base: dict[str, Any] = next(iter(result["variants"].values()))
     return base
 
 
 def _against_limits(result: Mapping[str, Any], base: Variant) -> dict[str, dict[str, float]]:
-    """Rates of the first variant beside what the machine can do: products at their best, and the floor's bare rows.
+    """Returns rates of the first variant and the machine's: the best products, and the floor's bare rows.
 
-    What is more than the limits measured is a limit itself: the machine has done it.
+    A rate above the measured limits becomes the limit.
     """
     limits, parts, floor = result["limits"], result["parts_ms"], result["floor_parts_ms"]
     kinds = ["sgemm_gflops"] if base.config.train.precision == "fp32" else ["sgemm_gflops", "bf16_gemm_gflops"]
@@ -149,7 +149,7 @@ def _against_limits(result: Mapping[str, Any], base: Variant) -> dict[str, dict[
 
 
 def _counted(work: Callable[[], None], seconds: list[float]) -> Callable[[], None]:
-    """The same work, noting the CPU seconds of all threads, which others on the machine disturb less than the clock."""
+    """Returns the same work with the CPU seconds of all threads, which other programs disturb less than the clock."""
 
     def run() -> None:
         started = time.process_time()
@@ -165,7 +165,7 @@ def _tell(ranks: Ranks, message: str) -> None:
 
 
 def show_bench_step(result: dict[str, Any]) -> None:
-    """The result for people."""
+    """Prints the result."""
     environment = result["environment"]
     output.print(
         f"batch {result['settings']['train']['batch_size']:,}, {result['rows']:,} rows, {result['ranks']} x "
@@ -189,7 +189,7 @@ def show_bench_step(result: dict[str, Any]) -> None:
     _show_parts("parts of its floor, ms", floor, sum(figures["median"] for figures in floor.values()))
     if result["communication_ms"]:
         print_table(
-            "collectives under way, ms per step, traced; backward goes on meanwhile",
+            "collectives in progress, ms per step, traced; backward continues meanwhile",
             ["", "ms"],
             [[name, f"{ms:.2f}"] for name, ms in result["communication_ms"].items()],
         )
@@ -212,7 +212,7 @@ def _show_machine(result: dict[str, Any]) -> None:
         [[name, *(rate_text(figures[key]) for key in ("median", "fastest", "slowest"))] for name, figures in rows],
     )
     print_table(
-        "beside them, base; the limit is the most that was measured in this run",
+        "base against the limits; a limit is the most that was measured in this run",
         ["", "ours", "limit", "share"],
         [
             [name, rate_text(row["ours"]), rate_text(row["limit"]), f"{100 * row['share']:.1f} %"]

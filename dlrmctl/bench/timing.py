@@ -1,6 +1,6 @@
-"""Measures works: time with the warm-up dropped, variants alternated and the device waited for; memory and collectives.
+"""Measures works: time without warm-up, variants alternated, the device waited for; memory and collectives.
 
-Memory and collectives come from a trace. Tracing slows a step down, so it is apart from the timing.
+Memory and collectives are read from a trace. Tracing slows a step down, so it is separate from the timing.
 """
 
 import math
@@ -21,14 +21,14 @@ _WARMUP_ROUNDS = 1
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a clock, once the device has done what it was given."""
+    """Returns the seconds on a clock, once the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def alternate(works: Mapping[str, Callable[[], None]], *, rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each work in each round; one after the other within a round, so that all see the same machine."""
+    """Returns the seconds of each work in each round; works alternate, so that all see the same machine."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for round_number in range(_WARMUP_ROUNDS + rounds):
         for name, work in works.items():
@@ -40,23 +40,23 @@ def alternate(works: Mapping[str, Callable[[], None]], *, rounds: int, device: t
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median and range of times, or of ratios of times."""
+    """Returns the median and range of times, or of ratios of times."""
     return {"median": statistics.median(values), "fastest": min(values), "slowest": max(values)}
 
 
 def spread_of_rates(values: list[float]) -> dict[str, float]:
-    """Median and range of rates, of which the largest is the fastest."""
+    """Returns the median and range of rates, of which the largest is the fastest."""
     return {"median": statistics.median(values), "fastest": max(values), "slowest": min(values)}
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error; NaN with fewer than two."""
+    """Returns the mean and its standard error; NaN with fewer than two values."""
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return statistics.fmean(values), error
 
 
 class Laps:
-    """Times the named parts of a step; on CUDA by events in the stream, so that the host is not held up."""
+    """Times the named parts of a step; on CUDA by events in the stream, so that the host does not wait."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -77,7 +77,7 @@ class Laps:
             self._marks.append((part, time.perf_counter()))
 
     def take(self, steps: int) -> dict[str, float]:
-        """Milliseconds per step by part since the last call: a part that runs on some steps only counts with all."""
+        """Returns milliseconds per step by part since the last call, the mean over all steps."""
         now(self.device)
         total: dict[str, float] = defaultdict(float)
         for (_, before), (part, after) in zip(self._marks, self._marks[1:], strict=False):
@@ -89,7 +89,7 @@ class Laps:
 
 
 def peak_bytes(work: Callable[[], None], device: torch.device) -> int:
-    """The most that torch held at once for `work`, above what it held before."""
+    """Returns the peak bytes that torch held for `work`, above what it held before."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -109,10 +109,10 @@ def peak_bytes(work: Callable[[], None], device: torch.device) -> int:
 
 
 def collective_milliseconds(work: Callable[[], None], steps: int) -> dict[str, float]:
-    """Milliseconds that collectives are under way per step, by kind; backward goes on meanwhile.
+    """Returns milliseconds per step that collectives are in progress, by kind; backward continues meanwhile.
 
     Args:
-        work: takes so many `steps`.
+        work: takes `steps` steps.
     """
     with _hushed(), profile(activities=[ProfilerActivity.CPU]) as trace:
         work()
@@ -125,7 +125,7 @@ def collective_milliseconds(work: Callable[[], None], steps: int) -> dict[str, f
 
 @contextmanager
 def _hushed() -> Iterator[None]:
-    """Keeps what the profiler's C++ code tells itself off standard error."""
+    """Hides the log of the profiler's C++ code from standard error."""
     sys.stderr.flush()
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)

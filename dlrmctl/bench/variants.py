@@ -1,6 +1,6 @@
 """The variants of a training step that a benchmark alternates, each with its floor.
 
-The floor is the bare operations that no implementation of the step can leave out.
+The floor is the bare operations that no implementation of the step can omit.
 
 Dimensions: B examples, F vectors of D columns, N = F + 1, R rows of all tables stacked.
 """
@@ -26,23 +26,23 @@ from dlrmctl.ranks.process import set_precision
 from dlrmctl.settings.config import Config
 from dlrmctl.training.step import TrainingStep
 
-# What the step calls its parts, and what they are once the forward pass is cut by hooks.
+# The step's names of its parts, and those once hooks divide the forward pass.
 _PARTS = {"dense forward": "loss", "dense backward": "backward", "table update": "sparse update"}
 PARTS = ("products", "interaction", "gather", "scatter")
 
 
 class Variant:
-    """A model in training with settings of its own, and its floor.
+    """A model in training with its own settings, and its floor.
 
     Args:
         config: the settings.
-        store: of the examples.
+        store: the examples.
         table_RD: as for `Floor`, shared by all variants.
-        examples: of a round, over all ranks; at least two steps are taken.
+        examples: examples of a round, over all ranks; at least two steps are taken.
 
     Attributes:
-        steps: of a round.
-        floor_parts: milliseconds of the floor's parts, of every round so far.
+        steps: steps of a round.
+        floor_parts: milliseconds of the floor's parts in every round so far.
     """
 
     def __init__(self, config: Config, store: Store, ranks: Ranks, table_RD: torch.Tensor, *, examples: int) -> None:
@@ -61,7 +61,7 @@ class Variant:
         self.floor_parts: list[dict[str, float]] = []
 
     def train(self, laps: Laps | None = None, *, steps: int | None = None) -> None:
-        """A round of steps, or so many, loading included."""
+        """Runs a round of steps, or `steps`, including loading."""
         set_precision(self.config.train.precision)
         for number in range(steps or self.steps):
             if laps:
@@ -72,7 +72,7 @@ class Variant:
             self.step(batch, number, stop=False)
 
     def bare(self) -> None:
-        """A round of as many floors."""
+        """Runs a round of as many floors."""
         set_precision(self.config.train.precision)
         laps = Laps(self.ranks.device)
         for _ in range(self.steps):
@@ -80,7 +80,7 @@ class Variant:
         self.floor_parts.append(laps.take(self.steps))
 
     def split(self) -> dict[str, float]:
-        """Milliseconds per step of each part, over a round with marks between them."""
+        """Returns milliseconds per step of each part, over a round with marks between them."""
         network, laps = self.model.network, Laps(self.ranks.device)
         hooks = []
         for part, module in {"bottom": network.bottom, "interaction": network.interaction, "top": network.top}.items():
@@ -96,7 +96,7 @@ class Variant:
         return laps.take(self.steps)
 
     def held_bytes(self) -> int:
-        """Bytes that this rank holds between two steps: tables, MLPs, the state of both optimizers."""
+        """Returns the bytes that this rank holds between two steps: tables, MLPs, the state of both optimizers."""
         parameters = list(self.model.network.parameters())
         state = list(_tensors(self.optimizer.state_dict()["state"]))
         if self.averaging:
@@ -122,7 +122,7 @@ def _tensors(tree: Any) -> Iterator[torch.Tensor]:
 
 
 def endless_batches(source: Source, config: Config, ranks: Ranks) -> Generator[Batch, None, None]:
-    """Training batches of one epoch after another; closing it ends the reader's thread."""
+    """Yields training batches of one epoch after another; closing it ends the reader's thread."""
     reader = open_reader(config, source, "train", ranks, training=True)
     epoch = 0
     while True:
@@ -134,20 +134,21 @@ class Floor:
     """Bare matrix products + the interaction's batched products + a row read and a row written per id.
 
     The floor of a step is the time of these, run alone at the step's shapes and precision, alternated with the step:
-    what the machine does at its best with the arithmetic and the memory traffic that the step must have.
+    the least time for the arithmetic and the memory traffic that the step must have.
 
     - products: of every linear layer `x W^T` forward, and backward `g^T x` and, but for the first layer, `g W`;
     - interaction: with "dot", `V V^T` forward and one product of its size with V backward; with "cat", nothing;
     - gather and scatter: one row of D float32 for every id of a real batch, from full tables and back into them,
       whatever tables the variant has.
 
-    Biases, activations, loss, the check, the optimizers' arithmetic, reading the batch and communication count nothing.
+    Biases, activations, loss, the check, the optimizers' arithmetic, reading the batch and communication are not
+    counted.
 
     Args:
-        network: whose layers set the shapes.
-        rows_BF: of the stacked tables, for every example and feature.
+        network: its layers determine the shapes.
+        rows_BF: rows of the stacked tables, for every example and feature.
         table_RD: the stacked tables; rows are written back as they were read.
-        dtype: of the operands of products, bfloat16 under autocast.
+        dtype: type of the operands of products, bfloat16 under autocast.
     """
 
     def __init__(self, network: DenseNetwork, rows_BF: Tensor, table_RD: Tensor, dtype: torch.dtype) -> None:
@@ -174,7 +175,7 @@ class Floor:
         for i, (x, weight, grad) in enumerate(self.operands):
             x @ weight.T
             grad.T @ x
-            if i > 0:  # nobody needs the gradient of the dense features
+            if i > 0:  # the gradient of the dense features is not needed
                 grad @ weight
         laps.end("products")
         if self.vectors_BND is not None:
@@ -188,6 +189,6 @@ class Floor:
 
 
 def _flop(operands: list[tuple[Tensor, Tensor, Tensor]]) -> int:
-    """Multiplications and additions of the linear layers."""
+    """Returns the multiplications and additions of the linear layers."""
     sizes = [2 * len(x) * weight.numel() for x, weight, _ in operands]
     return 3 * sum(sizes) - sizes[0]

@@ -1,4 +1,4 @@
-"""Runs all checks and shows what they found; the last one trains for two steps on two ranks, as users do."""
+"""Runs all checks and prints their findings; the last check trains for two steps on two ranks."""
 
 import json
 import os
@@ -26,7 +26,7 @@ _ARGUMENTS = [
 
 
 def examine(*, smoke: bool) -> Iterator[list[Finding]]:
-    """Makes the findings, area by area.
+    """Yields the findings, area by area.
 
     Args:
         smoke: also train for two steps on two ranks.
@@ -41,9 +41,9 @@ def examine(*, smoke: bool) -> Iterator[list[Finding]]:
 
 
 def doctor(*, smoke: bool, as_json: bool) -> int:
-    """Examines, reports, and gives the exit status: 1 if training cannot work."""
+    """Runs the checks, prints the report, and returns the exit status: 1 if training cannot work."""
     findings: list[Finding] = []
-    say("importing every package, asking the machine" + (", training on two ranks" if smoke else ""))
+    say("importing packages, checking the machine" + (", training on two ranks" if smoke else ""))
     for area in examine(smoke=smoke):
         findings += area
         if not as_json:
@@ -72,7 +72,7 @@ def _show(findings: list[Finding]) -> None:
 
 
 def check_training() -> Finding:
-    """Trains a tiny model on local ranks in a temporary directory, and looks at what came out.
+    """Trains a tiny model on local ranks in a temporary directory, and checks its result.
 
     Raises:
         DataError: if there is no place for temporary files.
@@ -81,7 +81,7 @@ def check_training() -> Finding:
         command = [sys.executable, "-P", "-m", "dlrmctl", *_ARGUMENTS]
         command += ["--nproc", str(_RANKS), "--run-dir", str(scratch / "run")]
         started = time.monotonic()
-        # The ranks of this test find each other alone, even if doctor itself was started by a launcher.
+        # Without the variables of a launcher that started doctor itself.
         environment = {
             key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         }
@@ -95,8 +95,8 @@ def check_training() -> Finding:
         seconds = time.monotonic() - started
     if done.returncode == 0:
         loss = json.loads(done.stdout)["test"]["log_loss"]
-        return Finding(AREA, _NAME, "ok", f"two steps in {seconds:.0f} s, start included; test log loss {loss:.4f}")
+        return Finding(AREA, _NAME, "ok", f"two steps in {seconds:.0f} s with the start; test log loss {loss:.4f}")
     lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
     errors = [line for line in lines if "rror" in line] or lines or [f"exit status {done.returncode}"]
-    remedy = "mend what is found above first" if lines else None
+    remedy = "fix the problems above first" if lines else None
     return Finding(AREA, _NAME, "problem", errors[-1].strip(), remedy)

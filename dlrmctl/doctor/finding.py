@@ -1,4 +1,4 @@
-"""The outcome of a check, and the step that mends a problem."""
+"""The outcome of a check, and the step that fixes a problem."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -12,11 +12,11 @@ class Finding:
     """The outcome of one check.
 
     Attributes:
-        area: what it belongs to, such as "packages".
-        name: what was looked at.
-        status: "problem" means that training cannot work, "warning" that it works less well or not everywhere.
-        found: what is there, or what is wrong with it.
-        remedy: the command, or the step, that mends it.
+        area: the group of the check, such as "packages".
+        name: what was checked.
+        status: "problem" means that training cannot work, "warning" that it works with limits.
+        found: what was found, or what is wrong with it.
+        remedy: the command, or the step, that fixes it.
     """
 
     area: str
@@ -27,11 +27,11 @@ class Finding:
 
 
 def can_train(findings: Iterable[Finding]) -> bool:
-    """Whether no finding keeps training from working."""
+    """Returns whether no finding prevents training."""
     return all(finding.status != "problem" for finding in findings)
 
 
 def to_json(findings: Iterable[Finding]) -> dict[str, Any]:
-    """Plain values: the verdict, and every finding."""
+    """Returns plain values: the verdict, and every finding."""
     findings = list(findings)
     return {"can_train": can_train(findings), "findings": [asdict(finding) for finding in findings]}

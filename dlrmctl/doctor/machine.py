@@ -1,4 +1,4 @@
-"""Checks what this machine has for training: processor, memory, disk, shared memory, network, GPUs."""
+"""Checks this machine: processor, memory, disk, shared memory, network, GPUs."""
 
 import json
 import os
@@ -20,7 +20,7 @@ AREA = "machine"
 GPU_SECONDS = 120
 _LEAST_DISK, _LEAST_MEMORY, _LEAST_SHARED = 2 << 30, 2 << 30, 1 << 30
 _FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "fma")
-# Asked of torch in a process of its own: a driver that does not fit may end that process.
+# Run in a process of its own: a driver that does not match may end that process.
 _GPU_PROGRAM = """
 import json, torch
 found = {"build": torch.version.cuda, "available": torch.cuda.is_available(), "devices": []}
@@ -52,7 +52,7 @@ def _processor() -> Finding:
     except OSError:
         return Finding(AREA, "processor", "warning", "/proc/cpuinfo cannot be read")
     has = [name for name in _FEATURES if name in flags]
-    found = f"{model}, {', '.join(has) or 'none of the vector instructions looked for'}"
+    found = f"{model}, {', '.join(has) or 'no vector instructions that are used here'}"
     if "avx2" not in flags:
         return Finding(
             AREA, "processor", "problem", f"{found}; fbgemm's CPU kernels need AVX2", "use a processor with AVX2"
@@ -62,7 +62,7 @@ def _processor() -> Finding:
 
 def _threads() -> Finding:
     cores, quota = len(os.sched_getaffinity(0)), cpu_quota()
-    found = f"{cores} cores to use of {os.cpu_count()}"
+    found = f"{cores} of {os.cpu_count()} cores usable"
     if quota is not None and quota < cores:
         found += f", a CPU quota of {quota:.1f} cores"
     waiting = os.environ.get(WAIT_POLICY, "not set")
@@ -71,13 +71,13 @@ def _threads() -> Finding:
     if asked.isdigit() and int(asked) > usable_cores():
         return Finding(AREA, "cores", "warning", found, f"unset {NUM_THREADS}")
     if waiting.upper() != "PASSIVE":
-        found += ": threads that wait by spinning are slow beside other programs"
+        found += ": spinning threads are slow beside other programs"
         return Finding(AREA, "cores", "warning", found, f"unset {WAIT_POLICY}")
     return Finding(AREA, "cores", "ok", found)
 
 
 def _memory_limit() -> tuple[int, int]:
-    """Bytes that this process could have in all, and those free now: the machine's, or its control group's."""
+    """Returns the memory that this process can use, in total and free: the machine's, or its control group's."""
     values = {}
     for line in Path("/proc/meminfo").read_text().splitlines():
         key, _, value = line.partition(":")
@@ -110,12 +110,12 @@ def _disks() -> list[Finding]:
             place = place_of()
             free = shutil.disk_usage(place).free
         except OSError as problem:
-            remedy = "cd to a directory that is there" if place_of is os.getcwd else SCRATCH_HINT
+            remedy = "cd to a directory that exists" if place_of is os.getcwd else SCRATCH_HINT
             findings.append(Finding(AREA, name, "problem", problem.strerror or str(problem), remedy))
             continue
         found = f"{bytes_text(free)} free in {place}"
         if not os.access(place, os.W_OK):
-            remedy = "go to a directory of your own, or export TMPDIR=DIR"
+            remedy = "cd to a directory of your own, or export TMPDIR=DIR"
             findings.append(Finding(AREA, name, "problem", f"{place} is not writable", remedy))
         elif free < _LEAST_DISK:
             findings.append(Finding(AREA, name, "warning", found, f"free space in {place}, or export TMPDIR=DIR"))
@@ -146,8 +146,8 @@ def _loopback() -> Finding:
             with socket.create_connection(server.getsockname()[:2], timeout=5):
                 port = server.getsockname()[1]
     except OSError as error:
-        return Finding(AREA, "ports", "problem", f"ranks cannot meet on 127.0.0.1: {error}", "ip link set lo up")
-    return Finding(AREA, "ports", "ok", f"a rank can be reached on 127.0.0.1 (port {port} was free)")
+        return Finding(AREA, "ports", "problem", f"ranks cannot connect on 127.0.0.1: {error}", "ip link set lo up")
+    return Finding(AREA, "ports", "ok", f"ranks can connect on 127.0.0.1 (port {port} was free)")
 
 
 def _host_name() -> Finding:
@@ -183,9 +183,9 @@ def _gpu() -> Finding:
         )
     if found["build"] is None:
         remedy = "pip install --force-reinstall --index-url https://download.pytorch.org/whl/cu130 torch==2.13.0"
-        return Finding(AREA, "gpu", "warning", "there is an NVIDIA driver, and torch is a build without CUDA", remedy)
+        return Finding(AREA, "gpu", "warning", "there is an NVIDIA driver, but torch is built without CUDA", remedy)
     if not found["available"]:
-        text = f"torch is built for CUDA {found['build']} and finds no device that it can use"
+        text = f"torch is built for CUDA {found['build']} and finds no usable device"
         return Finding(
             AREA, "gpu", "warning", text, "nvidia-smi: is the driver new enough, is CUDA_VISIBLE_DEVICES empty?"
         )

@@ -1,6 +1,6 @@
-"""Checks which packages are installed, whether they belong together, and whether each can be imported.
+"""Checks which packages are installed, whether they match, and whether each can be imported.
 
-Nothing heavy is imported here: every import happens in a process of its own, so that one that crashes is a finding.
+Every import runs in a process of its own, so that a crash is a finding.
 """
 
 import importlib.metadata
@@ -20,7 +20,7 @@ AREA = "packages"
 IMPORT_SECONDS = 120
 # torch -> the torchrec and fbgemm releases built for it.
 PAIRS = {"2.11": ("1.6", "1.6"), "2.12": ("1.7", "1.7"), "2.13": ("1.8", "1.8"), "2.14": ("1.9", "1.9")}
-# What is asked of each package: its name alone does not load every library that it needs.
+# What is run for each package: importing its name alone does not load all of its libraries.
 _PROBES = {
     "numpy": "import numpy",
     "polars": "import polars; polars.DataFrame({'a': [1]})",
@@ -38,12 +38,12 @@ _INSTALL = "pip install --force-reinstall"
 
 
 def check_packages() -> list[Finding]:
-    """Python, versions, pairs, and what can be imported."""
+    """Yields findings about Python, versions, matching releases, and imports."""
     return [_python(), *_versions(), _pair(), _fbgemm_build(), *_imports()]
 
 
 def driver_library() -> str | None:
-    """The NVIDIA driver's management library, if the loader finds it."""
+    """Returns the NVIDIA driver's management library, if the loader finds it."""
     import ctypes
 
     name = "libnvidia-ml.so.1"
@@ -55,7 +55,7 @@ def driver_library() -> str | None:
 
 
 def _version_of(name: str) -> str | None:
-    """The installed version of a distribution; None if there is none."""
+    """Returns the installed version of a distribution, or None."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -80,13 +80,13 @@ def _python() -> Finding:
             "python",
             "problem",
             f"{found}; fbgemm's wheels are for Linux x86_64",
-            "use such a machine, or a container of one",
+            "use such a machine, or a container on one",
         )
     return Finding(AREA, "python", "ok", found)
 
 
 def _versions() -> list[Finding]:
-    """Every requirement of this package against what is installed."""
+    """Compares every requirement of this package with what is installed."""
     try:
         requirements = importlib.metadata.requires("dlrmctl") or []
     except importlib.metadata.PackageNotFoundError:
@@ -122,7 +122,7 @@ def _satisfies(installed: str, wanted: str) -> bool:
         from packaging.specifiers import SpecifierSet
     except ImportError:
         return True
-    allowed = SpecifierSet(wanted)  # a wheel's names a build, such as ==1.8.0+cpu; bounds ignore builds
+    allowed = SpecifierSet(wanted)  # a wheel's requirement names a build, such as ==1.8.0+cpu; bounds ignore builds
     return any(allowed.contains(version, prereleases=True) for version in (installed, installed.split("+")[0]))
 
 
@@ -136,7 +136,7 @@ def _pair() -> Finding:
     short = {name: ".".join(str(version).split(".")[:2]) for name, version in versions.items()}
     pair = PAIRS.get(short["torch"])
     if pair is None:
-        return Finding(AREA, "pairing", "warning", f"{found}: this torch is in no pair known here", "pip install -e .")
+        return Finding(AREA, "pairing", "warning", f"{found}: this torch has no known pair", "pip install -e .")
     if pair != (short["torchrec"], short["fbgemm-gpu"]):
         wanted = f"torch {short['torch']} goes with torchrec {pair[0]} and fbgemm {pair[1]}"
         return Finding(AREA, "pairing", "problem", f"{found}; {wanted}", "pip install -e .")
@@ -144,7 +144,7 @@ def _pair() -> Finding:
 
 
 def _fbgemm_build() -> Finding:
-    """The CUDA build needs a driver, and owns the same files as the CPU build."""
+    """Checks the build of fbgemm: the CUDA build needs a driver, and owns the same files as the CPU build."""
     cuda, cpu, driver = _version_of("fbgemm-gpu"), _version_of("fbgemm-gpu-cpu"), driver_library()
     stand_in = bool(cuda) and "cpu" in str(cuda)
     both = cuda and cpu and not stand_in
@@ -163,7 +163,7 @@ def _fbgemm_build() -> Finding:
             "pip uninstall -y fbgemm-gpu && DLRMCTL_BACKEND=cpu pip install -e .",
         )
     if cpu and driver is not None:
-        found = f"the CPU build {cpu}, and there is an NVIDIA driver"
+        found = f"the CPU build {cpu}, but there is an NVIDIA driver"
         remedy = "pip uninstall -y fbgemm-gpu fbgemm-gpu-cpu && DLRMCTL_BACKEND=cuda pip install -e ."
         return Finding(AREA, "fbgemm build", "warning", found, remedy)
     build = f"CPU build {cpu}" if cpu else f"CUDA build {cuda}" if cuda else "none"
@@ -178,7 +178,7 @@ def _imports() -> list[Finding]:
     if findings["torch"].status == "problem":
         for module in _BUILT_ON_TORCH:
             if findings[module].status == "problem":
-                findings[module] = replace(findings[module], remedy="mend torch first")
+                findings[module] = replace(findings[module], remedy="fix torch first")
     return list(findings.values())
 
 
@@ -186,7 +186,7 @@ def _import(module: str) -> Finding:
     program = f"{_PROBES[module]}; print({module}.__file__)"
     name = f"import {module}"
     try:
-        # -P: a directory of that name where the user stands is not the package.
+        # -P: ignore a directory of that name in the current directory.
         done = subprocess.run(
             [sys.executable, "-P", "-c", program], capture_output=True, text=True, timeout=IMPORT_SECONDS
         )

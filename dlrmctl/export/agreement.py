@@ -1,6 +1,6 @@
-"""Compares the scores of an exported model with those of the checkpoint it was made from.
+"""Compares the scores of an exported model with those of its checkpoint.
 
-Both score a sample: rows of the validation split as a served model takes them.
+Both score a sample: rows of the validation split in the form that a served model takes.
 Dimensions: N rows, I dense features, F features with one id each, L ids of the longest list.
 """
 
@@ -21,7 +21,7 @@ from dlrmctl.export.graph import PADDING
 from dlrmctl.scoring.paired import compare_scores, relative_rise
 from dlrmctl.scoring.scores import Inference
 
-# A thousand roundings of float32, all in one direction, on a logit; the sigmoid's slope is at most 1/4.
+# A thousand roundings of float32 in one direction, on a logit; the sigmoid's slope is at most 1/4.
 ROUNDING = 1000 * 2**-24 / 4
 _LEAST = 2.0**-26  # of a probability, so that its logit is finite
 
@@ -35,11 +35,11 @@ class Inputs:
     lists: dict[str, Tensor] = field(default_factory=dict)
 
     def arguments(self) -> tuple[Tensor, ...] | tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The tensors in the order of the call; a model without lists is called without them."""
+        """Returns the tensors in the order of the call; a model without lists is called without them."""
         return (self.dense, self.ids, self.lists) if self.lists else (self.dense, self.ids)
 
     def cut(self, start: int, stop: int) -> "Inputs":
-        """Rows [start, stop)."""
+        """Returns rows [start, stop)."""
         part = slice(start, stop)
         return Inputs(self.dense[part], self.ids[part], {name: ids[part] for name, ids in self.lists.items()})
 
@@ -58,12 +58,12 @@ class Sample:
 
 
 def agreement(sample: Sample, probabilities_N: np.ndarray) -> dict[str, Any]:
-    """Compares probabilities with the checkpoint's on the same rows.
+    """Compares probabilities with the checkpoint's, on the same rows.
 
     Returns:
-        "rows"; "largest_difference" of two probabilities; "ne_checkpoint" and "ne_export", None where all labels are
-        the same; "ne_rise", relative, with its standard error "ne_rise_se": see `relative_rise`. Rows with one label
-        tell no rise, unless all rows of the split have it.
+        "rows"; "largest_difference" of two probabilities; "ne_checkpoint" and "ne_export", None if all labels are
+        equal; "ne_rise", relative, with its standard error "ne_rise_se": see `relative_rise`. If all checked rows have
+        one label, the rise is known only if the whole split has it.
     """
     own_N = torch.from_numpy(sample.logits_N).sigmoid().numpy()
     logits_N = torch.from_numpy(probabilities_N).double().logit(eps=_LEAST).numpy()
@@ -85,20 +85,20 @@ def refuse_disagreement(found: Mapping[str, Any], checkpoint: str, precision: st
 
     Args:
         found: by `agreement`.
-        max_ne_rise: what "int8" may cost, relative; the other precisions may round differently, and that is all.
+        max_ne_rise: the largest relative increase of NE by "int8"; other precisions may differ only by rounding.
 
     Raises:
-        UserError: if the scores differ by more, or the checked rows have one label while others have the other.
+        UserError: if the scores differ by more, or all checked rows have one label and other rows the other.
     """
     difference, rise = found["largest_difference"], found["ne_rise"]
-    if precision != "int8" and not difference <= ROUNDING:  # what is not a number is refused too
+    if precision != "int8" and not difference <= ROUNDING:  # also refuses NaN
         raise UserError(
             f"the exported model differs from {checkpoint} by {difference:.2g} in a probability; rounding explains "
             f"{ROUNDING:.2g}"
         )
     if precision == "int8" and rise is None:
         raise UserError(
-            f"what int8 costs {checkpoint} is not known: NE needs both labels among the checked rows",
+            f"the cost of int8 for {checkpoint} is unknown: NE needs both labels among the checked rows",
             f"--check-rows above {found['rows']:,}",
         )
     if precision == "int8" and not rise <= max_ne_rise:
@@ -110,11 +110,11 @@ def refuse_disagreement(found: Mapping[str, Any], checkpoint: str, precision: st
 
 @torch.no_grad()
 def score_sample(inference: Inference, reader: Reader, rows: int) -> Sample:
-    """The first rows that a reader gives, scored by a model.
+    """Returns the first rows of a reader, scored by a model.
 
     Args:
-        reader: of one rank, not shuffled.
-        rows: at most.
+        reader: a reader of one rank, not shuffled.
+        rows: the most rows.
     """
     schema, offset = reader.source.schema, reader.source.features.logit_offset(reader.split)
     inputs: list[Inputs] = []
@@ -135,7 +135,7 @@ def score_sample(inference: Inference, reader: Reader, rows: int) -> Sample:
 
 
 def inputs_of(batch: Batch, schema: Schema) -> Inputs:
-    """A batch in the form of the served model."""
+    """Converts a batch to the form of the served model."""
     size = len(batch)
     if batch.lengths_FB is None:
         return Inputs(batch.dense_BI, batch.ids.view(-1, size).T.contiguous())
@@ -150,7 +150,7 @@ def inputs_of(batch: Batch, schema: Schema) -> Inputs:
 
 
 def _padded(ids: Tensor, lengths_B: Tensor) -> Tensor:
-    """[B, L]: the list of each example, filled up."""
+    """Returns [B, L]: the padded list of each example."""
     there_BL = torch.arange(max(int(lengths_B.max()), 1)) < lengths_B[:, None]
     return torch.full(there_BL.shape, PADDING, dtype=ids.dtype).masked_scatter_(there_BL, ids)
 

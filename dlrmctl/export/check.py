@@ -1,4 +1,4 @@
-"""Run as a file, by a process that has torch and nothing of this program: scores rows with an exported model.
+"""Scores rows with an exported model; run as a script, in a process that has torch and nothing of this program.
 
     check.py MODEL.pt2 ROWS.pt SCORES.pt
 
@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-# A server meets batches of one row and of odd sizes; the last size is for all rows that are left.
+# A server gets batches of one row and of odd sizes; the last size is for all remaining rows.
 SIZES = (1, 7, 1000, 4096)
 FOREIGN = ("torchrec", "fbgemm_gpu", "dlrmctl")
 
 
 def batches(rows: int) -> list[slice]:
-    """Slices of rows that are scored together."""
+    """Returns slices of rows that are scored together."""
     parts: list[slice] = []
     start = 0
     while start < rows:
@@ -48,7 +48,7 @@ def load(model_file: str) -> Any:
 
 
 def main(model_file: str, rows_file: str, scores_file: str) -> int:
-    """Scores the rows, and makes sure that nothing but torch was needed.
+    """Scores the rows, and checks that only torch was needed.
 
     Returns:
         The exit status.

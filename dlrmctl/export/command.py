@@ -1,4 +1,4 @@
-"""Runs `dlrmctl export`: writes a checkpoint as a file, checks its scores against the checkpoint's, and reports."""
+"""Runs `dlrmctl export`: writes a checkpoint as a file, compares its scores with the checkpoint's, and reports."""
 
 import gc
 from collections.abc import Iterator, Mapping
@@ -31,13 +31,13 @@ SUFFIX = ".pt2"
 
 @dataclass(frozen=True)
 class Wanted:
-    """The file that is to be written.
+    """The options of an export.
 
     Attributes:
         checkpoint: "best", "last" or "step-N" of a run; None for the best, and for a compressed model, which has one.
-        precision: of the tables, "fp32" or "int8"; None as they are: float32 of a run, and what a compressed model has.
-        check_rows: of the validation split, at most.
-        max_ne_rise: relative; for "int8".
+        precision: of the tables, "fp32" or "int8"; None keeps them as they are.
+        check_rows: the most rows of the validation split that are compared.
+        max_ne_rise: the largest relative increase of NE by "int8".
     """
 
     out: Path
@@ -53,26 +53,26 @@ def export(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> d
     Memory: less than twice the tables; measured with 2.0 GiB of them, 3.7 GiB in all.
 
     Returns:
-        What was written and how it scores.
+        The report: the file, and how it scores.
 
     Raises:
-        UserError, DataError: if something is not there or does not fit, or the file's scores are not the
-            checkpoint's; then no file is left.
+        UserError, DataError: if something is missing or does not fit, or the file's scores differ from the
+            checkpoint's; no file is written then.
     """
     _check_file(wanted.out)
     if wanted.precision is not None and is_compressed(run.path):
         raise UserError(
-            f"--precision {wanted.precision}: the tables of {run.path} are compressed, and exported as they are",
-            "leave --precision out, or export the run they were made from",
+            f"--precision {wanted.precision}: the tables of {run.path} are compressed, and are exported as they are",
+            "omit --precision, or export the run they were made from",
         )
     if wanted.checkpoint is not None and is_compressed(run.path):
         raise other_checkpoint(run, wanted.checkpoint)
     exact = config.change(precision="fp32")
     if config.train.precision != "fp32":
         say(f"the run computes in {config.train.precision}; the exported model computes in float32")
-    with place_beside(wanted.out) as place:  # before the rows are scored: a directory that cannot be written says so
+    with place_beside(wanted.out) as place:  # before scoring, so that a directory that cannot be written fails early
         sample, path, source = _scored(exact, run, ranks, wanted)
-        gc.collect()  # evaluation's tables are in cycles
+        gc.collect()  # the tables of evaluation are in reference cycles
         name, model = path.name, _served(exact, run, path, source, wanted.precision)
         precision = wanted.precision or ("as compressed" if is_compressed(run.path) else "fp32")
         checks = agreement(sample, score(model, sample.inputs))
@@ -106,15 +106,15 @@ def export(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> d
 
 def _check_file(out: Path) -> None:
     if out.suffix != SUFFIX:
-        raise UserError(f"{out}: an exported model is a file ending in {SUFFIX}")
+        raise UserError(f"{out}: the name of an exported model must end in {SUFFIX}")
     if out.exists():
-        raise UserError(f"{out}: exists already", "choose another file, or remove this one")
+        raise UserError(f"{out} already exists", "choose another file, or remove this one")
     if not out.resolve().parent.is_dir():
         raise UserError(f"{out.parent}: there is no such directory", f"mkdir -p {out.parent}")
 
 
 def _scored(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> tuple[Sample, Path, Source]:
-    """Some rows as the checkpoint itself scores them, where it is, and the data."""
+    """Returns some rows as the checkpoint scores them, its name, and the data."""
     opened = open_run(config, run, ranks, checkpoint=wanted.checkpoint or "best", split="validation")
     rows = min(wanted.check_rows, opened.reader.num_examples)
     say(f"scoring {rows:,} validation rows with {opened.checkpoint.name}")
@@ -122,7 +122,7 @@ def _scored(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> 
 
 
 def _served(config: Config, run: RunDirectory, path: Path, source: Source, precision: str | None) -> ServedModel:
-    """The model with its tables as they will be stored, read one after the other."""
+    """Returns the model with its tables as they will be stored, read one after the other."""
     features = feature_tables(config, source.schema)
     names = [table.name for feature in features for table in feature.tables(config.embeddings.dim)]
     tables: Mapping[str, Compressed]
@@ -142,7 +142,7 @@ def _stored(tables: CheckpointTables, name: str, precision: str | None) -> Store
 
 
 def show_export(result: Mapping[str, Any]) -> None:
-    """The file beside its checkpoint, on standard output."""
+    """Prints the file and its checkpoint on standard output."""
     checks = result["checks"]
     rows = [
         (f"tables, {result['precision']}", bytes_text(result["table_bytes_before"]), bytes_text(result["table_bytes"])),
@@ -159,11 +159,11 @@ def show_export(result: Mapping[str, Any]) -> None:
 
 
 def _call_lines(inputs: Mapping[str, Any], file: str) -> Iterator[str]:
-    """The lines of Python that call the file."""
+    """Returns the lines of Python that call the file."""
     yield f"torch.export.load({file!r}).module()({', '.join(inputs)}) gives probabilities, float32 [batch]"
     for name in ("dense", "ids"):
         yield f"  {name}: {inputs[name]['type']} [{', '.join(map(str, inputs[name]['shape']))}]"
     if "lists" in inputs:
         one, *more = inputs["lists"]
         others = f" and {len(more)} more" if more else ""
-        yield f"  lists: {{{one!r}: int64 [batch, longest]}}{others}; shorter lists are filled up with -1"
+        yield f"  lists: {{{one!r}: int64 [batch, longest]}}{others}; pad shorter lists with -1"

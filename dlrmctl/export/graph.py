@@ -1,4 +1,4 @@
-"""A trained model in plain torch operations, from dense features and ids to probabilities, as torch.export takes it.
+"""A trained model in plain torch operations for torch.export, from dense features and ids to probabilities.
 
 Dimensions: B examples, I dense features, F features with one id each, L ids of a list, N ids, D columns.
 """
@@ -15,18 +15,18 @@ from dlrmctl.embeddings.partitions.heads import Head, Tail
 from dlrmctl.embeddings.parts import operand_keys
 from dlrmctl.embeddings.tables import FeatureTable
 
-PADDING = -1  # fills up lists of ids
+PADDING = -1  # pads lists of ids
 
 
 class ServedModel(nn.Module):
     """The model as evaluation computes it, without TorchRec: partitions, tables, dense network, and the sigmoid.
 
     Args:
-        features: in the order of the data.
-        tables: one for each table of the features, by its name; float or quantized.
-        network: takes dense features and the vectors of all features.
+        features: features in the order of the data.
+        tables: one for each table of the features, by name; float or quantized.
+        network: maps dense features and the vectors of all features to logits.
         num_dense: I.
-        logit_offset: added to the logit; see negative sampling.
+        logit_offset: added to the logit; corrects for negative sampling.
 
     Raises:
         KeyError: if a table is missing.
@@ -49,7 +49,7 @@ class ServedModel(nn.Module):
         self.one_hot = tuple(feature.name for feature in features if feature.max_ids == 1)
         keys = [key for feature in features for lookup in feature.lookups for key in lookup.keys]
         self._places = {key: place for place, key in enumerate(keys)}
-        self.tables = nn.ModuleList(tables[key] for key in keys)  # a list: names of features may hold anything
+        self.tables = nn.ModuleList(tables[key] for key in keys)  # names of features may have any characters
         rows = [feature.rows for feature in features if feature.max_ids == 1]
         self.register_buffer("rows_F", torch.tensor(rows, dtype=torch.int64), persistent=False)
 
@@ -59,7 +59,7 @@ class ServedModel(nn.Module):
         Args:
             dense: float32 [B, I], transformed as the training data was.
             ids: int64 [B, F], 0 <= id < rows, of the features with one id each, in their order.
-            lists: int64 [B, L] of every other feature by its name, shorter lists filled up with -1.
+            lists: int64 [B, L] of every other feature by its name, shorter lists padded with -1.
 
         Returns:
             float32 [B], probabilities.
@@ -79,38 +79,38 @@ class ServedModel(nn.Module):
         return logits_B.sigmoid()
 
     def named_tables(self) -> Iterator[tuple[str, Compressed]]:
-        """Every table with its name."""
+        """Returns every table with its name."""
         for key, table in zip(self._places, self.tables, strict=True):
             assert isinstance(table, Compressed)
             yield key, table
 
     def _summed(self, feature: FeatureTable, ids_BL: Tensor) -> list[Tensor]:
-        """[B, D] each: the sums over the ids of each list, 0 for an empty one."""
+        """Returns vectors [B, D]: the sums over the ids of each list, 0 for an empty one."""
         there_BL = ids_BL != PADDING
         torch.ops.aten._assert_async.msg(
             ((ids_BL >= PADDING) & (ids_BL < feature.rows)).all(),
             f"{feature.name}: an id is below -1, or not below the feature's {feature.rows} rows",
         )
-        # An id may be any row where its vector is multiplied by 0.
+        # Padding may be any row, since its vector is multiplied by 0.
         vectors = self._vectors(feature, ids_BL.clamp(min=0).flatten())
         shape = (*ids_BL.shape, -1)
         return [(vector_ND.view(shape) * there_BL.unsqueeze(-1)).sum(1) for vector_ND in vectors]
 
     def _vectors(self, feature: FeatureTable, ids_N: Tensor) -> list[Tensor]:
-        """[N, D] each: what each id is alone; one vector, or those of operation "features"."""
+        """Returns the vectors [N, D] of each id: one, or several for operation "features"."""
         *heads, last = feature.lookups
         rows = dict(zip(last.keys, self._rows(last.keys, last.partition, ids_N), strict=True))
         if feature.combination in (None, "features"):
             vectors = list(rows.values())
         else:
             vectors = [combined(feature.combination, [rows[key] for key in operand_keys(feature)])]
-        for head in heads:  # an id has no row in the head's table, or none in the tail's
+        for head in heads:  # an id has rows in the head's table, or in the tail's
             (row_ND,) = self._rows(head.keys, head.partition, ids_N)
             vectors = [row_ND + vector_ND for vector_ND in vectors]
         return vectors
 
     def _rows(self, keys: Sequence[str], partition: Partition, ids_N: Tensor) -> list[Tensor]:
-        """The rows of each table; 0 for an id that looks nothing up."""
+        """Returns the rows of each table; 0 for an id that has none."""
         found = []
         for key, row_N in zip(keys, partition(ids_N), strict=True):
             table = self.tables[self._places[key]]

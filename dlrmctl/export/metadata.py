@@ -1,4 +1,4 @@
-"""Describes an exported model for its server, as plain values that stand beside the graph in the file."""
+"""Describes an exported model for its server, as plain values in the file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ FORMAT = "dlrmctl-export/1"
 
 
 def describe(model: ServedModel, source: Source, config: Config, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs and how they are made, the tables, and where the weights come from.
+    """Describes the inputs and how to make them, the tables, and the origin of the weights.
 
     Args:
         origin: run, checkpoint, precision.
@@ -26,7 +26,7 @@ def describe(model: ServedModel, source: Source, config: Config, origin: Mapping
         **origin,
         "inputs": _inputs(source.schema),
         "output": {"shape": ["batch"], "type": "float32", "is": "the probability of label 1"},
-        # What the server does to raw numbers before the call; the graph begins behind it.
+        # The server applies this to raw numbers before the call.
         "dense_transform": transform.to_dict() if transform else None,
         "ids": _ids(source),
         "logit_offset": model.logit_offset,
@@ -38,7 +38,7 @@ def describe(model: ServedModel, source: Source, config: Config, origin: Mapping
 
 
 def _inputs(schema: Schema) -> dict[str, Any]:
-    """Inputs by the names of the graph's arguments, in their order."""
+    """Returns the inputs by the names of the graph's arguments, in their order."""
     ones = [feature for feature in schema.sparse if feature.max_ids == 1]
     lists = [feature for feature in schema.sparse if feature.max_ids > 1]
     inputs: dict[str, Any] = {
@@ -68,7 +68,7 @@ def _inputs(schema: Schema) -> dict[str, Any]:
 
 
 def _ids(source: Source) -> dict[str, Any]:
-    """The rules by which raw values become ids."""
+    """Describes the rules by which raw values become ids."""
     return {
         "missing": MISSING_ROW,
         "rare": RARE_ROW,

@@ -1,4 +1,4 @@
-"""A served model as a file: through torch.export with a dynamic batch, written aside, and scored again from there.
+"""A served model as a file: exported by torch.export with a dynamic batch, written to a temporary file, and checked.
 
 Dimensions: N rows, B examples of a batch.
 """
@@ -27,12 +27,12 @@ from dlrmctl.export.graph import ServedModel
 from dlrmctl.ranks.signals import terminable
 
 METADATA = "dlrmctl.json"  # name inside the file
-_EXAMPLES = 4  # rows the program is traced with; any number but 0 and 1, which torch would take for constants
+_EXAMPLES = 4  # rows for tracing; not 0 or 1, which torch would take for constants
 
 
 @torch.no_grad()
 def score(model: ServedModel, inputs: Inputs) -> np.ndarray:
-    """float32 [N]: probabilities, computed here, in the batches of the check."""
+    """Returns probabilities, float32 [N], computed in this process, in the batches of the check."""
     parts = check.batches(len(inputs.dense))
     scores = [model(*inputs.cut(part.start, part.stop).arguments()) for part in parts]
     return torch.cat(scores).numpy()
@@ -40,7 +40,7 @@ def score(model: ServedModel, inputs: Inputs) -> np.ndarray:
 
 @torch.no_grad()
 def to_program(model: ServedModel) -> torch.export.ExportedProgram:
-    """The model as a graph for batches of any size, and lists of any length up to the feature's."""
+    """Returns the model as a graph for batches of any size, and lists of any length up to the feature's."""
     batch = Dim("batch", min=1)
     shapes: list[Any] = [{0: batch}, {0: batch}]
     most = {feature.name: feature.max_ids for feature in model.features if feature.max_ids > 1}
@@ -54,7 +54,7 @@ def to_program(model: ServedModel) -> torch.export.ExportedProgram:
         lengths = {name: Dim(f"list_{i}", min=1, max=longest) for i, (name, longest) in enumerate(most.items())}
         shapes.append({name: {0: batch, 1: length} for name, length in lengths.items()})
     program = torch.export.export(model, example.arguments(), dynamic_shapes=tuple(shapes), strict=False)
-    for node in program.graph.nodes:  # which line of ours a node comes from takes half of the graph's bytes
+    for node in program.graph.nodes:  # source lines of nodes take half of the graph's bytes
         node.meta.pop("stack_trace", None)
         node.meta.pop("torch_fn", None)
     return program
@@ -62,10 +62,10 @@ def to_program(model: ServedModel) -> torch.export.ExportedProgram:
 
 @contextmanager
 def place_beside(out: Path) -> Iterator[Path]:
-    """A new directory on the disk of `out` for what is not complete; nothing of it stays, nor after SIGTERM.
+    """A temporary directory on the disk of `out`; it is removed at the end, also after SIGTERM.
 
     Raises:
-        DataError: if the directory of `out` takes none.
+        DataError: if it cannot be made there.
     """
 
     with terminable():
@@ -83,7 +83,7 @@ def write_program(program: torch.export.ExportedProgram, path: Path, metadata: M
     """Writes the program with its metadata as one file.
 
     Raises:
-        OSError: if the disk refuses.
+        OSError: if it cannot be written.
     """
     with path.open("wb", buffering=0) as file:
         target = _Remembering(file)
@@ -94,7 +94,7 @@ def write_program(program: torch.export.ExportedProgram, path: Path, metadata: M
 
 
 class _Remembering(io.RawIOBase):
-    """A file that takes everything and remembers what the disk refused: torch's writer ends the process over that."""
+    """A file that remembers errors of the disk instead of raising them, over which torch's writer ends the process."""
 
     def __init__(self, file: io.FileIO) -> None:
         self._file = file
@@ -116,7 +116,7 @@ class _Remembering(io.RawIOBase):
         size = memoryview(content).nbytes
         try:
             written = 0
-            while self.problem is None and written < size:  # one call writes 2 GiB at most
+            while self.problem is None and written < size:  # one call writes at most 2 GiB
                 written += self._file.write(memoryview(content)[written:])
         except OSError as problem:
             self.problem = problem
@@ -124,7 +124,7 @@ class _Remembering(io.RawIOBase):
 
 
 def score_file(path: Path, inputs: Inputs) -> np.ndarray:
-    """float32 [N]: probabilities of the file's program, loaded by a new process that has torch alone.
+    """Returns probabilities, float32 [N], of the file, loaded by a new process that has only torch.
 
     Raises:
         UserError: if it cannot be loaded there.

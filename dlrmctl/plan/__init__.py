@@ -1,5 +1,5 @@
 """Plans memory per rank and time per step before anything is launched (`dlrmctl plan`).
 
-`tables` and `dense` say what there is to place, `cluster` on what, `memory` how much each rank needs, `remedies` what
-would fit, `steptime` how long a step may take; `plan` answers all of it and `report` shows it.
+`tables` and `dense` describe the model, `cluster` the ranks, `memory` computes what each rank needs, `remedies` what
+would fit, `steptime` the time of a step; `plan` puts it together and `report` prints it.
 """

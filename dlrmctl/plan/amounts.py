@@ -1,4 +1,4 @@
-"""Amounts as people write them, 80GiB or 25GB/s, and as text again. A large B is a byte, a small b a bit."""
+"""Parses and formats amounts such as 80GiB or 25GB/s; B is a byte, b a bit."""
 
 import re
 
@@ -8,17 +8,17 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15}
 _AMOUNT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?(?:[eE]\+?[0-9]+)?)\s*([a-zA-Z/]*)\s*")
 _BITS = re.compile(r"([kKmMgGtTpP]?[iI]?)(?:b|[bB][iI][tT][sS]?)(/s|ps)?")
 _FLOPS = re.compile(r"flops?(/s)?\s*$", re.IGNORECASE)
-_LEAST_FLOPS = 1e6  # nothing that trains is slower: such a number has lost its unit
+_LEAST_FLOPS = 1e6  # no machine for training is slower: the unit must be missing
 
 
 _UNITS |= {unit + "i": 1024**power for power, unit in enumerate("kmgtp", start=1)}
 
 
 def size_of(flag: str, text: str) -> int:
-    """Bytes, from 80GiB or 80GB.
+    """Parses bytes, such as 80GiB or 80GB.
 
     Raises:
-        UserError: if it is no amount of memory, or nothing, or in bits, or without a unit.
+        UserError: if it is not an amount of memory, is 0, in bits, or has no unit.
     """
     what = "a size such as 80GiB"
     number, unit = _parted(flag, text, text, what)
@@ -29,10 +29,10 @@ def size_of(flag: str, text: str) -> int:
 
 
 def bandwidth_of(flag: str, text: str) -> float:
-    """Bytes per second, from 25GB/s; bits (200Gb/s) are not taken for bytes.
+    """Parses bytes per second, such as 25GB/s; bits (200Gb/s) are rejected.
 
     Raises:
-        UserError: if it is no bandwidth, or nothing, or in bits, or does not say of what.
+        UserError: if it is not a bandwidth, is 0, in bits, or has no unit.
     """
     what = "a bandwidth such as 25GB/s"
     number, unit = _parted(flag, text, text, what)
@@ -49,21 +49,21 @@ def bandwidth_of(flag: str, text: str) -> float:
 
 
 def rate_of(flag: str, text: str) -> float:
-    """Floating point operations per second, from 60T, 60TFLOP/s or 6e13.
+    """Parses floating point operations per second, such as 60T, 60TFLOP/s or 6e13.
 
     Raises:
-        UserError: if it is no such rate, or nothing, or so little that a unit must be missing.
+        UserError: if it is not such a rate, is 0, or so small that a unit must be missing.
     """
     what = "a rate such as 60TFLOP/s"
     number, unit = _parted(flag, text, _FLOPS.sub("", text), what)
     rate = _amount(flag, text, number, unit, what)
     if not unit and rate < _LEAST_FLOPS:
-        raise UserError(f"{flag} = {text!r} is too slow to be so", f"{number}TFLOP/s?")
+        raise UserError(f"{flag} = {text!r} is too slow", f"{number}TFLOP/s?")
     return rate
 
 
 def _parted(flag: str, text: str, amount: str, what: str) -> tuple[str, str]:
-    """The number, and what stands behind it."""
+    """Splits a number from what follows it."""
     found = _AMOUNT.fullmatch(amount)
     if not found:
         raise UserError(f"{flag} = {text!r} is not {what}")
@@ -105,12 +105,12 @@ def flops_text(flops: float) -> str:
 
 
 def _with_prefix(amount: float) -> str:
-    """Three digits and a decimal prefix, from mega on."""
+    """Formats with three digits and a decimal prefix, from mega on."""
     prefixes = {1e15: "P", 1e12: "T", 1e9: "G"}
     size = next((size for size in prefixes if amount >= 0.9995 * size), 1e6)
     return f"{amount / size:.3g} {prefixes.get(size, 'M')}"
 
 
 def time_text(seconds: float) -> str:
-    """Milliseconds with three digits."""
+    """Formats as milliseconds or seconds with three digits."""
     return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"

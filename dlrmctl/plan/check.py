@@ -1,4 +1,4 @@
-"""Checks, before a training takes any memory, that it fits these ranks, by the numbers of `dlrmctl plan`."""
+"""Checks by the numbers of `dlrmctl plan`, before memory is allocated, that a training fits its ranks."""
 
 from dlrmctl.console.text import bytes_text
 from dlrmctl.data.schema import Schema
@@ -16,10 +16,10 @@ _SMALLER_TABLES = (
 
 
 def check_memory(config: Config, schema: Schema, ranks: Ranks) -> int | None:
-    """Bytes that each rank has for tables and their lookups; None where it is not known. A collective.
+    """Returns the bytes of each rank for tables and their lookups, None if unknown. Every rank must call it.
 
     Raises:
-        UserError: on every rank, if the training does not fit; nothing has been allocated then.
+        UserError: on every rank, if the training does not fit, before anything is allocated.
     """
     cluster = these_ranks(ranks)
     outcome: int | UserError | None = None
@@ -36,10 +36,10 @@ def check_memory(config: Config, schema: Schema, ranks: Ranks) -> int | None:
 
 
 def _refusal(config: Config, plan: MemoryPlan) -> UserError:
-    """One line with the numbers of the fullest rank, and what to change first."""
+    """Returns the error with the numbers of the fullest rank, and what to change first."""
     cluster = plan.cluster
     if plan.problem is not None and max(plan.totals) <= (cluster.memory_bytes or 0):
-        return UserError(plan.problem, _SMALLER_TABLES)  # the planner wants more for lookups than is counted here
+        return UserError(plan.problem, _SMALLER_TABLES)  # the planner counts more for lookups than this does
     assert cluster.memory_bytes is not None
     rank = max(range(cluster.world_size), key=lambda r: plan.totals[r])
     needs = {name: plan.parts[name][rank] for name in PARTS if plan.parts[name][rank]}

@@ -1,4 +1,4 @@
-"""The ranks that a plan is for: those of this machine, or of a cluster described in numbers."""
+"""The ranks of a plan: on this machine, or on a cluster described by numbers."""
 
 import os
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from dlrmctl.embeddings.sharding.memory import available_bytes
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.group import Ranks
 
-CUDA_BYTES = 2**30  # context, kernels and NCCL's buffers of a rank: about this much, before it has a model
+CUDA_BYTES = 2**30  # of a rank before it has a model: context, kernels and NCCL's buffers
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class Cluster:
     Attributes:
         ranks_per_node: ranks 0 to ranks_per_node - 1 are on the first node, and so on.
         device_type: "cpu" or "cuda".
-        memory_bytes: of each rank; None where it is not known.
-        process_bytes: what each rank takes of it before there is a model: Python and its libraries, or CUDA's.
-        described: given in numbers, not the machine that this runs on.
-        intra_bandwidth, inter_bandwidth: of one rank, to ranks of its node and of others, in bytes per second; None
-            where not given.
+        memory_bytes: memory of each rank; None if unknown.
+        process_bytes: memory of each rank before it has a model: Python and its libraries, or CUDA's.
+        described: whether it was described by numbers, not this machine.
+        intra_bandwidth, inter_bandwidth: bytes per second of one rank, to ranks of its node and of others; None if not
+            given.
     """
 
     world_size: int
@@ -42,7 +42,7 @@ class Cluster:
 
     @property
     def bandwidths(self) -> tuple[float, float] | None:
-        """Both for the planner, which takes no less: if one is given, the other is taken to be the same."""
+        """Both bandwidths, which the planner needs; if only one is given, it stands for the other."""
         intra, inter = self.intra_bandwidth, self.inter_bandwidth
         if intra is None and inter is None:
             return None
@@ -56,13 +56,13 @@ class Cluster:
 
 
 def this_machine(device: str, nproc: int, *, intra_bandwidth: float | None = None) -> Cluster:
-    """The ranks that `--nproc` would start here, with the memory that is free now.
+    """Returns the ranks that `--nproc` would start here, with the memory that is free now.
 
     Args:
         device: "auto", "cpu" or "cuda".
 
     Raises:
-        UserError: if the device is not there.
+        UserError: if there is no such device.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("train.device = cuda, but torch sees no CUDA device", "--hbm 80GiB plans for GPUs elsewhere")
@@ -72,7 +72,7 @@ def this_machine(device: str, nproc: int, *, intra_bandwidth: float | None = Non
         shared = -(-nproc // count)  # ranks on one GPU
         return Cluster(nproc, nproc, "cuda", min(free) // shared, intra_bandwidth=intra_bandwidth)
     free_bytes, own = available_bytes(torch.device("cpu")), _own_bytes()
-    # What this process takes will be free when it has ended, and is what each rank takes before it has a model.
+    # The memory of this process will be free when it ends, and equals that of a rank before it has a model.
     memory = None if free_bytes is None else (free_bytes + own) // nproc
     return Cluster(nproc, nproc, "cpu", memory, process_bytes=own, intra_bandwidth=intra_bandwidth)
 
@@ -86,21 +86,21 @@ def described(
     intra_bandwidth: float | None = None,
     inter_bandwidth: float | None = None,
 ) -> Cluster:
-    """A cluster in numbers, with about what each rank takes before it has a model."""
+    """Returns a cluster described by numbers, with an estimate of a rank's memory before it has a model."""
     process = CUDA_BYTES if device_type == "cuda" else _own_bytes()
     per_node = world_size // nodes
     return Cluster(world_size, per_node, device_type, memory_bytes, process, True, intra_bandwidth, inter_bandwidth)
 
 
 def these_ranks(ranks: Ranks) -> Cluster:
-    """The ranks of a running training, each with the least that any of them has free. A collective."""
+    """Returns the ranks of a running training, each with the least free memory of any. Every rank must call it."""
     free = ranks.gather(available_bytes(ranks.device, ranks.local_world_size))
     known = [number for number in free if number is not None]
     return Cluster(ranks.world_size, ranks.local_world_size, ranks.device.type, min(known) if known else None)
 
 
 def _own_bytes() -> int:
-    """Memory of this process that no other shares; 0 where the system does not say."""
+    """Returns the memory of this process that no other shares; 0 if the system does not report it."""
     try:
         lines = Path(f"/proc/{os.getpid()}/status").read_text().splitlines()
     except OSError:

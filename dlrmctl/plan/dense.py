@@ -1,7 +1,6 @@
-"""The needs of the dense network on every rank: weights, gradients, optimizer state and scratch; from shapes alone.
+"""Computes the memory and work of the dense network on every rank, from shapes alone.
 
-The network is built on "meta", where tensors have shapes and no memory, and any number of ranks can be asked about
-without being there.
+The network is built on "meta", where tensors have shapes but no memory, for any number of ranks.
 """
 
 import math
@@ -18,25 +17,25 @@ from dlrmctl.optim.shampoo.estimate import shampoo_shares
 from dlrmctl.settings.config import Config
 
 _FLOAT = 4
-# What an optimizer allocates while it steps and keeps of every weight, in weights. Torch's own work on lists of
-# tensors, so that their intermediates exist for all weights at once.
+# What an optimizer allocates in a step for every weight, in weights. Torch's optimizers work on lists of tensors, so
+# their intermediates exist for all weights at once.
 _STATE = {"adagrad": 1, "adamw": 2, "sgd": 0}
 _SCRATCH = {"adagrad": 2, "adamw": 1, "sgd": 0}
-SHORT_RUN, RUN = 200, 1000  # steps over which the work of an optimizer that does not do all of it at each is spread
+SHORT_RUN, RUN = 200, 1000  # steps over which the mean work of an optimizer is taken
 
 
 @dataclass(frozen=True)
 class DenseNeed:
-    """Bytes; tuples have one entry per rank.
+    """The needs of the dense network, in bytes; tuples have one entry per rank.
 
     Attributes:
-        num_weights: of the MLPs and biases.
-        products: of one example through all linear layers, in multiplications.
+        num_weights: weights and biases of the MLPs.
+        products: multiplications of one example in all linear layers.
         largest_layer: outputs and inputs of the linear layer with the most weights.
-        state: what the optimizer remembers.
-        scratch: what else it takes while it steps: intermediates, padding, and the directions of all ranks.
-        optimizer_products: multiplications of the optimizer per step, the mean of the first 1,000.
-        early_products: the mean of the first 200.
+        state: state of the optimizer.
+        scratch: further memory of its step: intermediates, padding, and the directions of all ranks.
+        optimizer_products: multiplications of the optimizer per step, the mean of the first 1,000 steps.
+        early_products: the mean of the first 200 steps.
         exchanged: bytes of directions that every rank receives in a step.
     """
 
@@ -53,11 +52,11 @@ class DenseNeed:
 
 
 def dense_need(config: Config, schema: Schema, world_size: int) -> DenseNeed:
-    """Counts what the dense half of the settings needs on each of `world_size` ranks."""
+    """Computes what the dense network of the settings needs on each of `world_size` ranks."""
     network = build_dense_network(config, schema, torch.device("meta"))
     num_weights = sum(p.numel() for p in network.parameters())
     layers = [tuple(layer.weight.shape) for layer in network.modules() if isinstance(layer, nn.Linear)]
-    optimizer = build_dense_optimizer(config.optim, nn.Linear(1, 1, device="meta"), None)  # for its settings alone
+    optimizer = build_dense_optimizer(config.optim, nn.Linear(1, 1, device="meta"), None)  # only its settings are used
     weights = num_weights * _FLOAT
     if isinstance(optimizer, DistributedShampoo):
         settings = optimizer.param_groups[0]
@@ -74,7 +73,7 @@ def dense_need(config: Config, schema: Schema, world_size: int) -> DenseNeed:
         state = (kept * weights,) * world_size
         scratch = ((_SCRATCH[name] + decayed) * weights,) * world_size
         products, early, exchanged = (0.0,) * world_size, (0.0,) * world_size, 0
-    if config.optim.averaging != "none":  # the average, and the iterate that the optimizer moves
+    if config.optim.averaging != "none":  # the average, and the optimizer's iterate
         state = tuple(held + 2 * weights for held in state)
     return DenseNeed(
         num_weights=num_weights,

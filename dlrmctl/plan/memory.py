@@ -1,11 +1,11 @@
-"""The memory that a training needs on every rank, part by part, against what there is.
+"""Computes the memory that a training needs on every rank, by part.
 
-    tables and their row-wise AdaGrad, where TorchRec's planner puts them    (exact)
+    tables and their row-wise AdaGrad, as placed by TorchRec's planner       (exact)
     MLPs, their gradients, their optimizer's state and scratch               (exact)
-    on a CPU a second time the tables, while a checkpoint is written         (measured: torch's writer copies them all)
+    on a CPU the tables again, while a checkpoint is written                 (measured: torch's writer copies them all)
     batches, lookups, activations, exchanges between ranks                   (from shapes; an estimate)
 
-Nothing is allocated, and no rank is asked. `dlrmctl plan` shows this, `dlrmctl train` refuses by it.
+Nothing is allocated, and no rank is needed. `dlrmctl plan` shows this; `dlrmctl train` refuses what does not fit.
 Dimensions: B examples of a rank, G of all ranks, I dense features, F vectors, D columns, N = F + 1.
 """
 
@@ -27,10 +27,10 @@ PARTS = (
     *("batches", "lookups", "activations"),
 )
 _FLOAT, _ID = 4, 8
-# The allocator of a CPU keeps what it had and cannot always use it again: measured 0.9 to 1.7 times what is counted.
+# The CPU allocator keeps memory and cannot always reuse it: measured 0.9 to 1.7 times what is counted.
 _CPU_ALLOCATOR = 1.7
-_CPU_LEFT_OVER = 20 * 2**20  # and of drawing the first values of tables: measured 10 to 40 MiB
-_READ_AHEAD_ROWS = 2 * 65_536  # a block of the store being shuffled and one of batches that wait, over all ranks
+_CPU_LEFT_OVER = 20 * 2**20  # and for initial values of tables: measured 10 to 40 MiB
+_READ_AHEAD_ROWS = 2 * 65_536  # a block of the store being shuffled and one of waiting batches, over all ranks
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class MemoryPlan:
 
     Attributes:
         parts: name -> bytes per rank, the names of `PARTS`.
-        placements: of every table; where they do not fit, in equal parts, or as the settings want them.
-        table_room: bytes that each rank has for tables and lookups; None where not known.
+        placements: placement of every table; if they do not fit, in equal parts, or as set.
+        table_room: bytes of each rank for tables and lookups; None if unknown.
         problem: the planner's reason why the tables do not fit, or None.
     """
 
@@ -54,7 +54,7 @@ class MemoryPlan:
 
     @property
     def totals(self) -> tuple[int, ...]:
-        """Bytes per rank."""
+        """Bytes per rank, over all parts."""
         return tuple(map(sum, zip(*self.parts.values(), strict=True)))
 
     @property
@@ -64,7 +64,7 @@ class MemoryPlan:
 
     @property
     def fixed_bytes(self) -> int:
-        """The most that any rank needs besides tables and lookups."""
+        """The most bytes that any rank needs besides tables and lookups."""
         names = [name for name in PARTS if name not in ("tables", "table state", "lookups")]
         return max(map(sum, zip(*(self.parts[name] for name in names), strict=True)))
 
@@ -73,10 +73,10 @@ def plan_memory(config: Config, schema: Schema, cluster: Cluster, *, sharding: s
     """Plans a training of these settings on these ranks.
 
     Args:
-        sharding: instead of that of the settings.
+        sharding: replaces that of the settings.
 
     Raises:
-        UserError: for settings that do not go with the data.
+        UserError: if the settings do not fit the data.
     """
     world_size, batch = cluster.world_size, config.train.batch_size // cluster.world_size
     embeddings = _embeddings(config, schema)
@@ -102,12 +102,12 @@ def plan_memory(config: Config, schema: Schema, cluster: Cluster, *, sharding: s
 
 @dataclass(frozen=True)
 class Exchange:
-    """The rows that one rank looks up, and the bytes that it exchanges in a step.
+    """The rows that one rank looks up, and the bytes that it exchanges, in a step.
 
     Attributes:
         rows, row_bytes: rows it reads from its tables, and their bytes.
         looked_up: bytes of ids, sums and their gradients that belong to its tables.
-        received: bytes of vectors of its own examples and their gradients; 0 on a single rank.
+        received: bytes of the vectors of its examples and their gradients; 0 on a single rank.
         sent: bytes of sums that go to other ranks; as many gradients come back.
         sent_ids: bytes of ids that go to other ranks.
     """
@@ -123,9 +123,9 @@ class Exchange:
 def table_exchange(
     embeddings: CompositionalEmbeddings, placements: Sequence[Placement], cluster: Cluster, batch: int
 ) -> list[Exchange]:
-    """Counts the exchange of each rank.
+    """Computes the exchange of each rank.
 
-    A whole table serves the batches of all ranks; of a cut one every rank has sums for all of them.
+    A whole table serves the batches of all ranks; of a divided table, every rank has sums for all of them.
     """
     world_size = cluster.world_size
     longest = {key: feature.max_ids for feature in embeddings.features for key in feature.keys}
@@ -160,7 +160,7 @@ def table_exchange(
 
 
 def activation_floats(config: Config, num_vectors: int) -> int:
-    """Numbers per example that the dense network keeps for its backward, and the most that it adds on the way."""
+    """Returns the numbers per example that the dense network keeps for backward, and its largest temporary."""
     N, D = num_vectors + 1, config.embeddings.dim
     joined = D + N * (N - 1) // 2 if config.model.interaction == "dot" else N * D
     kept = sum(config.model.bottom_mlp) + N * D + joined + sum(config.model.top_mlp)
@@ -171,7 +171,7 @@ def activation_floats(config: Config, num_vectors: int) -> int:
 
 def _embeddings(config: Config, schema: Schema) -> CompositionalEmbeddings:
     embeddings = CompositionalEmbeddings(feature_tables(config, schema), config.embeddings.dim)
-    # The planner counts the state of an optimizer that it finds attached.
+    # The planner counts the state of an attached optimizer.
     attach_rowwise_adagrad(embeddings, sparse_lr=config.optim.sparse_lr, qr_lr=config.optim.qr_lr)
     return embeddings
 
@@ -202,7 +202,7 @@ def _placements(
     try:
         return placed(None if room is None else max(room, 1), wanted), None
     except PlacementError as problem:
-        # Equal parts are the least that the fullest rank can have; if they do not fit, nothing does.
+        # Equal parts are the least for the fullest rank; if they do not fit, nothing does.
         return placed(None, "row_wise" if wanted == "auto" else wanted), str(problem)
 
 
@@ -215,7 +215,7 @@ def _per_rank(placements: Sequence[Placement], world_size: int, *, weights: bool
 
 
 def _batches(schema: Schema, cluster: Cluster, batch: int) -> int:
-    """Bytes of the batch at work and the next one; on a CPU also of those that the reader has ready."""
+    """Returns the bytes of the current batch and the next one; on a CPU also of those that the reader holds."""
     example = _FLOAT * (len(schema.dense) + 1) + sum(_ID * feature.max_ids + _FLOAT for feature in schema.sparse)
     ahead = _READ_AHEAD_ROWS // cluster.world_size if cluster.device_type == "cpu" else 0
     return example * (2 * batch + ahead)

@@ -1,4 +1,4 @@
-"""Answers, from settings, tables and ranks, what fits, what would, and how long a step might take."""
+"""Plans settings, tables and ranks: what fits, what would fit, and the time of a step."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from dlrmctl.settings.config import Config
 
 @dataclass(frozen=True)
 class Answer:
-    """The plan with everything that is said about it."""
+    """The plan with its estimates and remedies."""
 
     config: Config
     source: str
@@ -24,7 +24,7 @@ class Answer:
     time: StepTime
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; bytes and seconds."""
+        """Returns plain values for JSON; bytes and seconds."""
         plan, cluster = self.memory, self.memory.cluster
         return {
             "fits": plan.fits,
@@ -62,7 +62,7 @@ def answer(
     flops: float | None = None,
     memory_bandwidth: float | None = None,
 ) -> Answer:
-    """Plans, estimates the time of a step, and finds what would fit."""
+    """Plans the memory, estimates the time of a step, and finds what would fit."""
     plan = plan_memory(config, schema, cluster)
     rates = find_rates(
         cluster,

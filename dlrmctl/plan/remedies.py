@@ -1,6 +1,6 @@
-"""Finds what would make a training fit: smaller tables or layers, more ranks; or fewer bits, for serving.
+"""Finds changes that make a training fit: smaller tables or layers, more ranks; or fewer bits, for serving.
 
-Every remedy for training is planned before it is offered, with tables cut into equal parts: what is said to fit, fits.
+Every remedy for training is planned, with tables in equal parts, before it is offered.
 """
 
 from collections.abc import Iterator
@@ -23,13 +23,13 @@ _MOST_RANKS = 1024  # planning for more takes minutes
 
 @dataclass(frozen=True)
 class Remedy:
-    """One way out.
+    """One remedy.
 
     Attributes:
-        what: in words, with numbers.
-        flags: to add, or in place of those given; empty where it is no matter of flags.
-        bytes_per_rank: of the fullest rank then.
-        serving: for predictions alone, not for training.
+        what: description with numbers.
+        flags: flags to add or to replace; empty if it needs none.
+        bytes_per_rank: bytes of the fullest rank with it.
+        serving: whether it is for predictions only, not for training.
     """
 
     what: str
@@ -39,7 +39,7 @@ class Remedy:
 
 
 def remedies(config: Config, schema: Schema, plan: MemoryPlan) -> list[Remedy]:
-    """Ways to make a plan fit that does not, the least change of each kind."""
+    """Returns remedies for a plan that does not fit, the smallest change of each kind."""
     limit = plan.cluster.memory_bytes
     if plan.fits or limit is None:
         return []
@@ -54,7 +54,7 @@ def remedies(config: Config, schema: Schema, plan: MemoryPlan) -> list[Remedy]:
 
 
 def _smaller_batch(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | None:
-    """The largest of its halves, quarters and so on that fits."""
+    """Returns the largest half, quarter and so on of the batch that fits."""
     batch = config.train.batch_size
     while batch % (2 * plan.cluster.world_size) == 0:
         batch //= 2
@@ -65,7 +65,7 @@ def _smaller_batch(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy |
 
 
 def _smaller_mlps(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | None:
-    """The widest layers that fit, among a half, a quarter and so on of their widths."""
+    """Returns the widest layers that fit, among a half, a quarter and so on of their widths."""
     bottom, top, part = config.model.bottom_mlp, config.model.top_mlp, 2
     while part <= max(*bottom[:-1], *top[:-1], 0):
         # The last widths are the tables' and the logit's.
@@ -80,7 +80,7 @@ def _smaller_mlps(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | 
 
 
 def _cut(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | None:
-    """The same tables in equal parts, where the settings keep them whole."""
+    """Returns the same tables in equal parts, if the settings keep them whole."""
     if config.embeddings.sharding != "table_wise" or plan.cluster.world_size == 1:
         return None
     cut = plan_memory(config, schema, plan.cluster, sharding="row_wise")
@@ -89,13 +89,13 @@ def _cut(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | None:
 
 
 def _compressed(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | None:
-    """The smallest ratio of a list with which it fits."""
+    """Returns the smallest ratio of a list with which it fits."""
     kind = config.embeddings.embedding if config.embeddings.embedding != "full" else "qr"
     for ratio in _worth_trying(plan):
         settings = replace(config.embeddings, embedding=kind, compress_ratio=float(ratio))
         try:
             smaller = _planned(replace(config, embeddings=settings), schema, plan.cluster)
-        except UserError:  # out of reach for these tables
+        except UserError:  # these tables cannot be that small
             return None
         if smaller.fits:
             how = f"{kind} {settings.operation}" if kind == "qr" else kind
@@ -108,7 +108,7 @@ def _compressed(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | No
 
 
 def _worth_trying(plan: MemoryPlan) -> Iterator[float]:
-    """Ratios from the one that arithmetic says on."""
+    """Returns ratios from the estimated one on."""
     features, dim = plan.embeddings.features, plan.embeddings.dim
     now = sum(feature.rows * dim for feature in features) / num_parameters(features, dim)
     room = max(plan.table_room or 1, 1) * plan.cluster.world_size
@@ -121,7 +121,7 @@ def _table_bytes(plan: MemoryPlan) -> int:
 
 
 def _more_ranks(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | None:
-    """The least number of nodes of the same kind: more ranks on the same have no more memory together."""
+    """Returns the smallest number of equal nodes that fits: more ranks on a node do not have more memory."""
     cluster, batch = plan.cluster, config.train.batch_size
     room = max(plan.table_room or 1, 1) * cluster.ranks_per_node
     nodes = max(cluster.nodes + 1, _table_bytes(plan) // room)
@@ -141,13 +141,13 @@ def _more_ranks(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | No
 
 
 def _planned(config: Config, schema: Schema, cluster: Cluster) -> MemoryPlan:
-    """Plans equal parts where tables may be cut, which is least for the fullest rank, and quick to make."""
+    """Plans equal parts if tables may be divided, which is the least for the fullest rank, and fast."""
     kept_whole = config.embeddings.sharding == "table_wise" or cluster.world_size == 1
     return plan_memory(config, schema, cluster, sharding="table_wise" if kept_whole else "row_wise")
 
 
 def _served(plan: MemoryPlan, limit: int) -> Remedy | None:
-    """The tables with fewer bits and the MLPs, without gradients or optimizer: the most bits that fit on one rank."""
+    """Returns the most bits with which the tables and the MLPs fit on one rank, without gradients or optimizer."""
     for name, bits in _SERVED.items():
         size = sum(table.rows * row_bytes(table.dim, bits) for table in plan.placements)
         need = size + plan.dense.weights + plan.cluster.process_bytes

@@ -1,4 +1,4 @@
-"""Shows a plan: tables, ranks, time, and the ways out, in less than fifty lines for Criteo's 26 tables."""
+"""Prints a plan: tables, ranks, time, and remedies, in less than fifty lines for Criteo's 26 tables."""
 
 import statistics
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ from dlrmctl.plan.plan import Answer, answer
 from dlrmctl.plan.steptime import Rate, Rates
 from dlrmctl.settings.config import Config, check_batch
 
-_MANY_RANKS = 32  # from here on the planner takes seconds
-_MOST_TABLES = 26  # the others are one line
+_MANY_RANKS = 32  # from this number on the planner takes seconds
+_MOST_TABLES = 26  # the others share one line
 _FEW_RANKS = 4
-# Columns of the table of ranks, and the parts that each of them adds up.
+# Columns of the table of ranks, and the parts that each sums up.
 _COLUMNS = {
     "tables": ("tables",),
     "their state": ("table state",),
@@ -32,13 +32,13 @@ _COLUMNS = {
 
 
 def plan_and_show(config: Config, schema: Schema, cluster: Cluster, *, as_json: bool, **given: Any) -> bool:
-    """Shows the plan; returns whether it fits.
+    """Prints the plan; returns whether it fits.
 
     Args:
-        given: what `answer` takes besides.
+        given: further arguments of `answer`.
 
     Raises:
-        UserError: for settings that do not go with the tables or the ranks.
+        UserError: if the settings do not fit the tables or the ranks.
     """
     check_batch(config, cluster.world_size)
     if cluster.world_size >= _MANY_RANKS:
@@ -85,7 +85,7 @@ def _show_tables(placements: Sequence[Placement]) -> None:
 
 
 def _ranks_text(ranks: Sequence[int]) -> str:
-    """0, or 0-15 for many that follow each other."""
+    """Formats consecutive ranks as 0 or 0-15."""
     ordered = sorted(ranks)
     if len(ordered) > 1 and ordered == list(range(ordered[0], ordered[-1] + 1)):
         return f"{ordered[0]}-{ordered[-1]}"
@@ -126,7 +126,7 @@ def _show_time(answer: Answer) -> None:
     whole = "?" if time.total is None else time_text(time.total)
     print_table("time of a step, estimated", ["", *parts, "sum"], [["slowest rank", *parts.values(), whole]])
     if time.total is None:
-        output.print(f"no estimate of the whole without {', '.join(_missing(answer.rates, answer.memory))}")
+        output.print(f"no estimate of the total without {', '.join(_missing(answer.rates, answer.memory))}")
         return
     per_second = answer.config.train.batch_size / time.total
     output.print(f"bound by {time.bound_by}; about {per_second:,.0f} examples/s, without reading data, from")
@@ -163,7 +163,7 @@ def _show_verdict(answer: Answer) -> None:
     plan = answer.memory
     limit = plan.cluster.memory_bytes
     if limit is None:
-        output.print("how much memory there is, this system does not say")
+        output.print("this system does not report its memory")
         return
     most = max(plan.totals)
     if plan.fits:
@@ -174,8 +174,8 @@ def _show_verdict(answer: Answer) -> None:
     else:
         output.print(f"does not fit: {plan.problem}")
     if plan.cluster.process_bytes >= limit:
-        output.print(f"a rank takes {bytes_text(plan.cluster.process_bytes)} before it has a model")
+        output.print(f"a rank needs {bytes_text(plan.cluster.process_bytes)} before it has a model")
     elif not answer.remedies:
-        output.print("nothing that this command tries makes it fit")
+        output.print("no remedy found")
     for remedy in answer.remedies:
         output.print(f"  {remedy.what}: {bytes_text(remedy.bytes_per_rank)} per rank  ({remedy.flags})")

@@ -15,11 +15,11 @@ _MOST_RANKS = 4096
 
 @dataclass(frozen=True)
 class ClusterRequest:
-    """Ranks of this machine, or of a cluster in numbers.
+    """The ranks of this machine, or of a cluster described by numbers.
 
     Attributes:
-        device: "auto", "cpu" or "cuda"; of a described cluster the kind that it has.
-        memory_bytes: of each rank of a described cluster; None for this machine, which is asked for its own.
+        device: "auto", "cpu" or "cuda"; "cpu" or "cuda" for a described cluster.
+        memory_bytes: memory of each rank of a described cluster; None for this machine.
         intra_bandwidth, inter_bandwidth: as `Cluster` has them.
     """
 
@@ -43,31 +43,29 @@ class ClusterRequest:
         intra_bw: str | None,
         inter_bw: str | None,
     ) -> Self:
-        """Reads the flags of the same names; None for those that were not typed.
+        """Reads the flags of the same names; None for those that were not given.
 
         Args:
-            device: of the settings; counts for this machine.
+            device: device of the settings, for this machine.
 
         Raises:
-            UserError: if one cannot be read, or two of them contradict.
+            UserError: if one cannot be parsed, or two contradict each other.
         """
         intra = None if intra_bw is None else bandwidth_of("--intra-bw", intra_bw)
         inter = None if inter_bw is None else bandwidth_of("--inter-bw", inter_bw)
         numbers = {"--world-size": world_size, "--nodes": nodes, "--hbm": hbm, "--ram": ram}
         typed = [flag for flag, text in numbers.items() if text is not None]
         if nproc is not None and typed:
-            raise UserError(
-                f"--nproc is for this machine and {typed[0]} for another", f"leave out --nproc or {typed[0]}"
-            )
+            raise UserError(f"--nproc is for this machine and {typed[0]} for a cluster", f"omit --nproc or {typed[0]}")
         if not typed and inter is not None:
             raise UserError(
                 "--inter-bw is for ranks on several nodes, and this machine is one",
-                "leave it out, or describe the nodes: --nodes 2 --world-size 16 --hbm 80GiB",
+                "omit it, or describe the nodes: --nodes 2 --world-size 16 --hbm 80GiB",
             )
         if not typed:
             return cls(device, _number_of_ranks("--nproc", nproc or "1"), intra_bandwidth=intra)
         if hbm is not None and ram is not None:
-            raise UserError("--hbm is for GPUs and --ram for ranks on CPUs", "leave out one of them")
+            raise UserError("--hbm is for GPUs and --ram for ranks on CPUs", "omit one of them")
         if hbm is None and ram is None:
             hint = "--hbm 80GiB, or --ram 512GiB for ranks on CPUs"
             raise UserError(f"{typed[0]} needs the memory of the ranks", hint)
@@ -83,10 +81,10 @@ class ClusterRequest:
         return cls("cpu", size, num_nodes, size_of("--ram", ram or "") // (size // num_nodes), intra, inter)
 
     def cluster(self) -> "Cluster":
-        """The ranks, with the memory that they have; loads torch.
+        """Returns the ranks with their memory; imports torch.
 
         Raises:
-            UserError: if this machine has not the device.
+            UserError: if this machine has no such device.
         """
         from dlrmctl.plan.cluster import described, this_machine
 

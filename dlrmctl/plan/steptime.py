@@ -1,8 +1,8 @@
-"""Estimates the time of a step: what has to be multiplied, moved and sent, over the rates of the slowest rank.
+"""Estimates the time of a step from its arithmetic, memory traffic and communication at the rates of the slowest rank.
 
-It counts arithmetic and bytes, one after the other. What overlaps, what waits, and what a kernel loses at small sizes
-is not in it, nor is reading data: take it for an order of magnitude, and for what a step is bound by. How fast a rank
-multiplies, copies and gathers is measured here within a second, or given.
+The parts are added up. Overlap, waiting, the losses of small kernels and reading data are not included: use it for the
+order of magnitude, and for what bounds a step. The rates of products, copies and gathers are measured within a second,
+or given.
 """
 
 import time
@@ -20,9 +20,14 @@ from dlrmctl.ranks.process import num_threads
 from dlrmctl.settings.config import Config
 
 _FLOAT = 4
-_PASSES = 6  # over activations: written and read forward; read, and a gradient written and read twice, backward
-_ELEMENTWISE = {"adagrad": 8, "adamw": 9, "sgd": 3, "shampoo": 0}  # reads and writes of each weight; shampoo counts its
-_AVERAGING = 6  # the average and its iterate are read and written, the weights follow from both
+_PASSES = 6  # passes over activations: written and read forward; read, with a gradient written and read twice, backward
+_ELEMENTWISE = {
+    "adagrad": 8,
+    "adamw": 9,
+    "sgd": 3,
+    "shampoo": 0,
+}  # reads and writes of each weight; not of Shampoo
+_AVERAGING = 6  # the average and its iterate are read and written, then the weights
 _SECONDS = 0.25  # for each of the three
 _COPIED_BYTES = 64 * 2**20
 _GATHERED_ROWS = 200_000
@@ -31,7 +36,7 @@ _WIDEST, _MOST_EXAMPLES = 4096, 8192  # larger products are no faster
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds by part; None where a rate is not known. `bound_by` is the longest part.
+    """Seconds by part; None if a rate is unknown. `bound_by` is the longest part.
 
     Attributes:
         early_optimizer: seconds of the optimizer in the first 200 steps; its part is the mean of the first 1,000.
@@ -47,7 +52,7 @@ class StepTime:
 
     @property
     def optimizer_shares(self) -> dict[int, float] | None:
-        """What the optimizer adds to the rest of a step, by the number of first steps that it is the mean of."""
+        """The optimizer's time relative to the rest of a step, by the number of first steps in the mean."""
         optimizer, early = self.parts["optimizer"], self.early_optimizer
         if self.total is None or optimizer is None or early is None:
             return None
@@ -61,7 +66,7 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Rate:
-    """A number per second, and where it is from: "measured", "given" or "assumed"."""
+    """A number per second, and its origin: "measured", "given" or "assumed"."""
 
     value: float
     source: str
@@ -69,7 +74,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Rates:
-    """Rates of one rank; None where not known.
+    """Rates of one rank; None if unknown.
 
     Attributes:
         flops: floating point operations of matrix products.
@@ -86,7 +91,7 @@ class Rates:
 
 
 def estimate(config: Config, plan: MemoryPlan, rates: Rates) -> StepTime:
-    """Estimates the step of the rank that is slowest at each part."""
+    """Estimates a step, taking the slowest rank for each part."""
     cluster, dense, size = plan.cluster, plan.dense, plan.cluster.world_size
     batch = config.train.batch_size // size
     exchanges = table_exchange(plan.embeddings, plan.placements, cluster, batch)
@@ -108,7 +113,7 @@ def estimate(config: Config, plan: MemoryPlan, rates: Rates) -> StepTime:
         "optimizer": optimizer,
     }
     if size > 1:
-        # Ids there, sums back, gradients there; a ring sends gradients of the MLPs twice; directions of other ranks.
+        # Ids out, sums back, gradients out; a ring sends gradients of the MLPs twice; directions of other ranks.
         tables = max(max(one.sent, one.received / 2) * 2 + one.sent_ids for one in exchanges)
         others = (size - 1) / size
         parts["exchange of tables"] = _sent(tables, plan, rates)
@@ -117,7 +122,7 @@ def estimate(config: Config, plan: MemoryPlan, rates: Rates) -> StepTime:
 
 
 def _sent(num_bytes: float, plan: MemoryPlan, rates: Rates) -> float | None:
-    """Seconds over both networks at once: the share of ranks on other nodes goes by the slower one."""
+    """Returns the seconds over both networks at once: traffic to ranks on other nodes uses the slower one."""
     cluster = plan.cluster
     outside = (cluster.world_size - cluster.ranks_per_node) / (cluster.world_size - 1)
     ways = [_over(num_bytes * (1 - outside), rates.intra) if outside < 1 else 0.0]
@@ -139,14 +144,14 @@ def _sum(*seconds: float | None) -> float | None:
 def find_rates(
     cluster: Cluster, dense: DenseNeed, *, dim: int, batch: int, flops: float | None, memory: float | None
 ) -> Rates:
-    """Takes the rates that are given, and measures the others if these ranks are here."""
+    """Returns the given rates, and measures the others if these ranks are on this machine."""
     here = not cluster.described
     measured = measure(cluster, dense, dim=dim, batch=batch) if here and (flops is None or memory is None) else {}
     given_memory = None if memory is None else Rate(memory, "given")
     return Rates(
         flops=Rate(flops, "given") if flops is not None else measured.get("flops"),
         memory=given_memory or measured.get("memory"),
-        # Rows of an embedding are long enough that a GPU reads them about as fast as anything.
+        # Rows of an embedding are long enough that a GPU reads them at nearly full bandwidth.
         gather=given_memory or measured.get("gather"),
         intra=_bandwidth(cluster.intra_bandwidth, here and cluster.device_type == "cpu"),
         inter=_bandwidth(cluster.inter_bandwidth, False),
@@ -162,7 +167,7 @@ def _bandwidth(given: float | None, local: bool) -> Rate | None:
 def measure(cluster: Cluster, dense: DenseNeed, *, dim: int, batch: int) -> dict[str, Rate]:
     """Measures a product of the shape of the largest layer, a copy, and rows of a table gathered at random.
 
-    With the threads that each of the ranks would have; where there are more ranks than cores, they take turns.
+    It uses the threads that each rank would have; if there are more ranks than cores, they share them.
     """
     device = torch.device(cluster.device_type)
     outputs, inputs = (min(width, _WIDEST) for width in dense.largest_layer)
@@ -170,7 +175,7 @@ def measure(cluster: Cluster, dense: DenseNeed, *, dim: int, batch: int) -> dict
     x_BI, weight_OI = torch.randn(examples, inputs, device=device), torch.randn(outputs, inputs, device=device)
     source, target = (torch.zeros(_COPIED_BYTES // 4, device=device) for _ in range(2))
     table_RD = torch.zeros(_COPIED_BYTES * 4 // (4 * dim), dim, device=device)
-    table_RD.fill_(1.0)  # pages that nobody wrote are all the same one
+    table_RD.fill_(1.0)  # pages that were never written are all the same page
     num_rows = min(_GATHERED_ROWS, len(table_RD))
     rows = torch.randint(0, len(table_RD), (num_rows,), device=device)
     per_call = {

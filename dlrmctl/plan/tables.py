@@ -1,4 +1,4 @@
-"""Finds the tables to plan: those of data, of a known benchmark, of a list of rows, or of a file such as this.
+"""Finds the tables to plan: those of data, of a known benchmark, of a list of rows, or of a file such as:
 
 dense = 13
 
@@ -20,11 +20,11 @@ from dlrmctl.settings.setting import coerce
 from dlrmctl.settings.synonyms import nearest
 from dlrmctl.settings.toml import read_toml
 
-NUM_DENSE = 13  # as Criteo's data has
+NUM_DENSE = 13  # as in Criteo's data
 MOST_ROWS = 2**63 - 1
 _KEYS = ("rows", "max_ids")  # of a table in a file
 PRESETS = {"mlperf": MLPERF, "kaggle": KAGGLE}
-# The model that goes with the tables, unless other flags are typed.
+# The model of the benchmark's tables, unless other flags are given.
 PRESET_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "mlperf": {
         "model": {"bottom_mlp": [512, 256, 128], "top_mlp": [1024, 1024, 512, 256, 1]},
@@ -36,10 +36,10 @@ PRESET_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def chosen_schema(config: Config, *, preset: str | None, rows: str | None, tables: Path | None) -> tuple[Schema, str]:
-    """The tables to plan, and what to call them; those of the settings' data where no flag names others.
+    """Returns the tables to plan and their title; by default those of the settings' data.
 
     Raises:
-        UserError, DataError: if they are not there, or cannot be read.
+        UserError, DataError: if they do not exist, or cannot be read.
     """
     if preset is not None:
         return schema_of_rows(list(PRESETS[preset])), f"{preset} tables"
@@ -54,10 +54,10 @@ def chosen_schema(config: Config, *, preset: str | None, rows: str | None, table
 
 
 def schema_of_data(config: Config) -> Schema:
-    """The tables of the data that the settings name; nothing of it is read but its description.
+    """Returns the tables of the settings' data; reads only its description.
 
     Raises:
-        UserError, DataError: if it is not there.
+        UserError, DataError: if it does not exist.
     """
     if config.data.dataset == "synthetic" and config.data.path is None:
         return schema_of_rows([ids + RESERVED_ROWS for ids in SIZES[config.data.synthetic_size]])
@@ -74,16 +74,16 @@ def schema_of_data(config: Config) -> Schema:
 
 
 def schema_of_rows(rows: list[int]) -> Schema:
-    """One-hot features of so many rows, with as many dense ones as Criteo's data has."""
+    """Returns one-hot features with these rows, and as many dense features as Criteo's data."""
     sparse = [SparseFeature(f"cat_{number}", count) for number, count in enumerate(rows, start=1)]
     return Schema(tuple(f"int_{number}" for number in range(1, NUM_DENSE + 1)), tuple(sparse))
 
 
 def rows_of(flag: str, text: str) -> list[int]:
-    """Numbers such as "40M,39060".
+    """Parses numbers such as "40M,39060".
 
     Raises:
-        UserError: if one of them is no number of rows.
+        UserError: if one of them is not a number of rows.
     """
     parts = text.split(",")
     names = [f"{flag}, number {i} of {len(parts)}," if len(parts) > 1 else flag for i in range(1, len(parts) + 1)]
@@ -94,10 +94,10 @@ def rows_of(flag: str, text: str) -> list[int]:
 
 
 def _schema_of_file(path: Path) -> Schema:
-    """The tables of a file as above.
+    """Reads the tables of a file as above.
 
     Raises:
-        UserError: if it cannot be read, or says something else.
+        UserError: if it cannot be read, or has other content.
     """
     content = read_toml(path)
     for name in content:
@@ -107,7 +107,7 @@ def _schema_of_file(path: Path) -> Schema:
             raise UserError(f"{path}: {name} is neither dense nor tables", hint)
     tables = content.get("tables")
     if not isinstance(tables, dict) or not tables:
-        raise UserError(f"{path}: no tables", "a section [tables] with lines such as user = 40_000_000")
+        raise UserError(f"{path} has no tables", "a section [tables] with lines such as user = 40_000_000")
     dense = coerce(content.get("dense", NUM_DENSE), int, f"{path}: dense")
     if not 0 <= dense <= 10**6:
         raise UserError(f"{path}: dense = {dense} must be at least 0 and at most a million")
@@ -124,9 +124,9 @@ def _feature(name: str, value: Any, where: str) -> SparseFeature:
     if unknown:
         close = nearest(unknown[0], _KEYS)
         hint = f"did you mean {close!r}?" if close else f"a table has {' and '.join(_KEYS)}"
-        raise UserError(f"{where}: there is no key {unknown[0]!r}", hint)
+        raise UserError(f"{where} has no key {unknown[0]!r}", hint)
     if "rows" not in given:
-        raise UserError(f"{where}: has no rows", f"{name} = {{ rows = N, max_ids = N }}")
+        raise UserError(f"{where}.rows is missing", f"{name} = {{ rows = N, max_ids = N }}")
     rows, longest = (coerce(given.get(key, 1), int, f"{where}.{key}") for key in ("rows", "max_ids"))
     _checked_rows(where, rows)
     if not 1 <= longest <= 10**6:

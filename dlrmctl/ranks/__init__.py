@@ -1,4 +1,4 @@
-"""Processes and their state: `launch` runs a function on ranks, `child` is one that it starts, `group` joins them.
+"""Processes and their state: `launch` runs a function on ranks, `child` is a rank that it starts, `group` joins them.
 
-`process` sets what they share with libraries, `signals` handles SIGTERM and Ctrl-C while work lasts.
+`process` sets the state that libraries share, `signals` handles SIGTERM and Ctrl-C.
 """

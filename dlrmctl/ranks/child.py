@@ -1,4 +1,4 @@
-"""`python -m dlrmctl.ranks.child DIRECTORY`: one of the ranks that `launch` starts. People do not call it."""
+"""`python -m dlrmctl.ranks.child DIRECTORY`: a rank that `launch` starts; not for users."""
 
 import ctypes
 import json
@@ -17,10 +17,10 @@ from dlrmctl.ranks.signals import patient_interrupts
 
 
 def main(place: Path) -> int:
-    """Does the work of a launch; leaves the result of rank 0, or the first error, in its directory.
+    """Does the work of a launch; writes the result of rank 0, or the first error, to its directory.
 
     Returns:
-        The exit status: 2 for an error that the user can mend, 1 for another, 128 + N after signal N.
+        The exit status: 2 for an error that the user can fix, 1 for another, 128 + N after signal N.
     """
     work = json.loads((place / WORK).read_text())
     _end_with(work["launcher"])
@@ -47,10 +47,10 @@ def main(place: Path) -> int:
 
 
 def _end_with(launcher: int) -> None:
-    """Lets the kernel send SIGTERM when the launcher ends, however it does."""
+    """Lets the kernel send SIGTERM when the launcher ends for any reason."""
     PR_SET_PDEATHSIG = 1
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != launcher:  # it ended before we asked
+    if os.getppid() != launcher:  # it ended before that
         sys.exit(128 + signal.SIGTERM)
 
 

@@ -1,45 +1,44 @@
-"""How many cores this process may use, and how the threads of its libraries wait."""
+"""The cores that this process may use, and how the threads of its libraries wait."""
 
 import os
 from pathlib import Path
 
-# libgomp's threads spin for milliseconds at the end of each parallel region. Beside any other busy process, or under
-# a CPU quota, they burn the time that the work needs: passive threads sleep instead. The library reads it when torch
-# is loaded.
+# libgomp's threads spin for milliseconds at the end of each parallel region. Beside other busy processes, or under a
+# CPU quota, that takes time from the work; passive threads sleep instead. libgomp reads it when torch is loaded.
 WAIT_POLICY = "OMP_WAIT_POLICY"
 NUM_THREADS = "OMP_NUM_THREADS"
 
 
 def usable_cores() -> int:
-    """Cores that this process can keep busy: those of its affinity, no more than its control groups' CPU quota."""
+    """Returns the cores that this process can use: those of its affinity, at most its control groups' CPU quota."""
     cores = len(os.sched_getaffinity(0))
     quota = cpu_quota()
     return cores if quota is None else max(1, min(cores, int(quota)))
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """Cores' worth of time that the control groups of this process allow; None without a limit.
+    """Returns the CPU quota of this process's control groups, in cores; None without a limit.
 
-    Control groups are nested, and the smallest limit on the way to the root holds. Versions 1 and 2 are read.
+    Control groups are nested, and the smallest limit up to the root counts. Versions 1 and 2 are read.
 
     Args:
-        root: the directory in which /proc and /sys lie.
+        root: the directory of /proc and /sys.
     """
     limits = [_limit(directory) for directory in _groups(root)]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def prepare_threads() -> None:
-    """Sets in the environment what torch's threads start with; a value of the user stays. Call before torch loads."""
+    """Sets environment variables for torch's threads, unless the user did. Call it before torch is imported."""
     os.environ.setdefault(WAIT_POLICY, "PASSIVE")
     cores = usable_cores()
-    if cores < len(os.sched_getaffinity(0)):  # OpenMP knows of the affinity, and nothing of a quota
+    if cores < len(os.sched_getaffinity(0)):  # OpenMP respects the affinity, but not a quota
         os.environ.setdefault(NUM_THREADS, str(cores))
         os.environ.setdefault("POLARS_MAX_THREADS", str(cores))
 
 
 def _groups(root: Path) -> list[Path]:
-    """Directories of the control groups of this process that may limit the processor, up to the topmost."""
+    """Yields the control groups of this process that may limit the CPU, up to the root."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -55,14 +54,14 @@ def _groups(root: Path) -> list[Path]:
             bases = [mounts / controllers, mounts / "cpu"]
         else:
             continue
-        # In a container the path is often that of the host: then only the mount itself exists.
+        # In a container the path is often the host's; then only the mount itself exists.
         inner = Path(path.lstrip("/"))
         directories += [base / part for base in bases for part in (inner, *inner.parents)]
     return directories
 
 
 def _limit(directory: Path) -> float | None:
-    """The quota of one control group in cores; None if it has none, or if this is not one."""
+    """Returns the quota of one control group in cores; None if it has none, or this is not one."""
     try:
         limit, period = (directory / "cpu.max").read_text().split()
     except (OSError, ValueError):

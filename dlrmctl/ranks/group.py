@@ -1,4 +1,4 @@
-"""This process among the ranks: device, process group, and whose turn it is to speak."""
+"""This process among the ranks: its device and process group."""
 
 import os
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ from dlrmctl.console.console import warn
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.launch import RENDEZVOUS, launch_environment
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a checkpoint of large tables may hold the others up for long
-# What gloo, NCCL and the store say when a peer has died.
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a checkpoint of large tables may delay the others for long
+# Messages of gloo, NCCL and the store when a peer has died.
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 
@@ -31,18 +31,18 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, the one that shows results."""
+        """Whether this is rank 0, which prints results."""
         return self.rank == 0
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
+        """Returns rank 0's value, on every rank."""
         box = [value]
         if self.world_size > 1:
             dist.broadcast_object_list(box, src=0, group=self.group, device=torch.device(self.device.type))
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, in rank order, on every rank."""
+        """Returns every rank's value, in rank order, on every rank."""
         everyone: list[Any] = [value]
         if self.world_size > 1:
             everyone = [None] * self.world_size
@@ -52,13 +52,13 @@ class Ranks:
 
 @contextmanager
 def process_group(device: str) -> Iterator[Ranks]:
-    """Joins the ranks that the environment describes, or stands alone; leaves on exit.
+    """Joins the ranks that the environment describes, or is the only rank; leaves on exit.
 
     Args:
         device: "auto", "cpu" or "cuda".
 
     Raises:
-        UserError: if the device is not there or the rendezvous fails.
+        UserError: if the device does not exist or the rendezvous fails.
     """
     environment = launch_environment()
     chosen = _device(device, environment.local_rank, environment.local_world_size)
@@ -71,7 +71,7 @@ def process_group(device: str) -> Iterator[Ranks]:
             store, _, _ = next(
                 dist.rendezvous(place, environment.rank, environment.world_size, timeout=COLLECTIVE_TIMEOUT)
             )
-            # torchrun keeps its store when it starts ranks again: the addresses of the first ones must not be read.
+            # torchrun keeps its store when it restarts ranks; the old addresses must not be read.
             store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
             dist.init_process_group(
                 backend,
@@ -92,11 +92,11 @@ def process_group(device: str) -> Iterator[Ranks]:
         if any(words in str(problem) for words in _LOST_PEER):
             raise UserError(
                 f"rank {environment.rank} lost contact with another rank",
-                "that rank's own message says why; --resume goes on",
+                "see the message of that rank; --resume continues the run",
             ) from None
         raise
     finally:
-        with suppress(Exception):  # a peer may be gone already, and its error is the one to show
+        with suppress(Exception):  # a peer may have ended already, and its error is the one to show
             dist.destroy_process_group()
 
 

@@ -1,8 +1,8 @@
-"""Runs a function on ranks: here, or on processes that are started for it. No torch here: a launcher stays light.
+"""Runs a function on ranks: in this process, or in processes that it starts. A launcher does not import torch.
 
 Ranks find each other through a file, so no port can be in use; torchrun and other launchers work as usual through
-RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Function and arguments travel as JSON in a private directory of the
-launch, and what comes of them, a result or an error, travels back the same way.
+RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Function and arguments are passed as JSON in a private directory of the
+launch, and so is the result or error.
 """
 
 import importlib
@@ -25,8 +25,8 @@ from dlrmctl.ranks.cores import NUM_THREADS, usable_cores
 from dlrmctl.ranks.signals import handling
 
 RENDEZVOUS = "DLRMCTL_RENDEZVOUS"
-GRACE_SECONDS = 15.0  # for the other ranks to notice, once one has failed
-# In the directory of a launch.
+GRACE_SECONDS = 15.0  # for the other ranks to end after one has failed
+# Files in the directory of a launch.
 WORK, RESULT, REPORT = "work.json", "result.json", "dlrmctl-reported"
 
 
@@ -37,7 +37,7 @@ class LaunchEnvironment:
     Attributes:
         rank, world_size: over all machines.
         local_rank, local_world_size: on this machine.
-        from_launcher: False where nothing is set: a process alone is the only rank.
+        from_launcher: False if nothing is set, so this process is the only rank.
     """
 
     rank: int
@@ -48,10 +48,10 @@ class LaunchEnvironment:
 
 
 class RankError(Exception):
-    """A rank failed by a bug.
+    """Raised when a rank failed by a bug.
 
     Args:
-        traceback: of the rank.
+        traceback: the rank's traceback.
     """
 
     def __init__(self, traceback: str) -> None:
@@ -59,7 +59,7 @@ class RankError(Exception):
 
 
 class RankEnded(UserError):
-    """A rank ended without saying why; `exit_status` is what a shell would show."""
+    """Raised when a rank ended without an error message; `exit_status` is as in a shell."""
 
     def __init__(self, message: str, hint: str | None, exit_status: int) -> None:
         super().__init__(message, hint)
@@ -90,26 +90,26 @@ def launch_environment() -> LaunchEnvironment:
 
 
 def is_main() -> bool:
-    """Whether this process is rank 0, the one that shows results; as `Ranks.is_main`, without torch."""
+    """Returns whether this process is rank 0, which prints results; as `Ranks.is_main`, without torch."""
     return launch_environment().rank == 0
 
 
 def needs_launch(nproc: int) -> bool:
-    """Whether `nproc` ranks have to be started, because this process is not one of them."""
+    """Returns whether `nproc` ranks must be started, because this process is not one of them."""
     return nproc > 1 and not launch_environment().from_launcher
 
 
 def run_on_ranks(function: str, arguments: Mapping[str, Any], nproc: int) -> Any:
-    """Calls a function on `nproc` ranks of this machine; in this process if it is a rank already, or the only one.
+    """Calls a function on `nproc` ranks of this machine; in this process if it already is a rank, or the only one.
 
-    While started ranks run, SIGTERM and Ctrl-C go to each of them once, where this is the main thread.
+    While started ranks run, SIGTERM and Ctrl-C are passed to each of them once, if this is the main thread.
 
     Args:
         function: "module:name"; it joins the others by `process_group`.
-        arguments: by name, plain values that JSON can hold.
+        arguments: arguments by name, plain values for JSON.
 
     Returns:
-        What the function returns, on started ranks that of rank 0: plain values again.
+        The function's result, that of rank 0 on started ranks: plain values for JSON.
 
     Raises:
         UserError, DataError: what the first rank to fail raised. RankEnded: if a signal ended one.
@@ -130,7 +130,7 @@ def run_on_ranks(function: str, arguments: Mapping[str, Any], nproc: int) -> Any
 
 
 def imported(function: str) -> Any:
-    """The function that "module:name" names."""
+    """Returns the function "module:name"."""
     module, _, name = function.partition(":")
     if is_main():
         notice("loading PyTorch")
@@ -143,15 +143,15 @@ def _start(place: Path, nproc: int, *, threads: int) -> list[subprocess.Popen[by
         "LOCAL_WORLD_SIZE": str(nproc),
         RENDEZVOUS: f"file://{place}/rendezvous",
         NUM_THREADS: os.environ.get(NUM_THREADS, str(threads)),
-        # Names of machines do not always resolve to themselves; local ranks meet on the loopback.
+        # Host names do not always resolve; local ranks connect on the loopback.
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
     }
     return [
         subprocess.Popen(
-            # -P: a ./models.py in the user's directory must not shadow ours.
+            # -P: a ./models.py in the current directory must not shadow ours.
             [sys.executable, "-P", "-m", "dlrmctl.ranks.child", str(place)],
             env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            # Ctrl-C reaches a terminal's whole process group: apart, each rank gets it once, from us.
+            # Ctrl-C reaches the whole process group: in their own, ranks get it once, from here.
             start_new_session=True,
             stdin=subprocess.DEVNULL,
         )
@@ -160,10 +160,10 @@ def _start(place: Path, nproc: int, *, threads: int) -> list[subprocess.Popen[by
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> tuple[int, int, bool] | None:
-    """Waits for all ranks; once one has failed, for the others no longer than `GRACE_SECONDS`.
+    """Waits for all ranks; after one has failed, at most `GRACE_SECONDS` for the others.
 
     Returns:
-        The rank that failed, its return code, and whether it is a signal that went through us; None if none failed.
+        The rank that failed, its return code, and whether that is a signal passed on here; None if none failed.
     """
     forwarded: set[int] = set()
 
@@ -192,18 +192,18 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> tuple[int, int, bool] | None:
 
 
 def _failed(ranks: list[subprocess.Popen[bytes]]) -> tuple[int, int] | None:
-    """A rank that ended with a failure, and its return code; one that a signal ended before one that only noticed."""
+    """Returns a failed rank and its return code; one that a signal ended is preferred."""
     codes = [(rank, process.returncode) for rank, process in enumerate(ranks) if process.returncode not in (None, 0)]
     return min(codes, key=lambda pair: pair[1], default=None)
 
 
 def _failure(place: Path, rank: int, code: int, forwarded: bool) -> Exception:
-    """The error that ranks ended with."""
+    """Returns the error that ranks ended with."""
     if forwarded:
         return Interrupted(-code)
     if code < 0:
         name = signal.Signals(-code).name
-        hint = "if memory ran out, dmesg says so; --resume goes on"
+        hint = "see dmesg if memory ran out; --resume continues the run"
         return RankEnded(f"rank {rank} was ended by {name}", hint, 128 - code)
     if code > 128:
         return Interrupted(code - 128)
@@ -217,10 +217,10 @@ def _failure(place: Path, rank: int, code: int, forwarded: bool) -> Exception:
 
 
 def claim_report(content: str = "") -> bool:
-    """True for the first rank of a launch that has an error to show; the others' errors only follow from it.
+    """Returns True for the first failed rank of a launch; the others' errors only follow from its error.
 
     Args:
-        content: what is left in the launch's directory for the launcher.
+        content: written to the launch's directory for the launcher.
     """
     directory = _launch_directory()
     if directory is None:
@@ -236,7 +236,7 @@ def claim_report(content: str = "") -> bool:
 
 
 def _launch_directory() -> Path | None:
-    """A directory that the ranks of this launch on this machine share and that goes with it."""
+    """Returns a directory that the ranks of this launch on this machine share; it is removed after the launch."""
     if RENDEZVOUS in os.environ:
         return Path(os.environ[RENDEZVOUS].removeprefix("file://")).parent
     if "TORCHELASTIC_ERROR_FILE" in os.environ:  # .../attempt_0/<local rank>/error.json

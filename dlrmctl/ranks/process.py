@@ -1,6 +1,6 @@
-"""The state of this process that libraries share: warnings, logging, and how float32 products are computed.
+"""Sets the state of this process that libraries share: warnings, logging, and the precision of float32 products.
 
-Importing a module changes none of it. A command, a rank, and each function of the Python API call `configure`.
+Importing does not change it. Commands, ranks and the functions of the Python API call `configure`.
 """
 
 import logging
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from dlrmctl.ranks.cores import prepare_threads
 
-# What torch, TorchRec and FBGEMM say about each other; nobody who runs a model can act on it.
+# Warnings of torch, TorchRec and FBGEMM about each other, which users cannot act on.
 _IGNORED = (
     (".*broadcast_buffers.*is deprecated", FutureWarning),
     (".*reduce_scatter_tensor.*is deprecated", FutureWarning),
@@ -21,7 +21,7 @@ _IGNORED = (
 
 
 def configure() -> None:
-    """Prepares threads, and silences warnings of the libraries about each other; before torch is loaded, if possible.
+    """Sets up threads and warning filters; call it before torch is imported, if possible.
 
     May be called repeatedly, from any thread.
     """
@@ -44,7 +44,7 @@ def set_precision(precision: str) -> None:
 
 @contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
-    """`set_precision` while the block lasts; what was set before is set again afterwards."""
+    """Context manager that calls `set_precision`, and restores the state afterwards."""
     import torch
 
     before = torch.get_float32_matmul_precision()
@@ -57,7 +57,7 @@ def matmul_precision(precision: str) -> Iterator[None]:
 
 @contextmanager
 def num_threads(threads: int) -> Iterator[None]:
-    """Computes with so many threads while the block lasts."""
+    """Context manager that sets the number of threads, and restores it afterwards."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Signals while a block lasts; off the main thread, where Python takes no handlers, they keep their meaning."""
+"""Context managers that handle signals; outside the main thread, where Python allows no handlers, they do nothing."""
 
 import os
 import signal
@@ -10,17 +10,17 @@ from types import FrameType
 
 from dlrmctl.errors import Interrupted
 
-_IMPORTS = "<frozen importlib"  # begins the names of the files that run while a module is imported
+_IMPORTS = "<frozen importlib"  # prefix of the file names in frames of an import
 _LOOK_AGAIN_SECONDS = 0.05
-# Schedulers signal every process of a job, and launchers pass signals on: that is one request, not two.
+# Schedulers signal every process of a job, and launchers pass signals on; together they are one request.
 REPEAT_SECONDS = 3.0
 
 
 @contextmanager
 def handling(*numbers: int, by: Callable[[int], None]) -> Iterator[None]:
-    """Calls `by` with the number of each of these signals that arrives; the earlier handlers are restored afterwards.
+    """Calls `by` with the number of each of these signals; restores the earlier handlers afterwards.
 
-    Off the main thread it does nothing.
+    Outside the main thread it does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -38,9 +38,9 @@ def handling(*numbers: int, by: Callable[[int], None]) -> Iterator[None]:
 
 
 def patient_interrupts() -> None:
-    """Lets Ctrl-C raise KeyboardInterrupt, but not inside an import, which may end in anything but that.
+    """Lets Ctrl-C raise KeyboardInterrupt, but not inside an import, which may turn it into another error.
 
-    While a module is imported, it waits until that is done; pressed a second time, it ends the process at once.
+    During an import, it is raised afterwards; pressed a second time, Ctrl-C ends the process at once.
     """
     waiting = False
 
@@ -58,7 +58,7 @@ def patient_interrupts() -> None:
         if not _is_importing(frame):
             waiting = False
             signal.setitimer(signal.ITIMER_REAL, 0)
-            taker = signal.getsignal(signal.SIGINT)  # another one by now, if training has begun
+            taker = signal.getsignal(signal.SIGINT)  # training may have set another handler
             if callable(taker):
                 taker(signal.SIGINT, frame)
 
@@ -76,7 +76,7 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Lets SIGTERM end the block as Ctrl-C does, by an exception.
+    """Lets SIGTERM raise an exception, as Ctrl-C does.
 
     Raises:
         Interrupted: on SIGTERM.
@@ -90,10 +90,10 @@ def terminable() -> Iterator[None]:
 
 
 class StopRequest:
-    """Whether the process was asked to stop.
+    """Records whether the process was asked to stop.
 
     Attributes:
-        signal_number: of the first request, else 0.
+        signal_number: the signal of the first request, else 0.
     """
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class StopRequest:
         self._since = 0.0
 
     def __call__(self, number: int) -> None:
-        """Takes a signal: the first is a request, another one later ends the process at once."""
+        """Handles a signal: the first is a request, a later one ends the process at once."""
         if not self.signal_number:
             self.signal_number, self._since = number, time.monotonic()
         elif time.monotonic() - self._since > REPEAT_SECONDS:
@@ -110,7 +110,7 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Takes SIGTERM and Ctrl-C as requests to finish the step, save and leave."""
+    """Treats SIGTERM and Ctrl-C as requests to finish the step, save and exit."""
     request = StopRequest()
     with handling(signal.SIGTERM, signal.SIGINT, by=request):
         yield request

@@ -63,7 +63,7 @@ def test_what_is_opened_as_it_is_must_not_be_a_link(
 ):
     link = tmp_path / "link"
     link.symlink_to(tmp_path / target)
-    with pytest.raises(DataError, match=r"link: is a link, and nothing is written through it"):
+    with pytest.raises(DataError, match=r"link is a link, and nothing is written through it"):
         write(link)
     assert victim.read_text() == "precious"
     assert not (tmp_path / "nowhere").exists()
@@ -72,7 +72,7 @@ def test_what_is_opened_as_it_is_must_not_be_a_link(
 @pytest.mark.parametrize("act", [_append, _lock, _stream, lambda path: read_file(path, most=10), file_crc32])
 def test_a_pipe_in_place_of_a_file_is_refused_without_waiting(tmp_path: Path, act: Callable[[Path], None]):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(DataError, match=r"pipe: (is not a file|cannot)"):
+    with pytest.raises(DataError, match=r"pipe(?: is not a file|: cannot)"):
         act(tmp_path / "pipe")
     assert (tmp_path / "pipe").is_fifo()
 

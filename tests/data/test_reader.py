@@ -185,7 +185,7 @@ def test_the_next_block_is_prepared_while_the_caller_works() -> None:
         ({"batch_size": 10, "world_size": 3}, "10 examples cannot be cut into 3 equal parts"),
         ({"batch_size": 10, "world_size": 2, "rank": 2}, "rank 2 must be at least 0 and below the number of ranks, 2"),
         ({"batch_size": 101}, "the train split has 100 examples, not one global batch of 101"),
-        ({"batch_size": 10, "prefetch": -1}, "-1 blocks prepared ahead must be at least 0"),
+        ({"batch_size": 10, "prefetch": -1}, "prefetch=-1 must be at least 0"),
         ({"batch_size": 10, "seed": -1}, "the seed -1 must be at least 0"),
     ],
 )
@@ -196,7 +196,7 @@ def test_settings_that_do_not_fit_are_refused(settings: dict[str, int], message:
 
 def test_a_position_outside_the_epoch_is_refused() -> None:
     reader = Reader(Counting(100), "train", batch_size=10)
-    with pytest.raises(DataError, match="batch 11 lies outside the epoch of 10 batches"):
+    with pytest.raises(DataError, match="batch 11 is outside the epoch of 10 batches"):
         reader.batches(0, 11)
     with pytest.raises(DataError, match="there is no split 'dev'"):
         Reader(Counting(100), "dev", batch_size=10)

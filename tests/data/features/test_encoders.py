@@ -53,7 +53,7 @@ def test_rows_that_are_rows_already_lie_inside_their_table() -> None:
     values = np.arange(12, dtype=np.uint64)
     assert AsRows(12).encode(values, None).tolist() == values.tolist()
     assert AsRows(12).encode(values, values % 2 == 1).tolist() == [0, 1, 0, 3, 0, 5, 0, 7, 0, 9, 0, 11]
-    with pytest.raises(DataError, match="row 12 lies outside a table of 12 rows"):
+    with pytest.raises(DataError, match="row 12 is outside a table of 12 rows"):
         AsRows(12).encode(np.array([12], np.uint64), None)
 
 

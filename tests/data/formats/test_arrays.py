@@ -191,7 +191,7 @@ def _other_features(path: Path) -> None:
         (_of_other_shape, r"day_0_dense.npy: float32 of shape \[6\]"),
         (_of_fractions, "day_0_sparse.npy: float32 of shape .* expected integers"),
         (_of_objects, "day_0_dense.npy: an array of objects"),
-        (_by_column, "column after column"),
+        (_by_column, "column-major order"),
         (_no_array, "not a NumPy array"),
         (_cut_short, "day_0_sparse.npy: the file is cut short after row 5"),
         (_two_kinds_of_ids, "both day_0_sparse.npy and day_0_sparse_multi_hot.npz"),

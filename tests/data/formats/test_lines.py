@@ -81,7 +81,7 @@ def test_text_that_has_changed_before_a_place_is_noticed() -> None:
     skip_text(stream, end, "day_0.gz", 100)
     assert stream.tell() == end.offset
     changed = TEXT[:20] + b"!" + TEXT[21:]
-    with pytest.raises(DataError, match=r"day_0\.gz: the text has changed .* first [\d,]+ bytes are others"):
+    with pytest.raises(DataError, match=r"day_0\.gz: the text has changed .* first [\d,]+ bytes differ"):
         skip_text(io.BytesIO(changed), end, "day_0.gz")
     with pytest.raises(DataError, match=r"ends before byte"):
         skip_text(io.BytesIO(TEXT[:100]), end, "day_0.gz")

@@ -53,10 +53,10 @@ def test_what_fits_nothing_is_told_with_what_is_there(days: Path) -> None:
 
 @pytest.mark.parametrize("names", [("day_0.gz", "day_*.gz"), ("train.txt", "./train.txt"), ("-", "-")])
 def test_a_source_named_twice_is_refused(days: Path, names: tuple[str, str]) -> None:
-    with pytest.raises(DataError, match="named twice"):
+    with pytest.raises(DataError, match="given twice"):
         expand_sources([name if name == "-" else f"{days}/{name}" for name in names])
 
 
 def test_no_source_is_an_error() -> None:
-    with pytest.raises(DataError, match="no file is named"):
+    with pytest.raises(DataError, match="no file is given"):
         expand_sources([])

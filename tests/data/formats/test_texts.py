@@ -90,14 +90,14 @@ def test_an_archive_with_one_file_needs_no_name(tmp_path: Path, name: str) -> No
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_an_unclear_archive_is_an_error_that_says_how_to_name_a_member(tmp_path: Path, name: str) -> None:
     path = pack(tmp_path / name, [("a/x.tsv", b"1"), ("b/x.tsv", b"2")])
-    with pytest.raises(DataError, match=rf"{name}: the archive holds 2 files and no train\.txt") as caught:
+    with pytest.raises(DataError, match=rf"{name}: the archive has 2 files and no train\.txt") as caught:
         find_texts(str(path))
-    assert caught.value.hint == f"it holds a/x.tsv, b/x.tsv; name one as in {name}::a/x.tsv"
+    assert caught.value.hint == f"it has a/x.tsv, b/x.tsv; give one as in {name}::a/x.tsv"
     for member, problem in {"x.tsv": "more than one file 'x.tsv'", "y": "no file 'y'"}.items():
         with pytest.raises(DataError, match=problem):
             find_texts(f"{path}::{member}")
     assert read_all(f"{path}::b/x.tsv") == b"2"
-    with pytest.raises(DataError, match="the archive holds no data"):
+    with pytest.raises(DataError, match="the archive has no data"):
         find_texts(str(pack(tmp_path / f"empty_{name}", [("readme.txt", b"1")])))
 
 
@@ -177,7 +177,7 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         "nowhere": "nowhere: cannot read: no such file or directory",
         "empty": "empty: the file is empty",
         ".": "a directory, expected a file",
-        "plain::train.txt": "plain: not an archive, so it holds no 'train.txt'",
+        "plain::train.txt": "plain: not an archive, so it has no 'train.txt'",
     }.items():
         with pytest.raises(DataError, match=message):
             find_texts(str(tmp_path / name))
@@ -202,7 +202,7 @@ def test_standard_input_is_text_plain_or_packed(tmp_path: Path, kind: str) -> No
     content = {"plain": TEXT, "gzip": gzip.compress(TEXT), "tar": pack(tmp_path / "dac.tar", DAC).read_bytes()}[kind]
     done = subprocess.run([sys.executable, "-c", program], input=content, capture_output=True, check=False)
     if kind == "tar":
-        assert b"standard input: an archive comes out of a pipe, expected text" in done.stderr
+        assert b"standard input: an archive in a pipe, expected text" in done.stderr
     else:
         assert done.stdout == TEXT
 
@@ -250,5 +250,5 @@ def test_a_tar_file_without_files_is_one_line(tmp_path: Path) -> None:
         folder = tarfile.TarInfo("empty")
         folder.type = tarfile.DIRTYPE
         archive.addfile(folder)
-    with pytest.raises(DataError, match=r"x.tar: the archive holds no data"):
+    with pytest.raises(DataError, match=r"x.tar: the archive has no data"):
         find_texts(str(tmp_path / "x.tar"))

@@ -191,12 +191,12 @@ def test_sources_that_cannot_be_used_are_refused_before_anything_is_written(tmp_
     (tmp_path / "mine.partial").mkdir()
     (tmp_path / "mine.partial" / "thesis.tex").touch()
     for sources, out, message in [
-        ([], "store", "no file is named"),
+        ([], "store", "no file is given"),
         ([good, tmp_path / "nowhere"], "store", "nowhere: cannot read: no such file"),
         ([good, tmp_path / "empty"], "store", "empty: the file is empty"),
         ([tmp_path], "store", "a directory, expected a file"),
-        ([good], "taken", "taken: exists already"),
-        ([good], "mine", r"mine\.partial: exists, and is not an unfinished preparation"),
+        ([good], "taken", "taken already exists"),
+        ([good], "mine", r"mine\.partial exists, and is not an unfinished preparation"),
         ([good], "good/store", "cannot write: not a directory"),
     ]:
         with pytest.raises(DataError, match=message):
@@ -228,7 +228,7 @@ def test_rows_that_do_not_fill_the_splits_are_refused(tmp_path: Path) -> None:
         ({"sample_negatives": 0.0}, r"a share of 0\.0 of the negatives must be above 0 and at most 1"),
         ({"sample_negatives": float("nan")}, "a share of nan of the negatives must be above 0"),
         ({"seed": -1}, "a seed of -1 must be at least 0"),
-        ({"hash_rows": 9, "vocabulary_from": "x"}, "hashed values have no use for a vocabulary"),
+        ({"hash_rows": 9, "vocabulary_from": "x"}, "hashed values cannot have a vocabulary"),
     ],
 )
 def test_options_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:

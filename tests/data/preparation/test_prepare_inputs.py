@@ -181,7 +181,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     wide = RawFeature("user", "<u8")
     rows = RawFeature("user", as_rows=True)
     for features, message in [
-        (FEATURES[:2], r"lender: knows no feature 'url', only user, hour"),
+        (FEATURES[:2], r"lender has no feature 'url', only user, hour"),
         ((wide,), "user has values of 32 bits there, of 64 here"),
         ((rows,), "user holds values there, and rows of tables here"),
     ]:
@@ -189,6 +189,6 @@ def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path: Path) -> None:
             prepare(ArrayInput(ROWS, features=features), tmp_path / "no", PrepareOptions(vocabulary_from=lender))
     other = ArrayInput(ROWS, features=FEATURES[4:5], seed=1)
     other.lists_FN[0][3] = [10**6]
-    with pytest.raises(DataError, match=r"hour: row 1,000,000 lies outside the [\d,]+ of"):
+    with pytest.raises(DataError, match=r"hour: row 1,000,000 is outside the [\d,]+ of"):
         prepare(other, tmp_path / "no", PrepareOptions(vocabulary_from=lender))
     assert [path.name for path in tmp_path.iterdir()] == ["lender"]

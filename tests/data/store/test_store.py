@@ -199,7 +199,7 @@ def test_a_writer_does_not_go_on_without_what_was_written(tmp_path: Path) -> Non
     with StoreWriter(tmp_path, source.schema, block_rows=10) as writer:
         writer.add("train", source.read_block("train", 0))
     os.truncate(tmp_path / "train.bin", 5)
-    with pytest.raises(DataError, match=r"train\.bin: 5 bytes, where \d+ were written") as caught:
+    with pytest.raises(DataError, match=r"train\.bin: 5 bytes, but \d+ were written") as caught:
         StoreWriter(tmp_path, source.schema, block_rows=10, state=writer.state())
     assert caught.value.hint == "start over"
 
@@ -255,7 +255,7 @@ def test_a_file_that_is_cut_short_or_missing_is_named(path: Path) -> None:
 def test_what_is_not_a_store_is_refused(path: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere: there is no such directory"):
         Store(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"train\.bin: a file, where a store is a directory"):
+    with pytest.raises(DataError, match=r"train\.bin is a file, expected a directory"):
         Store(path / "train.bin")
     edit(path, format="dlrmctl-store/9")
     with pytest.raises(DataError, match=r"the format is 'dlrmctl-store/9', this version reads 'dlrmctl-store/3'"):
@@ -276,18 +276,18 @@ def test_a_block_or_split_that_is_not_there_is_refused(path: Path) -> None:
         Store(path).read_block("train", 3)
     with pytest.raises(DataError, match="there is no split 'dev'"):
         Store(path).read_block("dev", 0)
-    with pytest.raises(DataError, match="keeps no vocabulary"):
+    with pytest.raises(DataError, match="has no vocabulary"):
         Store(path).features.encoders()
 
 
 @pytest.mark.parametrize(
     ("block", "message"),
     [
-        (Block(np.zeros((1, 2)), [np.array([0, 5])], np.zeros(2)), "feature a: id 5 lies outside its 5 rows"),
-        (Block(np.zeros((1, 2)), [np.array([-1, 0])], np.zeros(2)), "feature a: id -1 lies outside its 5 rows"),
+        (Block(np.zeros((1, 2)), [np.array([0, 5])], np.zeros(2)), "feature a: id 5 is outside its 5 rows"),
+        (Block(np.zeros((1, 2)), [np.array([-1, 0])], np.zeros(2)), "feature a: id -1 is outside its 5 rows"),
         (Block(np.zeros((1, 2)), [np.zeros(2, int)], np.array([0, 2])), "a label is neither 0 nor 1"),
         (Block(np.zeros((2, 2)), [np.zeros(2, int)], np.zeros(2)), "a block of 2 examples has dense features"),
-        (Block(np.zeros((1, 2)), [np.zeros(3, int)], np.zeros(2)), "feature a: 3 ids where the lengths add up to 2"),
+        (Block(np.zeros((1, 2)), [np.zeros(3, int)], np.zeros(2)), "feature a: 3 ids, but the lengths add up to 2"),
         (Block(np.zeros((1, 9)), [np.zeros(9, int)], np.zeros(9)), "only the last block"),
     ],
 )
@@ -317,7 +317,7 @@ def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
 def test_schemas_survive_json_and_refuse_nonsense() -> None:
     schema = Counting(5, multi_hot=True).schema
     assert Schema.from_dict(json.loads(json.dumps(schema.to_dict()))) == schema
-    with pytest.raises(DataError, match="the name 'a' stands for two columns"):
+    with pytest.raises(DataError, match="the name 'a' is used for two columns"):
         Schema(("a",), (SparseFeature("a", 3),))
     for wrong in ({"rows": 0}, {"rows": 3, "max_ids": 0}, {"name": "", "rows": 3}):
         with pytest.raises(DataError, match="a"):

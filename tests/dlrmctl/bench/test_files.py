@@ -26,41 +26,41 @@ _SHAMPOO = {
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "cannot read: no such file"),
-        ("rows 12", "is no JSON, so no result of a benchmark"),
-        ("[1, 2]", "is no result of a benchmark"),
-        ('{"command": 5, "environment": {}, "options": {}}', "is no result of a benchmark"),
-        ('{"command": "step", "environment": {}}', "is no result of a benchmark: it has no options"),
+        (None, ": cannot read: no such file"),
+        ("rows 12", " is not JSON, so not a benchmark result"),
+        ("[1, 2]", " is not a benchmark result"),
+        ('{"command": 5, "environment": {}, "options": {}}', " is not a benchmark result"),
+        ('{"command": "step", "environment": {}}', " is not a benchmark result: it has no options"),
         (
             '{"command": "step", "environment": {}, "options": 5}',
-            "is no result of a benchmark: its options = 5 must be an object with names",
+            " is not a benchmark result: its options = 5 must be an object with names",
         ),
-        (_SHAPE % '"settings": [1]', "is no result of a benchmark: its settings = [1] must be an object with names"),
-        (_SHAPE % '"results": [1]', "is no result of a benchmark: its results = [1] must be an object with names"),
+        (_SHAPE % '"settings": [1]', " is not a benchmark result: its settings = [1] must be an object with names"),
+        (_SHAPE % '"results": [1]', " is not a benchmark result: its results = [1] must be an object with names"),
         (
             _SHAPE % '"results": {"step": 1}',
-            "is no result of a benchmark: its results.step = 1 must be an object with names",
+            " is not a benchmark result: its results.step = 1 must be an object with names",
         ),
         (
             _SHAPE % '"results": {"step": {"options": {}}}',
-            "is no result of a benchmark: it has no results.step.environment",
+            " is not a benchmark result: it has no results.step.environment",
         ),
-        (_SHAPE % '"parts_ms": {}', "holds no figure with a spread, so nothing can be compared with it"),
-        ("[" * 200_000, "is no JSON"),
-        ('{"command": "data", "environment": {}}', "is a result of `bench data`, not of `bench step`"),
+        (_SHAPE % '"parts_ms": {}', " has no figure with a spread to compare with"),
+        ("[" * 200_000, " is not JSON"),
+        ('{"command": "data", "environment": {}}', " is a result of `bench data`, not of `bench step`"),
     ],
 )
 def test_what_is_no_such_result_is_one_line(tmp_path: Path, text: str | None, message: str):
     path = tmp_path / "result.json"
     if text is not None:
         path.write_text(text)
-    assert _is_one_line(in_process(*STEP, "--against", path), f"{path}: {message}")
+    assert _is_one_line(in_process(*STEP, "--against", path), f"{path}{message}")
 
 
 def test_files_that_cannot_be_written_are_one_line_before_the_work(tmp_path: Path):
     nowhere = tmp_path / "nowhere"
     assert _is_one_line(in_process(*STEP, "-o", nowhere / "a.json"), f"{nowhere}: there is no such directory")
-    assert _is_one_line(in_process(*STEP, "-o", tmp_path), "is a directory; --out names a file")
+    assert _is_one_line(in_process(*STEP, "-o", tmp_path), "is a directory; --out takes a file")
     assert _is_one_line(in_process(*STEP, "--plot", tmp_path / "a.txt"), "a picture is a file ending in .png or .svg")
     assert _is_one_line(in_process(*STEP, "-o", "/proc/a.json"), "/proc/a.json: cannot write: no such file")
     same = tmp_path / "a.png"

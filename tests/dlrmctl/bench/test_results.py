@@ -58,7 +58,7 @@ def test_nothing_changed_within_the_noise(saved: Path, tmp_path: Path):
     done = in_process(*STEP, "--against", earlier)
     assert done.status == 0, done.err
     assert "nothing changed beyond the noise" in done.out
-    assert "not alike" not in done.out
+    assert "different:" not in done.out
 
 
 def test_a_slower_and_a_faster_past_are_told(saved: Path, tmp_path: Path):
@@ -103,9 +103,9 @@ def test_other_settings_and_another_machine_are_told(saved: Path, tmp_path: Path
 
     earlier = _doctored(saved, tmp_path / "other.json", other)
     done = in_process(*STEP, "--against", earlier)
-    assert f"not alike: train.batch_size = 64 now, 32 in {earlier}" in done.out
+    assert f"different: train.batch_size = 64 now, 32 in {earlier}" in done.out
     assert f", abacus in {earlier}" in done.out
-    assert f"not alike: ranks = 1 now, 2 in {earlier}" in done.out
+    assert f"different: ranks = 1 now, 2 in {earlier}" in done.out
 
 
 def test_another_store_is_told():
@@ -127,7 +127,7 @@ def test_no_figure_in_both_is_not_nothing_changed(saved: Path, tmp_path: Path):
 
     done = in_process(*STEP, "--against", _doctored(saved, tmp_path / "other.json", other))
     assert done.status == 0, done.err
-    assert "nothing was compared, for no figure with a spread is in both" in done.out
+    assert "nothing to compare, no figure with a spread is in both" in done.out
     assert "nothing changed" not in done.out
 
 

@@ -125,7 +125,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         ("prepare --schema top.toml lists.csv -o out", "target is not a key", "the keys are label, label_positive"),
         ("prepare criteo dac -o out --name a/b", "'a/b' cannot be the name of a store", "letters, digits"),
-        ("prepare criteo dac -o out --name synthetic", "that of generated data", "another name"),
+        ("prepare criteo dac -o out --name synthetic", "reserved for generated data", "another name"),
     ],
 )
 def test_a_mistake_gets_its_hint(command: str, error: str, hint: str, place: Path, monkeypatch: pytest.MonkeyPatch):

@@ -423,4 +423,4 @@ def test_a_pipe_in_place_of_a_manifest_is_one_line_at_once(tmp_path: Path):
     os.mkfifo(tmp_path / "store" / "manifest.json")
     done = in_process("data", "show", tmp_path / "store")
     assert done.status == 2
-    assert "manifest.json: is not a file" in done.err
+    assert "manifest.json is not a file" in done.err

@@ -117,7 +117,7 @@ def test_int8_tables_of_8_columns_take_12_bytes_a_row(with_lists: Path, tmp_path
     assert "tables, int8" in done.out
     assert "rise of NE" in done.out
     assert "ids: int64 [batch, 1]" in done.out
-    assert "int64 [batch, longest]} and 1 more; shorter lists are filled up with -1" in done.out
+    assert "int64 [batch, longest]} and 1 more; pad shorter lists with -1" in done.out
     inside = {METADATA: ""}
     torch.export.load(tmp_path / "m.pt2", extra_files=inside)
     for table in json.loads(inside[METADATA])["tables"].values():
@@ -141,7 +141,7 @@ def test_compressed_tables_stay_as_they_are(with_lists: Path, tmp_path: Path):
     ]
     refused = in_process("export", small, "-o", tmp_path / "x.pt2", "--precision", "int8")
     assert refused.status == 2
-    assert "are compressed, and exported as they are" in refused.err
+    assert "are compressed, and are exported as they are" in refused.err
     refused = in_process("export", small, "-o", tmp_path / "x.pt2", "--checkpoint", "step-50")
     assert refused.status == 2
     assert f"--checkpoint step-50: {small} is a compressed model" in refused.err
@@ -150,8 +150,8 @@ def test_compressed_tables_stay_as_they_are(with_lists: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "-o", "there.pt2"], "there.pt2: exists already"),
-        (["run", "-o", "m.onnx"], "m.onnx: an exported model is a file ending in .pt2"),
+        (["run", "-o", "there.pt2"], "there.pt2 already exists"),
+        (["run", "-o", "m.onnx"], "m.onnx: the name of an exported model must end in .pt2"),
         (["run", "-o", "no/m.pt2"], "no: there is no such directory"),
         (["absent", "-o", "m.pt2"], "absent: no such run directory"),
         (["store", "-o", "m.pt2"], "store: is not a run directory"),

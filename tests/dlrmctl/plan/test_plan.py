@@ -133,7 +133,7 @@ def test_nothing_is_offered_where_the_process_alone_does_not_fit():
     done = in_process("plan", "--rows", "1000", "--hbm", "1GiB")
     assert done.status == 1
     assert "does not fit" in done.out.splitlines()[-2]
-    assert done.out.splitlines()[-1] == "a rank takes 1.0 GiB before it has a model"
+    assert done.out.splitlines()[-1] == "a rank needs 1.0 GiB before it has a model"
 
 
 def test_a_network_that_is_not_given_is_missing():
@@ -145,7 +145,7 @@ def test_a_network_that_is_not_given_is_missing():
     ):
         done = in_process(*rows, *flags)
         assert done.status == 0, done.err
-        assert f"no estimate of the whole without {missing}\n" in done.out
+        assert f"no estimate of the total without {missing}\n" in done.out
         assert "(given)" not in done.out
     alone = in_process(*rows, "--nodes", "2", "--inter-bw", "25GB/s")  # one rank per node: no other network
     assert "to other nodes 25 GB/s (given)" in alone.out
@@ -213,7 +213,7 @@ def test_training_is_refused_with_the_numbers_of_the_plan(tmp_path: Path):
         (["--rows", "99999999999999999999"], ("at most",)),
         (["--tables", "nowhere.toml"], ("nowhere.toml",)),
         (["--rows", "5", "--nproc", "0"], ("--nproc = 0 must be at least 1",)),
-        (["--rows", "5", "--nproc", "2", "--hbm", "1GiB"], ("--nproc is for this machine and --hbm for another",)),
+        (["--rows", "5", "--nproc", "2", "--hbm", "1GiB"], ("--nproc is for this machine and --hbm for a cluster",)),
         (["--rows", "5", "--world-size", "2"], ("--world-size needs the memory of the ranks", "--hbm 80GiB")),
         (["--rows", "5", "--hbm", "80GB", "--ram", "8GB"], ("--hbm is for GPUs",)),
         (["--rows", "5", "--hbm", "eighty"], ("--hbm = 'eighty' is not a size such as 80GiB",)),
@@ -239,11 +239,11 @@ def test_wrong_values_are_one_line_and_status_two(arguments: list[str], words: t
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("dense = 3\n", "no tables"),
+        ("dense = 3\n", "has no tables"),
         ("[table]\na = 5\n", "did you mean 'tables'?"),
         ("[tables]\na = 'x'\n", "tables.a.rows = 'x' is not a whole number"),
-        ("[tables]\na = { row = 5 }\n", "tables.a: there is no key 'row'\nhint: did you mean 'rows'?"),
-        ("[tables]\na = { max_ids = 5 }\n", "tables.a: has no rows\nhint: a = { rows = N, max_ids = N }"),
+        ("[tables]\na = { row = 5 }\n", "tables.a has no key 'row'\nhint: did you mean 'rows'?"),
+        ("[tables]\na = { max_ids = 5 }\n", "tables.a.rows is missing\nhint: a = { rows = N, max_ids = N }"),
         ("[tables]\na = { rows = 5, max_ids = 0 }\n", "max_ids = 0"),
         ("[tables]\nint_1 = 5\n", "int_1"),
         ("[tables]\n'' = 5\n", "a sparse feature needs a name"),
