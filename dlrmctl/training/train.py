@@ -33,8 +33,8 @@ from dlrmctl.rundir.names import named_after_data, part_of_job, place_of_run
 from dlrmctl.rundir.state import RunState, StepSums
 from dlrmctl.scoring.metrics import Metrics, short_text, with_optimum
 from dlrmctl.scoring.scores import evaluate
-from dlrmctl.settings.config import Config, check_batch, resolve
 from dlrmctl.training.display import TrainingDisplay, averages, introduction, show_placements
+from dlrmctl.settings.config import MOST_EPOCHS, Config, check_batch, resolve
 from dlrmctl.training.overhead import within_overhead
 from dlrmctl.training.step import TrainingStep
 
@@ -106,6 +106,7 @@ def train(
             notice("building the model")
         source = open_source(config.data) if source is None else source
         config = _with_dense_inputs(config, source, ranks)
+        config = config.fitted(source.num_examples("train"), ranks.world_size)
         if config.optim.shampoo_overhead is not None:
             config = within_overhead(config, source.schema, ranks)
         trainer = Trainer(config, source, run, ranks)
@@ -170,10 +171,10 @@ class Trainer:
         self.dense_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.averaging = build_averaging(config.optim, self.optimizer)
         self.take_step = TrainingStep(self.model, self.averaging or self.optimizer, ranks, config.train.precision)
-        whole_run = config.train.epochs * reader.num_batches
+        whole_run = (config.train.epochs or MOST_EPOCHS) * reader.num_batches
         self.total_steps = min(whole_run, config.train.max_steps or whole_run)
         # --max-steps cuts a run short without squeezing its schedule, so that it can be continued.
-        self.schedule = build_schedule(config, whole_run)
+        self.schedule = build_schedule(config, (config.train.epochs or 1) * reader.num_batches)
         self.checkpoints = Checkpoints(run.checkpoints, ranks)
         self.log_every = max(1, min(config.train.log_every, self.total_steps // _FEWEST_LINES))
         self.progress = RunState()
@@ -266,8 +267,10 @@ class Trainer:
         self._save()
 
     def _out_of_patience(self) -> bool:
-        patience = self.config.train.patience
-        return bool(patience) and self.progress.evaluations_without_gain >= patience
+        patience, progress = self.config.train.patience, self.progress
+        if self.config.train.epochs is None and progress.step < self.readers["train"].num_batches:
+            return False  # the first pass is made in any case
+        return bool(patience) and progress.evaluations_without_gain >= patience
 
     def _save(self) -> None:
         if self.saved_step == self.progress.step:
