@@ -42,7 +42,7 @@ def advice(config: Config, results: Mapping[str, Any], *, last_ne: float | None,
             f"{dead_units:.0%} of the units of the bottom MLP's last layer are dead; "
             "try more --warmup-steps or a smaller --dense-lr"
         )
-    calibration, clicks = found.get("calibration"), found["examples"] * found.get("base_rate", 0.0)
+    calibration, clicks = found.get("calibration"), found["examples"] * (found.get("base_rate") or 0.0)
     if calibration is not None and clicks and abs(calibration - 1) > max(_FAR, _ERRORS / math.sqrt(clicks)):
         return (
             f"predictions on the validation split average {calibration:.2f} times the observed rate; "

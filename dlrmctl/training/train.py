@@ -35,6 +35,7 @@ from dlrmctl.scoring.metrics import Metrics, short_text, with_optimum
 from dlrmctl.scoring.scores import evaluate
 from dlrmctl.training.display import TrainingDisplay, averages, introduction, show_placements
 from dlrmctl.settings.config import MOST_EPOCHS, Config, check_batch, resolve
+from dlrmctl.training.advice import advice
 from dlrmctl.training.overhead import within_overhead
 from dlrmctl.training.step import TrainingStep
 
@@ -179,6 +180,7 @@ class Trainer:
         self.log_every = max(1, min(config.train.log_every, self.total_steps // _FEWEST_LINES))
         self.progress = RunState()
         self.saved_step = 0
+        self.last_ne: float | None = None
 
     def run_to_the_end(self) -> dict[str, Any]:
         progress = self.progress
@@ -248,6 +250,7 @@ class Trainer:
             with self.averaging.averaged() if self.averaging else nullcontext():
                 metrics = self._score("validation")
             self.run.record({"kind": "validation", "step": progress.step, **metrics.to_dict()})
+            self.last_ne = metrics.ne
             # Of one split log loss and NE order alike, but NE is not defined where all labels are the same.
             score = metrics.log_loss if metrics.ne is None else metrics.ne
             if metrics.ne is None and metrics.log_loss is not None and progress.best_step is None:
@@ -343,6 +346,7 @@ class Trainer:
         }
         for split in ("validation", "test"):
             results[split] = with_optimum(self._score(split).to_dict(), self.source, split)
+        results["advice"] = advice(self.config, results, last_ne=self.last_ne)
         self.run.write_results(results)
         return results
 
