@@ -21,8 +21,9 @@ from dlrmctl.scoring.auc import Auc, StreamingAuc
 class Metrics:
     """Quality of predictions on a set; `_se` is a standard error. None where a value is not defined.
 
-    `base_rate` is the share of positives, `ne` is log loss over its entropy; `calibration` is predicted over observed positives; `auc_bound`
-    is the most by which `auc` can differ from the exact value, and is left out of `to_dict` where that is 0.
+    `base_rate` is the share of positives, and `ne` is log loss over its entropy; `calibration` is predicted over
+    observed positives; `auc_bound` is the most by which `auc` can differ from the exact value, and is left out of
+    `to_dict` where that is 0.
     """
 
     examples: int
