@@ -24,7 +24,7 @@ class TrainingDisplay(BarDisplay):
     """Shows step, loss, NE, examples per second and time left.
 
     Args:
-        total: steps of the whole run.
+        total: steps of the whole run, or of the passes that are planned so far.
         done: steps that were done before this process started.
         speaks: False on all ranks but one.
     """
@@ -35,6 +35,10 @@ class TrainingDisplay(BarDisplay):
         self._examples = 0.0
         self._last, self._last_rate = StepSums(), 0.0
         self._shown_at = 0.0
+
+    def plan_steps(self, total: int) -> None:
+        """Sets how many steps are planned, where a further pass begins."""
+        self._total = total
 
     def advance_step(self, window: StepSums, examples: float) -> None:
         """One step is done.

@@ -33,9 +33,9 @@ from dlrmctl.rundir.names import named_after_data, part_of_job, place_of_run
 from dlrmctl.rundir.state import RunState, StepSums
 from dlrmctl.scoring.metrics import Metrics, short_text, with_optimum
 from dlrmctl.scoring.scores import evaluate
-from dlrmctl.training.display import TrainingDisplay, averages, introduction, show_placements
 from dlrmctl.settings.config import MOST_EPOCHS, Config, check_batch, resolve
 from dlrmctl.training.advice import advice
+from dlrmctl.training.display import TrainingDisplay, averages, introduction, show_placements
 from dlrmctl.training.overhead import within_overhead
 from dlrmctl.training.step import TrainingStep
 
@@ -172,12 +172,14 @@ class Trainer:
         self.dense_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.averaging = build_averaging(config.optim, self.optimizer)
         self.take_step = TrainingStep(self.model, self.averaging or self.optimizer, ranks, config.train.precision)
-        whole_run = (config.train.epochs or MOST_EPOCHS) * reader.num_batches
-        self.total_steps = min(whole_run, config.train.max_steps or whole_run)
-        # --max-steps cuts a run short without squeezing its schedule, so that it can be continued.
-        self.schedule = build_schedule(config, (config.train.epochs or 1) * reader.num_batches)
+        most_steps = (config.train.epochs or MOST_EPOCHS) * reader.num_batches
+        self.total_steps = min(most_steps, config.train.max_steps or most_steps)
+        # --max-steps cuts a run short without squeezing its schedule, so that it can be continued. Without a number of
+        # epochs the first pass is all that is certain.
+        planned_steps = (config.train.epochs or 1) * reader.num_batches
+        self.schedule = build_schedule(config, planned_steps)
         self.checkpoints = Checkpoints(run.checkpoints, ranks)
-        self.log_every = max(1, min(config.train.log_every, self.total_steps // _FEWEST_LINES))
+        self.log_every = max(1, min(config.train.log_every, min(planned_steps, self.total_steps) // _FEWEST_LINES))
         self.progress = RunState()
         self.saved_step = 0
         self.last_ne: float | None = None
@@ -200,6 +202,8 @@ class Trainer:
         """The rest of the current epoch, from wherever the progress stands."""
         progress, reader, device = self.progress, self.readers["train"], self.ranks.device
         evaluate_at = _evaluation_points(reader.num_batches, self.config.train.evaluations)
+        if self.config.train.epochs is None:
+            self.display.plan_steps(min(self.total_steps, (progress.epoch + 1) * reader.num_batches))
         with closing(reader.batches(progress.epoch, progress.batch)) as batches:  # type: ignore[type-var]
             for batch in batches:
                 self._set_learning_rates()
@@ -346,12 +350,21 @@ class Trainer:
         }
         for split in ("validation", "test"):
             results[split] = with_optimum(self._score(split).to_dict(), self.source, split)
-        results["advice"] = advice(self.config, results, last_ne=self.last_ne)
+        results["advice"] = advice(self.config, results, last_ne=self.last_ne, dead_units=self._dead_units())
         self.run.write_results(results)
         return results
 
     def _score(self, split: str) -> Metrics:
         return evaluate(self.model.inference, self.readers[split], self.ranks, tell=self.display.scoring(split))
+
+    def _dead_units(self) -> float:
+        """Share of the units of the bottom MLP's last layer that no example of a validation batch activates."""
+        with closing(self.readers["validation"].batches(epoch=0)) as batches:  # type: ignore[type-var]
+            batch = next(iter(batches), None)
+        dead = [] if batch is None else self.model.network.dead_units(batch.dense_BI.to(self.ranks.device)).tolist()
+        of_ranks = [part for part in self.ranks.gather(dead) if part]
+        together = [all(units) for units in zip(*of_ranks, strict=True)]
+        return sum(together) / len(together) if together else 0.0
 
 
 def _evaluation_points(num_batches: int, evaluations: int) -> set[int]:
