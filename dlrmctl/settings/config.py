@@ -22,9 +22,9 @@ AUTO_INPUTS = "quantile"  # what "auto" is, but for data that earlier versions p
 DENSE_OPTIMIZERS = ("shampoo", "adagrad", "adamw", "sgd")
 SMALLEST_BATCH, LARGEST_BATCH = 64, 2048  # that are chosen from the number of examples
 MOST_EPOCHS = 30  # with --epochs auto
-AUTO_PATIENCE = 2
+AUTO_PATIENCE = 4
 # Where a learning rate is not given, the dense optimizer decides it.
-DENSE_LR = {"shampoo": 0.01, "adagrad": 0.01, "adamw": 0.001, "sgd": 0.1}
+DENSE_LR = {"shampoo": 0.004, "adagrad": 0.004, "adamw": 0.001, "sgd": 0.1}
 AVERAGINGS = ("none", "gpa", "ema", "schedule-free")
 
 
@@ -66,9 +66,9 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class OptimSettings:
-    sparse_lr: float = setting(0.1, "Learning rate of full, hash and head tables (row-wise AdaGrad).", at_least=0)
+    sparse_lr: float = setting(0.05, "Learning rate of full, hash and head tables (row-wise AdaGrad).", at_least=0)
     qr_lr: float = setting(
-        None, "Learning rate of tables whose rows are combined. Default: mult 0.3, otherwise 0.1.", at_least=0
+        None, "Learning rate of tables whose rows are combined. Default: mult 0.1, otherwise 0.05.", at_least=0
     )
     sparse_eps: float = setting(1e-8, "Epsilon of row-wise AdaGrad, outside the root.", above=0)
     dense_optimizer: str = setting("shampoo", "Optimizer of the MLPs.", choices=DENSE_OPTIMIZERS)
@@ -96,7 +96,7 @@ class OptimSettings:
     shampoo_sides: int = setting(2, "Sides of a matrix that shampoo preconditions.", at_least=1, at_most=2)
     shampoo_frequency: int = setting(100, "Steps between two refreshes of a root inverse.", at_least=1)
     shampoo_schedule: str = setting(
-        "constant",
+        "doubling",
         "When roots are refreshed: every --shampoo-frequency steps; or doubling: at steps 1, 2, 4, ... until then, and "
         "with factor matrices updated at every step at first.",
         choices=("constant", "doubling"),
@@ -112,7 +112,7 @@ class OptimSettings:
     )
     shampoo_epsilon: float = setting(1e-4, "Added to factor matrices, times their mean eigenvalue.", above=0)
     averaging: str = setting(
-        "none",
+        "gpa",
         "Average the MLPs over steps, to evaluate and keep: gpa and schedule-free take gradients between the weights "
         "and their average, ema at the weights.",
         choices=AVERAGINGS,
@@ -164,7 +164,7 @@ class TrainSettings:
     patience: int = setting(
         None,
         "Stop after this many evaluations without a lower validation NE; 0 means never. "
-        f"Default: {AUTO_PATIENCE} with --epochs auto, once the first pass is over; otherwise 0.",
+        f"Default: with --epochs auto, after the first pass, {AUTO_PATIENCE} or one that is clearly higher; otherwise 0.",
         at_least=0,
     )
     checkpoint_every: int = setting(0, "Steps between checkpoints; 0 means at every evaluation.", at_least=0)

@@ -39,6 +39,7 @@ from dlrmctl.training.display import TrainingDisplay, averages, introduction, sh
 from dlrmctl.training.overhead import within_overhead
 from dlrmctl.training.step import TrainingStep
 
+_CLEARLY = 2.0  # standard errors of NE
 _FEWEST_LINES = 20  # of progress in a run, so that a short one has a training curve too
 
 
@@ -266,12 +267,21 @@ class Trainer:
                 progress.evaluations_without_gain = 0
             else:
                 progress.evaluations_without_gain += 1
+                if self._is_clearly_worse(metrics):
+                    progress.evaluations_without_gain = max(self.config.train.patience, 1)
             progress.finished = progress.step == self.total_steps or self._out_of_patience()
             mark = "  best so far" if better else ""
             self.display.say(f"step {progress.step}  validation  {short_text(metrics)}{mark}")
             for warning in failed_roots(self.optimizer, self.ranks):
                 self.display.say(f"step {progress.step}  {warning}")
         self._save()
+
+    def _is_clearly_worse(self, metrics: Metrics) -> bool:
+        """Whether a further pass does harm that the number of validation examples does not explain."""
+        best, progress = self.progress.best_score, self.progress
+        if self.config.train.epochs is not None or progress.epoch == 0 or best is None:
+            return False
+        return metrics.ne is not None and metrics.ne > best + _CLEARLY * (metrics.ne_se or 0.0)
 
     def _out_of_patience(self) -> bool:
         patience, progress = self.config.train.patience, self.progress
