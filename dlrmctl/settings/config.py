@@ -164,7 +164,7 @@ class TrainSettings:
     patience: int = setting(
         None,
         "Stop after this many evaluations without a lower validation NE; 0 means never. "
-        f"Default: with --epochs auto, after the first pass, {AUTO_PATIENCE} or one that is clearly higher; otherwise 0.",
+        f"Default: {AUTO_PATIENCE} with --epochs auto, or one that is clearly higher, after the first pass; else 0.",
         at_least=0,
     )
     checkpoint_every: int = setting(0, "Steps between checkpoints; 0 means at every evaluation.", at_least=0)

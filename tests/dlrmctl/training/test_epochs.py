@@ -28,7 +28,7 @@ def _evaluations(run: Path) -> list[dict[str, float]]:
 
 
 def _expected_number(evaluations: list[dict[str, float]], *, per_epoch: int) -> int:
-    """Evaluations until four in a row bring no gain, or one is two standard errors worse; never within the first pass."""
+    """Evaluations until four bring no gain or one is two standard errors worse, but never within the first pass."""
     best, without_gain = float("inf"), 0
     for number, entry in enumerate(evaluations, 1):
         without_gain = 0 if entry["ne"] < best else without_gain + 1
