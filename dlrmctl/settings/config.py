@@ -241,16 +241,16 @@ class Config:
             "qr_lr": default_qr_lr(self.embeddings),
             "dense_lr": DENSE_LR[self.optim.dense_optimizer],
             "shampoo_start": 1 if self.optim.shampoo_schedule == "doubling" else self.optim.shampoo_frequency,
-            "batch_size": LARGEST_BATCH if self.examples is None else batch_for(self.examples, self.ranks),
+            "batch_size": batch_for(self.examples, self.ranks),
             "epochs": 1 if endless else None,
             "patience": 0 if endless or epochs_given else AUTO_PATIENCE,
         }
 
-    def fitted(self, examples: int, ranks: int) -> "Config":
+    def fitted(self, examples: int | None, ranks: int) -> "Config":
         """The configuration for training data of this size: what was not given follows from it.
 
         Args:
-            examples: of the training split.
+            examples: of the training split; None for data that is large, or not known.
             ranks: that share a batch.
 
         Raises:
@@ -459,12 +459,12 @@ def _check_data(data: DataSettings) -> None:
         )
 
 
-def batch_for(examples: int, ranks: int) -> int:
-    """The batch for so many training examples: a five-hundredth of them, as a power of two.
+def batch_for(examples: int | None, ranks: int) -> int:
+    """The batch for so many training examples: a five-hundredth of them, as a power of two; the largest for None.
 
     The same on 1, 2, 4 and 8 ranks; on other numbers the next multiple of them.
     """
-    wanted = 2 ** round(math.log2(max(1, examples / 500)))
+    wanted = LARGEST_BATCH if examples is None else 2 ** round(math.log2(max(1, examples / 500)))
     size = min(max(wanted, SMALLEST_BATCH), LARGEST_BATCH)
     return size + -size % ranks
 

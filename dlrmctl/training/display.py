@@ -16,6 +16,7 @@ from dlrmctl.embeddings.sharding.placement import Placement
 from dlrmctl.ranks.group import Ranks
 from dlrmctl.rundir.state import StepSums
 from dlrmctl.scoring.metrics import entropy
+from dlrmctl.settings.config import Config
 
 _REFRESH_SECONDS = 0.2
 
@@ -105,7 +106,7 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
 
 
-def introduction(reader: Reader, model: Model, ranks: Ranks) -> list[str]:
+def introduction(config: Config, reader: Reader, model: Model, ranks: Ranks) -> list[str]:
     """The lines before a training: the data, the tables, and the memory that they need."""
     plan, most = model.sharded.plan, max(model.sharded.bytes_per_rank)
     tables = model.sharded.embeddings.features
@@ -114,7 +115,7 @@ def introduction(reader: Reader, model: Model, ranks: Ranks) -> list[str]:
         f"on {ranks.world_size} x {ranks.device.type}",
         f"{len(plan)} tables, {sum(table.rows for table in plan):,} rows, "
         f"with their optimizer state at most {bytes_text(most)} per rank",
-        summary(tables, model.sharded.embeddings.dim),
+        summary(tables, config.embeddings),
         *unsorted_heads(tables, reader.source),
     ]
 

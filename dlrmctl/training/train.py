@@ -340,7 +340,7 @@ class Trainer:
         self.run.forget_after(progress.step)
 
     def _introduce(self) -> None:
-        for line in introduction(self.readers["train"], self.model, self.ranks):
+        for line in introduction(self.config, self.readers["train"], self.model, self.ranks):
             self.display.say(line)
         resumed = f", resumed at step {self.progress.step:,}" if self.progress.step else ""
         self.display.say(f"run {self.run.path}{resumed}")
