@@ -1,10 +1,13 @@
 """Settings that were not given follow from the data, on any number of ranks."""
 
+from pathlib import Path
+
 import pytest
 
 from dlrmctl.assembly.optimizers import build_schedule, default_warmup
 from dlrmctl.errors import UserError
-from dlrmctl.settings.config import Config, batch_for, resolve
+from dlrmctl.settings.config import Config, batch_for, resolve, section_of
+from dlrmctl.settings.toml import read_run_settings, read_settings, write_settings
 
 
 @pytest.mark.parametrize(
@@ -77,3 +80,21 @@ def test_warmup_is_a_twentieth_with_a_floor_and_never_more_than_a_tenth(steps: i
     assert default_warmup(steps) == warmup
     assert build_schedule(Config.of(dataset="synthetic"), steps).warmup_steps == warmup
     assert build_schedule(Config.of(dataset="synthetic", warmup_steps=7), steps).warmup_steps == 7
+
+
+def test_the_settings_of_a_run_of_an_earlier_version_keep_their_meaning(tmp_path: Path):
+    then = {"dense_inputs": "raw", "averaging": "none", "shampoo_schedule": "constant"}
+    config = Config.of(dataset="synthetic", batch_size=2048, decay="cosine", qr_threshold=200, dense_lr=0.01, **then)
+    sections = config.to_dict()
+    for name in then:  # settings that it did not have
+        del sections[section_of(name)][name]
+    write_settings(tmp_path / "run.toml", sections)
+    for read in (read_run_settings, read_settings):  # to resume it, and for --config
+        assert resolve(read(tmp_path / "run.toml"), {}) == config
+    (tmp_path / "mine.toml").write_text("[model]\ntop_mlp = [8, 1]\n[optim]\ndense_lr = 0.01\n")
+    mine = resolve(read_settings(tmp_path / "mine.toml"), {})
+    assert {name: getattr(getattr(mine, section_of(name)), name) for name in then} == {
+        "dense_inputs": "auto",
+        "averaging": "gpa",
+        "shampoo_schedule": "doubling",
+    }

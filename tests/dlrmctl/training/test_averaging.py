@@ -86,7 +86,7 @@ def test_the_average_is_exported_and_compressed(averaged: Path, tmp_path: Path):
 
 def test_a_run_is_continued_with_its_averaging_and_no_other(tmp_path: Path):
     tiny = [*SMALL, "--synthetic-rows", "2000", "--max-steps", "2", "--run-dir", tmp_path / "run"]
-    assert in_process("train", *tiny).status == 0
+    assert in_process("train", *tiny, "--averaging", "none").status == 0
     done = in_process("train", "--resume", tmp_path / "run", "--averaging", "gpa", "--max-steps", "4")
     assert done.status == 2
     assert "was trained with optim.averaging = none, this run asks for gpa" in done.err
@@ -126,7 +126,10 @@ def test_ranks_stay_equal_and_take_the_steps_of_one(optimizer: str):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--averaging-horizon", "9"], "optim.averaging_horizon = 9 needs optim.averaging = gpa or ema, not none"),
+        (
+            ["--averaging", "none", "--averaging-horizon", "9"],
+            "optim.averaging_horizon = 9 needs optim.averaging = gpa or ema, not none",
+        ),
         (["--averaging", "ema", "--averaging-mu-y", "0.5"], "optim.averaging_mu_y = 0.5 needs"),
         (["--averaging", "gpu"], "did you mean 'gpa'?"),
     ],

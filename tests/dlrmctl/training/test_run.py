@@ -114,7 +114,7 @@ def test_a_trainer_takes_parts_that_were_built_elsewhere(tmp_path: Path):
         optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
         run = RunDirectory(tmp_path / "run", writes=True)
         trainer = Trainer(
-            Config.of(log_every=4, warmup_steps=0, decay="none"),
+            Config.of(log_every=4, warmup_steps=0, decay="none", epochs=1, averaging="none"),
             source,
             run,
             ranks,
