@@ -99,7 +99,7 @@ def _trained(flags: dict[str, str]) -> tuple[list[float], list[torch.Tensor]]:
     source = Synthetic(0, 128 * 20, 64, 64, cardinalities=(3, 40, 120, 300))
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), dist.get_world_size(), torch.device("cpu"), dist.group.WORLD)
     reader = Reader(source, "train", batch_size=128, rank=ranks.rank, world_size=ranks.world_size)
-    model = build_model(config, source.schema, ranks, batch_size=reader.local_batch_size)
+    model = build_model(config, source.features, ranks, batch_size=reader.local_batch_size)
     optimizer = build_dense_optimizer(config.optim, model.network, ranks.group)
     averaging = build_averaging(config.optim, optimizer)
     assert averaging is not None
