@@ -183,7 +183,6 @@ class Trainer:
         self.log_every = max(1, min(config.train.log_every, min(planned_steps, self.total_steps) // _FEWEST_LINES))
         self.progress = RunState()
         self.saved_step = 0
-        self.last_ne: float | None = None
 
     def run_to_the_end(self) -> dict[str, Any]:
         progress = self.progress
@@ -255,7 +254,7 @@ class Trainer:
             with self.averaging.averaged() if self.averaging else nullcontext():
                 metrics = self._score("validation")
             self.run.record({"kind": "validation", "step": progress.step, **metrics.to_dict()})
-            self.last_ne = metrics.ne
+            progress.last_ne = metrics.ne
             # Of one split log loss and NE order alike, but NE is not defined where all labels are the same.
             score = metrics.log_loss if metrics.ne is None else metrics.ne
             if metrics.ne is None and metrics.log_loss is not None and progress.best_step is None:
@@ -360,7 +359,7 @@ class Trainer:
         }
         for split in ("validation", "test"):
             results[split] = with_optimum(self._score(split).to_dict(), self.source, split)
-        results["advice"] = advice(self.config, results, last_ne=self.last_ne, dead_units=self._dead_units())
+        results["advice"] = advice(self.config, results, last_ne=progress.last_ne, dead_units=self._dead_units())
         self.run.write_results(results)
         return results
 

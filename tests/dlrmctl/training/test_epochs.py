@@ -51,6 +51,7 @@ def test_it_ends_once_evaluations_no_longer_gain_and_keeps_the_best(store: Path,
     settings = (tmp_path / "run" / "run.toml").read_text()
     assert "batch_size = 64" in settings  # what was chosen is written down
     assert "epochs = " not in settings
+    assert in_process("train", "--resume", tmp_path / "run", "--json").json() == found  # advice included
 
 
 def test_a_number_of_epochs_is_kept_to(store: Path, tmp_path: Path):
