@@ -65,7 +65,8 @@ def test_what_people_read_of_a_checkpoint_is_the_average(averaged: Path):
     evaluated = in_process("evaluate", averaged, "--split", "test", "--json")
     assert evaluated.status == 0, evaluated.err
     tensors = read_tensors(averaged / "checkpoints" / "best")
-    for name in (name for name in tensors if name.startswith("network.")):
+    inputs = "network.inputs."  # numbers of the data, which no step moves
+    for name in (name for name in tensors if name.startswith("network.") and not name.startswith(inputs)):
         z = tensors[f"averaging.{name.removeprefix('network.')}/z"]
         assert not torch.equal(tensors[name], z)
     # Other lookups than in training, so to the rounding of float32; y instead of x differs in the third digit.
