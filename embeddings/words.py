@@ -8,5 +8,5 @@ QR_LAYOUTS = ("quotient", "remainder")
 # Ids are sorted by frequency: with a large quotient table, the most frequent ones would share rows with each other.
 QR_LAYOUT = "remainder"
 TAILS = ("hash", "qr")
-QR_THRESHOLD = 200
+QR_THRESHOLD = 100_000
 SHARDINGS = ("auto", "table_wise", "row_wise")

@@ -67,6 +67,18 @@ class DenseNetwork(nn.Module):
     def forward(self, dense_BI: Tensor, embeddings_BFD: Tensor) -> Tensor:
         return self.top(self.interaction(self.bottom(self.inputs(dense_BI)), embeddings_BFD)).squeeze(1)
 
+    @torch.no_grad()
+    def dead_units(self, dense_BI: Tensor) -> Tensor:
+        """Finds the units of the bottom MLP's last layer that no example activates: dense features are lost there.
+
+        Args:
+            dense_BI: [B, I], as for `forward`.
+
+        Returns:
+            bool [D].
+        """
+        return (self.bottom(self.inputs(dense_BI)) == 0).all(dim=0)
+
 
 class DLRM(nn.Module):
     """A deep learning recommendation model around any embedding module.

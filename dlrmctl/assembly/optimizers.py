@@ -81,7 +81,7 @@ def _grafting(settings: OptimSettings) -> Grafting | None:
 def build_schedule(config: Config, steps: int) -> Schedule:
     """Returns the learning-rate factor over a run of this many steps; a decay without a length ends with it."""
     settings = config.schedule
-    warmup_steps = min(steps // 20, 1000) if settings.warmup_steps is None else settings.warmup_steps
+    warmup_steps = default_warmup(steps) if settings.warmup_steps is None else settings.warmup_steps
     ramp = warmup_steps + settings.hold_steps
     decay_steps = 0 if settings.decay == "none" else settings.decay_steps or max(steps - ramp, 1)
     return Schedule(
@@ -91,6 +91,11 @@ def build_schedule(config: Config, steps: int) -> Schedule:
         decay="cosine" if settings.decay == "cosine" else "polynomial",
         floor=settings.final_lr_factor,
     )
+
+
+def default_warmup(steps: int) -> int:
+    """A twentieth of the run, at least 50 steps and at most 1,000, but never more than a tenth of the run."""
+    return min(max(steps // 20, 50), 1000, steps // 10)
 
 
 def dense_state(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:

@@ -9,10 +9,11 @@ from dlrmctl.embeddings.choose import RatioError, Scheme, fit_ratio, num_paramet
 from dlrmctl.embeddings.tables import FeatureTable
 from dlrmctl.errors import UserError
 from dlrmctl.settings.config import Config
-from dlrmctl.settings.embeddings import changes_of_table, check_patterns
+from dlrmctl.settings.embeddings import EmbeddingSettings, changes_of_table, check_patterns
 
 # A remainder table has a row for every collision, so "qr" has a smallest size.
 _BEYOND = "--embedding hash has no lower bound; a lower --qr-threshold compresses smaller tables too"
+_NONE_IS_LARGE = "a lower --qr-threshold, such as 200, compresses smaller tables too"
 
 
 def feature_tables(config: Config, schema: Schema) -> list[FeatureTable]:
@@ -48,7 +49,8 @@ def feature_tables(config: Config, schema: Schema) -> list[FeatureTable]:
         given = ["collisions" in change for change in changes]
         return fit_ratio(features, schemes, given, ratio=ratio, dim=dim)
     except RatioError as problem:
-        raise UserError(f"embeddings.compress_ratio: {problem}", _BEYOND) from None
+        hint = _BEYOND if problem.best > 1 else _NONE_IS_LARGE
+        raise UserError(f"embeddings.compress_ratio: {problem}", hint) from None
     except ValueError as problem:
         raise UserError(str(problem), "see [embeddings] and [embeddings.tables] of the settings") from None
 
@@ -66,9 +68,12 @@ def unsorted_heads(tables: Sequence[FeatureTable], source: Source) -> list[str]:
     ]
 
 
-def summary(tables: Sequence[FeatureTable], dim: int) -> str:
-    """Returns one line: the tables, and how much smaller they are than full ones."""
+def summary(tables: Sequence[FeatureTable], settings: EmbeddingSettings) -> str:
+    """Returns one line: the tables, and how much smaller they are than full ones, or why none is smaller."""
+    dim, threshold = settings.dim, settings.qr_threshold
     full, kept = sum(table.rows * dim for table in tables), num_parameters(tables, dim)
+    if full == kept and settings.embedding != "full" and all(table.rows < threshold for table in tables):
+        return f"{full:,} weights of embeddings, all tables full: none has {threshold:,} rows (--qr-threshold)"
     counts: dict[str, int] = {}
     for table in tables:
         way = table.embedding if table.combination is None else f"{table.embedding} {table.combination}"

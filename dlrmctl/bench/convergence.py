@@ -46,6 +46,7 @@ def bench_convergence(
     """
     set_precision(config.train.precision)
     source = open_source(config.data)
+    config = config.fitted(source.num_examples("train"), ranks.world_size)
     curves: dict[str, dict[float, list[Curve]]] = {}
     for optimizer in optimizers:
         for lr in lrs:

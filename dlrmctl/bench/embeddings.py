@@ -103,7 +103,9 @@ def _train(config: Config, ranks: Ranks) -> dict[str, Any]:
     with scratch_directory() as scratch:
         run = RunDirectory(ranks.broadcast(scratch) / "run", writes=ranks.is_main)
         with run.created():
-            trainer = Trainer(config, open_source(config.data), run, ranks, quiet=True)
+            source = open_source(config.data)
+            config = config.fitted(source.num_examples("train"), ranks.world_size)
+            trainer = Trainer(config, source, run, ranks, quiet=True)
             results = trainer.run_to_the_end()
         return results | {"bytes": sum(table.bytes for table in trainer.model.sharded.plan)}
 

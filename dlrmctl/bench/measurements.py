@@ -42,6 +42,14 @@ _QUICK_SETTINGS: dict[str, dict[str, str]] = {
     "convergence": {**_SHORT_TRAINING, "shampoo_frequency": "10"},
     "embeddings": {**_SHORT_TRAINING, "dense_optimizer": "adagrad"},
 }
+# Defaults that differ from those of a training. Kinds of tables are compared on small tables too, and variants that are
+# trained to the end all take one pass.
+_DEFAULT_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "step": {"embeddings": {"qr_threshold": 200}},
+    "shampoo": {},
+    "convergence": {"train": {"epochs": 1}},
+    "embeddings": {"embeddings": {"qr_threshold": 200}, "train": {"epochs": 1}},
+}
 # Settings whose values make variants of a step, and the options that list them.
 _LISTS = {
     "precision": "--precisions",
@@ -291,11 +299,14 @@ def step_variants(flags: Flags, lists: Mapping[str, str]) -> dict[str, Config]:
     Raises:
         UserError: for a value that the setting does not accept, naming the option of the list.
     """
-    configs = {"base": resolve({}, flags)}
+    given = _DEFAULT_SETTINGS["step"]
+    configs = {"base": resolve(given, flags)}
     for name, text in lists.items():
         others = {key: value for key, value in flags.items() if key != name}
         for value in names_of(_LISTS[name], text):
-            config = resolve({section_of(name): {name: value}}, others, file_name=_LISTS[name])
+            section = section_of(name)
+            changed = given | {section: given.get(section, {}) | {name: value}}
+            config = resolve(changed, others, file_name=_LISTS[name])
             if config not in configs.values():
                 configs[f"batch {value}" if name == "batch_size" else value] = config
     return configs
@@ -318,7 +329,7 @@ def _quick_settings(command: str, flags: Flags) -> dict[str, str]:
 
 
 def _config(command: str, flags: Flags, quick: bool) -> Config:
-    return resolve({}, _quick_settings(command, flags) if quick else flags)
+    return resolve(_DEFAULT_SETTINGS[command], _quick_settings(command, flags) if quick else flags)
 
 
 def _text(command: str, name: str, texts: Texts, quick: bool) -> str:

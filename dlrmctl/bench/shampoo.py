@@ -71,6 +71,7 @@ def bench_shampoo(config: Config, ranks: Ranks, *, periods: int) -> dict[str, An
         and over a run of 1,000, Shampoo's worst step against its median, parts of its step, and its layers.
     """
     set_precision(config.train.precision)
+    config = config.fitted(None, ranks.world_size)
     size, device = config.train.batch_size // ranks.world_size, ranks.device
     num_vectors = sum(table.vectors for table in feature_tables(config, Synthetic(0, 1, 1, 1).schema))
     inputs = (

@@ -47,6 +47,7 @@ def bench_step(
         first variant "parts_ms", measured in rounds of their own, "step_of_parts_ms", the whole step in these rounds,
         "floor_parts_ms", "against_limits" and "communication_ms".
     """
+    configs = {name: config.fitted(None, ranks.world_size) for name, config in configs.items()}
     base_name, base_config = next(iter(configs.items()))
     examples = steps * base_config.train.batch_size
     sizes = {config.train.batch_size for config in configs.values()}

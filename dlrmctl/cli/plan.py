@@ -10,7 +10,7 @@ from dlrmctl.console.console import notice
 from dlrmctl.errors import UserError
 from dlrmctl.plan.amounts import bandwidth_of, rate_of
 from dlrmctl.plan.request import ClusterRequest
-from dlrmctl.plan.tables import PRESET_SETTINGS, PRESETS, chosen_schema
+from dlrmctl.plan.tables import PRESET_SETTINGS, PRESETS, chosen_schema, num_examples
 from dlrmctl.settings.config import Config, resolve
 from dlrmctl.settings.parse import one_of
 from dlrmctl.settings.toml import read_settings
@@ -84,11 +84,13 @@ def plan(
     )
     notice("loading PyTorch")
     schema, source = chosen_schema(settings, preset=preset, rows=rows, tables=tables)
+    of_data = preset is None and rows is None and tables is None
+    examples = num_examples(settings) if of_data else None
     if ranks.memory_bytes is None:
         _load_what_a_rank_loads()
     from dlrmctl.plan.report import plan_and_show
 
-    fits = plan_and_show(settings, schema, ranks.cluster(), as_json=json, source=source, **speeds)
+    fits = plan_and_show(settings, schema, ranks.cluster(), examples=examples, as_json=json, source=source, **speeds)
     raise typer.Exit(0 if fits else 1)
 
 

@@ -30,7 +30,7 @@ class Answer:
             "fits": plan.fits,
             "problem": plan.problem,
             "tables_of": self.source,
-            "summary": summary(plan.embeddings.features, plan.embeddings.dim),
+            "summary": summary(plan.embeddings.features, self.config.embeddings),
             "ranks": asdict(cluster) | {"nodes": cluster.nodes},
             "tables": [asdict(table) for table in plan.placements],
             "memory": {

@@ -15,7 +15,7 @@ from dlrmctl.plan.cluster import Cluster
 from dlrmctl.plan.memory import MemoryPlan
 from dlrmctl.plan.plan import Answer, answer
 from dlrmctl.plan.steptime import Rate, Rates
-from dlrmctl.settings.config import Config, check_batch
+from dlrmctl.settings.config import Config
 
 _MANY_RANKS = 32  # from this number on the planner takes seconds
 _MOST_TABLES = 26  # the others share one line
@@ -31,16 +31,19 @@ _COLUMNS = {
 }
 
 
-def plan_and_show(config: Config, schema: Schema, cluster: Cluster, *, as_json: bool, **given: Any) -> bool:
+def plan_and_show(
+    config: Config, schema: Schema, cluster: Cluster, *, examples: int | None, as_json: bool, **given: Any
+) -> bool:
     """Prints the plan; returns whether it fits.
 
     Args:
+        examples: of the training split; None where there is no data.
         given: further arguments of `answer`.
 
     Raises:
         UserError: if the settings do not fit the tables or the ranks.
     """
-    check_batch(config, cluster.world_size)
+    config = config.fitted(examples, cluster.world_size)
     if cluster.world_size >= _MANY_RANKS:
         say(f"planning for {cluster.name}")
     found = answer(config, schema, cluster, **given)
@@ -52,7 +55,7 @@ def _show_plan(answer: Answer) -> None:
     """Prints a plan."""
     plan = answer.memory
     output.print(f"{answer.source} on {plan.cluster.name}, batch {answer.config.train.batch_size:,}")
-    output.print(summary(plan.embeddings.features, plan.embeddings.dim))
+    output.print(summary(plan.embeddings.features, answer.config.embeddings))
     _show_tables(plan.placements)
     _show_ranks(plan)
     _show_time(answer)

@@ -53,6 +53,19 @@ def chosen_schema(config: Config, *, preset: str | None, rows: str | None, table
     return schema_of_data(config), config.data.path or f"{config.data.dataset} data"
 
 
+def num_examples(config: Config) -> int:
+    """Training examples of the data that the settings name.
+
+    Raises:
+        UserError, DataError: if it is not there.
+    """
+    if config.data.dataset == "synthetic" and config.data.path is None:
+        return config.data.synthetic_rows
+    from dlrmctl.datasets.open import open_source
+
+    return open_source(config.data, verify=()).num_examples("train")
+
+
 def schema_of_data(config: Config) -> Schema:
     """Returns the tables of the settings' data; reads only its description.
 

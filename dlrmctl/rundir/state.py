@@ -62,6 +62,7 @@ class RunState:
     Attributes:
         batch: the next one of `epoch`.
         best_score: validation NE of the best step so far; its log loss where NE is not defined.
+        last_ne: of the last evaluation on the validation split.
         window: sums since the last line of progress.
     """
 
@@ -71,6 +72,7 @@ class RunState:
     best_score: float | None = None
     best_step: int | None = None
     evaluations_without_gain: int = 0
+    last_ne: float | None = None
     finished: bool = False
     window: StepSums = field(default_factory=StepSums)
 
@@ -88,6 +90,7 @@ class RunState:
             best_score=values.number(score) if values.has(score) else None,
             best_step=values.whole("best_step") if values.has("best_step") else None,
             evaluations_without_gain=values.whole("evaluations_without_gain"),
+            last_ne=values.number("last_ne") if values.has("last_ne") else None,
             finished=values.flag("finished"),
             window=StepSums.from_values(values),
         )

@@ -21,8 +21,9 @@ from dlrmctl.scoring.auc import Auc, StreamingAuc
 class Metrics:
     """Quality of predictions on a set; `_se` is a standard error. None where a value is not defined.
 
-    `ne` is log loss over the entropy of the base rate; `calibration` is predicted over observed positives; `auc_bound`
-    is the most by which `auc` can differ from the exact value, and is left out of `to_dict` where that is 0.
+    `base_rate` is the share of positives, and `ne` is log loss over its entropy; `calibration` is predicted over
+    observed positives; `auc_bound` is the most by which `auc` can differ from the exact value, and is left out of
+    `to_dict` where that is 0.
     """
 
     examples: int
@@ -35,6 +36,7 @@ class Metrics:
     calibration: float | None
     accuracy: float | None
     auc_bound: float = 0.0
+    base_rate: float | None = None
 
     def to_dict(self) -> dict[str, float | int | None]:
         values = asdict(self)
@@ -96,6 +98,7 @@ def _from_sums(sums: list[float], auc: Auc) -> Metrics:
         auc=auc.value,
         auc_se=auc.se,
         auc_bound=auc.bound,
+        base_rate=rate,
         calibration=predicted / positives if positives else None,
         accuracy=correct / examples,
     )

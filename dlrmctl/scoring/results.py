@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dlrmctl.console.console import print_table
+from dlrmctl.console.console import print_table, say
 from dlrmctl.console.text import METRICS, number_text, with_error
 
 
@@ -27,3 +27,5 @@ def show_results(results: dict[str, Any]) -> None:
         f"best weights (step {results['best_step']} of {results['steps']}), {results['run']}",
         *table_of({split: results[split] for split in ("validation", "test")}),
     )
+    if results.get("advice"):
+        say(f"advice: {results['advice']}")

@@ -1,5 +1,6 @@
 """Every setting of a training run, one line each: flags, `run.toml`, checks and help all come from here."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -19,8 +20,11 @@ SYNTHETIC_SIZES = ("small", "medium", "kaggle")
 DENSE_INPUTS = ("auto", "quantile", "standard", "raw")
 AUTO_INPUTS = "quantile"  # what "auto" is, but for data that earlier versions prepared
 DENSE_OPTIMIZERS = ("shampoo", "adagrad", "adamw", "sgd")
+SMALLEST_BATCH, LARGEST_BATCH = 64, 2048  # that are chosen from the number of examples
+MOST_EPOCHS = 30  # with --epochs auto
+AUTO_PATIENCE = 4
 # Where a learning rate is not given, the dense optimizer decides it.
-DENSE_LR = {"shampoo": 0.01, "adagrad": 0.01, "adamw": 0.001, "sgd": 0.1}
+DENSE_LR = {"shampoo": 0.004, "adagrad": 0.004, "adamw": 0.001, "sgd": 0.1}
 AVERAGINGS = ("none", "gpa", "ema", "schedule-free")
 
 
@@ -62,9 +66,9 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class OptimSettings:
-    sparse_lr: float = setting(0.1, "Learning rate of full, hash and head tables (row-wise AdaGrad).", at_least=0)
+    sparse_lr: float = setting(0.05, "Learning rate of full, hash and head tables (row-wise AdaGrad).", at_least=0)
     qr_lr: float = setting(
-        None, "Learning rate of tables whose rows are combined. Default: mult 0.3, otherwise 0.1.", at_least=0
+        None, "Learning rate of tables whose rows are combined. Default: mult 0.1, otherwise 0.05.", at_least=0
     )
     sparse_eps: float = setting(1e-8, "Epsilon of row-wise AdaGrad, outside the root.", above=0)
     dense_optimizer: str = setting("shampoo", "Optimizer of the MLPs.", choices=DENSE_OPTIMIZERS)
@@ -92,7 +96,7 @@ class OptimSettings:
     shampoo_sides: int = setting(2, "Sides of a matrix that shampoo preconditions.", at_least=1, at_most=2)
     shampoo_frequency: int = setting(100, "Steps between two refreshes of a root inverse.", at_least=1)
     shampoo_schedule: str = setting(
-        "constant",
+        "doubling",
         "When roots are refreshed: every --shampoo-frequency steps; or doubling: at steps 1, 2, 4, ... until then, and "
         "with factor matrices updated at every step at first.",
         choices=("constant", "doubling"),
@@ -108,7 +112,7 @@ class OptimSettings:
     )
     shampoo_epsilon: float = setting(1e-4, "Added to factor matrices, times their mean eigenvalue.", above=0)
     averaging: str = setting(
-        "none",
+        "gpa",
         "Average the MLPs over steps, to evaluate and keep: gpa and schedule-free take gradients between the weights "
         "and their average, ema at the weights.",
         choices=AVERAGINGS,
@@ -127,21 +131,42 @@ class OptimSettings:
 @dataclass(frozen=True)
 class ScheduleSettings:
     warmup_steps: int | None = setting(
-        None, "Steps of linear warmup. Default: a twentieth of the run, at most 1000.", at_least=0
+        None,
+        "Steps of linear warmup. Default: a twentieth of the run, from 50 to 1,000, and at most a tenth of it.",
+        at_least=0,
     )
     hold_steps: int = setting(0, "Steps at full rate before decay starts.", at_least=0)
-    decay: str = setting("cosine", "Shape of the decay after that.", choices=("none", "polynomial", "cosine"))
+    decay: str = setting("none", "Shape of the decay after that.", choices=("none", "polynomial", "cosine"))
     decay_steps: int = setting(0, "Steps of decay; 0 means to the end of the run.", at_least=0)
     final_lr_factor: float = setting(0.0, "Share of the learning rate left when decay ends.", at_least=0, at_most=1)
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    batch_size: int = setting(2048, "Examples per step over all ranks together.", at_least=1, at_most=1 << 24)
-    epochs: int = setting(1, "Passes over the training split.", at_least=1, at_most=1_000_000)
+    batch_size: int = setting(
+        None,
+        "Examples per step over all ranks together. Default: auto, a five-hundredth of the training examples "
+        f"as a power of two from {SMALLEST_BATCH} to {LARGEST_BATCH:,}.",
+        at_least=1,
+        at_most=1 << 24,
+        auto=True,
+    )
+    epochs: int | None = setting(
+        None,
+        "Passes over the training split. Default: auto, further passes while validation NE falls; "
+        "1 for generated data.",
+        at_least=1,
+        at_most=1_000_000,
+        auto=True,
+    )
     max_steps: int = setting(0, "Stop after this many steps; 0 means no limit.", at_least=0)
     evaluations: int = setting(4, "Evaluations on the validation split per epoch.", at_least=1, at_most=1_000_000)
-    patience: int = setting(0, "Stop after this many evaluations without a lower log loss; 0 means never.", at_least=0)
+    patience: int = setting(
+        None,
+        "Stop after this many evaluations without a lower validation NE; 0 means never. "
+        f"Default: {AUTO_PATIENCE} with --epochs auto, or one that is clearly higher, after the first pass; else 0.",
+        at_least=0,
+    )
     checkpoint_every: int = setting(0, "Steps between checkpoints; 0 means at every evaluation.", at_least=0)
     keep_checkpoints: int = setting(2, "Latest checkpoints kept, besides the best.", at_least=1)
     log_every: int = setting(100, "Most steps between two lines of progress; a run has at least 20.", at_least=1)
@@ -163,7 +188,9 @@ class Config:
 
     Attributes:
         tables: the section `embeddings.tables`: what single tables have otherwise.
-        derived: settings of `optim` that were not given, with the values that follow from others.
+        examples: of the training split, once the data is known.
+        ranks: that train, once they are known.
+        derived: settings that were not given, with the values that follow from others and from the data.
 
     Raises:
         UserError: for a value of another type or out of range, or settings that contradict.
@@ -176,6 +203,8 @@ class Config:
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     tables: TableChanges = field(default_factory=dict)
+    examples: int | None = field(default=None, repr=False, compare=False)
+    ranks: int = field(default=1, repr=False, compare=False)
     derived: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -195,15 +224,41 @@ class Config:
 
     def _complete(self) -> None:
         """Gives a value to what was not given."""
-        given = {name: value for name, value in vars(self.optim).items() if self.derived.get(name) != value}
-        follows: dict[str, Any] = {
+        derived = {}
+        for name, value in self._follows().items():
+            section = section_of(name)
+            present = getattr(getattr(self, section), name)
+            if present is None or (name in self.derived and self.derived[name] == present):
+                derived[name] = value
+                self._set(section, replace(getattr(self, section), **{name: value}))
+        self._set("derived", derived)
+
+    def _follows(self) -> dict[str, Any]:
+        """What a setting is that was not given."""
+        endless = self.data.dataset == "synthetic" and self.data.path is None  # more rows rather than more passes
+        epochs_given = self.train.epochs is not None and "epochs" not in self.derived
+        return {
             "qr_lr": default_qr_lr(self.embeddings),
             "dense_lr": DENSE_LR[self.optim.dense_optimizer],
             "shampoo_start": 1 if self.optim.shampoo_schedule == "doubling" else self.optim.shampoo_frequency,
+            "batch_size": batch_for(self.examples, self.ranks),
+            "epochs": 1 if endless else None,
+            "patience": 0 if endless or epochs_given else AUTO_PATIENCE,
         }
-        derived = {name: value for name, value in follows.items() if given.get(name) is None}
-        self._set("optim", replace(self.optim, **derived))
-        self._set("derived", derived)
+
+    def fitted(self, examples: int | None, ranks: int) -> "Config":
+        """The configuration for training data of this size: what was not given follows from it.
+
+        Args:
+            examples: of the training split; None for data that is large, or not known.
+            ranks: that share a batch.
+
+        Raises:
+            UserError: if a batch size that was given cannot be cut into equal parts, one per rank.
+        """
+        config = replace(self, examples=examples, ranks=ranks)
+        check_batch(config, ranks)
+        return config
 
     @classmethod
     def of(cls, *, tables: Mapping[str, Mapping[str, Any]] | None = None, **settings: Any) -> "Config":
@@ -378,6 +433,11 @@ def _check(config: Config) -> None:
         value = getattr(optim, name)
         if value is not None and optim.averaging not in ("gpa", other):
             raise UserError(f"optim.{name} = {value:g} needs optim.averaging = gpa or {other}, not {optim.averaging}")
+    if schedule.decay != "none" and not schedule.decay_steps and config.train.epochs is None:
+        raise UserError(
+            f"schedule.decay = {schedule.decay} ends with the run, and train.epochs = auto has no planned end",
+            "--epochs 1, or the length of the decay with --decay-steps N",
+        )
     if schedule.decay == "none" and schedule.decay_steps:
         raise UserError(
             f"schedule.decay_steps = {schedule.decay_steps} needs a decay", "--decay cosine or --decay polynomial"
@@ -399,12 +459,24 @@ def _check_data(data: DataSettings) -> None:
         )
 
 
+def batch_for(examples: int | None, ranks: int) -> int:
+    """The batch for so many training examples: a five-hundredth of them, as a power of two; the largest for None.
+
+    The same on 1, 2, 4 and 8 ranks; on other numbers the next multiple of them.
+    """
+    wanted = LARGEST_BATCH if examples is None else 2 ** round(math.log2(max(1, examples / 500)))
+    size = min(max(wanted, SMALLEST_BATCH), LARGEST_BATCH)
+    return size + -size % ranks
+
+
 def check_batch(settings: Config, world_size: int) -> None:
-    """Checks that the batch can be cut into equal parts, one per rank.
+    """Checks that a batch that was given can be cut into equal parts, one per rank.
 
     Raises:
         UserError: if it cannot.
     """
+    if settings.derived.get("batch_size") == settings.train.batch_size and settings.examples is None:
+        return  # it is chosen when the data is known
     size = settings.train.batch_size
     if size % world_size:
         raise UserError(

@@ -107,7 +107,7 @@ def changes_of_table(changes: TableChanges, table: str, tables: Collection[str])
 
 def default_qr_lr(settings: EmbeddingSettings) -> float:
     """The learning rate of combined tables that is right for most: a factor near 1 has further to go than a row."""
-    return 0.3 if settings.operation == "mult" and settings.embedding != "double-hash" else 0.1
+    return 0.1 if settings.operation == "mult" and settings.embedding != "double-hash" else 0.05
 
 
 def check_patterns(changes: TableChanges, tables: list[str]) -> None:

@@ -33,12 +33,14 @@ def setting(
     flag: str | None = None,
     unit: str = "",
     open: bool = False,
+    auto: bool = False,
 ) -> Any:
     """One line of a settings dataclass: its default, help, bounds or choices.
 
     Args:
         default: None with a type that is not optional: the value follows from other settings.
         flag: where the option is not called as the setting.
+        auto: whether "auto" may be written for a value that is not given.
         unit: that text may end in, such as "x" or "%"; the value is the number before it.
         open: whether other values than the choices pass here, to be checked with other settings.
     """
@@ -52,6 +54,7 @@ def setting(
             "flag": flag,
             "unit": unit,
             "open": open,
+            "auto": auto,
         },
     )
 
@@ -180,6 +183,8 @@ def checked_values(cls: type, given: Mapping[str, tuple[Any, str]]) -> dict[str,
     for name, (raw, where) in given.items():
         if name not in known:
             raise UserError(f"{where} is not a setting", did_you_mean(names_meant(name, known)))
+        if known[name].metadata["auto"] and isinstance(raw, str) and raw.strip().lower() == "auto":
+            raw = None
         if raw is None and known[name].default is None:
             values[name] = None
             continue

@@ -19,6 +19,11 @@ from dlrmctl.settings.config import SECTIONS
 
 FORMAT = "dlrmctl-run/1"  # of run.toml, and of the directory that it stands in
 _CHECKSUM = "crc32"
+# What runs did before these settings existed.
+_EARLIER = {
+    "model": {"dense_inputs": "raw"},
+    "optim": {"averaging": "none", "shampoo_schedule": "constant"},
+}
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -100,8 +105,10 @@ def _is_of_a_run(sections: Mapping[str, Any], checksum: Any) -> bool:
 
 def _as_now(sections: dict[str, Any], checksum: Any) -> dict[str, Any]:
     """The sections with what a run of an earlier version did without saying it."""
-    if _is_of_a_run(sections, checksum) and isinstance(sections.get("model"), dict):
-        sections["model"].setdefault("dense_inputs", "raw")
+    if _is_of_a_run(sections, checksum):
+        for section, values in _EARLIER.items():
+            if isinstance(sections.get(section), dict):
+                sections[section] = values | sections[section]
     return sections
 
 

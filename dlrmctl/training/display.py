@@ -16,6 +16,7 @@ from dlrmctl.embeddings.sharding.placement import Placement
 from dlrmctl.ranks.group import Ranks
 from dlrmctl.rundir.state import StepSums
 from dlrmctl.scoring.metrics import entropy
+from dlrmctl.settings.config import Config
 
 _REFRESH_SECONDS = 0.2
 
@@ -24,7 +25,7 @@ class TrainingDisplay(BarDisplay):
     """Shows step, loss, NE, examples per second and time left.
 
     Args:
-        total: steps of the whole run.
+        total: steps of the whole run, or of the passes that are planned so far.
         done: steps that were done before this process started.
         speaks: False on all ranks but one.
     """
@@ -35,6 +36,10 @@ class TrainingDisplay(BarDisplay):
         self._examples = 0.0
         self._last, self._last_rate = StepSums(), 0.0
         self._shown_at = 0.0
+
+    def plan_steps(self, total: int) -> None:
+        """Sets how many steps are planned, where a further pass begins."""
+        self._total = total
 
     def advance_step(self, window: StepSums, examples: float) -> None:
         """One step is done.
@@ -101,7 +106,7 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
 
 
-def introduction(reader: Reader, model: Model, ranks: Ranks) -> list[str]:
+def introduction(config: Config, reader: Reader, model: Model, ranks: Ranks) -> list[str]:
     """The lines before a training: the data, the tables, and the memory that they need."""
     plan, most = model.sharded.plan, max(model.sharded.bytes_per_rank)
     tables = model.sharded.embeddings.features
@@ -110,7 +115,7 @@ def introduction(reader: Reader, model: Model, ranks: Ranks) -> list[str]:
         f"on {ranks.world_size} x {ranks.device.type}",
         f"{len(plan)} tables, {sum(table.rows for table in plan):,} rows, "
         f"with their optimizer state at most {bytes_text(most)} per rank",
-        summary(tables, model.sharded.embeddings.dim),
+        summary(tables, config.embeddings),
         *unsorted_heads(tables, reader.source),
     ]
 

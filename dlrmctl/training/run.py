@@ -42,7 +42,8 @@ def run_training(
         command_line: arguments to record in environment.json.
 
     Returns:
-        {"run", "steps", "best_step", "validation": metrics, "test": metrics}; the same on every rank.
+        {"run", "steps", "best_step", "validation": metrics, "test": metrics, "advice": one line or None}; the same on
+        every rank.
 
     Raises:
         UserError, DataError: for what the user can mend. Interrupted: after SIGTERM or Ctrl-C, with the state saved.

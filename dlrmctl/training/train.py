@@ -33,11 +33,13 @@ from dlrmctl.rundir.names import named_after_data, part_of_job, place_of_run
 from dlrmctl.rundir.state import RunState, StepSums
 from dlrmctl.scoring.metrics import Metrics, short_text, with_optimum
 from dlrmctl.scoring.scores import evaluate
-from dlrmctl.settings.config import Config, check_batch, resolve
+from dlrmctl.settings.config import MOST_EPOCHS, Config, check_batch, resolve
+from dlrmctl.training.advice import advice
 from dlrmctl.training.display import TrainingDisplay, averages, introduction, show_placements
 from dlrmctl.training.overhead import within_overhead
 from dlrmctl.training.step import TrainingStep
 
+_CLEARLY = 2.0  # standard errors of NE
 _FEWEST_LINES = 20  # of progress in a run, so that a short one has a training curve too
 
 
@@ -106,6 +108,7 @@ def train(
             notice("building the model")
         source = open_source(config.data) if source is None else source
         config = _with_dense_inputs(config, source, ranks)
+        config = config.fitted(source.num_examples("train"), ranks.world_size)
         if config.optim.shampoo_overhead is not None:
             config = within_overhead(config, source.schema, ranks)
         trainer = Trainer(config, source, run, ranks)
@@ -170,12 +173,14 @@ class Trainer:
         self.dense_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.averaging = build_averaging(config.optim, self.optimizer)
         self.take_step = TrainingStep(self.model, self.averaging or self.optimizer, ranks, config.train.precision)
-        whole_run = config.train.epochs * reader.num_batches
-        self.total_steps = min(whole_run, config.train.max_steps or whole_run)
-        # --max-steps cuts a run short without squeezing its schedule, so that it can be continued.
-        self.schedule = build_schedule(config, whole_run)
+        most_steps = (config.train.epochs or MOST_EPOCHS) * reader.num_batches
+        self.total_steps = min(most_steps, config.train.max_steps or most_steps)
+        # --max-steps cuts a run short without squeezing its schedule, so that it can be continued. Without a number of
+        # epochs the first pass is all that is certain.
+        planned_steps = (config.train.epochs or 1) * reader.num_batches
+        self.schedule = build_schedule(config, planned_steps)
         self.checkpoints = Checkpoints(run.checkpoints, ranks)
-        self.log_every = max(1, min(config.train.log_every, self.total_steps // _FEWEST_LINES))
+        self.log_every = max(1, min(config.train.log_every, min(planned_steps, self.total_steps) // _FEWEST_LINES))
         self.progress = RunState()
         self.saved_step = 0
 
@@ -197,6 +202,8 @@ class Trainer:
         """The rest of the current epoch, from wherever the progress stands."""
         progress, reader, device = self.progress, self.readers["train"], self.ranks.device
         evaluate_at = _evaluation_points(reader.num_batches, self.config.train.evaluations)
+        if self.config.train.epochs is None:
+            self.display.plan_steps(min(self.total_steps, (progress.epoch + 1) * reader.num_batches))
         with closing(reader.batches(progress.epoch, progress.batch)) as batches:  # type: ignore[type-var]
             for batch in batches:
                 self._set_learning_rates()
@@ -247,6 +254,7 @@ class Trainer:
             with self.averaging.averaged() if self.averaging else nullcontext():
                 metrics = self._score("validation")
             self.run.record({"kind": "validation", "step": progress.step, **metrics.to_dict()})
+            progress.last_ne = metrics.ne
             # Of one split log loss and NE order alike, but NE is not defined where all labels are the same.
             score = metrics.log_loss if metrics.ne is None else metrics.ne
             if metrics.ne is None and metrics.log_loss is not None and progress.best_step is None:
@@ -258,6 +266,8 @@ class Trainer:
                 progress.evaluations_without_gain = 0
             else:
                 progress.evaluations_without_gain += 1
+                if self._is_clearly_worse(metrics):
+                    progress.evaluations_without_gain = max(self.config.train.patience, 1)
             progress.finished = progress.step == self.total_steps or self._out_of_patience()
             mark = "  best so far" if better else ""
             self.display.say(f"step {progress.step}  validation  {short_text(metrics)}{mark}")
@@ -265,9 +275,18 @@ class Trainer:
                 self.display.say(f"step {progress.step}  {warning}")
         self._save()
 
+    def _is_clearly_worse(self, metrics: Metrics) -> bool:
+        """Whether a further pass does harm that the number of validation examples does not explain."""
+        best, progress = self.progress.best_score, self.progress
+        if self.config.train.epochs is not None or progress.epoch == 0 or best is None:
+            return False
+        return metrics.ne is not None and metrics.ne > best + _CLEARLY * (metrics.ne_se or 0.0)
+
     def _out_of_patience(self) -> bool:
-        patience = self.config.train.patience
-        return bool(patience) and self.progress.evaluations_without_gain >= patience
+        patience, progress = self.config.train.patience, self.progress
+        if self.config.train.epochs is None and progress.step < self.readers["train"].num_batches:
+            return False  # the first pass is made in any case
+        return bool(patience) and progress.evaluations_without_gain >= patience
 
     def _save(self) -> None:
         if self.saved_step == self.progress.step:
@@ -320,7 +339,7 @@ class Trainer:
         self.run.forget_after(progress.step)
 
     def _introduce(self) -> None:
-        for line in introduction(self.readers["train"], self.model, self.ranks):
+        for line in introduction(self.config, self.readers["train"], self.model, self.ranks):
             self.display.say(line)
         resumed = f", resumed at step {self.progress.step:,}" if self.progress.step else ""
         self.display.say(f"run {self.run.path}{resumed}")
@@ -340,11 +359,21 @@ class Trainer:
         }
         for split in ("validation", "test"):
             results[split] = with_optimum(self._score(split).to_dict(), self.source, split)
+        results["advice"] = advice(self.config, results, last_ne=progress.last_ne, dead_units=self._dead_units())
         self.run.write_results(results)
         return results
 
     def _score(self, split: str) -> Metrics:
         return evaluate(self.model.inference, self.readers[split], self.ranks, tell=self.display.scoring(split))
+
+    def _dead_units(self) -> float:
+        """Share of the units of the bottom MLP's last layer that no example of a validation batch activates."""
+        with closing(self.readers["validation"].batches(epoch=0)) as batches:  # type: ignore[type-var]
+            batch = next(iter(batches), None)
+        dead = [] if batch is None else self.model.network.dead_units(batch.dense_BI.to(self.ranks.device)).tolist()
+        of_ranks = [part for part in self.ranks.gather(dead) if part]
+        together = [all(units) for units in zip(*of_ranks, strict=True)]
+        return sum(together) / len(together) if together else 0.0
 
 
 def _evaluation_points(num_batches: int, evaluations: int) -> set[int]:

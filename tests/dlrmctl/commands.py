@@ -18,7 +18,8 @@ COMMAND = [sys.executable, "-P", "-m", "dlrmctl"]
 # A model that trains in seconds.
 SMALL = [
     *("--dataset", "synthetic", "--bottom-mlp", "16-8", "--top-mlp", "16-1", "--dim", "8"),
-    *("--batch-size", "256", "--log-every", "10", "--shampoo-frequency", "5"),
+    *("--batch-size", "256", "--epochs", "1", "--log-every", "10"),
+    *("--shampoo-frequency", "5", "--qr-threshold", "200"),
 ]
 
 

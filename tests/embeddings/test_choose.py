@@ -20,7 +20,7 @@ FULL = sum(KAGGLE) * 16
 
 def choose_tables(features: Sequence[tuple[str, int, int]], **settings: Any) -> list[FeatureTable]:
     """One method for all features."""
-    return [Scheme(**settings).table(feature) for feature in features]
+    return [Scheme(**{"qr_threshold": 200} | settings).table(feature) for feature in features]
 
 
 def test_small_features_stay_full():
@@ -67,7 +67,7 @@ def test_head_and_tail_share_the_rows_there_are(rows, collisions, share):
 @pytest.mark.parametrize("kind", EMBEDDINGS[1:])
 @pytest.mark.parametrize("ratio", [2, 4, 7.3, 60])
 def test_a_ratio_is_met_closely_on_tables_like_criteos(kind, ratio):
-    chosen = fit_ratio(FEATURES, [Scheme(kind)] * 26, [False] * 26, ratio=ratio, dim=16)
+    chosen = fit_ratio(FEATURES, [Scheme(kind, qr_threshold=200)] * 26, [False] * 26, ratio=ratio, dim=16)
     reached = FULL / num_parameters(chosen, 16)
     # Five large tables, 30 % of all rows at most, take c or c + 1 collisions each; coprime moduli move in larger steps.
     assert ratio <= reached < ratio * (1.1 if kind == "crt" else 1.05)
@@ -75,12 +75,12 @@ def test_a_ratio_is_met_closely_on_tables_like_criteos(kind, ratio):
 
 
 def test_larger_tables_have_no_fewer_collisions_than_the_ratio_needs():
-    chosen = fit_ratio(FEATURES, [Scheme("hash")] * 26, [False] * 26, ratio=4, dim=16)
+    chosen = fit_ratio(FEATURES, [Scheme("hash", qr_threshold=200)] * 26, [False] * 26, ratio=4, dim=16)
     assert {t.collisions for t in chosen if t.embedding == "hash"} <= {4, 5}
 
 
 def test_a_ratio_beyond_the_smallest_tables_says_the_best():
-    schemes = [Scheme("qr")] * 26
+    schemes = [Scheme("qr", qr_threshold=200)] * 26
     with pytest.raises(RatioError) as caught:
         fit_ratio(FEATURES, schemes, [False] * 26, ratio=10**6, dim=16)
     best = caught.value.best

@@ -21,8 +21,12 @@ SCHEMA: Schema = Synthetic(0, 1, 1, 1, cardinalities=(3, 400, 5000, 90_000, 300_
 NAMES = [feature.name for feature in SCHEMA.sparse]
 
 
+def _config(changes: dict, **flags: str) -> Config:
+    return resolve({"embeddings": {"qr_threshold": 200, "tables": changes}}, flags)
+
+
 def _tables(changes: dict, **flags: str) -> list[library.FeatureTable]:
-    return feature_tables(resolve({"embeddings": {"tables": changes}}, flags), SCHEMA)
+    return feature_tables(_config(changes, **flags), SCHEMA)
 
 
 def test_settings_refuse_the_operations_that_the_library_does_not_have():
@@ -94,6 +98,9 @@ def test_a_ratio_out_of_reach_says_the_best():
     assert best - 0.1 <= 395_413 * 16 / num_parameters(reached, 16) <= best + 0.01
     with pytest.raises(UserError, match=r"with these settings, 3\.00 times is the most"):
         _tables({"*": {"collisions": 3}, NAMES[0]: {"qr_threshold": 0}}, embedding="hash", compress_ratio="3.1")
+    with pytest.raises(UserError, match=r"cannot be had: 1\.00 times is the most") as none_is_large:
+        _tables({}, embedding="hash", compress_ratio="3", qr_threshold="400000")
+    assert str(none_is_large.value.hint).startswith("a lower --qr-threshold, such as 200,")
 
 
 def test_widths_that_no_kernel_has_are_refused_by_name():
@@ -102,10 +109,29 @@ def test_widths_that_no_kernel_has_are_refused_by_name():
 
 
 def test_the_summary_says_how_much_smaller():
-    chosen = _tables({}, embedding="hash")
+    config = _config({}, embedding="hash")
     # 402 / 4 + 5002 / 4 + 90,002 / 4 + 300,002 / 4, rounded up, + 5 = 98,859 rows of 395,413.
-    assert summary(chosen, 16) == "6,326,608 weights of embeddings in 1,581,744, 4.00x smaller: 1 full, 4 hash"
-    assert summary(_tables({}, embedding="kway"), 16).endswith("1 full, 4 kway mult")
+    assert (
+        summary(feature_tables(config, SCHEMA), config.embeddings)
+        == "6,326,608 weights of embeddings in 1,581,744, 4.00x smaller: 1 full, 4 hash"
+    )
+    config = _config({}, embedding="kway")
+    assert summary(feature_tables(config, SCHEMA), config.embeddings).endswith("1 full, 4 kway mult")
+
+
+def test_the_summary_says_why_no_table_is_smaller():
+    config = _config({}, qr_threshold="400000")
+    line = "6,326,608 weights of embeddings, all tables full: none has 400,000 rows (--qr-threshold)"
+    assert summary(feature_tables(config, SCHEMA), config.embeddings) == line
+    # Here nobody asked for smaller ones, or a single table is.
+    config = _config({}, qr_threshold="400000", embedding="full")
+    assert summary(feature_tables(config, SCHEMA), config.embeddings).endswith("1.00x smaller: 5 full")
+    config = _config({NAMES[4]: {"qr_threshold": 0}}, qr_threshold="400000")
+    assert summary(feature_tables(config, SCHEMA), config.embeddings).endswith("4 full, 1 qr mult")
+
+
+def test_without_settings_tables_below_a_hundred_thousand_rows_stay_full():
+    assert [t.embedding for t in feature_tables(resolve({}, {}), SCHEMA)] == [*["full"] * 4, "qr"]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +215,7 @@ def test_only_ids_sorted_by_frequency_have_a_head(tmp_path: Path):
 
 
 def test_a_column_is_set_by_its_own_name_also_if_that_reads_as_a_pattern():
-    features = [replace(SCHEMA.sparse[3], name=name) for name in ("cat[1]", "cat1", "what?", "whats", "*")]
+    features = [replace(SCHEMA.sparse[4], name=name) for name in ("cat[1]", "cat1", "what?", "whats", "*")]
     schema = replace(SCHEMA, sparse=tuple(features))
     changes = {
         "cat[1]": {"collisions": 9},

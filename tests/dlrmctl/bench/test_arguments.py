@@ -13,7 +13,7 @@ def test_every_variant_differs_in_one_setting():
     assert list(configs) == ["base", "bf16", "full", "sgd", "batch 128"]
     base = configs["base"]
     assert configs["sgd"].train == base.train
-    assert (configs["sgd"].optim.dense_lr, base.optim.dense_lr) == (0.1, 0.01)  # what follows from it follows
+    assert (configs["sgd"].optim.dense_lr, base.optim.dense_lr) == (0.1, 0.004)  # what follows from it follows
     assert configs["batch 128"].train.batch_size == 128
     with pytest.raises(UserError, match="fp64"):
         step_variants({}, {"precision": "fp64"})

@@ -7,12 +7,15 @@ from typing import Any, cast
 import pytest
 import torch
 
-from dlrmctl.bench.measurements import step_variants
+from dlrmctl.assembly.tables import feature_tables
+from dlrmctl.bench.embeddings import method_settings
+from dlrmctl.bench.measurements import EmbeddingsMeasurement, step_variants
 from dlrmctl.bench.step import _against_limits
 from dlrmctl.bench.timing import Laps, peak_bytes
 from dlrmctl.bench.variants import PARTS, Floor
 from dlrmctl.console.text import rate_text
 from dlrmctl.models import DenseNetwork
+from dlrmctl.plan.tables import schema_of_rows
 from tests.dlrmctl.commands import SMALL, in_process, run
 
 TINY = ["--bottom-mlp", "16-8", "--top-mlp", "16-1", "--dim", "8", "--batch-size", "64"]
@@ -43,8 +46,9 @@ def test_bench_step_accounts_for_its_time():
     assert parts <= result["step_of_parts_ms"]["slowest"]
     share = result["against_limits"]["whole step, GFLOP/s"]
     assert share["share"] == pytest.approx(share["ours"] / share["limit"])
-    # 13-16-8, then 8 + 27 * 26 / 2 = 359 into 16-1: forward and weight gradients, input gradients from the second on.
-    products = [13 * 16, 16 * 8, 359 * 16, 16]
+    # 13 numbers and 11 indicators of missing ones into 16-8, then 8 + 27 * 26 / 2 = 359 into 16-1: forward and weight
+    # gradients, input gradients from the second on.
+    products = [(13 + 11) * 16, 16 * 8, 359 * 16, 16]
     flop = 2 * 64 * (3 * sum(products) - products[0])
     assert share["ours"] == pytest.approx(flop / variant["step_ms"]["median"] / 1e6)
 
@@ -57,6 +61,17 @@ def test_bench_step_on_a_gpu():
     result = done.json()
     assert set(result["parts_ms"]) == STEP_PARTS
     assert all(variant["step_bytes"] > 0 for variant in result["variants"].values())
+
+
+def test_kinds_of_tables_that_are_compared_differ_on_small_tables():
+    variants = step_variants({}, {"embedding": "full,hash"})
+    schema = schema_of_rows([100, 1000])
+    found = {name: [t.embedding for t in feature_tables(config, schema)] for name, config in variants.items()}
+    assert found == {"base": ["full", "qr"], "full": ["full", "full"], "hash": ["full", "hash"]}
+    typed = step_variants({"qr_threshold": "50"}, {"embedding": "hash"})["hash"]
+    assert [t.embedding for t in feature_tables(typed, schema)] == ["hash", "hash"]
+    for config in EmbeddingsMeasurement.read({"dataset": "synthetic"}, {}, quick=False).configs:
+        assert [t.embedding for t in feature_tables(method_settings(config, "qr"), schema)] == ["full", "qr"]
 
 
 def test_bench_step_has_a_row_per_variant():

@@ -34,6 +34,8 @@ truncate = "last"
 TRAIN = [
     "--batch-size",
     "64",
+    "--epochs",
+    "1",
     "--dim",
     "8",
     "--bottom-mlp",

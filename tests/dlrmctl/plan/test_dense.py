@@ -13,6 +13,7 @@ from dlrmctl.plan.dense import dense_need
 from dlrmctl.settings.config import resolve
 from tests.ranks import run_ranks
 
+PLAIN = {"averaging": "none"}  # the optimizer alone
 SCHEMA = Schema(tuple(f"int_{i}" for i in range(13)), tuple(SparseFeature(f"cat_{i}", 100) for i in range(5)))
 SHAMPOOS: list[dict[str, str]] = [
     {},
@@ -26,7 +27,7 @@ SHAMPOOS: list[dict[str, str]] = [
 
 def _state_bytes(flags: dict[str, str]) -> int:
     """Of the Shampoo of this rank, as it counts itself."""
-    config, group = resolve({}, flags), dist.group.WORLD
+    config, group = resolve({}, PLAIN | flags), dist.group.WORLD
     network = build_dense_network(config, SCHEMA, torch.device("cpu"))
     optimizer = build_dense_optimizer(config.optim, network, group)
     assert isinstance(optimizer, DistributedShampoo)
@@ -39,12 +40,12 @@ def _state_bytes(flags: dict[str, str]) -> int:
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("flags", SHAMPOOS, ids=str)
 def test_shampoo_state_is_counted_to_the_byte_on_every_rank(world_size: int, flags: dict[str, str]):
-    planned = dense_need(resolve({}, flags), SCHEMA, world_size)
+    planned = dense_need(resolve({}, PLAIN | flags), SCHEMA, world_size)
     assert run_ranks(_state_bytes, world_size, flags) == list(planned.state)
 
 
 def test_shampoo_state_is_shared_out_over_any_number_of_ranks():
-    one, many = (dense_need(resolve({}, {}), SCHEMA, ranks) for ranks in (1, 64))
+    one, many = (dense_need(resolve({}, PLAIN), SCHEMA, ranks) for ranks in (1, 64))
     assert sum(many.state) == sum(one.state)
     assert len(many.state) == 64
     assert max(many.state) < 0.2 * one.state[0]  # some 40 blocks, the largest 2.5 % of the state
@@ -73,7 +74,7 @@ def test_blocks_too_many_to_deal_out_have_the_same_sum(flags: dict[str, str]):
     ids=str,
 )
 def test_the_state_of_torchs_optimizers_is_counted_to_the_byte(flags: dict[str, str]):
-    config = resolve({}, flags)
+    config = resolve({}, PLAIN | flags)
     network = build_dense_network(config, SCHEMA, torch.device("cpu"))
     optimizer = build_dense_optimizer(config.optim, network, None)
     for p in network.parameters():

@@ -23,6 +23,7 @@ from dlrmctl.settings.config import Config, resolve
 from dlrmctl.training.step import TrainingStep
 from tests.ranks import run_ranks
 
+PLAIN = {"averaging": "none"}  # which the steps here do not have; its bytes are in test_dense.py
 DENSE = tuple(f"int_{i}" for i in range(13))
 STEPS = 16
 BATCH = 512  # per rank: activations are a few MiB
@@ -89,7 +90,7 @@ def _ranks() -> Ranks:
 def _measured(flags: dict[str, str], rows: int, directory: str) -> dict[str, int]:
     """Bytes of this rank: what it grew by, what of that is alive, and the tensors of table weights and table state."""
     ranks = _ranks()
-    config = resolve({}, flags | {"batch_size": str(BATCH * ranks.world_size), "device": "cpu"})
+    config = resolve({}, PLAIN | flags | {"batch_size": str(BATCH * ranks.world_size), "device": "cpu"})
     _train(config, _schema(300), ranks)  # whatever is loaded and kept at the first use belongs to no table
     grown, alive, model = _train(config, _schema(rows), ranks)
     saving = _peak_of_saving(model, ranks, directory)
@@ -113,7 +114,7 @@ def _measured(flags: dict[str, str], rows: int, directory: str) -> dict[str, int
 def test_a_plan_is_what_ranks_take_within_ten_percent(
     tmp_path: Path, world_size: int, flags: dict[str, str], rows: int
 ):
-    config = resolve({}, flags | {"batch_size": str(BATCH * world_size), "device": "cpu"})
+    config = resolve({}, PLAIN | flags | {"batch_size": str(BATCH * world_size), "device": "cpu"})
     plan = plan_memory(config, _schema(rows), Cluster(world_size, world_size, "cpu", None))
     for rank, real in enumerate(run_ranks(_measured, world_size, flags, rows, str(tmp_path))):
         planned = {name: values[rank] for name, values in plan.parts.items()}

@@ -206,7 +206,7 @@ def test_training_is_refused_with_the_numbers_of_the_plan(tmp_path: Path):
         (["--rows", "40M,x"], ("--rows, number 2 of 2, = 'x' is not a whole number",)),
         (["--rows", "40M,,39060"], ("--rows, number 2 of 3, = '' is not a whole number",)),
         (["--preset", "kaggle", "--inter-bw", "25GB/s"], ("--inter-bw is for ranks on several nodes", "--nodes 2")),
-        (["--preset", "kaggle", "--nproc", "100"], ("cannot be cut into 100",)),
+        (["--preset", "kaggle", "--batch-size", "2048", "--nproc", "100"], ("cannot be cut into 100",)),
         (["--rows", "5", "--hbm", "80"], ("--hbm = '80' has no unit", "80GiB?")),
         (["--rows", "5", "--intra-bw", "200Mb/s"], ("bits per second", "25MB/s")),
         (["--rows", "0"], ("--rows = 0 must be at least 1",)),
@@ -218,7 +218,10 @@ def test_training_is_refused_with_the_numbers_of_the_plan(tmp_path: Path):
         (["--rows", "5", "--hbm", "80GB", "--ram", "8GB"], ("--hbm is for GPUs",)),
         (["--rows", "5", "--hbm", "eighty"], ("--hbm = 'eighty' is not a size such as 80GiB",)),
         (["--rows", "5", "--hbm", "0GiB"], ("--hbm = '0GiB' must be above 0",)),
-        (["--rows", "5", "--hbm", "1GiB", "--world-size", "3"], ("train.batch_size = 2048 cannot be cut into 3",)),
+        (
+            ["--rows", "5", "--hbm", "1GiB", "--world-size", "3", "--batch-size", "2048"],
+            ("train.batch_size = 2048 cannot be cut into 3",),
+        ),
         (["--rows", "5", "--hbm", "1GiB", "--world-size", "10", "--nodes", "4"], ("10 ranks", "--world-size 12")),
         (["--rows", "5", "--hbm", "1GiB", "--world-size", "1000000"], ("--world-size = 1000000 must be at most",)),
         (["--rows", "5", "--hbm", "1GiB", "--nodes", "-1"], ("--nodes = -1 must be at least 1",)),
@@ -278,3 +281,4 @@ def test_the_tables_of_a_store_are_those_that_training_would_have(tmp_path: Path
     done = in_process("plan", "--data", tmp_path / "store", "--embedding", "full", "--hbm", "8GiB", "--json")
     assert done.status == 0, done.err
     assert [table["rows"] for table in done.json()["tables"]] == [52, 3002]
+    assert done.json()["settings"]["train"]["batch_size"] == 64  # as a training chooses it

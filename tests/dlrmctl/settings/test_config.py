@@ -14,12 +14,14 @@ from dlrmctl.settings.toml import read_settings, read_toml, write_settings
 
 def test_defaults_are_consistent():
     config = resolve({}, {})
-    assert config.optim.dense_lr == 0.01
-    assert config.optim.qr_lr == 0.3
-    assert resolve({}, {"operation": "add"}).optim.qr_lr == 0.1
-    assert resolve({}, {"embedding": "double-hash"}).optim.qr_lr == 0.1
+    assert config.optim.dense_lr == 0.004
+    assert config.optim.qr_lr == 0.1
+    assert resolve({}, {"operation": "add"}).optim.qr_lr == config.optim.sparse_lr == 0.05
+    assert resolve({}, {"embedding": "double-hash"}).optim.qr_lr == 0.05
     assert resolve({}, {"operation": "add", "qr_lr": "0.2"}).optim.qr_lr == 0.2
-    assert config.optim.shampoo_start == config.optim.shampoo_frequency
+    assert config.optim.shampoo_start == 1
+    constant = resolve({}, {"shampoo_schedule": "constant"})
+    assert constant.optim.shampoo_start == constant.optim.shampoo_frequency
 
 
 def test_flags_override_the_file_and_the_file_the_defaults():
@@ -111,7 +113,12 @@ def test_every_setting_has_its_own_flag_and_help():
         ),
         ({"embeddings": {"tables": {"*": {"collisions": 0}}}}, {}, r'"\*".collisions = 0 must be at least 1', None),
         ({}, {"top_mlp": "512-2"}, "must end in 1", "512-2-1"),
-        ({}, {"shampoo_start": "10"}, "shampoo_start = 10 is before the first refresh", "--shampoo-start to 100"),
+        (
+            {},
+            {"shampoo_schedule": "constant", "shampoo_start": "10"},
+            "shampoo_start = 10 is before the first refresh",
+            "--shampoo-start to 100",
+        ),
         ({}, {"decay": "none", "decay_steps": "10"}, "decay_steps = 10 needs a decay", "--decay"),
         ({}, {"momentum": "1"}, "--momentum = 1.0 must be below 1", None),
     ],
@@ -161,21 +168,21 @@ def test_settings_are_the_same_by_name_by_section_and_as_text():
 
 def test_what_follows_from_other_settings_follows_again_when_they_change():
     assert Config.of(shampoo_schedule="doubling").optim.shampoo_start == 1
-    config = Config.of(shampoo_frequency=50)
-    assert (config.optim.qr_lr, config.optim.dense_lr, config.optim.shampoo_start) == (0.3, 0.01, 50)
+    config = Config.of(shampoo_frequency=50, shampoo_schedule="constant")
+    assert (config.optim.qr_lr, config.optim.dense_lr, config.optim.shampoo_start) == (0.1, 0.004, 50)
     other = replace(config, embeddings=replace(config.embeddings, operation="add"))
-    assert other.optim.qr_lr == 0.1
+    assert other.optim.qr_lr == 0.05
     assert (
         config.change(dense_optimizer="sgd", shampoo_frequency=200).optim
-        == Config.of(dense_optimizer="sgd", shampoo_frequency=200).optim
+        == Config.of(dense_optimizer="sgd", shampoo_frequency=200, shampoo_schedule="constant").optim
     )
     assert config.change(qr_lr=config.optim.qr_lr).change(operation="add").optim.qr_lr == config.optim.qr_lr
     given = config.change(qr_lr=0.2)
     assert given.change(operation="add").optim.qr_lr == 0.2
-    assert given.change(operation="add", qr_lr=None).optim.qr_lr == 0.1
+    assert given.change(operation="add", qr_lr=None).optim.qr_lr == 0.05
     assert "qr_lr" in given.to_dict(derived=False)["optim"]
     assert "dense_lr" not in given.to_dict(derived=False)["optim"]
-    assert given.to_dict()["optim"]["dense_lr"] == 0.01
+    assert given.to_dict()["optim"]["dense_lr"] == 0.004
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from tests.dlrmctl.commands import in_process
 
 MODEL = [
     *("--bottom-mlp", "16-8", "--top-mlp", "16-1", "--dim", "8", "--batch-size", "64"),
-    *("--shampoo-frequency", "5", "--evaluations", "2"),
+    *("--shampoo-frequency", "5", "--evaluations", "2", "--epochs", "1"),
 ]
 SCHEMA = """label = "y"
 dense = ["year", "price"]

@@ -18,6 +18,7 @@ from dlrmctl.embeddings.sharding.shard import shard
 from dlrmctl.embeddings.tables import FeatureTable
 from dlrmctl.errors import UserError
 from dlrmctl.models import DenseNetwork
+from dlrmctl.models.inputs import RawInputs
 from dlrmctl.ranks.group import process_group
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.rundir.state import RunState, SavedState, StepSums
@@ -108,13 +109,20 @@ def test_a_trainer_takes_parts_that_were_built_elsewhere(tmp_path: Path):
             qr_lr=0.1,
             eps=1e-8,
         )
+        num_dense = len(source.schema.dense)
         network = DenseNetwork(
-            num_dense=len(source.schema.dense), num_vectors=2, dim=4, bottom=(4,), top=(1,), interaction="cat"
+            num_dense=num_dense,
+            num_vectors=2,
+            dim=4,
+            bottom=(4,),
+            top=(1,),
+            interaction="cat",
+            inputs=RawInputs([-1.0] * num_dense),  # some values are missing
         )
         optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
         run = RunDirectory(tmp_path / "run", writes=True)
         trainer = Trainer(
-            Config.of(log_every=4, warmup_steps=0, decay="none"),
+            Config.of(log_every=4, warmup_steps=0, decay="none", epochs=1, averaging="none"),
             source,
             run,
             ranks,

@@ -1,0 +1,53 @@
+"""One line after a training where its numbers call for a change of settings."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from dlrmctl.settings.config import Config
+
+FEWEST_STEPS = 100
+_ROSE = 0.05  # of NE, above the best: more than an evaluation wavers
+_FAR = 0.1  # calibration this far from 1 is worth a look,
+_ERRORS = 4.0  # if the number of clicks cannot explain it
+
+
+def advice(config: Config, results: Mapping[str, Any], *, last_ne: float | None, dead_units: float = 0.0) -> str | None:
+    """What to try next, most important first; None if nothing stands out.
+
+    Args:
+        results: of the run, as `run_training` gives them.
+        last_ne: of the last evaluation on the validation split.
+        dead_units: share of the units of the bottom MLP's last layer that no example activates.
+    """
+    found = results["validation"]
+    ne, steps = found.get("ne"), results["steps"]
+    few = f"only {steps:,} steps were taken; use a smaller --batch-size, or more --epochs"
+    if ne is not None and ne >= 1:
+        if steps < FEWEST_STEPS:
+            return f"validation NE {ne:.4f} is no better than a constant prediction: {few}"
+        return (
+            f"validation NE {ne:.4f} is no better than a constant prediction; try smaller --dense-lr and --sparse-lr, "
+            "and check labels and columns with `dlrmctl data show`"
+        )
+    if ne is not None and last_ne is not None and last_ne > ne + _ROSE:
+        return (
+            f"validation NE rose from {ne:.4f} at step {results['best_step']:,} to {last_ne:.4f}; "
+            "try smaller --dense-lr and --sparse-lr"
+        )
+    if steps < FEWEST_STEPS:
+        return few
+    if dead_units > 0.5:
+        return (
+            f"{dead_units:.0%} of the units of the bottom MLP's last layer are dead; "
+            "try more --warmup-steps or a smaller --dense-lr"
+        )
+    calibration, clicks = found.get("calibration"), found["examples"] * (found.get("base_rate") or 0.0)
+    if calibration is not None and clicks and abs(calibration - 1) > max(_FAR, _ERRORS / math.sqrt(clicks)):
+        return (
+            f"predictions on the validation split average {calibration:.2f} times the observed rate; "
+            "does that rate differ from the training split's?"
+        )
+    if config.train.epochs is not None and "epochs" not in config.derived and results["best_step"] == steps:
+        return "the last evaluation was the best; more --epochs may improve the model, or --epochs auto"
+    return None

@@ -1,0 +1,45 @@
+"""One line after a training where its numbers call for it, the most important first, and none where they do not."""
+
+from typing import Any
+
+import pytest
+
+from dlrmctl.settings.config import Config
+from dlrmctl.training.advice import advice
+
+
+def _results(**changes: Any) -> dict[str, Any]:
+    validation = {"examples": 10_000, "base_rate": 0.25, "ne": 0.85, "log_loss": 0.47, "calibration": 1.01}
+    values = {"steps": 500, "best_step": 400, **changes}
+    return {**{k: v for k, v in values.items() if k not in validation}, "validation": validation | changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "last_ne", "words"),
+    [
+        ({}, 0.86, None),
+        ({"ne": 1.02}, 1.02, "no better than a constant prediction; try smaller --dense-lr"),
+        ({"ne": 1.02, "steps": 20}, 1.02, "only 20 steps were taken; use a smaller --batch-size"),
+        ({}, 1.3, "rose from 0.8500 at step 400 to 1.3000"),
+        ({"steps": 53, "best_step": 53}, 0.85, "only 53 steps"),
+        ({"calibration": 1.5}, 0.86, "1.50 times the observed rate"),
+        # Few clicks: chance alone moves it so far.
+        ({"calibration": 1.5, "examples": 100}, 0.86, None),
+        ({"ne": None, "calibration": None, "base_rate": 0.0}, None, None),
+    ],
+)
+def test_what_stands_out_is_said(changes: dict[str, Any], last_ne: float | None, words: str | None):
+    found = advice(Config.of(path="store"), _results(**changes), last_ne=last_ne)
+    assert (found is None) if words is None else (words in str(found))
+
+
+def test_dead_units_are_told():
+    found = advice(Config.of(path="store"), _results(), last_ne=0.86, dead_units=0.6875)
+    assert "69% of the units" in str(found)
+
+
+def test_more_epochs_are_advised_only_where_their_number_was_given():
+    at_the_end = _results(best_step=500)
+    assert "more --epochs" in str(advice(Config.of(path="store", epochs=2), at_the_end, last_ne=0.85))
+    assert advice(Config.of(path="store"), at_the_end, last_ne=0.85) is None
+    assert advice(Config.of(dataset="synthetic"), at_the_end, last_ne=0.85) is None
