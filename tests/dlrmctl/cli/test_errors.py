@@ -185,7 +185,7 @@ def test_a_store_with_a_changed_block(store: Path, tmp_path: Path):
         (["--epochs", "0"], ["--epochs = 0 must be at least 1"]),
         (["--dim", "32"], ["ends in 16, but embeddings.dim = 32", "--bottom-mlp 512-256-64-32"]),
         (["--nproc", "0"], ["--nproc = 0 must be at least 1"]),
-        (["--nproc", "3", "--batch-size", "1000"], ["cannot be cut into 3 equal parts", "--batch-size 1002"]),
+        (["--nproc", "3", "--batch-size", "1000"], ["cannot be split equally over 3 ranks", "--batch-size 1002"]),
         (["--nproc", "two"], ["two"]),
         (["extra"], ["extra"]),
         (["--config", "a.toml"], ["a.toml: no such file"]),

@@ -159,8 +159,8 @@ def test_compressed_tables_stay_as_they_are(with_lists: Path, tmp_path: Path):
         (["run", "-o", "m.pt2", "--checkpoint", "step-7"], "has no checkpoint 'step-7'"),
         (["run", "-o", "m.pt2", "--check-rows", "0"], "--check-rows = 0 must be at least 1"),
         (["run", "-o", "m.pt2", "--max-ne-increase", "x"], "--max-ne-increase"),
-        (["run", "-o", "m.pt2", "--max-ne-increase", "1%"], "--max-ne-increase 1% is for --precision int8"),
-        (["run", "-o", "m.pt2", "--max-ne-increase", "1%", "--precision", "fp32"], "is for --precision int8"),
+        (["run", "-o", "m.pt2", "--max-ne-increase", "1%"], "--max-ne-increase 1% needs --precision int8"),
+        (["run", "-o", "m.pt2", "--max-ne-increase", "1%", "--precision", "fp32"], "needs --precision int8"),
         (["run", "-o", "m.pt2", "--precision", "int8", "--check-rows", "1"], "NE needs both labels among the checked"),
     ],
 )

@@ -73,7 +73,7 @@ def test_a_thread_trains_on_two_ranks(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_what_cannot_be_trained_is_an_exception(tmp_path: Path):
-    with pytest.raises(UserError, match=r"train\.batch_size = 256 cannot be cut into 3"):
+    with pytest.raises(UserError, match=r"train\.batch_size = 256 cannot be split equally over 3 ranks"):
         run_training(Config.of(**TINY), run_dir=tmp_path / "run", nproc=3)
     source = Synthetic(0, 512, 256, 256, cardinalities=(5, 7))
     with pytest.raises(UserError, match="a source that is handed over is for one process"):
