@@ -171,7 +171,7 @@ class FeatureSpace:
         """
         with io_errors(directory, "write"):
             if directory.exists():
-                raise DataError(f"{directory}: exists already", "choose another directory, or remove this one")
+                raise DataError(f"{directory} already exists", "choose another directory, or remove this one")
             unfinished = fresh_directory(directory)
             (unfinished / VOCABULARY).mkdir()
         try:

@@ -68,16 +68,16 @@ def prepare(
         raise DataError("splitting by the last file needs at least two files", "split a single file by order")
     reused = None if options.vocabulary_from is None else ReusedEncoders(Path(options.vocabulary_from), input)
     if not out.name:  # "." or "/"
-        raise DataError(f"{out}: exists already", "choose another output directory")
+        raise DataError(f"{out} already exists", "choose another output directory")
     begun = partial_path(out) / "journal.json"
     if out.exists() and not begun.exists():
-        raise DataError(f"{out}: exists already", "choose another output directory, or remove this one")
+        raise DataError(f"{out} already exists", "choose another output directory, or remove this one")
     with partial_directory(out) as partial, Workers(workers) as threads:
         vocabulary = reused.fingerprint() if reused else None
         task = {"input": dict(input.identity()), "options": {**options.to_dict(), "vocabulary": vocabulary}}
         journal = Journal(partial, task)
         if out.exists() and not journal.state.get("complete"):
-            raise DataError(f"{out}: exists already", "choose another output directory, or remove this one")
+            raise DataError(f"{out} already exists", "choose another output directory, or remove this one")
         if not out.exists():
             run = _Run(input, partial, options, reused, journal, threads, progress or (lambda _: None))
             run.to_the_end(part_rows, most_in_memory, save_seconds)

@@ -335,7 +335,7 @@ def read_manifest(path: Path) -> Manifest:
         DataError: if there is none, it is of another version, or it is not as it was written.
     """
     if not path.exists():
-        raise DataError(f"{path}: there is no such directory", _HOW)
+        raise DataError(f"{path}: no such directory", _HOW)
     if not path.is_dir():
         raise DataError(f"{path}: a file, where a store is a directory", _HOW)
     if (path / "run.toml").exists():

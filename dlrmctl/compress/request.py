@@ -106,7 +106,7 @@ def check_output(out: Path) -> None:
         UserError: if it exists, or the one that it is to lie in does not.
     """
     if out.exists():
-        raise UserError(f"-o {out}: exists already", "choose another output directory, or remove this one")
+        raise UserError(f"-o {out} already exists", "choose another output directory, or remove this one")
     if not out.resolve().parent.is_dir():
         raise UserError(f"-o {out}: there is no directory {out.parent}", f"mkdir -p {out.parent}")
 

@@ -164,9 +164,9 @@ def predict(
     if out.suffix not in SUFFIXES:
         raise UserError(f"{out}: predictions are written to a file ending in {' or '.join(SUFFIXES)}")
     if out.exists():
-        raise UserError(f"{out}: exists already", "choose another file, or remove this one")
+        raise UserError(f"{out} already exists", "choose another file, or remove this one")
     if not out.resolve().parent.is_dir():
-        raise UserError(f"{out.parent}: there is no such directory", f"mkdir -p {out.parent}")
+        raise UserError(f"{out.parent}: no such directory", f"mkdir -p {out.parent}")
     features = open_source(config.data, verify=()).features if from_data else run_features(config, run)
     if features.input == GENERATED:
         raise UserError("generated data has no raw rows to score", "dlrmctl evaluate scores its splits")

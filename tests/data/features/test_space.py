@@ -157,7 +157,7 @@ def test_damage_is_refused_in_one_line(store: Store, tmp_path: Path) -> None:
 
 def test_what_cannot_be_saved_leaves_nothing_behind(store: Store, tmp_path: Path) -> None:
     store.features.save(tmp_path / "kept")
-    with pytest.raises(DataError, match="kept: exists already"):
+    with pytest.raises(DataError, match="kept already exists"):
         store.features.save(tmp_path / "kept")
     os.truncate(store.path / "vocabulary" / "cat_26.u4", 0)
     with pytest.raises(DataError, match=r"cat_26\.u4: changed since it was prepared"):

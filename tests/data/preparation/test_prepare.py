@@ -195,7 +195,7 @@ def test_sources_that_cannot_be_used_are_refused_before_anything_is_written(tmp_
         ([good, tmp_path / "nowhere"], "store", "nowhere: cannot read: no such file"),
         ([good, tmp_path / "empty"], "store", "empty: the file is empty"),
         ([tmp_path], "store", "a directory, expected a file"),
-        ([good], "taken", "taken: exists already"),
+        ([good], "taken", "taken already exists"),
         ([good], "mine", r"mine\.partial: exists, and is not an unfinished preparation"),
         ([good], "good/store", "cannot write: not a directory"),
     ]:

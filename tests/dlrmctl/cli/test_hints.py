@@ -102,7 +102,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "predict runs/first ",
         ),
         ("evaluate store", "is not a run directory", "dlrmctl train --data store"),
-        ("evaluate runs", "is not a run directory", "it holds the runs runs/first"),
+        ("evaluate runs", "is not a run directory", "it contains the runs runs/first"),
         ("evaluate runs/frist", "no such run directory", "did you mean runs/first?"),
         ("evaluate runs/first/checkpoints/step-7", "is not a run", "runs/first --checkpoint step-7"),
         ("train --data runs/first", "a run, expected a store", "that `prepare` wrote"),

@@ -210,7 +210,7 @@ def test_a_missing_part_of_a_sharded_checkpoint_is_said(runs: Path, tmp_path: Pa
     [
         (["full", "-o", "x"], "is needed, found none"),
         (["full", "-o", "x", "--method", "int8", "--target-ratio", "4x"], "found --target-ratio and --method"),
-        (["full", "-o", "qr", "--method", "int8"], "qr: exists already"),
+        (["full", "-o", "qr", "--method", "int8"], "qr already exists"),
         (["full", "-o", "x", "--method", "int3"], "method 'int3' is unknown"),
         (["full", "-o", "x", "--method", "intt8"], "did you mean 'int8'?"),
         (["full", "-o", "x", "--method", "zzz"], "hint: examples: fp16"),
@@ -237,7 +237,7 @@ def test_a_missing_part_of_a_sharded_checkpoint_is_said(runs: Path, tmp_path: Pa
         (["nan.safetensors", "-o", "x", "--max-ne-increase", "1%"], "--max-ne-increase needs the model of a run"),
         (
             ["full", "-o", "x", "--method", "int8", "--plot", "a.bmp"],
-            "--plot a.bmp: a picture is a file ending in",
+            "--plot a.bmp: a picture must end in",
         ),
     ],
 )

@@ -150,11 +150,11 @@ def test_compressed_tables_stay_as_they_are(with_lists: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "-o", "there.pt2"], "there.pt2: exists already"),
+        (["run", "-o", "there.pt2"], "there.pt2 already exists"),
         (["run", "-o", "m.onnx"], "m.onnx: an exported model is a file ending in .pt2"),
-        (["run", "-o", "no/m.pt2"], "no: there is no such directory"),
+        (["run", "-o", "no/m.pt2"], "no: no such directory"),
         (["absent", "-o", "m.pt2"], "absent: no such run directory"),
-        (["store", "-o", "m.pt2"], "store: is not a run directory"),
+        (["store", "-o", "m.pt2"], "store is not a run directory"),
         (["run", "-o", "m.pt2", "--precision", "int4"], "--precision = 'int4' must be one of fp32, int8"),
         (["run", "-o", "m.pt2", "--checkpoint", "step-7"], "has no checkpoint 'step-7'"),
         (["run", "-o", "m.pt2", "--check-rows", "0"], "--check-rows = 0 must be at least 1"),

@@ -47,7 +47,7 @@ def test_learning_curves_name_every_run(runs: Path, tmp_path: Path, metric: str)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["runs", "nowhere"], "nowhere: there is no such directory"),
+        (["runs", "nowhere"], "nowhere: no such directory"),
         (["plot", "nowhere", "-o", "x.png"], "nowhere: no such run directory"),
         (["plot", "nowhere", "-o", "x.gif"], "ending in .png or .svg"),
         (["plot", "nowhere", "-o", "x.png", "--metric", "aucc"], "--metric = 'aucc' must be one of"),

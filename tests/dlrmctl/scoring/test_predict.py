@@ -79,10 +79,10 @@ def test_bad_lines_have_a_problem_in_place_of_a_probability_and_unknown_values_a
             ["predict", "run", "train.txt", "-o", "x.csv"],
             "at most 114 may be; train.txt, line 1: 40 fields, expected 39",
         ),
-        (["predict", "run", "train.txt", "-o", "no/x.csv"], "no: there is no such directory"),
+        (["predict", "run", "train.txt", "-o", "no/x.csv"], "no: no such directory"),
         (
             ["predict", "run", "train.txt", "-o", "train.csv", "--data", "nowhere"],
-            "nowhere: there is no such directory",
+            "nowhere: no such directory",
         ),
         (["predict", "run", "absent.tsv", "-o", "x.csv"], "absent.tsv: cannot read"),
         (["predict", "store", "train.txt", "-o", "x.csv"], "is not a run directory"),
@@ -117,7 +117,7 @@ def test_lines_that_lack_columns_are_one_warning_that_names_them(place: Path):
     assert done.status == 0
     good = pl.read_csv(place / "cut.csv")["probability"].count()
     assert good > 150
-    warning = f"warning: {good} of {good} rows are of lines that lack columns at their end, which were read as empty"
+    warning = f"warning: {good} of {good} rows lack columns at the end of the line, which were read as empty"
     assert f"{warning} (cat_7 to cat_26 without any value): the file may be cut" in done.err
     assert done.err.count("warning:") == 1
 
@@ -317,7 +317,7 @@ def test_preparing_lines_that_lack_columns_is_the_same_warning(place: Path, tmp_
     done = in_process("prepare", "criteo", tmp_path / "cut.txt", "-o", tmp_path / "store")
     assert done.status == 0, done.err
     number = f"{len(lines):,}"
-    assert f"warning: {number} of {number} rows are of lines that lack columns at their end" in done.err
+    assert f"warning: {number} of {number} rows lack columns at the end of the line" in done.err
     assert "(cat_7 to cat_26 without any value): the file may be cut" in done.err
 
 
