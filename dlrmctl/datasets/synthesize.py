@@ -154,7 +154,8 @@ def show_synthesis(result: dict[str, Any]) -> None:
     files = result["files"]
     names = files[0]["path"] if len(files) == 1 else f"{files[0]['path']} to {files[-1]['path']}"
     output.print(
-        f"{names}: {result['rows']:,} rows, {bytes_text(result['bytes'])}, {result['rows_per_second']:,.0f} rows/s"
+        f"wrote {names}: {result['rows']:,} rows, {bytes_text(result['bytes'])}, "
+        f"{result['rows_per_second']:,.0f} rows/s"
     )
     rows = [_line("all rows", result)]
     for how, by_split in result["splits"].items():

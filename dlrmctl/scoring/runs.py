@@ -1,4 +1,4 @@
-"""`dlrmctl runs`: the runs below a directory, the best first. No torch here."""
+"""Lists the runs in a directory, the best first (`dlrmctl runs`); does not load torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,19 +13,19 @@ from dlrmctl.rundir.seeds import SeedRuns, spread
 
 
 def list_runs(directory: Path, *, as_json: bool) -> None:
-    """Shows every run below a directory, the best validation NE first.
+    """Prints all runs below a directory, best validation NE first.
 
     Raises:
-        UserError, DataError: if there is none, or none that can be read.
+        UserError, DataError: if there is no run that can be read.
     """
     runs, problems = [], []
     for path in find_runs(directory):
         try:
             runs.append(read_history(path).summary())
-        except (UserError, DataError) as error:  # the others are listed all the same
+        except (UserError, DataError) as error:  # the others are still listed
             problems.append(error)
     if not runs:
-        nothing = UserError(f"{directory}: no run in it", "`dlrmctl train` makes one; name the directory they are in")
+        nothing = UserError(f"{directory} contains no run", "`dlrmctl train` makes one; or give another directory")
         raise problems[0] if problems else nothing
     for problem in problems:
         warn(problem.message)
@@ -48,7 +48,7 @@ def list_runs(directory: Path, *, as_json: bool) -> None:
         output.print(f"{len(unfinished)} not finished; continue with: dlrmctl train --resume RUN")
     for run in unfinished:
         if run["checkpoint_step"] is None:
-            output.print(f"{run['run']} has no checkpoint yet and starts over when it is resumed")
+            output.print(f"{run['run']} has no checkpoint yet and starts over when resumed")
 
 
 def group_of(run: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""`dlrmctl prepare` that is stopped by a signal says so, and goes on when it is called again."""
+"""`dlrmctl prepare` that is stopped by a signal says so, and continues when it is called again."""
 
 import signal
 import subprocess

@@ -55,7 +55,7 @@ def test_a_run_that_is_training_is_not_resumed_beside_it(tmp_path: Path):
     finally:
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
-    assert "saved; go on with" in err
+    assert "saved; continue with" in err
     assert in_process("runs", path).status == 0  # readers need no lock
 
 
@@ -269,7 +269,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_over_and_runs_says_
     shutil.rmtree(copy / "checkpoints")
     (copy / "results.json").unlink()
     listed = in_process("runs", tmp_path)
-    assert "no checkpoint yet, starts over when it is resumed" in listed.out
+    assert "no checkpoint yet, starts over when resumed" in listed.out
     done = in_process("train", "--resume", copy, "--json")
     assert done.status == 0, done.err
     assert "no checkpoint yet, starting over" in done.err

@@ -63,4 +63,4 @@ def test_what_cannot_be_shown_is_one_line(tmp_path: Path, arguments: list[str], 
 def test_a_directory_without_runs_is_said(tmp_path: Path):
     done = in_process("runs", tmp_path)
     assert done.status == 2
-    assert "no run in it" in done.err
+    assert "contains no run" in done.err
