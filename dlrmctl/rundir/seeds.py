@@ -104,7 +104,7 @@ def finished_runs(path: Path) -> list[Path]:
 
 
 def spread(values: Sequence[float | None]) -> dict[str, float | None]:
-    """Mean and standard deviation over the seeds; None where one has no value, or there is only one."""
+    """Mean and standard deviation over the seeds; None if a value is missing, or there is only one seed."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return {"mean": None, "sd": None}

@@ -49,8 +49,8 @@ class DataSettings:
 class ModelSettings:
     dense_inputs: str = setting(
         "auto",
-        "How dense features are normalized, by the training examples: to normal scores of ranks (quantile), to mean 0 "
-        f"and deviation 1 (standard), or not (raw). auto: {AUTO_INPUTS}, or raw for data of earlier versions.",
+        "Normalize dense features by the training examples: to normal scores of ranks (quantile), to mean 0 and "
+        f"standard deviation 1 (standard), or not (raw). auto: {AUTO_INPUTS}, or raw for data of earlier versions.",
         choices=DENSE_INPUTS,
     )
     bottom_mlp: tuple[int, ...] = setting(

@@ -92,14 +92,14 @@ def _sections(path: Path) -> tuple[dict[str, Any], Any]:
 
 
 def _is_of_a_run(sections: Mapping[str, Any], checksum: Any) -> bool:
-    """Whether a run wrote the file: earlier ones wrote no checksum, but every section and setting."""
+    """Whether the file was written by a run: earlier versions wrote no checksum, but all sections and settings."""
     model = sections.get("model")
     complete = isinstance(model, dict) and {"bottom_mlp", "top_mlp"} <= model.keys()
     return checksum is not None or (complete and sections.keys() >= SECTIONS.keys())
 
 
 def _as_now(sections: dict[str, Any], checksum: Any) -> dict[str, Any]:
-    """The sections with what a run of an earlier version did without saying it."""
+    """Adds settings that runs of earlier versions did not have."""
     if _is_of_a_run(sections, checksum) and isinstance(sections.get("model"), dict):
         sections["model"].setdefault("dense_inputs", "raw")
     return sections

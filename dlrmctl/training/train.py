@@ -126,10 +126,10 @@ def train(
 
 
 def _with_dense_inputs(config: Config, source: Source, ranks: Ranks) -> Config:
-    """The settings with what becomes of the dense features; says so where the data is of an earlier version."""
+    """Resolves `dense_inputs` = auto, with a message for data of an earlier version."""
     settled = with_dense_inputs(config, source.features)
     if ranks.is_main and config.model.dense_inputs == "auto" and settled.model.dense_inputs == "raw":
-        say("dense features are taken as they are: this data does not say how to normalize them; prepare it again")
+        say("dense features are not normalized: this data has no statistics for that; prepare it again")
     return settled
 
 

@@ -1,4 +1,4 @@
-"""Which tables the settings give."""
+"""Tables by settings."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Options of benchmarks are checked before the work; messages name what was typed."""
+"""Options of benchmarks are checked before the measurement; messages name the typed value."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""`bench data` measures reading and preparing on the same rows, and says how they compare."""
+"""`bench data` measures reading and preparing on the same rows, and compares tools."""
 
 import io
 from contextlib import redirect_stdout

@@ -1,4 +1,4 @@
-"""Files of benchmarks: what is wrong with them is said before the work, and no result is lost with one."""
+"""Files of benchmarks: problems are reported before the measurement, and no result is lost."""
 
 import json
 import os

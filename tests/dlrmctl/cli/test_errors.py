@@ -1,4 +1,4 @@
-"""What a user can get wrong: one clear line, a hint where there is a next step, exit status 2, nothing lost."""
+"""Mistakes of users: one line, a hint if there is a next step, exit status 2, and no lost data."""
 
 import gzip
 import json

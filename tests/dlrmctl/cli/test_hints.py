@@ -1,4 +1,4 @@
-"""What people mistype, and the hint that each mistake gets: the real command, a table of mistakes."""
+"""Hints for mistyped commands, options, values and files."""
 
 from pathlib import Path
 

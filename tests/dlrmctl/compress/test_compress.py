@@ -1,4 +1,4 @@
-"""`dlrmctl compress-embeddings` on models that were really trained, and on tensors from elsewhere."""
+"""`dlrmctl compress-embeddings` on trained models and on files of tensors."""
 
 import json
 import re

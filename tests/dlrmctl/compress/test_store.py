@@ -1,4 +1,4 @@
-"""`dlrmctl compress-embeddings` on a model that was trained on a prepared store: counts, fine-tuning, and the maps."""
+"""`dlrmctl compress-embeddings` on a model trained on a prepared store: counts, fine-tuning and maps."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`dlrmctl compress-embeddings` on files of tensors from elsewhere, and tables written back as plain ones."""
+"""`dlrmctl compress-embeddings` on files of tensors, and --expand."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`dlrmctl prepare` and `dlrmctl data show`: from every kind of file to a store that trains, and what is said of it."""
+"""`dlrmctl prepare` and `dlrmctl data show` on every file format."""
 
 import json
 import os

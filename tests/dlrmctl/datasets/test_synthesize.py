@@ -66,7 +66,7 @@ def test_sizes_are_settings_of_the_synthetic_data():
     ("arguments", "message"),
     [
         (["--rows", "many"], "--rows = 'many' is not a whole number"),
-        (["--rows", "xM"], "--rows = 'x' is not a number"),
+        (["--rows", "xM"], "--rows = 'xM' is not a whole number"),
         (["--rows", "1.5"], "--rows = '1.5' is not a whole number"),
         (["--rows", "0k"], "--rows = 0k must be at least 1"),
         (["--rows", str(1 << 63)], f"--rows = {1 << 63} must be at most 10,000,000,000"),

@@ -1,4 +1,4 @@
-"""`dlrmctl plan` as a user meets it, and that `train` refuses what it says does not fit."""
+"""`dlrmctl plan`, and that `train` refuses what does not fit."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A run's directory: one process writes in it, through no link, and its name is its own."""
+"""Run directories: one writer at a time, no writes through links, unique names."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`dlrmctl runs` and `dlrmctl plot` on runs that were really trained."""
+"""`dlrmctl runs` and `dlrmctl plot` on trained runs."""
 
 from pathlib import Path
 

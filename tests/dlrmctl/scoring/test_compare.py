@@ -1,4 +1,4 @@
-"""`dlrmctl compare` and `dlrmctl evaluate` by slice and decile, on runs that were really trained."""
+"""`dlrmctl compare` and `dlrmctl evaluate` by slice and decile, on trained runs."""
 
 import json
 from pathlib import Path

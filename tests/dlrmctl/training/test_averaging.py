@@ -1,4 +1,4 @@
-"""`--averaging`: gradients at y, everything that people read at x, and a state that continues to the bit."""
+"""`--averaging`: gradients at y, evaluation at x, and exact resuming."""
 
 from contextlib import closing
 from pathlib import Path

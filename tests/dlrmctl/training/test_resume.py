@@ -1,4 +1,4 @@
-"""Interrupted runs: killed, asked to stop, moved to another number of ranks."""
+"""Interrupted runs: killed, stopped, or continued on another number of ranks."""
 
 import json
 import os

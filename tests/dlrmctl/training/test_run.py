@@ -1,4 +1,4 @@
-"""Training as a function of settings, and a trainer of parts that are handed over."""
+"""Training in one call, and a trainer with given parts."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""`train --seeds`: one run for each seed, summed up, resumed after an interruption, and compared as settings."""
+"""`train --seeds`: one run per seed, summarized, resumed after an interruption, and compared."""
 
 import json
 import os
