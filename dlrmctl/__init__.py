@@ -1,14 +1,14 @@
-"""Train DLRM recommendation models: reads settings, composes the four libraries, and runs them.
+"""Train DLRM recommendation models.
 
-The libraries `data`, `embeddings`, `models` and `optim` are beside this folder in the repository and below it once
-imported (`dlrmctl.data`, through links), so that a `models.py` or a `data/` of the user's own is never taken for them.
-They do not know each other or the program. Rooms of the program, each importing only from rooms before it:
+The libraries `data`, `embeddings`, `models` and `optim` are next to this directory in the repository and are imported
+through links inside it (`dlrmctl.data`), so that a user's own `models.py` or `data/` is never imported by mistake. They
+do not depend on each other or on the program. The program's packages, each importing only from packages before it:
 
-    settings    what a run is, checked            console     lines, tables, bars, pictures
-    ranks       processes and their state         datasets    prepared, generated and shown data
-    assembly    settings -> model, optimizers     rundir      a run's directory, opened again
-    plan        memory and time before a launch   scoring     metrics, evaluate, compare, predict
-    training    the loop                          compress    smaller tables after training
-    export      a model for other programs        doctor      the installation examined
-    bench       measurements                      cli         flags -> one call
+    settings    the settings of a run             console     messages, tables, progress bars, pictures
+    ranks       processes and their state         datasets    prepare, generate and show data
+    assembly    settings -> model, optimizers     rundir      run directories and checkpoints
+    plan        memory and time of a training     scoring     metrics, evaluate, compare, predict
+    training    the training loop                 compress    smaller tables after training
+    export      a model for other programs        doctor      checks of the installation
+    bench       measurements                      cli         commands and their options
 """

@@ -1,4 +1,4 @@
-"""`python -m dlrmctl`: what the launcher starts; people use the installed `dlrmctl`."""
+"""Entry point of `python -m dlrmctl`, which the launcher uses to start ranks."""
 
 from dlrmctl.cli.main import main
 

@@ -1,10 +1,10 @@
-"""The errors that end work early: mistakes a user can fix, in one sentence with exit status 2, and signals."""
+"""Errors that end a command early: mistakes that the user can fix, with exit status 2, and signals."""
 
 EXIT_USER_ERROR = 2
 
 
 class UserError(Exception):
-    """Something the user can fix; shown as one line without a traceback.
+    """A mistake that the user can fix; printed as one line without a traceback.
 
     Args:
         message: one sentence that names the value and where it came from.
@@ -21,7 +21,7 @@ class UserError(Exception):
 
 
 class Interrupted(Exception):
-    """A signal ended the work after what must be saved was saved; the exit status says which signal."""
+    """A signal ended the command, after its state was saved; the exit status follows from the signal."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"signal {signal_number}")

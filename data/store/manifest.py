@@ -334,7 +334,7 @@ def read_manifest(path: Path) -> Manifest:
         DataError: if there is none, it has another version, or it was changed.
     """
     if not path.exists():
-        raise DataError(f"{path}: there is no such directory", _HOW)
+        raise DataError(f"{path}: no such directory", _HOW)
     if not path.is_dir():
         raise DataError(f"{path} is a file, expected a directory", _HOW)
     if (path / "run.toml").exists():

@@ -45,7 +45,7 @@ class Delivery:
         if self.plot is not None:
             check_writable(check_picture(self.plot))
         if self.out is not None and not self.out.parent.is_dir():
-            raise UserError(f"{self.out.parent}: there is no such directory", f"mkdir -p {self.out.parent}")
+            raise UserError(f"{self.out.parent}: no such directory", f"mkdir -p {self.out.parent}")
         if self.out is not None and self.out.is_dir():
             raise UserError(f"{self.out} is a directory; --out takes a file")
         if self.out is not None and not is_stream(self.out):

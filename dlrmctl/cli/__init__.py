@@ -1,4 +1,4 @@
-"""The command line: one file per group of commands, each flag checked and handed to one call.
+"""The command line: one file per group of commands.
 
-Files here load no torch: a command imports its worker when it runs.
+These files must not load torch: a command imports its worker when it runs.
 """

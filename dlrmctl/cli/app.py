@@ -1,4 +1,4 @@
-"""The command line. Commands import their workers inside, so that --help and completion answer at once."""
+"""The command line application. Commands import their workers when they run, so that --help and completion are fast."""
 
 from typing import Annotated
 
@@ -35,12 +35,12 @@ def dlrmctl(
     """Train DLRM recommendation models with compositional embeddings, sharded tables and distributed Shampoo.
 
     \b
-    dlrmctl train --dataset synthetic         train on generated rows; needs no files
+    dlrmctl train --dataset synthetic         train on generated data; needs no files
     dlrmctl prepare criteo train.txt -o DIR   prepare Criteo's files, or your own with --schema
-    dlrmctl train --data DIR                  train on them
+    dlrmctl train --data DIR                  train on prepared data
     dlrmctl COMMAND -h                        show the options of a command
 
-    Run `dlrmctl --install-completion` once, and a new shell completes commands, options, choices and run directories.
+    Run `dlrmctl --install-completion` once to complete commands, options, choices and run directories in new shells.
     """
 
 

@@ -1,4 +1,4 @@
-"""The commands under `dlrmctl bench`."""
+"""The commands of `dlrmctl bench`."""
 
 import inspect
 from collections.abc import Callable
@@ -40,19 +40,19 @@ def _file(flag: str, help: str, metavar: str, *more: str) -> Any:
 Quick = Annotated[
     bool,
     typer.Option(
-        "--quick", help="Run small and short measurements, whose figures are rough.", rich_help_panel=LAUNCH_PANEL
+        "--quick", help="Run small, short measurements; their results are rough.", rich_help_panel=LAUNCH_PANEL
     ),
 ]
-Out = Annotated[Path | None, _file("--out", "Write the result to this file as JSON.", "JSON", "-o")]
+Out = Annotated[Path | None, _file("--out", "Write the result to this JSON file.", "JSON", "-o")]
 Plot = Annotated[Path | None, _file("--plot", "Draw the result, as .png or .svg.", "FILE")]
 Against = Annotated[
-    Path | None, _file("--against", "Compare with an earlier result: say what changed beyond the noise.", "JSON")
+    Path | None, _file("--against", "Compare with an earlier result and show changes beyond the noise.", "JSON")
 ]
 _DELIVERY = {"json": (AsJson, False), "out": (Out, None), "plot": (Plot, None), "against": (Against, None)}
 
 
 def _measures(command: Callable[..., Measurement]) -> Callable[..., None]:
-    """Makes a command of a function that reads a measurement, with the options that say where results go."""
+    """Turns a function that reads a measurement into a command with options for its output."""
 
     def run(*, json: bool, out: Path | None, plot: Path | None, against: Path | None, **values: Any) -> None:
         work = command(**values)
@@ -80,20 +80,20 @@ def _measures(command: Callable[..., Measurement]) -> Callable[..., None]:
 @_measures
 def bench_step(
     precisions: Annotated[str | None, _list("Precisions to compare.")] = None,
-    embeddings: Annotated[str | None, _list("Kinds of tables to compare.")] = None,
+    embeddings: Annotated[str | None, _list("Table types to compare.")] = None,
     optimizers: Annotated[str | None, _list("Dense optimizers to compare.")] = None,
     batch_sizes: Annotated[str | None, _list("Batch sizes to compare.")] = None,
-    rounds: Annotated[str | None, _number("Rounds; medians are over these.", "step", "rounds")] = None,
-    steps: Annotated[str | None, _number("Steps per round.", "step", "steps")] = None,
-    rows_cap: Annotated[str | None, _number("Cut larger tables to this many rows.", "step", "rows_cap")] = None,
+    rounds: Annotated[str | None, _number("Number of rounds to take medians over.", "step", "rounds")] = None,
+    steps: Annotated[str | None, _number("Number of steps per round.", "step", "steps")] = None,
+    rows_cap: Annotated[str | None, _number("Limit tables to this many rows.", "step", "rows_cap")] = None,
     nproc: Nproc = "1",
     quick: Quick = False,
     *,
     flags: dict[str, str],
 ) -> Measurement:
-    """Measure the training step by part, against its floor and the machine's limits.
+    """Measure the parts of the training step and compare them with the limits of the machine.
 
-    Every value of a list is a variant that differs from the settings in this value alone.
+    Each value of a list is one variant, which differs from the settings in this value only.
     """
     lists = {"precision": precisions, "embedding": embeddings, "dense_optimizer": optimizers, "batch_size": batch_sizes}
     numbers = {"rounds": rounds, "steps": steps, "rows_cap": rows_cap}
@@ -104,13 +104,15 @@ def bench_step(
 @with_settings()
 @_measures
 def bench_shampoo(
-    periods: Annotated[str | None, _number("Refresh periods; medians are over these.", "shampoo", "periods")] = None,
+    periods: Annotated[
+        str | None, _number("Number of refresh periods to take medians over.", "shampoo", "periods")
+    ] = None,
     nproc: Nproc = "1",
     quick: Quick = False,
     *,
     flags: dict[str, str],
 ) -> Measurement:
-    """Measure Shampoo beside Adagrad and AdamW on the MLPs, by part and by layer."""
+    """Compare the cost of Shampoo, Adagrad and AdamW on the MLPs, by part and by layer."""
     return ShampooMeasurement.read(flags, {"periods": periods}, quick=quick)
 
 
@@ -121,13 +123,13 @@ def bench_convergence(
     optimizers: Annotated[
         str | None, _list("Dense optimizers; the first is the baseline.", "convergence", "optimizers")
     ] = None,
-    lrs: Annotated[str | None, _list("Dense learning rates to try with each.", "convergence", "lrs")] = None,
-    seeds: Annotated[str | None, _number("Runs per optimizer and rate.", "convergence", "seeds")] = None,
+    lrs: Annotated[str | None, _list("Dense learning rates to try with each optimizer.", "convergence", "lrs")] = None,
+    seeds: Annotated[str | None, _number("Number of runs per optimizer and rate.", "convergence", "seeds")] = None,
     quick: Quick = False,
     *,
     flags: dict[str, str],
 ) -> Measurement:
-    """Measure steps and time until the first optimizer's best validation NE, with tuned learning rates."""
+    """Measure steps and time to the baseline's best validation NE, with tuned learning rates."""
     return ConvergenceMeasurement.read(flags, {"optimizers": optimizers, "lrs": lrs, "seeds": seeds}, quick=quick)
 
 
@@ -138,20 +140,20 @@ def bench_embeddings(
     methods: Annotated[
         str | None,
         _list(
-            "Kinds of tables, also with settings (qr:operation=add); the first is the baseline.",
+            "Table types, with settings if needed (qr:operation=add); the first is the baseline.",
             "embeddings",
             "methods",
         ),
     ] = None,
     factors: Annotated[
-        str | None, _list("Factors of the tables' learning rates to try with each.", "embeddings", "factors")
+        str | None, _list("Factors of the table learning rates to try with each method.", "embeddings", "factors")
     ] = None,
-    seeds: Annotated[str | None, _number("Runs per method after tuning.", "embeddings", "seeds")] = None,
+    seeds: Annotated[str | None, _number("Number of runs per method after tuning.", "embeddings", "seeds")] = None,
     quick: Quick = False,
     *,
     flags: dict[str, str],
 ) -> Measurement:
-    """Measure what smaller tables cost in NE, each tuned on one seed and compared on others."""
+    """Measure the NE that smaller tables cost, each tuned on one seed and compared on others."""
     return EmbeddingsMeasurement.read(flags, {"methods": methods, "factors": factors, "seeds": seeds}, quick=quick)
 
 
@@ -159,12 +161,12 @@ def bench_embeddings(
 @_measures
 def bench_data(
     data: Annotated[
-        Path | None, typer.Option("--data", help="Read this store instead of generated rows.", metavar="DIR")
+        Path | None, typer.Option("--data", help="Read this store instead of generated data.", metavar="DIR")
     ] = None,
-    rounds: Annotated[str | None, _number("Rounds; medians are over these.", "data", "rounds")] = None,
+    rounds: Annotated[str | None, _number("Number of rounds to take medians over.", "data", "rounds")] = None,
     quick: Quick = False,
 ) -> Measurement:
-    """Measure reading and preparing a store: rows per second of a core, beside other tools."""
+    """Measure reading and preparing a store in rows per second and core, compared with other tools."""
     return DataMeasurement.read(data, {"rounds": rounds}, quick=quick)
 
 
@@ -172,7 +174,7 @@ def bench_data(
 @with_settings()
 @_measures
 def bench_all(
-    only: Annotated[str | None, _list("Run only these.")] = None,
+    only: Annotated[str | None, _list("Run only these measurements.")] = None,
     quick: Quick = False,
     *,
     flags: dict[str, str],

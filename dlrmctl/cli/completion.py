@@ -1,13 +1,13 @@
-"""Completes words in a shell: choices, run directories and stores; where nothing is found, the shell names files."""
+"""Shell completion of choices, run directories and stores; if nothing matches, the shell completes file names."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-_DEEPEST = 3  # directories below the one that is being typed
+_DEEPEST = 3  # levels below the directory that is being typed
 
 
 def choices(words: Sequence[str]) -> Callable[[str], list[str]]:
-    """Completes one of the words."""
+    """Returns a completer for one of the words."""
     return lambda incomplete: [word for word in words if word.startswith(incomplete)]
 
 

@@ -1,4 +1,4 @@
-"""The command `dlrmctl compress-embeddings`: its flags, read without loading torch."""
+"""The command `dlrmctl compress-embeddings`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ from dlrmctl.settings.parse import one_of, share, whole_number
 from dlrmctl.settings.setting import coerce
 
 WEIGHTS = ("auto", "adagrad", "counts", "uniform")
-GOAL, TUNE, WHERE = "Goal (one of these)", "Training afterwards", "Output"
+GOAL, TUNE, WHERE = "Goal (one of these)", "Fine-tuning", "Output"
 _DEFAULTS = {
     "--keep-head": "0%",
     "--tables": "*",
@@ -26,7 +26,7 @@ _DEFAULTS = {
 
 
 def _option(flag: str, help: str, metavar: str | None = None, panel: str | None = None) -> Any:
-    """An option whose parameter is None if it was not typed; the help shows its default."""
+    """An option that is None if it was not typed; its default is shown in the help."""
     default = rf" \[default: {_DEFAULTS[flag]}]" if flag in _DEFAULTS else ""
     return option(help + default, metavar, panel)
 
@@ -40,7 +40,7 @@ def compress_embeddings(
     source: Annotated[
         Path,
         typer.Argument(
-            help="Run, checkpoint, or file of tensors (.safetensors, .pt).",
+            help="Run directory, checkpoint, or file of tensors (.safetensors, .pt).",
             metavar="CKPT",
             autocompletion=completion.runs,
         ),
@@ -51,54 +51,60 @@ def compress_embeddings(
     ],
     max_ne_increase: Annotated[
         str | None,
-        _option("--max-ne-increase", "Find the smallest tables whose NE rises by at most this share.", "0.1%", GOAL),
+        _option("--max-ne-increase", "Find the smallest tables that increase NE by at most this much.", "0.1%", GOAL),
     ] = None,
     target_ratio: Annotated[
-        str | None, _option("--target-ratio", "Find the least error at this ratio.", "16x", GOAL)
+        str | None, _option("--target-ratio", "Find the smallest error at this compression ratio.", "16x", GOAL)
     ] = None,
     method: Annotated[
         str | None,
         _option(
             "--method",
-            "Compress all tables by this method: fp16, int8, int4, int2, pca8-int4, rq2x256, pq4x256, qr-mult16, "
+            "Compress all tables with this method: fp16, int8, int4, int2, pca8-int4, rq2x256, pq4x256, qr-mult16, "
             "hash16, nile-pro8.",
             panel=GOAL,
         ),
     ] = None,
-    expand: Annotated[bool, _switch("--expand", "Write the tables of a compressed model as plain ones.", GOAL)] = False,
+    expand: Annotated[
+        bool, _switch("--expand", "Write the tables of a compressed model as plain tensors.", GOAL)
+    ] = False,
     vectors: Annotated[
-        bool, _switch("--vectors", "Write the short rows of a nile-pro model, for a search.", GOAL)
+        bool, _switch("--vectors", "Write the short rows of a nile-pro model, for similarity search.", GOAL)
     ] = False,
     keep_head: Annotated[
-        str | None, _option("--keep-head", "With --method, keep this share of the rows, the heaviest, at 8 bits.", "2%")
+        str | None, _option("--keep-head", "With --method, keep this fraction of the rows, by weight, at 8 bits.", "2%")
     ] = None,
     tables: Annotated[
         str | None, _option("--tables", "Compress the tables that match these patterns.", "GLOB,...")
     ] = None,
     min_rows: Annotated[str | None, _option("--min-rows", "Keep tables with fewer rows in float32.", "N")] = None,
-    weights: Annotated[str | None, _option("--weights", "How to weigh the rows of a table.", "|".join(WEIGHTS))] = None,
-    checkpoint: Annotated[str | None, _option("--checkpoint", "Checkpoint of the run.", "|".join(CHECKPOINTS))] = None,
+    weights: Annotated[
+        str | None, _option("--weights", "How to weight the rows of a table.", "|".join(WEIGHTS))
+    ] = None,
+    checkpoint: Annotated[str | None, _option("--checkpoint", "Checkpoint to compress.", "|".join(CHECKPOINTS))] = None,
     finetune_data: Annotated[
         Path | None,
         _option(
-            "--finetune-data", "Train on this store of new examples, prepared with --vocabulary-from.", "DIR", TUNE
+            "--finetune-data", "Fine-tune on this store of new examples, prepared with --vocabulary-from.", "DIR", TUNE
         ),
     ] = None,
     finetune_steps: Annotated[
-        str | None, _option("--finetune-steps", "Batches to train on. Default: all of DIR.", "N", TUNE)
+        str | None, _option("--finetune-steps", "Number of batches to train on. Default: all of DIR.", "N", TUNE)
     ] = None,
     finetune_lr: Annotated[
         str | None, _option("--finetune-lr", "Initial learning rate, as a multiple of the run's.", "X", TUNE)
     ] = None,
     freeze_mlps: Annotated[bool, _switch("--freeze-mlps", "Train only the tables.", TUNE)] = False,
     dry_run: Annotated[bool, _switch("--dry-run", "Print the report and write nothing.", WHERE)] = False,
-    explain: Annotated[bool, _switch("--explain", "Show every evaluation behind the choice.", WHERE)] = False,
-    plot: Annotated[Path | None, _option("--plot", "Draw size against error, as .png or .svg.", "FILE", WHERE)] = None,
+    explain: Annotated[bool, _switch("--explain", "Show all evaluations that led to the choice.", WHERE)] = False,
+    plot: Annotated[
+        Path | None, _option("--plot", "Draw size and error to this file, .png or .svg.", "FILE", WHERE)
+    ] = None,
     json: AsJson = False,
     *,
     flags: dict[str, str],
 ) -> None:
-    """Compress the embedding tables of a trained model, by a method, to a ratio, or within a budget of NE.
+    """Compress the embedding tables of a trained model with a method, to a ratio, or within an NE budget.
 
     \b
     dlrmctl compress-embeddings runs/full -o small --max-ne-increase 0.1%
@@ -123,7 +129,7 @@ def compress_embeddings(
     if goal in ("--expand", "--vectors"):
         others = texts | {"--finetune-data": finetune_data, **tuning, "--explain": explain, "--plot": plot}
         for flag in _typed(others | {"--data": flags.get("path"), "--batch-size": flags.get("batch_size")}):
-            raise UserError(f"{flag} does not go with {goal}", "it belongs to the compression itself")
+            raise UserError(f"{flag} cannot be used with {goal}", "use it when compressing")
         notice("loading PyTorch")
         from dlrmctl.compress.expand import Target, export_vectors
         from dlrmctl.compress.expand import expand as write_plain
@@ -131,11 +137,11 @@ def compress_embeddings(
         (write_plain if expand else export_vectors)(source, Target(out, dry_run, json))
         return
     if keep_head is not None and share("--keep-head", keep_head) and method is None:
-        raise UserError(f"--keep-head = {keep_head} needs --method", "the other goals choose heads by themselves")
+        raise UserError(f"--keep-head = {keep_head} needs --method", "the other goals choose heads automatically")
     if finetune_data is None and _typed(tuning):
         raise UserError(
             f"{_typed(tuning)[0]} needs --finetune-data",
-            "dlrmctl prepare criteo NEW_FILES --vocabulary-from STORE -o DIR makes it",
+            "prepare it: dlrmctl prepare criteo NEW_FILES --vocabulary-from STORE -o DIR",
         )
     chosen = {flag: _DEFAULTS[flag] if text is None else text for flag, text in texts.items()}
     chosen["--weights"] = one_of("--weights", chosen["--weights"], WEIGHTS)
@@ -159,21 +165,21 @@ def compress_embeddings(
 
 
 def _typed(flags: Mapping[str, object]) -> list[str]:
-    """The flags that were typed, of those given with their values."""
+    """The flags that were typed."""
     return [flag for flag, value in flags.items() if value is not None and value is not False]
 
 
 def _only_one(goals: Mapping[str, object]) -> str:
-    """The one goal that was typed.
+    """The goal that was typed.
 
     Raises:
-        UserError: if there is none, or several.
+        UserError: if there is not exactly one.
     """
     named = _typed(goals)
     if len(named) != 1:
         found = " and ".join(named) if named else "none"
         raise UserError(
-            f"one of {', '.join(goals)} is needed, found {found}", "--max-ne-increase 0.1% chooses by itself"
+            f"exactly one of {', '.join(goals)} is needed, found {found}", "--max-ne-increase 0.1% is a good start"
         )
     return named[0]
 

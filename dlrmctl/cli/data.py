@@ -1,4 +1,4 @@
-"""The commands that make and show data: `dlrmctl prepare`, and the group `dlrmctl data`."""
+"""The command `dlrmctl prepare` and the group `dlrmctl data`."""
 
 import re
 from inspect import cleandoc
@@ -26,71 +26,73 @@ def prepare(
     sources: Annotated[
         list[str],
         typer.Argument(
-            help="Files, patterns and ranges such as 'day_{0..22}.gz', in order of time.", metavar="[criteo|npy] SRC..."
+            help="Files, patterns and ranges such as 'day_{0..22}.gz', oldest first.",
+            metavar="[criteo|npy] SRC...",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Write the store to this directory.", metavar="DIR")],
     schema: Annotated[
         Path | None,
-        typer.Option("--schema", help="Read your own tables, whose columns this file names.", metavar="FILE.toml"),
+        typer.Option("--schema", help="Read your own tables, described by this file.", metavar="FILE.toml"),
     ] = None,
     name: Annotated[
         str | None,
         typer.Option(
             "--name",
-            help="Name of the data, which its runs are called by. Default: the name of the directory.",
+            help="Name of the data, used in the names of its runs. Default: the name of the directory.",
             metavar="NAME",
         ),
     ] = None,
     ids: Annotated[
         str | None,
         option(
-            "Number values by a vocabulary, hash them, or (npy) take them as rows. \\[default: vocabulary; npy: rows]",
+            "Map values to rows by a vocabulary or by hashing; npy can also use them as rows. "
+            "\\[default: vocabulary; npy: rows]",
             "vocabulary|hash|rows",
             _IDS_PANEL,
         ),
     ] = None,
     min_count: Annotated[
-        str | None, option("Vocabulary: let values seen less often share row 1. \\[default: 2]", "N", _IDS_PANEL)
+        str | None, option("Vocabulary: map rarer values to row 1. \\[default: 2]", "N", _IDS_PANEL)
     ] = None,
     max_rows_per_table: Annotated[
-        str | None, option("Vocabulary: give rows to the most frequent values only.", "N", _IDS_PANEL)
+        str | None, option("Vocabulary: keep only the most frequent values.", "N", _IDS_PANEL)
     ] = None,
-    vocabulary_from: Annotated[
-        Path | None, option("Vocabulary: take the one of this store.", "STORE", _IDS_PANEL)
+    vocabulary_from: Annotated[Path | None, option("Vocabulary: use that of this store.", "STORE", _IDS_PANEL)] = None,
+    hash_rows: Annotated[
+        str | None, option("Hashing: number of rows per table. \\[default: 1000000]", "N", _IDS_PANEL)
     ] = None,
-    hash_rows: Annotated[str | None, option("Hashing: rows per table. \\[default: 1000000]", "N", _IDS_PANEL)] = None,
     split: Annotated[
         str,
         option(
-            "Validate and test on halves of the last 1/7 of the rows (order), or of the last file.",
+            "Use the last 1/7 of the rows (order) or the last file for validation and test, half each.",
             "order|last-file",
             _ROWS_PANEL,
         ),
     ] = "order",
-    limit: Annotated[str | None, option("Read only the first N good rows, such as 5M.", "N", _ROWS_PANEL)] = None,
+    limit: Annotated[str | None, option("Read only the first N good rows, for example 5M.", "N", _ROWS_PANEL)] = None,
     sample_negatives: Annotated[
-        str | None, option("Keep this share of the training rows labelled 0.", "RATE", _ROWS_PANEL)
+        str | None, option("Keep this fraction of the training rows labelled 0.", "RATE", _ROWS_PANEL)
     ] = None,
-    seed: Annotated[str | None, option("Seed of that sample. \\[default: 0]", "N", _ROWS_PANEL)] = None,
+    seed: Annotated[str | None, option("Seed of --sample-negatives. \\[default: 0]", "N", _ROWS_PANEL)] = None,
     max_bad_rows: Annotated[
         str | None,
         option("Stop if more rows than this are bad. \\[default: 1 % and 100]", "N", _ROWS_PANEL),
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Prepare raw data as a store for `dlrmctl train --data DIR`.
+    """Prepare raw data for `dlrmctl train --data DIR`.
 
     \b
     dlrmctl prepare criteo train.txt -o criteo
     dlrmctl prepare criteo 'day_{0..23}.gz' -o criteo --split last-file
     dlrmctl prepare --schema my.toml 'clicks-*.parquet' -o clicks
 
-    criteo: Criteo click logs (Kaggle or 1TB), plain, .gz, .zip or .tar.gz, or the directory they are in.
+    criteo: Criteo click logs (Kaggle or 1TB), as plain text, .gz, .zip or .tar.gz, or their directory.
 
     npy: NAME_dense.npy, NAME_labels.npy and NAME_sparse.npy or NAME_sparse_multi_hot.npz.
 
-    --schema: your own CSV, TSV, JSONL, Parquet or Arrow files. The schema names their columns:
+    --schema: your own CSV, TSV, JSONL, Parquet or Arrow files. The schema describes their columns:
     """
     format, files = format_and_files(sources, schema)
     chosen = one_of("--ids", ids or _IDS[format][0], _IDS[format])
@@ -103,9 +105,9 @@ def prepare(
         if value is not None and chosen != wanted:
             raise UserError(f"{flag} is for --ids {wanted}, not for {chosen}")
     if seed is not None and sample_negatives is None:
-        raise UserError("--seed is for --sample-negatives: nothing else of a preparation is random")
+        raise UserError("--seed needs --sample-negatives: nothing else is random")
     if vocabulary_from is not None and min_count is not None:
-        raise UserError("--min-count and --vocabulary-from contradict: the other store has chosen its values already")
+        raise UserError("--min-count and --vocabulary-from contradict: the vocabulary is fixed")
     options = {
         "min_count": whole_number("--min-count", min_count or "2", at_least=1),
         "max_rows_per_table": _limit("--max-rows-per-table", max_rows_per_table, at_least=2),
@@ -126,31 +128,31 @@ def prepare(
     run(format, files, out, schema=schema, ids_are_rows=chosen == "rows", options=options, as_json=json)
 
 
-# The help shows the keys of a schema in lines as they are; brackets would be markup.
+# The example schema is shown as it is; its brackets would be read as markup.
 prepare.__doc__ = f"{cleandoc(prepare.__doc__ or '')}\n\n\b\n" + EXAMPLE.replace("\n\n", "\n\n\b\n").replace("[", "\\[")
 
 
 def format_and_files(words: list[str], schema: Path | None) -> tuple[str, list[str]]:
-    """Takes the format off the front; it is "table" with a schema.
+    """Splits the format from the files; with a schema, it is "table".
 
     Raises:
-        UserError: if the first word is no format, it contradicts the schema, or no file follows it.
+        UserError: if the first word is not a format, contradicts the schema, or is not followed by a file.
     """
     first, files = same_word(words[0], FORMATS) or words[0], words[1:]
     if schema is not None:
         if first in FORMATS and not Path(first).exists():
             raise UserError(
-                f"{first!r} and --schema {schema} contradict: a schema is for tables of your own",
+                f"{first!r} and --schema {schema} contradict: a schema describes your own tables",
                 f"dlrmctl prepare --schema {schema} SRC... -o DIR",
             )
         return "table", words
     if first not in FORMATS:
         close = None if Path(first).exists() else nearest(first, FORMATS)
-        own = f"your own tables: dlrmctl prepare --schema FILE.toml {' '.join(words)} -o DIR"
+        own = f"for your own tables: dlrmctl prepare --schema FILE.toml {' '.join(words)} -o DIR"
         if _is_criteo(first):
             own = f"dlrmctl prepare criteo {' '.join(words)} -o DIR"
         raise UserError(
-            f"{first!r} is not a format: the first word is {' or '.join(FORMATS)}, or there is a --schema",
+            f"{first!r} is not a format: give {' or '.join(FORMATS)} first, or --schema",
             f"did you mean {close!r}?" if close else own,
         )
     if not files:
@@ -159,7 +161,7 @@ def format_and_files(words: list[str], schema: Path | None) -> tuple[str, list[s
 
 
 def _is_criteo(name: str) -> bool:
-    """Whether a file of this name is one of those that Criteo publishes."""
+    """Whether Criteo publishes a file of this name."""
     return re.match(r"(train|test|day_[0-9{*?]+)[^/]*(\.txt|\.tsv|\.gz)?$|dac.*\.tar", Path(name).name) is not None
 
 
@@ -167,12 +169,12 @@ def _is_criteo(name: str) -> bool:
 def show(
     store: Annotated[
         Path,
-        typer.Argument(help="Store that `dlrmctl prepare` wrote.", metavar="DIR", autocompletion=completion.stores),
+        typer.Argument(help="Store written by `dlrmctl prepare`.", metavar="DIR", autocompletion=completion.stores),
     ],
-    plot: Annotated[Path | None, option("Draw how often ids occur, as .png or .svg.", "FILE")] = None,
+    plot: Annotated[Path | None, option("Draw the frequencies of ids to this file, .png or .svg.", "FILE")] = None,
     json: AsJson = False,
 ) -> None:
-    """Show the rows, splits and columns of a store, and how often ids occur.
+    """Show the rows, splits, columns and id frequencies of a store.
 
     \b
     dlrmctl data show criteo --plot frequencies.png
@@ -194,22 +196,22 @@ def synthesize(
         typer.Option(
             "--out",
             "-o",
-            help="Write to this file, compressed if it ends in .gz; {n} stands for its number.",
+            help="Write to this file, compressed if it ends in .gz. {n} is replaced by the number of the file.",
             metavar="NAME",
         ),
     ],
-    rows: Annotated[str, option("Rows in all files, such as 20M or 500k.", "N")] = "1M",
+    rows: Annotated[str, option("Total number of rows, for example 20M or 500k.", "N")] = "1M",
     size: Annotated[
         str,
-        option("Ids per table: up to 10,000; up to 200,000; or as in Criteo's Kaggle data.", "|".join(SYNTHETIC_SIZES)),
+        option("Ids per table: up to 10,000, up to 200,000, or as in Criteo's Kaggle data.", "|".join(SYNTHETIC_SIZES)),
     ] = "small",
-    seed: Annotated[str, option("Seed of the teacher and its rows.", "N")] = "0",
+    seed: Annotated[str, option("Seed of the data.", "N")] = "0",
     files: Annotated[str | None, option("Number of files.", "N")] = None,
-    rows_per_file: Annotated[str | None, option("Rows in each file.", "N")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    rows_per_file: Annotated[str | None, option("Number of rows per file.", "N")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
     json: AsJson = False,
 ) -> None:
-    """Generate rows with a known optimum, as files in Criteo's format.
+    """Generate synthetic data with a known optimum in Criteo's format.
 
     \b
     dlrmctl data synthesize -o 'day_{n}.gz' --rows 20M --files 3

@@ -1,4 +1,4 @@
-"""The flags of `dlrmctl export`."""
+"""The command `dlrmctl export`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,19 +18,19 @@ def export(
     run: RunOrCompressed,
     out: Annotated[Path, typer.Option("--out", "-o", help="Write the model to this file, .pt2.", metavar="FILE")],
     precision: Annotated[str | None, option("Precision of the tables. \\[default: fp32]", "|".join(PRECISIONS))] = None,
-    checkpoint: Annotated[str | None, option("Checkpoint of the run. \\[default: best]", "|".join(CHECKPOINTS))] = None,
+    checkpoint: Annotated[str | None, option("Checkpoint to export. \\[default: best]", "|".join(CHECKPOINTS))] = None,
     check_rows: Annotated[
-        str, typer.Option(help="Check the file on at most this many validation rows.", metavar="N")
+        str, typer.Option(help="Check the exported model on at most this many validation rows.", metavar="N")
     ] = "65536",
     max_ne_increase: Annotated[
         str | None,
-        typer.Option(help="With int8, refuse a larger increase of NE. \\[default: 0.1%]", metavar="0.1%"),
+        typer.Option(help="With int8, fail if NE increases by more than this. \\[default: 0.1%]", metavar="0.1%"),
     ] = None,
     json: AsJson = False,
     *,
     flags: dict[str, str],
 ) -> None:
-    """Write a trained model as one file that torch.export.load reads without this program.
+    """Export a trained model to a file that torch.export.load reads without dlrmctl.
 
     \b
     dlrmctl export runs/first -o model.pt2 --precision int8
@@ -40,9 +40,7 @@ def export(
     rows = whole_number("--check-rows", check_rows, at_least=1)
     rise = share("--max-ne-increase", max_ne_increase or "0.1%")
     if max_ne_increase is not None and precision != "int8":
-        raise UserError(
-            f"--max-ne-increase {max_ne_increase} is for --precision int8: nothing else may raise NE", "omit it"
-        )
+        raise UserError(f"--max-ne-increase {max_ne_increase} needs --precision int8", "omit it")
     directory, settings = settings_of_run(run, flags)
     notice("loading PyTorch")
     from dlrmctl.export.command import Wanted, show_export

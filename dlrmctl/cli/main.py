@@ -1,6 +1,6 @@
-"""Runs a command; errors end here as one line each, shown once over all ranks.
+"""Entry point: runs a command and reports errors as one line, once over all ranks.
 
-Little is imported before Ctrl-C is taken care of.
+Imports are few until Ctrl-C is handled.
 """
 
 import errno
@@ -13,29 +13,29 @@ from typing import Any
 from dlrmctl.errors import EXIT_USER_ERROR, Interrupted, UserError
 from dlrmctl.ranks.signals import patient_interrupts
 
-# What a write to a stream can fail with; files are written by code that names them.
+# Errors of a write to a stream; code that writes files reports its own errors.
 _OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)
 
 
 def main() -> None:
-    """Entry point: every mistake a user can fix is one line and exit status 2."""
+    """Entry point; a mistake that the user can fix is reported as one line, with exit status 2."""
     try:
         patient_interrupts()
         status = _run_with_streams()
     except KeyboardInterrupt:
         status = 130
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing to clean up any more
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to clean up
     sys.exit(status)
 
 
 def _run_with_streams() -> int:
-    """Runs the command, whatever the standard streams are."""
+    """Runs the command; the standard streams may be closed or have any encoding."""
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (as long as the process)
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
     if sys.stdout is None:
-        return _report("standard output is closed", "redirect it, as in > /dev/null")
+        return _report("standard output is closed", "redirect it, for example to /dev/null")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has every sign
+        sys.stdout.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack characters
     status = run_command()
     try:
         sys.stdout.flush()
@@ -48,7 +48,7 @@ def run_command(arguments: list[str] | None = None) -> int:
     """Runs one command and returns the exit status.
 
     Args:
-        arguments: what follows `dlrmctl`; None takes the command line.
+        arguments: the words after `dlrmctl`; None takes those of the process.
     """
     import traceback
 
@@ -73,7 +73,7 @@ def run_command(arguments: list[str] | None = None) -> int:
     except (UserError, DataError) as error:
         return _report(error.message, error.hint)
     except typer.TyperException as error:
-        if not error.format_message():  # a group of commands without a command: its help was shown
+        if not error.format_message():  # a group without a command: its help was printed
             return EXIT_USER_ERROR
         if (context := getattr(error, "ctx", None)) and hasattr(error, "possibilities"):  # Typer hides the class
             unknown = unknown_option(getattr(error, "option_name", ""), context)
@@ -99,8 +99,8 @@ def run_command(arguments: list[str] | None = None) -> int:
 
 
 def _refused_output(problem: OSError) -> int:
-    """Reports that the answer could not be written, unless its reader simply left; nothing more is written then."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would try once more, and complain
+    """Reports that standard output cannot be written, unless its reader has closed the pipe."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise the interpreter would try again at exit and fail
     if problem.errno == errno.EPIPE:
         return 1  # as rich does
     return _report(f"standard output cannot be written: {problem.strerror}", None)

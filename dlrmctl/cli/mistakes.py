@@ -1,4 +1,4 @@
-"""Answers what was mistyped: commands and options that do not exist, and URLs in place of paths."""
+"""Errors and hints for unknown commands and options, and for URLs in place of paths; and `--version`."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -35,7 +35,7 @@ _COMMANDS = {
 
 
 class Commands(TyperGroup):
-    """A group that answers a command which it has not with the one that is meant."""
+    """A group of commands that suggests a command for an unknown one."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
@@ -59,14 +59,15 @@ def _command_meant(name: str, root: Any) -> str | None:
 
 
 def walk(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """All commands and groups below a group, with the words that call them."""
+    """Yields all commands and groups below a group with their paths."""
     for name, inner in getattr(command, "commands", {}).items():
         yield (*path, name), inner
         yield from walk(inner, (*path, name))
 
 
 def refuse_urls(arguments: Sequence[str]) -> None:
-    """
+    """Refuses arguments that are URLs.
+
     Raises:
         DataError: if an argument, or the value after `=`, is a URL.
     """
@@ -75,7 +76,7 @@ def refuse_urls(arguments: Sequence[str]) -> None:
 
 
 def unknown_option(option: str, context: Any) -> UserError:
-    """The error for an option that a command does not have.
+    """The error for an unknown option.
 
     Args:
         option: as typed, `--lr`.
@@ -94,7 +95,7 @@ def unknown_option(option: str, context: Any) -> UserError:
 
 
 def _flags(command: Any) -> dict[str, str]:
-    """The options of a command: by the names of their flags and of their settings."""
+    """The options of a command, by the names of their flags and settings."""
     flags = {}
     for parameter in command.params:
         for flag in parameter.opts if parameter.param_type_name == "option" else ():
@@ -115,7 +116,7 @@ def _either(words: Sequence[str]) -> str:
 
 
 def show_version(shown: bool) -> None:
-    """Prints the version and ends, if it was asked for."""
+    """Prints the version and exits, if `shown`."""
     if not shown:
         return
     import importlib.metadata

@@ -1,4 +1,4 @@
-"""Options that commands share: one for each setting; and the settings of a run, and the ranks to start."""
+"""Options that commands share, including one for each setting."""
 
 import inspect
 from collections.abc import Callable, Collection, Sequence
@@ -28,29 +28,31 @@ _PANELS = {
     "schedule": "Learning-rate schedule",
     "train": "Training loop",
 }
-# Numbers arrive as text and are read by the same code as settings, so that mistakes read the same.
-Nproc = Annotated[str, typer.Option(help="Ranks to start on this machine.", metavar="N", rich_help_panel=LAUNCH_PANEL)]
+# Numbers are strings here and are parsed like settings, so that error messages are the same.
+Nproc = Annotated[
+    str, typer.Option(help="Number of ranks to start on this machine.", metavar="N", rich_help_panel=LAUNCH_PANEL)
+]
 
 
 Run = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN", autocompletion=completion.runs)]
 RunOrCompressed = Annotated[
     Path,
-    typer.Argument(help="Run directory, or compressed model.", metavar="RUN", autocompletion=completion.runs),
+    typer.Argument(help="Run directory or compressed model.", metavar="RUN", autocompletion=completion.runs),
 ]
 
 
 def option(help: str, metavar: str | None = None, panel: str | None = None) -> Any:
-    """An option named after its parameter; choices are in the metavar, with | between them."""
+    """An option named after its parameter; choices are given in the metavar, separated by |."""
     words = metavar.split("|") if metavar and "|" in metavar else None
     complete = completion.choices(words) if words else None
     return typer.Option(help=help, metavar=metavar, rich_help_panel=panel, autocompletion=complete)
 
 
 def with_settings(only: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command one option per setting; those typed arrive as its argument `flags`, name -> text.
+    """Adds one option per setting to a command; those typed are passed as its argument `flags`, name -> string.
 
     Args:
-        only: names of the settings that matter to the command; empty for all.
+        only: names of the settings to add; empty for all.
     """
     return partial(_with_settings, only=only)
 
@@ -71,7 +73,7 @@ def _with_settings(command: Callable[..., None], only: Collection[str]) -> Calla
 def with_parameters(
     run: Callable[..., None], parameters: Sequence[inspect.Parameter], *, like: Callable[..., Any]
 ) -> Callable[..., None]:
-    """Gives `run` these parameters, as Typer reads them, and the name and help of another function."""
+    """Sets the parameters of `run` that Typer sees, and copies the name and help of another function."""
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     run.__name__, run.__doc__ = like.__name__, like.__doc__
@@ -98,7 +100,7 @@ def _parameter(section: str, item: Any) -> inspect.Parameter:
 
 
 def settings_of_run(run: Path, flags: dict[str, str]) -> "tuple[RunDirectory, Config]":
-    """A run's directory, and its settings with the typed ones over them."""
+    """Returns the directory of a run, and its settings updated by the typed flags."""
     from dlrmctl.rundir.directory import RunDirectory
 
     directory = RunDirectory(run, writes=False)
@@ -106,10 +108,10 @@ def settings_of_run(run: Path, flags: dict[str, str]) -> "tuple[RunDirectory, Co
 
 
 def number_of_ranks(settings: Config, nproc: str) -> int:
-    """The ranks to start, into which the batch of these settings can be cut.
+    """The number of ranks to start.
 
     Raises:
-        UserError: if it cannot, or this is no number of ranks.
+        UserError: if it is not a number, or the batch cannot be split equally over the ranks.
     """
     ranks = whole_number("--nproc", nproc, at_least=1)
     check_batch(settings, ranks)

@@ -1,4 +1,4 @@
-"""The command `dlrmctl plan`: its flags, read without loading torch."""
+"""The command `dlrmctl plan`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,27 +22,28 @@ SPEED = "Speed of a rank (default: measured on this machine)"
 @with_settings()
 def plan(
     preset: Annotated[
-        str | None, option("Tables and model of a benchmark; flags change it.", "|".join(PRESETS), WHOSE)
+        str | None,
+        option("Use the tables and model of a benchmark; other options change them.", "|".join(PRESETS), WHOSE),
     ] = None,
-    rows: Annotated[str | None, option("Rows of each table, one id per example.", "40M,39060,...", WHOSE)] = None,
+    rows: Annotated[str | None, option("Rows of each table, with one id per example.", "40M,39060,...", WHOSE)] = None,
     tables: Annotated[
         Path | None,
-        option(r"File with \[tables] of `name = rows` or `name = { rows = N, max_ids = N }`.", "FILE.toml", WHOSE),
+        option(r"Read tables from \[tables]: `name = rows` or `name = { rows = N, max_ids = N }`.", "FILE.toml", WHOSE),
     ] = None,
-    nproc: Annotated[str | None, option("Ranks on this machine. \\[default: 1]", "N", WHERE)] = None,
-    world_size: Annotated[str | None, option("Ranks of a described cluster.", "N", WHERE)] = None,
-    nodes: Annotated[str | None, option("Machines of the cluster. \\[default: 1]", "N", WHERE)] = None,
+    nproc: Annotated[str | None, option("Number of ranks on this machine. \\[default: 1]", "N", WHERE)] = None,
+    world_size: Annotated[str | None, option("Number of ranks of another cluster.", "N", WHERE)] = None,
+    nodes: Annotated[str | None, option("Number of machines of that cluster. \\[default: 1]", "N", WHERE)] = None,
     hbm: Annotated[str | None, option("Memory of each GPU.", "80GiB", WHERE)] = None,
     ram: Annotated[str | None, option("Memory of each machine, for ranks on CPUs.", "512GiB", WHERE)] = None,
     flops: Annotated[str | None, option("Rate of matrix products.", "60TFLOP/s", SPEED)] = None,
-    memory_bw: Annotated[str | None, option("Bandwidth of the memory.", "2TB/s", SPEED)] = None,
-    intra_bw: Annotated[str | None, option("Bandwidth between ranks of one machine.", "300GB/s", SPEED)] = None,
-    inter_bw: Annotated[str | None, option("Bandwidth between ranks of different machines.", "25GB/s", SPEED)] = None,
+    memory_bw: Annotated[str | None, option("Memory bandwidth.", "2TB/s", SPEED)] = None,
+    intra_bw: Annotated[str | None, option("Bandwidth between ranks on the same machine.", "300GB/s", SPEED)] = None,
+    inter_bw: Annotated[str | None, option("Bandwidth between ranks on different machines.", "25GB/s", SPEED)] = None,
     config: Annotated[
         Path | None,
         typer.Option(
             "--config",
-            help="Read settings from this file; flags override it.",
+            help="Read settings from this file; options override it.",
             metavar="FILE.toml",
             rich_help_panel=LAUNCH_PANEL,
         ),
@@ -51,9 +52,10 @@ def plan(
     *,
     flags: dict[str, str],
 ) -> None:
-    """Estimate memory and time of a training, on this machine or on a cluster that you describe.
+    """Estimate the memory and time of a training on this machine or on another cluster.
 
-    Takes the settings of `dlrmctl train`. Allocates no table and starts no rank. Exit status 1 means: does not fit.
+    Takes the settings of `dlrmctl train`; allocates no tables and starts no ranks. The exit status is 1 if the model
+    does not fit.
 
     \b
     dlrmctl plan --data DIR --nproc 2
@@ -66,7 +68,7 @@ def plan(
         named["--dataset synthetic"] = flags["dataset"]
     whose = [flag for flag, value in named.items() if value is not None]
     if len(whose) > 1:
-        raise UserError(f"{whose[0]} and {whose[1]} both say whose tables", f"omit {whose[0]} or {whose[1]}")
+        raise UserError(f"{whose[0]} and {whose[1]} both choose the tables", f"omit {whose[0]} or {whose[1]}")
     settings = _settings(config, preset, flags)
     speeds = {
         "flops": None if flops is None else rate_of("--flops", flops),
@@ -101,5 +103,5 @@ def _settings(config: Path | None, preset: str | None, flags: dict[str, str]) ->
 
 
 def _load_what_a_rank_loads() -> None:
-    """Loads what a rank of a training has loaded: its memory without a model is taken to be that of this process."""
+    """Imports what a training rank imports: its memory without a model is taken from this process."""
     import dlrmctl.training.train  # noqa: F401

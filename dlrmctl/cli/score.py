@@ -1,4 +1,4 @@
-"""The commands that score: `dlrmctl evaluate`, `compare` and `predict`."""
+"""The commands `dlrmctl evaluate`, `compare` and `predict`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,8 +25,8 @@ from dlrmctl.rundir.seeds import finished_runs
 from dlrmctl.settings.parse import names_of, one_of, whole_number
 
 _WHAT = "What to score"
-Checkpoint = Annotated[str, option("Checkpoint of the run.", "|".join(CHECKPOINTS), _WHAT)]
-Split = Annotated[str, option("Split of the data.", "|".join(SPLITS), _WHAT)]
+Checkpoint = Annotated[str, option("Checkpoint to score.", "|".join(CHECKPOINTS), _WHAT)]
+Split = Annotated[str, option("Split to score.", "|".join(SPLITS), _WHAT)]
 
 
 @with_settings(only=("path", "batch_size", "device", "precision"))
@@ -36,21 +36,21 @@ def evaluate(
     split: Split = "test",
     by: Annotated[
         str | None,
-        typer.Option("--slice", help="Also show metrics for each id of this sparse feature.", metavar="FEATURE"),
+        typer.Option("--slice", help="Also show metrics per id of this sparse feature.", metavar="FEATURE"),
     ] = None,
     by_decile: Annotated[
         bool, typer.Option("--deciles", help="Also show calibration by decile of the prediction.")
     ] = False,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", help="Draw calibration and ROC curve, as .png or .svg.", metavar="FILE"),
+        typer.Option("--plot", help="Draw calibration and ROC curve to this file, .png or .svg.", metavar="FILE"),
     ] = None,
     nproc: Nproc = "1",
     json: AsJson = False,
     *,
     flags: dict[str, str],
 ) -> None:
-    """Score a checkpoint of a run on a split of its data.
+    """Evaluate a checkpoint of a run on a split of its data.
 
     \b
     dlrmctl evaluate runs/first
@@ -83,11 +83,11 @@ def compare(
     run_a: Annotated[
         Path,
         typer.Argument(
-            help="Run directory, or that of several seeds.", metavar="RUN_A", autocompletion=completion.runs
+            help="Run directory, or directory of several seeds.", metavar="RUN_A", autocompletion=completion.runs
         ),
     ],
     run_b: Annotated[
-        Path, typer.Argument(help="The same, to compare with.", metavar="RUN_B", autocompletion=completion.runs)
+        Path, typer.Argument(help="Run directory to compare with.", metavar="RUN_B", autocompletion=completion.runs)
     ],
     checkpoint: Checkpoint = "best",
     split: Split = "test",
@@ -96,9 +96,9 @@ def compare(
     *,
     flags: dict[str, str],
 ) -> None:
-    """Compare two runs on the same rows: paired differences of log loss, NE and AUC.
+    """Compare two runs on the same rows by paired differences of log loss, NE and AUC.
 
-    With the directories of train --seeds, the chance of the seeds counts as well as that of the rows.
+    For directories written by train --seeds, the variation between seeds is taken into account.
 
     \b
     dlrmctl compare runs/first runs/full
@@ -128,25 +128,25 @@ def compare(
 def predict(
     run: RunOrCompressed,
     sources: Annotated[
-        list[str], typer.Argument(help="Files of rows, in the format that prepare was given.", metavar="SRC...")
+        list[str], typer.Argument(help="Files of rows, in the format of the training data.", metavar="SRC...")
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Write the predictions to this file, .parquet or .csv.", metavar="FILE")
     ],
     labelled: Annotated[
-        bool, typer.Option("--labelled/--unlabelled", help="Read a label from each row, and report metrics.")
+        bool, typer.Option("--labelled/--unlabelled", help="Read a label from each row and report metrics.")
     ] = False,
     schema: Annotated[
         Path | None,
         typer.Option(
             "--schema",
-            help="Schema of the tables. Default: the one that the training data was prepared with.",
+            help="Schema of the files. Default: that of the training data.",
             metavar="FILE.toml",
         ),
     ] = None,
     keep: Annotated[
         str | None,
-        typer.Option("--keep", help="Copy these columns of the tables to the output.", metavar="COLUMN,..."),
+        typer.Option("--keep", help="Copy these columns to the output.", metavar="COLUMN,..."),
     ] = None,
     max_bad_rows: Annotated[
         str | None,
@@ -157,7 +157,7 @@ def predict(
     *,
     flags: dict[str, str],
 ) -> None:
-    """Predict the probabilities of new rows.
+    """Predict probabilities for new rows.
 
     \b
     dlrmctl predict runs/first new.txt -o predictions.parquet
@@ -191,9 +191,10 @@ def predict(
 
 
 def _refuse_swapped(run: Path, sources: list[str]) -> None:
-    """
+    """Refuses swapped arguments.
+
     Raises:
-        UserError: if the rows stand before the run.
+        UserError: if the rows come before the run.
     """
     later = next((source for source in sources if (Path(source) / "run.toml").is_file()), None)
     if later is not None and not run.is_dir():

@@ -15,7 +15,7 @@ def runs(
     directory: Annotated[Path, typer.Argument(help="Directory to search.", metavar="DIR")] = Path("runs"),
     json: AsJson = False,
 ) -> None:
-    """List runs, the best validation NE first.
+    """List runs, best validation NE first.
 
     \b
     dlrmctl runs
@@ -38,7 +38,7 @@ def plot(
         option("Metric to draw. \\[default: ne; log_loss if a run has no NE]", "ne|log_loss|auc|calibration"),
     ] = None,
 ) -> None:
-    """Draw the learning curves of runs.
+    """Draw learning curves of runs.
 
     \b
     dlrmctl plot runs/first runs/full -o curves.png
@@ -52,10 +52,10 @@ def plot(
 
 
 def doctor(
-    smoke: Annotated[bool, typer.Option("--smoke/--no-smoke", help="Also train for two steps on two ranks.")] = True,
+    smoke: Annotated[bool, typer.Option("--smoke/--no-smoke", help="Also train two steps on two ranks.")] = True,
     json: AsJson = False,
 ) -> None:
-    """Check this installation and machine, and print a command that fixes each problem."""
+    """Check this installation and machine, and print a command to fix each problem."""
     from dlrmctl.doctor.command import doctor as examine
 
     raise typer.Exit(examine(smoke=smoke, as_json=json))

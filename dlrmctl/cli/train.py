@@ -1,4 +1,4 @@
-"""The command `train`."""
+"""The command `dlrmctl train`."""
 
 import sys
 from pathlib import Path
@@ -26,7 +26,7 @@ def train(
         Path | None,
         typer.Option(
             "--config",
-            help="Read settings from this file; flags override it.",
+            help="Read settings from this file; options override it.",
             metavar="FILE.toml",
             rich_help_panel=LAUNCH_PANEL,
         ),
@@ -54,19 +54,20 @@ def train(
     seeds: Annotated[
         str | None,
         typer.Option(
-            help="Train with this many seeds, --seed and those after it, one run each.",
+            help="Train one run for each of N seeds, starting at --seed.",
             metavar="N",
             rich_help_panel=LAUNCH_PANEL,
         ),
     ] = None,
     print_plan: Annotated[
-        bool, typer.Option("--print-plan", help="Show the rank of every table.", rich_help_panel=LAUNCH_PANEL)
+        bool,
+        typer.Option("--print-plan", help="Show which rank each table is placed on.", rich_help_panel=LAUNCH_PANEL),
     ] = False,
     json: AsJson = False,
     *,
     flags: dict[str, str],
 ) -> None:
-    """Train a model, keep its best checkpoint by validation, and test that.
+    """Train a model, keep the best checkpoint by validation, and evaluate it on the test split.
 
     \b
     dlrmctl train --dataset synthetic
@@ -76,13 +77,13 @@ def train(
     """
     if resume is not None and (config is not None or run_dir is not None):
         clash = "--config" if config is not None else "--run-dir"
-        raise UserError(f"--resume {resume} and {clash} contradict: a run resumes with its own settings")
+        raise UserError(f"--resume {resume} and {clash} contradict: a run is resumed with its own settings")
     ranks = whole_number("--nproc", nproc, at_least=1)
     group = None if resume is None else SeedRuns.open(resume)
     if seeds is not None or group is not None:
         for flag, given in (("--print-plan", print_plan), ("--resume", seeds is not None and resume is not None)):
             if given:
-                raise UserError(f"{flag} and several seeds contradict", "name one run: DIR/seed-N")
+                raise UserError(f"{flag} and several seeds contradict", "choose a single run: DIR/seed-N")
         if group is not None:
             settings = resolve(group.settings(), flags, file_name=str(group.path))
             results = resume_seeds(group, settings, nproc=ranks, command_line=sys.argv[1:])

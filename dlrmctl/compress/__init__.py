@@ -1,5 +1,6 @@
-"""Makes trained tables smaller: by a method, to a ratio, or within a limit on NE (`dlrmctl compress-embeddings`).
+"""Compresses trained tables with a method, to a ratio, or within an NE budget (`dlrmctl compress-embeddings`).
 
-`request` is what was asked, `sources` the trained tables, `fitting` the options for each table, `search` the choice by
-evaluation (`trial`), `compression` the result; `finetune` trains it on fresh data, `expand` makes plain tables again.
+`request` checks the request, `sources` opens trained tables, `fitting` fits the options of each table, `search` chooses
+by evaluation (`trial`), `compression` holds and writes the result, `finetune` trains it on fresh data, and `expand`
+writes plain tables.
 """

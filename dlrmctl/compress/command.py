@@ -31,13 +31,13 @@ from dlrmctl.settings.config import Config, resolve
 
 @dataclass(frozen=True)
 class Given:
-    """The command line, but for the request.
+    """The command line, except for the request.
 
     Attributes:
         source: a run, a checkpoint or files of tensors.
-        checkpoint: of a run: "best", "last" or "step-N".
-        flags: typed settings.
-        finetune: training afterwards; None for none.
+        checkpoint: of a run; "best", "last" or "step-N".
+        flags: the settings that were typed.
+        finetune: request for fine-tuning, if any.
     """
 
     source: Path
@@ -52,10 +52,10 @@ class Given:
 
 
 def compress_embeddings(given: Given, request: Request) -> None:
-    """Compresses, reports, and writes unless it is a dry run.
+    """Compresses tables, prints the report, and writes the result unless it is a dry run.
 
     Raises:
-        UserError, DataError: if something is not there, does not fit, or is out of reach.
+        UserError, DataError: if something is missing or does not fit, or the goal cannot be reached.
     """
     if not given.dry_run:
         check_output(given.out)
@@ -70,26 +70,26 @@ def compress_embeddings(given: Given, request: Request) -> None:
 
 
 def _compress_tensors(given: Given, request: Request) -> None:
-    """Compresses tables without the model that they belong to."""
+    """Compresses tables without a model."""
     if request.goal == "budget":
         raise UserError(
-            f"--max-ne-increase needs the model of a run to evaluate; {given.source} holds tensors alone",
-            "--target-ratio or --method need none",
+            f"--max-ne-increase needs a run to evaluate; {given.source} contains tensors only",
+            "use --target-ratio or --method",
         )
     if is_compressed(given.source):
-        raise UserError(f"{given.source}: is compressed already", "--expand writes its plain tables")
+        raise UserError(f"{given.source} is already compressed", "use --expand to write its plain tables")
     is_checkpoint = (given.source / "complete.json").is_file()
     tables = CheckpointTables(given.source) if is_checkpoint else TensorFiles(given.source, request.tables)
     check_reach(tables, request)
     if given.finetune is not None:
-        raise UserError(f"--finetune-data needs the model of a run to train; {given.source} holds tensors alone")
+        raise UserError(f"--finetune-data needs a run to train; {given.source} contains tensors only")
     with BarDisplay() as progress:
         compression = compress(tables, request, trial=None, counts=lambda table: None, progress=progress)
     _finish(given, compression, make_report(compression, {}))
 
 
 def _compress_run(given: Given, request: Request, run: RunDirectory, config: Config, ranks: Ranks) -> None:
-    """Compresses the tables of a run's checkpoint, measures on its data, and fine-tunes if asked to."""
+    """Compresses the tables of a run's checkpoint, evaluates them on its data, and fine-tunes if requested."""
     checkpoint = find_checkpoint(Checkpoints(run.checkpoints, ranks), run, _checkpoint_name(given, run))
     tables = CheckpointTables(checkpoint)
     check_reach(tables, request)
@@ -97,8 +97,8 @@ def _compress_run(given: Given, request: Request, run: RunDirectory, config: Con
     same_ids(checkpoint, tables.state.vocabulary, source.features)
     if request.goal == "budget" and not source.num_examples("validation"):
         raise UserError(
-            "--max-ne-increase needs a validation split to measure NE on; this data has none",
-            "--target-ratio or --method need none, or name other data of the same vocabulary with --data",
+            "--max-ne-increase needs a validation split, which this data does not have",
+            "use --target-ratio or --method, or pass other data with the same vocabulary with --data",
         )
     features = feature_tables(config, source.schema)
     network = load_network(config, source.features, tables.network(), checkpoint).to(ranks.device)
@@ -123,7 +123,7 @@ def _compress_run(given: Given, request: Request, run: RunDirectory, config: Con
 
 
 def _checkpoint_name(given: Given, run: RunDirectory) -> str:
-    """The checkpoint of the run that is meant: the source itself may be one."""
+    """The checkpoint to compress; the source itself may be one."""
     inside = given.source.resolve()
     return inside.name if inside != run.path.resolve() else given.checkpoint
 
@@ -147,7 +147,7 @@ def _finish(
 
 
 def _run_of(source: Path, flags: dict[str, str]) -> tuple[RunDirectory, Config] | None:
-    """The run that `source` is or lies in, with its settings; None for files of tensors."""
+    """The run that `source` is or belongs to, with its settings; None for files of tensors."""
     for path in (source, *source.resolve().parents[:2]):
         if (path / "run.toml").is_file() and not is_compressed(path):
             run = RunDirectory(path, writes=False)

@@ -1,4 +1,4 @@
-"""A compression: fits options, chooses among them, and writes the directory."""
+"""Fits the options of tables, chooses among them, and writes the result."""
 
 import json
 import math
@@ -30,7 +30,7 @@ _MOST_FILE_BYTES = 256 << 20
 
 @dataclass
 class Compression:
-    """The decision: an option for each chosen table, and what is known about its cost."""
+    """The chosen option of each table, and its cost."""
 
     request: Request
     source: TableSource
@@ -54,7 +54,7 @@ class Compression:
         return self.bytes_before / self.bytes_after
 
     def results(self) -> Iterator[tuple[str, str, Callable[[], Compressed]]]:
-        """Name and method of every table, and what makes it, one after the other."""
+        """Yields the name, the method and a function that returns the compressed table, for every table."""
         for table, index in zip(self.tables, self.choice.indices, strict=True):
             method = table.fitted[index].method
             yield table.name, method, partial(table.table, method)
@@ -72,15 +72,15 @@ def compress(
     """Fits options and chooses among them.
 
     Args:
-        trial: on validation rows; needed for a budget.
-        counts: times each row was looked up, where that is known.
+        trial: on validation examples; needed for a budget.
+        counts: number of lookups of each row, if known.
 
     Raises:
-        UserError: if a table cannot be compressed as asked, or the goal is out of reach.
+        UserError: if a table cannot be compressed as requested, or the goal cannot be reached.
     """
     shapes, kept = split_tables(source, request)
     total = sum(table.stored_bytes for table in source.tables)
-    # A model that is evaluated has all its tables in memory anyway; otherwise the largest alone shall matter.
+    # A model that is evaluated has all its tables in memory; otherwise only the largest table may need memory.
     working = total if trial is not None else _working_bytes(source)
     tables = fit_all(source, request, shapes, counts, kept=Kept(working), progress=progress)
     sizes = [[fitted.num_bytes for fitted in table.fitted] for table in tables]
@@ -108,20 +108,20 @@ def compress(
 
 
 def _warn_of_nothing(compression: Compression, budget: float) -> None:
-    """Says by what sum the best of the smaller choices failed, where only float32 tables keep the budget."""
+    """Warns if only float32 tables keep the budget, with the best of the smaller choices."""
     assert compression.search is not None
     assert compression.joint is not None
     others = [tried for tried in compression.search.joints if tried.choice != compression.joint.choice]
     if set(compression.search.methods(compression.joint.choice).values()) == {"fp32"} and others:
         least = min(others, key=lambda tried: tried.upper)
         warn(
-            f"--max-ne-increase {100 * budget:g}%: only float32 tables keep it; of the smaller ones that were "
-            f"evaluated the best rises by {least.judged(budget)}. More validation rows make the second number smaller"
+            f"--max-ne-increase {100 * budget:g}%: only float32 tables keep this budget; the best smaller choice "
+            f"increases NE by {least.judged(budget)}. More validation rows make the second number smaller"
         )
 
 
 def _working_bytes(source: TableSource) -> int:
-    """Bytes that may be held beside the table that is worked on."""
+    """Memory for other tables than the current one, in bytes."""
     return max(SMALL_BYTES, max(table.num_bytes for table in source.tables) // 4)
 
 
@@ -132,14 +132,14 @@ def write(
     tuned: Tuned | None = None,
     features: FeatureSpace | None = None,
 ) -> None:
-    """Writes the directory, whole or not at all; its bytes go into the report.
+    """Writes the directory atomically, and its size into the report.
 
     Args:
-        tuned: tables and dense network to write in place of the fitted and the trained ones.
-        features: of the data, kept beside the model so that raw rows can be scored; not counted among its bytes.
+        tuned: tables and dense network to write instead of the fitted and the trained ones.
+        features: of the data, written so that raw rows can be scored; not included in the size.
 
     Raises:
-        DataError: if the disk refuses.
+        DataError: if the directory cannot be written.
     """
     source = compression.source
     file_bytes = min(_working_bytes(source), _MOST_FILE_BYTES)
@@ -159,9 +159,9 @@ def write(
 
 
 def _with_its_own_size(report: dict[str, Any]) -> str:
-    """The text of the report, once its own bytes are among those of all files."""
+    """The report as JSON, including its own size."""
     size, text = -1, ""
-    while size != len(text.encode()):  # ends: more digits make a longer text, never a shorter one
+    while size != len(text.encode()):  # terminates: more digits never make the text shorter
         size = len(text.encode())
         report["files"]["report"] = size
         text = json.dumps(finite(report), indent=1) + "\n"

@@ -1,4 +1,4 @@
-"""Counts how often each row of every table was looked up in training, from what a prepared store keeps by id."""
+"""Lookup counts of the rows of all tables in training, from the id counts of a prepared store."""
 
 from collections.abc import Sequence
 
@@ -14,11 +14,11 @@ _CHUNK_IDS = 1 << 20
 
 
 class RowCounts:
-    """Counts by table.
+    """Lookup counts by table.
 
     Args:
-        source: what the model was trained on; a prepared store keeps counts.
-        features: whose partitions say which ids share a row.
+        source: training data; prepared stores have counts.
+        features: with partitions, which define the ids that share a row.
     """
 
     def __init__(self, source: Source, features: Sequence[FeatureTable]) -> None:
@@ -26,7 +26,7 @@ class RowCounts:
         self._features = {key: feature for feature in features for lookup in feature.lookups for key in lookup.keys}
 
     def __call__(self, table: str) -> Tensor | None:
-        """float32 [rows], the sums over the ids that share each row; None where the data keeps none.
+        """float32 [rows], the sums over the ids that share each row; None if the data has no counts.
 
         Raises:
             DataError: if the file of the counts is missing or changed.
@@ -43,16 +43,16 @@ def counts_of_rows(counts: np.ndarray, feature: FeatureTable, table: str) -> Ten
 
     Args:
         counts: unsigned [rows of the feature], by id.
-        table: one of the keys of the feature's lookups.
+        table: a key of the feature's lookups.
     """
     lookup = next(lookup for lookup in feature.lookups if table in lookup.keys)
     part = lookup.keys.index(table)
     if isinstance(lookup.partition, Full):
         return torch.from_numpy(counts.astype(np.float32))
-    sums = torch.zeros(lookup.partition.table_rows[part], dtype=torch.float64)  # exact up to 2**53 look-ups
+    sums = torch.zeros(lookup.partition.table_rows[part], dtype=torch.float64)  # exact up to 2**53 lookups
     for start in range(0, len(counts), _CHUNK_IDS):
         values = torch.from_numpy(counts[start : start + _CHUNK_IDS].astype(np.float64))
         rows = lookup.partition(torch.arange(start, start + len(values)))[part]
-        inside = rows >= 0  # an id of a head looks nothing up in the tail, and the other way round
+        inside = rows >= 0  # an id of the head has no row in the tail, and vice versa
         sums.index_add_(0, rows[inside], values[inside])
     return sums.float()

@@ -1,4 +1,4 @@
-"""Writes compressed tables as plain ones: whole rows, or the short rows of near-isometric maps."""
+"""Writes compressed tables as plain tensors: full rows, or the short rows of near-isometric maps."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ _ROWS = 1 << 18
 
 @dataclass(frozen=True)
 class Target:
-    """The output: a directory, and a report as JSON or as a line."""
+    """The output directory, and the format of the report."""
 
     out: Path
     dry_run: bool = False
@@ -33,7 +33,7 @@ class Target:
 
 
 def expand(source: Path, target: Target) -> None:
-    """Writes the tables of a compressed directory as plain float32 ones, "TABLE.weight", a file each.
+    """Writes each table of a compressed model to a file, as a float32 tensor "TABLE.weight".
 
     Raises:
         UserError: if `source` is not compressed, or the output exists.
@@ -49,21 +49,21 @@ def expand(source: Path, target: Target) -> None:
 
 
 def export_vectors(source: Path, target: Target) -> None:
-    """Writes the coordinates of near-isometric tables for a search of nearest neighbours, a file for each table.
+    """Writes the coordinates of near-isometric tables for nearest-neighbour search, one file per table.
 
-    TABLE.safetensors   "vectors" float32 [rows, R]; and for rows that are not in the table, which become
+    TABLE.safetensors   "vectors" float32 [rows, R]; and for rows that are not in the table, mapped by
                         (row - mean) @ projection.T: "projection" [R, D] and "mean" [D]
-    report.json         certificate of each: how far squared distances of vectors are from those of the rows
+    report.json         certificate of each table: error of squared distances between vectors
 
     Raises:
-        UserError: if `source` is not compressed, holds no such tables, or the output exists.
+        UserError: if `source` is not compressed, has no such tables, or the output exists.
     """
     artifact = _open(source, target)
     names = [name for name, entry in artifact.tables.items() if entry["rule"] == Isometric.rule]
     if not names:
         raise UserError(
-            f"{source}: holds no near-isometric tables",
-            "compress-embeddings RUN -o DIR --method nile-pro12 makes them",
+            f"{source} contains no near-isometric tables",
+            "make them: dlrmctl compress-embeddings RUN -o DIR --method nile-pro12",
         )
 
     def write(directory: Path) -> None:
@@ -78,14 +78,14 @@ def export_vectors(source: Path, target: Target) -> None:
 
     specs = {name: artifact.tables[name]["spec"]["coordinates"] for name in names}
     tables = [_plain(name, spec["rows"], spec["dim"]) for name, spec in specs.items()]
-    _finish(source, target, write, tables, f"tables of vectors, with what they keep of distances in {REPORT}")
+    _finish(source, target, write, tables, f"tables of vectors, with their distance errors in {REPORT}")
 
 
 def _open(source: Path, target: Target) -> Artifact:
     if not target.dry_run:
         check_output(target.out)
     if not is_compressed(source):
-        raise UserError(f"{source}: holds no compressed tables", "compress-embeddings makes them")
+        raise UserError(f"{source} contains no compressed tables", "make them with dlrmctl compress-embeddings")
     return open_artifact(source)
 
 
@@ -102,12 +102,12 @@ def _finish(
     if target.as_json:
         print_json({"source": str(source), "bytes": num_bytes, "tables": tables})
     else:
-        where = "nothing written" if target.dry_run else target.out
-        output.print(f"{where}: {len(tables)} {what}, {bytes_text(num_bytes)}")
+        written = "nothing written" if target.dry_run else f"wrote {target.out}"
+        output.print(f"{written}: {len(tables)} {what}, {bytes_text(num_bytes)}")
 
 
 def _write_directory(out: Path, write: Callable[[Path], None]) -> None:
-    """A whole directory or none."""
+    """Writes a directory atomically."""
     partial = None
     try:
         with io_errors(out, "write"):

@@ -1,6 +1,6 @@
-"""Trains a compressed model on fresh data, and beside it the trained model itself on the same batches.
+"""Fine-tunes a compressed model on fresh data, and the uncompressed model on the same batches as a control.
 
-Fresh examples improve any model a little. So what fine-tuning repairs is the difference to the uncompressed control.
+Fresh examples improve any model, so the effect on the compression is the difference from the control.
 """
 
 import copy
@@ -36,21 +36,21 @@ from dlrmctl.rundir.checkpoint import load
 from dlrmctl.rundir.state import SavedState
 from dlrmctl.settings.config import Config
 
-_MOST_GROWTH = 10  # of the loss since the first step, before training is called diverging
+_MOST_GROWTH = 10  # factor of the loss since the first step above which training diverges
 Sums = Callable[[str], Tensor | None]
 Compose = Callable[[Mapping[str, Compressed]], FeatureEmbeddings]
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """The data and the course of a fine-tuning.
+    """Data and settings of a fine-tuning.
 
     Attributes:
-        reader: of fresh data; shuffled, whole batches.
-        steps: at most those of one pass.
-        lr_factor: of the run's learning rates at the first step; it falls to 0 in a straight line.
-        mlps: whether the dense network is trained too.
-        fresh: whether the model has not seen this data.
+        reader: of fresh data, with shuffled full batches.
+        steps: at most one pass.
+        lr_factor: factor of the run's learning rates at the first step; it decays linearly to 0.
+        mlps: whether to train the dense network.
+        fresh: whether the model was not trained on this data.
     """
 
     reader: Reader
@@ -65,8 +65,8 @@ class Tuned:
     """A model after fine-tuning.
 
     Attributes:
-        tables: all of them, as they are stored.
-        network: the dense half.
+        tables: all tables, as stored.
+        network: the dense parameters.
         fixed: names of the tables that could not be trained.
         loss: mean log loss of the last tenth of the steps.
     """
@@ -84,32 +84,32 @@ def open_fresh(request: FineTuneRequest, config: Config, trained_on: SavedState,
         trained_on: the state of the run's checkpoint.
 
     Raises:
-        UserError, DataError: if it is not there, has other ids, or too few examples.
+        UserError, DataError: if it is missing, has other ids, or too few examples.
     """
     source: Source = Store(request.data)
     if source.vocabulary_fingerprint() != trained_on.vocabulary:
         raise UserError(
-            f"--finetune-data {request.data}: numbers ids otherwise than the data the run was trained on",
-            "dlrmctl prepare criteo NEW_FILES --vocabulary-from STORE -o DIR",
+            f"--finetune-data {request.data} has other ids than the training data of the run",
+            "prepare it with the same vocabulary: dlrmctl prepare criteo NEW_FILES --vocabulary-from STORE -o DIR",
         )
     fresh = source.fingerprint() != trained_on.data
     if not fresh:
         warn(
-            f"--finetune-data {request.data} is what the model was trained on. Seeing examples again makes these "
-            "models worse, the uncompressed control too: compare with it, and use fresh data"
+            f"--finetune-data {request.data} is the training data of the model. A second pass makes these "
+            "models worse, including the uncompressed control; use fresh data"
         )
     examples, batch_size = source.num_examples("train"), config.train.batch_size
     if examples < batch_size:
         raise UserError(
-            f"--finetune-data {request.data}: has {examples:,} examples to train on, not one batch of {batch_size:,}",
-            "more data, or a smaller --batch-size",
+            f"--finetune-data {request.data} has {examples:,} training examples, less than one batch of {batch_size:,}",
+            "use more data or a smaller --batch-size",
         )
     reader = open_reader(config, source, "train", ranks, training=True)
     steps = reader.num_batches if request.steps is None else request.steps
     if steps > reader.num_batches:
         raise UserError(
             f"--finetune-steps {steps:,}: {request.data} has {reader.num_batches:,} batches of {reader.batch_size:,}",
-            "a second pass would replay examples; use fewer steps, or a smaller --batch-size",
+            "use fewer steps or a smaller --batch-size; examples are not repeated",
         )
     return FineTuning(reader, steps, request.lr_factor, request.mlps, fresh)
 
@@ -118,11 +118,11 @@ class Tuner:
     """Fine-tunes models of one run.
 
     Args:
-        compose: gives the embedding module over tables by name.
-        sums: the state of row-wise AdaGrad by table.
-        network: the trained dense half; copied.
+        compose: returns the embedding module of tables by name.
+        sums: state of row-wise AdaGrad by table.
+        network: the trained dense network; copied.
         config: of the run.
-        checkpoint: holds the state of the dense optimizer.
+        checkpoint: with the state of the dense optimizer.
     """
 
     def __init__(
@@ -134,10 +134,10 @@ class Tuner:
     def tune(
         self, models: Mapping[str, Mapping[str, Compressed]], how: FineTuning, progress: BarDisplay
     ) -> dict[str, Tuned]:
-        """Trains models, given by name as all their tables, on the same batches.
+        """Trains models on the same batches; each is given by name as all its tables.
 
         Raises:
-            UserError: if training diverges, or trained numbers cannot be stored.
+            UserError: if training diverges, or trained values cannot be stored.
         """
         students = {name: self._student(tables, how) for name, tables in models.items()}
         last = max(1, how.steps // 10)
@@ -147,11 +147,11 @@ class Tuner:
                 for name, student in students.items():
                     student.step(batch, 1 - step / how.steps)
                     first, loss = student.losses[0], student.losses[-1]
-                    if not loss <= min(_MOST_GROWTH * first, torch.finfo().max):  # NaN is not either
+                    if not loss <= min(_MOST_GROWTH * first, torch.finfo().max):  # also false for NaN
                         raise UserError(
                             f"--finetune-lr {how.lr_factor:g}: training diverges, the {name} model's log loss went "
                             f"from {first:.4g} to {loss:.4g} at step {step + 1:,}",
-                            "a lower --finetune-lr",
+                            "use a lower --finetune-lr",
                         )
                 losses = ", ".join(f"{name} {student.mean_loss(last):.4f}" for name, student in students.items())
                 progress.advance(about=f"log loss {losses}")
@@ -165,7 +165,7 @@ class Tuner:
         qr_tables = self._compose(tables).combined_keys
         for name, table in tables.items():
             sums = self._sums(name)
-            assert sums is not None, "checkpoints of runs have it"
+            assert sums is not None, "checkpoints of runs have sums"
             if not table.can_train:
                 twins[name] = table
                 fixed.append(name)
@@ -219,13 +219,13 @@ class _Student:
         return sum(losses) / len(losses)
 
     def finish(self, last: int) -> Tuned:
-        """The tables in the format they came in."""
+        """Returns the tables in their original format."""
         stored = {}
         for name, table in self.tables.items():
             try:
                 stored[name] = table if name in self.fixed else stored_like(self.twins[name], table)
             except ValueError as problem:
-                raise UserError(f"table {name}: {problem}", "a lower --finetune-lr") from None
+                raise UserError(f"table {name}: {problem}", "use a lower --finetune-lr") from None
         return Tuned(stored, self.model.dense.eval(), self.fixed, self.mean_loss(last))
 
 
@@ -238,12 +238,12 @@ def fine_tune(
     report: dict[str, Any],
     progress: BarDisplay,
 ) -> Tuned:
-    """Trains the compressed model and the control; the report's splits are those of the fine-tuned model afterwards.
+    """Trains the compressed model and the control, and updates the report to the fine-tuned model.
 
     Args:
         original: all tables of the trained model.
-        replaced: those that were compressed.
-        report: of the compression; its splits move to "finetune", under "before".
+        replaced: the compressed tables.
+        report: of the compression; its splits are moved to "finetune", "before".
     """
     models = {"compressed": {**original, **replaced}, "control": original}
     tuned = tuner.tune(models, how, progress)
@@ -270,7 +270,7 @@ def fine_tune(
 
 
 def show_finetuning(report: Mapping[str, Any]) -> None:
-    """Prints the rise of NE over the trained model, before and after, and the control's."""
+    """Prints the increase of NE over the trained model before and after fine-tuning, and of the control."""
     part, rows = report["finetune"], []
     for split in ("validation", "test"):
         if split in part:
@@ -284,5 +284,5 @@ def show_finetuning(report: Mapping[str, Any]) -> None:
     if not part["mlps"]:
         title += ", MLPs fixed"
     if part["fixed"]:
-        title += f"; {', '.join(part['fixed'])} stayed as compressed"
+        title += f"; not trained: {', '.join(part['fixed'])}"
     print_table(title, ["", "compressed", "fine-tuned", "control", "fine-tuned to control"], rows)

@@ -1,7 +1,7 @@
-"""Fits all ways to store all chosen tables: bytes, error, and the table itself while it is small.
+"""Fits all methods to all chosen tables, with their sizes and errors.
 
-Several tables are fitted at a time as far as memory allows, and freed memory goes back to the system, so that the peak
-of a long compression is that of its largest step.
+Several tables are fitted at a time if memory allows, and freed memory is returned to the system, so that the peak of a
+long compression is that of its largest step.
 """
 
 import ctypes
@@ -30,15 +30,15 @@ from dlrmctl.errors import UserError
 from dlrmctl.rundir.stored_tables import TableShape, TableSource
 
 _EXACT = Method.parse("fp32")
-Counts = Callable[[str], Tensor | None]  # table -> times each row was looked up in training
-_KINDS = ("adagrad", "counts", "uniform")  # in the order in which "auto" takes them
-SMALL_BYTES = 32 << 20  # that tables at work, and those kept or waiting beside them, may take whatever the largest is
+Counts = Callable[[str], Tensor | None]  # table -> number of lookups of each row in training
+_KINDS = ("adagrad", "counts", "uniform")  # in the order of preference of "auto"
+SMALL_BYTES = 32 << 20  # memory for tables at work, and for kept ones, even if the largest table is smaller
 
 
 class Kept:
-    """Fitted tables that may be wanted again, up to so many bytes.
+    """A cache of fitted tables with a limit in bytes.
 
-    The others are fitted again when they are: the seed makes them the same.
+    Other tables are fitted again when needed; the seed makes them the same.
     """
 
     def __init__(self, most_bytes: int) -> None:
@@ -57,14 +57,14 @@ class Kept:
 
 @dataclass(frozen=True)
 class Fitted:
-    """One way to store one table.
+    """A table fitted with a method.
 
     Attributes:
-        method: its name.
+        method: name of the method.
         num_bytes: of all stored parts.
-        quality: how far it is from the trained table.
-        proxy: weighted squared error in the unit of the importance; proportional to the rise of the loss.
-        certificate: what a near-isometric map keeps of distances; None for other methods.
+        quality: difference from the trained table.
+        proxy: squared error weighted by importance; proportional to the increase of the loss.
+        certificate: distance errors of a near-isometric map; None for other methods.
     """
 
     method: str
@@ -76,7 +76,7 @@ class Fitted:
 
 @dataclass
 class TableOptions:
-    """A table with its fitted options; `load` gives the rows and importances again."""
+    """A table with its fitted options; `load` reads the rows and importances again."""
 
     name: str
     rows: int
@@ -88,11 +88,11 @@ class TableOptions:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the trained table, float32."""
+        """Number of bytes of the trained table in float32."""
         return 4 * self.rows * self.dim
 
     def table(self, method: str) -> Compressed:
-        """The table by one of the fitted methods."""
+        """The table compressed with one of the fitted methods."""
         if method == _EXACT.name:
             return StoredRows(self.load().weight.float(), self.dim, 32)  # the trained table itself, not a copy
         kept = self.kept.get(self.name, method)
@@ -102,7 +102,7 @@ class TableOptions:
         """Fits a method; None if the result would not be smaller than the trained table, or it does not fit the table.
 
         Raises:
-            UserError: if the table holds values that are not finite, or the method must fit and does not.
+            UserError: if the table contains values that are not finite, or the method must fit and does not.
         """
         if method == _EXACT:
             self.fitted.append(Fitted(method.name, self.num_bytes, Quality.exact(), 0.0))
@@ -116,7 +116,7 @@ class TableOptions:
         if table.num_bytes >= self.num_bytes:
             return None
         quality = measure(rows, table)
-        if method.kind != "rows":  # rounding again is quick
+        if method.kind != "rows":  # rows are quick to round again
             self.kept.put(self.name, method.name, table)
         certificate = table.certificate if isinstance(table, Isometric) else None
         fitted = Fitted(method.name, table.num_bytes, quality, quality.weighted_error * scale, certificate)
@@ -133,9 +133,9 @@ def fit_all(
     kept: Kept,
     progress: BarDisplay,
 ) -> list[TableOptions]:
-    """The options of these tables, in their order; a table per core at a time.
+    """Fits the options of these tables, one table per core at a time, and returns them in order.
 
-    Tables that are fitted at the same time are together no larger than the largest, so that memory is its matter alone.
+    Tables that are fitted at the same time are together no larger than the largest table, to limit memory.
 
     Raises:
         UserError: see `_fit_options`.
@@ -157,7 +157,7 @@ def fit_all(
             )
         return found
 
-    # Large tables first, so that the last one to end is small. Their products are too small for several threads.
+    # Large tables first, so that the last one is small. Their products are too small for several threads.
     order = sorted(shapes, key=lambda shape: -shape.num_bytes)
     with ThreadPoolExecutor(torch.get_num_threads(), initializer=lambda: torch.set_num_threads(1)) as pool:
         by_name = {}
@@ -181,16 +181,16 @@ def _fit_options(
     kept: Kept,
     must_fit: bool = False,
 ) -> TableOptions:
-    """All methods on one table.
+    """Fits all methods to one table.
 
     Args:
         weights: "auto" (AdaGrad's sums, else counts, else uniform), "adagrad", "counts" or "uniform".
-        counts: times each row was looked up in training, where that is known.
-        kept: takes fitted tables.
-        must_fit: a method that cannot be used on this table is an error, and not left out.
+        counts: number of lookups of each row in training, if known.
+        kept: cache for fitted tables.
+        must_fit: whether a method that cannot be used on this table is an error; otherwise it is skipped.
 
     Raises:
-        UserError: if the weights asked for are not there, a value is not finite, or a method that must does not fit.
+        UserError: if the requested weights are missing, a value is not finite, or a method that must fit does not.
     """
     shape = next(table for table in source.tables if table.name == name)
     found = weigh(source, name, weights, counts)
@@ -211,7 +211,7 @@ def weigh(source: TableSource, name: str, asked: str, counts: Counts) -> Importa
     """The importance of each row of a table.
 
     Raises:
-        UserError: if the kind asked for is not there, or not usable.
+        UserError: if the requested kind is missing or unusable.
     """
     rows = next(table.rows for table in source.tables if table.name == name)
     for kind in _KINDS if asked == "auto" else (asked,):
@@ -222,31 +222,31 @@ def weigh(source: TableSource, name: str, asked: str, counts: Counts) -> Importa
             return importance(kind, rows, values, name=name)
         except ValueError as problem:
             raise UserError(str(problem)) from None
-    where = "a run's checkpoint carries it" if asked == "adagrad" else "`dlrmctl prepare` counts ids"
-    raise UserError(f"--weights {asked}: table {name} has none", f"{where}; --weights auto takes what there is")
+    where = "checkpoints of runs have them" if asked == "adagrad" else "`dlrmctl prepare` counts ids"
+    raise UserError(f"--weights {asked}: table {name} has none", f"{where}; --weights auto uses what is available")
 
 
 def _warn(request: Request, tables: Sequence[TableOptions]) -> None:
     for table in tables:
         if request.goal == "method" and len(table.fitted) == 1:
             name = request.methods(table.rows, table.dim)[-1].name
-            warn(f"{table.name}, {table.rows:,} x {table.dim}: {name} is not smaller; it stays float32")
+            warn(f"{table.name}, {table.rows:,} x {table.dim}: {name} is not smaller; the table stays float32")
     if any(table.weights_kind == "uniform" for table in tables) and request.weights != "uniform":
         warn(
-            "no AdaGrad state and no counts: every row weighs the same, which costs several times as much NE "
+            "no AdaGrad state and no counts: all rows have the same weight, which costs several times as much NE "
             "at the same size"
         )
 
 
 class _Turns:
-    """Lets work begin while everything under way is no larger than a bound."""
+    """Limits the total size of the work in progress."""
 
     def __init__(self, most_bytes: int) -> None:
         self._left, self._condition = most_bytes, Condition()
 
     @contextmanager
     def take(self, num_bytes: int) -> Iterator[None]:
-        """Waits until so many bytes, at most the bound, are left."""
+        """Waits until this many bytes, at most the limit, are available."""
         with self._condition:
             self._condition.wait_for(lambda: num_bytes <= self._left)
             self._left -= num_bytes
@@ -259,7 +259,7 @@ class _Turns:
 
 
 def _trim_heap() -> None:
-    """Asks glibc to return what it keeps for later; does nothing where there is no glibc."""
+    """Makes glibc return free memory to the system; does nothing without glibc."""
     try:
         trim = ctypes.CDLL(None).malloc_trim
     except (OSError, AttributeError):

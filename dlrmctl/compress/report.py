@@ -1,4 +1,4 @@
-"""The report of a compression, what it saves and costs: plain values, tables, and a picture of the frontier."""
+"""The report of a compression as plain values, tables and a picture of the frontier."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,7 +24,7 @@ def make_report(compression: Compression, trials: dict[str, Trial]) -> dict[str,
     """Gathers the report as plain values.
 
     Args:
-        trials: by name of the split; the measured differences are given for each.
+        trials: by split; adds the measured differences of each.
     """
     search = compression.search
     stored = {shape.name: shape.stored_bytes for shape in compression.source.tables}
@@ -82,10 +82,10 @@ def show_report(report: dict[str, Any], out: Path | None, *, explain: bool) -> N
 
     Args:
         out: the written directory; None if nothing was written.
-        explain: also what each table was calibrated by, and every choice that was evaluated.
+        explain: also prints the calibration of each table and all evaluated choices.
     """
     size = f"{bytes_text(report['bytes_before'])} of tables become {bytes_text(report['bytes_after'])}"
-    written = f"{out}: " if out is not None else "nothing written: "
+    written = f"wrote {out}: " if out is not None else "nothing written: "
     files = f"; {bytes_text(sum(report['files'].values()))} of files in all" if "files" in report else ""
     output.print(f"{written}{size}, {report['ratio']:.1f} times smaller{files}")
     for split in ("validation", "test"):
@@ -136,12 +136,12 @@ def _row(entry: dict[str, Any], predicts: bool) -> list[str]:
 
 
 def _predicted(rise: float) -> str:
-    """A predicted rise of NE, which is never below 0, and 0 for the trained table alone."""
+    """A predicted increase of NE, which is never negative, and 0 only for the trained table."""
     return "<0.0001 %" if 0 < rise < 1e-6 else f"{100 * rise:+.4f} %"
 
 
 def _show_maps(report: dict[str, Any]) -> None:
-    """Prints what near-isometric maps keep of distances and neighbours, beside other maps of the same rank."""
+    """Prints the distance errors of near-isometric maps and of other maps of the same rank."""
     rows = []
     for entry in report["tables"]:
         found = entry.get("isometry", {"maps": []})
@@ -150,7 +150,7 @@ def _show_maps(report: dict[str, Any]) -> None:
             stored = number_text(found["stored_delta"] if number == 0 else None)
             rows.append([entry["name"] if number == 0 else "", figures["name"], *map(number_text, kept), stored])
     print_table(
-        "worst relative error of a squared distance, and share of the 10 nearest rows that stay nearest",
+        "largest relative error of a squared distance, and share of the 10 nearest rows that stay nearest",
         ["", "map", "error", "nearest", "error, other rows", "nearest, other rows", "error as stored"],
         rows,
     )
@@ -162,7 +162,7 @@ def _rise(measured: dict[str, Any]) -> str:
 
 def _explain(report: dict[str, Any]) -> None:
     print_table(
-        "each table alone: the evaluation that calibrates the prediction",
+        "evaluations of single tables, which calibrate the prediction",
         ["", "method", "NE"],
         [
             [
@@ -175,7 +175,7 @@ def _explain(report: dict[str, Any]) -> None:
         ],
     )
     print_table(
-        f"all tables together, budget {100 * report['max_ne_increase']:g} %",
+        f"evaluations of all tables together, budget {100 * report['max_ne_increase']:g} %",
         ["", "bytes", "ratio", "predicted", "measured"],
         [
             [
@@ -191,7 +191,7 @@ def _explain(report: dict[str, Any]) -> None:
 
 
 def draw_frontier(compression: Compression, report: dict[str, Any], out: Path) -> None:
-    """Writes the picture: what smaller tables cost, predicted for every size, and measured where that was done."""
+    """Draws the cost of smaller tables: predicted for every size, and measured for evaluated choices."""
     fixed = sum(shape.num_bytes for shape in compression.kept)
     frontier = compression.frontier
     shown = np.unique(np.linspace(0, len(frontier.num_bytes) - 1, _DRAWN_POINTS).astype(int))
@@ -210,7 +210,7 @@ def draw_frontier(compression: Compression, report: dict[str, Any], out: Path) -
         else:
             left.plot(ratios, costs, label="smallest error at each size")
             left.set(yscale="log", ylabel="squared error, rows weighted by importance")
-            left.set_title("Error of the tables against their size")
+            left.set_title("Error by size of the tables")
         _ratio_axis(left, [*ratios, report["ratio"]])
         left.legend()
         for axes in right:
@@ -219,17 +219,17 @@ def draw_frontier(compression: Compression, report: dict[str, Any], out: Path) -
             axes.margins(x=0.5)
             axes.axhline(0, color="0.4", linewidth=1)
             axes.set_title("Measured at the chosen size")
-            axes.set_ylabel("rise of NE, % (± 2 standard errors)")
+            axes.set_ylabel("increase of NE, % (± 2 standard errors)")
 
 
 def _draw_rise(axes: "Axes", place: float | str, part: dict[str, Any], number: int, label: str) -> None:
-    """A measured rise of NE."""
+    """Draws a measured increase of NE."""
     height, error = 100 * part["ne_increase"], 200 * part["ne_increase_se"]
     axes.errorbar([place], [height], yerr=[error], fmt="D", color=f"C{number + 1}", capsize=3, label=label)
 
 
 def _draw_search(axes: "Axes", ratios: Sequence[float], rises: Sequence[float], report: dict[str, Any]) -> None:
-    """The rises of NE, in per cent, that were predicted, measured and allowed."""
+    """Draws the predicted, measured and allowed increase of NE, in per cent."""
     budget = 100 * report["max_ne_increase"]
     axes.plot(ratios, rises, label="predicted")
     tried = report["evaluated"]
@@ -246,14 +246,14 @@ def _draw_search(axes: "Axes", ratios: Sequence[float], rises: Sequence[float], 
     )
     axes.axhline(budget, color="#aa0000", linestyle="--", linewidth=1, label=f"budget, {budget:g} %")
     axes.axhline(0, color="0.4", linewidth=0.5)
-    axes.set_ylabel("rise of NE over the trained model, %")
-    axes.set_title("Rise of NE against the size of the tables")
+    axes.set_ylabel("increase of NE over the trained model, %")
+    axes.set_title("Increase of NE by size of the tables")
     lowest = min([0.0, *(height - error for height, error in zip(heights, errors, strict=True))])
     axes.set_ylim(max(lowest, -4 * budget) - 0.1 * budget, 4 * budget)
 
 
 def _ratio_axis(axes: "Axes", ratios: Sequence[float]) -> None:
-    """Times smaller, on a logarithmic scale with a few whole ticks."""
+    """Sets a logarithmic axis of compression ratios with a few integer ticks."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
     low, high = min(ratios), max(ratios)

@@ -1,6 +1,6 @@
-"""The request for a compression, and whether it can be reached: checked before anything is fitted.
+"""The request for a compression, and checks before the fit that it can be reached.
 
-What can be reached follows from the shapes of the tables, which say how many bytes each method takes.
+The number of bytes of each method follows from the shapes of the tables.
 """
 
 import math
@@ -25,13 +25,13 @@ _INT8 = Method.parse("int8")
 
 @dataclass(frozen=True)
 class Request:
-    """One compression, by a method, a ratio or a budget; the other two are None.
+    """A request with a method, a ratio or a budget; the other two are None.
 
     Attributes:
-        method: its name, the same for every table.
-        ratio: bytes before over bytes after, of all tables together.
-        budget: relative rise of NE, such as .001.
-        keep_head: share of the rows, the heaviest, that stay at 8 bits, with a method; 0 for none.
+        method: name of the method for all tables.
+        ratio: bytes before over bytes after, over all tables.
+        budget: relative increase of NE, such as 0.001.
+        keep_head: fraction of the rows, by weight, that a method keeps at 8 bits.
         tables: comma-separated patterns of the tables to compress.
         min_rows: smaller tables stay float32.
         weights: "auto", "adagrad", "counts" or "uniform".
@@ -47,29 +47,29 @@ class Request:
 
     @property
     def goal(self) -> Goal:
-        """The one of the three that is given."""
+        """The one of the three that is not None."""
         return "method" if self.method is not None else "ratio" if self.ratio is not None else "budget"
 
     def methods(self, rows: int, dim: int) -> list[Method]:
-        """The methods to try on a table; float32 is always among them."""
+        """The methods to try on a table, always including float32."""
         if self.method is not None:
             return [Method.parse("fp32"), parse_method(self.method, dim, self.keep_head)]
         methods = default_grid(dim)
         methods += [Method.parse(f"rq{count}x{size}") for size in _SMALL_CODEBOOKS for count in (1, 2, 3)]
-        # Nothing larger than rows of 8 bits is ever chosen: they lose less than any code.
+        # Nothing larger than rows of 8 bits is ever chosen: their error is below that of any code.
         most = least_bytes(_INT8, rows, dim)
         return [method for method in methods if method.kind == "rows" or least_bytes(method, rows, dim) < most]
 
 
 @dataclass(frozen=True)
 class FineTuneRequest:
-    """Training after the compression.
+    """A request for fine-tuning.
 
     Attributes:
-        data: a prepared store with fresh examples; those of its training split are used.
-        steps: None for one pass.
-        lr_factor: of the run's learning rates, at the first step.
-        mlps: whether the dense network is trained too.
+        data: a prepared store with fresh examples, of which the training split is used.
+        steps: number of steps; None for one pass.
+        lr_factor: factor of the run's learning rates at the first step.
+        mlps: whether to train the dense network.
     """
 
     data: Path
@@ -79,17 +79,17 @@ class FineTuneRequest:
 
 
 def parse_method(name: str, dim: int, keep_head: float = 0.0) -> Method:
-    """A method by its full name, or by its kind alone with a usual size.
+    """Parses a full method name, or a kind with its usual size.
 
     Raises:
-        UserError: if there is none of that name.
+        UserError: if the name is unknown.
     """
     full = f"pca{max(4, dim // 2)}-int4" if name == "pca" else _SHORT.get(name, name)
     full = full.replace("near-isometric", "nile-pro")
     if keep_head and not full.startswith("head"):
         full = f"head{100 * keep_head:g}%+{full}"
     elif keep_head:
-        raise UserError(f"--keep-head {100 * keep_head:g}% does not go with --method {name}, which has a head")
+        raise UserError(f"--keep-head {100 * keep_head:g}% cannot be used with --method {name}, which has a head")
     try:
         return Method.parse(full)
     except ValueError as problem:
@@ -103,19 +103,19 @@ def check_output(out: Path) -> None:
     """Checks that a directory can be written.
 
     Raises:
-        UserError: if it exists, or the one that it is to lie in does not.
+        UserError: if it exists, or its parent does not.
     """
     if out.exists():
-        raise UserError(f"-o {out}: exists already", "choose another output directory, or remove this one")
+        raise UserError(f"-o {out} already exists", "choose another output directory, or remove this one")
     if not out.resolve().parent.is_dir():
-        raise UserError(f"-o {out}: there is no directory {out.parent}", f"mkdir -p {out.parent}")
+        raise UserError(f"{out.parent}: no such directory", f"mkdir -p {out.parent}")
 
 
 def check_plot(path: Path) -> None:
     """Checks that a picture can be written to a path.
 
     Raises:
-        UserError: if none can.
+        UserError: if it cannot.
     """
     try:
         check_picture(path)
@@ -124,7 +124,7 @@ def check_plot(path: Path) -> None:
 
 
 def split_tables(source: TableSource, request: Request) -> tuple[list[TableShape], list[TableShape]]:
-    """The tables to compress, and those that stay float32.
+    """Returns the tables to compress, and those that stay float32.
 
     Raises:
         UserError: if there are none to compress.
@@ -132,7 +132,7 @@ def split_tables(source: TableSource, request: Request) -> tuple[list[TableShape
     names = choose_tables(source.tables, request.tables, request.min_rows)
     if not names:
         most = max(table.rows for table in source.tables)
-        raise UserError(f"--min-rows {request.min_rows:,}: no table has as many rows", f"the largest has {most:,}")
+        raise UserError(f"--min-rows {request.min_rows:,}: no table has this many rows", f"the largest has {most:,}")
     chosen = [table for table in source.tables if table.name in names]
     return chosen, [table for table in source.tables if table.name not in names]
 
@@ -141,7 +141,7 @@ def check_reach(source: TableSource, request: Request) -> None:
     """Checks that a request can be reached.
 
     Raises:
-        UserError: if no table is chosen, a method does not fit one, or none makes them as small as the request says.
+        UserError: if no table is chosen, a method does not fit a table, or no method makes them small enough.
     """
     chosen, kept = split_tables(source, request)
     for table in chosen:
@@ -149,7 +149,7 @@ def check_reach(source: TableSource, request: Request) -> None:
         if rank > table.dim:
             raise UserError(
                 f"--method {request.method}: {rank} coordinates are more than the {table.dim} columns of {table.name}",
-                "fewer, or --tables without it",
+                "use fewer coordinates, or --tables without it",
             )
     if request.ratio is None:
         return
@@ -163,13 +163,13 @@ def check_reach(source: TableSource, request: Request) -> None:
 
 
 def out_of_reach(request: Request, best: float, kept: list[TableShape]) -> UserError:
-    """The error, with the ratio that can be reached."""
+    """The error for a ratio, with the largest one that can be reached."""
     best = math.floor(10 * best) / 10
     hints = [f"--target-ratio {best:.1f}x"] if best > 1 else []
     if kept:
         fixed = bytes_text(sum(table.num_bytes for table in kept))
         ways = ["a lower --min-rows"] if any(table.rows < request.min_rows for table in kept) else []
         ways += ["more --tables"] if request.tables != ALL_TABLES else []
-        hints.append(f"{' or '.join(ways)} to compress what stays float32 now, {fixed}")
-    message = f"--target-ratio {request.ratio:g}x is out of reach: the smallest tables give {best:.1f}x"
+        hints.append(f"{' or '.join(ways)} to compress the {fixed} that stay float32")
+    message = f"--target-ratio {request.ratio:g}x cannot be reached: the smallest tables give {best:.1f}x"
     return UserError(message, "; ".join(hints) or None)

@@ -1,7 +1,7 @@
-"""The smallest tables whose rise of NE stays inside a budget, with two standard errors to spare.
+"""Search for the smallest tables that keep a budget of NE, with a margin of two standard errors.
 
-A weighted error predicts the rise of NE up to a constant. Each table's constant is calibrated by one evaluation; then
-choices along the frontier are evaluated as a whole until the smallest one that keeps the budget is known.
+A weighted error predicts the increase of NE up to a constant. Each table's constant is calibrated by one evaluation;
+then choices along the frontier are evaluated until the smallest one that keeps the budget is known.
 """
 
 import math
@@ -15,15 +15,15 @@ from dlrmctl.console.text import with_error
 from dlrmctl.embeddings.compression.frontier import Choice, Frontier, predicted_options
 from dlrmctl.embeddings.compression.rules.rows import Compressed
 
-_SPREAD = 0.5  # of a table's constant around the common one
-_LEAST_SHARE = 0.2  # a constant is at least this share of the common one
+_SPREAD = 0.5  # assumed relative spread of the tables' constants around the common one
+_LEAST_SHARE = 0.2  # smallest constant of a table, as a fraction of the common one
 _JOINT_EVALUATIONS = 8
-_CLOSE = 0.97  # a choice that uses this share of the budget is not improved
+_CLOSE = 0.97  # fraction of the budget at which the search ends
 
 
 @dataclass(frozen=True)
 class Joint:
-    """A choice that was evaluated as a whole: predicted and measured relative rise of NE."""
+    """An evaluated choice, with its predicted and measured relative increase of NE."""
 
     choice: Choice
     predicted: float
@@ -32,14 +32,14 @@ class Joint:
 
     @property
     def upper(self) -> float:
-        """The larger of the two with two standard errors to spare.
+        """The larger of the two, plus two standard errors.
 
-        The smallest choice whose measurement is low enough is often one that was lucky; its prediction is not.
+        The smallest choice with a low enough measurement is often a lucky one; its prediction is not lucky.
         """
         return max(self.measured, self.predicted) + 2 * self.se
 
     def judged(self, budget: float) -> str:
-        """The sum that was held against the budget, and what came of it."""
+        """The comparison with the budget in words."""
         rise, se, upper = 100 * max(self.measured, self.predicted), 100 * self.se, 100 * self.upper
         sign = "<=" if self.upper <= budget else ">"
         form = ".4f" if upper >= 1e-3 else ".4g"
@@ -48,13 +48,13 @@ class Joint:
 
 @dataclass
 class BudgetSearch:
-    """Everything that was learned.
+    """State of the search.
 
     Attributes:
-        constants: rise of NE per unit of proxy, table by table.
-        calibrations: per table the option evaluated alone, its rise and standard error.
-        frontier: all choices worth making, by the calibrated prediction.
-        joints: the choices that were evaluated, in order.
+        constants: increase of NE per unit of proxy, by table.
+        calibrations: by table, the option that was evaluated alone, its increase of NE and standard error.
+        frontier: the Pareto-optimal choices by the calibrated prediction.
+        joints: the evaluated choices, in order.
     """
 
     tables: Sequence[TableOptions]
@@ -70,7 +70,7 @@ class BudgetSearch:
         }
 
     def evaluate(self, trial: Trial, choice: Choice) -> Joint:
-        """Evaluates a choice as a whole, and remembers it."""
+        """Evaluates a choice and records it."""
         rise, se = trial.ne_rise(realize(self.tables, choice))
         joint = Joint(choice, choice.error, rise, se)
         self.joints.append(joint)
@@ -78,17 +78,17 @@ class BudgetSearch:
 
 
 def realize(tables: Sequence[TableOptions], choice: Choice) -> dict[str, Compressed]:
-    """The tables of a choice."""
+    """The compressed tables of a choice."""
     return {
         table.name: table.table(table.fitted[index].method) for table, index in zip(tables, choice.indices, strict=True)
     }
 
 
 def calibrate(tables: Sequence[TableOptions], trial: Trial, *, around: float, progress: BarDisplay) -> BudgetSearch:
-    """Finds each table's constant.
+    """Calibrates each table's constant.
 
     Args:
-        around: the rise of NE that matters; options are evaluated that are expected to cause about so much.
+        around: increase of NE of interest; evaluates options that are expected to cause about this much.
     """
     progress.begin("calibrating tables", 1 + len(tables))
     common = _common_constant(tables, trial)
@@ -106,7 +106,7 @@ def calibrate(tables: Sequence[TableOptions], trial: Trial, *, around: float, pr
 
 
 def _common_constant(tables: Sequence[TableOptions], trial: Trial) -> float:
-    """Rise of NE per unit of proxy when every table is stored roughly: enough to be seen above the noise."""
+    """Increase of NE per unit of proxy with all tables stored coarsely, so that it exceeds the noise."""
     rough = {}
     total = 0.0
     for table in tables:
@@ -122,7 +122,7 @@ def _distance(rise: float, wanted: float) -> float:
 
 
 def _pooled(common: float, proxy: float, rise: float, se: float) -> float:
-    """A table's constant: what was measured, drawn to the common one as far as the measurement is uncertain."""
+    """A table's constant: the measurement, shrunk towards the common one by its uncertainty."""
     if proxy <= 0:
         return common
     own, own_error = rise / proxy, max(se / proxy, 1e-300)
@@ -132,20 +132,20 @@ def _pooled(common: float, proxy: float, rise: float, se: float) -> float:
 
 
 def within_budget(search: BudgetSearch, trial: Trial, budget: float, *, progress: BarDisplay) -> Joint:
-    """The smallest choice found whose rise with two standard errors keeps the budget; the most exact one if none does.
+    """Finds the smallest choice that keeps the budget; returns the most exact one if none does.
 
     Args:
-        budget: relative rise of NE, such as .001.
+        budget: relative increase of NE, such as 0.001.
     """
     progress.begin("searching", _JOINT_EVALUATIONS)
-    low, high = 0.0, math.inf  # predicted rises that kept and broke the budget
+    low, high = 0.0, math.inf  # predictions that kept and exceeded the budget
     best: Joint | None = None
     limit = budget / 2
     tried: set[tuple[int, ...]] = set()
     for _ in range(_JOINT_EVALUATIONS):
         try:
             choice = search.frontier.within_error(limit)
-        except ValueError:  # nothing on the frontier is as exact as that
+        except ValueError:  # the frontier has no choice this exact
             choice = search.frontier.choice(-1)
         if choice.indices in tried:
             break
@@ -161,7 +161,7 @@ def within_budget(search: BudgetSearch, trial: Trial, budget: float, *, progress
         else:
             high = min(high, limit)
         limit = _next_limit(limit, joint, budget, low, high)
-    if best is None:  # float32 tables are among the options, and they change nothing
+    if best is None:  # float32 tables, which are always an option, change nothing
         best = search.evaluate(trial, search.frontier.choice(-1))
         progress.advance(about=_verdict(best, budget))
     if best.choice.error == 0 and len(search.frontier.num_bytes) > 1:  # is nothing smaller good enough?
@@ -179,7 +179,7 @@ def _verdict(joint: Joint, budget: float) -> str:
 
 
 def _next_limit(limit: float, joint: Joint, budget: float, low: float, high: float) -> float:
-    """The limit at which the rise would meet the budget in proportion; else half way to what is known."""
+    """The limit at which the increase would proportionally meet the budget; otherwise the middle of the known range."""
     wanted = limit * budget / joint.upper if joint.upper > 0 else limit * 2
     if not low < wanted < high:
         wanted = limit * 2 if math.isinf(high) else (low + high) / 2

@@ -1,6 +1,6 @@
-"""Tables to compress that are not of a run: files of tensors from elsewhere; and the choice among tables.
+"""Files of tensors as sources of tables to compress, and the choice of tables.
 
-Tables are read one at a time, so that the largest decides the memory and not their sum.
+Tables are read one at a time, so that memory depends on the largest one only.
 """
 
 import fnmatch
@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dlrmctl.console.console import warn
+from dlrmctl.console.text import counted
 from dlrmctl.errors import UserError
 from dlrmctl.rundir.stored_tables import TableShape
 from dlrmctl.settings.synonyms import nearest
@@ -26,16 +27,16 @@ _SAFETENSORS_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8
 @dataclass(frozen=True)
 class _Tensor:
     shape: tuple[int, ...]
-    value_bytes: int  # 0 for other than floating numbers
+    value_bytes: int  # 0 if not floating point
 
 
 class TensorFiles:
-    """Two-dimensional tensors of safetensors files, or of a state dict that torch saved.
+    """Two-dimensional tensors of safetensors files, or of a state dict saved by torch.
 
     Args:
         path: a .safetensors, .pt, .pth or .bin file, or a directory of .safetensors files.
-        patterns: comma-separated names of the tensors that are tables, such as "embeddings.*.weight". What is not of
-            floating numbers is left out, and by `ALL_TABLES` what has not two dimensions too.
+        patterns: comma-separated patterns of the tensors that are tables, such as "embeddings.*.weight". Tensors that
+            are not floating point are skipped; with `ALL_TABLES`, also those that are not two-dimensional.
 
     Raises:
         UserError: if a file cannot be read, no name matches, or a tensor cannot be a table.
@@ -52,7 +53,7 @@ class TensorFiles:
                 with _safetensors(file) as stored:
                     for name in stored.keys():  # noqa: SIM118
                         if name in self._files:
-                            raise UserError(f"{path}: {self._files[name].name} and {file.name} both hold {name}")
+                            raise UserError(f"{path}: {self._files[name].name} and {file.name} both contain {name}")
                         part = stored.get_slice(name)
                         self._files[name] = file
                         found[name] = _Tensor(tuple(part.get_shape()), _SAFETENSORS_BYTES.get(part.get_dtype(), 0))
@@ -61,7 +62,7 @@ class TensorFiles:
             for name, tensor in self._loaded.items():
                 found[name] = _Tensor(tuple(tensor.shape), tensor.element_size() if tensor.is_floating_point() else 0)
         if not found:
-            raise UserError(f"{path}: holds no tensors")
+            raise UserError(f"{path} contains no tensors")
         self.tables = _tables_among(found, path, patterns)
 
     def weight(self, name: str) -> Tensor:
@@ -83,19 +84,19 @@ def _tables_among(found: Mapping[str, _Tensor], path: Path, patterns: str) -> tu
     floating = [name for name in names if found[name].value_bytes]
     chosen = [name for name in floating if len(found[name].shape) == 2] if patterns == ALL_TABLES else floating
     if not chosen:
-        raise UserError(f"{path}: no tensor by --tables {patterns} has rows and columns of floating numbers")
+        raise UserError(f"{path}: no tensor of --tables {patterns} is two-dimensional and floating point")
     for name in chosen:
         shape = found[name].shape
         if len(shape) != 2 or 0 in shape:
-            problem = f"has shape {list(shape)}, a table has rows and columns, at least one of each"
+            problem = f"has shape {list(shape)}, but a table must be two-dimensional and not empty"
             raise UserError(f"{path}: {name} {problem}", "--tables PATTERN")
         if not name or "/" in name:
-            raise UserError(f"{path}: the name {name!r} cannot be stored", "one without /; or --tables PATTERN")
+            raise UserError(f"{path}: the name {name!r} cannot be stored", "use names without /, or --tables PATTERN")
     integers = len(names) - len(floating)
     if integers:
-        warn(f"{path}: {integers:,} tensors are not of floating numbers, and left out")
+        warn(f"{path}: skipped {counted(integers, 'tensor')} of other types than floating point")
     if len(chosen) < len(floating):
-        warn(f"{path}: {len(floating) - len(chosen):,} tensors have not rows and columns, and are left out")
+        warn(f"{path}: skipped {counted(len(floating) - len(chosen), 'tensor')} without two dimensions")
     return tuple(TableShape(name, *found[name].shape, found[name].value_bytes) for name in sorted(chosen))  # type: ignore[call-arg]
 
 
@@ -103,14 +104,14 @@ def _matching(names: Iterable[str], patterns: str, problem: str) -> set[str]:
     """The names that match one of the comma-separated patterns.
 
     Raises:
-        UserError: if a pattern matches none; the message begins with `problem`.
+        UserError: if a pattern matches none; the message starts with `problem`.
     """
     known, chosen = sorted(names), set()
     for pattern in patterns.split(","):
         matching = [name for name in known if fnmatch.fnmatchcase(name, pattern)]
         if not matching:
             near = nearest(pattern, known)
-            there = f"there are {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
+            there = f"the names are {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
             raise UserError(f"{problem} {pattern!r}", f"did you mean {near!r}?" if near else there)
         chosen.update(matching)
     return chosen
@@ -122,29 +123,29 @@ def _safetensors(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as stored:
             yield stored
     except (SafetensorError, OSError) as problem:
-        raise UserError(f"{path}: cannot be read as safetensors: {problem}") from None
+        raise UserError(f"{path}: not a valid safetensors file: {problem}") from None
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file that torch.save wrote; nothing in it is run."""
+    """The tensors of a file written by torch.save; does not run code from the file."""
     if not path.is_file():
         raise UserError(f"{path}: no such run, checkpoint or file of tensors")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # torch raises many kinds, for zip files, pickles and types alike
+    except Exception:  # torch raises many types, for zip files, pickles and tensors
         raise UserError(
-            f"{path}: is neither a run nor a file of tensors that torch.save or safetensors wrote",
-            "a file that needs more than tensors to be read is not opened, because it could run code",
+            f"{path} is neither a run nor a file of tensors written by torch.save or safetensors",
+            "files with other objects than tensors are not opened, because they could run code",
         ) from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}, expected tensors by name")
+        raise UserError(f"{path} contains a {type(content).__name__}, expected tensors by name")
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
 def choose_tables(tables: Sequence[TableShape], patterns: str, min_rows: int) -> set[str]:
-    """The names that match one of the comma-separated patterns and have enough rows.
+    """The names of tables that match one of the comma-separated patterns and have enough rows.
 
     Raises:
         UserError: if a pattern matches no table.

@@ -1,4 +1,4 @@
-"""Tries replaced tables on N examples that are read once and kept: what becomes of the predictions of the model."""
+"""Evaluates a model with replaced tables on N examples that are kept in memory."""
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -13,16 +13,16 @@ from dlrmctl.data.reader import Reader
 from dlrmctl.embeddings.compression.rules.rows import Compressed
 from dlrmctl.scoring.paired import compare_scores, relative_rise
 
-_KEPT_BYTES = 2 << 30  # of the data, at most; decides the number of examples
+_KEPT_BYTES = 2 << 30  # limit on the data in memory, and so on the number of examples
 
 
 class Trial:
     """A model's predictions on the examples of a reader, with and without replaced tables.
 
     Args:
-        compose: gives the embedding module over tables by name.
+        compose: returns the embedding module of tables by name.
         original: the trained tables.
-        network: the dense half.
+        network: the dense network.
         reader: not shuffled.
     """
 
@@ -49,18 +49,18 @@ class Trial:
 
     @torch.no_grad()
     def logits(self, replaced: Mapping[str, Compressed], network: nn.Module | None = None) -> np.ndarray:
-        """Logits with some tables replaced, and the dense half if one is given, float32 [N]."""
+        """Logits with some tables and, if given, the dense network replaced; float32 [N]."""
         embeddings, network = self._compose({**self._original, **replaced}), network or self._network
         found = [network(batch.dense_BI, embeddings(batch))[: batch.num_valid] for batch in self._batches]
         logits_N: np.ndarray = torch.cat(found).numpy() + np.float32(self._offset)
         return logits_N
 
     def ne_rise(self, replaced: Mapping[str, Compressed]) -> tuple[float, float]:
-        """The relative rise of NE over the trained model, and its standard error; see `relative_rise`."""
+        """The relative increase of NE over the trained model, and its standard error; see `relative_rise`."""
         return relative_rise(compare_scores(self.logits_N, self.logits(replaced), self.labels_N))
 
     def compare(self, logits_b_N: np.ndarray, logits_a_N: np.ndarray | None = None) -> dict[str, Any]:
-        """Differences of two models' metrics as plain values: B minus A, which is the trained model by default."""
+        """Differences of the metrics of two models as plain values: B minus A, which defaults to the trained model."""
         found = compare_scores(self.logits_N if logits_a_N is None else logits_a_N, logits_b_N, self.labels_N)
         values: dict[str, Any] = {name: difference.to_dict() for name, difference in found.items()}
         values["examples"] = len(self.labels_N)

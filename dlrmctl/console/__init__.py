@@ -1,1 +1,1 @@
-"""Lines, tables, bars, pictures and texts of numbers, by which everything is shown; each subject says what is."""
+"""Console output: messages, tables, progress bars, pictures and number formatting."""

@@ -1,4 +1,4 @@
-"""Prints answers on standard output, and everything else on standard error."""
+"""Prints results to standard output, and messages to standard error."""
 
 import json
 import sys
@@ -13,9 +13,9 @@ from dlrmctl.console.text import printable, wrapped
 
 
 class Output:
-    """Prints to a standard stream, to wherever it leads at the moment: a terminal, a file, a notebook, a test.
+    """Prints to a standard stream, which may be a terminal, a file or a notebook and may be replaced at any time.
 
-    Text is just text: no markup, no colouring of numbers.
+    Strings are printed literally: no markup and no highlighting.
 
     Args:
         stream: "stdout" or "stderr".
@@ -28,8 +28,8 @@ class Output:
 
     @property
     def console(self) -> Console:
-        """Rich's console on the stream."""
-        # While a live bar is shown, the stream is a stand-in of rich's that prints above the bar.
+        """A Rich console on the stream."""
+        # While a live bar is shown, Rich replaces the stream by one that prints above the bar.
         file = getattr(sys, self._stream)
         file = getattr(file, "rich_proxied_file", file)
         if self._console is None or self._console.file is not file:
@@ -42,14 +42,14 @@ class Output:
 
     @property
     def width(self) -> int | None:
-        """Characters of a line of the terminal; None elsewhere: what is piped does not depend on a terminal."""
+        """Width of the terminal in characters; None if the stream is not a terminal."""
         return self.console.width if self.is_terminal else None
 
     def print(self, text: str, *, label: str = "", style: str = "bold") -> None:
-        """Prints a text, broken between words where the terminal ends; control signs are escaped.
+        """Prints a string, wrapped at the width of the terminal; control characters are escaped.
 
         Args:
-            label: in front of the text, in its own style.
+            label: printed before the string, in `style`.
         """
         end_notice()
         whole = Text(wrapped(label + printable(text), self.width))
@@ -62,7 +62,7 @@ messages = Output("stderr")
 
 
 def notice(text: str) -> None:
-    """Shows on a terminal what takes long, until anything else is shown."""
+    """Shows a message on a terminal until something else is printed."""
     if messages.is_terminal and not messages.console.is_dumb_terminal:
         end_notice()
         messages.console.file.write(f"{text} ..."[: messages.console.width - 1])
@@ -71,7 +71,7 @@ def notice(text: str) -> None:
 
 
 def end_notice() -> None:
-    """Removes what `notice` shows."""
+    """Removes the message of `notice`."""
     if messages.has_notice:
         messages.has_notice = False
         messages.console.file.write("\r\x1b[K")
@@ -89,7 +89,7 @@ def warn(message: str) -> None:
 
 
 def _line(text: str) -> str:
-    """One line that a terminal shows as it is."""
+    """Joins a message to one line."""
     return printable(" ".join(text.split()))
 
 
@@ -98,14 +98,14 @@ def say(message: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output; what is not a number is null."""
+    """Prints a JSON document to standard output; NaN and infinity become null."""
     end_notice()
     sys.stdout.write(json.dumps(finite(value), indent=2, default=str) + "\n")
     sys.stdout.flush()
 
 
 def finite(value: Any) -> Any:
-    """The value for JSON: null for numbers that are not finite, lists for tuples, text for keys."""
+    """Converts a value for JSON: non-finite numbers to null, tuples to lists, keys to strings."""
     if isinstance(value, Mapping):
         return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -116,7 +116,7 @@ def finite(value: Any) -> Any:
 
 
 def _cell(text: str) -> str:
-    """A cell of one line; spaces stay, since they align."""
+    """A cell of one line; spaces are kept for alignment."""
     return printable(text.replace("\n", "\\n").replace("\t", "\\t"))
 
 
@@ -131,8 +131,8 @@ def print_table(
     """Prints a table: text in the first column, numbers in the others.
 
     Args:
-        optional: columns that are omitted where the terminal is too narrow, the first of them first.
-        to: where it is printed.
+        optional: columns to omit if the terminal is too narrow, in this order.
+        to: output to print to.
     """
     to.print("", label=_line(title))
     cells = [[_cell(cell) for cell in row] for row in rows]

@@ -1,4 +1,4 @@
-"""The live bar of a terminal: what is done, how far it is and how long it takes; below it, what else is known."""
+"""The live progress bar of a terminal, with a line of text below it."""
 
 from collections.abc import Iterable
 
@@ -8,10 +8,10 @@ from rich.text import Text
 
 
 class LiveBar(Progress):
-    """A bar that fills the line, above a line of text; both vanish at the end.
+    """A full-width bar above a line of text; both are removed at the end.
 
     Args:
-        console: of the terminal.
+        console: console of the terminal.
     """
 
     def __init__(self, console: Console) -> None:

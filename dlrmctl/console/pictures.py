@@ -1,4 +1,4 @@
-"""Pictures of results, as PNG or SVG. Matplotlib is loaded when the first one is drawn."""
+"""Figures as PNG or SVG. Matplotlib is loaded when the first one is drawn."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg")
-# Dark on white, whatever is around the picture; the colours of Okabe and Ito, which the colour-blind tell apart.
-_STYLE: Any = {  # matplotlib names all its keys
+# Dark on white on every page; the colours of Okabe and Ito, which are safe for colour-blind readers.
+_STYLE: Any = {  # matplotlib's types list all keys
     "svg.hashsalt": "dlrmctl",
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
@@ -34,28 +34,28 @@ _COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#
 
 
 def check_picture(path: Path) -> Path:
-    """The path, if a picture can be written there; asked before the work that it will show.
+    """Returns the path if a picture can be written there; call it before long work.
 
     Raises:
-        UserError: for another kind of file, or a directory that does not exist.
+        UserError: for another file type, or a directory that does not exist.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{path}: a picture is a file ending in {' or '.join(SUFFIXES)}")
+        raise UserError(f"{path}: a picture must end in {' or '.join(SUFFIXES)}")
     if not path.parent.is_dir():
-        raise UserError(f"{path.parent}: there is no such directory", f"mkdir -p {path.parent}")
+        raise UserError(f"{path.parent}: no such directory", f"mkdir -p {path.parent}")
     return path
 
 
 @contextmanager
 def picture(path: Path, *, width: float = 7.0, height: float = 4.0) -> Iterator["Figure"]:
-    """An empty figure, written to `path` when the block ends well.
+    """Yields an empty figure, which is written to `path` if the block succeeds.
 
     Args:
         path: ends in .png or .svg.
         width, height: inches.
     """
     check_picture(path)
-    # The figure's own canvas: no window system is asked for, and nothing global changes.
+    # The figure has its own canvas: no window system is needed, and no global state changes.
     from cycler import cycler
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -64,7 +64,7 @@ def picture(path: Path, *, width: float = 7.0, height: float = 4.0) -> Iterator[
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         suffix = path.suffix.lower()
-        metadata = {"Date": None} if suffix == ".svg" else None  # equal results, equal files
+        metadata = {"Date": None} if suffix == ".svg" else None  # equal figures give equal files
         try:
             with whole_file(path) as file:
                 figure.savefig(file, format=suffix.removeprefix("."), dpi=144, metadata=metadata)
@@ -73,5 +73,5 @@ def picture(path: Path, *, width: float = 7.0, height: float = 4.0) -> Iterator[
 
 
 def thousands(axis: "Axis") -> None:
-    """Writes the numbers of an axis as 1,000,000."""
+    """Formats the numbers of an axis as 1,000,000."""
     axis.set_major_formatter("{x:,.0f}")

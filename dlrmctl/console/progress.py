@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar on a terminal; in a file a line now and then."""
+"""Progress of long work: a live bar on a terminal, lines at intervals in a file."""
 
 import time
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ _FIRST_SECONDS = 2.0  # before the first line in a file
 
 
 class BarDisplay:
-    """Shows work in phases while the block lasts: a live bar where messages go to a terminal, elsewhere lines.
+    """Shows the progress of work in phases: as a live bar on a terminal, otherwise as lines.
 
     Args:
-        shown: False for a process that does not speak.
+        shown: False for a process that prints nothing.
 
     Attributes:
-        bar: None where there is no terminal.
+        bar: None if there is no terminal.
     """
 
     def __init__(self, *, shown: bool = True) -> None:
@@ -33,7 +33,7 @@ class BarDisplay:
         self.time_left = TimeLeft()
         self.bar: LiveBar | None = None
         if shown and messages.is_terminal:
-            from dlrmctl.console import live_bar  # not needed to start, nor in a file
+            from dlrmctl.console import live_bar  # slow to load, and needed on terminals only
 
             self.bar = live_bar.LiveBar(messages.console)
 
@@ -49,16 +49,16 @@ class BarDisplay:
 
     @property
     def seconds(self) -> float:
-        """Since the start, the last phase or `restart`, pauses left out; above 0."""
+        """Seconds since the start, the last phase or `restart`, without pauses; above 0."""
         return max(time.monotonic() - self._since, 1e-9)
 
     def restart(self) -> None:
-        """Counts `seconds` from now on."""
+        """Restarts `seconds`."""
         self._since = time.monotonic()
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Time spent inside does not count as `seconds`."""
+        """Excludes the time of the block from `seconds`."""
         started = time.monotonic()
         try:
             yield
@@ -69,9 +69,9 @@ class BarDisplay:
         """Begins a phase.
 
         Args:
-            what: what is done, such as "reading".
-            total: of the work, in any unit; 0 if that is not known.
-            done: what an earlier process did of it.
+            what: name of the phase, such as "reading".
+            total: amount of work, in any unit; 0 if unknown.
+            done: amount that an earlier process did.
         """
         self._what, self._done, self._total = what, done, total
         self.time_left = TimeLeft()
@@ -79,22 +79,22 @@ class BarDisplay:
         self.show()
 
     def advance(self, amount: int = 1, about: str = "") -> None:
-        """Counts work that is done; what `show` shows is said about it."""
+        """Adds to the amount of work that is done; `about` is as for `show`."""
         self._done += amount
         self.show(about)
 
     def advance_to(self, done: int, total: int, about: str = "") -> None:
-        """Sets how much of the work is done."""
+        """Sets the amount of work that is done."""
         self._total = total
         self.advance(done - self._done, about)
 
     def show(self, about: str = "", *, line: str | None = None, now: bool = False) -> None:
-        """Updates the bar, or says a line if none was said for `INTERVAL_SECONDS`.
+        """Updates the bar, or prints a line if none was printed for `INTERVAL_SECONDS`.
 
         Args:
-            about: what else is known, below the bar.
-            line: in a file; default: what is done, and `about`.
-            now: says the line in any case.
+            about: text below the bar.
+            line: text for a file; default: the phase and `about`.
+            now: prints the line in any case.
         """
         if not self.shown:
             return
@@ -109,5 +109,5 @@ class BarDisplay:
             self._next_line = time.monotonic() + INTERVAL_SECONDS
 
     def rows(self, table: str, phase: str, done: int, total: int) -> None:
-        """Shows how far a pass over the rows of a table is."""
+        """Shows the progress of a pass over the rows of a table."""
         self.show(f"{table}: {phase}, {done:,} of {total:,}")

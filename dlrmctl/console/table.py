@@ -1,4 +1,4 @@
-"""Lays out tables in a given width: no number, name or word is ever broken or cut."""
+"""Layout of tables in a given width, without breaking or cutting numbers, names or words."""
 
 from collections.abc import Sequence
 from textwrap import wrap
@@ -10,15 +10,15 @@ Rows = Sequence[Sequence[str]]
 
 
 def fitted(columns: Sequence[str], rows: Rows, width: int | None, optional: Sequence[str] = ()) -> list[str]:
-    """The lines of a table: headings, then rows; the first column is aligned left, the others right.
+    """Returns the lines of a table: headings, then rows. The first column is left-aligned, the others right-aligned.
 
-    A table that is too wide first has headings of several lines, then omits optional columns, saying so in its last
-    line; then names are on lines of their own, and at last every value is.
+    If the table is too wide, its headings are wrapped; then optional columns are omitted, which its last line says;
+    then names, and at last all values, are put on lines of their own.
 
     Args:
-        columns, rows: single lines of text.
+        columns, rows: strings of one line.
         width: in characters; None for no limit.
-        optional: headings of columns that can be omitted, in the order in which they are.
+        optional: headings of columns that may be omitted, in this order.
     """
     if width is None or _width(_widths(columns, rows)) <= width:
         return _grid([[column] for column in columns], rows)
@@ -44,10 +44,12 @@ def _width(widths: Sequence[int]) -> int:
 
 
 def _grid_within(columns: Sequence[str], rows: Rows, kept: Sequence[int], width: int) -> list[str] | None:
-    """A table of the kept columns whose headings are broken at spaces; None if it is still too wide."""
+    """A table of the kept columns with wrapped headings; None if it is too wide."""
     heads = [columns[index] for index in kept]
     cells = [[row[index] for index in kept] for row in rows]
-    words = [max(head.split(), key=len, default="") for head in heads]  # a heading is at least as wide as its words
+    words = [
+        max(head.split(), key=len, default="") for head in heads
+    ]  # a heading is at least as wide as its longest word
     widths = _widths(words, cells)
     if _width(widths) > width:
         return None
@@ -59,7 +61,7 @@ def _grid_within(columns: Sequence[str], rows: Rows, kept: Sequence[int], width:
 
 
 def _grid(heads: Sequence[Sequence[str]], rows: Rows) -> list[str]:
-    """Headings of one or more lines, which end at the same line, above rows."""
+    """Rows below headings of one or more lines, which are aligned at the bottom."""
     height = max(map(len, heads))
     padded = [[""] * (height - len(head)) + list(head) for head in heads]
     lines = [*zip(*padded, strict=True), *rows]
@@ -74,7 +76,7 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _named_above(columns: Sequence[str], rows: Rows, width: int) -> list[str] | None:
-    """Names on lines of their own, above the rest of their row; None if the rest is still too wide."""
+    """Names on lines of their own above the rest of their row; None if the rest is too wide."""
     rests = [["", *row[1:]] for row in rows]
     grid = _grid_within(["", *columns[1:]], rests, range(len(columns)), width)
     if grid is None:

@@ -1,16 +1,16 @@
-"""Texts of numbers: enough digits, units, standard errors where there are any, one and many."""
+"""Formatting of numbers, units, standard errors, plurals and names."""
 
 from collections.abc import Sequence
 from textwrap import wrap
 
-# The metrics as people call them, by their names in files.
+# Names of metrics in messages, by their names in files.
 METRICS = {"log_loss": "log loss", "ne": "NE", "auc": "AUC", "calibration": "calibration", "accuracy": "accuracy"}
 
 
 def printable(text: str) -> str:
-    """The text without signs that move a cursor, colour, or turn the direction of writing: those as escapes.
+    """Escapes control characters: those that move the cursor, set colours, or change the direction of writing.
 
-    Names of files, members and columns come from anywhere, and a terminal obeys what it is sent.
+    Names of files, archive members and columns are untrusted, and a terminal interprets them.
     """
     return text if text.isprintable() else "".join(map(_escaped, text))
 
@@ -22,7 +22,7 @@ def _escaped(sign: str) -> str:
 
 
 def shortened(text: str, most: int = 40) -> str:
-    """The text, or the beginning and the end of a long one around an ellipsis: at most `most` characters."""
+    """Shortens a string to at most `most` characters by an ellipsis in the middle."""
     if len(text) <= most:
         return text
     tail = (most - 1) // 3
@@ -30,7 +30,7 @@ def shortened(text: str, most: int = 40) -> str:
 
 
 def wrapped(text: str, width: int | None) -> str:
-    """The text in lines of at most this width where words allow it; lines that continue one are indented."""
+    """Wraps a string at this width, between words; continuation lines are indented."""
     if width is None:
         return text
     lines = []
@@ -48,7 +48,7 @@ def wrapped(text: str, width: int | None) -> str:
 
 
 def rate_text(value: float) -> str:
-    """A rate with one decimal, and with three digits where that would hide it."""
+    """A rate with one decimal, or three digits if it is small."""
     return f"{value:,.1f}" if value >= 10 or value == 0 else f"{value:#.3g}"
 
 
@@ -57,9 +57,9 @@ def with_error(value: float | None, error: float | None, form: str = ".4f", *, s
 
     Args:
         value: None is shown as a dash.
-        error: None, as of a single run, is shown as a dash.
-        form: of the value, such as "+.5f"; the error is written without a sign.
-        scale: both are multiplied by it: 100 shows shares in per cent.
+        error: None, for example of a single run, is shown as a dash.
+        form: format of the value, such as "+.5f"; the error has no sign.
+        scale: factor for both; 100 shows fractions in per cent.
     """
     if value is None:
         return "-"
@@ -68,13 +68,13 @@ def with_error(value: float | None, error: float | None, form: str = ".4f", *, s
 
 
 def counted(number: int, what: str) -> str:
-    """1 seed, 2 seeds."""
+    """A number and its unit in singular or plural: 1 seed, 2 seeds."""
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def few(names: Sequence[str], shown: int = 3) -> str:
-    """The first names, and how many more there are: cat_1, cat_2, cat_3 and 23 more."""
-    if len(names) <= shown + 1:  # naming the last is shorter than counting it
+    """The first names and the number of the others: cat_1, cat_2, cat_3 and 23 more."""
+    if len(names) <= shown + 1:  # the last name is shorter than "and 1 more"
         return ", ".join(names)
     return f"{', '.join(names[:shown])} and {len(names) - shown} more"
 
@@ -93,7 +93,7 @@ def number_text(value: float | None, digits: int = 4) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A duration as people say it: 42 s, 3 min 20 s, 2 h 5 min."""
+    """A duration such as 42 s, 3 min 20 s or 2 h 5 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,32 +1,32 @@
-"""How long work still takes, said once that means something: the first piece of it takes longest."""
+"""Estimates of the remaining time, without the first piece of work, which is the slowest."""
 
 import time
 from collections.abc import Callable
 
 from dlrmctl.console.text import duration
 
-_SECONDS, _PIECES = 3.0, 3  # of work after its first piece, by which its speed is known
+_SECONDS, _PIECES = 3.0, 3  # needed after the first piece for an estimate
 
 
 class TimeLeft:
-    """Estimates the time that is left from the time that pieces took, without the first one.
+    """Estimates the remaining time from the speed after the first piece of work.
 
     Args:
-        clock: seconds.
+        clock: returns seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._seen: int | None = None
         self._pieces = 0
-        self._first = (0.0, 0)  # when the first piece was done, and how much was done then
+        self._first = (0.0, 0)  # time at the end of the first piece, and its amount
 
     def seconds(self, done: int, total: int) -> float | None:
-        """The seconds that are left; None if that is not known, or nothing is left.
+        """Returns the remaining seconds; None if they are unknown or no work is left.
 
         Args:
-            done: of the work so far; called again when more is done.
-            total: 0 if it is not known.
+            done: amount of work done so far; must not decrease between calls.
+            total: amount of work; 0 if unknown.
         """
         now = self._clock()
         if self._seen is not None and done != self._seen:
@@ -40,6 +40,6 @@ class TimeLeft:
         return (total - done) * (now - then) / (done - before)
 
     def text(self, done: int, total: int) -> str:
-        """Such as "3 min 20 s left"; empty if it is not known."""
+        """A string such as "3 min 20 s left"; empty if unknown."""
         seconds = self.seconds(done, total)
         return "" if seconds is None else f"{duration(seconds)} left"

@@ -1,1 +1,1 @@
-"""Data sets as commands meet them: opened by settings, prepared, generated, shown."""
+"""Commands on data sets: opening, preparing, generating and showing them."""

@@ -1,4 +1,4 @@
-"""Finds the examples that the settings name."""
+"""Opens the data that the settings name."""
 
 import os
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ ENVIRONMENT = "DLRMCTL_DATA"
 
 
 def data_directory(settings: DataSettings) -> Path | None:
-    """The directory where the prepared store should be; None for data that needs no files.
+    """The directory of the prepared store; None for generated data.
 
     Raises:
-        UserError: if no place holds one, with the ways out.
+        UserError: if no store is found.
     """
     if settings.dataset == "synthetic":
         return None
@@ -38,19 +38,19 @@ def data_directory(settings: DataSettings) -> Path | None:
         "prepare Criteo's files (Kaggle display advertising challenge, or Criteo 1TB click logs, both from "
         "ailab.criteo.com) with "
         f"`mkdir -p {cached.parent}; dlrmctl prepare criteo train.txt -o {cached}`; or name a store with --data DIR; "
-        "or train on generated rows with --dataset synthetic",
+        "or train on generated data with --dataset synthetic",
     )
 
 
 def open_source(settings: DataSettings, *, verify: Sequence[str] = ("validation", "test")) -> Source:
-    """The examples that the settings name.
+    """Opens the data that the settings name.
 
     Args:
-        verify: splits whose checksums are compared now. A reader compares those of what it reads; a training that is
-            told at its end that its test split is damaged would have been for nothing.
+        verify: splits whose checksums are verified now. A reader verifies what it reads; but a damaged test split
+            should be found before the training, not after it.
 
     Raises:
-        UserError, DataError: if they are not there or not usable.
+        UserError, DataError: if the data is missing or unusable.
     """
     directory = data_directory(settings)
     if directory is None:
@@ -69,7 +69,7 @@ def open_source(settings: DataSettings, *, verify: Sequence[str] = ("validation"
 
 
 def open_reader(config: Config, source: Source, split: str, ranks: Ranks, *, training: bool) -> Reader:
-    """This rank's batches of a split: shuffled and whole for training, else in order and to the last example."""
+    """Reads this rank's batches of a split: shuffled full batches for training, otherwise all examples in order."""
     return Reader(
         source,
         split,

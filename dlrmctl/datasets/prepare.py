@@ -1,4 +1,4 @@
-"""Prepares raw data as a store, with progress and a report of what was found (`dlrmctl prepare`)."""
+"""Prepares raw data as a store and reports on it (`dlrmctl prepare`)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,23 +40,23 @@ def prepare(
     options: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Prepares and reports.
+    """Prepares data and prints a report.
 
     Args:
         format: "criteo", "npy", or "table" with a schema.
-        sources: in the order of time.
+        sources: oldest first.
         out: directory of the new store.
-        schema: TOML file that says what the columns of a table are.
-        ids_are_rows: for npy.
-        options: of `PrepareOptions`; the name may be None for that of the directory.
+        schema: TOML file that describes the columns of a table.
+        ids_are_rows: whether the ids of npy files are used as rows.
+        options: arguments of `PrepareOptions`; a name of None means the name of the directory.
         as_json: prints the report as JSON.
 
     Raises:
-        DataError: for whatever is wrong with the files or the options.
-        UserError: if the schema is no TOML file, or there is no directory for the store.
+        DataError: if the files or the options are wrong.
+        UserError: if the schema is not a TOML file, or the parent directory of the store does not exist.
     """
     if not out.resolve().parent.is_dir():
-        raise UserError(f"{out.parent}: there is no such directory", f"mkdir -p {out.parent}")
+        raise UserError(f"{out.parent}: no such directory", f"mkdir -p {out.parent}")
     decisions = PrepareOptions(**{**options, "name": options.get("name") or name_of_directory(out)})
     source = open_input(format, sources, schema, ids_are_rows=ids_are_rows)
     try:
@@ -65,12 +65,12 @@ def prepare(
     except TooManyBadRows as error:
         raise UserError(error.message, f"{error.counts}; --max-bad-rows N allows more") from None
     if decisions.vocabulary_from:
-        # With what is missing those are all values of the column.
+        # Together with missing values, these are all values of the column.
         unknown = [c.name for c in report.columns if c.rows > RESERVED_ROWS and c.rare_train + c.missing > 0.9999]
         if unknown:
             its = "its" if len(unknown) == 1 else "their"
-            of = f"{decisions.vocabulary_from} knows none of {its} values"
-            warn(f"{few(unknown)}: {of}; had they another type there?")
+            of = f"{decisions.vocabulary_from} has none of {its} values"
+            warn(f"{few(unknown)}: {of}; was the type different there?")
     warn_of_lost_fields(report.repaired, report.rows, [c.name for c in report.columns if c.missing == 1])
     warn_of_constant_columns(report)
     if as_json:
@@ -81,24 +81,24 @@ def prepare(
 
 
 def warn_of_lost_fields(repaired: Mapping[str, int], rows: int, empty: Sequence[str]) -> None:
-    """Says that most rows were mended: tools that strip empty fields do that to some lines, not to most.
+    """Warns if most rows lack columns: some tools strip empty fields at the end of lines, but not of most lines.
 
     Args:
-        repaired: rows by what was mended.
-        rows: good ones, mended ones among them.
+        repaired: number of rows by repair.
+        rows: number of good rows, including repaired ones.
         empty: features without any value.
     """
     lost = repaired.get(LOST_FIELDS, 0)
     if 2 * lost > rows:
         without = f" ({empty[0]}{f' to {empty[-1]}' if len(empty) > 1 else ''} without any value)" if empty else ""
         warn(
-            f"{lost:,} of {rows:,} rows are of lines that lack columns at their end, which were read as empty"
+            f"{lost:,} of {rows:,} rows lack columns at the end of the line, which were read as empty"
             f"{without}: the file may be cut"
         )
 
 
 def warn_of_constant_columns(report: PrepareReport) -> None:
-    """Names the features that are the same in every row: a model learns nothing from them."""
+    """Warns of features that have the same value in every row: a model cannot learn from them."""
     empty = [column.name for column in report.dense if column.missing == 1]
     empty += [column.name for column in report.columns if column.missing == 1]
     constant = [column.name for column in report.dense if not column.missing and column.low == column.high]
@@ -111,7 +111,7 @@ def warn_of_constant_columns(report: PrepareReport) -> None:
 
 @contextmanager
 def _interruptions(out: Path) -> Iterator[None]:
-    """Lets SIGTERM end the work as Ctrl-C does, and says that it is kept."""
+    """Handles SIGTERM like Ctrl-C, and prints that partial work is kept."""
     try:
         with terminable():
             yield
@@ -123,7 +123,7 @@ def _interruptions(out: Path) -> Iterator[None]:
 
 
 def open_input(format: str, sources: Sequence[str], schema: Path | None, *, ids_are_rows: bool) -> Input:
-    """Opens the sources in their format."""
+    """Opens the sources."""
     if format == "npy":
         return NpyInput(sources, as_rows=ids_are_rows)
     if format == "criteo":
@@ -133,7 +133,7 @@ def open_input(format: str, sources: Sequence[str], schema: Path | None, *, ids_
 
 
 class _Display(BarDisplay):
-    """Shows the phases of a preparation."""
+    """Progress of a preparation."""
 
     def __init__(self) -> None:
         self._phase = ""
@@ -147,13 +147,13 @@ class _Display(BarDisplay):
 
 
 def about_progress(progress: PrepareProgress, seconds: float) -> str:
-    """Rows and their rate, from what was done in the `seconds` since the phase began."""
+    """Number of rows, and their rate over the `seconds` since the phase began."""
     parts = [f"{progress.rows:,} rows"]
     own = progress.done - progress.begun
     if progress.phase == "encode" and progress.rows:
         columns = progress.total // progress.rows
         parts.append(f"column {min(progress.done // progress.rows + 1, columns)} of {columns}")
-    elif own > 0 and seconds > 0.1:  # or it is no rate
+    elif own > 0 and seconds > 0.1:  # a shorter time gives no rate
         rows = progress.rows * own / progress.done if progress.phase == "parse" else own
         parts.append(f"{rows / seconds:,.0f} rows/s")
     return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""Shows what is in a store, and how often its ids occur, as tables and as a picture (`dlrmctl data show`)."""
+"""Shows the contents and id frequencies of a store as tables and as a picture (`dlrmctl data show`)."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,20 +22,20 @@ from dlrmctl.datasets.values import row_names
 _SHARES = (0.001, 0.01, 0.1, 0.5)  # of a table's rows
 _BLOCKS = "·▁▂▃▄▅▆▇█"
 _CURVE_WIDTH = 16  # characters
-_POINTS = 200  # of a curve that is kept
-_DRAWN_RANKS = 120  # columns of a picture
-_PLACES = ("first", "second", "third")  # of the values that are shown
+_POINTS = 200  # of a stored curve
+_DRAWN_RANKS = 120  # columns of the picture
+_PLACES = ("first", "second", "third")
 _MOST_SOURCES = 30
 
 
 @dataclass(frozen=True)
 class FrequentRow:
-    """A row that is looked up often.
+    """A frequently used row of a table.
 
     Attributes:
-        name: as tables show it.
+        name: of the row in tables.
         id: of the row.
-        value: that has the row, None if it is not that of one value.
+        value: of the row; None if several values share it.
         count: of lookups.
     """
 
@@ -47,15 +47,15 @@ class FrequentRow:
 
 @dataclass(frozen=True)
 class Frequencies:
-    """Counts of how often the rows of one table are looked up in the training split.
+    """Lookup counts of the rows of a table in the training split.
 
     Attributes:
         name: of the feature.
-        lookups: of all rows together.
-        covered: share of the lookups that go to the most frequent rows, for each of `_SHARES` of the rows; None where
-            that is less than a row.
-        ranks, counts: points of the curve: the rank of a row, 1 for the most frequent one, and its count.
-        top: the most frequent rows but the reserved ones.
+        lookups: total number of lookups.
+        covered: fraction of the lookups that go to the most frequent rows, for each of `_SHARES` of the rows; None if
+            that is less than one row.
+        ranks, counts: points of the curve: rank of a row (1 for the most frequent one) and its count.
+        top: the most frequent rows, without the reserved ones.
     """
 
     name: str
@@ -67,31 +67,31 @@ class Frequencies:
     top: tuple[FrequentRow, ...]
 
     def counts_at(self, ranks: np.ndarray) -> np.ndarray:
-        """The counts of the rows of these ranks, between the points of the curve; NaN where there is none."""
+        """Interpolates the counts at these ranks; NaN outside the curve."""
         counts = np.interp(np.log(ranks), np.log(self.ranks), self.counts)
         return np.where((ranks <= max(self.rows, 1.5)) & (counts >= 0.5), np.maximum(counts, 1), np.nan)
 
     def blocks(self) -> str:
-        """The curve on logarithmic axes, in characters."""
+        """Draws the curve on logarithmic axes, in block characters."""
         top = math.log1p(self.counts[0]) or 1.0
         ranks = np.geomspace(1, self.rows, _CURVE_WIDTH)
         counts = np.interp(np.log(ranks), np.log(self.ranks), np.log1p(self.counts))
-        most = len(_BLOCKS) - 1  # interpolated counts may lie above the highest one by their rounding
+        most = len(_BLOCKS) - 1  # rounding may put interpolated counts above the highest one
         return "".join(_BLOCKS[min(math.ceil(count / top * most), most)] for count in counts)
 
 
 def show_data(path: Path, *, plot: Path | None, as_json: bool) -> None:
-    """Prints what a store says of itself; draws its curves.
+    """Prints the contents of a store and draws its id frequencies.
 
     Raises:
-        DataError: if there is no store, or it keeps nothing to draw.
+        DataError: if there is no store, or it has no counts to draw.
     """
     store = Store(path)
     preparation = store.manifest.preparation
     frequencies = list(read_frequencies(store))
     if plot is not None:
         if not frequencies:
-            raise DataError(f"{path}: keeps no counts of its ids, so there is nothing to draw", "prepare it again")
+            raise DataError(f"{path} has no id counts to draw", "prepare it again")
         draw_frequencies(frequencies, plot)
         say(f"wrote {plot}")
     if as_json:
@@ -106,7 +106,7 @@ def show_data(path: Path, *, plot: Path | None, as_json: bool) -> None:
     if frequencies:
         show_frequencies(frequencies)
     else:
-        output.print("it keeps no counts of its ids")
+        output.print("no id counts")
 
 
 def _facts(store: Store) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _facts(store: Store) -> dict[str, Any]:
 
 
 def show_report(report: PrepareReport, name: str) -> None:
-    """The report of a preparation, as tables."""
+    """Prints the report of a preparation."""
     size = f"{bytes_text(report.store_bytes)}, {report.bytes_per_row:.0f} bytes per row"
     read = f"{report.lines:,} {report.unit}s" if report.unit != "row" else f"{report.lines:,}"
     output.print(f"{name}: {report.rows:,} rows of {read}, {size}")
@@ -183,15 +183,15 @@ def _rate(rate: float | None) -> str:
 
 
 def _show_schema(store: Store) -> None:
-    """Shows the columns of a store without a report."""
-    output.print(f"{store.path}: written without a report; {len(store.schema.dense)} dense features")
+    """Prints the columns of a store that has no report."""
+    output.print(f"{store.path}: no report; {len(store.schema.dense)} dense features")
     print_table("splits", ["", "examples"], [[split, f"{store.num_examples(split):,}"] for split in SPLITS])
     sparse = [[f.name, f"{f.rows:,}", f"{f.max_ids:,}"] for f in store.schema.sparse]
     print_table("sparse features", ["", "rows", "longest list"], sparse)
 
 
 def read_frequencies(store: Store) -> Iterator[Frequencies]:
-    """Reads the frequencies of features whose counts the store keeps; one table's counts are in memory at a time.
+    """Reads the frequencies of all features with counts, one table at a time.
 
     Raises:
         DataError: if a file of counts is missing or changed.
@@ -203,7 +203,7 @@ def read_frequencies(store: Store) -> Iterator[Frequencies]:
 
 
 def frequent_rows(features: FeatureSpace, name: str, counts: np.ndarray) -> tuple[FrequentRow, ...]:
-    """The most frequent rows of a feature, without those of missing and rare values.
+    """Returns the most frequent rows of a feature, without those of missing and rare values.
 
     Args:
         features, name: of the feature.
@@ -229,11 +229,11 @@ def frequent_rows(features: FeatureSpace, name: str, counts: np.ndarray) -> tupl
 
 
 def frequencies_of(name: str, counts: np.ndarray, top: tuple[FrequentRow, ...] = ()) -> Frequencies:
-    """Sums up the counts of one table.
+    """Summarizes the counts of a table.
 
     Args:
         name: of the feature.
-        counts: lookups of each row, falling.
+        counts: lookups of each row, in descending order.
         top: its most frequent rows.
     """
     rows, lookups = len(counts), int(counts.sum(dtype=np.uint64))
@@ -245,10 +245,10 @@ def frequencies_of(name: str, counts: np.ndarray, top: tuple[FrequentRow, ...] =
 
 
 def show_frequencies(frequencies: Sequence[Frequencies]) -> None:
-    """Shows the share of the training lookups that the most frequent rows get."""
+    """Prints the fraction of the training lookups that go to the most frequent rows."""
     tops = [f"top {100 * share:g} %" for share in _SHARES]
     print_table(
-        "training lookups that go to the most frequent rows of each table; the curve is log count over log rank",
+        "share of the training lookups that go to the most frequent rows; the curve is log count over log rank",
         ["", "lookups", "rows", *tops, "curve"],
         [
             [
@@ -266,7 +266,7 @@ def show_frequencies(frequencies: Sequence[Frequencies]) -> None:
 
 
 def show_most_frequent(features: FeatureSpace) -> None:
-    """Shows the most frequent values of a new store's vocabularies.
+    """Prints the most frequent values of a new store's vocabularies.
 
     Raises:
         DataError: if a file of the store is missing or changed.
@@ -280,10 +280,10 @@ def show_most_frequent(features: FeatureSpace) -> None:
 
 
 def _show_most_frequent(found: Mapping[str, tuple[int, tuple[FrequentRow, ...]]]) -> None:
-    """Shows the values that are looked up most often in training.
+    """Prints the most frequent values.
 
     Args:
-        found: by feature, all lookups and the most frequent rows.
+        found: number of lookups and most frequent rows, by feature.
     """
     rows = [
         [name, *(f"{shortened(row.name, 24)} {_percent(row.count / lookups)}" for row in top)]
@@ -310,7 +310,7 @@ def _as_dicts(frequencies: Sequence[Frequencies]) -> list[dict[str, Any]]:
 
 
 def draw_frequencies(frequencies: Sequence[Frequencies], path: Path) -> None:
-    """A row of colours for each table, the largest on top: how often each of its rows is looked up, by rank."""
+    """Draws a heat map of lookup counts by rank, one row per table, the largest table on top."""
     ordered = sorted(frequencies, key=lambda f: -f.rows)
     edges = np.geomspace(1, max(2, ordered[0].rows + 1), _DRAWN_RANKS + 1)
     counts = np.stack([f.counts_at(np.sqrt(edges[:-1] * edges[1:])) for f in ordered])

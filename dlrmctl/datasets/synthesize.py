@@ -1,4 +1,4 @@
-"""Writes generated examples in Criteo's format, with what the best model scores on them (`dlrmctl data synthesize`)."""
+"""Writes generated examples in Criteo's format, with the scores of the best model (`dlrmctl data synthesize`)."""
 
 import gzip
 import re
@@ -27,7 +27,7 @@ MOST_FILES = 10_000
 
 @dataclass(frozen=True)
 class _Part:
-    """Rows [first, end) and what is true of them."""
+    """Rows [first, end) and their sums."""
 
     first: int
     end: int
@@ -50,19 +50,19 @@ def synthesize(
     """Writes the training examples of `--dataset synthetic` with this size and seed, in order.
 
     Args:
-        out: name of the files; `{n}` stands for their number, and .gz at the end for compression.
-        rows: of all files.
-        num_files, rows_per_file: how the rows are cut; at most one of them is given.
+        out: name of the files; `{n}` is replaced by their number, and names ending in .gz are compressed.
+        rows: total number of rows.
+        num_files, rows_per_file: how to split the rows; at most one is given.
         size: of the tables, a name in `SIZES`.
-        seed: of the teacher and its rows.
-        force: replace files that exist.
+        seed: of the data.
+        force: overwrite existing files.
 
     Returns:
         Plain values: files, and scores of the true probabilities on all rows, on each file, and on the splits that
-        `dlrmctl prepare criteo` makes of them.
+        `dlrmctl prepare criteo` would make.
 
     Raises:
-        UserError, DataError: for names and places that cannot be used, or a full disk.
+        UserError, DataError: for unusable names or directories, or a full disk.
     """
     ends = _file_ends(rows, num_files, rows_per_file)
     paths = file_names(out, len(ends))
@@ -101,9 +101,9 @@ def synthesize(
 
 
 def _file_ends(rows: int, num_files: int | None, rows_per_file: int | None) -> list[int]:
-    """The number of rows after which each file ends."""
+    """The cumulative number of rows at the end of each file."""
     if num_files is not None and rows_per_file is not None:
-        raise UserError("--files and --rows-per-file contradict: either decides the other")
+        raise UserError("--files and --rows-per-file contradict: give one of them")
     count = num_files or -(-rows // (rows_per_file or rows))
     if count > min(rows, MOST_FILES):
         raise UserError(f"{rows:,} rows in {count:,} files: at most {min(rows, MOST_FILES):,} files are written")
@@ -116,28 +116,28 @@ def _check_places(paths: Sequence[Path], force: bool) -> None:
     """Checks the output paths before any work."""
     for path in paths:
         if not path.parent.is_dir():
-            raise UserError(f"{path.parent}: there is no such directory", f"mkdir -p {path.parent}")
+            raise UserError(f"{path.parent}: no such directory", f"mkdir -p {path.parent}")
         if path.is_dir():
             raise UserError(f"{path} is a directory", f"{path}/day_{{n}}.tsv")
         if path.exists() and not force:
-            raise UserError(f"{path} exists already", "--force replaces it")
+            raise UserError(f"{path} already exists", "use --force to overwrite it")
 
 
 def _check_room(path: Path, source: Synthetic, rows: int) -> None:
-    """Holds what the rows will take, by the first of them, against what is free where they go."""
+    """Compares the estimated size of the rows with the free space."""
     sample = min(rows, 4096)
     text = chunk(source, 0, sample).text
     needed = len(gzip.compress(text) if path.suffix == ".gz" else text) * rows // sample
     free = shutil.disk_usage(path.parent).free
     if needed > free:
         raise UserError(
-            f"{path}: {rows:,} rows take about {bytes_text(needed)}, and {bytes_text(free)} are free there",
-            "fewer --rows, or another place with -o",
+            f"{path}: {rows:,} rows take about {bytes_text(needed)}, but only {bytes_text(free)} are free",
+            "use fewer --rows, or another directory with -o",
         )
 
 
 def _splits(rows: int, ends: Sequence[int]) -> dict[str, dict[str, _Part]]:
-    """The rows of each split, for the ways in which `dlrmctl prepare criteo` makes them, where none is empty."""
+    """The rows of each split, for each --split of `dlrmctl prepare criteo` that has no empty split."""
     num_train = {"order": rows * 6 // 7}
     if len(ends) > 1:
         num_train["last-file"] = ends[-2]
@@ -150,17 +150,18 @@ def _splits(rows: int, ends: Sequence[int]) -> dict[str, dict[str, _Part]]:
 
 
 def show_synthesis(result: dict[str, Any]) -> None:
-    """The result for people."""
+    """Prints the result as a table."""
     files = result["files"]
     names = files[0]["path"] if len(files) == 1 else f"{files[0]['path']} to {files[-1]['path']}"
     output.print(
-        f"{names}: {result['rows']:,} rows, {bytes_text(result['bytes'])}, {result['rows_per_second']:,.0f} rows/s"
+        f"wrote {names}: {result['rows']:,} rows, {bytes_text(result['bytes'])}, "
+        f"{result['rows_per_second']:,.0f} rows/s"
     )
     rows = [_line("all rows", result)]
     for how, by_split in result["splits"].items():
         rows += [_line(f"{split}, --split {how}", scores) for split, scores in by_split.items()]
     columns = ["", "rows", "label rate", *(METRICS[name] for name in ("log_loss", "ne", "auc"))]
-    print_table("scores of the true probabilities: no model does better, but by chance", columns, rows)
+    print_table("scores of the true probabilities, the best that a model can reach", columns, rows)
 
 
 def _line(name: str, scores: dict[str, Any]) -> list[str]:
@@ -169,17 +170,17 @@ def _line(name: str, scores: dict[str, Any]) -> list[str]:
 
 
 def file_names(pattern: str, count: int) -> list[Path]:
-    """The names of so many files; `{n}` in the pattern counts from 0.
+    """The names of `count` files; `{n}` in the pattern counts from 0.
 
     Raises:
         DataError: if several files would have one name, or the pattern has another field.
     """
     other = next((field for field in re.findall(r"\{[^{}]*\}", pattern) if field != "{n}"), None)
     if other is not None:
-        raise DataError(f"{pattern}: {other} stands for nothing", "{n} stands for the number of a file")
+        raise DataError(f"{pattern}: unknown field {other}", "use {n} for the number of a file")
     if count > 1 and "{n}" not in pattern:
         path = Path(pattern)
         suffixes = "".join(path.suffixes)
         better = path.with_name(path.name.removesuffix(suffixes) + "_{n}" + suffixes)
-        raise DataError(f"{pattern}: {count} files need a name with {{n}} in it", f"'{better}'")
+        raise DataError(f"{pattern}: {count} files need a name with {{n}}", f"'{better}'")
     return [Path(pattern.replace("{n}", str(n))) for n in range(count)]

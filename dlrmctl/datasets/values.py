@@ -1,4 +1,4 @@
-"""Names of the rows of a table: the values that have them, as answers and messages show them."""
+"""Names of the rows of a table, for output and messages."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,13 @@ _MISSING, _RARE = "missing", "rare"
 
 
 def row_names(features: FeatureSpace, feature: str, rows: Sequence[int], values: Sequence[str | None]) -> list[str]:
-    """What rows of a table stand for: a value, missing or rare ones, or else "id 7".
+    """The names of rows of a table: a value, "missing" or "rare", or otherwise "id 7".
 
     Args:
         features, feature: of the table.
-        rows: to be named.
-        values: of these rows, see `FeatureSpace.values_of`. Long ones are shortened; one that is called as the missing
-            or the rare ones are is in quotes.
+        rows: ids of the rows.
+        values: of these rows, see `FeatureSpace.values_of`. Long values are shortened, and values that equal a name of
+            missing or rare values are quoted.
     """
     has_rare = features.sorted_by_frequency(feature)  # has a vocabulary
     return [_name(row, value, has_rare=has_rare) for row, value in zip(rows, values, strict=True)]
@@ -32,7 +32,7 @@ def _name(row: int, value: str | None, *, has_rare: bool) -> str:
 
 
 def known_values(features: FeatureSpace, feature: str) -> str:
-    """What is known of a feature, for a message about other values of it: "values such as 7, 13"; empty if nothing is.
+    """Known values of a feature for a message, such as "values such as 7, 13"; empty if there are none.
 
     Raises:
         DataError: if a file of the features is missing or changed.

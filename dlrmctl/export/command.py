@@ -110,7 +110,7 @@ def _check_file(out: Path) -> None:
     if out.exists():
         raise UserError(f"{out} already exists", "choose another file, or remove this one")
     if not out.resolve().parent.is_dir():
-        raise UserError(f"{out.parent}: there is no such directory", f"mkdir -p {out.parent}")
+        raise UserError(f"{out.parent}: no such directory", f"mkdir -p {out.parent}")
 
 
 def _scored(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> tuple[Sample, Path, Source]:

@@ -1,1 +1,1 @@
-"""A run's directory: settings, checkpoints, metrics, where it stands; and opening it again to score."""
+"""Run directories: settings, checkpoints, metrics and state, and opening runs for scoring."""

@@ -1,11 +1,11 @@
-"""Checkpoints: written whole or not at all, checked before use, never able to run code.
+"""Checkpoints: written atomically, verified before use, and safe to load from untrusted sources.
 
     checkpoints/step-1200/        tensors in torch.distributed.checkpoint's format, one file per rank
         state.json                step, position of the reader, best result so far
         complete.json             every file with its size and CRC-32; written last
     checkpoints/best              link to the best one
 
-A checkpoint under way is called `step-1200.partial` and is renamed when it is complete and on disk.
+An unfinished checkpoint is called `step-1200.partial` and is renamed when it is complete and on disk.
 """
 
 import errno
@@ -30,7 +30,7 @@ from dlrmctl.rundir.tensor_files import DISTRUST, METADATA
 
 FORMAT = "dlrmctl-checkpoint/1"
 _STATE, _COMPLETE = "state.json", "complete.json"
-_OTHER_TENSORS = ("Missing key", "Size mismatch")  # begins torch's words where the files are good
+_OTHER_TENSORS = ("Missing key", "Size mismatch")  # how torch's messages begin if the files are good
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -38,7 +38,7 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        directory: their common directory; made on the first save.
+        directory: their common directory; created by the first save.
         ranks: all of them save and load together.
     """
 
@@ -47,12 +47,12 @@ class Checkpoints:
         self.ranks = ranks
 
     def save(self, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> Path:
-        """Writes tensors and state; returns the finished checkpoint's directory. Every rank must call it.
+        """Writes tensors and state, and returns the directory of the checkpoint. Every rank must call it.
 
-        A step is saved once: the directory must not exist.
+        A step can be saved only once.
 
         Raises:
-            UserError: if it cannot be written. Earlier checkpoints stay as they were.
+            UserError: if it cannot be written. Earlier checkpoints are kept.
         """
         from dlrmctl.rundir.tensor_exchange import ExchangeError, write_tensors
 
@@ -85,23 +85,23 @@ class Checkpoints:
 
     def _save_error(self, path: Path, causes: Sequence[BaseException], too_large: bool) -> UserError:
         kept = self.newest()
-        stays = f"{kept.name} stays and can be resumed" if kept else "there is no earlier checkpoint"
+        stays = f"{kept.name} is kept and can be resumed" if kept else "there is no earlier checkpoint"
         if too_large or any(isinstance(cause, OSError) and cause.errno == errno.EFBIG for cause in causes):
-            message = f"{path}: cannot be saved: a file may not grow so large here; {stays}"
+            message = f"{path}: cannot save: the file would exceed the limit on file sizes; {stays}"
             return UserError(message, "raise the limit (`ulimit -f`), then --resume")
         full = any(isinstance(cause, OSError) and cause.errno in _NO_SPACE for cause in causes)
-        # torch's writer of tensors tells of a short write in its own words and drops the reason.
+        # torch reports a short write in its own words and drops the reason.
         if full or any("unexpected pos" in str(cause) or "PytorchStreamWriter" in str(cause) for cause in causes):
-            return UserError(f"{path}: no space left on the disk while saving; {stays}", "free space, then --resume")
+            return UserError(f"{path}: cannot save: no space left on the disk; {stays}", "free space, then --resume")
         reason = str(causes[0]).strip().splitlines()[-1] if str(causes[0]).strip() else type(causes[0]).__name__
-        return UserError(f"{path}: cannot be saved: {reason}; {stays}")
+        return UserError(f"{path}: cannot save: {reason}; {stays}")
 
     def newest(self) -> Path | None:
         """The complete checkpoint with the highest step, or None."""
         return self.complete()[-1] if self.complete() else None
 
     def complete(self) -> list[Path]:
-        """Those of which every file was written, by step."""
+        """The complete checkpoints, by step."""
         return complete_checkpoints(self.directory)
 
     def at(self, step: int | None) -> Path | None:
@@ -110,9 +110,9 @@ class Checkpoints:
         return path if path in self.complete() else None
 
     def keep(self, latest: int, best_step: int | None) -> None:
-        """Removes all but the latest and the best, and what interrupted saves left; call on one rank.
+        """Removes all checkpoints but the latest and the best, and remains of interrupted saves; call on one rank.
 
-        `best` becomes a link to the best one, for people; which one it is stands in every state.json.
+        Sets the link `best`, for convenience: each state.json also names the best step.
         """
         link, temporary = self.directory / "best", self.directory / ".best"
         if self.at(best_step):
@@ -133,10 +133,10 @@ class Checkpoints:
 
 
 def read_state(path: Path) -> SavedState:
-    """The state of a complete checkpoint, after the sizes of its files were compared.
+    """Reads the state of a checkpoint and checks the sizes of its files.
 
     Raises:
-        UserError: if the checkpoint is not there, not complete, of another format, or a file is missing or cut short.
+        UserError: if the checkpoint is missing, incomplete or of another format, or a file is missing or truncated.
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such checkpoint")
@@ -150,7 +150,7 @@ def read_state(path: Path) -> SavedState:
 
 
 def verify(path: Path, rank: int, world_size: int) -> None:
-    """Holds this rank's share of a checkpoint's files against their CRC-32.
+    """Verifies the CRC-32 of this rank's share of the files of a checkpoint.
 
     Raises:
         UserError: naming the first file that differs.
@@ -161,7 +161,7 @@ def verify(path: Path, rank: int, world_size: int) -> None:
 
 
 def _files(path: Path) -> dict[str, tuple[int, int]]:
-    """Name -> bytes and CRC-32 of the files of a complete checkpoint: of all that are read."""
+    """Name -> bytes and CRC-32 of all files of a complete checkpoint that are read."""
     if not (path / _COMPLETE).exists():
         raise _damaged(path, f"{_COMPLETE} is missing")
     listed = read_record(path / _COMPLETE, _listed_files, _remove(path))
@@ -191,10 +191,10 @@ def _problem_with(path: Path, ranks: Ranks) -> UserError | DataError | None:
 
 
 def load(path: Path, tensors: dict[str, Any], ranks: Ranks) -> None:
-    """Fills tensors in place from a checkpoint written on any number of ranks. Every rank must call it.
+    """Fills tensors in place from a checkpoint, written on any number of ranks. Every rank must call it.
 
     Raises:
-        UserError: if a file is damaged, or the checkpoint holds other tensors than are asked for.
+        UserError: if a file is damaged, or the checkpoint does not contain these tensors.
     """
     for problem in ranks.gather(_problem_with(path, ranks)):
         if problem is not None:
@@ -208,11 +208,11 @@ def load(path: Path, tensors: dict[str, Any], ranks: Ranks) -> None:
             if isinstance(cause, UserError):
                 raise cause from None
         reason = (str(failure).strip() or type(failure.causes[0]).__name__).splitlines()[0]
-        if not reason.startswith(_OTHER_TENSORS):  # torch's words on a bad file advise to trust it
-            raise UserError(f"{path}: its tensors cannot be read", DISTRUST) from None
+        if not reason.startswith(_OTHER_TENSORS):  # torch's message for a bad file advises to trust it
+            raise UserError(f"{path}: cannot read tensors", DISTRUST) from None
         raise UserError(
-            f"{path}: does not fit this model: {reason}",
-            "the model and embedding settings must be those it was trained with",
+            f"{path} does not fit this model: {reason}",
+            "use the model and embedding settings that it was trained with",
         ) from None
 
 
@@ -221,11 +221,11 @@ def _damaged(path: Path, what: str) -> UserError:
 
 
 def _remove(path: Path) -> str:
-    return f"remove {path.name} to resume from the checkpoint before it"
+    return f"remove {path.name} to resume from the previous checkpoint"
 
 
 def _reached_limit(directory: Path) -> bool:
-    """Whether a file is as large as this process may write one, which torch's writer does not tell from a full disk."""
+    """Whether a file has reached the limit on file sizes, which torch does not distinguish from a full disk."""
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     if limit == resource.RLIM_INFINITY or not directory.is_dir():
         return False

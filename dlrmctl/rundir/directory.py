@@ -1,16 +1,16 @@
-"""A run's directory: its files, written by rank 0 alone.
+"""The files of a run directory, which only rank 0 writes.
 
-run.toml            all settings; names the version of the whole directory
+run.toml            all settings, and the format version of the directory
 environment.json    versions, ranks, device, command line, job
-plan.json           where every table lives
+plan.json           placement of the tables
 metrics.jsonl       one line per interval and evaluation
 results.json        validation and test of the best checkpoint
-features/           what scoring raw rows needs of the data
+features/           features of the data, needed to score raw rows
 checkpoints/        see `checkpoint`
-events/             the lines of metrics.jsonl for TensorBoard, if asked for
-run.lock            held by the one process that writes
+events/             the lines of metrics.jsonl for TensorBoard, with --tensorboard
+run.lock            held by the process that writes
 
-A directory may come from somebody else: files are replaced, never written through links.
+A directory is untrusted: files are replaced, never written through links.
 """
 
 import importlib.metadata
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
     from dlrmctl.data.features.space import FeatureSpace
 
 FEATURES, LOCK, _ENVIRONMENT = "features", "run.lock", "environment.json"
-_BEFORE_A_RUN = {LOCK, _ENVIRONMENT}  # of a start that was ended before the settings were written
+_BEFORE_A_RUN = {LOCK, _ENVIRONMENT}  # left by a start that ended before the settings were written
 _CHECKPOINT = re.compile(r"step-[0-9]{1,18}")
-_DISTRUST = "if the run came from somebody else, do not resume it; else remove that"
+_DISTRUST = "remove the link; do not resume runs that you do not trust"
 _PACKAGES = ("dlrmctl", "torch", "torchrec", "fbgemm-gpu", "numpy", "polars")
 
 
 class RunDirectory:
-    """Paths and files of one run. Only rank 0 writes; `listeners` hear every recorded line there."""
+    """Paths and files of a run. Only rank 0 writes; there, `listeners` are called with every recorded line."""
 
     def __init__(self, path: Path, *, writes: bool) -> None:
         self.path = path
@@ -59,7 +59,7 @@ class RunDirectory:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run came to its end and has results."""
+        """Whether the run has finished and has results."""
         return (self.path / "results.json").exists()
 
     @property
@@ -72,14 +72,14 @@ class RunDirectory:
 
     @property
     def features(self) -> Path:
-        """Of the data: vocabularies, counts, transforms; see `data.features`."""
+        """Vocabularies, counts and transforms of the data; see `data.features`."""
         return self.path / FEATURES
 
     def keep_features(self, features: "FeatureSpace") -> None:
-        """Keeps all that scoring raw rows needs, so that the data need not be there.
+        """Saves the features, so that raw rows can be scored without the training data.
 
         Raises:
-            UserError, DataError: if it cannot be written, or is there already and of other data.
+            UserError, DataError: if they cannot be written, or the run already has features of other data.
         """
         from dlrmctl.data.features.space import FeatureSpace
 
@@ -88,14 +88,14 @@ class RunDirectory:
         if not self.features.exists():
             features.save(self.features)
         elif FeatureSpace.open(self.features).vocabulary_fingerprint() != features.vocabulary_fingerprint():
-            raise UserError(f"{self.features}: is of other data than the run is trained on")
+            raise UserError(f"{self.features} belongs to other data than the run is trained on")
 
     @contextmanager
     def created(self) -> Iterator[None]:
-        """The new directory, for this process alone while the block lasts.
+        """Creates the directory and locks it for the block.
 
         Raises:
-            UserError, DataError: if it exists and is not empty, or cannot be made.
+            UserError, DataError: if it exists and is not empty, or cannot be created.
         """
         if not self.writes:
             yield
@@ -110,15 +110,15 @@ class RunDirectory:
     def _refuse_used(self) -> None:
         with io_errors(self.path, "write"):
             if os.path.lexists(self.path) and (not self.path.is_dir() or {*os.listdir(self.path)} - _BEFORE_A_RUN):
-                raise UserError(f"{self.path}: already exists", f"--resume {self.path}, or another --run-dir")
+                raise UserError(f"{self.path} already exists", f"use --resume {self.path}, or another --run-dir")
 
     @contextmanager
     def resumed(self) -> Iterator[None]:
-        """The directory of a run that is continued, for this process alone while the block lasts.
+        """Checks and locks the directory of a run that is continued, for the block.
 
         Raises:
-            UserError, DataError: if it is not a run, another process trains in it, it cannot be written, or something
-                in it leads elsewhere.
+            UserError, DataError: if it is not a run, another process trains in it, it cannot be written, or it
+                contains links.
         """
         if not self.writes:
             yield
@@ -126,23 +126,23 @@ class RunDirectory:
         self.settings()
         if (self.path / "manifest.json").exists():
             raise UserError(
-                f"{self.path}: holds a compressed model, which is not trained", "resume the run that it was made from"
+                f"{self.path} is a compressed model, which cannot be trained", "resume the run that it was made from"
             )
         for directory in (self.checkpoints, self.features, self.path / "events"):
             if directory.is_symlink():
-                raise UserError(f"{directory}: is a link, and nothing is written through it", _DISTRUST)
+                raise UserError(f"{directory} is a link, which is not followed", _DISTRUST)
         refuse_links(self.path / "events", _DISTRUST)
         best = self.checkpoints / "best"
         if best.exists() and not best.is_symlink():
-            raise UserError(f"{best}: must be a link to the best checkpoint", f"remove it: rm -r {best}")
+            raise UserError(f"{best} must be a link to the best checkpoint", f"remove it: rm -r {best}")
         with self._locked():
             remove_leftovers(self.path)
             yield
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        busy = f"{self.path}: another process is training in it"
-        with held_lock(self.path / LOCK, busy, "wait until it has ended, or stop it"):
+        busy = f"{self.path} is in use by another training process"
+        with held_lock(self.path / LOCK, busy, "wait until it ends, or stop it"):
             yield
 
     def describe(
@@ -154,11 +154,11 @@ class RunDirectory:
         *,
         job: str | None = None,
     ) -> None:
-        """Writes the settings and what they run on: of a resumed run, the settings it continues with.
+        """Writes the settings and the environment; for a resumed run, those that it continues with.
 
         Args:
             command_line: arguments of the command, if one was typed.
-            job: `names.part_of_job`: when the job is started again, it continues the run.
+            job: see `names.part_of_job`; if the job is restarted, it continues the run.
         """
         if not self.writes:
             return
@@ -168,11 +168,11 @@ class RunDirectory:
             "device": device,
             "job": job,
         }
-        self._write(_ENVIRONMENT, environment)  # before the settings, which make a run of the directory
+        self._write(_ENVIRONMENT, environment)  # before the settings, which turn the directory into a run
         write_settings(self.settings_file, config.to_dict())
 
     def job(self) -> str | None:
-        """The part of a job of torchrun or Slurm that trained here last, if one did.
+        """The job of torchrun or Slurm that last trained here, if any; see `names.part_of_job`.
 
         Raises:
             UserError, DataError: if environment.json is damaged.
@@ -183,7 +183,7 @@ class RunDirectory:
         return read_record(path, lambda values: values.text("job") if values.has("job") else None)
 
     def write_plan(self, rows: list[dict[str, Any]]) -> None:
-        """Where every table lives, as plan.json."""
+        """Writes the placement of the tables to plan.json."""
         if self.writes:
             self._write("plan.json", rows)
 
@@ -191,16 +191,16 @@ class RunDirectory:
         """The sections of the run's run.toml.
 
         Raises:
-            UserError: if this is not a run.
+            UserError: if this is not a run directory.
         """
         if not self.path.exists():
             raise UserError(f"{self.path}: no such run directory", _runs_beside(self.path))
         if not (self.settings_file).is_file():
-            raise UserError(f"{self.path}: is not a run directory: run.toml is missing", _what_instead(self.path))
+            raise UserError(f"{self.path} is not a run directory: run.toml is missing", _what_instead(self.path))
         return read_run_settings(self.settings_file)
 
     def record(self, entry: dict[str, Any]) -> None:
-        """Appends one line to metrics.jsonl, and tells it to the listeners."""
+        """Appends a line to metrics.jsonl and passes it to the listeners."""
         if self.writes:
             for listener in self.listeners:
                 listener(entry)
@@ -208,14 +208,14 @@ class RunDirectory:
                 file.write((json.dumps(finite(entry)) + "\n").encode())
 
     def forget_after(self, step: int) -> None:
-        """Drops recorded lines of steps that a resumed run will take again, and a line cut short."""
+        """Drops the recorded lines of steps that a resumed run will repeat, and a truncated line."""
         if not self.writes or not self.metrics_file.exists():
             return
         lines = self.metrics_file.read_text(errors="replace").splitlines(keepends=True)
         steps = [_recorded_step(line) for line in lines]
         kept = [line for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
-        if lost := sum(at is None for at in steps[:-1]):  # the last line may have been cut short
-            warn(f"{self.metrics_file}: {lost} damaged lines are dropped")
+        if lost := sum(at is None for at in steps[:-1]):  # the last line may be truncated
+            warn(f"{self.metrics_file}: dropped {lost} damaged lines")
         write_whole(self.metrics_file, "".join(kept).encode())
 
     def write_results(self, results: dict[str, Any]) -> None:
@@ -227,26 +227,26 @@ class RunDirectory:
 
 
 def _what_instead(path: Path) -> str | None:
-    """What to name in place of a path that is not a run."""
+    """A hint for a path that is not a run."""
     if _CHECKPOINT.fullmatch(path.name) and path.parent.name == "checkpoints":
-        return f"name the run, and the checkpoint with --checkpoint: {path.parent.parent} --checkpoint {path.name}"
+        return f"use the run directory with --checkpoint: {path.parent.parent} --checkpoint {path.name}"
     if (path / "train.bin").exists():
-        return f"it is a prepared store: dlrmctl train --data {path}"
+        return f"to train on this prepared store: dlrmctl train --data {path}"
     if path.is_file():
-        return "it is a file; name the directory of a run"
+        return "use a run directory, not a file"
     inside = sorted(str(found.parent) for found in path.glob("*/run.toml"))
-    return f"it holds the runs {few(inside)}" if inside else None
+    return f"it contains the runs {few(inside)}" if inside else None
 
 
 def _runs_beside(path: Path) -> str | None:
-    """The run of a name like this, if there is one."""
+    """A hint that names a run with a similar name, if there is one."""
     runs = [found.parent.name for found in path.parent.glob("*/run.toml")] if path.parent.is_dir() else []
     close = nearest(path.name, runs)
     return f"did you mean {path.parent / close}?" if close else None
 
 
 def complete_checkpoints(directory: Path) -> list[Path]:
-    """The directories step-N in a directory, by N. One is renamed to that when it is complete."""
+    """The complete checkpoints step-N in a directory, by N."""
     if not directory.is_dir():
         return []
     found = [path for path in directory.iterdir() if _CHECKPOINT.fullmatch(path.name) and path.is_dir()]
@@ -254,7 +254,7 @@ def complete_checkpoints(directory: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The N of a directory step-N."""
+    """The step N of a directory step-N."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
@@ -283,11 +283,11 @@ def _environment() -> dict[str, Any]:
 
 
 class EventWriter:
-    """Writes the numbers of every recorded line as scalars "train/ne", "validation/auc" and so on.
+    """Writes every recorded line as TensorBoard scalars such as "train/ne" and "validation/auc".
 
     Args:
-        directory: of the event files; made if needed.
-        first_step: events of this step and later ones, which a killed run may have left, are hidden.
+        directory: of the event files; created if needed.
+        first_step: hides events of this and later steps, which a killed run may have left.
     """
 
     def __init__(self, directory: Path, *, first_step: int) -> None:

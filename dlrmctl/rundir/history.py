@@ -1,4 +1,4 @@
-"""Reads what runs left in their directories, finished or not, without torch."""
+"""The recorded history of runs, finished or not; does not load torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +10,19 @@ from dlrmctl.rundir.directory import RunDirectory, step_of
 from dlrmctl.rundir.records import read_lines, read_record
 from dlrmctl.settings.config import resolve
 
-_DEEPEST = 3  # directories below the one that was named
+_DEEPEST = 3  # levels below the given directory
 
 
 @dataclass(frozen=True)
 class History:
-    """One run as its files tell it.
+    """The settings, metrics and results of a run.
 
     Attributes:
         path: its directory.
         settings: the sections of run.toml.
         entries: the lines of metrics.jsonl, in order; kind "train" or "validation".
-        results: results.json; None while the run has not come to its end.
-        checkpoint_step: of the newest checkpoint, from which the run can be resumed; None if there is none yet.
+        results: results.json; None while the run is not finished.
+        checkpoint_step: step of the newest checkpoint; None if there is none.
     """
 
     path: Path
@@ -37,14 +37,14 @@ class History:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The evaluation with the lowest validation NE, or log loss where NE is not defined."""
+        """The evaluation with the lowest validation NE, or log loss if NE is not defined."""
         for metric in ("ne", "log_loss"):
             if known := [entry for entry in self.validations if entry.get(metric) is not None]:
                 return min(known, key=lambda entry: float(entry[metric]))
         return None
 
     def summary(self) -> dict[str, Any]:
-        """Plain values: one line of the list of runs."""
+        """Plain values for a line of the list of runs."""
         embeddings, optim = self.settings.get("embeddings", {}), self.settings.get("optim", {})
         best, test = self.best or {}, (self.results or {}).get("test", {})
         return {
@@ -67,10 +67,10 @@ class History:
 
 
 def read_history(path: Path) -> History:
-    """The run in a directory.
+    """Reads the run in a directory.
 
     Raises:
-        UserError, DataError: if it is not a run, or a file of it is damaged.
+        UserError, DataError: if it is not a run, or one of its files is damaged.
     """
     run = RunDirectory(path, writes=False)
     settings = run.settings()
@@ -86,7 +86,7 @@ def read_history(path: Path) -> History:
 
 
 def _entry(values: Values) -> dict[str, Any]:
-    """A line of metrics.jsonl: kind, step, and numbers by name."""
+    """Parses a line of metrics.jsonl: kind, step, and numbers by name."""
     numbers = {
         name: values.number(name) for name in values.entries if name not in ("kind", "step") and values.has(name)
     }
@@ -94,7 +94,7 @@ def _entry(values: Values) -> dict[str, Any]:
 
 
 def _results(values: Values) -> dict[str, Any]:
-    """Numbers by split and name."""
+    """Parses results.json: numbers by split and name."""
     splits = {split: values.inner(split) for split in ("validation", "test")}
     return {
         split: {name: metrics.number(name) for name in metrics.entries if metrics.has(name)}
@@ -109,7 +109,7 @@ def find_runs(directory: Path) -> list[Path]:
         UserError: if the directory does not exist.
     """
     if not directory.is_dir():
-        raise UserError(f"{directory}: there is no such directory")
+        raise UserError(f"{directory}: no such directory")
     found, level = [], [directory]
     for _ in range(_DEEPEST + 1):
         found += [path for path in level if (path / "run.toml").is_file()]

@@ -1,8 +1,8 @@
-"""Where a run goes, and whether it is one that a job began before.
+"""Names of run directories, and finding the run that a restarted job continues.
 
-A job of torchrun or Slurm is started again after a failure, with the same command, and must find what it left. The name
-of its run follows from the job and the settings; a run in a directory that was given keeps the job's name in its
-environment.json. Other names are new each time.
+torchrun and Slurm restart a failed job with the same command, and the job must find its earlier run. The name of its
+run is derived from the job and the settings; a run in a given directory stores the job's name in environment.json.
+Other names are new each time.
 """
 
 import json
@@ -16,12 +16,12 @@ from pathlib import Path
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.settings.config import Config
 
-_LONGEST = 40  # letters of a job's name
-_NO_JOB = "none"  # what torchrun calls a job that was given no --rdzv-id
+_LONGEST = 40  # characters of a job's name
+_NO_JOB = "none"  # torchrun's name for a job without --rdzv-id
 
 
 def named_after_data(config: Config) -> Config:
-    """The settings with the name of the data in their path as the name of the data set.
+    """Sets the data set of the settings to the name of the data in their path.
 
     Raises:
         DataError: if there is no store in that path.
@@ -35,13 +35,12 @@ def named_after_data(config: Config) -> Config:
 
 
 def place_of_run(config: Config, given: Path | None = None) -> tuple[Path, bool]:
-    """The directory of a run, and whether it is there already and is to be continued.
+    """The directory of a run, and whether it already exists and is to be continued.
 
-    In a job, its run of the same settings that is not finished is continued; a finished one is given back where the job
-    was started again, and stays alone otherwise.
+    A job continues its unfinished run of the same settings. A finished run is returned only if the job was restarted.
 
     Args:
-        given: the directory, if it was chosen; a run of another job or of other settings in it is not continued.
+        given: the directory, if chosen; a run of another job or with other settings in it is not continued.
 
     Raises:
         UserError, DataError: if environment.json in `given` is damaged.
@@ -59,7 +58,7 @@ def place_of_run(config: Config, given: Path | None = None) -> tuple[Path, bool]
 
 
 def new_name(config: Config) -> Path:
-    """A directory that no other run has: named after the data, the tables and the time."""
+    """A new directory, named after the data, the tables and the time."""
     return Path(f"{_beginning(config)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}")
 
 
@@ -68,7 +67,7 @@ def _beginning(config: Config) -> str:
 
 
 def part_of_job(config: Config) -> str | None:
-    """A name for the training with these settings in this job: the same when the job is started again; else None."""
+    """The name of a training with these settings in this job, the same after a restart; None without a job."""
     job = _job()
     return None if job is None else f"{job}-{_fingerprint(config)}"
 
@@ -78,7 +77,7 @@ def _is_open(run: RunDirectory) -> bool:
 
 
 def _job() -> str | None:
-    """The name of the job that this process is part of: the same when it is started again, different for another."""
+    """The name of this process's job: unchanged by a restart, different for other jobs."""
     if number := os.environ.get("SLURM_JOB_ID"):
         job = f"slurm-{number}"
     elif (name := os.environ.get("TORCHELASTIC_RUN_ID", _NO_JOB)) != _NO_JOB:
@@ -91,11 +90,11 @@ def _job() -> str | None:
 
 
 def _is_restarted() -> bool:
-    """Whether the job was started before."""
+    """Whether the job was restarted."""
     counts = (os.environ.get(name, "0") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
     return any(count not in ("", "0") for count in counts)
 
 
 def _fingerprint(config: Config) -> str:
-    """Eight digits that follow from the settings."""
+    """Eight hexadecimal digits derived from the settings."""
     return f"{zlib.crc32(json.dumps(config.to_dict(derived=False)).encode()):08x}"

@@ -1,4 +1,4 @@
-"""A checkpoint of a run opened to score data: the model loaded, the split of the data found."""
+"""Opening a run for scoring: the model of a checkpoint and a split of the data."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +25,12 @@ from dlrmctl.settings.config import Config
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A checkpoint of a run, loaded.
+    """The loaded model of a checkpoint.
 
     Attributes:
-        checkpoint: its directory; that of the model itself, if it is a compressed one.
-        model: gives the logits of dense features and a batch.
-        features: how raw rows become examples for it.
+        checkpoint: its directory; for a compressed model, that of the model.
+        model: returns the logits of dense features and a batch.
+        features: how to turn raw rows into examples.
     """
 
     checkpoint: Path
@@ -40,23 +40,23 @@ class OpenedModel:
 
 @dataclass(frozen=True)
 class OpenedRun(OpenedModel):
-    """A checkpoint of a run, loaded, and a split of its data to score."""
+    """The loaded model of a checkpoint, and a split of its data."""
 
     source: Source
     reader: Reader
 
 
 def open_run(config: Config, run: RunDirectory, ranks: Ranks, *, checkpoint: str, split: str) -> OpenedRun:
-    """Loads a checkpoint of a run, and the split of the data that the settings name.
+    """Loads a checkpoint of a run and a split of the data that the settings name.
 
     Args:
-        run: of a run, or the directory of its compressed model.
-        checkpoint: "best", "last" or "step-N"; of a compressed model, which has one, "best".
+        run: directory of a run or of a compressed model.
+        checkpoint: "best", "last" or "step-N"; must be "best" for a compressed model.
 
     Raises:
-        UserError, DataError: if checkpoint or data are not there or do not fit.
+        UserError, DataError: if the checkpoint or the data is missing or does not fit.
     """
-    source = open_source(config.data, verify=())  # the reader compares the checksums of what it reads
+    source = open_source(config.data, verify=())  # the reader verifies the checksums of what it reads
     reader = open_reader(config, source, split, ranks, training=False)
     opened = open_model(config, run, ranks, checkpoint=checkpoint, features=source.features)
     return OpenedRun(opened.checkpoint, opened.model, opened.features, source, reader)
@@ -67,15 +67,15 @@ def open_model(
 ) -> OpenedModel:
     """Loads a checkpoint of a run.
 
-    One rank looks rows up in plain torch. Several spread the tables as in training, so that tables of any size can be
-    scored.
+    A single rank looks up rows with plain torch. Several ranks shard the tables as in training, so that tables can be
+    of any size.
 
     Args:
         run, checkpoint: see `open_run`.
-        features: of the data that is to be scored; None for those that the run keeps.
+        features: of the data to score; None for those stored in the run.
 
     Raises:
-        UserError, DataError: if the checkpoint is not there, or does not fit.
+        UserError, DataError: if the checkpoint is missing or does not fit.
     """
     set_precision(config.train.precision)
     features = features or run_features(config, run)
@@ -94,20 +94,20 @@ def open_model(
 
 
 def other_checkpoint(run: RunDirectory, checkpoint: str) -> UserError:
-    """The refusal of a checkpoint that is named for a compressed model."""
+    """The error for --checkpoint with a compressed model."""
     return UserError(
         f"--checkpoint {checkpoint}: {run.path} is a compressed model, made from one checkpoint",
-        "leave --checkpoint out, or name the run that has it",
+        "omit --checkpoint, or use the run that has it",
     )
 
 
 def run_features(config: Config, run: RunDirectory) -> FeatureSpace:
-    """What a run keeps of its data: all that scoring raw rows needs.
+    """The features stored in a run, which are needed to score raw rows.
 
-    Runs of earlier versions keep none; it is read from their data.
+    Runs of earlier versions have none; theirs are read from the data.
 
     Raises:
-        UserError, DataError: if it is damaged, or neither the run nor its data is there.
+        UserError, DataError: if they are damaged, or neither the run nor its data has them.
     """
     if run.features.is_dir():
         return FeatureSpace.open(run.features)
@@ -122,7 +122,7 @@ def _whole(config: Config, features: FeatureSpace, path: Path, ranks: Ranks) -> 
 
 
 def _spread(config: Config, features: FeatureSpace, path: Path, ranks: Ranks) -> DLRM:
-    """The model with its tables spread over the ranks. Every rank must call it."""
+    """The model with its tables sharded over the ranks. Every rank must call it."""
     from dlrmctl.assembly.model import build_model  # TorchRec takes seconds to load
 
     inputs = inputs_like(features, CheckpointTables(path).network())
@@ -133,38 +133,38 @@ def _spread(config: Config, features: FeatureSpace, path: Path, ranks: Ranks) ->
 
 
 def same_ids(path: Path, vocabulary: str | None, features: FeatureSpace) -> None:
-    """Check that ids of the data mean what they meant to a model.
+    """Checks that ids mean the same in the data and in a model.
 
     Raises:
         UserError: if they do not.
     """
     if vocabulary != features.vocabulary_fingerprint():
         raise UserError(
-            f"{path}: was trained with other ids than this data has ({features.vocabulary_fingerprint()})",
-            "prepare the data with the vocabulary of the training data, or name that data with --data",
+            f"{path} was trained with other ids than this data has ({features.vocabulary_fingerprint()})",
+            "prepare the data with the vocabulary of the training data, or pass that data with --data",
         )
 
 
 def find_checkpoint(checkpoints: Checkpoints, run: RunDirectory, wanted: str) -> Path:
-    """The checkpoint of a run that is called "best", "last" or "step-N".
+    """The checkpoint of a run with the name "best", "last" or "step-N".
 
     Raises:
         UserError: if there is none.
     """
     newest = checkpoints.newest()
     if newest is None:
-        raise UserError(f"{run.path}: has no checkpoint yet")
+        raise UserError(f"{run.path} has no checkpoint yet")
     if wanted == "last":
         return newest
     name = wanted
     if wanted == "best":
         best_step = read_state(newest).progress.best_step
-        if best_step is None:  # runs of before chose none where NE was not defined
+        if best_step is None:  # earlier versions chose none if NE was not defined
             return newest
         name = f"step-{best_step}"
     there = {path.name: path for path in checkpoints.complete()}
     if name not in there:
         raise UserError(
-            f"{run.path}: has no checkpoint {wanted!r}", f"there are: best, last, {', '.join(sorted(there))}"
+            f"{run.path} has no checkpoint {wanted!r}", f"choose from best, last, {', '.join(sorted(there))}"
         )
     return there[name]

@@ -1,4 +1,4 @@
-"""The JSON files of a run, read with a check of all that is used: whatever they hold, there are values or one line."""
+"""Reading the JSON files of a run: all values are checked, and damage is reported in one line."""
 
 import json
 from collections.abc import Callable
@@ -11,19 +11,19 @@ from dlrmctl.data.sealed import Values
 from dlrmctl.errors import UserError
 
 _MOST_BYTES = 1 << 30
-_SHOWN = 200  # letters of what is wrong
+_SHOWN = 200  # characters of a problem
 _Content = TypeVar("_Content")
 
 
 def read_record(path: Path, parse: Callable[[Values], _Content], hint: str | None = None) -> _Content:
-    """What `parse` makes of the object in a JSON file.
+    """Parses the object in a JSON file with `parse`.
 
     Args:
-        parse: of the values; raises DataError.
-        hint: if the file is damaged.
+        parse: converts the values; raises DataError.
+        hint: for a damaged file.
 
     Raises:
-        UserError, DataError: if the file cannot be read, or is not as `parse` expects it.
+        UserError, DataError: if the file cannot be read or parsed.
     """
     content = read_file(path, most=_MOST_BYTES)
     try:
@@ -33,10 +33,10 @@ def read_record(path: Path, parse: Callable[[Values], _Content], hint: str | Non
 
 
 def read_lines(path: Path, parse: Callable[[Values], _Content], hint: str | None = None) -> list[_Content]:
-    """What `parse` makes of each line of a file that grows; the last one may be cut short.
+    """Parses each line of a file that is appended to; the last line may be truncated.
 
     Raises:
-        UserError, DataError: as `read_record`, naming the line.
+        UserError, DataError: see `read_record`; the message names the line.
     """
     found = []
     lines = read_file(path, most=_MOST_BYTES).splitlines(keepends=True)

@@ -1,4 +1,4 @@
-"""Runs of one setting with several seeds: directories seed-N in a directory of their own."""
+"""Runs with the same settings and several seeds: directories seed-N in a common directory."""
 
 import json
 import statistics
@@ -21,10 +21,10 @@ MOST_SEEDS = 1000
 
 @dataclass(frozen=True)
 class SeedRuns:
-    """The runs of several seeds.
+    """A group of runs with several seeds.
 
     Attributes:
-        path: the directory that holds them.
+        path: their common directory.
         first: the smallest seed; the others follow it.
         number: of seeds.
     """
@@ -35,7 +35,7 @@ class SeedRuns:
 
     @classmethod
     def open(cls, path: Path) -> "SeedRuns | None":
-        """The runs in a directory that `create` made; None if it is another one.
+        """Opens a directory that `create` made; returns None for other directories.
 
         Raises:
             UserError, DataError: if its record is damaged.
@@ -46,11 +46,11 @@ class SeedRuns:
         def parse(values: Values) -> "SeedRuns":
             return cls(path, values.whole("first"), values.whole("seeds", least=1, most=MOST_SEEDS))
 
-        return read_record(path / _FILE, parse, "name the runs in it one by one")
+        return read_record(path / _FILE, parse, "use the runs in it one by one")
 
     @classmethod
     def create(cls, path: Path, config: Config, number: int) -> "SeedRuns":
-        """Makes the directory and records what is to be trained in it, before the first run.
+        """Creates the directory and its record, before the first run.
 
         Args:
             config: of all runs; its seed is the first one.
@@ -65,7 +65,7 @@ class SeedRuns:
 
     @property
     def runs(self) -> dict[int, Path]:
-        """Seed -> directory of its run, also of those that were not started yet."""
+        """Seed -> directory of its run, including runs that were not started yet."""
         return {seed: self.path / f"seed-{seed}" for seed in range(self.first, self.first + self.number)}
 
     def settings(self) -> dict[str, Any]:
@@ -77,22 +77,22 @@ class SeedRuns:
         return read_run_settings(self.path / _SETTINGS)
 
     def discard(self) -> None:
-        """Removes the directory again if none of its runs was begun."""
+        """Removes the directory if none of its runs was started."""
         if not any(run.exists() for run in self.runs.values()):
             for name in (_FILE, _SETTINGS, LOCK):
                 (self.path / name).unlink(missing_ok=True)
             self.path.rmdir()
 
     def write_results(self, results: dict[str, Any]) -> None:
-        """Keeps what all runs together found."""
+        """Writes the results of all runs together."""
         write_whole(self.path / "results.json", (json.dumps(results, indent=2) + "\n").encode())
 
 
 def finished_runs(path: Path) -> list[Path]:
-    """The run that a directory is, or those of several seeds in it that came to their end.
+    """The run in a directory, or the finished runs of several seeds.
 
     Raises:
-        UserError: if none of several has come to its end.
+        UserError: if none of several runs is finished.
     """
     group = SeedRuns.open(path)
     if group is None:
@@ -104,7 +104,7 @@ def finished_runs(path: Path) -> list[Path]:
 
 
 def spread(values: Sequence[float | None]) -> dict[str, float | None]:
-    """Mean and standard deviation over the seeds; None where one has no value, or there is only one."""
+    """Mean and standard deviation over the seeds; None if a value is missing, or there is only one seed."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return {"mean": None, "sd": None}

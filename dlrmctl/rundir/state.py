@@ -1,4 +1,4 @@
-"""Where a run stands, what a checkpoint says of it, and whether the checkpoint fits."""
+"""The state of a run as stored in a checkpoint, and checks that a checkpoint fits a run."""
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -23,7 +23,7 @@ _BEFORE = {"qr_layout": "quotient", "averaging": "none", "dense_inputs": "raw"}
 
 @dataclass(frozen=True)
 class StepSums:
-    """What steps saw, summed over their examples on all ranks: log loss, labels, predicted probabilities."""
+    """Sums over the examples of steps on all ranks: log loss, labels, predicted probabilities."""
 
     examples: float = 0.0
     loss: float = 0.0
@@ -32,14 +32,14 @@ class StepSums:
 
     @classmethod
     def from_values(cls, values: Values) -> "StepSums":
-        """The sums in the entry `window`.
+        """Reads the sums in the entry `window`.
 
         Raises:
-            DataError: if they are not there.
+            DataError: if they are missing.
         """
         names = [item.name for item in fields(cls)]
         listed = values.entries.get("window")
-        # Checkpoints of before kept the sums as a list.
+        # Earlier versions stored the sums as a list.
         if isinstance(listed, list):
             sums = Values(dict(zip(names, listed, strict=False)), "window.")
         else:
@@ -57,11 +57,11 @@ class StepSums:
 
 @dataclass
 class RunState:
-    """Where a run stands; with the tensors, all that a checkpoint needs.
+    """The state of a run; with the tensors, everything that a checkpoint stores.
 
     Attributes:
         batch: the next one of `epoch`.
-        best_score: validation NE of the best step so far; its log loss where NE is not defined.
+        best_score: validation NE of the best step so far, or log loss if NE is not defined.
         last_ne: of the last evaluation on the validation split.
         window: sums since the last line of progress.
     """
@@ -78,11 +78,12 @@ class RunState:
 
     @classmethod
     def from_values(cls, values: Values) -> "RunState":
-        """
+        """Reads the state.
+
         Raises:
-            DataError: if they are not what `to_state` gives.
+            DataError: if values are missing or invalid.
         """
-        score = "best_score" if values.has("best_score") else "best_ne"  # what checkpoints of before call it
+        score = "best_score" if values.has("best_score") else "best_ne"  # its name in earlier versions
         return cls(
             step=values.whole("step"),
             epoch=values.whole("epoch"),
@@ -96,7 +97,7 @@ class RunState:
         )
 
     def to_state(self, config: Config, source: Source) -> dict[str, Any]:
-        """What a checkpoint keeps beside its tensors."""
+        """The contents of a checkpoint's state.json."""
         return {
             "progress": asdict(self),
             "settings": config.to_dict(),
@@ -107,11 +108,11 @@ class RunState:
 
 @dataclass(frozen=True)
 class SavedState:
-    """What a checkpoint says of itself beside its tensors, as `RunState.to_state` gave it.
+    """The contents of a checkpoint's state.json, see `RunState.to_state`.
 
     Attributes:
-        settings: sections of the run's.
-        data, vocabulary: fingerprints of what it was trained on.
+        settings: sections of the run's settings.
+        data, vocabulary: fingerprints of the training data.
     """
 
     progress: RunState
@@ -121,9 +122,10 @@ class SavedState:
 
     @classmethod
     def from_values(cls, values: Values) -> "SavedState":
-        """
+        """Reads the state.
+
         Raises:
-            DataError: if they are not what `RunState.to_state` gives.
+            DataError: if values are missing or invalid.
         """
         settings = values.inner("settings")
         return cls(
@@ -134,7 +136,7 @@ class SavedState:
         )
 
     def progress_with(self, config: Config, source: Source, path: Path) -> RunState:
-        """Where a run of these settings and this data goes on.
+        """The state from which a run with these settings and this data continues.
 
         Args:
             path: of the checkpoint.
@@ -145,17 +147,17 @@ class SavedState:
         same_shape(config, self.settings, path)
         if self.data != source.fingerprint():
             raise UserError(
-                f"{path}: was trained on other data ({self.data}) than is given ({source.fingerprint()})",
-                "name the same prepared store with --data",
+                f"{path} was trained on other data ({self.data}) than this ({source.fingerprint()})",
+                "pass the same prepared store with --data",
             )
         return replace(self.progress)
 
 
 def same_shape(ours: Config, saved: dict[str, Any], path: Path, *, sections: Collection[str] = tuple(_FIXED)) -> None:
-    """Refuses settings that a checkpoint's tensors or position do not fit.
+    """Refuses settings that do not fit the tensors or the position of a checkpoint.
 
     Args:
-        sections: which of the fixed ones matter.
+        sections: the fixed sections to compare.
 
     Raises:
         UserError: naming the first setting that differs.
@@ -166,20 +168,20 @@ def same_shape(ours: Config, saved: dict[str, Any], path: Path, *, sections: Col
         for item in fields(getattr(ours, section)):
             name, value = item.name, getattr(getattr(ours, section), item.name)
             if section == "data" and name in ("path", "dataset"):
-                continue  # the fingerprint decides whether data in another place, or of another name, is the same
+                continue  # data is compared by its fingerprint, not by its path or name
             value, default = (list(v) if isinstance(v, tuple) else v for v in (value, item.default))
-            # A setting that came later had its default, or another one then.
+            # A setting that an older checkpoint lacks had its default, or the value in _BEFORE.
             before = saved.get(section, {}).get(name, _BEFORE.get(name, default))
             if (names is None or name in names) and value != before:
                 raise UserError(
-                    f"{path}: was trained with {section}.{name} = {before}, this run asks for {value}",
-                    "go on with the same setting, or start a new run",
+                    f"{path} was trained with {section}.{name} = {before}, not {value}",
+                    "continue with the same setting, or start a new run",
                 )
     before = saved.get("embeddings", {}).get("tables", {})
     if not isinstance(before, dict):
         raise UserError(f"{path}: damaged: settings.embeddings.tables = {str(before)[:80]} must be an object")
     if "embeddings" in sections and list(ours.tables.items()) != list(before.items()):  # their order counts
         raise UserError(
-            f"{path}: was trained with embeddings.tables = {before}, this run asks for {ours.tables}",
-            "go on with the same tables, or start a new run",
+            f"{path} was trained with embeddings.tables = {before}, not {ours.tables}",
+            "continue with the same tables, or start a new run",
         )

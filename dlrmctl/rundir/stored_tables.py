@@ -1,4 +1,4 @@
-"""The embedding tables of a checkpoint, read one at a time and without TorchRec."""
+"""Reading the embedding tables of a checkpoint, one at a time and without TorchRec."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from dlrmctl.rundir.tensor_files import read_tensor, stored_tensors
 
 @dataclass(frozen=True)
 class TableShape:
-    """A table that can be read: its name, rows and columns, and the bytes of each value where it is stored now."""
+    """Name, rows and columns of a stored table, and the bytes per stored value."""
 
     name: str
     rows: int
@@ -22,12 +22,12 @@ class TableShape:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes as float32, without optimizer state."""
+        """Number of bytes as float32, without optimizer state."""
         return 4 * self.rows * self.dim
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes as stored."""
+        """Number of bytes as stored."""
         return self.value_bytes * self.rows * self.dim
 
 
@@ -42,7 +42,7 @@ class TableSource(Protocol):
         ...
 
     def sums(self, name: str) -> Tensor | None:
-        """float32 [rows], the state of row-wise AdaGrad; None where there is none."""
+        """float32 [rows], the state of row-wise AdaGrad, if any."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -51,13 +51,13 @@ class TableSource(Protocol):
 
 
 class CheckpointTables:
-    """The tables of one of our checkpoints, however many ranks wrote it.
+    """The tables of a checkpoint, written on any number of ranks.
 
     Args:
-        path: the checkpoint's directory.
+        path: directory of the checkpoint.
 
     Raises:
-        UserError: if it is not a checkpoint, or a file of it is missing or damaged.
+        UserError: if it is not a checkpoint, or one of its files is missing or damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -78,7 +78,7 @@ class CheckpointTables:
         return self._read(key).reshape(-1) if key in self._stored else None
 
     def network(self) -> dict[str, Tensor]:
-        """The dense half of the model, by its own names."""
+        """The dense parameters of the model, by name."""
         names = [name for name in self._stored if name.startswith("network.")]
         return {name.removeprefix("network."): self._read(name) for name in names}
 

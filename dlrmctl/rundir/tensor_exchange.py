@@ -1,6 +1,6 @@
-"""Tensors of all ranks to a checkpoint's files and back, by torch.distributed.checkpoint, which takes a second to load.
+"""Writes and reads the tensors of all ranks with torch.distributed.checkpoint, which takes a second to load.
 
-Reading is as safe as `tensor_files`: descriptions come from there.
+Reading is as safe as in `tensor_files`, which reads the metadata.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ from dlrmctl.rundir.tensor_files import StoredTensor, stored_tensors
 
 
 class ExchangeError(Exception):
-    """Some rank could not write or read; `causes` are its errors and those behind them."""
+    """A rank could not write or read; `causes` holds its errors and their causes."""
 
     def __init__(self, failure: CheckpointException) -> None:
         causes: list[BaseException] = [failure_of_rank[0] for failure_of_rank in failure.failures.values()]
@@ -47,10 +47,11 @@ def write_tensors(directory: Path, tensors: dict[str, Any], group: dist.ProcessG
 
 
 def fill_tensors(directory: Path, tensors: dict[str, Any], group: dist.ProcessGroup) -> None:
-    """Fills tensors in place, whatever ranks wrote them. Every rank must call it.
+    """Fills tensors in place, written on any number of ranks. Every rank must call it.
 
     Raises:
-        UserError: if a file is not to be trusted. ExchangeError: if other tensors are asked for than are there.
+        UserError: if a file cannot be trusted.
+        ExchangeError: if the checkpoint does not contain these tensors.
     """
     try:
         dcp.load(tensors, storage_reader=_Reader(directory), process_group=group)
@@ -59,10 +60,10 @@ def fill_tensors(directory: Path, tensors: dict[str, Any], group: dist.ProcessGr
 
 
 class _WithoutCopies(dcp.DefaultSavePlanner):
-    """Hands out tensors whose storage is no larger than they are.
+    """Passes tensors to the writer without copies.
 
-    All tables of a rank are views of one buffer. torch's writer clones every view, and keeps the clones until the file
-    is closed: a second time all tables.
+    All tables of a rank are views of one buffer. torch's writer clones every view and keeps the clones until the file
+    is closed, which would double the memory of all tables.
     """
 
     def transform_object(self, write_item: WriteItem, object: Any) -> Any:
@@ -73,7 +74,7 @@ class _WithoutCopies(dcp.DefaultSavePlanner):
 
 
 class _Reader(dcp.FileSystemReader):
-    """Takes the descriptions of tensors from `tensor_files`; torch's own reader unpickles them without limits."""
+    """Reads metadata with `tensor_files`; torch's own reader unpickles it without limits."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         stored = stored_tensors(Path(self.path))

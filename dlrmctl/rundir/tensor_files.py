@@ -1,7 +1,7 @@
-"""The tensors of a checkpoint, read without torch.distributed.checkpoint and without ever running what a file contains.
+"""Reads the tensors of a checkpoint without torch.distributed.checkpoint and without running code from files.
 
-`.metadata` is a pickle of a few descriptions of tensors. It is read into plain records, and those are checked; classes
-of torch are never handed to a file. `__R_0.distcp` of rank R holds pieces of tensors, each as torch.save wrote it.
+`.metadata` is a pickle of tensor descriptions. It is read into plain records, which are checked; it has no access to
+classes of torch. `__R_0.distcp` of rank R holds pieces of tensors, each as written by torch.save.
 """
 
 import io
@@ -27,7 +27,7 @@ _DESCRIPTIONS = "torch.distributed.checkpoint.metadata"
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a tensor: where it begins in it, its shape, and its bytes in a file of the checkpoint."""
+    """A part of a tensor: its offsets, its shape, and its bytes in a file of the checkpoint."""
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -47,10 +47,10 @@ class StoredTensor:
 
 
 def stored_tensors(checkpoint: Path) -> dict[str, StoredTensor]:
-    """What a checkpoint holds, by name.
+    """The tensors of a checkpoint, by name.
 
     Raises:
-        UserError: if its description asks for anything but tensors, or contradicts itself.
+        UserError: if the metadata contains anything but tensors, or is inconsistent.
     """
     content = _Descriptions(io.BytesIO(read_file(checkpoint / METADATA, most=_MOST_BYTES))).load_descriptions()
     try:
@@ -60,10 +60,10 @@ def stored_tensors(checkpoint: Path) -> dict[str, StoredTensor]:
 
 
 def read_tensor(checkpoint: Path, stored: StoredTensor) -> Tensor:
-    """One tensor, put together from its pieces.
+    """Reads a tensor from its pieces.
 
     Raises:
-        UserError: if a piece is not what the checkpoint says of it.
+        UserError: if a piece does not match the metadata.
     """
     if len(stored.pieces) == 1:
         return _read_piece(checkpoint, stored, stored.pieces[0])
@@ -79,15 +79,15 @@ def _read_piece(checkpoint: Path, stored: StoredTensor, piece: Piece) -> Tensor:
         with (checkpoint / piece.file).open("rb") as file:
             content = io.BufferedReader(_Slice(file, piece.start, piece.length))
             tensor = torch.load(content, map_location="cpu", weights_only=True)
-    except Exception:  # torch raises many kinds, for zip files, pickles and types alike
-        raise UserError(f"{checkpoint}/{piece.file}: {stored.name} cannot be read", DISTRUST) from None
+    except Exception:  # torch raises many types, for zip files, pickles and tensors
+        raise UserError(f"{checkpoint}/{piece.file}: cannot read {stored.name}", DISTRUST) from None
     if not isinstance(tensor, Tensor) or tensor.dtype != stored.dtype or tuple(tensor.shape) != piece.sizes:
-        raise UserError(f"{checkpoint}/{piece.file}: {stored.name} is not what {METADATA} says", DISTRUST)
+        raise UserError(f"{checkpoint}/{piece.file}: {stored.name} does not match {METADATA}", DISTRUST)
     return tensor.detach()
 
 
 class _Slice(io.RawIOBase):
-    """A part of a file as a file of its own."""
+    """A part of a file, as a file object."""
 
     def __init__(self, file: BinaryIO, start: int, length: int) -> None:
         self._file, self._start, self._length, self._at = file, start, length, 0
@@ -112,7 +112,7 @@ class _Slice(io.RawIOBase):
 
 
 class _Record:
-    """Stands for an object of the pickle: its attributes, or the tuple that was its state."""
+    """An object of the pickle: its attributes, or its state tuple."""
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, tuple):
@@ -122,14 +122,15 @@ class _Record:
 
 
 class _Descriptions(pickle.Unpickler):
-    """Knows the few names that describe tensors, each exactly: a prefix or a dotted name would open whole modules."""
+    """Unpickles only an exact list of names: a prefix or a dotted name would give access to whole modules."""
 
     def load_descriptions(self) -> Any:
-        """
+        """Unpickles the metadata.
+
         Raises:
-            UserError: for a name that no description needs, or what is no pickle.
+            UserError: for any other name, or if it is not a pickle.
         """
-        # Records of this load alone: a pickle can set attributes of a class that it is given.
+        # New classes for each load: a pickle can set attributes of the classes that it uses.
         self._records = {
             name: type(name, (_Record,), {})
             for name in ("ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties")
@@ -139,8 +140,8 @@ class _Descriptions(pickle.Unpickler):
             return self.load()
         except UserError:
             raise
-        except Exception as problem:  # pickle raises many kinds for bytes that are no pickle
-            raise UserError(f"{METADATA} cannot be read: {type(problem).__name__}", DISTRUST) from None
+        except Exception as problem:  # pickle raises many types for invalid bytes
+            raise UserError(f"{METADATA}: cannot read: {type(problem).__name__}", DISTRUST) from None
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and f"torch.{name}" in _DTYPES:
@@ -157,7 +158,7 @@ class _Descriptions(pickle.Unpickler):
         }
         if (module, name) in values:
             return values[module, name]
-        raise UserError(f"{METADATA} asks for {module}.{name}, which no checkpoint of ours holds", DISTRUST)
+        raise UserError(f"{METADATA} refers to {module}.{name}, which checkpoints do not contain", DISTRUST)
 
 
 def _checked(content: Any) -> dict[str, StoredTensor]:
@@ -168,7 +169,7 @@ def _checked(content: Any) -> dict[str, StoredTensor]:
     for name, entry in _of(content.state_dict_metadata, Mapping).items():
         size, dtype = _sizes(entry.size), entry.properties.state[0]
         if dtype not in _DTYPES.values():
-            raise ValueError(f"{name} is of {dtype}")
+            raise ValueError(f"{name} has dtype {dtype}")
         pieces = tuple(_piece(name, size, dtype, chunk, places) for chunk in _of(entry.chunks, Sequence))
         if sum(_count(piece.sizes) for piece in pieces) != _count(size):
             raise ValueError(f"the pieces of {name} do not cover it")
@@ -189,7 +190,7 @@ def _piece(
     place = places[name, offsets]
     file, start, length = _of(place.relative_path, str), _of(place.offset, int), _of(place.length, int)
     if Path(file).name != file or min(start, length) < 0 or getattr(place, "transform_descriptors", None):
-        raise ValueError(f"{name} lies in {file!r} from {start} on")
+        raise ValueError(f"{name} starts at {start} in {file!r}")
     if length < _count(sizes) * dtype.itemsize:
         raise ValueError(f"{name} has more values than bytes")
     return Piece(offsets, sizes, file, start, length)
@@ -198,13 +199,13 @@ def _piece(
 def _sizes(value: Any) -> tuple[int, ...]:
     sizes = _of(value, tuple)
     if any(type(size) is not int or size < 0 for size in sizes):
-        raise ValueError(f"{sizes} is no shape")
+        raise ValueError(f"{sizes} is not a shape")
     return tuple(sizes)
 
 
 def _of(value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
-        raise TypeError(f"{value!r} is no {kind.__name__}")
+        raise TypeError(f"{value!r} is not of type {kind.__name__}")
     return value
 
 

@@ -1,1 +1,1 @@
-"""Predictions and what they are worth: metrics, `evaluate`, `compare`, `predict`, slices and calibration."""
+"""Predictions and their quality: metrics, `evaluate`, `compare`, `predict`, slices, calibration, `runs` and `plot`."""

@@ -1,10 +1,10 @@
-"""AUC of scores that arrive in batches, on any number of ranks, with its standard error (DeLong's).
+"""Streaming AUC over batches and ranks, with DeLong's standard error.
 
-Up to `EXACT_SCORES` scores on all ranks together, every score is kept and the AUC is exact. Beyond that, a rank whose
-share is full replaces its scores by about `INTERVALS` intervals between quantiles of them, with the positives and
-negatives in each. Pairs whose order the intervals do not tell count half; `Auc.bound` is what all of them can be worth.
+Up to `EXACT_SCORES` scores over all ranks, all scores are kept and the AUC is exact. Beyond that, a rank whose share is
+full replaces its scores by about `INTERVALS` intervals between their quantiles, with the number of positives and
+negatives in each. Pairs whose order is unknown count half; `Auc.bound` is their largest possible contribution.
 
-N scores, K intervals, G groups of them. Numbers of scores below another are doubled, so that ties count 1.
+N scores, K intervals, G groups of intervals. Counts of smaller scores are doubled, so that ties count 1.
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-EXACT_SCORES = 1 << 25  # of all ranks together; 5 bytes each
-INTERVALS = 1 << 20  # of one rank
+EXACT_SCORES = 1 << 25  # over all ranks; 5 bytes each
+INTERVALS = 1 << 20  # per rank
 
 
 @dataclass(frozen=True)
 class Auc:
-    """The area under the ROC curve, its standard error, and the most by which it can differ from the exact value.
+    """The area under the ROC curve, its standard error, and a bound on its difference from the exact value.
 
     `value` and `se` are None if a class is absent; `bound` is 0 if the value is exact.
     """
@@ -33,11 +33,11 @@ class Auc:
 
 @dataclass(frozen=True)
 class _Intervals:
-    """Scores known to lie between two values.
+    """Intervals of scores.
 
     Attributes:
-        low_K, high_K: float32, the two values.
-        counts_2K: int64, negatives and positives between them.
+        low_K, high_K: float32, ends of the intervals.
+        counts_2K: int64, number of negatives and positives in each.
     """
 
     low_K: Tensor
@@ -46,7 +46,7 @@ class _Intervals:
 
     @classmethod
     def of_scores(cls, scores_N: Tensor, labels_N: Tensor) -> "_Intervals":
-        """Each different score as an interval without width."""
+        """One interval of zero width per distinct score."""
         values_K, groups_N = torch.unique(scores_N, return_inverse=True)
         counts_2K = torch.zeros(2, len(values_K), dtype=torch.int64, device=scores_N.device)
         counts_2K[1].index_add_(0, groups_N, labels_N.long())
@@ -58,10 +58,10 @@ class _Intervals:
         return _Intervals(low_K, high_K, torch.cat([self.counts_2K, other.counts_2K], dim=1))
 
     def merged(self, number: int) -> "_Intervals":
-        """Equal ones joined; if more than `number` are left, neighbours too until they have that share of all scores.
+        """Merges equal intervals, and neighbours until each holds 1 / `number` of the scores if more than that remain.
 
-        An interval that has such a share alone, as a frequent score has, stays alone: at most three times `number` are
-        left.
+        An interval that alone holds such a share, for example a frequent score, is kept, so at most three times
+        `number` intervals remain.
         """
         by_high_K = self.high_K.argsort(stable=True)
         order_K = by_high_K[self.low_K[by_high_K].argsort(stable=True)]
@@ -78,7 +78,7 @@ class _Intervals:
         return different._joined(begins_K)
 
     def _joined(self, begins_K: Tensor) -> "_Intervals":
-        """Neighbours in one, by which of them begins a new one; the lower ends ascend."""
+        """Merges neighbours; `begins_K` marks the first of each group. The lower ends must ascend."""
         groups_K = begins_K.cumsum(0) - 1
         low_G = self.low_K[begins_K]
         counts_2G = torch.zeros(2, len(low_G), dtype=torch.int64, device=low_G.device)
@@ -87,19 +87,19 @@ class _Intervals:
 
 
 def _changes(values_K: Tensor) -> Tensor:
-    """Which values differ from the one before; the first does."""
+    """Marks the values that differ from the previous one; the first always does."""
     changes_K = torch.ones_like(values_K, dtype=torch.bool)
     changes_K[1:] = values_K[1:] != values_K[:-1]
     return changes_K
 
 
 class StreamingAuc:
-    """Accumulates scores and labels; `compute` joins the ranks.
+    """Accumulates scores and labels; `compute` combines the ranks.
 
     Args:
-        world_size: ranks that accumulate.
-        exact_scores: all ranks together, beyond which the AUC has a bound instead of being exact.
-        intervals: that a rank keeps then.
+        world_size: number of ranks that accumulate.
+        exact_scores: number of scores over all ranks up to which the AUC is exact.
+        intervals: number that a rank keeps beyond that.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class StreamingAuc:
         self._intervals: _Intervals | None = None
 
     def update(self, scores_B: Tensor, labels_B: Tensor) -> None:
-        """Takes float scores, kept as float32, and labels of 0 and 1."""
+        """Adds float scores, which are stored as float32, and labels of 0 and 1."""
         self._scores.append(scores_B.detach().float())
         self._labels.append(labels_B > 0.5)
         self._kept += len(scores_B)
@@ -136,7 +136,7 @@ class StreamingAuc:
         return _auc(negatives, positives, group)
 
     def _all_scores(self) -> tuple[Tensor, Tensor]:
-        # So that `_scores` of an empty share has something to join.
+        # torch.cat needs at least one tensor.
         nothing = torch.empty(0, device=self._device)
         return torch.cat([nothing, *self._scores]), torch.cat([nothing.bool(), *self._labels])
 
@@ -147,10 +147,10 @@ class StreamingAuc:
 
 @dataclass(frozen=True)
 class _Class:
-    """The scores of one class: lower ends and upper ends, each ascending; one tensor twice where scores are exact.
+    """The scores of one class: ascending lower and upper ends, which are the same tensor if scores are exact.
 
     Attributes:
-        low_weights, high_weights: int64, scores at each end; None where each is one.
+        low_weights, high_weights: int64, number of scores at each end; None if each is one.
     """
 
     low: Tensor
@@ -160,7 +160,7 @@ class _Class:
 
     @classmethod
     def of_scores(cls, scores_N: Tensor) -> "_Class":
-        # NumPy's sort is several times as fast, and torch's makes indices of 8 bytes a score.
+        # NumPy's sort is several times as fast as torch's, which also makes indices of 8 bytes per score.
         on_host = scores_N.device.type == "cpu"
         ascending = torch.from_numpy(np.sort(scores_N.numpy())) if on_host else scores_N.sort().values
         return cls(ascending, ascending)
@@ -178,7 +178,7 @@ class _Class:
         return len(self.low) if self.low_weights is None else int(self.low_weights.sum())
 
     def of_each_rank(self, group: dist.ProcessGroup | None) -> Iterator["_Class"]:
-        """The class on every rank of the group, one after another; one at a time is in memory."""
+        """Yields the class of every rank of the group; only one at a time is in memory."""
         if group is None:
             yield self
             return
@@ -189,7 +189,7 @@ class _Class:
         for rank, length in enumerate(lengths):
             theirs = []
             for values in ours:
-                assert values is not None  # both weights or none
+                assert values is not None  # both weights or neither
                 box = values if rank == group.rank() else values.new_empty(int(length))
                 dist.broadcast(box, group=group, group_src=rank)
                 theirs.append(box)
@@ -197,7 +197,8 @@ class _Class:
 
 
 def _auc(negatives: _Class, positives: _Class, group: dist.ProcessGroup | None) -> Auc:
-    """
+    """Computes the AUC from the scores of both classes.
+
     Source: DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988), for the variance.
     """
     device = negatives.low.device
@@ -206,7 +207,7 @@ def _auc(negatives: _Class, positives: _Class, group: dist.ProcessGroup | None) 
         dist.all_reduce(sizes, group=group)
     num_negatives, num_positives = sizes.tolist()
     pairs = num_negatives * num_positives
-    # Of each positive the negatives below it, of each negative the positives above it: at least and at most.
+    # For each positive the negatives below it, for each negative the positives above it: lower and upper bounds.
     below = _Placements(positives)
     for others in negatives.of_each_rank(group):
         below.add(others)
@@ -215,7 +216,7 @@ def _auc(negatives: _Class, positives: _Class, group: dist.ProcessGroup | None) 
         above.add(others)
     if not pairs:
         return Auc(None, None)
-    exact = pairs < 1 << 61  # int64 holds the sums
+    exact = pairs < 1 << 61  # the sums fit int64
     sums = torch.stack([below.least_sum(exact), below.most_sum(exact)])
     if group is not None:
         dist.all_reduce(sums, group=group)
@@ -232,10 +233,10 @@ def _auc(negatives: _Class, positives: _Class, group: dist.ProcessGroup | None) 
 
 
 class _Placements:
-    """How many scores of the other class each score of one class beats, doubled; at least and at most.
+    """Lower and upper bounds of the doubled number of scores of the other class that each score of one class beats.
 
     Args:
-        all_others: scores beat those above them, of so many. None: those below them.
+        all_others: total number of others, if scores beat those above them; None if they beat those below them.
     """
 
     def __init__(self, own: _Class, *, all_others: int | None = None) -> None:
@@ -245,7 +246,7 @@ class _Placements:
         self._by_high = self._by_low if own.low is own.high else self._by_low.clone()
 
     def add(self, others: _Class) -> None:
-        """Counts the others of one rank."""
+        """Adds the others of one rank."""
         sign = -1 if self._upwards else 1
         self._by_low += sign * _below(self._own.low, others.high, others.high_weights)
         if self._by_high is not self._by_low:
@@ -258,7 +259,7 @@ class _Placements:
         return _weighted_sum(self._by_high, self._own.high_weights, exact)
 
     def spread(self, mean: float, others: int) -> Tensor:
-        """Sum of the squared distances of the placements, as shares of the others, from their mean."""
+        """Sum of squared deviations of the placements, as fractions of the others, from their mean."""
 
         def squares(counts: Tensor, weights: Tensor | None) -> Tensor:
             distances = counts.double().div_(2 * others).sub_(mean).square_()
@@ -276,14 +277,14 @@ def _weighted_sum(counts: Tensor, weights: Tensor | None, exact: bool) -> Tensor
 
 
 def _below(scores: Tensor, ascending: Tensor, weights: Tensor | None) -> Tensor:
-    """Twice the number of `ascending` below each score, plus those equal to it. The scores ascend too."""
+    """Twice the number of `ascending` below each score, plus the number equal to it. The scores must ascend, too."""
     if len(ascending) >= len(scores):
         first, last = _places(scores, ascending)
         if weights is not None:
             before = torch.nn.functional.pad(weights.cumsum(0), (1, 0))
             first, last = before[first], before[last]
         return first + last
-    # Seeking the fewer among the more is faster: counts rise by one where each would stand, before and after equals.
+    # Searching the shorter in the longer is faster: counts rise by one at each position, before and after equal values.
     rises = torch.zeros(len(scores) + 1, dtype=torch.int64, device=scores.device)
     ones = torch.ones_like(ascending, dtype=torch.int64) if weights is None else weights
     for places in _places(ascending, scores):
@@ -292,7 +293,7 @@ def _below(scores: Tensor, ascending: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def _places(few: Tensor, many: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each of `few` would stand among `many`, before and after those equal to it."""
+    """Positions of each of `few` in `many`, before and after equal values."""
     first = torch.searchsorted(many, few)
     last, tied = first.clone(), many[first.clamp(max=len(many) - 1)] == few
     last[tied] = torch.searchsorted(many, few[tied], right=True)

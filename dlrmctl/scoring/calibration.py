@@ -12,12 +12,12 @@ _CURVE_POINTS = 500
 
 
 def deciles(logits_N: np.ndarray, labels_N: np.ndarray) -> list[dict[str, Any]]:
-    """Examples in ten equal parts by rising prediction: predicted probabilities beside observed rates.
+    """Compares predicted probabilities with observed rates in ten equal parts by rising prediction.
 
     Returns:
-        Per part that is not empty: "examples", "predicted" (mean probability), "observed" (share of positives), "se"
-        (standard error of the observed share, if the predictions were right), "calibration" (predicted over observed;
-        None without a positive).
+        For each non-empty part: "examples", "predicted" (mean probability), "observed" (fraction of positives), "se"
+        (standard error of "observed" if the predictions were right), "calibration" (predicted over observed; None
+        without positives).
     """
     order = np.argsort(logits_N, kind="stable")
     probabilities = 1 / (1 + np.exp(-logits_N[order].astype(np.float64)))
@@ -40,7 +40,7 @@ def deciles(logits_N: np.ndarray, labels_N: np.ndarray) -> list[dict[str, Any]]:
 
 
 def roc_curve(logits_N: np.ndarray, labels_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """False and true positive rates at every different threshold, from (0, 0) to (1, 1)."""
+    """False and true positive rates at every distinct threshold, from (0, 0) to (1, 1)."""
     _, groups_N = np.unique(-logits_N, return_inverse=True)
     positives = np.bincount(groups_N, weights=labels_N)
     negatives = np.bincount(groups_N, weights=1 - labels_N.astype(np.float64))
@@ -49,7 +49,7 @@ def roc_curve(logits_N: np.ndarray, labels_N: np.ndarray) -> tuple[np.ndarray, n
 
 
 def draw_calibration_and_roc(logits_N: np.ndarray, labels_N: np.ndarray, title: str, out: Path) -> None:
-    """Writes the picture: observed against predicted rates by decile, and the ROC curve with its area."""
+    """Draws observed against predicted rates by decile, and the ROC curve with its area."""
     parts = deciles(logits_N, labels_N)
     false, true = roc_curve(logits_N, labels_N)
     area = float((np.diff(false) * (true[1:] + true[:-1]) / 2).sum())
@@ -64,7 +64,7 @@ def draw_calibration_and_roc(logits_N: np.ndarray, labels_N: np.ndarray, title: 
         left.errorbar(
             predicted,
             observed,
-            yerr=[np.minimum(errors, observed), errors],  # no rate is below 0
+            yerr=[np.minimum(errors, observed), errors],  # rates are not negative
             fmt="o",
             markersize=4,
             capsize=2,

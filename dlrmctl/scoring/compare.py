@@ -1,4 +1,4 @@
-"""`dlrmctl compare`: two runs on the same rows, and how sure their difference is."""
+"""Compares two runs on the same rows, with significance (`dlrmctl compare`)."""
 
 import math
 from collections.abc import Sequence
@@ -30,12 +30,12 @@ def compare_on_rank(
     checkpoint: str,
     split: str,
 ) -> dict[str, Any]:
-    """Joins the ranks and compares with them.
+    """Joins the process group and compares the runs.
 
     Args:
-        settings: of each run of both sides, sections as `Config.to_dict` gives them.
+        settings: of each run of both sides, see `Config.to_dict`.
         runs: directories of both sides, one for each seed.
-        names: what the user called the sides.
+        names: of the sides, as typed.
     """
     sides = []
     for side_settings, side_runs in zip(settings, runs, strict=True):
@@ -54,19 +54,19 @@ def compare_runs(
     checkpoint: str,
     split: str,
 ) -> dict[str, Any]:
-    """Scores the same split with the checkpoints of two runs, or of two settings with several seeds.
+    """Scores a split with the checkpoints of two runs, or of two settings with several seeds, and compares them.
 
     Args:
-        sides: two; runs with their settings, which all name the same data.
+        sides: two; runs with their settings, which must all name the same data.
         names: of the sides.
-        checkpoint: "best", "last" or "step-N", of all runs.
+        checkpoint: "best", "last" or "step-N".
 
     Returns:
-        Plain values: the sides, and per metric both values, the difference (second minus first), standard error, the
-        seeds' part of it, and p; whether all scores are "identical".
+        Plain values: the sides, and per metric both values, the difference (second minus first), its standard error,
+        the part of the seeds in it, and p; and whether all scores are "identical".
 
     Raises:
-        UserError, DataError: if a checkpoint or the data is not there, or does not fit.
+        UserError, DataError: if a checkpoint or the data is missing or does not fit.
     """
     scored: list[list[Scores]] = []
     described = []
@@ -81,7 +81,7 @@ def compare_runs(
             fingerprint = opened.source.fingerprint()
             if data is not None and data[0] != fingerprint:
                 raise UserError(
-                    f"{data[1]} and {run.path}: were trained on different data", "name the data for both with --data"
+                    f"{data[1]} and {run.path} were trained on different data", "pass the data for both with --data"
                 )
             data = (fingerprint, run.path)
         scored.append(scores)
@@ -100,7 +100,7 @@ def compare_runs(
 
 
 def show_comparison(result: dict[str, Any]) -> None:
-    """A table, and what it means in words."""
+    """Prints the comparison as a table and in words."""
     rows = []
     for name in _COMPARED:
         if name in result:
@@ -123,7 +123,7 @@ def show_comparison(result: dict[str, Any]) -> None:
             output.print(sentence(METRICS[name], found, higher_is_better=name in _HIGHER_IS_BETTER))
     if result["a"]["seeds"] == result["b"]["seeds"] == 1:
         output.print(
-            "Only the chance of the rows is counted. Two seeds of one setting differ by more: "
+            "Errors and p count the rows only. Two seeds of the same settings differ by more: "
             "compare directories of train --seeds."
         )
     else:
@@ -136,7 +136,7 @@ def _side_text(letter: str, side: dict[str, Any]) -> str:
 
 
 def sentence(title: str, found: Difference, *, higher_is_better: bool) -> str:
-    """The difference in words: who is better, by how much, and whether chance explains it."""
+    """The difference in words: whether it is significant, and which side is better by how much."""
     if found.p >= LEVEL:
         farthest = abs(found.difference) + 1.96 * found.se  # end of the 95 % interval
         return f"{title}: not significant (p = {_p_text(found.p)}); the difference is within ±{farthest:.5f}"

@@ -1,4 +1,4 @@
-"""`dlrmctl plot`: learning curves of runs. No torch here."""
+"""Draws learning curves of runs (`dlrmctl plot`); does not load torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,25 +17,25 @@ _BETTER = {
     "ne": "normalized entropy, lower is better",
     "log_loss": "nats, lower is better",
     "auc": "higher is better",
-    "calibration": "1 is right",
+    "calibration": "1 is best",
 }
 _OF_TRAINING = {"ne": "ne", "log_loss": "loss", "calibration": "calibration"}
 _TRAINING: dict[str, Any] = {"alpha": 0.5, "linewidth": 1.0}
 _VALIDATION: dict[str, Any] = {"marker": "o", "markersize": 4.0}
 _OPTIMUM: dict[str, Any] = {"linestyle": ":", "linewidth": 1.5}
-_SETTLED = 0.1  # of the examples of a run; training before them may leave the picture
+_SETTLED = 0.1  # fraction of a run before which training values may lie outside the picture
 
 Points = tuple[list[int], list[float]]
 
 
 def plot_runs(paths: Sequence[Path], out: Path, *, metric: str | None = None) -> None:
-    """Draws a metric over the training examples: training, validation, and the optimum where it is known.
+    """Draws a metric over the training examples: training, validation, and the optimum if known.
 
     Args:
         metric: None for NE, or log loss if a run has no NE because all its validation labels are the same.
 
     Raises:
-        UserError: if a run has nothing to draw yet, or the picture cannot be written.
+        UserError: if a run has no values yet, or the picture cannot be written.
     """
     check_picture(out)
     histories = [read_history(path) for path in paths]
@@ -69,7 +69,7 @@ def plot_runs(paths: Sequence[Path], out: Path, *, metric: str | None = None) ->
 
 
 def _points(history: History, kind: str, key: str | None) -> Points:
-    """Examples seen, and values, of the entries that have one."""
+    """Number of examples seen and value of the entries that have one."""
     size = int(history.settings.get("train", {}).get("batch_size", 1))
     known = [entry for entry in history.entries if entry.get("kind") == kind and entry.get(key or "") is not None]
     return [int(entry["step"]) * size for entry in known], [float(entry[key]) for entry in known] if key else []
@@ -81,7 +81,7 @@ def _settled(training: Points) -> list[float]:
 
 
 def _legend(histories: Sequence[History], metric: str) -> "list[Line2D]":
-    """A line for each run where there are several, and one for each kind of curve."""
+    """Legend entries for the runs, if there are several, and for the kinds of curves."""
     from matplotlib.lines import Line2D
 
     several = len(histories) > 1
@@ -89,7 +89,7 @@ def _legend(histories: Sequence[History], metric: str) -> "list[Line2D]":
     colour = "0.4" if several else "C0"
     kinds = [Line2D([], [], color=colour, label="validation", **_VALIDATION)]
     if metric in _OF_TRAINING:
-        kinds.append(Line2D([], [], color=colour, label="training, mean since the point before", **_TRAINING))
+        kinds.append(Line2D([], [], color=colour, label="training, mean since the previous point", **_TRAINING))
     if any(f"bayes_{metric}" in (history.results or {}).get("validation", {}) for history in histories):
         kinds.append(Line2D([], [], color=colour, label="best possible (Bayes), validation", **_OPTIMUM))
     return [*(runs if several else []), *kinds]

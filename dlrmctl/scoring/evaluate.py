@@ -1,4 +1,4 @@
-"""`dlrmctl evaluate`: a checkpoint on a split."""
+"""Evaluates a checkpoint on a split (`dlrmctl evaluate`)."""
 
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from dlrmctl.settings.config import Config, resolve
 
 
 def evaluate_on_rank(settings: dict[str, Any], run: str, *, plot: str | None, **options: Any) -> dict[str, Any]:
-    """Joins the ranks and evaluates with them.
+    """Joins the process group and evaluates.
 
     Args:
-        settings: sections of settings as `Config.to_dict` gives them.
-        options: others of `evaluate_run`.
+        settings: see `Config.to_dict`.
+        options: further arguments of `evaluate_run`.
     """
     config, picture = resolve(settings, {}, file_name="settings"), None if plot is None else Path(plot)
     with process_group(config.train.device) as ranks:
@@ -43,15 +43,15 @@ def evaluate_run(
 
     Args:
         checkpoint: "best", "last" or "step-N".
-        feature: a sparse feature; the metrics are given for its most frequent ids too.
-        by_decile: calibration is given by decile too.
-        plot: a picture of calibration and ROC to write.
+        feature: a sparse feature; adds metrics for its most frequent ids.
+        by_decile: adds calibration by decile.
+        plot: file for a picture of calibration and ROC.
 
     Returns:
-        {"checkpoint": ..., split: metrics}, and if asked for "deciles" and "slices"; the same on every rank.
+        {"checkpoint": ..., split: metrics}, and "deciles" and "slices" if requested; the same on every rank.
 
     Raises:
-        UserError, DataError: if checkpoint or data are not there or do not fit.
+        UserError, DataError: if the checkpoint or the data is missing or does not fit.
     """
     if plot is not None:
         check_picture(plot)
@@ -78,7 +78,7 @@ def evaluate_run(
 
 
 def show_evaluation(result: dict[str, Any]) -> None:
-    """The result of `evaluate_run` as tables on standard output."""
+    """Prints the result of `evaluate_run` as tables."""
     split = result["split"]
     alone = result["checkpoint"] == Path(result["run"]).name  # a compressed model has no checkpoints
     print_table(

@@ -1,6 +1,6 @@
-"""Log loss, NE, AUC, calibration and accuracy, streamed over batches and ranks, with standard errors.
+"""Log loss, NE, AUC, calibration and accuracy over batches and ranks, with standard errors.
 
-All but the AUC, which `scoring.auc` has, are made of sums: one all-reduce.
+All but the AUC (see `scoring.auc`) are computed from sums with one all-reduce.
 """
 
 import math
@@ -19,11 +19,11 @@ from dlrmctl.scoring.auc import Auc, StreamingAuc
 
 @dataclass(frozen=True)
 class Metrics:
-    """Quality of predictions on a set; `_se` is a standard error. None where a value is not defined.
+    """Quality of predictions; `_se` is a standard error. Values that are not defined are None.
 
     `base_rate` is the share of positives, and `ne` is log loss over its entropy; `calibration` is predicted over
-    observed positives; `auc_bound` is the most by which `auc` can differ from the exact value, and is left out of
-    `to_dict` where that is 0.
+    observed positives; `auc_bound` bounds the difference of `auc` from the exact value, and `to_dict` omits it if it
+    is 0.
     """
 
     examples: int
@@ -46,7 +46,7 @@ class Metrics:
 
 
 class StreamingMetrics:
-    """Accumulates metrics over batches; `compute` joins the ranks."""
+    """Accumulates metrics over batches; `compute` combines the ranks."""
 
     def __init__(self, device: torch.device, world_size: int = 1) -> None:
         # examples, positives, predicted, loss, loss^2, loss of positives, correct
@@ -84,7 +84,7 @@ def _from_sums(sums: list[float], auc: Auc) -> Metrics:
     base = entropy(rate)
     if base > 0:
         ne = mean / base
-        # Both the loss and the base rate come from the same examples: the delta method over the pair.
+        # Loss and base rate come from the same examples, so the delta method needs their covariance.
         slope = -ne * math.log((1 - rate) / rate)
         covariance = loss_of_positives / examples - mean * rate
         spread = variance + slope * slope * rate * (1 - rate) + 2 * slope * covariance
@@ -105,7 +105,7 @@ def _from_sums(sums: list[float], auc: Auc) -> Metrics:
 
 
 def with_optimum(metrics: dict[str, Any], source: Source, split: str) -> dict[str, Any]:
-    """The metrics beside what the best possible model scores, where that is known.
+    """Adds the scores of the best possible model, if known.
 
     `gap_closed` is 0 for a constant prediction and 1 for the best one.
     """
@@ -121,5 +121,5 @@ def with_optimum(metrics: dict[str, Any], source: Source, split: str) -> dict[st
 
 
 def short_text(metrics: Metrics) -> str:
-    """The metrics that rank models, in a line."""
+    """Log loss, NE and AUC in one line."""
     return "  ".join(f"{METRICS[name]} {number_text(getattr(metrics, name))}" for name in ("log_loss", "ne", "auc"))

@@ -1,7 +1,7 @@
-"""Two models on the same rows: differences of their metrics, with what the pairing says about chance.
+"""Paired comparison of two models on the same rows: differences of metrics and their significance.
 
 N examples; A and B are the two models, and every difference is B minus A. A model may be a setting that was trained
-with several seeds: then chance has two parts, which rows were drawn and which seeds.
+with several seeds; its variance then has two parts, from the rows and from the seeds.
 """
 
 import math
@@ -16,14 +16,14 @@ from dlrmctl.scoring.metrics import entropy
 
 @dataclass(frozen=True)
 class Difference:
-    """A metric of both models and its difference.
+    """A metric of both models, and its difference.
 
     Attributes:
         a, b: the metric of each model.
         difference: b - a.
-        se: standard error of the difference, from the pairs; with several seeds, from the seeds too.
+        se: standard error of the difference, from the rows and, with several seeds, from the seeds.
         p: two-sided probability of a difference at least as large if the models were equally good.
-        se_seeds: the part of `se` that comes from the seeds; 0 where each side is one run.
+        se_seeds: the part of `se` that comes from the seeds; 0 if each side is one run.
     """
 
     a: float
@@ -37,40 +37,40 @@ class Difference:
         return asdict(self)
 
     def relative(self) -> tuple[float, float]:
-        """The difference and its standard error as shares of `a`."""
+        """The difference and its standard error relative to `a`."""
         if not self.a:
             return (math.inf if self.difference else 0.0), 0.0
         return self.difference / self.a, self.se / self.a
 
 
 def relative_rise(found: Mapping[str, Difference]) -> tuple[float, float]:
-    """The relative rise of NE and its standard error, from the result of `compare_scores`; of log loss without NE.
+    """The relative increase of NE (or log loss without NE) and its standard error, from a result of `compare_scores`.
 
-    With the labels held fixed the two are equal: NE is log loss over a constant.
+    Given the labels the two are equal: NE is log loss over a constant.
     """
     return (found["ne"] if "ne" in found else found["log_loss"]).relative()
 
 
 def compare_scores(logits_a_N: np.ndarray, logits_b_N: np.ndarray, labels_N: np.ndarray) -> dict[str, Difference]:
-    """Differences of "log_loss", and where both labels occur of "ne" and "auc", between two runs."""
+    """Differences of "log_loss" and, if both labels occur, of "ne" and "auc" between two runs."""
     return compare_seeds([logits_a_N], [logits_b_N], labels_N)
 
 
 def compare_seeds(
     logits_a: Iterable[np.ndarray], logits_b: Iterable[np.ndarray], labels_N: np.ndarray
 ) -> dict[str, Difference]:
-    """As `compare_scores`, between two settings that were each trained with one or more seeds.
+    """Like `compare_scores`, for two settings that were each trained with one or more seeds.
 
-    The metric of a side is the mean over its seeds. The variance of the difference has two parts. That of the rows is
-    the variance of what a row contributes to the difference, averaged over the seeds, less what of it is the seeds'
-    noise in single rows. That of the seeds is s^2 (1/n_a + 1/n_b), with the variance s^2 between seeds pooled over both
-    sides; the noise in single rows is part of it. p is from Student's t distribution with the degrees of freedom of
-    Welch and Satterthwaite. With one seed on each side only the rows count.
+    The metric of a side is the mean over its seeds. The variance of the difference has two parts. The first, from the
+    rows, is the variance of the rows' contributions averaged over the seeds, minus the noise of the seeds in it. The
+    second, from the seeds, is s^2 (1/n_a + 1/n_b), where s^2 is the variance between seeds, pooled over both sides and
+    including the noise in single rows. p is from Student's t distribution with the degrees of freedom of Welch and
+    Satterthwaite. With one seed on each side, only the rows count.
 
     Args:
         logits_a, logits_b: float [N] of each seed.
 
-    Source: DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988), for what a row contributes to the AUC.
+    Source: DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988), for the contribution of a row to the AUC.
     """
     labels_N = labels_N.astype(bool)
     both = bool(labels_N.any() and not labels_N.all())
@@ -78,7 +78,7 @@ def compare_seeds(
     variance = _variance_of_rows(a.losses, b.losses)
     found = {"log_loss": _difference(a.losses.means_S, b.losses.means_S, variance)}
     if both:
-        # Both NEs share the base rate of these rows, which is drawn with them (delta method).
+        # Both NEs share the base rate of these rows, which is random, too (delta method).
         rate = float(labels_N.mean())
         base = entropy(rate)
         slope = (a.losses.mean - b.losses.mean) / base * math.log((1 - rate) / rate)
@@ -90,7 +90,7 @@ def compare_seeds(
 
 
 class _Values:
-    """One number per row and seed, added up over the seeds as they come (S seeds, N rows)."""
+    """Sums over the seeds of one number per row and seed (S seeds, N rows)."""
 
     def __init__(self) -> None:
         self.sum_N: np.ndarray | float = 0.0
@@ -104,12 +104,12 @@ class _Values:
 
     @property
     def means_S(self) -> np.ndarray:
-        """The mean over the rows, of each seed."""
+        """The mean over the rows for each seed."""
         return np.array(self._means)
 
     @property
     def mean_N(self) -> np.ndarray:
-        """The mean over the seeds, of each row."""
+        """The mean over the seeds for each row."""
         return np.asarray(self.sum_N) / len(self._means)
 
     @property
@@ -117,7 +117,7 @@ class _Values:
         return float(self.means_S.mean())
 
     def noise(self) -> float:
-        """Sum of squares that neither the row nor the seed explains; of (S - 1)(N - 1) degrees of freedom."""
+        """Residual sum of squares, with (S - 1)(N - 1) degrees of freedom."""
         mean_N, means_S = self.mean_N, self.means_S
         of_rows = self.sum_of_squares - len(means_S) * float(mean_N @ mean_N)
         return max(0.0, of_rows - len(mean_N) * float(((means_S - means_S.mean()) ** 2).sum()))
@@ -125,11 +125,11 @@ class _Values:
 
 @dataclass(frozen=True)
 class _Side:
-    """What the rows contribute to each metric of one setting.
+    """The contributions of the rows to each metric of one setting.
 
     Attributes:
         losses: log losses.
-        positives, negatives: for a positive the share of negatives below it, for a negative that of positives above.
+        positives, negatives: for each positive the fraction of negatives below it, and vice versa.
     """
 
     losses: _Values
@@ -149,7 +149,7 @@ class _Side:
 
 
 def _variance_of_rows(a: _Values, b: _Values, shift_N: np.ndarray | float = 0.0) -> float:
-    """Variance of the difference of two means that comes from the draw of the rows."""
+    """Variance of the difference of two means that comes from the rows."""
     changes_N = b.mean_N - a.mean_N + shift_N
     if len(changes_N) < 2:
         return 0.0
@@ -164,7 +164,7 @@ def _difference(values_a_S: np.ndarray, values_b_S: np.ndarray, of_rows: float) 
     """The difference of the means over the seeds.
 
     Args:
-        of_rows: its variance from the draw of the rows.
+        of_rows: its variance that comes from the rows.
     """
     a, b = float(values_a_S.mean()), float(values_b_S.mean())
     freedom, of_seeds = len(values_a_S) + len(values_b_S) - 2, 0.0
@@ -179,11 +179,11 @@ def _difference(values_a_S: np.ndarray, values_b_S: np.ndarray, of_rows: float) 
 
 
 def two_sided_p(t: float, freedom: float) -> float:
-    """Probability that Student's t with so many degrees of freedom is at least `t` away from 0.
+    """Probability that the absolute value of Student's t is at least `t`.
 
     With t = sqrt(freedom) tan(angle), the density is proportional to cos(angle)^(freedom - 1).
     """
-    if freedom > 1e4:  # the normal distribution, to 1e-4 of p
+    if freedom > 1e4:  # the normal distribution differs by at most 1e-4 of p
         return math.erfc(t / math.sqrt(2))
     nodes, weights = np.polynomial.legendre.leggauss(200)
     start = math.atan(t / math.sqrt(freedom))
@@ -194,13 +194,13 @@ def two_sided_p(t: float, freedom: float) -> float:
 
 
 def log_losses(logits_N: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
-    """Log loss of every example, float64, in nats."""
+    """Log loss of each example, float64, in nats."""
     logits_N = logits_N.astype(np.float64)
     return np.logaddexp(0.0, np.where(labels_N, -logits_N, logits_N))
 
 
 def _placements(logits_N: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
-    """For each positive the share of negatives below it; for each negative the share of positives above it."""
+    """For each positive the fraction of negatives below it; for each negative the fraction of positives above it."""
     _, groups_N, counts = np.unique(logits_N, return_inverse=True, return_counts=True)
     positives = np.bincount(groups_N, weights=labels_N, minlength=len(counts))
     negatives = counts - positives

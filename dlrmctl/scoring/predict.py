@@ -1,4 +1,4 @@
-"""`dlrmctl predict`: probabilities for rows that are in no store, in their order, in bounded memory."""
+"""Predicts probabilities for raw rows, in order and in bounded memory (`dlrmctl predict`)."""
 
 import os
 import re
@@ -38,19 +38,19 @@ from dlrmctl.settings.toml import read_toml
 
 SUFFIXES = (".parquet", ".csv")
 SHOWN_BAD_LINES = 10
-SUSPICIOUS = 20  # values of a feature that are all unknown
-_UNLABELLED = "leave out --labelled, if the rows have no labels"
+SUSPICIOUS = 20  # warn if at least this many values of a feature are all unknown
+_UNLABELLED = "omit --labelled if the rows have no labels"
 _COLUMNS = {"source": pl.String, "line": pl.Int64, "probability": pl.Float32, "label": pl.UInt8, "problem": pl.String}
 
 
 @dataclass
 class _Found:
-    """What was read so far.
+    """Counts of the rows read so far.
 
     Args:
         unit: "row" or "line".
         labelled: whether the rows should have labels.
-        max_bad_rows: rows without a prediction that are allowed; None allows 100 and 1 % of those read.
+        max_bad_rows: allowed number of rows without a prediction; None allows 100 and 1 % of those read.
     """
 
     unit: str
@@ -60,15 +60,15 @@ class _Found:
     repaired: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
-    first_extra_fields: int = 0  # of the first bad line: fields above the expected number
+    first_extra_fields: int = 0  # number of fields in the first bad line, minus the expected number
     values: Counter[int] = field(default_factory=Counter)
     known: Counter[int] = field(default_factory=Counter)
 
     def add(self, piece: NewRows) -> None:
-        """Counts a piece.
+        """Adds a piece.
 
         Raises:
-            UserError: if more rows are bad by now than are allowed.
+            UserError: if more rows are bad than allowed.
         """
         self.rows += len(piece.block)
         for f, ids in enumerate(piece.block.ids_F):
@@ -84,20 +84,20 @@ class _Found:
         allowed = 100 + read // 100 if self.max_bad_rows is None else self.max_bad_rows
         if bad > allowed:
             raise UserError(
-                f"{bad:,} of the first {read:,} {self.unit}s cannot be read, at most {allowed:,} may be; "
+                f"{bad:,} of the first {read:,} {self.unit}s cannot be read, at most {allowed:,} are allowed; "
                 f"{self.examples[0]}",
-                self.other_flag() or "--max-bad-rows N allows more; what is wrong with them stands in their place",
+                self.other_flag() or "--max-bad-rows N allows more; the output then names their problems",
             )
 
     def unknown(self, keys: Sequence[str]) -> list[str]:
-        """Features whose values, of which there are some, are all outside the vocabulary."""
+        """Features that have values, none of them in the vocabulary."""
         return [name for f, name in enumerate(keys) if self.values[f] >= SUSPICIOUS and not self.known[f]]
 
     def refuse_other_kind(self) -> None:
-        """Check that the rows are of the kind that was announced, once all are read.
+        """Checks, after all rows were read, that they have labels or not as announced.
 
         Raises:
-            UserError: if none is good, or most look as if they had labels, or none, against what was said.
+            UserError: if no row is good, or most rows contradict --labelled or --unlabelled.
         """
         if not self.rows:
             first = self.examples[0] if self.examples else "there are no rows"
@@ -107,24 +107,24 @@ class _Found:
             raise UserError(f"{bad:,} of {self.rows + bad:,} {self.unit}s cannot be read; {self.examples[0]}", hint)
 
     def other_flag(self) -> str | None:
-        """What to try where the first bad line has a field more or less than it should, or most lack their label."""
+        """A hint if the first bad line has one field too many or too few, or most rows lack their label."""
         if self.labelled:
             without = sum(self.rejected[reason] for reason in NO_LABEL)
             return _UNLABELLED if self.first_extra_fields == -1 or 2 * without > self.rejected.total() else None
-        return "--labelled, if the rows have labels" if self.first_extra_fields == 1 else None
+        return "use --labelled if the rows have labels" if self.first_extra_fields == 1 else None
 
     def warn(self, features: FeatureSpace) -> None:
-        """Of what is not wrong in any one row, and may be wrong with all of them."""
+        """Warns of problems that no single row shows."""
         keys = features.schema.keys
         warn_of_lost_fields(self.repaired, self.rows, [key for f, key in enumerate(keys) if not self.values[f]])
         if unknown := self.unknown(keys):
             its, is_it = ("its", "is it") if len(unknown) == 1 else ("their", "are they")
             known = known_values(features, unknown[0])
             of = f" of {unknown[0]}" if len(unknown) > 1 else ""
-            such = f", which knows {known}{of}" if known else ""
+            such = f", which has {known}{of}" if known else ""
             warn(
-                f"{few(unknown)}: none of {its} values is known to the model{such}; "
-                f"{is_it} of the type that the training data had?"
+                f"{few(unknown)}: none of {its} values is in the vocabulary of the model{such}; "
+                f"{is_it} of the same type as in the training data?"
             )
 
 
@@ -146,30 +146,30 @@ def predict(
 
     Args:
         checkpoint: "best", "last" or "step-N".
-        sources: in the format that the training data was prepared from.
-        schema: for tables: what their columns are; None for the schema of the training data.
-        labelled: whether the rows have labels; the metrics are given then.
-        out: .parquet or .csv; has a row for every row of the sources, in order: source, line, probability, label if
-            there, problem (why there is no probability), and the columns of `keep`.
-        keep: columns of tables that are written beside the predictions.
-        max_bad_rows: rows that may be without a probability; None allows 100 and 1 % of those read.
-        from_data: take vocabulary and transforms from the data that the settings name, not from the run.
+        sources: files in the format of the training data.
+        schema: of tables; None for the schema of the training data.
+        labelled: whether the rows have labels, which adds metrics to the result.
+        out: .parquet or .csv; gets a row for every row of the sources, in order: source, line, probability, label if
+            any, problem (why there is no probability), and the columns of `keep`.
+        keep: columns of tables to copy to the output.
+        max_bad_rows: allowed number of rows without a probability; None allows 100 and 1 % of those read.
+        from_data: use vocabulary and transforms of the data that the settings name, not of the run.
 
     Returns:
-        What was read, and the metrics if there are labels.
+        Counts of the rows, and metrics if there are labels.
 
     Raises:
-        UserError, DataError: if something is not there or does not fit.
+        UserError, DataError: if something is missing or does not fit.
     """
     if out.suffix not in SUFFIXES:
-        raise UserError(f"{out}: predictions are written to a file ending in {' or '.join(SUFFIXES)}")
+        raise UserError(f"{out}: the name must end in {' or '.join(SUFFIXES)}")
     if out.exists():
-        raise UserError(f"{out}: exists already", "choose another file, or remove this one")
+        raise UserError(f"{out} already exists", "choose another file, or remove this one")
     if not out.resolve().parent.is_dir():
-        raise UserError(f"{out.parent}: there is no such directory", f"mkdir -p {out.parent}")
+        raise UserError(f"{out.parent}: no such directory", f"mkdir -p {out.parent}")
     features = open_source(config.data, verify=()).features if from_data else run_features(config, run)
     if features.input == GENERATED:
-        raise UserError("generated data has no raw rows to score", "dlrmctl evaluate scores its splits")
+        raise UserError("synthetic data has no raw rows to score", "dlrmctl evaluate scores its splits")
     opened = open_model(config, run, ranks, checkpoint=checkpoint, features=features)
     raw = _input(features, sources, schema, labelled=labelled, keep=keep)
     kept = raw.kept_types if isinstance(raw, TableInput) else {}
@@ -198,15 +198,15 @@ def predict(
 def _input(
     features: FeatureSpace, sources: Sequence[str], schema: Path | None, *, labelled: bool, keep: Sequence[str]
 ) -> Input:
-    """The sources as an input of the kind that the training data was made from."""
+    """Opens the sources in the format of the training data."""
     format = features.input
     for name in keep:
         if name in _COLUMNS:
-            raise UserError(f"--keep {name}: the predictions have a column of that name", "rename the one of the rows")
+            raise UserError(f"--keep {name}: the output has a column of that name", "rename the column of the rows")
     if keep and schema is None and format in ("criteo", "npy"):
         raise UserError(
-            f"--keep {','.join(keep)}: rows in the format {format!r} have no columns besides the features",
-            "source and line say which row a prediction is of",
+            f"--keep {','.join(keep)}: rows of format {format!r} have no other columns than the features",
+            "the columns source and line identify rows",
         )
     if schema is not None:
         rule = features.table_schema.values if features.table_schema else BY_TYPE
@@ -217,11 +217,9 @@ def _input(
     if format == "npy":
         return NpyInput(sources)
     if format is None:
-        raise UserError(f"{features.directory}: was not made from raw rows, so new ones cannot be read like them")
+        raise UserError(f"{features.directory} was not made from raw rows, so the format of new ones is unknown")
     if features.table_schema is None:  # by an earlier version
-        raise UserError(
-            f"{features.directory}: was made from tables, and does not keep their schema", "--schema my.toml"
-        )
+        raise UserError(f"{features.directory} was made from tables without keeping their schema", "--schema my.toml")
     return _table(features.table_schema, sources, labelled=labelled, keep=keep, trained_on=format)
 
 
@@ -245,9 +243,9 @@ def _scored(
     found: _Found,
     metrics: StreamingMetrics,
 ) -> Iterator[pl.DataFrame]:
-    """Every row of the pieces with its prediction or its problem, in order.
+    """Yields every row of the pieces with its prediction or problem, in order.
 
-    Batches are as large as evaluation's, which gives a row the same bits.
+    Batches are as large as in evaluation, so that the predictions of a row are the same.
     """
     offset = features.logit_offset()
     pieces = _Unscored(found.labelled)
@@ -271,7 +269,7 @@ def _scored(
 
 
 class _Unscored:
-    """Pieces whose rows wait for their probabilities."""
+    """Pieces whose probabilities are pending."""
 
     def __init__(self, labelled: bool) -> None:
         self._labelled = labelled
@@ -282,7 +280,7 @@ class _Unscored:
         self._waiting.append(piece)
 
     def scored(self, probabilities: np.ndarray) -> Iterator[pl.DataFrame]:
-        """The pieces that are complete with these probabilities, the next ones of good rows."""
+        """Yields the pieces that are complete with these probabilities, those of the next good rows."""
         self._probabilities = np.concatenate([self._probabilities, probabilities])
         while self._waiting and len(self._waiting[0].block) <= len(self._probabilities):
             piece = self._waiting.popleft()
@@ -309,30 +307,31 @@ def _columns(labelled: bool, kept: Mapping[str, pl.DataType] | None = None) -> d
 
 
 def _check_kept(keep: Sequence[str], out: Path, kinds: Mapping[str, pl.DataType]) -> None:
-    """
+    """Checks the columns of `keep`.
+
     Raises:
-        UserError: if a column cannot be written beside the predictions.
+        UserError: if a column cannot be written to the output.
     """
     for name in keep:
         if out.suffix == ".csv" and kinds[name].is_nested():
-            raise UserError(f"--keep {name}: a CSV cannot hold its {kinds[name]}", "-o FILE.parquet")
+            raise UserError(f"--keep {name}: a CSV file cannot hold {kinds[name]}", "-o FILE.parquet")
 
 
 def _write(frames: Iterator[pl.DataFrame], out: Path, columns: Mapping[str, Any]) -> None:
-    """Streams the frames into a file that appears when it is whole."""
+    """Streams the frames to a file, atomically."""
     problems: list[BaseException] = []
 
     def stream(some: Any, predicate: Any, rows: Any, size: Any) -> Iterator[pl.DataFrame]:
         try:
             yield from frames
-        except BaseException as problem:  # polars would tell it as one of its own
+        except BaseException as problem:  # polars would wrap it in an error of its own
             problems.append(problem)
 
     lazy = register_io_source(stream, schema=columns)
     with whole_file(out) as file:
         try:
             lazy.sink_parquet(file) if out.suffix == ".parquet" else lazy.sink_csv(file)
-        except (OSError, pl.exceptions.PolarsError) as problem:  # what the disk says, in a string
+        except (OSError, pl.exceptions.PolarsError) as problem:  # polars gives errors of the disk as strings
             said = re.search(r"\(os error (\d+)\)", str(problem))
             if said is None:
                 raise
@@ -342,10 +341,11 @@ def _write(frames: Iterator[pl.DataFrame], out: Path, columns: Mapping[str, Any]
 
 
 def show_prediction(result: dict[str, Any]) -> None:
-    """What was read and written, on standard output; bad lines among the messages."""
+    """Prints counts of the rows, and examples of bad rows as messages."""
     for example in result["examples"]:
         say(example)
-    bad, mended = sum(result["rejected"].values()), sum(result["repaired"].values())
-    output.print(f"{result['out']}: {result['rows']:,} predictions, {mended:,} {result['unit']}s repaired, {bad:,} bad")
+    bad, repaired = sum(result["rejected"].values()), sum(result["repaired"].values())
+    counts = f"{result['rows']:,} predictions, {repaired:,} {result['unit']}s repaired, {bad:,} bad"
+    output.print(f"wrote {result['out']}: {counts}")
     if "metrics" in result:
         output.print(short_text(Metrics(**result["metrics"])))

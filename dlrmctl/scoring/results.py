@@ -1,4 +1,4 @@
-"""Metrics as tables for people. No torch here: a launcher of ranks shows what they found."""
+"""Metrics as tables. Does not load torch: the launcher of ranks prints their results."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from dlrmctl.console.text import METRICS, number_text, with_error
 
 
 def table_of(splits: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows for people: a metric per row, standard errors beside their values."""
+    """Columns and rows of a table: one metric per row, values with their standard errors."""
     lines = [(title, name) for name, title in METRICS.items()] + [("Bayes NE", "bayes_ne")]
     rows = [["examples", *(f"{m['examples']:,}" for m in splits.values())]]
     for title, name in lines:
@@ -22,7 +22,7 @@ def table_of(splits: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[l
 
 
 def show_results(results: dict[str, Any]) -> None:
-    """The results as a table on standard output."""
+    """Prints the results as a table."""
     print_table(
         f"best weights (step {results['best_step']} of {results['steps']}), {results['run']}",
         *table_of({split: results[split] for split in ("validation", "test")}),

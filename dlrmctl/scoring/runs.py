@@ -1,4 +1,4 @@
-"""`dlrmctl runs`: the runs below a directory, the best first. No torch here."""
+"""Lists the runs in a directory, the best first (`dlrmctl runs`); does not load torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,19 +13,19 @@ from dlrmctl.rundir.seeds import SeedRuns, spread
 
 
 def list_runs(directory: Path, *, as_json: bool) -> None:
-    """Shows every run below a directory, the best validation NE first.
+    """Prints all runs below a directory, best validation NE first.
 
     Raises:
-        UserError, DataError: if there is none, or none that can be read.
+        UserError, DataError: if there is no run that can be read.
     """
     runs, problems = [], []
     for path in find_runs(directory):
         try:
             runs.append(read_history(path).summary())
-        except (UserError, DataError) as error:  # the others are listed all the same
+        except (UserError, DataError) as error:  # the others are still listed
             problems.append(error)
     if not runs:
-        nothing = UserError(f"{directory}: no run in it", "`dlrmctl train` makes one; name the directory they are in")
+        nothing = UserError(f"{directory} contains no run", "`dlrmctl train` makes one; or give another directory")
         raise problems[0] if problems else nothing
     for problem in problems:
         warn(problem.message)
@@ -42,17 +42,17 @@ def list_runs(directory: Path, *, as_json: bool) -> None:
         optional=("MLPs", "data", "test AUC", "tables"),
     )
     if any(row["seeds"] > 1 for row in rows):
-        output.print("Several seeds of one setting are one row: means, ± the standard deviation over the seeds.")
+        output.print("Several seeds of the same settings are one row: mean ± standard deviation over the seeds.")
     unfinished = [run for run in runs if not run["finished"]]
     if unfinished:
         output.print(f"{len(unfinished)} not finished; continue with: dlrmctl train --resume RUN")
     for run in unfinished:
         if run["checkpoint_step"] is None:
-            output.print(f"{run['run']} has no checkpoint yet and starts over when it is resumed")
+            output.print(f"{run['run']} has no checkpoint yet and starts over when resumed")
 
 
 def group_of(run: Path) -> str | None:
-    """The directory of several seeds that a run belongs to; None for a single run, or where that cannot be read."""
+    """The directory of the group of seeds that a run belongs to; None for a single run, or if it cannot be read."""
     try:
         group = SeedRuns.open(run.parent)
     except (UserError, DataError):
@@ -61,7 +61,7 @@ def group_of(run: Path) -> str | None:
 
 
 def together(runs: Sequence[dict[str, Any]], directory: Path) -> list[dict[str, Any]]:
-    """The rows of a table: a single run as it is, the runs of a group below `directory` by their means.
+    """The rows of a table: one per single run, and one with means per group below `directory`.
 
     Args:
         runs: summaries of runs, each with its "group".
@@ -90,7 +90,7 @@ def together(runs: Sequence[dict[str, Any]], directory: Path) -> list[dict[str, 
 
 
 def _by_quality(run: dict[str, Any]) -> tuple[bool, float]:
-    """The lowest validation NE first; those without NE last, by log loss."""
+    """Sort key: validation NE; runs without NE last, by log loss."""
     return run["validation_ne"] is None, run["validation_ne"] or run["validation_log_loss"] or 0.0
 
 

@@ -1,4 +1,4 @@
-"""Every prediction of a model on a split, kept in the order of the examples."""
+"""Scores of a model on a split."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -18,7 +18,7 @@ from dlrmctl.scoring.metrics import Metrics, StreamingMetrics
 from dlrmctl.settings.synonyms import nearest
 
 Inference = Callable[..., Tensor]  # (dense_BI, batch) -> logits_B
-Tell = Callable[[int, int], None]  # batches that are scored, of how many
+Tell = Callable[[int, int], None]  # called with the number of scored batches and of all batches
 
 
 def _silent(done: int, total: int) -> None:
@@ -27,12 +27,12 @@ def _silent(done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Scores:
-    """N examples in order.
+    """Scores of N examples, in order.
 
     Attributes:
         logits_N: float32.
         labels_N: bool.
-        ids_N: of one sparse feature, if asked for; int64.
+        ids_N: int64, of one sparse feature, if requested.
     """
 
     logits_N: np.ndarray
@@ -41,7 +41,7 @@ class Scores:
 
 
 def evaluate(inference: Inference, reader: Reader, ranks: Ranks, *, tell: Tell = _silent) -> Metrics:
-    """The metrics of a model on everything the reader gives, over all ranks; the same on each."""
+    """The metrics of a model on all batches of a reader, over all ranks; the same on each."""
     metrics = StreamingMetrics(ranks.device, ranks.world_size)
     for batch, logits_B in scored_batches(inference, reader, ranks, tell=tell):
         metrics.update(logits_B[: batch.num_valid], batch.labels_B[: batch.num_valid])
@@ -50,7 +50,7 @@ def evaluate(inference: Inference, reader: Reader, ranks: Ranks, *, tell: Tell =
 
 @contextmanager
 def scoring_display(what: str, ranks: Ranks) -> Iterator[Tell]:
-    """Shows how far scoring is, on rank 0, to whoever tells it."""
+    """Shows the progress of scoring on rank 0; yields the function to call with it."""
     with BarDisplay(shown=ranks.is_main) as display:
         display.begin(f"scoring {what}")
 
@@ -63,7 +63,7 @@ def scoring_display(what: str, ranks: Ranks) -> Iterator[Tell]:
 def scored_batches(
     inference: Inference, reader: Reader, ranks: Ranks, *, tell: Tell = _silent
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Every batch of this rank, on its device, with the logits [B] of its examples."""
+    """Yields every batch of this rank, on its device, with its logits [B]."""
     offset = reader.source.features.logit_offset(reader.split)
     with closing(reader.batches(epoch=0)) as batches:  # type: ignore[type-var]
         for number, batch in enumerate(batches, 1):
@@ -83,14 +83,14 @@ def collect_scores(
     metrics: StreamingMetrics | None = None,
     tell: Tell = _silent,
 ) -> Scores:
-    """Scores everything a reader gives, over all ranks; the same on each.
+    """Scores all batches of a reader, over all ranks; the result is the same on each.
 
     Args:
         inference: a model.
-        reader: not shuffled, to the last example.
-        feature: a sparse feature with one id per example, whose ids are kept.
-        metrics: given every batch on the way.
-        tell: told how many batches are scored.
+        reader: not shuffled, with all examples.
+        feature: a sparse feature with one id per example, whose ids are returned.
+        metrics: updated with every batch.
+        tell: called with the progress.
 
     Raises:
         UserError: if the data has no such feature, or it has lists of ids.
@@ -105,7 +105,7 @@ def collect_scores(
             columns.append(_ids_of(batch, column).cpu().numpy())
         batches.append(columns)
     mine = [np.stack(arrays) for arrays in zip(*batches, strict=True)]
-    # Rank r has the r-th part of every global batch; what follows the last example is padding.
+    # Rank r has the r-th part of every global batch; padding follows the last example.
     everyone = zip(*ranks.gather(mine), strict=True)
     whole = [np.stack(parts, axis=1).reshape(-1)[: reader.num_examples] for parts in everyone]
     return Scores(*whole)
@@ -114,15 +114,17 @@ def collect_scores(
 def _column(feature: str, schema: Schema) -> int:
     keys = schema.keys
     if feature in schema.dense:
-        raise UserError(f"{feature} is a dense feature; slices are by the ids of a sparse one", f"such as {keys[0]}")
+        raise UserError(f"{feature} is a dense feature; slices need a sparse one", f"such as {keys[0]}")
     if feature not in keys:
         close = nearest(feature, keys)
         raise UserError(
             f"the data has no sparse feature {feature!r}",
-            f"did you mean {close!r}?" if close else f"it has {', '.join(keys)}",
+            f"did you mean {close!r}?" if close else f"the features are {', '.join(keys)}",
         )
     if schema.sparse[keys.index(feature)].max_ids > 1:
-        raise UserError(f"{feature} has lists of ids: an example would be in several slices", "name a one-hot feature")
+        raise UserError(
+            f"{feature} has lists of ids: an example would be in several slices", "choose a one-hot feature"
+        )
     return keys.index(feature)
 
 

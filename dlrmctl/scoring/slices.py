@@ -1,4 +1,4 @@
-"""Metrics for the examples of each id of a feature: where a model is good, and where it is not."""
+"""Metrics by the ids of a feature."""
 
 from typing import Any
 
@@ -18,13 +18,13 @@ def slices(scores: Scores, feature: str, source: Source) -> list[dict[str, Any]]
     """Metrics of the examples of each of the most frequent ids, and of all others together.
 
     Args:
-        scores: with the ids of `feature`.
+        scores: scores with the ids of `feature`.
         feature: its name.
-        source: of the scores; a store with a vocabulary knows the value of an id.
+        source: data of the scores; a store with a vocabulary names the values of ids.
 
     Returns:
-        Per slice "slice" (its name), "id" (None for the others), "value" (None where there is not one) and the
-        metrics, the most frequent first.
+        For each slice, most frequent first: "slice" (its name), "id" (None for the others), "value" (None if there is
+        not exactly one) and the metrics.
 
     Raises:
         DataError: if a file with values is missing or changed.

@@ -1,4 +1,4 @@
-"""Every setting of a training run, one line each: flags, `run.toml`, checks and help all come from here."""
+"""All settings of a training run. Flags, `run.toml`, checks and help are derived from these dataclasses."""
 
 import math
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from dlrmctl.settings.embeddings import EmbeddingSettings, TableChanges, check_e
 from dlrmctl.settings.setting import checked_values, did_you_mean, flag_of, setting, shown
 from dlrmctl.settings.synonyms import names_meant, nearest
 
-LARGEST_SEED = (1 << 63) - 1  # what torch and NumPy both take
+LARGEST_SEED = (1 << 63) - 1  # accepted by both torch and NumPy
 MOST_SYNTHETIC_ROWS = 10**10
 DATASETS = ("criteo", "synthetic")
 SYNTHETIC_SIZES = ("small", "medium", "kaggle")
@@ -23,7 +23,7 @@ DENSE_OPTIMIZERS = ("shampoo", "adagrad", "adamw", "sgd")
 SMALLEST_BATCH, LARGEST_BATCH = 64, 2048  # that are chosen from the number of examples
 MOST_EPOCHS = 30  # with --epochs auto
 AUTO_PATIENCE = 4
-# Where a learning rate is not given, the dense optimizer decides it.
+# Default learning rate of each dense optimizer.
 DENSE_LR = {"shampoo": 0.004, "adagrad": 0.004, "adamw": 0.001, "sgd": 0.1}
 AVERAGINGS = ("none", "gpa", "ema", "schedule-free")
 
@@ -32,45 +32,47 @@ AVERAGINGS = ("none", "gpa", "ema", "schedule-free")
 class DataSettings:
     dataset: str = setting(
         "criteo",
-        "Data to use without --data: criteo, found through $DLRMCTL_DATA or in the cache directory; or synthetic, "
-        "generated rows. In run.toml also the name of the data in `path`.",
+        "Data set to use if --data is not given: criteo, which is looked for in $DLRMCTL_DATA and in the cache "
+        "directory; or synthetic, which is generated. In run.toml, also the name of the data in `path`.",
         choices=DATASETS,
         open=True,
     )
-    path: str | None = setting(None, "Use the data in this directory, which `dlrmctl prepare` wrote.", flag="--data")
+    path: str | None = setting(None, "Use the prepared data in this directory (see `dlrmctl prepare`).", flag="--data")
     synthetic_size: str = setting(
         "small",
-        "Ids per table: up to 10,000; up to 200,000; or as many as Criteo's Kaggle data has.",
+        "Ids per synthetic table: up to 10,000 (small), up to 200,000 (medium), or as in Criteo's Kaggle data.",
         choices=SYNTHETIC_SIZES,
     )
     synthetic_rows: int = setting(
-        2_000_000, "Training examples of the synthetic data set.", at_least=1000, at_most=MOST_SYNTHETIC_ROWS
+        2_000_000, "Number of training examples in the synthetic data.", at_least=1000, at_most=MOST_SYNTHETIC_ROWS
     )
-    synthetic_seed: int = setting(0, "Seed of the synthetic teacher and its rows.", at_least=0, at_most=LARGEST_SEED)
+    synthetic_seed: int = setting(0, "Seed of the synthetic data.", at_least=0, at_most=LARGEST_SEED)
 
 
 @dataclass(frozen=True)
 class ModelSettings:
     dense_inputs: str = setting(
         "auto",
-        "How dense features are normalized, by the training examples: to normal scores of ranks (quantile), to mean 0 "
-        f"and deviation 1 (standard), or not (raw). auto: {AUTO_INPUTS}, or raw for data of earlier versions.",
+        "Normalize dense features by the training examples: to normal scores of ranks (quantile), to mean 0 and "
+        f"standard deviation 1 (standard), or not (raw). auto: {AUTO_INPUTS}, or raw for data of earlier versions.",
         choices=DENSE_INPUTS,
     )
     bottom_mlp: tuple[int, ...] = setting(
-        (512, 256, 64, 16), "Widths of the bottom MLP; the last equals --dim.", at_least=1
+        (512, 256, 64, 16), "Layer widths of the bottom MLP; the last must equal --dim.", at_least=1
     )
-    top_mlp: tuple[int, ...] = setting((512, 256, 1), "Widths of the top MLP; the last is 1.", at_least=1)
-    interaction: str = setting("dot", "How dense and sparse vectors meet.", choices=("dot", "cat"))
+    top_mlp: tuple[int, ...] = setting((512, 256, 1), "Layer widths of the top MLP; the last must be 1.", at_least=1)
+    interaction: str = setting(
+        "dot", "Combine dense and sparse vectors by dot product or concatenation.", choices=("dot", "cat")
+    )
 
 
 @dataclass(frozen=True)
 class OptimSettings:
     sparse_lr: float = setting(0.05, "Learning rate of full, hash and head tables (row-wise AdaGrad).", at_least=0)
     qr_lr: float = setting(
-        None, "Learning rate of tables whose rows are combined. Default: mult 0.1, otherwise 0.05.", at_least=0
+        None, "Learning rate of tables that combine rows. Default: 0.1 for mult, otherwise 0.05.", at_least=0
     )
-    sparse_eps: float = setting(1e-8, "Epsilon of row-wise AdaGrad, outside the root.", above=0)
+    sparse_eps: float = setting(1e-8, "Epsilon of row-wise AdaGrad, added to the square root.", above=0)
     dense_optimizer: str = setting("shampoo", "Optimizer of the MLPs.", choices=DENSE_OPTIMIZERS)
     dense_lr: float = setting(
         None,
@@ -78,51 +80,61 @@ class OptimSettings:
         at_least=0,
     )
     dense_eps: float = setting(
-        1e-6, "Epsilon of adagrad, adamw and what shampoo grafts; keeps noise from taking full steps.", above=0
+        1e-6,
+        "Epsilon of adagrad, adamw and Shampoo's grafting. Larger values damp steps from small, noisy gradients.",
+        above=0,
     )
-    momentum: float = setting(0.0, "Momentum of shampoo and sgd.", at_least=0, below=1)
-    beta1: float = setting(0.0, "Gradient filter of shampoo; adamw uses 0.9 when this is 0.", at_least=0, below=1)
+    momentum: float = setting(0.0, "Momentum of Shampoo and SGD.", at_least=0, below=1)
+    beta1: float = setting(
+        0.0, "Decay of Shampoo's gradient average; adamw uses 0.9 if this is 0.", at_least=0, below=1
+    )
     beta2: float = setting(
-        1.0, "Decay of shampoo's statistics; 1 sums them. adamw uses 0.999 when this is 1.", above=0, at_most=1
+        1.0, "Decay of Shampoo's statistics; 1 sums them. adamw uses 0.999 if this is 1.", above=0, at_most=1
     )
     weight_decay: float = setting(
         0.0, "Weight decay of the MLPs; decoupled for shampoo and adamw, L2 for adagrad and sgd.", at_least=0
     )
     grafting: str = setting(
-        "adagrad", "Whose step length shampoo takes.", choices=("adagrad", "rmsprop", "adam", "sgd", "none")
+        "adagrad", "Optimizer whose step length Shampoo takes.", choices=("adagrad", "rmsprop", "adam", "sgd", "none")
     )
-    shampoo_block: int = setting(128, "Largest side of a shampoo block.", at_least=1)
-    shampoo_statistics: int = setting(4, "Steps between two updates of shampoo's factor matrices.", at_least=1)
-    shampoo_sides: int = setting(2, "Sides of a matrix that shampoo preconditions.", at_least=1, at_most=2)
-    shampoo_frequency: int = setting(100, "Steps between two refreshes of a root inverse.", at_least=1)
+    shampoo_block: int = setting(128, "Largest block size of Shampoo.", at_least=1)
+    shampoo_statistics: int = setting(4, "Update Shampoo's factor matrices every N steps.", at_least=1)
+    shampoo_sides: int = setting(2, "Number of sides of a matrix that Shampoo preconditions.", at_least=1, at_most=2)
+    shampoo_frequency: int = setting(100, "Recompute Shampoo's root inverses every N steps.", at_least=1)
     shampoo_schedule: str = setting(
         "doubling",
-        "When roots are refreshed: every --shampoo-frequency steps; or doubling: at steps 1, 2, 4, ... until then, and "
-        "with factor matrices updated at every step at first.",
+        "When to recompute root inverses: every --shampoo-frequency steps (constant), or also at steps 1, 2, 4, ... "
+        "before that, with factor matrices updated at every step at first (doubling).",
         choices=("constant", "doubling"),
     )
     shampoo_start: int = setting(
-        None, "Step of the first preconditioned update. Default: the frequency; 1 for doubling.", at_least=1
+        None,
+        "First step that Shampoo preconditions. Default: --shampoo-frequency, or 1 for the doubling schedule.",
+        at_least=1,
     )
     shampoo_overhead: float | None = setting(
         None,
-        "Percent that shampoo may add to the steps of a run of 1,000; a probe chooses block and intervals.",
+        "Choose Shampoo's block size and intervals so that it adds at most this percentage to the time of 1,000 steps.",
         above=0,
         unit="%",
     )
-    shampoo_epsilon: float = setting(1e-4, "Added to factor matrices, times their mean eigenvalue.", above=0)
+    shampoo_epsilon: float = setting(
+        1e-4, "Epsilon added to factor matrices, relative to their mean eigenvalue.", above=0
+    )
     averaging: str = setting(
         "gpa",
-        "Average the MLPs over steps, to evaluate and keep: gpa and schedule-free take gradients between the weights "
-        "and their average, ema at the weights.",
+        "Evaluate and save an average of the MLP weights: ema computes gradients at the weights; gpa and schedule-free "
+        "between the weights and their average.",
         choices=AVERAGINGS,
     )
     averaging_horizon: float | None = setting(
-        None, "Steps that the average of gpa and ema spans. Default: a tenth of those so far, at most 1000.", at_least=1
+        None,
+        "Number of steps that gpa and ema average over. Default: a tenth of the steps so far, at most 1000.",
+        at_least=1,
     )
     averaging_mu_y: float | None = setting(
         None,
-        "Where gradients are taken, from the weights (0) to their average (1). Default: gpa 0.7, schedule-free 0.9.",
+        "Where to compute gradients, from the weights (0) to their average (1). Default: gpa 0.7, schedule-free 0.9.",
         at_least=0,
         at_most=1,
     )
@@ -132,68 +144,72 @@ class OptimSettings:
 class ScheduleSettings:
     warmup_steps: int | None = setting(
         None,
-        "Steps of linear warmup. Default: a twentieth of the run, from 50 to 1,000, and at most a tenth of it.",
+        "Number of linear warmup steps. Default: a twentieth of the run, from 50 to 1,000, and at most a tenth of it.",
         at_least=0,
     )
-    hold_steps: int = setting(0, "Steps at full rate before decay starts.", at_least=0)
-    decay: str = setting("none", "Shape of the decay after that.", choices=("none", "polynomial", "cosine"))
-    decay_steps: int = setting(0, "Steps of decay; 0 means to the end of the run.", at_least=0)
-    final_lr_factor: float = setting(0.0, "Share of the learning rate left when decay ends.", at_least=0, at_most=1)
+    hold_steps: int = setting(0, "Number of steps at the full learning rate between warmup and decay.", at_least=0)
+    decay: str = setting("none", "Shape of the learning rate decay.", choices=("none", "polynomial", "cosine"))
+    decay_steps: int = setting(0, "Number of decay steps; 0 decays until the end of the run.", at_least=0)
+    final_lr_factor: float = setting(0.0, "Final learning rate as a fraction of the full rate.", at_least=0, at_most=1)
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     batch_size: int = setting(
         None,
-        "Examples per step over all ranks together. Default: auto, a five-hundredth of the training examples "
-        f"as a power of two from {SMALLEST_BATCH} to {LARGEST_BATCH:,}.",
+        "Number of examples per step, over all ranks. Default: auto, a five-hundredth of the training examples as a "
+        f"power of two from {SMALLEST_BATCH} to {LARGEST_BATCH:,}.",
         at_least=1,
         at_most=1 << 24,
         auto=True,
     )
     epochs: int | None = setting(
         None,
-        "Passes over the training split. Default: auto, further passes while validation NE falls; "
-        "1 for generated data.",
+        "Number of passes over the training split. Default: auto, which continues while validation NE falls; 1 for "
+        "generated data.",
         at_least=1,
         at_most=1_000_000,
         auto=True,
     )
     max_steps: int = setting(0, "Stop after this many steps; 0 means no limit.", at_least=0)
-    evaluations: int = setting(4, "Evaluations on the validation split per epoch.", at_least=1, at_most=1_000_000)
+    evaluations: int = setting(4, "Evaluate on the validation split N times per epoch.", at_least=1, at_most=1_000_000)
     patience: int = setting(
         None,
-        "Stop after this many evaluations without a lower validation NE; 0 means never. "
-        f"Default: {AUTO_PATIENCE} with --epochs auto, or one that is clearly higher, after the first pass; else 0.",
+        "Stop after this many evaluations without improvement in NE; 0 means never. Default with --epochs auto, after "
+        f"the first epoch: {AUTO_PATIENCE}, or one that is clearly worse; otherwise 0.",
         at_least=0,
     )
-    checkpoint_every: int = setting(0, "Steps between checkpoints; 0 means at every evaluation.", at_least=0)
-    keep_checkpoints: int = setting(2, "Latest checkpoints kept, besides the best.", at_least=1)
-    log_every: int = setting(100, "Most steps between two lines of progress; a run has at least 20.", at_least=1)
-    tensorboard: bool = setting(False, "Write TensorBoard events into the run directory.")
-    device: str = setting("auto", "Where to compute.", choices=("auto", "cpu", "cuda"))
+    checkpoint_every: int = setting(0, "Write a checkpoint every N steps; 0 means at every evaluation.", at_least=0)
+    keep_checkpoints: int = setting(2, "Number of latest checkpoints to keep, besides the best.", at_least=1)
+    log_every: int = setting(100, "Print progress at least every N steps; a run prints at least 20 lines.", at_least=1)
+    tensorboard: bool = setting(False, "Write TensorBoard events to the run directory.")
+    device: str = setting("auto", "Device to train on.", choices=("auto", "cpu", "cuda"))
     precision: str = setting(
-        "fp32", "fp32; medium (bf16 products inside fp32); or bf16 (autocast).", choices=("fp32", "medium", "bf16")
+        "fp32",
+        "Numeric precision: fp32, medium (fp32 with bf16 matrix products) or bf16 (autocast).",
+        choices=("fp32", "medium", "bf16"),
     )
-    seed: int = setting(0, "Seed of initial values and of the order of examples.", at_least=0, at_most=LARGEST_SEED)
+    seed: int = setting(
+        0, "Seed of the initial weights and of the order of examples.", at_least=0, at_most=LARGEST_SEED
+    )
 
 
 @dataclass(frozen=True)
 class Config:
-    """The settings of a run: checked, completed and frozen however they are made.
+    """The settings of a run: checked, completed and frozen.
 
     `Config.of(batch_size=512)` takes settings by name, `Config(train=TrainSettings(batch_size=512))` takes sections,
-    and `resolve` takes what files and flags say. What follows from other settings, such as a learning rate that was
-    not given, follows anew when `change` or `dataclasses.replace` makes other settings of these.
+    and `resolve` takes files and flags. Values derived from other settings, such as a learning rate that was not
+    given, are derived again by `change` and `dataclasses.replace`.
 
     Attributes:
-        tables: the section `embeddings.tables`: what single tables have otherwise.
-        examples: of the training split, once the data is known.
-        ranks: that train, once they are known.
-        derived: settings that were not given, with the values that follow from others and from the data.
+        tables: the section `embeddings.tables`: settings of individual tables.
+        examples: number of training examples, once the data is known.
+        ranks: number of ranks, once it is known.
+        derived: settings that were not given, with the values derived from other settings and from the data.
 
     Raises:
-        UserError: for a value of another type or out of range, or settings that contradict.
+        UserError: for a value of the wrong type or out of range, or for contradictory settings.
     """
 
     data: DataSettings = field(default_factory=DataSettings)
@@ -223,7 +239,7 @@ class Config:
         object.__setattr__(self, name, value)
 
     def _complete(self) -> None:
-        """Gives a value to what was not given."""
+        """Fills in the settings that were not given."""
         derived = {}
         for name, value in self._follows().items():
             section = section_of(name)
@@ -234,7 +250,7 @@ class Config:
         self._set("derived", derived)
 
     def _follows(self) -> dict[str, Any]:
-        """What a setting is that was not given."""
+        """Values of settings that were not given."""
         endless = self.data.dataset == "synthetic" and self.data.path is None  # more rows rather than more passes
         epochs_given = self.train.epochs is not None and "epochs" not in self.derived
         return {
@@ -254,7 +270,7 @@ class Config:
             ranks: that share a batch.
 
         Raises:
-            UserError: if a batch size that was given cannot be cut into equal parts, one per rank.
+            UserError: if a batch size that was given cannot be split equally over ranks.
         """
         config = replace(self, examples=examples, ranks=ranks)
         check_batch(config, ranks)
@@ -262,11 +278,11 @@ class Config:
 
     @classmethod
     def of(cls, *, tables: Mapping[str, Mapping[str, Any]] | None = None, **settings: Any) -> "Config":
-        """Takes settings by name: `Config.of(dataset="synthetic", batch_size=512)`.
+        """Creates a configuration from settings by name: `Config.of(dataset="synthetic", batch_size=512)`.
 
         Args:
-            tables: what single tables have otherwise: pattern -> setting -> value.
-            settings: typed values or text, as on the command line.
+            tables: settings of individual tables: pattern -> setting -> value.
+            settings: typed values, or strings as on the command line.
 
         Raises:
             UserError: for an unknown or mistyped setting, a value out of range, or settings that contradict.
@@ -274,10 +290,10 @@ class Config:
         return cls(tables={pattern: dict(values) for pattern, values in (tables or {}).items()}).change(**settings)
 
     def change(self, **settings: Any) -> "Config":
-        """The configuration with these settings changed, taken by name as `of` does.
+        """Returns a copy with these settings changed, by name as in `of`.
 
         Raises:
-            UserError: as `of`.
+            UserError: see `of`.
         """
         sections: dict[str, dict[str, Any]] = {}
         for name, value in settings.items():
@@ -286,15 +302,15 @@ class Config:
             section: replace(getattr(self, section), **checked_values(SECTIONS[section], values))
             for section, values in sections.items()
         }
-        # A value that is given stays, also if it equals the one that would have followed.
+        # A value that is given is kept, even if it equals the derived one.
         derived = {name: value for name, value in self.derived.items() if name not in settings}
         return replace(self, **changed, derived=derived)
 
     def to_dict(self, *, derived: bool = True) -> dict[str, dict[str, Any]]:
-        """Plain data for TOML: lists for tuples, absent keys for None.
+        """Returns plain data for TOML: tuples become lists, and None is omitted.
 
         Args:
-            derived: whether settings are among it that follow from others.
+            derived: whether to include settings that were derived from others.
         """
         sections: dict[str, dict[str, Any]] = {
             section: {
@@ -332,12 +348,12 @@ def section_of(name: str) -> str:
 
 
 def resolve(file: Mapping[str, Any], flags: Mapping[str, Any], *, file_name: str = "run.toml") -> Config:
-    """Takes the defaults, then the file, then the typed flags.
+    """Merges the defaults, the file and the flags, in that order.
 
     Args:
         file: sections as read from TOML.
-        flags: setting name -> text, only those that were typed.
-        file_name: how messages call the file.
+        flags: setting name -> string, only those that were typed.
+        file_name: name of the file in messages.
 
     Raises:
         UserError: for an unknown or mistyped setting, a value out of range, or settings that contradict.
@@ -371,34 +387,35 @@ def _refuse_url(path: str) -> None:
 
 
 def _not_a_section(name: str, value: Any, file_name: str) -> UserError:
-    """The error for a name that stands where sections do."""
+    """The error for an unknown name at the top level."""
     if isinstance(value, dict):
         close = nearest(name, SECTIONS)
         hint = f"did you mean [{close}]?" if close else f"the sections are {', '.join(f'[{s}]' for s in SECTIONS)}"
         return UserError(f"{file_name}: [{name}] is not a section", hint)
     meant = names_meant(name, _SECTION_OF)
     if name in _SECTION_OF:
-        return UserError(f"{file_name}: {name} is outside its section", f"put it below the line [{_SECTION_OF[name]}]")
+        return UserError(f"{file_name}: {name} is outside its section", f"move it to [{_SECTION_OF[name]}]")
     places = ", ".join(f"[{_SECTION_OF[m.split()[0]]}]" for m in meant)
-    hint = f"{did_you_mean(meant)} (below {places})" if meant else "settings are in sections such as [train]"
+    hint = f"{did_you_mean(meant)} (in {places})" if meant else "settings belong in sections such as [train]"
     return UserError(f"{file_name}: {name} is neither a section nor a setting", hint)
 
 
 def _check_section(name: str, section: str, file_name: str) -> None:
-    """
+    """Refuses a setting that belongs to another section.
+
     Raises:
-        UserError: for a setting that belongs to another section.
+        UserError: naming the right section.
     """
     own = _SECTION_OF.get(name, section)
     if own != section:
-        raise UserError(f"{file_name}: {section}.{name} is in the wrong section", f"move it below [{own}]")
+        raise UserError(f"{file_name}: {section}.{name} is in the wrong section", f"move it to [{own}]")
     if not hasattr(SECTIONS[section], name) and (meant := names_meant(name, _SECTION_OF)):
         places = ", ".join(sorted({f"[{_SECTION_OF[m.split()[0]]}]" for m in meant}))
-        raise UserError(f"{file_name}: {section}.{name} is not a setting", f"{did_you_mean(meant)} (below {places})")
+        raise UserError(f"{file_name}: {section}.{name} is not a setting", f"{did_you_mean(meant)} (in {places})")
 
 
 def _check(config: Config) -> None:
-    """Refuses what contradicts.
+    """Refuses contradictory settings.
 
     Raises:
         UserError: naming both settings.
@@ -421,7 +438,7 @@ def _check(config: Config) -> None:
         raise UserError(
             f"optim.shampoo_start = {optim.shampoo_start} is before the first refresh, "
             f"optim.shampoo_frequency = {optim.shampoo_frequency}",
-            f"raise --shampoo-start to {optim.shampoo_frequency}, lower --shampoo-frequency, or "
+            f"raise --shampoo-start to {optim.shampoo_frequency}, lower --shampoo-frequency, or use "
             "--shampoo-schedule doubling",
         )
     if optim.shampoo_overhead is not None and optim.dense_optimizer != "shampoo":
@@ -447,15 +464,15 @@ def _check(config: Config) -> None:
 def _check_data(data: DataSettings) -> None:
     if data.dataset == "synthetic" and data.path is not None:
         raise UserError(
-            f"data.dataset = synthetic and data.path = {data.path} contradict: generated rows need no files",
+            f"data.dataset = synthetic contradicts data.path = {data.path}: synthetic data is generated",
             "omit --dataset or --data",
         )
     if data.path is None and data.dataset not in DATASETS:
         close = nearest(data.dataset, DATASETS)
         meant = f"did you mean {close!r}? " if close else ""
         raise UserError(
-            f"data.dataset = {data.dataset!r} must be one of {', '.join(DATASETS)}, or stand beside a path",
-            f"{meant}--data DIR uses data of your own",
+            f"data.dataset = {data.dataset!r} must be one of {', '.join(DATASETS)} if no path is given",
+            f"{meant}use --data DIR for your own data",
         )
 
 
@@ -470,7 +487,7 @@ def batch_for(examples: int | None, ranks: int) -> int:
 
 
 def check_batch(settings: Config, world_size: int) -> None:
-    """Checks that a batch that was given can be cut into equal parts, one per rank.
+    """Checks that a batch size that was given can be split equally over ranks.
 
     Raises:
         UserError: if it cannot.
@@ -480,6 +497,6 @@ def check_batch(settings: Config, world_size: int) -> None:
     size = settings.train.batch_size
     if size % world_size:
         raise UserError(
-            f"train.batch_size = {size} cannot be cut into {world_size} equal parts, one per rank",
+            f"train.batch_size = {size} cannot be split equally over {world_size} ranks",
             f"--batch-size {size + -size % world_size}",
         )

@@ -1,11 +1,11 @@
-"""Reads numbers, shares, choices and lists that are typed on the command line."""
+"""Readers for numbers, fractions, choices and lists on the command line."""
 
 from dlrmctl.errors import UserError
 from dlrmctl.settings.setting import chosen, coerce
 
 
 def one_of(flag: str, value: str, choices: tuple[str, ...]) -> str:
-    """Reads one of the choices; capitals do not matter.
+    """Reads one of the choices, ignoring case.
 
     Raises:
         UserError: if it is none of them.
@@ -14,10 +14,10 @@ def one_of(flag: str, value: str, choices: tuple[str, ...]) -> str:
 
 
 def whole_number(flag: str, text: str, *, at_least: int, at_most: int | None = None) -> int:
-    """Reads a whole number, which may also be written as 20M, 1.5M, 500k or 1e6.
+    """Reads an integer, which may also be written as 20M, 1.5M, 500k or 1e6.
 
     Raises:
-        UserError: if it is no whole number, or out of its bounds.
+        UserError: if it is not an integer or is out of bounds.
     """
     number: int = coerce(text, int, flag)
     if number < at_least:
@@ -28,14 +28,14 @@ def whole_number(flag: str, text: str, *, at_least: int, at_most: int | None = N
 
 
 def share(flag: str, text: str, *, zero: bool = True, one: bool = False) -> float:
-    """Reads a share of a whole, written as a number or in per cent: 0.25 or 25%.
+    """Reads a fraction, written as a number or a percentage: 0.25 or 25%.
 
     Args:
         zero: whether it may be 0.
         one: whether it may be 1.
 
     Raises:
-        UserError: if it is neither, or out of these bounds.
+        UserError: if it is neither or is out of bounds.
     """
     number = text.strip()
     value: float = coerce(number.removesuffix("%"), float, flag) / (100 if number.endswith("%") else 1)
@@ -46,14 +46,14 @@ def share(flag: str, text: str, *, zero: bool = True, one: bool = False) -> floa
 
 
 def names_of(flag: str, text: str) -> list[str]:
-    """Reads a list: values with commas between them.
+    """Reads a list of values separated by commas.
 
     Raises:
-        UserError: if one is empty, or there twice.
+        UserError: if a value is empty or repeated.
     """
     names = [name.strip() for name in text.split(",")]
     if not all(names):
-        raise UserError(f"{flag} = {text!r} has an empty value", "put one comma between two values")
+        raise UserError(f"{flag} = {text!r} has an empty value", "separate values with single commas")
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{flag} = {text!r} names {name} twice")
@@ -64,7 +64,7 @@ def positive_numbers(flag: str, text: str) -> list[float]:
     """Reads a list of numbers above 0.
 
     Raises:
-        UserError: if one is no number, not above 0, or there twice.
+        UserError: if a value is not a number, not above 0, or repeated.
     """
     numbers = [coerce(name, float, flag) for name in names_of(flag, text)]
     if min(numbers) <= 0:

@@ -1,7 +1,6 @@
-"""What one setting is: its type, default, bounds and help in one line of a dataclass, and the checks that follow.
+"""Definition of a single setting (type, default, bounds and help in one line of a dataclass), and its checks.
 
-Values arrive as text from the command line or typed from TOML; both pass through `coerce`, so that a mistake
-reads the same wherever it was made.
+Strings from the command line and typed values from TOML both pass through `coerce` and give the same error messages.
 """
 
 import math
@@ -35,14 +34,14 @@ def setting(
     open: bool = False,
     auto: bool = False,
 ) -> Any:
-    """One line of a settings dataclass: its default, help, bounds or choices.
+    """Defines a field of a settings dataclass: its default, help, bounds or choices.
 
     Args:
-        default: None with a type that is not optional: the value follows from other settings.
-        flag: where the option is not called as the setting.
-        auto: whether "auto" may be written for a value that is not given.
-        unit: that text may end in, such as "x" or "%"; the value is the number before it.
-        open: whether other values than the choices pass here, to be checked with other settings.
+        default: None with a type that is not optional means that the value is derived from other settings.
+        flag: name of the option, if it differs from the setting's.
+        auto: whether "auto" may stand for a value that is not given.
+        unit: suffix that a string may have, such as "x" or "%"; the value is the number before it.
+        open: whether values other than the choices are accepted here and checked later, with other settings.
     """
     bounds = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
     return field(
@@ -71,7 +70,7 @@ def plain_type(hint: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value as a person writes it on the command line."""
+    """A value as written on the command line."""
     if isinstance(value, tuple):
         return "-".join(map(str, value))
     if isinstance(value, bool):
@@ -80,10 +79,10 @@ def shown(value: Any) -> str:
 
 
 def coerce(value: Any, hint: Any, where: str) -> Any:
-    """Brings text or a TOML value to the type of a setting; text for a whole number may be 500k, 1.5M or 1e6.
+    """Converts a string or TOML value to the type of a setting; integers may be written as 500k, 1.5M or 1e6.
 
     Raises:
-        UserError: if the value does not read as that type; `where` names its origin.
+        UserError: if the value cannot be converted; `where` names its origin.
     """
     kind = plain_type(hint)
     if kind is bool:
@@ -125,7 +124,7 @@ def _described(kind: Any) -> str:
 
 
 def _rewritten(value: Any, kind: Any) -> str | None:
-    """How to write a number with a comma, or a list without its hyphens, so that it can be read."""
+    """A hint for a number with a comma, or a list of widths without hyphens."""
     if not isinstance(value, str):
         return None
     if get_origin(kind) is tuple:
@@ -139,10 +138,10 @@ def _rewritten(value: Any, kind: Any) -> str | None:
 
 
 def chosen(value: str, choices: Collection[str], where: str) -> str:
-    """The choice that is meant; capitals do not matter, nor does `_` in place of `-`.
+    """The choice that matches, ignoring case and `_` in place of `-`.
 
     Raises:
-        UserError: if it is none of them.
+        UserError: if none matches.
     """
     found = same_word(value, choices)
     if found is None:
@@ -172,7 +171,7 @@ def _bound_text(bound: float) -> str:
 
 
 def checked_values(cls: type, given: Mapping[str, tuple[Any, str]]) -> dict[str, Any]:
-    """The values of `name -> (value, where it came from)` in the types of a section, held against its bounds.
+    """Converts the values of `name -> (value, where it came from)` to the types of a section and checks their bounds.
 
     Raises:
         UserError: for an unknown setting, or a value that is mistyped or out of range.
@@ -200,7 +199,7 @@ def checked_values(cls: type, given: Mapping[str, tuple[Any, str]]) -> dict[str,
 
 
 def did_you_mean(names: Sequence[str]) -> str | None:
-    """A hint with settings that may be meant, as `names_meant` finds them; None if there are none."""
+    """A hint with the settings found by `names_meant`; None if there are none."""
     parts = [words.partition(" ") for words in names]
     shown = [f"{name} = {value!r}" if value else repr(name) for name, _, value in parts]
     return f"did you mean {' or '.join(shown)}?" if shown else None

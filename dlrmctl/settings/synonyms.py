@@ -1,4 +1,4 @@
-"""What other programs call our settings and values, so that a name which is not ours can be answered with ours."""
+"""Names that other programs use for our settings and values, for hints about unknown names."""
 
 import difflib
 from collections.abc import Collection
@@ -128,7 +128,7 @@ _CLOSE = 0.6  # of difflib's ratio
 
 
 def same_word(text: str, words: Collection[str]) -> str | None:
-    """The word that `text` is but for capitals, and `_` in place of `-`."""
+    """The word that equals `text`, ignoring case and `_` in place of `-`."""
     plain = _plain(text)
     return next((word for word in words if _plain(word) == plain), None)
 
@@ -140,7 +140,7 @@ def nearest(text: str, words: Collection[str]) -> str | None:
 
 
 def names_meant(name: str, known: Collection[str]) -> list[str]:
-    """The known settings and options that a name which is none of them probably means; a value may follow one.
+    """The known settings and options that an unknown name probably means, each with a value after it if implied.
 
     Args:
         name: as typed, with `-` or `_`.

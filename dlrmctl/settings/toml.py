@@ -1,7 +1,7 @@
 """Reading and writing settings files.
 
-The `run.toml` of a run names its format and a checksum of its settings. As a file for `--config` it may be edited; in
-the directory of a run it must be as it was written.
+The `run.toml` of a run holds its format and a checksum of its settings. A copy given to `--config` may be edited; the
+file in the run directory may not.
 """
 
 import json
@@ -17,7 +17,7 @@ from dlrmctl.data.files import write_whole
 from dlrmctl.errors import UserError
 from dlrmctl.settings.config import SECTIONS
 
-FORMAT = "dlrmctl-run/1"  # of run.toml, and of the directory that it stands in
+FORMAT = "dlrmctl-run/1"  # of run.toml and of its directory
 _CHECKSUM = "crc32"
 # What runs did before these settings existed.
 _EARLIER = {
@@ -27,7 +27,7 @@ _EARLIER = {
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The sections of a settings file.
+    """Reads the sections of a settings file.
 
     Raises:
         UserError: if the file cannot be read or is not TOML; the message names the line.
@@ -37,11 +37,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except IsADirectoryError:
-        raise UserError(f"{path}: is a directory, expected a TOML file") from None
+        raise UserError(f"{path} is a directory, expected a TOML file") from None
     except OSError as problem:
-        raise UserError(f"{path}: cannot be read: {problem.strerror}") from None
+        raise UserError(f"{path}: cannot read: {problem.strerror}") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8 text") from None
+        raise UserError(f"{path}: not UTF-8 text") from None
     except tomllib.TOMLDecodeError as problem:
         raise UserError(f"{path}: not valid TOML: {problem}") from None
     except RecursionError:
@@ -51,42 +51,42 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The sections of a settings file that a person wrote, or of a run's, edited or not.
+    """Reads the sections of a settings file that may have been edited.
 
     Raises:
-        UserError: as `read_toml`; if the file is of another version.
+        UserError: see `read_toml`; also if the file has another format.
     """
     return _as_now(*_sections(path))
 
 
 def read_run_settings(path: Path) -> dict[str, Any]:
-    """The sections of the run.toml in a run's directory, as they were written.
+    """Reads the sections of the run.toml in a run directory.
 
     Raises:
-        UserError: as `read_settings`; if the file was edited or damaged.
+        UserError: see `read_settings`; also if the file was edited or damaged.
     """
     sections, checksum = _sections(path)
     from_before = checksum is None and _is_of_a_run(sections, checksum)
     if checksum != _checksum(sections) and not from_before:
         raise UserError(
             f"{path}: edited or damaged: its settings do not match its checksum",
-            "give other settings as flags, or give an edited copy to train --config",
+            "pass changed settings as flags, or pass an edited copy to train --config",
         )
     return _as_now(sections, checksum)
 
 
 def write_settings(path: Path, sections: Mapping[str, Any]) -> None:
-    """Writes the sections of a run's settings with format and checksum, whole or not at all.
+    """Writes the settings of a run with format and checksum, atomically.
 
     Raises:
-        DataError: if the disk refuses.
+        DataError: if the file cannot be written.
     """
     checksum = _checksum(tomllib.loads(tomli_w.dumps(sections)))
     write_whole(path, tomli_w.dumps({"format": FORMAT, _CHECKSUM: checksum, **sections}).encode())
 
 
 def _sections(path: Path) -> tuple[dict[str, Any], Any]:
-    """The sections of a file, and the checksum that it names."""
+    """Returns the sections of a file and its checksum."""
     sections = read_toml(path)
     format = sections.pop("format", FORMAT)
     if format != FORMAT:
@@ -97,14 +97,14 @@ def _sections(path: Path) -> tuple[dict[str, Any], Any]:
 
 
 def _is_of_a_run(sections: Mapping[str, Any], checksum: Any) -> bool:
-    """Whether a run wrote the file: earlier ones wrote no checksum, but every section and setting."""
+    """Whether the file was written by a run: earlier versions wrote no checksum, but all sections and settings."""
     model = sections.get("model")
     complete = isinstance(model, dict) and {"bottom_mlp", "top_mlp"} <= model.keys()
     return checksum is not None or (complete and sections.keys() >= SECTIONS.keys())
 
 
 def _as_now(sections: dict[str, Any], checksum: Any) -> dict[str, Any]:
-    """The sections with what a run of an earlier version did without saying it."""
+    """Adds settings that runs of earlier versions did not have."""
     if _is_of_a_run(sections, checksum):
         for section, values in _EARLIER.items():
             if isinstance(sections.get(section), dict):
@@ -113,5 +113,5 @@ def _as_now(sections: dict[str, Any], checksum: Any) -> dict[str, Any]:
 
 
 def _checksum(sections: Mapping[str, Any]) -> int:
-    """CRC-32 of settings; order of tables counts, spaces and comments do not."""
+    """CRC-32 of the settings; depends on the order of tables, not on whitespace or comments."""
     return zlib.crc32(json.dumps(sections, default=str).encode())

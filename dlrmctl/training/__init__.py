@@ -1,4 +1,4 @@
-"""Training: `run` is one call for all ranks, `train` is one rank from file to checkpoint, `step` one step of it.
+"""Training: `run` starts a training on all ranks, `train` is the loop on one rank, and `step` is a single step.
 
-`display` shows progress. `overhead` chooses Shampoo's settings for a share of the step's time.
+`display` shows progress, `seeds` trains with several seeds, and `overhead` implements --shampoo-overhead.
 """

@@ -1,4 +1,4 @@
-"""Progress of training: a live bar on a terminal, steady lines in a file, nothing on ranks other than 0."""
+"""Progress of training: a live bar on a terminal, lines in a file; only on rank 0."""
 
 import resource
 import time
@@ -25,9 +25,9 @@ class TrainingDisplay(BarDisplay):
     """Shows step, loss, NE, examples per second and time left.
 
     Args:
-        total: steps of the whole run, or of the passes that are planned so far.
-        done: steps that were done before this process started.
-        speaks: False on all ranks but one.
+        total: number of steps of the run, or of the epochs planned so far.
+        done: number of steps done before this process started.
+        speaks: True on one rank.
     """
 
     def __init__(self, total: int, done: int, *, speaks: bool) -> None:
@@ -42,34 +42,34 @@ class TrainingDisplay(BarDisplay):
         self._total = total
 
     def advance_step(self, window: StepSums, examples: float) -> None:
-        """One step is done.
+        """Counts a step.
 
         Args:
             window: sums since the last report.
-            examples: of the step.
+            examples: number in the step.
         """
         self._done += 1
         self._examples += examples
         now = time.monotonic()
         if self.shown and now - self._shown_at >= _REFRESH_SECONDS:
             self._shown_at = now
-            # The sums of few steps say little: those of the last report are added to them.
+            # The sums of few steps are noisy, so those of the last report are added.
             self._show_step(averages(self._last + window), self._last_rate or self._examples / self.seconds)
 
     def rate(self) -> float:
-        """Examples per second since the last call, pauses left out."""
+        """Examples per second since the last call, without pauses."""
         self._last_rate = self._examples / self.seconds
         self._examples = 0.0
         self.restart()
         return self._last_rate
 
     def report(self, window: StepSums, examples_per_second: float) -> None:
-        """One line of progress in a file; the bar's text."""
+        """Prints a line of progress in a file, or updates the text of the bar."""
         self._last = window
         self._show_step(averages(window), examples_per_second, now=True)
 
     def scoring(self, split: str) -> Callable[[int, int], None]:
-        """Shows how many of the batches of a split are scored."""
+        """Shows the progress of scoring a split."""
 
         def show(done: int, total: int) -> None:
             about = f"scoring {split}, {100 * done / total:.0f} %"
@@ -90,7 +90,7 @@ class TrainingDisplay(BarDisplay):
 
 
 def averages(sums: StepSums) -> dict[str, float | None]:
-    """What a line of progress says of steps: loss, NE and calibration; None where they are not defined."""
+    """Loss, NE and calibration of steps; None where they are not defined."""
     base = entropy(sums.positives / sums.examples)
     return {
         "loss": sums.loss / sums.examples,
@@ -100,14 +100,14 @@ def averages(sums: StepSums) -> dict[str, float | None]:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory this process has had: of its GPU if it uses one, else main memory."""
+    """Peak memory of this process: on its GPU if it uses one, otherwise main memory."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
 
 
 def introduction(config: Config, reader: Reader, model: Model, ranks: Ranks) -> list[str]:
-    """The lines before a training: the data, the tables, and the memory that they need."""
+    """Lines to print before training: data, tables, and their memory."""
     plan, most = model.sharded.plan, max(model.sharded.bytes_per_rank)
     tables = model.sharded.embeddings.features
     return [
@@ -121,7 +121,7 @@ def introduction(config: Config, reader: Reader, model: Model, ranks: Ranks) -> 
 
 
 def show_placements(plan: Sequence[Placement]) -> None:
-    """Shows where every table lives, among the messages: the answer of the command is something else."""
+    """Prints the placement of the tables, to standard error."""
     print_table(
         "plan",
         ["table", "rows", "dim", "bytes", "sharding", "ranks"],

@@ -1,4 +1,4 @@
-"""`--shampoo-overhead`: measures what Shampoo costs here and chooses settings that stay inside a share of the step."""
+"""Measures the cost of Shampoo on this machine and chooses settings within a budget (`--shampoo-overhead`)."""
 
 import statistics
 import time
@@ -25,35 +25,35 @@ FREQUENCIES = (10, 20, 50, 100, 200, 500, 1000)
 ROUNDS = 5
 TRIES = 3
 VERIFIED_STEPS = 40
-RUN, SHORT_RUN = 1000, 200  # steps over which the budget is kept, and over which so many times the budget is allowed:
+RUN, SHORT_RUN = 1000, 200  # steps with the budget, and with EARLY_ALLOWANCE times the budget
 EARLY_ALLOWANCE = 2.5
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds that one block size costs: every step, per update of the statistics, per refresh of all roots."""
+    """Seconds for a block size: per step, per update of the statistics, and per refresh of all roots."""
 
     step: float
     statistics: float
     roots: float
 
     def late(self, statistics_every: int, refresh_every: int) -> float:
-        """Seconds per step once the intervals are those of the settings."""
+        """Seconds per step after the early steps, when the intervals are those of the settings."""
         return self.step + self.statistics / statistics_every + self.roots / refresh_every
 
     def over(self, steps: int, rates: dict[str, float]) -> float:
-        """Seconds per step, the mean of the first `steps`; `rates` has the updates and refreshes in them."""
+        """Mean seconds per step in the first `steps`; `rates` holds their updates and refreshes."""
         return self.step + (self.statistics * rates["statistics"] + self.roots * rates["roots"]) / steps
 
 
 @dataclass(frozen=True)
 class OverheadChoice:
-    """Settings and the share of an Adagrad step that they add.
+    """Settings, and their overhead as a fraction of an Adagrad step.
 
     Attributes:
-        overhead: the mean of the first 1,000 steps.
-        early: the mean of the first 200.
-        late: of a step once the intervals are those of the settings.
+        overhead: mean of the first 1,000 steps.
+        early: mean of the first 200 steps.
+        late: of a later step, when the intervals are those of the settings.
     """
 
     sides: int
@@ -66,25 +66,25 @@ class OverheadChoice:
 
     @property
     def claim(self) -> float:
-        """The budget that it needs."""
+        """The budget that the choice needs."""
         return max(self.overhead, self.early / EARLY_ALLOWANCE)
 
     def corrected(self, late: float) -> "OverheadChoice":
-        """The same with its late steps measured."""
+        """The choice with a measured `late`."""
         more = late - self.late
         return replace(self, overhead=self.overhead + more, early=self.early + more, late=late)
 
 
 def choose_overhead(config: Config, schema: Schema, ranks: Ranks) -> tuple[Config, OverheadChoice]:
-    """Probes for a few seconds; the choice of rank 0 is everybody's.
+    """Measures for a few seconds and chooses settings; all ranks use the choice of rank 0.
 
     Args:
-        config: its `optim.shampoo_overhead` is the budget, in percent of a step with Adagrad: over a run of 1,000
-            steps. Over the first 200, in which roots may be refreshed more often, 2.5 times as much is allowed.
+        config: its `optim.shampoo_overhead` is the budget, in percent of a step with Adagrad, over a run of 1,000
+            steps. The first 200 steps, which may refresh roots more often, have 2.5 times the budget.
 
     Returns:
-        The settings with block size and intervals in place of the budget, and what was chosen with its measured
-        overhead. Where no choice is inside the budget it is the cheapest one.
+        The settings with block size and intervals in place of the budget, and the choice with its measured overhead:
+        the cheapest one if none is within the budget.
     """
     assert config.optim.shampoo_overhead is not None
     dense = _DenseStep(config, schema, ranks)
@@ -107,7 +107,7 @@ def choose_overhead(config: Config, schema: Schema, ranks: Ranks) -> tuple[Confi
         chosen = estimated.corrected(ranks.broadcast(_verified(settings, dense, optimizer, base, ranks)))
         if chosen.claim <= budget or estimated.claim > room:
             break
-        # Measured together, the parts cost more than their sum; lower the target by that factor.
+        # Measured together, the parts cost more than their sum, so the target is lowered by that factor.
         room *= min(budget / chosen.claim, estimated.claim / chosen.claim)
     return replace(config, optim=settings), chosen
 
@@ -120,12 +120,12 @@ def _chosen(settings: OptimSettings, choice: OverheadChoice) -> OptimSettings:
         shampoo_statistics=choice.statistics_every,
         shampoo_frequency=choice.refresh_every,
         shampoo_start=1 if settings.shampoo_schedule == "doubling" else choice.refresh_every,
-        shampoo_overhead=None,  # run.toml then repeats the choice instead of the probe
+        shampoo_overhead=None,  # so that run.toml repeats the choice, not the measurement
     )
 
 
 def _rates(settings: OptimSettings, statistics_every: int, refresh_every: int) -> dict[int, dict[str, float]]:
-    """Updates of the statistics and refreshes of a block in the first steps of a run, by the number of these steps."""
+    """Number of statistics updates and root refreshes per block in the first steps of a run, by number of steps."""
     group = {
         "statistics_frequency": statistics_every,
         "precondition_frequency": refresh_every,
@@ -142,11 +142,11 @@ def _rates(settings: OptimSettings, statistics_every: int, refresh_every: int) -
 def _verified(
     settings: OptimSettings, dense: "_DenseStep", adagrad: torch.optim.Optimizer, base: float, ranks: Ranks
 ) -> float:
-    """The share of a late step that these settings add, roots spread over the steps as in training."""
+    """Measures the overhead of a late step, with roots spread over the steps as in training."""
     late = replace(settings, shampoo_schedule="constant", shampoo_start=1, dense_lr=0.0)
     shampoo = build_dense_optimizer(late, dense.network, group=None)
     dense.backward()
-    shampoo.step()  # all roots at once; from here on a few blocks have their turn at each step
+    shampoo.step()  # refreshes all roots; later steps refresh a few blocks each
     seconds: dict[str, list[float]] = {"shampoo": [], "adagrad": []}
     for _ in range(VERIFIED_STEPS):
         for name, optimizer in (("shampoo", shampoo), ("adagrad", adagrad)):
@@ -160,12 +160,12 @@ def _verified(
 
 
 def _mean_without_hiccups(seconds: list[float]) -> float:
-    """The mean of all but the slowest tenth, which on a shared machine are other programs' steps."""
+    """The mean without the slowest tenth, which on a shared machine is due to other programs."""
     return statistics.fmean(sorted(seconds)[: -max(1, len(seconds) // 10)])
 
 
 def within_overhead(config: Config, schema: Schema, ranks: Ranks) -> Config:
-    """The settings with what `choose_overhead` found; says so."""
+    """Applies and prints the choice of `choose_overhead`."""
     budget = config.optim.shampoo_overhead
     config, choice = choose_overhead(config, schema, ranks)
     if ranks.is_main:
@@ -175,15 +175,15 @@ def within_overhead(config: Config, schema: Schema, ranks: Ranks) -> Config:
             cost += f", {100 * choice.early:.1f} % in the first {SHORT_RUN}"
         say(f"shampoo: {choice.sides}-sided blocks of {choice.block}, {every}: {cost}")
         if budget is not None and choice.claim > budget / 100:
-            warn(f"--shampoo-overhead = {budget:g} % is out of reach here; this is the cheapest choice")
+            warn(f"--shampoo-overhead = {budget:g} % cannot be reached on this machine; this is the cheapest choice")
     return config
 
 
 def pick(candidates: list[OverheadChoice], budget: float) -> OverheadChoice:
-    """The freshest preconditioner inside the budget: roots refreshed most often, then statistics, then large blocks.
+    """The best choice within the budget: most frequent root refreshes, then statistics updates, then largest blocks.
 
-    Roots are as stale as the longer of the two intervals, so that one counts first. One side is half of Shampoo and is
-    taken only where both do not fit.
+    Roots are as stale as the longer of the two intervals, so it counts first. One-sided Shampoo is chosen only if
+    two-sided does not fit.
     """
     inside = [choice for choice in candidates if choice.claim <= budget]
     inside = [choice for choice in inside if choice.sides == 2] or inside
@@ -193,7 +193,7 @@ def pick(candidates: list[OverheadChoice], budget: float) -> OverheadChoice:
 
 
 def measure(config: Config, dense: "_DenseStep", ranks: Ranks, sides: int, block: int) -> Costs:
-    """Measures the parts of Shampoo's step on this rank alone, statistics and roots in every step."""
+    """Measures the parts of Shampoo's step on this rank, with statistics and roots in every step."""
     every_step = replace(config.optim, shampoo_statistics=1, shampoo_frequency=1, shampoo_start=1, dense_lr=0.0)
     optim = replace(every_step, shampoo_schedule="constant", shampoo_sides=sides, shampoo_block=block)
     optimizer = build_dense_optimizer(optim, dense.network, group=None)
@@ -208,15 +208,15 @@ def measure(config: Config, dense: "_DenseStep", ranks: Ranks, sides: int, block
         seconds["statistics"].append(parts["statistics"])
         seconds["roots"].append(parts["roots"])
         seconds["step"].append(sum(parts.values()) - parts["statistics"] - parts["roots"])
-    # Blocks are shared out over the ranks; what every rank does anyway is small beside them.
+    # Blocks are distributed over the ranks; the work that every rank does is small.
     share = {name: statistics.median(values) / ranks.world_size for name, values in seconds.items()}
     return Costs(share["step"], share["statistics"], share["roots"])
 
 
 class _DenseStep:
-    """The dense network on inputs of this rank's size.
+    """The dense network with inputs of this rank's batch size.
 
-    Optimizers are timed after its backward, with the caches as it leaves them: alone they would look a third cheaper.
+    Optimizers are timed after a backward pass, with its effect on caches: alone they would seem a third cheaper.
     """
 
     def __init__(self, config: Config, schema: Schema, ranks: Ranks) -> None:
@@ -235,7 +235,7 @@ class _DenseStep:
             torch.cuda.synchronize(self.device)
 
     def backward(self) -> float:
-        """Seconds of a forward and backward; leaves gradients."""
+        """Runs forward and backward and returns the seconds; leaves gradients."""
         self.synchronize()
         started = time.perf_counter()
         self.network.zero_grad(set_to_none=True)
@@ -245,7 +245,7 @@ class _DenseStep:
         return time.perf_counter() - started
 
     def median_seconds(self, optimizer: torch.optim.Optimizer) -> tuple[float, float]:
-        """Median seconds of forward and backward, and of the optimizer's step."""
+        """Median seconds of forward and backward, and of the optimizer step."""
         backwards, steps = [], []
         for _ in range(2 + ROUNDS):
             backwards.append(self.backward())

@@ -1,6 +1,6 @@
-"""Training as one call: from settings to results, on ranks of this machine or those a launcher started.
+"""Training in one call, on ranks of this machine or of a launcher.
 
-No torch here: it is loaded where the training runs.
+Does not load torch, which only the ranks need.
 """
 
 from collections.abc import Sequence
@@ -27,18 +27,18 @@ def run_training(
     print_plan: bool = False,
     command_line: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Trains in a run directory, evaluates, keeps the best, tests once.
+    """Trains a model in a run directory and evaluates the best checkpoint on the test split.
 
-    Under torchrun every rank calls it. It works from any thread; signals are taken on the main one.
+    Under torchrun, every rank must call it. It can run in any thread; signals are handled in the main thread.
 
     Args:
-        config: the settings; default: those of the resumed run, else the defaults.
-        run_dir: of the run; else it is named after data, tables and time, or after the job of torchrun or Slurm that
-            this is. A run of this job and these settings that is there already is continued.
-        resume: continues the run in `run_dir` from its newest checkpoint.
-        nproc: ranks on this machine.
-        source: the data, if other than the settings name; on this process alone.
-        print_plan: shows where every table lives.
+        config: the settings. Default: those of the resumed run, otherwise the default settings.
+        run_dir: directory of the run. Default: named after data, tables and time, or after the job of torchrun or
+            Slurm. An existing run of this job with these settings is continued.
+        resume: whether to continue the run in `run_dir` from its newest checkpoint.
+        nproc: number of ranks on this machine.
+        source: data to use instead of that in the settings; for a single process.
+        print_plan: whether to print the placement of the tables.
         command_line: arguments to record in environment.json.
 
     Returns:
@@ -46,11 +46,12 @@ def run_training(
         every rank.
 
     Raises:
-        UserError, DataError: for what the user can mend. Interrupted: after SIGTERM or Ctrl-C, with the state saved.
+        UserError, DataError: for mistakes that the user can fix.
+        Interrupted: after SIGTERM or Ctrl-C, with the state saved.
     """
     configure()
     if resume and run_dir is None:
-        raise UserError("a run is resumed in its directory, which was not given", "run_dir=...")
+        raise UserError("resume needs the directory of the run", "run_dir=...")
     if config is None:
         config = resolve(RunDirectory(Path(str(run_dir)), writes=False).settings(), {}) if resume else Config()
     check_batch(config, nproc)
@@ -63,7 +64,7 @@ def run_training(
     }
     if source is not None:
         if needs_launch(nproc):
-            raise UserError(f"nproc = {nproc}: a source that is handed over is for one process", "nproc=1, or torchrun")
+            raise UserError(f"nproc = {nproc} cannot be used with a source", "use nproc=1 or torchrun")
         arguments["source"] = source
     results: dict[str, Any] = run_on_ranks("dlrmctl.training.train:train_on_rank", arguments, nproc)
     return results

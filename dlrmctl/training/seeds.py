@@ -1,4 +1,4 @@
-"""One setting trained with several seeds: how much of a result is chance. No torch here."""
+"""Training with several seeds, to measure the variation of results; does not load torch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,24 +26,24 @@ def train_seeds(
     nproc: int = 1,
     command_line: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Trains the same settings with several seeds, one after another, each in a run directory of its own.
+    """Trains the same settings with several seeds, one after another, each in its own run directory.
 
     Args:
-        config: the settings; the seeds are its own and those that follow.
-        seeds: how many.
-        run_dir: of all of them, with a directory seed-N for each; default: a new name.
-        nproc: ranks on this machine.
+        config: the settings; its seed is the first one.
+        seeds: number of seeds.
+        run_dir: common directory, with a directory seed-N for each run. Default: a new name.
+        nproc: number of ranks on this machine.
 
     Returns:
         {"run", "seeds", "runs": results of each, "validation" and "test": metric -> {"mean", "sd"}}; sd is the
         standard deviation over the seeds.
 
     Raises:
-        UserError, DataError: as `run_training`; also where another launcher started the ranks.
-        Interrupted: as `run_training`; the same directory can be resumed.
+        UserError, DataError: see `run_training`; also under another launcher.
+        Interrupted: see `run_training`; the directory can be resumed.
     """
     if config.train.seed + seeds - 1 > LARGEST_SEED:
-        raise UserError(f"--seeds {seeds} from --seed {config.train.seed}: beyond the largest seed, {LARGEST_SEED}")
+        raise UserError(f"--seeds {seeds} from --seed {config.train.seed}: the largest seed is {LARGEST_SEED}")
     _refuse_launcher(f"--seeds {seeds}")
     config = named_after_data(config)
     group = SeedRuns.create(run_dir or new_name(config), config, seeds)
@@ -53,8 +53,8 @@ def train_seeds(
 def resume_seeds(
     group: SeedRuns, config: Config, *, nproc: int = 1, command_line: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Trains what is missing of several seeds; arguments and result as of `train_seeds`."""
-    _refuse_launcher(f"--resume {group.path}, which holds {group.number} runs,")
+    """Trains the remaining runs of several seeds; see `train_seeds`."""
+    _refuse_launcher(f"--resume {group.path} with {group.number} runs")
     return _train(group, config, nproc=nproc, command_line=command_line)
 
 
@@ -83,11 +83,11 @@ def _train(group: SeedRuns, config: Config, *, nproc: int, command_line: Sequenc
 
 def _refuse_launcher(what: str) -> None:
     if launch_environment().from_launcher:
-        raise UserError(f"{what} cannot run under torchrun or another launcher", "one job for each --seed")
+        raise UserError(f"{what} cannot run under torchrun or another launcher", "start one job for each --seed")
 
 
 def show_seeds(results: Mapping[str, Any]) -> None:
-    """The seeds as a table on standard output, with mean and standard deviation."""
+    """Prints the results of the seeds as a table, with mean and standard deviation."""
     rows = [
         [f"seed {run['seed']}", f"{run['best_step']:,}"] + [number_text(run["test"].get(name)) for name in _SHOWN]
         for run in results["runs"]

@@ -1,8 +1,8 @@
-"""One training step: forward, backward, agreement of the ranks, and only then the updates.
+"""A training step: forward, backward, a check on all ranks, and then the updates.
 
-The step is cut at the embeddings, because FBGEMM updates the tables inside their backward: first the dense network's
-backward, then the ranks agree that loss and gradients are finite, and only then the tables' backward and the dense
-optimizer touch a weight.
+The backward pass is split at the embeddings, because FBGEMM updates the tables inside their backward: first the
+backward of the dense network runs; then the ranks check that loss and gradients are finite; only then the backward of
+the tables and the dense optimizer change weights.
 """
 
 from collections.abc import Callable
@@ -27,13 +27,13 @@ class TrainingStep:
     """Runs steps of one model.
 
     Args:
-        model: what is trained; the tables' optimizer is inside their backward.
-        optimizer: of the dense network, or the averaging around it.
+        model: the model to train; the optimizer of the tables is part of their backward.
+        optimizer: of the dense network, possibly wrapped in averaging.
         ranks: all of them step together.
         precision: "bf16" runs the dense network under autocast.
 
     Attributes:
-        lap: called with the name of each part when it ends; measurements set it.
+        lap: called with the name of each part at its end; for measurements.
     """
 
     def __init__(
@@ -47,16 +47,16 @@ class TrainingStep:
         self.lap: Callable[[str], None] = lambda part: None
 
     def __call__(self, batch: Batch, step: int, *, stop: bool) -> tuple[StepSums, bool]:
-        """Takes step number `step` on this rank's part of the global batch.
+        """Runs a step on this rank's part of the global batch.
 
         Args:
             stop: whether this rank was asked to stop.
 
         Returns:
-            What the step saw over all ranks, and whether any of them was asked to stop: the same on each.
+            The sums of the step over all ranks, and whether any rank was asked to stop; the same on each rank.
 
         Raises:
-            UserError: if a loss or gradient is not finite, before any weight is touched, on every rank.
+            UserError: on every rank, before any weight is changed, if a loss or gradient is not finite.
         """
         embeddings_BFD = self.model.embeddings(batch)
         cut_BFD = embeddings_BFD.detach().requires_grad_()
@@ -81,10 +81,10 @@ class TrainingStep:
     def _agree(
         self, loss: Tensor, logits_B: Tensor, labels_B: Tensor, grad_BFD: Tensor, step: int, stop: bool
     ) -> tuple[StepSums, bool]:
-        """Sums what the ranks saw in one all-reduce, and raises on every rank if a loss or gradient is not finite."""
+        """Sums over the ranks with one all-reduce, and raises on every rank if a loss or gradient is not finite."""
         ranks = self.ranks
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        # Euclidean norms: torch has no fast maximum norm on CPU. A finite gradient overflows them from 2e19 on only.
+        # Euclidean norms, because torch has no fast maximum norm on CPU. They overflow for gradients above 2e19.
         gradient_size = torch.stack([*torch._foreach_norm(gradients), grad_BFD.sum()]).abs().sum()
         on_device = torch.stack([loss, gradient_size, logits_B.sigmoid().sum(), labels_B.sum()]).double()
         mean_loss, size, predicted, positives = on_device.tolist()  # waits for the device once
@@ -102,13 +102,13 @@ class TrainingStep:
             dist.all_reduce(shared, group=ranks.group)
             stops, *numbers = shared.tolist()
             sums, troubles = StepSums(*numbers[: -ranks.world_size]), numbers[-ranks.world_size :]
-        # Averaged gradients carry one rank's bad loss to all: a loss names the origin, so it comes first.
+        # Averaged gradients spread a bad loss of one rank to all ranks, so losses, which name the rank, come first.
         for trouble, what in ((_BAD_LOSS, "loss"), (_BAD_GRADIENT, "gradient")):
             if trouble in troubles:
                 raise UserError(
                     f"step {step}: the {what} on rank {troubles.index(trouble)} is not finite; "
-                    "no weight was touched by this step",
-                    "lower --dense-lr, --sparse-lr or --qr-lr, or add --warmup-steps; --resume goes on from the last "
+                    "this step changed no weights",
+                    "lower --dense-lr, --sparse-lr or --qr-lr, or add --warmup-steps; --resume continues from the last "
                     "checkpoint",
                 )
         return sums, stops > 0

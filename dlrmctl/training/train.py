@@ -1,4 +1,4 @@
-"""Training on one rank: file -> reader -> batch -> model -> loss -> updates -> metrics -> checkpoint."""
+"""The training loop of one rank: file -> reader -> batch -> model -> loss -> updates -> metrics -> checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
@@ -40,7 +40,7 @@ from dlrmctl.training.overhead import within_overhead
 from dlrmctl.training.step import TrainingStep
 
 _CLEARLY = 2.0  # standard errors of NE
-_FEWEST_LINES = 20  # of progress in a run, so that a short one has a training curve too
+_FEWEST_LINES = 20  # of progress in a run, so that short runs have a training curve
 
 
 def train_on_rank(
@@ -52,11 +52,11 @@ def train_on_rank(
     command_line: list[str],
     source: Source | None = None,
 ) -> dict[str, Any]:
-    """Joins the ranks and trains with them: what `run_training` calls on every rank.
+    """Joins the process group and trains; `run_training` calls it on every rank.
 
     Args:
-        settings: sections of settings as `Config.to_dict` gives them.
-        run_dir, source: as for `run_training`; rank 0 names the directory.
+        settings: see `Config.to_dict`.
+        run_dir, source: see `run_training`; rank 0 names the directory.
     """
     config = resolve(settings, {}, file_name="settings")
     with process_group(config.train.device) as ranks:
@@ -90,16 +90,17 @@ def train(
     command_line: Sequence[str] = (),
     job: str | None = None,
 ) -> dict[str, Any]:
-    """Trains to the end of the settings, testing the best checkpoint once at the end.
+    """Trains to the end of the run, then evaluates the best checkpoint on the test split.
 
     Args:
         job: see `RunDirectory.describe`.
 
     Returns:
-        The results: metrics per split, the best step, the optimum where it is known. The same on every rank.
+        The results: metrics per split, the best step, and the optimum if known. The same on every rank.
 
     Raises:
-        UserError, DataError: for what the user can mend. Interrupted: after SIGTERM or Ctrl-C, with the state saved.
+        UserError, DataError: for mistakes that the user can fix.
+        Interrupted: after SIGTERM or Ctrl-C, with the state saved.
     """
     with matmul_precision(config.train.precision), ExitStack() as until_the_end:
         if resume:
@@ -128,23 +129,23 @@ def train(
 
 
 def _with_dense_inputs(config: Config, source: Source, ranks: Ranks) -> Config:
-    """The settings with what becomes of the dense features; says so where the data is of an earlier version."""
+    """Resolves `dense_inputs` = auto, with a message for data of an earlier version."""
     settled = with_dense_inputs(config, source.features)
     if ranks.is_main and config.model.dense_inputs == "auto" and settled.model.dense_inputs == "raw":
-        say("dense features are taken as they are: this data does not say how to normalize them; prepare it again")
+        say("dense features are not normalized: this data has no statistics for that; prepare it again")
     return settled
 
 
 class Trainer:
-    """The parts of a run and the loop over them.
+    """The parts of a run, and the training loop.
 
     Args:
-        config: settings of the loop, and of every part that is not handed over.
-        source: what the readers read.
+        config: settings of the loop, and of the parts that are not given.
+        source: the data.
         readers: by split: "train", "validation" and "test".
         model: on this rank.
-        optimizer: of the model's dense network; the schedule scales the learning rates that it comes with.
-        quiet: shows no progress.
+        optimizer: of the dense network; the schedule scales its learning rates.
+        quiet: whether to hide progress.
     """
 
     def __init__(
@@ -175,8 +176,8 @@ class Trainer:
         self.take_step = TrainingStep(self.model, self.averaging or self.optimizer, ranks, config.train.precision)
         most_steps = (config.train.epochs or MOST_EPOCHS) * reader.num_batches
         self.total_steps = min(most_steps, config.train.max_steps or most_steps)
-        # --max-steps cuts a run short without squeezing its schedule, so that it can be continued. Without a number of
-        # epochs the first pass is all that is certain.
+        # --max-steps ends a run early without changing its schedule, so that it can be continued. With --epochs auto,
+        # only the first epoch is certain.
         planned_steps = (config.train.epochs or 1) * reader.num_batches
         self.schedule = build_schedule(config, planned_steps)
         self.checkpoints = Checkpoints(run.checkpoints, ranks)
@@ -199,7 +200,7 @@ class Trainer:
             return self._results()
 
     def _epoch(self, request: StopRequest) -> None:
-        """The rest of the current epoch, from wherever the progress stands."""
+        """Trains the rest of the current epoch."""
         progress, reader, device = self.progress, self.readers["train"], self.ranks.device
         evaluate_at = _evaluation_points(reader.num_batches, self.config.train.evaluations)
         if self.config.train.epochs is None:
@@ -232,7 +233,7 @@ class Trainer:
             self._log()
 
     def _log(self) -> None:
-        """One line of what the steps since the last one saw."""
+        """Records and prints a line about the steps since the last one."""
         progress, window = self.progress, self.progress.window
         progress.window = StepSums()
         rate = self.display.rate()
@@ -248,18 +249,18 @@ class Trainer:
             group["lr"] = lr * factor
 
     def _evaluate(self) -> None:
-        """Scores the validation split, saves, and keeps the checkpoint if it is the best so far."""
+        """Scores the validation split, saves a checkpoint, and marks it if it is the best so far."""
         progress = self.progress
         with self.display.pause():
             with self.averaging.averaged() if self.averaging else nullcontext():
                 metrics = self._score("validation")
             self.run.record({"kind": "validation", "step": progress.step, **metrics.to_dict()})
             progress.last_ne = metrics.ne
-            # Of one split log loss and NE order alike, but NE is not defined where all labels are the same.
+            # On one split, log loss and NE give the same order, but NE is not defined if all labels are the same.
             score = metrics.log_loss if metrics.ne is None else metrics.ne
             if metrics.ne is None and metrics.log_loss is not None and progress.best_step is None:
                 self.display.say("all validation labels are the same: without NE and AUC, log loss chooses the best")
-            # Without validation examples the newest is the best.
+            # Without validation examples, the newest is the best.
             better = score is None or progress.best_score is None or score < progress.best_score
             if better:
                 progress.best_score, progress.best_step = score, progress.step
@@ -299,9 +300,9 @@ class Trainer:
                 self.checkpoints.keep(self.config.train.keep_checkpoints, self.progress.best_step)
 
     def _tensors(self) -> dict[str, Any]:
-        """Everything that a checkpoint holds; live, so that loading into it restores the run.
+        """The tensors of a checkpoint; loading into them restores the run.
 
-        Weights that are averaged are kept by their averages: what everybody who reads a checkpoint wants of them.
+        Weights that are averaged are stored as their averages, which readers of a checkpoint expect.
         """
         tensors = self.model.tensors() | {
             "tables": sparse_state(self.model.sharded.dmp),
@@ -315,12 +316,12 @@ class Trainer:
 
     def _leave(self, request: StopRequest) -> None:
         self._save()
-        number = request.signal_number or 15  # another rank may have been the one that was asked
-        self.display.say(f"step {self.progress.step}  saved; go on with: dlrmctl train --resume {self.run.path}")
+        number = request.signal_number or 15  # 15 if another rank got the signal
+        self.display.say(f"step {self.progress.step}  saved; continue with: dlrmctl train --resume {self.run.path}")
         raise Interrupted(number)
 
     def resume(self) -> None:
-        """Takes up the newest checkpoint; without one, the run starts over."""
+        """Loads the newest checkpoint; without one, the run starts over."""
         path = self.ranks.broadcast(self.checkpoints.newest())
         if path is None:
             self.run.forget_after(0)
@@ -333,7 +334,7 @@ class Trainer:
         self.saved_step = (progress := self.progress).step
         progress.finished = progress.step >= self.total_steps or self._out_of_patience()
         if self.ranks.broadcast(self.checkpoints.at(progress.best_step)) is None:
-            progress.best_score = progress.best_step = None  # its checkpoint was removed, so the next best is taken
+            progress.best_score = progress.best_step = None  # its checkpoint was removed
         if self.ranks.is_main:
             self.checkpoints.keep(self.config.train.keep_checkpoints, progress.best_step)
         self.run.forget_after(progress.step)
@@ -345,7 +346,7 @@ class Trainer:
         self.display.say(f"run {self.run.path}{resumed}")
 
     def _results(self) -> dict[str, Any]:
-        """Scores the best weights once on the test split."""
+        """Scores the best weights on the test split."""
         progress = self.progress
         if self.averaging:
             self.averaging.eval()
@@ -377,6 +378,6 @@ class Trainer:
 
 
 def _evaluation_points(num_batches: int, evaluations: int) -> set[int]:
-    """Batches of an epoch after which to evaluate: evenly spread, the last always among them."""
+    """Batches of an epoch after which to evaluate: evenly spaced, including the last."""
     evaluations = min(evaluations, num_batches)
     return {max(1, round(num_batches * k / evaluations)) for k in range(1, evaluations + 1)}

@@ -1,4 +1,4 @@
-"""Runs commands as a user does, in this process where that is enough and in a new one where it is not."""
+"""Runs commands in this process or in a new one."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Runs commands in a terminal of 80 columns, as people see them."""
+"""Runs commands in a terminal of 80 columns."""
 
 import os
 import pty

@@ -253,7 +253,7 @@ def test_a_file_that_is_cut_short_or_missing_is_named(path: Path) -> None:
 
 
 def test_what_is_not_a_store_is_refused(path: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere: there is no such directory"):
+    with pytest.raises(DataError, match=r"nowhere: no such directory"):
         Store(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"train\.bin is a file, expected a directory"):
         Store(path / "train.bin")

@@ -1,4 +1,4 @@
-"""Options of benchmarks are checked before the work; messages name what was typed."""
+"""Options of benchmarks are checked before the measurement; messages name the typed value."""
 
 import pytest
 
@@ -34,7 +34,10 @@ def test_every_variant_differs_in_one_setting():
         (["step", "--batch-sizes", "256,,128"], "--batch-sizes = '256,,128' has an empty value"),
         (["step", "--precisions", ""], "--precisions = '' has an empty value"),
         (["step", "--batch-sizes", "64,64"], "--batch-sizes = '64,64' names 64 twice"),
-        (["step", "--batch-sizes", "64,65", "--nproc", "2"], "train.batch_size = 65 cannot be cut into 2 equal parts"),
+        (
+            ["step", "--batch-sizes", "64,65", "--nproc", "2"],
+            "train.batch_size = 65 cannot be split equally over 2 ranks",
+        ),
         (["shampoo", "--periods", "-1"], "--periods = -1 must be at least 1"),
         (["convergence", "--seeds", "0"], "--seeds = 0 must be at least 1"),
         (["data", "--rounds", "x"], "--rounds = 'x' is not a whole number"),

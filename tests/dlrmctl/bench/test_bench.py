@@ -1,4 +1,4 @@
-"""Benchmarks measure what they say; their figures are for people and machines, not for tests."""
+"""Benchmarks run and report all their figures."""
 
 from pathlib import Path
 from types import SimpleNamespace

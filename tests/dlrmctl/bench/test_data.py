@@ -1,4 +1,4 @@
-"""`bench data` measures reading and preparing on the same rows, and says how they compare."""
+"""`bench data` measures reading and preparing on the same rows, and compares tools."""
 
 import io
 from contextlib import redirect_stdout
@@ -75,4 +75,4 @@ def test_reading_is_measured_in_rows_of_the_store(tmp_path: Path):
 def test_a_store_that_is_not_there_is_one_line(tmp_path: Path):
     done = in_process("bench", "data", "--quick", "--rounds", "1", "--data", tmp_path / "nowhere")
     assert done.status == 2
-    assert f"error: {tmp_path / 'nowhere'}: there is no such directory" in done.err
+    assert f"error: {tmp_path / 'nowhere'}: no such directory" in done.err

@@ -1,4 +1,4 @@
-"""Pictures of benchmarks: what they say, and what they leave out."""
+"""Contents of the pictures of benchmarks."""
 
 import re
 from pathlib import Path

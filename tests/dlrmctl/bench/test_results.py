@@ -1,4 +1,4 @@
-"""A benchmark's result can be kept, drawn, and held against an earlier one."""
+"""Benchmark results can be saved, drawn, and compared with earlier ones."""
 
 import json
 from collections.abc import Callable

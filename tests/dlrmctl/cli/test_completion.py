@@ -1,4 +1,4 @@
-"""Completion in a shell: what bash is told, by a process that loads nothing heavy."""
+"""Shell completion in bash, without loading heavy modules."""
 
 import subprocess
 import sys

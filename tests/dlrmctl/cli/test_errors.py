@@ -1,4 +1,4 @@
-"""What a user can get wrong: one clear line, a hint where there is a next step, exit status 2, nothing lost."""
+"""Mistakes of users: one line, a hint if there is a next step, exit status 2, and no lost data."""
 
 import gzip
 import json
@@ -185,7 +185,7 @@ def test_a_store_with_a_changed_block(store: Path, tmp_path: Path):
         (["--epochs", "0"], ["--epochs = 0 must be at least 1"]),
         (["--dim", "32"], ["ends in 16, but embeddings.dim = 32", "--bottom-mlp 512-256-64-32"]),
         (["--nproc", "0"], ["--nproc = 0 must be at least 1"]),
-        (["--nproc", "3", "--batch-size", "1000"], ["cannot be cut into 3 equal parts", "--batch-size 1002"]),
+        (["--nproc", "3", "--batch-size", "1000"], ["cannot be split equally over 3 ranks", "--batch-size 1002"]),
         (["--nproc", "two"], ["two"]),
         (["extra"], ["extra"]),
         (["--config", "a.toml"], ["a.toml: no such file"]),
@@ -279,7 +279,7 @@ def test_more_ranks_than_cores_is_a_warning(tmp_path: Path):
     ("flags", "words"),
     [
         (["--dim", "16", "--bottom-mlp", "16-16"], ["model.bottom_mlp"]),
-        (["--operation", "add"], ["was trained with embeddings.operation = mult, this run asks for add"]),
+        (["--operation", "add"], ["was trained with embeddings.operation = mult, not add"]),
         (["--batch-size", "128"], ["train.batch_size = 256"]),
         (["--dense-optimizer", "adamw"], ["optim.dense_optimizer = shampoo"]),
         (["--synthetic-rows", "6000"], ["data.synthetic_rows = 5000"]),
@@ -370,7 +370,7 @@ def test_no_space_left_while_saving_keeps_the_last_good_checkpoint(tmp_path: Pat
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
     out, err = process.communicate(timeout=60)
     done = Done(process.returncode, out, _only_messages(err))
-    _refused(done, "may not grow so large", "stays and can be resumed", "ulimit -f")
+    _refused(done, "would exceed the limit on file sizes", "is kept and can be resumed", "ulimit -f")
     assert not list(path.glob("checkpoints/*.partial"))
     done = run("train", "--resume", path, cwd=tmp_path)
     assert done.status == 0, done.err

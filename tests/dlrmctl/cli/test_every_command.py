@@ -1,4 +1,4 @@
-"""What holds for every command there is, found by walking the command line."""
+"""Rules that all commands follow."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What people mistype, and the hint that each mistake gets: the real command, a table of mistakes."""
+"""Hints for mistyped commands, options, values and files."""
 
 from pathlib import Path
 
@@ -76,7 +76,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (f"{SYNTHETIC} --dense-optimizer adam", "--dense-optimizer = 'adam'", "did you mean 'adamw'?"),
         (f"{SYNTHETIC} --sharding rw", "--sharding = 'rw'", "did you mean 'row_wise'?"),
         ("train --dataset random", "data.dataset = 'random'", "did you mean 'synthetic'?"),
-        ("train --dataset clicks", "data.dataset = 'clicks'", "--data DIR uses data of your own"),
+        ("train --dataset clicks", "data.dataset = 'clicks'", "use --data DIR for your own data"),
         ("train --dataset synthetic --data store", "contradict", "omit --dataset or --data"),
         (f"{SYNTHETIC} --bottom-mlp 512-256", "512-256 ends in 256", "--bottom-mlp 512-256-16 --dim 16, or --dim 256"),
         (f"{SYNTHETIC} --bottom-mlp 512,256,16", "'512,256,16'", "did you mean 512-256-16?"),
@@ -84,9 +84,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (f"{SYNTHETIC} --dense-lr 0,01", "'0,01' is not a number", "did you mean 0.01?"),
         (f"{SYNTHETIC} --batch-size 10M", "does not fit in memory", "a smaller --batch-size, such as "),
         # Settings files.
-        ("train --config batch.toml", "batch.toml: batch_size is outside its section", "below the line [train]"),
+        ("train --config batch.toml", "batch.toml: batch_size is outside its section", "move it to [train]"),
         ("train --config lr.toml", "train.lr is not a setting", "'dense_lr' or 'sparse_lr' or 'qr_lr'"),
-        ("train --config wrong-section.toml", "train.dim is in the wrong section", "move it below [embeddings]"),
+        ("train --config wrong-section.toml", "train.dim is in the wrong section", "move it to [embeddings]"),
         ("train --config optimizer.toml", "[optimizer] is not a section", "[optim]"),
         ("train --config store.toml", "data.dataset = 'clicks'", "--data DIR"),
         # Paths.
@@ -102,7 +102,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "predict runs/first ",
         ),
         ("evaluate store", "is not a run directory", "dlrmctl train --data store"),
-        ("evaluate runs", "is not a run directory", "it holds the runs runs/first"),
+        ("evaluate runs", "is not a run directory", "it contains the runs runs/first"),
         ("evaluate runs/frist", "no such run directory", "did you mean runs/first?"),
         ("evaluate runs/first/checkpoints/step-7", "is not a run", "runs/first --checkpoint step-7"),
         ("train --data runs/first", "a run, expected a store", "that `prepare` wrote"),

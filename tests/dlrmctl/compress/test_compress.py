@@ -1,4 +1,4 @@
-"""`dlrmctl compress-embeddings` on models that were really trained, and on tensors from elsewhere."""
+"""`dlrmctl compress-embeddings` on trained models and on files of tensors."""
 
 import json
 import re
@@ -85,7 +85,9 @@ def test_a_budget_that_only_float32_keeps_is_kept_and_the_sum_that_failed_is_sho
     assert report["ratio"] == 1
     assert report["validation"]["ne_increase"] == 0
     assert "out of reach" not in done.err
-    failed = re.search(r"only float32 tables keep it; .* rises by (\S+) \+ 2 x (\S+) = (\S+) > 1e-09 %", done.err)
+    failed = re.search(
+        r"only float32 tables keep this budget; .* increases NE by (\S+) \+ 2 x (\S+) = (\S+) > 1e-09 %", done.err
+    )
     assert failed
     rise, se, upper = map(float, failed.groups())
     assert upper == pytest.approx(rise + 2 * se, rel=2e-3, abs=2e-4)  # each is rounded to four digits
@@ -94,9 +96,9 @@ def test_a_budget_that_only_float32_keeps_is_kept_and_the_sum_that_failed_is_sho
 def test_what_is_not_reached_hints_at_tables_only_where_they_were_narrowed(runs: Path, tmp_path: Path):
     arguments = ("compress-embeddings", runs / "full", "-o", tmp_path / "x", "--target-ratio", "5000x")
     small = in_process(*arguments, "--min-rows", "3000")
-    assert "a lower --min-rows to compress what stays" in small.err
+    assert "a lower --min-rows to compress the" in small.err
     narrowed = in_process(*arguments, "--min-rows", "1", "--tables", "cat_20")
-    assert "; more --tables to compress what stays" in narrowed.err or "hint: more --tables" in narrowed.err
+    assert "; more --tables to compress the" in narrowed.err or "hint: more --tables" in narrowed.err
 
 
 def test_a_failure_after_the_tables_leaves_no_directory(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -128,7 +130,7 @@ def test_a_ratio_that_no_method_reaches_is_said_before_anything_is_fitted_with_o
     arguments += ("--target-ratio",)
     done = in_process(*arguments, "5000x")
     assert done.status == 2
-    found = re.search(r"5000x is out of reach: the smallest tables give ([\d.]+x)", done.err)
+    found = re.search(r"5000x cannot be reached: the smallest tables give ([\d.]+x)", done.err)
     assert found
     assert "fitted" not in done.err
     assert in_process(*arguments, found[1]).status == 0
@@ -185,7 +187,7 @@ def test_tables_of_other_programs_are_compressed_by_name_with_a_warning_about_we
             )
         )
         assert done.status == 0, done.err
-        assert "every row weighs the same" in done.err
+        assert "all rows have the same weight" in done.err
         compress(out, tmp_path / f"plain-{file}", "--expand")
         table = load_file(tmp_path / f"plain-{file}" / "emb.0.weight.safetensors")["emb.0.weight.weight"]
         assert (table - tensors["emb.0.weight"]).abs().max() < 0.02  # a step of 255 over at most six deviations
@@ -210,34 +212,34 @@ def test_a_missing_part_of_a_sharded_checkpoint_is_said(runs: Path, tmp_path: Pa
     [
         (["full", "-o", "x"], "is needed, found none"),
         (["full", "-o", "x", "--method", "int8", "--target-ratio", "4x"], "found --target-ratio and --method"),
-        (["full", "-o", "qr", "--method", "int8"], "qr: exists already"),
+        (["full", "-o", "qr", "--method", "int8"], "qr already exists"),
         (["full", "-o", "x", "--method", "int3"], "method 'int3' is unknown"),
         (["full", "-o", "x", "--method", "intt8"], "did you mean 'int8'?"),
         (["full", "-o", "x", "--method", "zzz"], "hint: examples: fp16"),
-        (["full", "-o", "nodir/x", "--method", "int8"], "-o nodir/x: there is no directory nodir"),
-        (["full", "-o", "x", "--method", "head2%+int4", "--keep-head", "5%"], "--keep-head 5% does not go with"),
+        (["full", "-o", "nodir/x", "--method", "int8"], "nodir: no such directory"),
+        (["full", "-o", "x", "--method", "head2%+int4", "--keep-head", "5%"], "--keep-head 5% cannot be used with"),
         (["full", "-o", "x", "--method", "int8", "--tables", "cat26"], "did you mean 'cat_26'?"),
         (
             ["full", "-o", "x", "--target-ratio", "500x", "--min-rows", "9000"],
-            "500x is out of reach: the smallest tables give",
+            "500x cannot be reached: the smallest tables give",
         ),
         (["full", "-o", "x", "--target-ratio", "1"], "--target-ratio = 1 must be above 1"),
         (["full", "-o", "x", "--max-ne-increase", "0%"], "--max-ne-increase = 0% must be above 0"),
-        (["full", "-o", "x", "--method", "int8", "--min-rows", "99999"], "no table has as many rows"),
+        (["full", "-o", "x", "--method", "int8", "--min-rows", "99999"], "no table has this many rows"),
         (["full", "-o", "x", "--method", "int8", "--weights", "counts"], "--weights counts: table"),
         (["full", "-o", "x", "--method", "nile-pro9"], "--method nile-pro9: 9 coordinates are more than the 8 columns"),
-        (["full", "-o", "x", "--vectors"], "full: holds no compressed tables"),
-        (["full", "-o", "x", "--expand", "--finetune-data", "y"], "--finetune-data does not go with --expand"),
-        (["full", "-o", "x", "--expand", "--plot", "y.png"], "--plot does not go with --expand"),
-        (["full", "-o", "x", "--vectors", "--tables", "y"], "--tables does not go with --vectors"),
-        (["full", "-o", "x", "--expand", "--data", "y"], "--data does not go with --expand"),
-        (["full", "-o", "x", "--expand", "--weights", "auto"], "--weights does not go with --expand"),
+        (["full", "-o", "x", "--vectors"], "full contains no compressed tables"),
+        (["full", "-o", "x", "--expand", "--finetune-data", "y"], "--finetune-data cannot be used with --expand"),
+        (["full", "-o", "x", "--expand", "--plot", "y.png"], "--plot cannot be used with --expand"),
+        (["full", "-o", "x", "--vectors", "--tables", "y"], "--tables cannot be used with --vectors"),
+        (["full", "-o", "x", "--expand", "--data", "y"], "--data cannot be used with --expand"),
+        (["full", "-o", "x", "--expand", "--weights", "auto"], "--weights cannot be used with --expand"),
         (["nowhere", "-o", "x", "--method", "int8"], "nowhere: no such run, checkpoint or file of tensors"),
         (["nan.safetensors", "-o", "x", "--method", "int8"], "table t: row 7 holds a value that is not finite"),
-        (["nan.safetensors", "-o", "x", "--max-ne-increase", "1%"], "--max-ne-increase needs the model of a run"),
+        (["nan.safetensors", "-o", "x", "--max-ne-increase", "1%"], "--max-ne-increase needs a run"),
         (
             ["full", "-o", "x", "--method", "int8", "--plot", "a.bmp"],
-            "--plot a.bmp: a picture is a file ending in",
+            "--plot a.bmp: a picture must end in",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Counts of ids become counts of rows, by every way to share rows."""
+"""Id counts are converted to row counts for every partition."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Tables are compressed one after the other: the largest decides the memory, not their sum."""
+"""Tables are compressed one at a time, so that memory depends on the largest one."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""`dlrmctl compress-embeddings` on a model that was trained on a prepared store: counts, fine-tuning, and the maps."""
+"""`dlrmctl compress-embeddings` on a model trained on a prepared store: counts, fine-tuning and maps."""
 
 import json
 from pathlib import Path
@@ -157,7 +157,7 @@ def test_a_budget_needs_a_validation_split_and_a_method_does_not(work: Path, tmp
     write_store(WithoutValidation(Store(work / "base")), tmp_path / "cut")  # type: ignore[arg-type]
     done = compress(work, tmp_path / "x", "--max-ne-increase", "1%", "--data", tmp_path / "cut")
     assert done.status == 2
-    assert "--max-ne-increase needs a validation split to measure NE on; this data has none" in done.err
+    assert "--max-ne-increase needs a validation split, which this data does not have" in done.err
     report = report_of(compress(work, tmp_path / "x", "--method", "int8", "--data", tmp_path / "cut", "--json"))
     assert "validation" not in report
     assert np.isfinite(report["test"]["ne_increase"])
@@ -173,7 +173,7 @@ def test_a_budget_needs_a_validation_split_and_a_method_does_not(work: Path, tmp
         (["--freeze-mlps"], "--freeze-mlps needs --finetune-data"),
         (
             ["--finetune-data", "other"],
-            "--finetune-data other: numbers ids otherwise than",
+            "--finetune-data other has other ids than",
         ),
         (["--finetune-data", "nowhere"], "nowhere"),
         (["--finetune-data", "fresh", "--finetune-steps", "999"], "--finetune-steps 999: fresh has 100 batches of 256"),

@@ -1,4 +1,4 @@
-"""`dlrmctl compress-embeddings` on files of tensors from elsewhere, and tables written back as plain ones."""
+"""`dlrmctl compress-embeddings` on files of tensors, and --expand."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def test_a_pattern_that_matches_nothing_is_said_though_another_does(small: Path)
         ({"a/b": torch.ones(40, 8)}, [], "the name 'a/b' cannot be stored"),
         ({"a": torch.ones(0, 16)}, [], "a has shape [0, 16]"),
         ({"a": torch.ones(100, 0)}, [], "a has shape [100, 0]"),
-        ({"a": torch.ones(40, 8, dtype=torch.int64)}, [], "no tensor by --tables * has rows and columns of floating"),
+        ({"a": torch.ones(40, 8, dtype=torch.int64)}, [], "no tensor of --tables * is two-dimensional and floating"),
         ({"a": torch.ones(40, 8), "bias": torch.ones(8)}, ["--tables", "a,bias"], "bias has shape [8]"),
     ],
 )
@@ -72,8 +72,8 @@ def test_biases_and_integers_of_a_state_dict_are_left_out_and_counted(tmp_path: 
     done = compress(tmp_path / "m.safetensors", tmp_path / "x", "--json")
     assert done.status == 0, done.err
     assert [table["name"] for table in done.json()["tables"]] == ["emb"]
-    assert "1 tensors are not of floating numbers" in done.err
-    assert "2 tensors have not rows and columns" in done.err
+    assert "skipped 1 tensor of other types" in done.err
+    assert "skipped 2 tensors without two dimensions" in done.err
 
 
 def test_a_name_in_two_files_is_refused(tmp_path: Path):
@@ -82,7 +82,7 @@ def test_a_name_in_two_files_is_refused(tmp_path: Path):
         save_file({"emb": torch.randn(40, 8)}, tmp_path / "d" / f"{file}.safetensors")
     done = compress(tmp_path / "d", tmp_path / "x")
     assert done.status == 2
-    assert "1.safetensors and 2.safetensors both hold emb" in done.err
+    assert "1.safetensors and 2.safetensors both contain emb" in done.err
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float16, 2), (torch.bfloat16, 2), (torch.float64, 8)])

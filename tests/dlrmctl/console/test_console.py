@@ -1,4 +1,4 @@
-"""Answers and messages go to where the standard streams lead when they are printed."""
+"""Results and messages go to the current standard streams."""
 
 import io
 from contextlib import redirect_stderr, redirect_stdout

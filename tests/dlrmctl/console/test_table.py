@@ -1,4 +1,4 @@
-"""Tables and lines in terminals: nothing is wider than the terminal, and no number, name or word is broken."""
+"""Tables and lines fit the terminal, without broken numbers, names or words."""
 
 import pytest
 

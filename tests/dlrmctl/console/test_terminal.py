@@ -1,4 +1,4 @@
-"""What people see in a terminal of 80 columns: something at once, whole words and numbers, and a bar that goes."""
+"""Output in a terminal of 80 columns: an early message, unbroken words and numbers, and a bar that is removed."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A time that is left is told once it means something."""
+"""The remaining time is shown once it can be estimated."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""`dlrmctl prepare` that is stopped by a signal says so, and goes on when it is called again."""
+"""`dlrmctl prepare` reports a signal, and continues when it is run again."""
 
 import signal
 import subprocess

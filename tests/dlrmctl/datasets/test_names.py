@@ -1,4 +1,4 @@
-"""Data has a name: given to `prepare`, kept in the store, and what its runs are called by."""
+"""The name of data: set by `prepare`, kept in the store, and used for the names of its runs."""
 
 import json
 import random
@@ -25,7 +25,7 @@ def _clicks(path: Path) -> None:
 
 
 def _without_name(store: Path) -> None:
-    """Makes it a store of before."""
+    """Turns it into a store of an earlier version."""
     content = json.loads((store / "manifest.json").read_text())
     del content["name"], content["crc32"], content["format"]
     write_sealed(store / "manifest.json", FORMAT, content)

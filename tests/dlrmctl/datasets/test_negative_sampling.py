@@ -1,4 +1,4 @@
-"""Training on a sample of the negatives: predictions are for all of them."""
+"""Training on sampled negatives: predictions are corrected for the sampling."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`dlrmctl prepare` and `dlrmctl data show`: from every kind of file to a store that trains, and what is said of it."""
+"""`dlrmctl prepare` and `dlrmctl data show` on every file format."""
 
 import json
 import os
@@ -224,7 +224,7 @@ def test_options_reach_the_preparation(raw: Path, tmp_path: Path):
         (["criteo", "RAW", "--hash-rows", "100"], ["--hash-rows is for --ids hash"]),
         (["criteo", "RAW", "--ids", "hash", "--min-count", "3"], ["--min-count is for --ids vocabulary, not for hash"]),
         (["criteo", "RAW", "--min-count", "2", "--vocabulary-from", "s"], ["--min-count and --vocabulary-from"]),
-        (["criteo", "RAW", "--vocabulary-from", "gone"], ["gone: there is no such directory"]),
+        (["criteo", "RAW", "--vocabulary-from", "gone"], ["gone: no such directory"]),
         (["criteo", "RAW", "--min-count", "0"], ["--min-count = 0 must be at least 1"]),
         (["criteo", "RAW", "--limit", "many"], ["--limit = 'many' is not a whole number"]),
         (["criteo", "RAW", "--sample-negatives", "0"], ["--sample-negatives = 0 must be above 0 and at most 1"]),
@@ -244,7 +244,7 @@ def test_wrong_arguments_are_one_line(raw: Path, tmp_path: Path, arguments: list
 def test_no_output_directory_is_one_line(raw: Path, tmp_path: Path):
     _refused(in_process("prepare", "criteo", raw), "--out")
     missing = tmp_path / "no" / "such"
-    words = f"{missing}: there is no such directory", f"mkdir -p {missing}"
+    words = f"{missing}: no such directory", f"mkdir -p {missing}"
     _refused(in_process("prepare", "criteo", raw, "-o", missing / "s"), *words)
     assert list(tmp_path.iterdir()) == []
 
@@ -370,12 +370,12 @@ def test_a_store_without_counts_says_so(tmp_path: Path):
     done = in_process("data", "show", tmp_path / "s")
     assert done.status == 0, done.err
     assert "without a report" in done.out
-    assert "keeps no counts" in done.out
-    _refused(in_process("data", "show", tmp_path / "s", "--plot", tmp_path / "a.png"), "keeps no counts")
+    assert "no id counts" in done.out
+    _refused(in_process("data", "show", tmp_path / "s", "--plot", tmp_path / "a.png"), "has no id counts")
 
 
 def test_what_cannot_be_shown_is_one_line(store: Path, tmp_path: Path):
-    _refused(in_process("data", "show", tmp_path / "gone"), "gone: there is no such directory")
+    _refused(in_process("data", "show", tmp_path / "gone"), "gone: no such directory")
     _refused(in_process("data", "show", store, "--plot", tmp_path / "a.jpg"), "a.jpg", ".png or .svg")
     _refused(in_process("data", "shwo", store), "shwo")
 

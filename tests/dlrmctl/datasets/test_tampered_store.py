@@ -1,4 +1,4 @@
-"""A store that changes while a model is trained on it: one clear line with the file and the block, exit status 2."""
+"""A store that changes during training: one line with the file and the block, exit status 2."""
 
 import os
 import re

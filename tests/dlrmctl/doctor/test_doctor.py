@@ -1,4 +1,4 @@
-"""`dlrmctl doctor` in environments that are really broken: packages missing, cut short, of another version."""
+"""`dlrmctl doctor` in broken environments: packages missing, truncated, or of another version."""
 
 import json
 import os

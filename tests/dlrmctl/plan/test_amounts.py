@@ -1,4 +1,4 @@
-"""Amounts as people type them: bytes are never bits, and no number stands alone."""
+"""Amounts with units: bytes are never bits, and units are required."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What `plan` counts of the MLPs and their optimizer, against the optimizers themselves."""
+"""The MLP and optimizer memory that `plan` predicts, against real optimizers."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What `plan` counts against what processes really take, on one rank and on two."""
+"""The memory that `plan` predicts against measured memory, on one rank and on two."""
 
 import ctypes
 import gc

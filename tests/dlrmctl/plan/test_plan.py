@@ -1,4 +1,4 @@
-"""`dlrmctl plan` as a user meets it, and that `train` refuses what it says does not fit."""
+"""`dlrmctl plan`, and that `train` refuses what does not fit."""
 
 import subprocess
 import sys
@@ -201,12 +201,15 @@ def test_training_is_refused_with_the_numbers_of_the_plan(tmp_path: Path):
     ("arguments", "words"),
     [
         (["--preset", "mlpref"], ("--preset = 'mlpref'", "did you mean 'mlperf'?")),
-        (["--preset", "mlperf", "--rows", "5"], ("--preset and --rows both say whose tables",)),
+        (["--preset", "mlperf", "--rows", "5"], ("--preset and --rows both choose the tables",)),
         (["--dataset", "synthetic", "--rows", "5"], ("--rows and --dataset synthetic",)),
         (["--rows", "40M,x"], ("--rows, number 2 of 2, = 'x' is not a whole number",)),
         (["--rows", "40M,,39060"], ("--rows, number 2 of 3, = '' is not a whole number",)),
         (["--preset", "kaggle", "--inter-bw", "25GB/s"], ("--inter-bw is for ranks on several nodes", "--nodes 2")),
-        (["--preset", "kaggle", "--batch-size", "2048", "--nproc", "100"], ("cannot be cut into 100",)),
+        (
+            ["--preset", "kaggle", "--batch-size", "2048", "--nproc", "100"],
+            ("cannot be split equally over 100 ranks",),
+        ),
         (["--rows", "5", "--hbm", "80"], ("--hbm = '80' has no unit", "80GiB?")),
         (["--rows", "5", "--intra-bw", "200Mb/s"], ("bits per second", "25MB/s")),
         (["--rows", "0"], ("--rows = 0 must be at least 1",)),
@@ -220,7 +223,7 @@ def test_training_is_refused_with_the_numbers_of_the_plan(tmp_path: Path):
         (["--rows", "5", "--hbm", "0GiB"], ("--hbm = '0GiB' must be above 0",)),
         (
             ["--rows", "5", "--hbm", "1GiB", "--world-size", "3", "--batch-size", "2048"],
-            ("train.batch_size = 2048 cannot be cut into 3",),
+            ("2048 cannot be split equally over 3 ranks",),
         ),
         (["--rows", "5", "--hbm", "1GiB", "--world-size", "10", "--nodes", "4"], ("10 ranks", "--world-size 12")),
         (["--rows", "5", "--hbm", "1GiB", "--world-size", "1000000"], ("--world-size = 1000000 must be at most",)),

@@ -1,4 +1,4 @@
-"""How many cores a process may use, from the files that Linux keeps for it, and how OpenMP's threads wait."""
+"""The number of cores that a process may use, from Linux's files, and how OpenMP's threads wait."""
 
 import os
 import subprocess

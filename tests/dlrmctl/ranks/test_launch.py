@@ -1,4 +1,4 @@
-"""A function runs on ranks that are started for it; its result or its one error comes back."""
+"""Running a function on new ranks: its result, or a single error, is returned."""
 
 import os
 import signal

@@ -118,7 +118,7 @@ DAMAGE: dict[str, Callable[[Path, random.Random], None]] = {
 
 
 def _seal(path: Path) -> None:
-    """Makes checksums fit, as somebody would who means harm."""
+    """Makes checksums fit, as an attacker would."""
     for complete in path.glob("checkpoints/step-*/complete.json"):
         try:
             content = json.loads(complete.read_text() if complete.is_file() else "")
@@ -223,7 +223,7 @@ def test_one_damaged_run_does_not_hide_the_others(place: Path, tmp_path: Path):
     ],
 )
 def test_metadata_cannot_change_what_it_names(tmp_path: Path, module: str, name: str):
-    """BUILD sets attributes of whatever is on the stack, a class too if the unpickler hands one out."""
+    """BUILD sets attributes of any object on the stack, including classes."""
     import collections
     import pathlib
 

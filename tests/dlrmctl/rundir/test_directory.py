@@ -1,4 +1,4 @@
-"""A run's directory: one process writes in it, through no link, and its name is its own."""
+"""Run directories: one writer at a time, no writes through links, unique names."""
 
 import json
 import os
@@ -50,12 +50,12 @@ def test_a_run_that_is_training_is_not_resumed_beside_it(tmp_path: Path):
     process = start("train", *SMALL, *arguments, cwd=tmp_path)
     try:
         wait_for_checkpoint(path, process)
-        _refused(in_process("train", "--resume", path), f"{path}: another process is training in it")
+        _refused(in_process("train", "--resume", path), f"{path} is in use by another training process")
         assert process.poll() is None
     finally:
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
-    assert "saved; go on with" in err
+    assert "saved; continue with" in err
     assert in_process("runs", path).status == 0  # readers need no lock
 
 
@@ -65,7 +65,7 @@ def test_of_two_runs_that_are_given_one_directory_one_starts(tmp_path: Path):
     errors = [process.communicate(timeout=120)[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 2]
     loser = next(err for process, err in zip(both, errors, strict=True) if process.returncode == 2)
-    assert "already exists" in loser or "another process is training in it" in loser
+    assert "already exists" in loser or "is in use by another training process" in loser
 
 
 def test_an_empty_directory_is_taken_and_one_with_something_in_it_is_not(tmp_path: Path):
@@ -103,7 +103,7 @@ def test_a_part_of_a_run_that_leads_elsewhere_is_refused(finished: Path, tmp_pat
     shutil.move(copy / name, victim) if (copy / name).exists() else victim.mkdir()
     (copy / name).symlink_to(victim)
     before = sorted(victim.rglob("*"))
-    _refused(in_process("train", "--resume", copy, "--epochs", "2"), f"{copy / name}: is a link")
+    _refused(in_process("train", "--resume", copy, "--epochs", "2"), f"{copy / name} is a link")
     assert sorted(victim.rglob("*")) == before
 
 
@@ -120,7 +120,7 @@ def test_a_directory_in_place_of_the_link_to_the_best_is_told_before_training(fi
     copy = Path(shutil.copytree(finished, tmp_path / "run"))  # links are followed, as `cp -rL` does
     assert not (copy / "checkpoints" / "best").is_symlink()
     done = in_process("train", "--resume", copy)
-    _refused(done, "checkpoints/best: must be a link to the best checkpoint")
+    _refused(done, "checkpoints/best must be a link to the best checkpoint")
     assert in_process("evaluate", copy).status == 0
 
 
@@ -188,7 +188,7 @@ def test_a_job_that_is_started_again_continues_its_run(monkeypatch: pytest.Monke
 
 def test_a_job_continues_its_run_in_a_given_directory_and_no_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     train = [*TRAIN, "--max-steps", "9", "--run-dir", tmp_path / "run", "--json"]
-    refusal = "run: already exists"
+    refusal = "run already exists"
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     first = in_process(*train)
     assert first.status == 0, first.err
@@ -250,7 +250,7 @@ def test_torchrun_starts_a_run_again_where_it_was(tmp_path: Path, given: list[st
     if given:  # another torchrun is another job
         done = train()
         assert done.returncode != 0
-        assert "error: runs/given: already exists" in done.stderr
+        assert "error: runs/given already exists" in done.stderr
 
 
 # What is no run that can be continued.
@@ -260,7 +260,7 @@ def test_a_compressed_model_is_not_resumed(finished: Path, tmp_path: Path):
     done = in_process("compress-embeddings", finished, "-o", tmp_path / "small", "--method", "int8")
     assert done.status == 0, done.err
     before = sorted((path.name, path.read_bytes()) for path in (tmp_path / "small").iterdir() if path.is_file())
-    _refused(in_process("train", "--resume", tmp_path / "small"), "small: holds a compressed model")
+    _refused(in_process("train", "--resume", tmp_path / "small"), "small is a compressed model")
     assert before == sorted((path.name, path.read_bytes()) for path in (tmp_path / "small").iterdir() if path.is_file())
 
 
@@ -269,7 +269,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_over_and_runs_says_
     shutil.rmtree(copy / "checkpoints")
     (copy / "results.json").unlink()
     listed = in_process("runs", tmp_path)
-    assert "no checkpoint yet, starts over when it is resumed" in listed.out
+    assert "no checkpoint yet, starts over when resumed" in listed.out
     done = in_process("train", "--resume", copy, "--json")
     assert done.status == 0, done.err
     assert "no checkpoint yet, starting over" in done.err

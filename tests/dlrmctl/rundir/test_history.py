@@ -1,4 +1,4 @@
-"""`dlrmctl runs` and `dlrmctl plot` on runs that were really trained."""
+"""`dlrmctl runs` and `dlrmctl plot` on trained runs."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def test_learning_curves_name_every_run(runs: Path, tmp_path: Path, metric: str)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["runs", "nowhere"], "nowhere: there is no such directory"),
+        (["runs", "nowhere"], "nowhere: no such directory"),
         (["plot", "nowhere", "-o", "x.png"], "nowhere: no such run directory"),
         (["plot", "nowhere", "-o", "x.gif"], "ending in .png or .svg"),
         (["plot", "nowhere", "-o", "x.png", "--metric", "aucc"], "--metric = 'aucc' must be one of"),
@@ -63,4 +63,4 @@ def test_what_cannot_be_shown_is_one_line(tmp_path: Path, arguments: list[str], 
 def test_a_directory_without_runs_is_said(tmp_path: Path):
     done = in_process("runs", tmp_path)
     assert done.status == 2
-    assert "no run in it" in done.err
+    assert "contains no run" in done.err

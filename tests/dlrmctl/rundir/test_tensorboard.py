@@ -1,4 +1,4 @@
-"""TensorBoard's own reader finds the numbers of metrics.jsonl."""
+"""TensorBoard's reader finds the numbers of metrics.jsonl."""
 
 import json
 from pathlib import Path

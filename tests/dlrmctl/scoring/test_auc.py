@@ -1,4 +1,4 @@
-"""The AUC against the plain definition, for whatever scores there are, on one rank and on two, exact and bounded."""
+"""The AUC against its definition, on one rank and on two, exact and bounded."""
 
 import math
 

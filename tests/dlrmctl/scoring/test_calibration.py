@@ -1,4 +1,4 @@
-"""The picture of calibration and ROC says what it shows."""
+"""The picture of calibration and ROC is labelled."""
 
 import re
 from pathlib import Path

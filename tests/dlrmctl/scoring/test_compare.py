@@ -1,4 +1,4 @@
-"""`dlrmctl compare` and `dlrmctl evaluate` by slice and decile, on runs that were really trained."""
+"""`dlrmctl compare` and `dlrmctl evaluate` by slice and decile, on trained runs."""
 
 import json
 from pathlib import Path
@@ -80,7 +80,7 @@ def test_slices_and_deciles_add_up_to_the_whole(runs: Path, tmp_path: Path):
         (["evaluate", "good", "--slice", "cat_99"], "no sparse feature 'cat_99'"),
         (
             ["evaluate", "good", "--slice", "int_1"],
-            "int_1 is a dense feature; slices are by the ids",
+            "int_1 is a dense feature; slices need a sparse one",
         ),
         (["evaluate", "good", "--plot", "roc.gif"], "ending in .png or .svg"),
         (["compare", "good", "nowhere"], "nowhere: no such run directory"),

@@ -1,4 +1,4 @@
-"""The precision of a run, or the one that is asked for, is the one that scores are computed with."""
+"""Scores are computed in the precision of the run, or in the requested one."""
 
 import json
 from pathlib import Path

@@ -77,12 +77,12 @@ def test_bad_lines_have_a_problem_in_place_of_a_probability_and_unknown_values_a
         (["predict", "run", "new.tsv", "-o", "x.txt"], "ending in .parquet or .csv"),
         (
             ["predict", "run", "train.txt", "-o", "x.csv"],
-            "at most 114 may be; train.txt, line 1: 40 fields, expected 39",
+            "at most 114 are allowed; train.txt, line 1: 40 fields, expected 39",
         ),
-        (["predict", "run", "train.txt", "-o", "no/x.csv"], "no: there is no such directory"),
+        (["predict", "run", "train.txt", "-o", "no/x.csv"], "no: no such directory"),
         (
             ["predict", "run", "train.txt", "-o", "train.csv", "--data", "nowhere"],
-            "nowhere: there is no such directory",
+            "nowhere: no such directory",
         ),
         (["predict", "run", "absent.tsv", "-o", "x.csv"], "absent.tsv: cannot read"),
         (["predict", "store", "train.txt", "-o", "x.csv"], "is not a run directory"),
@@ -106,7 +106,7 @@ def test_a_feature_whose_values_are_all_unknown_is_a_warning(place: Path):
     (place / "other.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
     done = in_process("predict", place / "run", place / "other.tsv", "-o", place / "other.csv")
     assert done.status == 0
-    assert "warning: cat_3: none of its values is known to the model" in done.err
+    assert "warning: cat_3: none of its values is in the vocabulary of the model" in done.err
     assert done.err.count("warning:") == 1
 
 
@@ -117,7 +117,7 @@ def test_lines_that_lack_columns_are_one_warning_that_names_them(place: Path):
     assert done.status == 0
     good = pl.read_csv(place / "cut.csv")["probability"].count()
     assert good > 150
-    warning = f"warning: {good} of {good} rows are of lines that lack columns at their end, which were read as empty"
+    warning = f"warning: {good} of {good} rows lack columns at the end of the line, which were read as empty"
     assert f"{warning} (cat_7 to cat_26 without any value): the file may be cut" in done.err
     assert done.err.count("warning:") == 1
 
@@ -147,7 +147,7 @@ def test_labels_that_are_not_there_are_refused_with_the_flag_to_leave_out(place:
     done = in_process("predict", place / "run", tmp_path / "un.tsv", "-o", tmp_path / "un.csv", "--labelled")
     assert done.status == 2
     assert "un.tsv, line 1: 39 fields, expected 40" in done.err
-    assert "hint: leave out --labelled, if the rows have no labels" in done.err
+    assert "hint: omit --labelled if the rows have no labels" in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["un.tsv"]
 
 
@@ -158,7 +158,8 @@ def test_more_bad_rows_than_allowed_are_refused_and_leave_nothing_behind(place: 
     done = in_process("predict", place / "run", tmp_path / "new.tsv", "-o", tmp_path / "out.csv")
     assert done.status == 2
     assert (
-        "error: 140 of the first 1,540 lines cannot be read, at most 115 may be; new.tsv, line 2: 1 field" in done.err
+        "error: 140 of the first 1,540 lines cannot be read, at most 115 are allowed; new.tsv, line 2: 1 field"
+        in done.err
     )
     assert "hint: --max-bad-rows N allows more" in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["new.tsv"]
@@ -177,8 +178,13 @@ def test_rows_of_another_kind_are_one_warning_that_names_some_features(place: Pa
     (tmp_path / "other.tsv").write_text("\n".join(rows) + "\n")
     done = in_process("predict", place / "run", tmp_path / "other.tsv", "-o", tmp_path / "out.csv")
     assert done.status == 0
-    words = r"warning: cat_1, cat_2, cat_3 and 23 more: none of their values is known to the model, which knows values "
-    assert re.search(words + r"such as [0-9a-f]{8}, [0-9a-f]{8}, [0-9a-f]{8} of cat_1; are they of the type", done.err)
+    words = (
+        "warning: cat_1, cat_2, cat_3 and 23 more: none of their values is in the vocabulary of the model, "
+        "which has values "
+    )
+    assert re.search(
+        words + r"such as [0-9a-f]{8}, [0-9a-f]{8}, [0-9a-f]{8} of cat_1; are they of the same type", done.err
+    )
     assert done.err.count("warning:") == 1
 
 
@@ -247,8 +253,8 @@ def test_every_kind_of_table_keeps_the_same_columns(tables: Path, tmp_path: Path
     ("name", "keep", "message"),
     [
         ("new.csv", "kei", "new.csv: no column 'kei' to keep"),
-        ("new.csv", "line", "--keep line: the predictions have a column of that name"),
-        ("new.parquet", "tags", "--keep tags: a CSV cannot hold its List(String)"),
+        ("new.csv", "line", "--keep line: the output has a column of that name"),
+        ("new.parquet", "tags", "--keep tags: a CSV file cannot hold List(String)"),
     ],
 )
 def test_columns_that_cannot_be_kept_are_one_line(tables: Path, tmp_path: Path, name: str, keep: str, message: str):
@@ -263,7 +269,7 @@ def test_rows_of_criteo_have_no_columns_to_keep(place: Path, tmp_path: Path):
     rows = [place / "train.txt", "--labelled"]
     done = in_process("predict", place / "run", *rows, "-o", tmp_path / "out.csv", "--keep", "cat_1")
     assert done.status == 2
-    assert "--keep cat_1: rows in the format 'criteo' have no columns besides the features" in done.err
+    assert "--keep cat_1: rows of format 'criteo' have no other columns than the features" in done.err
 
 
 def test_a_table_whose_labels_are_all_missing_is_unlabelled(tables: Path, tmp_path: Path):
@@ -271,7 +277,7 @@ def test_a_table_whose_labels_are_all_missing_is_unlabelled(tables: Path, tmp_pa
     done = in_process("predict", tables / "run", tmp_path / "un.csv", "-o", tmp_path / "out.csv", "--labelled")
     assert done.status == 2
     assert "clicked is missing" in done.err
-    assert "hint: leave out --labelled, if the rows have no labels" in done.err
+    assert "hint: omit --labelled if the rows have no labels" in done.err
 
 
 def test_rows_without_a_good_one_among_their_neighbours_stand_in_their_order(place: Path, tmp_path: Path):
@@ -307,7 +313,7 @@ def test_tables_are_scored_by_the_schema_they_were_prepared_with(tmp_path: Path)
     done = in_process("predict", run, tmp_path / "u.csv", "-o", tmp_path / "u.out.csv", "--labelled")
     assert done.status == 2
     assert "u.csv: no column 'clicked'" in done.err
-    assert "hint: leave out --labelled, if the rows have no labels" in done.err
+    assert "hint: omit --labelled if the rows have no labels" in done.err
 
 
 def test_preparing_lines_that_lack_columns_is_the_same_warning(place: Path, tmp_path: Path):
@@ -317,7 +323,7 @@ def test_preparing_lines_that_lack_columns_is_the_same_warning(place: Path, tmp_
     done = in_process("prepare", "criteo", tmp_path / "cut.txt", "-o", tmp_path / "store")
     assert done.status == 0, done.err
     number = f"{len(lines):,}"
-    assert f"warning: {number} of {number} rows are of lines that lack columns at their end" in done.err
+    assert f"warning: {number} of {number} rows lack columns at the end of the line" in done.err
     assert "(cat_7 to cat_26 without any value): the file may be cut" in done.err
 
 

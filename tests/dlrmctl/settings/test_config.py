@@ -79,9 +79,9 @@ def test_every_setting_has_its_own_flag_and_help():
         ({}, {"dim": "32"}, "ends in 16, but embeddings.dim = 32", "--bottom-mlp 512-256-64-32"),
         ({}, {"dim": "18"}, "embeddings.dim = 18 must be a multiple of 4", "try 20"),
         ({}, {"dim": "12", "bottom_mlp": "12", "operation": "concat"}, "multiple of 8 for operation concat", "try 16"),
-        ({}, {"embedding": "kway", "operation": "path"}, "operation = path does not work .* = kway", "path: only qr"),
+        ({}, {"embedding": "kway", "operation": "path"}, "operation = path does not work .* = kway", "path needs qr"),
         ({}, {"embedding": "head", "tail": "qr", "operation": "features"}, "features does not work", "qr, kway or crt"),
-        ({}, {"embedding": "crt", "operation": "concat"}, "multiple of 12 .* cuts it into 3", "try 24"),
+        ({}, {"embedding": "crt", "operation": "concat"}, "multiple of 12 .* with 3 tables", "try 24"),
         ({}, {"compress_ratio": "1x"}, "--compress-ratio = 1.0 must be above 1", None),
         ({}, {"compress_ratio": "fourx"}, "--compress-ratio = 'four' is not a number", None),
         (
@@ -103,7 +103,7 @@ def test_every_setting_has_its_own_flag_and_help():
             {"embeddings": {"tables": {"cat_3": {"dim": 4}}}},
             {},
             'tables."cat_3".dim is not a setting of one table',
-            "it can have embedding, collisions",
+            "choose from embedding, collisions",
         ),
         (
             {"embeddings": {"tables": {"cat_3": {"embedding": "qrr"}}}},
@@ -133,7 +133,7 @@ def test_mistakes_name_the_value_and_its_origin(file: dict, flags: dict, message
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"[train\n", "not valid TOML"), (b"\xff\xfe", "is not UTF-8 text"), (None, "no such file")],
+    [(b"[train\n", "not valid TOML"), (b"\xff\xfe", "not UTF-8 text"), (None, "no such file")],
 )
 def test_unreadable_toml_is_one_line(tmp_path: Path, content: bytes | None, message: str):
     path = tmp_path / "run.toml"

@@ -33,7 +33,7 @@ def test_on_other_numbers_of_ranks_it_can_be_cut(ranks: int):
 def test_what_was_given_stays_and_is_refused_where_it_cannot_be_cut():
     config = Config.of(path="store", batch_size=100)
     assert config.fitted(10**9, 4).train.batch_size == 100
-    with pytest.raises(UserError, match="batch_size = 100 cannot be cut into 3"):
+    with pytest.raises(UserError, match="batch_size = 100 cannot be split equally over 3 ranks"):
         config.fitted(10**9, 3)
     # Also a value that equals what would have followed.
     assert Config.of(path="store", batch_size=2048).fitted(10_000, 1).train.batch_size == 2048

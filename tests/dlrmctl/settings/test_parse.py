@@ -1,4 +1,4 @@
-"""Numbers, shares and lists are read in one way, and what they are not is one line."""
+"""Parsing of numbers, fractions and lists, with one-line errors."""
 
 from collections.abc import Callable
 from typing import Any

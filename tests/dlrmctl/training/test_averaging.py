@@ -1,4 +1,4 @@
-"""`--averaging`: gradients at y, everything that people read at x, and a state that continues to the bit."""
+"""`--averaging`: gradients at y, evaluation at x, and exact resuming."""
 
 from contextlib import closing
 from pathlib import Path
@@ -90,7 +90,7 @@ def test_a_run_is_continued_with_its_averaging_and_no_other(tmp_path: Path):
     assert in_process("train", *tiny, "--averaging", "none").status == 0
     done = in_process("train", "--resume", tmp_path / "run", "--averaging", "gpa", "--max-steps", "4")
     assert done.status == 2
-    assert "was trained with optim.averaging = none, this run asks for gpa" in done.err
+    assert "was trained with optim.averaging = none, not gpa" in done.err
 
 
 def _trained(flags: dict[str, str]) -> tuple[list[float], list[torch.Tensor]]:

@@ -1,4 +1,4 @@
-"""Dense inputs: what a training fits stays with the model, and data or runs of earlier versions are taken raw."""
+"""Dense inputs: fitted values are part of the model; data and runs of earlier versions are raw."""
 
 import json
 import random
@@ -167,7 +167,7 @@ def old_store(place: Path, tmp_path: Path) -> Path:
 def test_a_store_of_an_earlier_version_is_taken_raw(place: Path, old_store: Path, tmp_path: Path) -> None:
     done = in_process("train", "--data", old_store, "--run-dir", tmp_path / "run", *MODEL)
     assert done.status == 0, done.err
-    assert "dense features are taken as they are" in done.err
+    assert "dense features are not normalized" in done.err
     assert read_settings(tmp_path / "run" / "run.toml")["model"]["dense_inputs"] == "raw"
     # NaN becomes -1 in a raw model: the same trajectory, bit for bit.
     ours, theirs = (

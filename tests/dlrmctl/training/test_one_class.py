@@ -1,4 +1,4 @@
-"""A validation split whose labels are all the same: log loss chooses the best, and every later command works."""
+"""A validation split with a single label: log loss chooses the best, and later commands work."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Interrupted runs: killed, asked to stop, moved to another number of ranks."""
+"""Interrupted runs: killed, stopped, or continued on another number of ranks."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def test_a_signal_saves_and_leaves(whole: Path, tmp_path: Path, number: signal.S
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert "saved; go on with: dlrmctl train --resume" in err
+    assert "saved; continue with: dlrmctl train --resume" in err
     assert "Traceback" not in err
     done = run("train", "--resume", path, cwd=tmp_path)
     assert done.status == 0, done.err
@@ -89,7 +89,7 @@ def test_a_signal_to_the_whole_job_saves_and_leaves(tmp_path: Path):
         os.kill(pid, signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
-    assert "saved; go on with" in err
+    assert "saved; continue with" in err
     assert "error" not in err
 
 
@@ -142,7 +142,7 @@ def test_a_run_goes_on_with_the_settings_it_was_resumed_with(whole: Path, tmp_pa
 
 
 def test_saved_on_two_ranks_resumed_on_one(tmp_path: Path):
-    """What two ranks saved at step 60 one rank goes on with: the same run to rounding."""
+    """What two ranks saved at step 60 one rank continues: the same run to rounding."""
     gentle = ["--dense-lr", "0.01", "--sparse-lr", "0.01", "--qr-lr", "0.01"]
     common = [*RUN, "--dense-optimizer", "sgd", *gentle]
     first = run("train", *common, "--max-steps", "60", "--run-dir", tmp_path / "a", "--nproc", "2", cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""Training as a function of settings, and a trainer of parts that are handed over."""
+"""Training in one call, and a trainer with given parts."""
 
 import json
 import threading
@@ -57,7 +57,7 @@ def test_it_resumes_with_the_settings_of_the_run(tmp_path: Path):
     part = run_training(Config.of(**TINY, max_steps=8), run_dir=tmp_path / "run")
     assert part["steps"] == 8
     assert run_training(run_dir=tmp_path / "run", resume=True)["steps"] == 8
-    with pytest.raises(UserError, match="a run is resumed in its directory"):
+    with pytest.raises(UserError, match="resume needs the directory"):
         run_training(resume=True)
 
 
@@ -74,10 +74,10 @@ def test_a_thread_trains_on_two_ranks(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_what_cannot_be_trained_is_an_exception(tmp_path: Path):
-    with pytest.raises(UserError, match=r"train\.batch_size = 256 cannot be cut into 3"):
+    with pytest.raises(UserError, match=r"train\.batch_size = 256 cannot be split equally over 3 ranks"):
         run_training(Config.of(**TINY), run_dir=tmp_path / "run", nproc=3)
     source = Synthetic(0, 512, 256, 256, cardinalities=(5, 7))
-    with pytest.raises(UserError, match="a source that is handed over is for one process"):
+    with pytest.raises(UserError, match="cannot be used with a source"):
         run_training(Config.of(**TINY), run_dir=tmp_path / "run", nproc=2, source=source)
 
 

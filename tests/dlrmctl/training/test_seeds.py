@@ -1,4 +1,4 @@
-"""`train --seeds`: one run for each seed, summed up, resumed after an interruption, and compared as settings."""
+"""`train --seeds`: one run per seed, summarized, resumed after an interruption, and compared."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def test_settings_are_compared_over_rows_and_seeds(groups: Path):
     assert "(3 seeds)" in text
     assert "rows and the seeds" in text
     one = in_process("compare", groups / "a" / "seed-0", groups / "same" / "seed-10").out
-    assert "Only the chance of the rows is counted" in one
+    assert "Errors and p count the rows only" in one
 
 
 def test_runs_shows_the_seeds_of_a_setting_as_one_row(groups: Path):
@@ -93,7 +93,7 @@ def test_an_interrupted_group_is_resumed_to_the_same_results(groups: Path, tmp_p
     [
         (("--seeds", 1), "--seeds = 1 must be at least 2"),
         (("--seeds", "many"), "--seeds = 'many'"),
-        (("--seeds", 2, "--seed", (1 << 63) - 1), "beyond the largest seed"),
+        (("--seeds", 2, "--seed", (1 << 63) - 1), "the largest seed is"),
         (("--seeds", 2, "--print-plan"), "--print-plan and several seeds contradict"),
         (("--seeds", 2, "--dataset", "criteo", "--data", "nowhere"), "nowhere"),
     ],
