@@ -18,7 +18,7 @@ class SparseFeature:
 
     Attributes:
         name: unique among the sparse features.
-        rows: ids are below it; rows of a full embedding table, the reserved ones included.
+        rows: rows of a full embedding table, including reserved ones; ids are below it.
         max_ids: longest list; 1 means exactly one id in every example.
     """
 
@@ -44,7 +44,7 @@ class Schema:
         sparse: F features.
         label: name of the target.
         float32: the dense features that a store keeps as float32; the others as float16.
-        gaps: the dense features that some training examples have no value of.
+        gaps: the dense features without a value in some training examples.
     """
 
     dense: tuple[str, ...]
@@ -101,7 +101,7 @@ class Schema:
 
 
 def _names(values: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    """A list of names; what came after "dense" need not be there."""
+    """Returns a list of names; keys that are newer than "dense" may be missing."""
     return tuple(_as(str, name) for name in _as(list, values[key] if key == "dense" else values.get(key, [])))
 
 

@@ -25,7 +25,7 @@ class DenseNetwork(nn.Module):
         bottom: widths of the bottom MLP's layers.
         top: widths of the top MLP's layers; the last is 1.
         interaction: "dot" or "cat".
-        inputs: what becomes of the dense features in front of the bottom MLP; None takes them as they are.
+        inputs: transforms the dense features before the bottom MLP; None means no transform.
         generator: source of the initial values.
 
     Shapes:

@@ -1,8 +1,7 @@
-"""The values of a dense feature over the training examples, counted exactly: what normalises them, and what cuts them
-into buckets.
+"""Exact statistics of a dense feature over the training examples, for normalization and buckets.
 
-Values are counted as keys, integers in the order of the values, so that counts of parts add up whatever the parts are.
-N values, K different ones, rising.
+Values are counted as keys, integers in the order of the values, so that counts of parts can be added up. N values, K
+distinct ones, ascending.
 """
 
 import math
@@ -17,14 +16,14 @@ import numpy as np
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.sealed import Values
 
-KNOTS = 129  # most values that are kept of a column
-_FARTHEST = 3.5  # normal score between which knots are spaced evenly
+KNOTS = 129  # the most values that are kept of a column
+_FARTHEST = 3.5  # knots are evenly spaced normal scores up to this one
 _NORMAL = NormalDist()
 _SIGN = np.uint32(1 << 31)
 _NEGATIVE_ZERO = 1 << 15  # the bits of float16's
 KEY_TYPE = np.dtype("<u4")
 _CODES = 1 << 16
-# Float16 is exact enough for a column if it moves the values by less than this share of their spread.
+# Float16 is exact enough for a column if its rounding is below this share of the spread.
 _MOST_ERROR = 0.01
 CountedKeys = tuple[np.ndarray, np.ndarray]  # keys_K uint32, counts_K int64
 _Ranges = Callable[[], Iterator[CountedKeys]]
@@ -32,15 +31,15 @@ _Ranges = Callable[[], Iterator[CountedKeys]]
 
 @dataclass(frozen=True)
 class FittedDense:
-    """A dense feature over the training examples.
+    """Statistics of a dense feature over the training examples.
 
     Attributes:
-        name: of the feature.
+        name: name of the feature.
         present, missing: number of values, and of examples without one.
-        mean, deviation: of the values, and the root of their mean squared distance from it; 0 where there is none.
-        values: some of the values, rising: all if there are at most `KNOTS`, else those nearest to evenly spaced
-            normal scores, the lowest, and the highest.
-        ranks: exact for each of them: the share of values below it, and half the share equal to it.
+        mean, deviation: mean and standard deviation of the values; 0 if there are none.
+        values: some of the values, ascending: all if there are at most `KNOTS`, else those nearest to evenly spaced
+            normal scores, the smallest, and the largest.
+        ranks: the exact rank of each of them: the share of values below it, plus half the share equal to it.
     """
 
     name: str
@@ -56,19 +55,19 @@ class FittedDense:
         return tuple(_NORMAL.inv_cdf(rank) for rank in self.ranks)
 
     def quantile(self, share: float) -> float:
-        """The value that this share of the values lies below, interpolated between `values`; 0 where there is none."""
+        """Returns the quantile of the values at this share, interpolated between `values`; 0 if there are none."""
         return float(np.interp(share, self.ranks, self.values)) if self.values else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Returns plain values for JSON."""
         return {**vars(self), "values": list(self.values), "ranks": list(self.ranks)}
 
     @classmethod
     def from_values(cls, values: Values) -> "FittedDense":
-        """What `to_dict` described.
+        """Parses what `to_dict` returned.
 
         Raises:
-            DataError: if a value is missing, or is not what it should be.
+            DataError: if a value is missing or invalid.
         """
         knots, ranks = values.numbers("values"), values.numbers("ranks")
         deviation = values.number("deviation")
@@ -94,10 +93,10 @@ def _rises(numbers: Sequence[float]) -> bool:
 
 
 def read_fitted(values: Values, names: Sequence[str]) -> tuple[FittedDense, ...]:
-    """The entry "dense" of a manifest: one for each dense feature; empty where there is none.
+    """Parses the entry "dense" of a manifest: one for each dense feature; empty if there is none.
 
     Raises:
-        DataError: if it is not what it should be.
+        DataError: if it is invalid.
     """
     if not values.has("dense"):
         return ()
@@ -108,7 +107,7 @@ def read_fitted(values: Values, names: Sequence[str]) -> tuple[FittedDense, ...]
 
 
 def count_keys(values_N: np.ndarray) -> tuple[CountedKeys, int]:
-    """The different values of a piece as keys, rising, with how often each occurs; and how many are missing (NaN).
+    """Returns the distinct values of a piece as keys, ascending, their counts, and the number of missing ones (NaN).
 
     Args:
         values_N: float16 or float32.
@@ -129,18 +128,18 @@ def count_keys(values_N: np.ndarray) -> tuple[CountedKeys, int]:
 
 
 def to_keys(values: np.ndarray) -> np.ndarray:
-    """Keys (uint32) in the order of floating numbers; both zeros have the same."""
+    """Returns keys (uint32) in the order of floating-point numbers; both zeros have the same key."""
     bits = (values.astype(np.float32) + np.float32(0)).view(np.uint32)
     return np.where(bits >= _SIGN, ~bits, bits | _SIGN)
 
 
 def to_values(keys: np.ndarray) -> np.ndarray:
-    """The values (float64) of keys."""
+    """Returns the values (float64) of keys."""
     return np.where(keys >= _SIGN, keys ^ _SIGN, ~keys).astype(np.uint32).view(np.float32).astype(np.float64)
 
 
 def rounded_keys(keys: np.ndarray) -> np.ndarray:
-    """The keys of the values as float16."""
+    """Returns the keys of the values as float16."""
     return to_keys(to_values(keys).astype(np.float16))
 
 
@@ -148,9 +147,9 @@ def fit(name: str, ranges: _Ranges, missing: int) -> FittedDense:
     """Fits the values of a feature.
 
     Args:
-        name: of the feature.
-        ranges: gives its values as keys, rising, in pieces of any size, as often as it is called. The result does not
-            depend on the pieces.
+        name: name of the feature.
+        ranges: yields its values as keys, ascending, in pieces of any size, at every call. The result does not depend
+            on the pieces.
         missing: number of examples without a value.
     """
     present = sum(int(counts_K.sum()) for _, counts_K in ranges())
@@ -164,17 +163,17 @@ def fit(name: str, ranges: _Ranges, missing: int) -> FittedDense:
 
 
 def _decimal(number: float, digits: int = 15) -> float:
-    """The number with so many digits. 9 give a float32 back exactly; with 15, other digits are another float64."""
+    """Rounds a number to this many digits. 9 restore a float32 exactly; 15 identify a float64."""
     return float(f"{number:.{digits}g}")
 
 
 def weighted_sum(ranges: _Ranges, function: Callable[[np.ndarray], np.ndarray]) -> float:
-    """The sum of a function of all values, rounded once: pieces do not matter."""
+    """Returns the sum of a function of all values, rounded once, so that pieces do not matter."""
     return math.fsum(chain.from_iterable((function(to_values(k)) * c).tolist() for k, c in ranges()))
 
 
 def _knots(ranges: _Ranges, present: int) -> list[tuple[float, float]]:
-    """Some of the values and their ranks; see `FittedDense`."""
+    """Returns some of the values and their ranks; see `FittedDense`."""
     if sum(len(keys_K) for keys_K, _ in ranges()) <= KNOTS:
         wanted = None
     else:
@@ -192,7 +191,7 @@ def _knots(ranges: _Ranges, present: int) -> list[tuple[float, float]]:
             places = np.unique(np.searchsorted(ranks_K, wanted))
             if not knots:
                 places = np.union1d(places, [0])
-            # What lies behind this piece is found in a later one.
+            # Later values are found in a later piece.
             wanted, places = wanted[wanted > ranks_K[-1]], places[places < len(keys_K)]
         knots += [_knot(*knot) for knot in zip(to_values(keys_K[places]), ranks_K[places], strict=True)]
         below, last = int(ends_K[-1]), _knot(to_values(keys_K[-1:])[0], ranks_K[-1])
@@ -204,10 +203,10 @@ def _knot(value: float, rank: float) -> tuple[float, float]:
 
 
 def float16_suffices(fitted: FittedDense, ranges: _Ranges) -> bool:
-    """Whether float16 is exact enough for a column: it moves values by little beside their spread.
+    """Returns whether float16 is exact enough for a column, relative to the spread of its values.
 
-    The spread is the deviation of a normal distribution with the same quartiles, or that of the values where it is
-    smaller: values far out do not count for it.
+    The spread is the standard deviation of a normal distribution with the same quartiles, or that of the values if it
+    is smaller, so that outliers do not count.
     """
     quartiles = (fitted.quantile(0.75) - fitted.quantile(0.25)) / (_NORMAL.inv_cdf(0.75) - _NORMAL.inv_cdf(0.25))
     spread = min(quartiles, fitted.deviation) if quartiles > 0 else fitted.deviation

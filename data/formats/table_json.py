@@ -58,7 +58,7 @@ def _object(line: bytes) -> dict[str, Any]:
         detail = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
         raise _Wrong("not JSON", f"not JSON: {detail[:1].lower()}{detail[1:]}") from None
     if not isinstance(value, dict):
-        raise _Wrong("not a JSON object", f"the line is {_short(text)}, expected a JSON object")
+        raise _Wrong("no JSON object", f"the line is {_short(text)}, expected a JSON object")
     if b"\\ud" in line.lower():
         json.dumps(value, ensure_ascii=False).encode()
     return value

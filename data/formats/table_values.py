@@ -80,14 +80,14 @@ def to_piece(
                 shortened[f"{feature.name} cut to its {feature.truncate} {feature.max_ids} values"] = short_N
     good_N = np.ones(len(frame), dtype=bool)
     good_N[list(faults.by_row)] = False
-    mended = {reason: int((short_N & good_N).sum()) for reason, short_N in shortened.items()}
+    repairs = {reason: int((short_N & good_N).sum()) for reason, short_N in shortened.items()}
     wrong = [BadLine(int(lines_N[row]), *faults.by_row[row]) for row in sorted(faults.by_row)]
     return RawPiece(
         lines_N=lines_N[good_N],
         labels_N=labels_N[good_N],
         dense_IN=np.ascontiguousarray(dense_IN[:, good_N]),
         sparse=[_chosen(column, good_N) for column in sparse],
-        repaired={reason: count for reason, count in mended.items() if count},
+        repaired={reason: count for reason, count in repairs.items() if count},
         bad=sorted([*bad, *wrong], key=lambda line: line.line),
     )
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from dlrmctl.data.sealed import Values
 
-MISSING = -1.0  # the usual stand-in for a missing value: below every other after the logarithm of counts
+MISSING = -1.0  # the default for missing values: below all others after the logarithm of counts
 _NAN = "nan"
 
 
@@ -33,7 +33,7 @@ TRANSFORMS = {"log": LOG, "log1p": LOG1P, "none": NONE}
 
 @dataclass(frozen=True)
 class ColumnTransform:
-    """What was done to one dense column: the formula, and the stand-in for a missing value."""
+    """The transform of one dense column: the formula, and the stand-in for a missing value."""
 
     formula: str
     missing: float | None
@@ -44,12 +44,12 @@ class DenseTransform:
     """The transforms of all dense values of a source.
 
     Attributes:
-        missing: the number that a model which takes values as they are sees in place of a missing one; None if values
-            are never missing, or columns differ in it.
+        missing: the stand-in for a missing value in models without normalization; None if values are never missing, or
+            columns differ in it.
         formula: formula of every column; None if each has its own.
-        columns: what was done to each, by name, if they have their own.
-        type: of the values that were kept; the schema names columns of another.
-        nan: a missing value was kept as NaN. Earlier versions kept its stand-in, as if it were a value.
+        columns: the transform of each column, by name, if they have their own.
+        type: type of the stored values; the schema lists columns of another type.
+        nan: whether missing values are stored as NaN. Earlier versions stored the stand-in.
     """
 
     missing: float | None
@@ -59,7 +59,7 @@ class DenseTransform:
     nan: bool = True
 
     def stand_in(self, name: str) -> float:
-        """The stand-in for a missing value of a column, as float16 holds it."""
+        """Returns the stand-in for a missing value of a column, rounded to float16."""
         missing = self.columns[name].missing if name in self.columns else self.missing
         return float(np.float16(MISSING if missing is None else missing))
 

@@ -30,12 +30,12 @@ from dlrmctl.data.sealed import Values
 
 @dataclass(frozen=True)
 class EncodedDense:
-    """A dense feature as the store keeps it.
+    """A dense feature as stored.
 
     Attributes:
-        fitted: over the training examples.
-        float32: kept as float32; else as float16.
-        report: over all good rows.
+        fitted: its statistics over the training examples.
+        float32: whether it is stored as float32, else as float16.
+        report: its report over all good rows.
     """
 
     fitted: FittedDense
@@ -43,12 +43,12 @@ class EncodedDense:
     report: DenseReport
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Returns plain values for JSON."""
         return {"fitted": self.fitted.to_dict(), "float32": self.float32, "report": vars(self.report)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "EncodedDense":
-        """The column that `to_dict` described."""
+        """Parses what `to_dict` returned."""
         return cls(
             FittedDense.from_values(Values(values["fitted"])), values["float32"], DenseReport(**values["report"])
         )
@@ -60,8 +60,8 @@ class DenseFitter:
     Args:
         parts, selection: the rows, and which of them are training examples.
         work: directory for what does not fit into memory.
-        workers: for parts.
-        most_in_memory: different values in memory at a time; changes nothing but the speed.
+        workers: threads for parts.
+        most_in_memory: distinct values in memory at a time; affects only the speed.
     """
 
     def __init__(self, parts: Parts, selection: Selection, work: Path, workers: Workers, most_in_memory: int) -> None:
@@ -69,7 +69,7 @@ class DenseFitter:
         self._work, self._most = work, most_in_memory
 
     def fit(self, names: Sequence[str]) -> list[EncodedDense]:
-        """Fits all columns, by their names.
+        """Fits all columns, by name.
 
         Raises:
             DataError: if the disk is full.
@@ -95,7 +95,7 @@ class DenseFitter:
         return EncodedDense(fitted, float32, report)
 
     def _count(self, i: int, part: int) -> tuple[tuple[CountedKeys, int], tuple[CountedKeys, int]]:
-        """The values of a part and how many are missing: of the training examples, and of all other rows."""
+        """Returns the values of a part and the number of missing ones: of training examples, and of all other rows."""
         values_N, num_train = self._parts.dense_column(part, i), self._selection.train_rows[part]
         kept_N = self._selection.kept(part, num_train)
         if kept_N is None:
@@ -105,7 +105,7 @@ class DenseFitter:
         return count_keys(train_N[kept_N]), (merge_counts([dropped, later]), no_dropped + no_later)
 
     def _rounded(self, counter: ValueCounter, name: str) -> ValueCounter:
-        """The counts of the same values as float16."""
+        """Returns the counts of the same values as float16."""
         rounded = self._counter(name)
         for keys_K, counts_K in counter.ranges():
             rounded.add(*merge_counts([(rounded_keys(keys_K), counts_K)]))

@@ -28,7 +28,7 @@ PREPARE_AGAIN = "prepare it again from the raw files"
 _HOW = "`prepare` makes a store from raw files"
 _NAME = re.compile(r"\w[\w.-]{0,63}")
 _GENERATED = "synthetic"  # the name of generated data
-_OFFSET_MEANS = "a model trained on this split predicts too high: add logit_offset to its logits to correct that"
+_OFFSET_MEANS = "a model trained on this split predicts too high: add logit_offset to its logits to undo that"
 
 
 def split_file(split: str) -> str:

@@ -62,7 +62,7 @@ def build_model(
         features: of the data.
         batch_size: examples per rank and step, for the plan.
         memory_bytes: memory of each rank for tables; default: the free memory of the device.
-        inputs: what becomes of the dense features; default: what the settings and the data say.
+        inputs: the transform of the dense features; default: that of the settings and the data.
 
     Raises:
         UserError: if the tables do not fit the settings or the memory, before anything is allocated.

@@ -27,7 +27,7 @@ def build_dense_network(
 
     Args:
         device: "meta" gives shapes without memory or values.
-        inputs: what becomes of the dense features; None gives the shapes of those that the settings choose.
+        inputs: the transform of the dense features; None means one with the shapes of the settings' choice.
     """
     with torch.device("meta") if device.type == "meta" else torch.device("cpu"):
         network = DenseNetwork(

@@ -100,16 +100,16 @@ def _versions() -> list[Finding]:
         installed = _version_of(name[0])
         wanted = line.removeprefix(name[0]).strip()
         if installed is None:
-            findings.append(Finding(AREA, name[0], "problem", "not installed", _mend(name[0], wanted)))
+            findings.append(Finding(AREA, name[0], "problem", "not installed", _fix(name[0], wanted)))
         elif not _satisfies(installed, wanted):
             found = f"{installed} is installed, {wanted} is needed"
-            findings.append(Finding(AREA, name[0], "problem", found, _mend(name[0], wanted)))
+            findings.append(Finding(AREA, name[0], "problem", found, _fix(name[0], wanted)))
         else:
             findings.append(Finding(AREA, name[0], "ok", installed))
     return findings
 
 
-def _mend(name: str, wanted: str) -> str:
+def _fix(name: str, wanted: str) -> str:
     if name == "fbgemm-gpu":
         return "pip install -e . (from the clone: it chooses fbgemm's build)"
     return f"pip install '{name}{wanted}'"

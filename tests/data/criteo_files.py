@@ -1,4 +1,4 @@
-"""Small files in Criteo's format, made up here, with the values they hold, and a slow and plain way to read them."""
+"""Generated small files in Criteo's format with their values, and a slow reference parser."""
 
 import codecs
 import gzip
@@ -47,14 +47,14 @@ def write(path: Path, rows: list[Row], end: str = "\n") -> Path:
 
 
 def read_slowly(text: bytes, *, labelled: bool = True) -> tuple[dict[int, Example], set[int], set[int]]:
-    """What a text says, line by line and field by field.
+    """Parses a text line by line and field by field.
 
     Returns:
-        The examples by their line; the lines among them that were mended; and the lines left out.
+        The examples by their line; the lines among them that were repaired; and the omitted lines.
     """
     lines = text.removeprefix(codecs.BOM_UTF8).split(b"\n")
     cut = lines.pop()
-    examples, mended, bad = {}, set(), set()
+    examples, repaired, bad = {}, set(), set()
     for number, line in enumerate([*lines, cut] if cut else lines, start=1):
         fields = line.removesuffix(b"\r").split(b"\t")
         whole, num_fields = number <= len(lines), 39 + labelled
@@ -67,8 +67,8 @@ def read_slowly(text: bytes, *, labelled: bool = True) -> tuple[dict[int, Exampl
             bad.add(number)
         else:
             examples[number] = example
-            mended |= {number} if lost else set()
-    return examples, mended, bad
+            repaired |= {number} if lost else set()
+    return examples, repaired, bad
 
 
 def _read_fields(fields: list[bytes]) -> Example | None:

@@ -1,4 +1,4 @@
-"""A source in memory whose rows say who they are, for tests of everything that reads."""
+"""A source in memory whose rows encode their number, for tests of readers."""
 
 import numpy as np
 

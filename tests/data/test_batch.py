@@ -1,4 +1,4 @@
-"""A batch holds the rows that were picked, in any way, and moves and is pinned as a whole."""
+"""A batch has the selected rows, and moves and is pinned as a whole."""
 
 import numpy as np
 import pytest

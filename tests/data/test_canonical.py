@@ -1,4 +1,4 @@
-"""The canonical form: one value is one word, whatever type or text it has, and different values stay apart."""
+"""The canonical form: a value has one word for all its types and texts, and distinct values have distinct words."""
 
 import datetime as dt
 import math
@@ -90,7 +90,7 @@ def test_every_other_text_is_itself(text: str):
 def test_a_value_of_any_type_has_the_word_of_its_text(series: pl.Series, text: str):
     typed, texts = (canonical_words(values)[0].tolist() for values in (series, pl.Series([text])))
     assert typed == texts
-    # Among other values of the type, which may take another way through the code, too.
+    # Also among other values of the type, which may take another code path.
     both = pl.concat([series, series.clear(1)])
     assert canonical_words(both)[0].tolist() == [*texts, 0]
     assert canonical_words(both)[1].tolist() == [True, False]

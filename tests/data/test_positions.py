@@ -1,4 +1,4 @@
-"""An epoch that is stopped anywhere and gone on with, on any number of ranks, has every row exactly once."""
+"""An epoch that is stopped anywhere and continued, on any number of ranks, has every row exactly once."""
 
 from collections import Counter
 from pathlib import Path
@@ -35,7 +35,7 @@ def check_columns(batch: Batch, *, multi_hot: bool) -> list[int]:
 def read_epoch(
     source: Source, epoch: int, stages: list[tuple[int, int]], *, shuffle: bool, drop_last: bool, multi_hot: bool
 ) -> list[int]:
-    """All rows of an epoch that several jobs read, each going on where the one before stopped.
+    """All rows of an epoch that several jobs read, each continuing where the previous one stopped.
 
     Args:
         stages: ranks of each job, and the global batch it stops before.
@@ -87,7 +87,7 @@ def test_no_row_is_read_twice_and_none_is_lost_when_the_ranks_change(
     for stops in [(31, 70), (1, 2), (33, 34), (83, 84), (0, 83)]:
         stages = [(2, stops[0]), (3, stops[1]), (1, count)]
         seen = read_epoch(store, 0, stages, shuffle=shuffle, drop_last=drop_last, multi_hot=multi_hot)
-        assert Counter(seen) == Counter(whole)  # with `drop_last` the same rows are left out, too
+        assert Counter(seen) == Counter(whole)  # with `drop_last` the same rows are omitted, too
 
 
 @settings(deadline=None, max_examples=40)

@@ -1,4 +1,4 @@
-"""What the embeddings should compute, as slow loops in float64, and batches to compare on."""
+"""Reference embeddings, as slow loops in float64, and batches to compare on."""
 
 import math
 import random

@@ -1,4 +1,4 @@
-"""Primal averaging equals its three-point definition around any optimizer, and meets the methods it generalizes."""
+"""Primal averaging equals its three-point definition around any optimizer, and the methods it generalizes."""
 
 import copy
 import io

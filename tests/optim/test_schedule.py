@@ -1,4 +1,4 @@
-"""The schedule is a pure function with the shape its words promise."""
+"""The schedule is a pure function with the documented shape."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""What a manifest says of a column gives back its encoder and its counts, and nothing else passes for it."""
+"""A manifest's entry of a column restores its encoder and counts, and wrong entries are refused."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What scoring raw rows needs is kept apart from the examples, and is right or refused."""
+"""What scoring raw rows needs is saved without the examples, and refused if it is damaged."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Whatever bytes a file holds: every line is kept, mended or left out, and nothing is kept that it does not say."""
+"""For any bytes: every line is kept, repaired or omitted, and kept rows have the values of the file."""
 
 import io
 import random
@@ -16,9 +16,9 @@ from tests.data.criteo_files import Example, as_text, make_rows, read_slowly, wi
 
 def check(text: bytes, piece_bytes: int = 1 << 20, *, labelled: bool = True) -> None:
     """Compares the parser with the slow and plain way to read."""
-    examples, mended, bad = read_slowly(text, labelled=labelled)
+    examples, repaired, bad = read_slowly(text, labelled=labelled)
     kept: dict[int, Example] = {}
-    left_out, num_mended = [], 0
+    left_out, num_repaired = [], 0
     for lines in cut_lines(io.BytesIO(text), piece_bytes=piece_bytes):
         piece = parse(lines, labelled=labelled)
         dense = [without_nan(row) for row in piece.dense_IN.T]
@@ -28,9 +28,9 @@ def check(text: bytes, piece_bytes: int = 1 << 20, *, labelled: bool = True) -> 
             kept[line] = int(piece.labels_N[n]), dense[n], [column[n] for column in sparse]
         assert [line.line for line in piece.bad] == sorted(line.line for line in piece.bad)
         left_out += [line.line for line in piece.bad]
-        num_mended += piece.repaired.get(LOST_FIELDS, 0)
+        num_repaired += piece.repaired.get(LOST_FIELDS, 0)
     assert kept == examples
-    assert (sorted(left_out), num_mended) == (sorted(bad), len(mended))
+    assert (sorted(left_out), num_repaired) == (sorted(bad), len(repaired))
 
 
 GOOD = [[field.encode() for field in row] for row in make_rows(40)]

@@ -1,4 +1,4 @@
-"""One messy table in every format that tables may have: the same store, the same ids, whatever the types are."""
+"""A messy table in every format of tables gives the same store and the same ids."""
 
 import datetime as dt
 import gzip
@@ -286,7 +286,7 @@ def test_files_of_two_formats_are_refused(tmp_path: Path) -> None:
         TableInput(read_schema(SCHEMA, "my.toml"), paths)
 
 
-# Stores of before.
+# Stores of earlier versions.
 
 
 def old_store(tmp_path: Path, frame: pl.DataFrame) -> tuple[Store, TableSchema]:

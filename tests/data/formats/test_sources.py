@@ -1,4 +1,4 @@
-"""Names, patterns and ranges become sources in the order of time, and what fits nothing is told once."""
+"""Names, patterns and ranges become sources in the order of time, and one that matches nothing is reported."""
 
 from pathlib import Path
 

@@ -327,7 +327,7 @@ def test_a_header_that_does_not_fit_is_refused(tmp_path: Path, content: str, wor
         ({"age": [[1]]}, ["column 'age' is of type List(Int64)", "numbers"]),
         ({"age": [datetime.date(2020, 1, 1)]}, ["column 'age' is of type Date"]),
         ({"user": [datetime.timedelta(1)]}, ["column 'user' is of type Duration"]),
-        ({"user": [["a"]]}, ["column 'user' holds lists", "max_ids", "[columns.user]"]),
+        ({"user": [["a"]]}, ["column 'user' has lists", "max_ids", "[columns.user]"]),
         ({"user": [b"a"]}, ["column 'user' is of type Binary"]),
         ({"user": [{"a": 1}]}, ["column 'user' is of type Struct"]),
     ],

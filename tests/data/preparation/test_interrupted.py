@@ -1,4 +1,4 @@
-"""A preparation that was killed, interrupted or out of space goes on, and ends as if nothing had happened."""
+"""A preparation that was killed, interrupted or out of space continues, and gives the same store."""
 
 import multiprocessing
 import os

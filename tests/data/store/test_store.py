@@ -109,7 +109,7 @@ def test_a_block_is_compared_once_and_again_when_its_file_was_written_to(path: P
     before = (path / "test.bin").stat()
     with (path / "test.bin").open("r+b") as file:
         file.write(b"\xff" * 8)
-    os.utime(path / "test.bin", ns=(before.st_atime_ns, before.st_mtime_ns))  # as if nobody had been here
+    os.utime(path / "test.bin", ns=(before.st_atime_ns, before.st_mtime_ns))  # as if it was never verified
     store.read_block("test", 0)
     store.verify("test")
     os.utime(path / "test.bin")
@@ -239,7 +239,7 @@ def test_a_copied_source_keeps_the_meaning_of_its_ids(path: Path, tmp_path: Path
             writer.add("train", Counting(9 if name == "a" else 8).read_block("train", 0))
             writer.finish()
     a, b = (Store(tmp_path / name).vocabulary_fingerprint() for name in "ab")
-    assert a == Store(tmp_path / "a").vocabulary_fingerprint() != b  # nothing is known: ids mean something here alone
+    assert a == Store(tmp_path / "a").vocabulary_fingerprint() != b  # the ids of this store are its own
 
 
 def test_a_file_that_is_cut_short_or_missing_is_named(path: Path) -> None:

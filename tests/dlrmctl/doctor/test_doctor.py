@@ -105,7 +105,7 @@ def _other_torchrec(path: Path) -> Path:
         (_other_torchrec, "pairing", "goes with torchrec 1.8", "pip install -e ."),
     ],
 )
-def test_a_broken_environment_is_examined_to_the_end_and_told_how_to_mend_it(
+def test_a_broken_environment_is_examined_to_the_end_and_told_how_to_fix_it(
     tmp_path: Path, breaks: Callable[[Path], Path], name: str, found: str, remedy: str
 ):
     status, report, _ = examine(breaks(tmp_path / "env"), "--no-smoke")

@@ -1,4 +1,4 @@
-"""Signals ask once; off the main thread the same code runs without handlers."""
+"""Signals request a stop once; outside the main thread the same code runs without handlers."""
 
 import os
 import signal

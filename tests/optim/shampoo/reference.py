@@ -1,4 +1,4 @@
-"""Shampoo in float64, one block and one matrix at a time: slow, and meant to be obviously right."""
+"""Reference Shampoo in float64, one block and one matrix at a time."""
 
 import itertools
 from typing import Any

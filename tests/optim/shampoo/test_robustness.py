@@ -1,4 +1,4 @@
-"""What a training run may throw at the optimizer: bad gradients, odd parameters, matrices without a root."""
+"""Difficult inputs of the optimizer: bad gradients, odd parameters, matrices without a root."""
 
 from typing import Any
 
