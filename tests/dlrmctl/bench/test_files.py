@@ -60,7 +60,7 @@ def test_what_is_no_such_result_is_one_line(tmp_path: Path, text: str | None, me
 def test_files_that_cannot_be_written_are_one_line_before_the_work(tmp_path: Path):
     nowhere = tmp_path / "nowhere"
     assert _is_one_line(in_process(*STEP, "-o", nowhere / "a.json"), f"{nowhere}: no such directory")
-    assert _is_one_line(in_process(*STEP, "-o", tmp_path), "is a directory; --out names a file")
+    assert _is_one_line(in_process(*STEP, "-o", tmp_path), "is a directory; --out takes a file")
     assert _is_one_line(in_process(*STEP, "--plot", tmp_path / "a.txt"), "a picture must end in .png or .svg")
     assert _is_one_line(in_process(*STEP, "-o", "/proc/a.json"), "/proc/a.json: cannot write: no such file")
     same = tmp_path / "a.png"
