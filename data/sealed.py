@@ -24,7 +24,7 @@ def write_sealed(path: Path, format: str, content: Mapping[str, Any]) -> None:
 
     Args:
         path: of the file.
-        format: name and version of the format, such as "dlrmctl-store/2".
+        format: name and version of the format, such as "dlrmctl-store/3".
         content: plain values for JSON.
 
     Raises:

@@ -1,4 +1,7 @@
-"""The number of ids of each of the 26 sparse features of synthetic data, by the name of a size."""
+"""How many ids the sparse features of synthetic data have, by the name of a size; and how often dense ones are missing.
+
+Nothing here needs NumPy.
+"""
 
 # fmt: off
 CARDINALITIES = (3, 4, 5, 8, 10, 10, 15, 20, 20, 30, 30, 50, 50, 100, 100, 100, 200, 300, 500,
@@ -17,3 +20,9 @@ SIZES = {
 # Criteo's 1TB data with at most 40 million rows per table, as the MLPerf training benchmark has it: 204,184,588 rows.
 MLPERF = (40_000_000, 39060, 17295, 7424, 20265, 3, 7122, 1543, 63, 40_000_000, 3_067_956, 405_282, 10, 2209, 11938,
           155, 4, 976, 14, 40_000_000, 40_000_000, 40_000_000, 590_152, 12973, 108, 36)
+# fmt: on
+
+
+def missing_twentieths(column: int) -> int:
+    """How many of 20 values of a dense feature are missing: 0 to 6."""
+    return column * 5 % 7

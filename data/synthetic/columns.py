@@ -11,6 +11,7 @@ from dlrmctl.data.features.dense import FittedDense, count_keys, fit
 from dlrmctl.data.formats.transforms import LOG
 from dlrmctl.data.randomness import Use, permutation
 from dlrmctl.data.schema import MISSING_ROW, RESERVED_ROWS
+from dlrmctl.data.synthetic.cardinalities import missing_twentieths
 from dlrmctl.data.synthetic.draws import EXPONENT, MISSING_RANK, Alias, PowerLaw, Scramble
 from dlrmctl.data.synthetic.teacher import bias_only, hashed_effects, random_effects, smooth_effects
 
@@ -118,7 +119,7 @@ class GeneratedDense:
         u = (np.arange(_LEVELS) + 0.5) / _LEVELS
         typical, tail = 2.0 ** (column % 7), 0.6 + 0.1 * (column % 5)
         whole = np.floor(typical * (u / (1 - u)) ** tail)
-        missing = permutation(_LEVELS, seed, Use.MISSING_LEVELS, column)[: _LEVELS * (column * 5 % 7) // 20]
+        missing = permutation(_LEVELS, seed, Use.MISSING_LEVELS, column)[: _LEVELS * missing_twentieths(column) // 20]
         values = LOG.apply(whole)
         values[missing] = -1  # below every other: the highest and the effects of the others do not see it
         whole[missing] = -1

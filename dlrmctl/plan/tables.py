@@ -7,12 +7,13 @@ user = 40_000_000
 tags = { rows = 100_000, max_ids = 20 }
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.schema import RESERVED_ROWS, Schema, SparseFeature
-from dlrmctl.data.synthetic.cardinalities import KAGGLE, MLPERF, SIZES
+from dlrmctl.data.synthetic.cardinalities import KAGGLE, MLPERF, SIZES, missing_twentieths
 from dlrmctl.errors import UserError
 from dlrmctl.settings.config import Config
 from dlrmctl.settings.parse import whole_number
@@ -73,7 +74,9 @@ def schema_of_data(config: Config) -> Schema:
         UserError, DataError: if it does not exist.
     """
     if config.data.dataset == "synthetic" and config.data.path is None:
-        return schema_of_rows([ids + RESERVED_ROWS for ids in SIZES[config.data.synthetic_size]])
+        schema = schema_of_rows([ids + RESERVED_ROWS for ids in SIZES[config.data.synthetic_size]])
+        gaps = [name for column, name in enumerate(schema.dense) if missing_twentieths(column)]
+        return replace(schema, gaps=tuple(gaps))
     from dlrmctl.data.store.store import Store
     from dlrmctl.datasets.open import data_directory
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from dlrmctl.assembly.model import Model, build_model
 from dlrmctl.assembly.optimizers import build_dense_optimizer
 from dlrmctl.data.batch import Batch
+from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.schema import Schema, SparseFeature
 from dlrmctl.embeddings.sharding.shard import sparse_state
 from dlrmctl.plan.cluster import Cluster
@@ -50,7 +51,7 @@ def _train(config: Config, schema: Schema, ranks: Ranks) -> tuple[int, int, Mode
     """Bytes this process grew by over some steps, with and without what its allocator keeps; and the model, alive."""
     _trim()
     before = _resident()
-    model = build_model(config, schema, ranks, batch_size=BATCH)
+    model = build_model(config, FeatureSpace(schema), ranks, batch_size=BATCH)
     optimizer = build_dense_optimizer(config.optim, model.network, ranks.group)
     step = TrainingStep(model, optimizer, ranks, "fp32")
     torch.manual_seed(ranks.rank)
