@@ -343,7 +343,7 @@ def test_metadata_that_would_run_code_is_refused(tmp_path: Path, module: str, na
     from dlrmctl.rundir.tensor_files import stored_tensors
 
     (tmp_path / ".metadata").write_bytes(_pickle_of_call(module, name, f"touch {tmp_path}/ran"))
-    with pytest.raises(UserError, match=rf"asks for {module}\.{name}"):
+    with pytest.raises(UserError, match=rf"refers to {module}\.{name}"):
         stored_tensors(tmp_path)
     assert not (tmp_path / "ran").exists()
 

@@ -112,7 +112,7 @@ def test_the_training_data_of_the_run_is_warned_of(work: Path, tmp_path: Path):
     arguments = ("--method", "int8", "--finetune-data", work / "base", "--finetune-steps", 2, "--dry-run")
     done = compress(work, tmp_path / "x", *arguments)
     assert done.status == 0
-    assert "is what the model was trained on" in done.err
+    assert "is the training data of the model" in done.err
     assert "control" in done.out
     assert "2 steps of 256 examples of the training data" in done.out
 

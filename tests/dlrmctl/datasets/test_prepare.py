@@ -369,7 +369,7 @@ def test_a_store_without_counts_says_so(tmp_path: Path):
     write_store(Synthetic(0, 200, 100, 100), tmp_path / "s")
     done = in_process("data", "show", tmp_path / "s")
     assert done.status == 0, done.err
-    assert "without a report" in done.out
+    assert "no report" in done.out
     assert "no id counts" in done.out
     _refused(in_process("data", "show", tmp_path / "s", "--plot", tmp_path / "a.png"), "has no id counts")
 

@@ -269,7 +269,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_over_and_runs_says_
     shutil.rmtree(copy / "checkpoints")
     (copy / "results.json").unlink()
     listed = in_process("runs", tmp_path)
-    assert "no checkpoint yet, starts over when resumed" in listed.out
+    assert "has no checkpoint yet and starts over when resumed" in listed.out
     done = in_process("train", "--resume", copy, "--json")
     assert done.status == 0, done.err
     assert "no checkpoint yet, starting over" in done.err

@@ -49,7 +49,7 @@ def test_learning_curves_name_every_run(runs: Path, tmp_path: Path, metric: str)
     [
         (["runs", "nowhere"], "nowhere: no such directory"),
         (["plot", "nowhere", "-o", "x.png"], "nowhere: no such run directory"),
-        (["plot", "nowhere", "-o", "x.gif"], "ending in .png or .svg"),
+        (["plot", "nowhere", "-o", "x.gif"], "must end in .png or .svg"),
         (["plot", "nowhere", "-o", "x.png", "--metric", "aucc"], "--metric = 'aucc' must be one of"),
     ],
 )

@@ -82,7 +82,7 @@ def test_slices_and_deciles_add_up_to_the_whole(runs: Path, tmp_path: Path):
             ["evaluate", "good", "--slice", "int_1"],
             "int_1 is a dense feature; slices need a sparse one",
         ),
-        (["evaluate", "good", "--plot", "roc.gif"], "ending in .png or .svg"),
+        (["evaluate", "good", "--plot", "roc.gif"], "must end in .png or .svg"),
         (["compare", "good", "nowhere"], "nowhere: no such run directory"),
         (["compare", "good", "poor", "--checkpoint", "step-7"], "has no checkpoint 'step-7'"),
         (["compare", "good", "poor", "--split", "tset"], "--split = 'tset' must be one of"),

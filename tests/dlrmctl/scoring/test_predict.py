@@ -74,7 +74,7 @@ def test_bad_lines_have_a_problem_in_place_of_a_probability_and_unknown_values_a
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "run", "new.tsv", "-o", "x.txt"], "ending in .parquet or .csv"),
+        (["predict", "run", "new.tsv", "-o", "x.txt"], "must end in .parquet or .csv"),
         (
             ["predict", "run", "train.txt", "-o", "x.csv"],
             "at most 114 are allowed; train.txt, line 1: 40 fields, expected 39",

@@ -83,7 +83,7 @@ def test_copies_of_a_row_put_no_demands_on_the_distortion():
 def test_what_no_map_fits_is_told(table: TableRows):
     with pytest.raises(ValueError, match="must be from 1 to 16"):
         Method.parse("nile-pro17").fit(table)
-    with pytest.raises(ValueError, match="has no head"):
+    with pytest.raises(ValueError, match="cannot have a head"):
         Method.parse("head2%+nile-pro8")
     with pytest.raises(ValueError, match="rows are the same"):
         Method.parse("fromax2").fit(TableRows(torch.ones(9, 4), torch.ones(9)))
