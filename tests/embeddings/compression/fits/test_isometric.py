@@ -85,7 +85,7 @@ def test_what_no_map_fits_is_told(table: TableRows):
         Method.parse("nile-pro17").fit(table)
     with pytest.raises(ValueError, match="cannot have a head"):
         Method.parse("head2%+nile-pro8")
-    with pytest.raises(ValueError, match="rows are the same"):
+    with pytest.raises(ValueError, match="rows are equal"):
         Method.parse("fromax2").fit(TableRows(torch.ones(9, 4), torch.ones(9)))
 
 

@@ -258,7 +258,7 @@ class TestBothObjectives:
             solve(decaying(40, 8), rank)
 
     def test_equal_rows_are_refused(self, solve):
-        with pytest.raises(ValueError, match="all 5 rows are the same"):
+        with pytest.raises(ValueError, match="all 5 rows are equal"):
             solve(torch.ones(5, 4), 2)
 
     def test_values_that_are_not_finite_are_refused(self, solve):
