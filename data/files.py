@@ -119,7 +119,7 @@ def read_array(path: Path, dtype: "np.dtype", count: int, offset: int = 0) -> "n
 
     array = np.empty(count, dtype)
     content, at = array.view(np.uint8).data, 0
-    with io_errors(path, "read"), _open_to_read(path) as file:
+    with io_errors(path, "read"), open_to_read(path) as file:
         file.seek(offset)
         while at < len(content) and (read := file.readinto(content[at:])):
             at += read
@@ -298,24 +298,29 @@ def read_file(path: Path, *, most: int) -> bytes:
     Raises:
         DataError: if it cannot be read, is not a file, or has more than `most` bytes.
     """
-    with io_errors(path, "read"), _open_to_read(path) as file:
+    with io_errors(path, "read"), open_to_read(path) as file:
         found = os.fstat(file.fileno()).st_size
         if found > most:
             raise DataError(f"{path} has {found:,} bytes, more than {most:,}")
         return file.read()
 
 
-def _open_to_read(path: Path) -> FileIO:
+def open_to_read(path: Path) -> FileIO:
     """Opens a regular file; does not block, as opening a pipe would.
 
     Raises:
         DataError, OSError: if it is not a regular file, or cannot be opened.
     """
-    file = FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    return FileIO(descriptor_to_read(path), "rb")
+
+
+def descriptor_to_read(path: Path) -> int:
+    """Opens a regular file like `open_to_read`; the caller closes the descriptor."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise DataError(f"{path} is not a file")
-    return file
+    return descriptor
 
 
 @contextmanager
@@ -376,7 +381,7 @@ def refuse_links(directory: Path, hint: str) -> None:
 
 def file_crc32(path: Path) -> int:
     crc32 = 0
-    with io_errors(path, "read"), _open_to_read(path) as file:
+    with io_errors(path, "read"), open_to_read(path) as file:
         while piece := file.read(_PIECE_BYTES):
             crc32 = zlib.crc32(piece, crc32)
     return crc32

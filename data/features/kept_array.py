@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from dlrmctl.data.errors import DataError
-from dlrmctl.data.files import file_crc32, io_errors, read_array
+from dlrmctl.data.files import file_crc32, io_errors, open_to_read, read_array
 from dlrmctl.data.sealed import Values
 
 _AGAIN = "prepare it again from the raw files"
@@ -79,7 +79,7 @@ class KeptArray:
         Raises:
             DataError: if it was changed, or cannot be read or written.
         """
-        with io_errors(source / self.file, "read"), (source / self.file).open("rb") as opened:
+        with io_errors(source / self.file, "read"), open_to_read(source / self.file) as opened:
             with io_errors(target / self.file, "write"), (target / self.file).open("wb") as file:
                 shutil.copyfileobj(opened, file)
         if file_crc32(target / self.file) != self.crc32:

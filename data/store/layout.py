@@ -7,13 +7,14 @@ The table has the size and the checksum of each block, as small records in its o
 blocks, which would take seconds to read as JSON. Bytes are little-endian.
 """
 
+import os
 import zlib
 from pathlib import Path
 
 import numpy as np
 
 from dlrmctl.data.errors import DataError
-from dlrmctl.data.files import io_errors
+from dlrmctl.data.files import io_errors, open_to_read
 from dlrmctl.data.schema import Schema
 from dlrmctl.data.source import Block
 
@@ -53,20 +54,14 @@ def pack(schema: Schema, block: Block) -> bytes:
         DataError: if the block does not fit the schema: an id outside its table, a list too long, a label not 0 or 1.
     """
     columns: list[np.ndarray] = []
-    _check_shapes(schema, block)
+    check_block(schema, block)
     columns.extend(dense_N.astype(t) for dense_N, t in zip(block.dense_IN, dense_types(schema), strict=True))
-    if not np.isin(block.labels_N, (0, 1)).all():
-        raise DataError("a label is neither 0 nor 1")
     columns.append(block.labels_N.astype(LABEL_TYPE))
     for f, feature in enumerate(schema.sparse):
-        ids = block.ids_F[f]
-        if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < feature.rows):
-            wrong = int(ids.max()) if int(ids.max()) >= feature.rows else int(ids.min())
-            raise DataError(f"feature {feature.name}: id {wrong} is outside its {feature.rows:,} rows")
         if feature.max_ids > 1:
             assert block.lengths_FN is not None
             columns.append(block.lengths_FN[f].astype(narrowest(feature.max_ids)))
-        columns.append(ids.astype(narrowest(feature.rows - 1)))
+        columns.append(block.ids_F[f].astype(narrowest(feature.rows - 1)))
     parts = []
     for column in columns:
         content = column.tobytes()
@@ -90,13 +85,19 @@ def block_bytes(schema: Schema, num_rows: int) -> tuple[int, int]:
 
 
 def unpack(schema: Schema, content: np.ndarray, num_rows: int) -> Block:
-    """The block in the bytes `content` (uint8), as views of them; but for dense columns of several types."""
+    """The block in the bytes `content` (uint8), as views of them; but for dense columns of several types.
+
+    Raises:
+        DataError: if the lengths of lists do not add up to the bytes.
+    """
     at = 0
 
     def column(dtype: np.dtype, count: int) -> np.ndarray:
         nonlocal at
         start, size = at, dtype.itemsize * count
         at += _aligned(size)
+        if at > len(content):
+            raise DataError(f"its columns take more than its {len(content):,} bytes")
         return content[start : start + size].view(dtype)
 
     num_dense = len(schema.dense)
@@ -117,6 +118,8 @@ def unpack(schema: Schema, content: np.ndarray, num_rows: int) -> Block:
             lengths_FN[f] = column(narrowest(feature.max_ids), num_rows)
             count = int(lengths_FN[f].sum())
         ids_F.append(column(narrowest(feature.rows - 1), count))
+    if at < len(content):
+        raise DataError(f"its columns take {at:,} of its {len(content):,} bytes")
     return Block(dense_IN, ids_F, labels_N, lengths_FN)
 
 
@@ -124,13 +127,20 @@ def _aligned(size: int) -> int:
     return size + -size % _ALIGNMENT
 
 
-def _check_shapes(schema: Schema, block: Block) -> None:
+def check_block(schema: Schema, block: Block) -> None:
+    """Check that a block fits the schema.
+
+    Raises:
+        DataError: if it has other columns, an id outside its table, a list too long, or a label that is not 0 or 1.
+    """
     num_rows, num_sparse = len(block), len(schema.sparse)
     if block.dense_IN.shape != (len(schema.dense), num_rows) or len(block.ids_F) != num_sparse:
         raise DataError(
             f"a block of {num_rows} examples has dense features of shape {block.dense_IN.shape} and "
             f"{len(block.ids_F)} sparse features; the schema has {len(schema.dense)} and {num_sparse}"
         )
+    if not np.isin(block.labels_N, (0, 1)).all():
+        raise DataError("a label is neither 0 nor 1")
     lengths_FN = block.lengths_FN
     if (lengths_FN is None) != schema.one_hot:
         raise DataError("a block must have lengths if, and only if, a feature of the schema may have several ids")
@@ -143,6 +153,10 @@ def _check_shapes(schema: Schema, block: Block) -> None:
         low, high = int(lengths_FN[f].min()), int(lengths_FN[f].max())
         if low < 0 or high > feature.max_ids or (feature.max_ids == 1 and low != 1):
             raise DataError(f"feature {feature.name}: a list of {high if high > feature.max_ids else low} ids")
+    for feature, ids in zip(schema.sparse, block.ids_F, strict=True):
+        if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < feature.rows):
+            wrong = int(ids.max()) if int(ids.max()) >= feature.rows else int(ids.min())
+            raise DataError(f"feature {feature.name}: id {wrong} is outside its {feature.rows:,} rows")
 
 
 def table_file(split: str) -> str:
@@ -178,10 +192,11 @@ class BlockTable:
         self, path: Path, schema: Schema, *, block_rows: int, examples: int, total_bytes: int, crc32: int
     ) -> None:
         num_blocks = -(-examples // block_rows)
-        with io_errors(path, "read"):
-            content = path.read_bytes()
-        if len(content) != num_blocks * RECORD_BYTES:
-            raise DataError(f"{path}: {len(content):,} bytes, {num_blocks:,} blocks take {num_blocks * RECORD_BYTES:,}")
+        with io_errors(path, "read"), open_to_read(path) as file:
+            found, expected = os.fstat(file.fileno()).st_size, num_blocks * RECORD_BYTES
+            if found != expected:
+                raise DataError(f"{path}: {found:,} bytes, {num_blocks:,} blocks take {expected:,}")
+            content = file.read()
         if zlib.crc32(content) != crc32:
             raise DataError(f"{path}: its content does not match its checksum in the manifest, {crc32}")
         records = np.frombuffer(content, dtype=_RECORD)

@@ -15,9 +15,9 @@ import numpy as np
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.features.space import FeatureSpace
-from dlrmctl.data.files import io_errors
+from dlrmctl.data.files import descriptor_to_read, io_errors
 from dlrmctl.data.source import SPLITS, Bayes, Block, check_split
-from dlrmctl.data.store.layout import BlockTable, table_file, unpack
+from dlrmctl.data.store.layout import BlockTable, check_block, table_file, unpack
 from dlrmctl.data.store.manifest import PREPARE_AGAIN, Manifest, read_manifest, split_file
 
 
@@ -64,8 +64,7 @@ class Store:
         table = self._splits[split].table
         if not 0 <= index < len(table):
             raise DataError(f"the {split} split of {self.path} has no block {index}")
-        content = self._splits[split].read(index, verify=self._verify)
-        return unpack(self.schema, content, table.rows(index))
+        return self._splits[split].read(index, verify=self._verify)
 
     def verify(self, split: str) -> None:
         """Verifies the checksums of all blocks of a split now.
@@ -102,6 +101,7 @@ class _Split:
     def __init__(self, store: Path, manifest: Manifest, split: str) -> None:
         entry = manifest.splits[split]
         self.path = store / split_file(split)
+        self._schema = manifest.schema
         try:
             self.table = BlockTable(
                 store / table_file(split),
@@ -114,18 +114,18 @@ class _Split:
         except DataError as error:
             raise DataError(error.message, error.hint or PREPARE_AGAIN) from error
         with io_errors(self.path, "read"):
-            self._file = os.open(self.path, os.O_RDONLY)
+            self._file = descriptor_to_read(self.path)
             weakref.finalize(self, os.close, self._file)
             found, _ = self._stamp_now()
         if found != entry.bytes:
             raise DataError(f"{self.path}: {found:,} bytes, the manifest says {entry.bytes:,}", PREPARE_AGAIN)
         self._compared: dict[int, tuple[int, int]] = {}  # block -> the stamp of its file at that time
 
-    def read(self, index: int, *, verify: bool) -> np.ndarray:
-        """Reads the bytes of a block, uint8.
+    def read(self, index: int, *, verify: bool) -> Block:
+        """Reads a block.
 
         Raises:
-            DataError: if they are missing or were changed.
+            DataError: if its bytes are missing, were changed, or do not fit the schema.
         """
         start, stop = self.table.offsets[index : index + 2].tolist()
         content = np.empty(stop - start, dtype=np.uint8)
@@ -136,11 +136,18 @@ class _Split:
             stamp = self._stamp_now()
         if at < len(content):
             raise DataError(f"{self.path}, block {index}: cut short", PREPARE_AGAIN)
-        if verify and self._compared.get(index) != stamp:
-            if zlib.crc32(content.data) != self.table.checksums[index]:
-                raise DataError(f"{self.path}, block {index}: changed since it was prepared", PREPARE_AGAIN)
+        is_new = verify and self._compared.get(index) != stamp
+        if is_new and zlib.crc32(content.data) != self.table.checksums[index]:
+            raise DataError(f"{self.path}, block {index}: changed since it was prepared", PREPARE_AGAIN)
+        try:
+            block = unpack(self._schema, content, self.table.rows(index))
+            if is_new:
+                check_block(self._schema, block)  # whoever wrote the checksum may have written anything
+        except DataError as error:
+            raise DataError(f"{self.path}, block {index}: {error.message}", PREPARE_AGAIN) from None
+        if is_new:
             self._compared[index] = stamp
-        return content
+        return block
 
     def verify(self) -> None:
         """Verifies blocks that were not verified yet, or whose file was changed since."""

@@ -26,10 +26,18 @@ from typing import TYPE_CHECKING, Any
 
 from dlrmctl.console.console import finite, warn
 from dlrmctl.console.text import few
-from dlrmctl.data.files import appended_file, held_lock, io_errors, refuse_links, remove_leftovers, write_whole
+from dlrmctl.data.files import (
+    appended_file,
+    held_lock,
+    io_errors,
+    read_file,
+    refuse_links,
+    remove_leftovers,
+    write_whole,
+)
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.cores import usable_cores
-from dlrmctl.rundir.records import read_record
+from dlrmctl.rundir.records import MOST_BYTES, read_record
 from dlrmctl.settings.config import Config
 from dlrmctl.settings.synonyms import nearest
 from dlrmctl.settings.toml import read_run_settings, write_settings
@@ -124,7 +132,7 @@ class RunDirectory:
             yield
             return
         self.settings()
-        if (self.path / "manifest.json").exists():
+        if (self.path / "manifest.json").exists() or any(self.path.glob("*.safetensors")):
             raise UserError(
                 f"{self.path} is a compressed model, which cannot be trained", "resume the run that it was made from"
             )
@@ -211,7 +219,8 @@ class RunDirectory:
         """Drops the recorded lines of steps that a resumed run will repeat, and a truncated line."""
         if not self.writes or not self.metrics_file.exists():
             return
-        lines = self.metrics_file.read_text(errors="replace").splitlines(keepends=True)
+        content = read_file(self.metrics_file, most=MOST_BYTES)
+        lines = content.decode(errors="replace").splitlines(keepends=True)
         steps = [_recorded_step(line) for line in lines]
         kept = [line for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
         if lost := sum(at is None for at in steps[:-1]):  # the last line may be truncated

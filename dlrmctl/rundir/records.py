@@ -10,7 +10,7 @@ from dlrmctl.data.files import read_file
 from dlrmctl.data.sealed import Values
 from dlrmctl.errors import UserError
 
-_MOST_BYTES = 1 << 30
+MOST_BYTES = 1 << 30
 _SHOWN = 200  # characters of a problem
 _Content = TypeVar("_Content")
 
@@ -25,7 +25,7 @@ def read_record(path: Path, parse: Callable[[Values], _Content], hint: str | Non
     Raises:
         UserError, DataError: if the file cannot be read or parsed.
     """
-    content = read_file(path, most=_MOST_BYTES)
+    content = read_file(path, most=MOST_BYTES)
     try:
         return parse(_values(content))
     except DataError as problem:
@@ -39,7 +39,7 @@ def read_lines(path: Path, parse: Callable[[Values], _Content], hint: str | None
         UserError, DataError: see `read_record`; the message names the line.
     """
     found = []
-    lines = read_file(path, most=_MOST_BYTES).splitlines(keepends=True)
+    lines = read_file(path, most=MOST_BYTES).splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
         try:
             found.append(parse(_values(line)))

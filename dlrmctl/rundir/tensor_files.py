@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from dlrmctl.data.files import read_file
+from dlrmctl.data.files import open_to_read, read_file
 from dlrmctl.errors import UserError
 
 METADATA = ".metadata"
@@ -76,7 +76,7 @@ def read_tensor(checkpoint: Path, stored: StoredTensor) -> Tensor:
 
 def _read_piece(checkpoint: Path, stored: StoredTensor, piece: Piece) -> Tensor:
     try:
-        with (checkpoint / piece.file).open("rb") as file:
+        with open_to_read(checkpoint / piece.file) as file:
             content = io.BufferedReader(_Slice(file, piece.start, piece.length))
             tensor = torch.load(content, map_location="cpu", weights_only=True)
     except Exception:  # torch raises many types, for zip files, pickles and tensors

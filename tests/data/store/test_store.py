@@ -155,6 +155,41 @@ def test_files_that_stand_in_each_others_place_are_refused(tmp_path: Path) -> No
         Store(b).verify("validation")
 
 
+@pytest.mark.parametrize(
+    ("at", "value", "message"),
+    [  # of a block of 5 examples with lists: columns of 16 (dense), 8 (labels), 8 and 24 (ids), 8 and 8 bytes (lists)
+        (32, 2, "a label is neither 0 nor 1"),
+        (40, 7, "feature small: id 7 is outside its 7 rows"),
+        (72, 4, "feature list: a list of 4 ids"),
+        (72, 200, "its columns take more than its 88 bytes"),
+        (80, 3, "feature list: id 3 is outside its 3 rows"),
+    ],
+)
+def test_a_block_that_does_not_fit_the_schema_is_refused_though_its_checksums_fit(
+    tmp_path: Path, at: int, value: int, message: str
+) -> None:
+    path = tmp_path / "store"
+    write_store(Counting(5, multi_hot=True), path)
+    content = bytearray((path / "train.bin").read_bytes())
+    content[at] = value
+    (path / "train.bin").write_bytes(content)
+    table = (path / "train.blocks").read_bytes()[:8] + zlib.crc32(content).to_bytes(4, "little")
+    (path / "train.blocks").write_bytes(table)
+    manifest = read_manifest(path)
+    entry = replace(manifest.splits["train"], table_crc32=zlib.crc32(table))
+    write_manifest(path, replace(manifest, splits={**manifest.splits, "train": entry}))
+    with pytest.raises(DataError, match=rf"train\.bin, block 0: {message}"):
+        Store(path).read_block("train", 0)
+
+
+@pytest.mark.parametrize("name", ["train.bin", "train.blocks"])
+def test_a_pipe_in_place_of_a_file_is_refused_at_once(path: Path, name: str) -> None:
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    with pytest.raises(DataError, match=f"{name} is not a file"):
+        Store(path)
+
+
 def test_a_table_of_blocks_that_is_damaged_missing_or_cut_short_is_refused(path: Path) -> None:
     table = path / "train.blocks"
     content = table.read_bytes()

@@ -261,6 +261,9 @@ def test_a_compressed_model_is_not_resumed(finished: Path, tmp_path: Path):
     assert done.status == 0, done.err
     before = sorted((path.name, path.read_bytes()) for path in (tmp_path / "small").iterdir() if path.is_file())
     _refused(in_process("train", "--resume", tmp_path / "small"), "small is a compressed model")
+    shutil.copytree(tmp_path / "small", tmp_path / "damaged")
+    (tmp_path / "damaged" / "manifest.json").unlink()
+    _refused(in_process("train", "--resume", tmp_path / "damaged"), "damaged is a compressed model")
     assert before == sorted((path.name, path.read_bytes()) for path in (tmp_path / "small").iterdir() if path.is_file())
 
 
