@@ -28,7 +28,7 @@ from dlrmctl.data.sealed import write_sealed
 from dlrmctl.settings.toml import write_settings
 from tests.dlrmctl.commands import Done, in_process
 
-SECONDS = 200  # for one answer, on a busy machine
+SECONDS = 600  # for one answer, on a busy machine
 _JUNK: list[Any] = [
     *({}, [], None, True, -1, 0, 0.5, 2**31, 2**53, 2**63, 10**4000, 1e300, "x" * 3000, "", "../../elsewhere", "nan"),
     *({"a": {}}, [[1]], [None], "\x1b[31m\n", "\u202e"),

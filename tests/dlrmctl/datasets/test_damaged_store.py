@@ -44,7 +44,7 @@ def _train(small: list[str]) -> Command:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3000)
 def test_a_damaged_store_of_a_table_gives_right_numbers_or_one_line(place: Path, tmp_path: Path):
     evaluate = Command(
         lambda path, out: ["evaluate", place / "run", "--data", path, "--json"], lambda done: done.json()["test"]
@@ -54,7 +54,7 @@ def test_a_damaged_store_of_a_table_gives_right_numbers_or_one_line(place: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3000)
 def test_a_damaged_store_of_criteo_gives_right_numbers_or_one_line(place: Path, tmp_path: Path):
     commands = {"show": _show(), "train": _train([*SMALL[2:], "--batch-size", "64"])}
     answers_to_damages(place / "criteo", tmp_path, commands, 150, seed=4)

@@ -40,7 +40,7 @@ def _score(model: Path, rows: Path, scores: Path) -> Done:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3000)
 def test_a_damaged_export_gives_the_same_probabilities_or_one_line(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

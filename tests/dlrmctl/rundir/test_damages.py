@@ -65,7 +65,7 @@ def _commands(place: Path) -> dict[str, Command]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3000)
 def test_a_damaged_run_gives_right_numbers_or_one_line(place: Path, tmp_path: Path):
     commands = _commands(place)
     del commands["expand"]
@@ -73,7 +73,7 @@ def test_a_damaged_run_gives_right_numbers_or_one_line(place: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3000)
 def test_a_damaged_compressed_model_gives_right_numbers_or_one_line(place: Path, tmp_path: Path):
     commands = _commands(place)
     del commands["runs"], commands["plot"]
