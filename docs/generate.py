@@ -96,7 +96,8 @@ def option_text(option: Any) -> str:
 
 
 def code(text: str) -> str:
-    """Code inside a table, where a bar in backticks would begin the next cell."""
+    """Code inside a table, on one line; a bar in backticks would begin the next cell."""
+    text = text.replace("\n", "")
     return f"<code>{text.replace('|', '&#124;')}</code>" if "|" in text else f"`{text}`"
 
 

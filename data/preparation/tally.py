@@ -28,7 +28,8 @@ _REMEDIES = {
     LABEL_WRONG: "if the labels are not 0 and 1, set the positive ones in the schema: label_positive = '>= 4'",
     LIST_TOO_LONG: "cut longer lists with truncate = 'first' in the section [columns.NAME] of the schema, or raise its "
     "max_ids",
-    "not a number": "if it stands for a missing value, list it in the schema: missing = ['NA', '-']",
+    "not a number": "if it stands for a missing value, list it in the schema: missing = ['NA', '-']; a column of "
+    "strings or dates belongs in sparse",
 }
 
 

@@ -28,6 +28,7 @@ _PANELS = {
     "schedule": "Learning-rate schedule",
     "train": "Training loop",
 }
+_WIDEST_CHOICES = 20  # characters in a line of help
 # Numbers are strings here and are parsed like settings, so that error messages are the same.
 Nproc = Annotated[
     str, typer.Option(help="Number of ranks to start on this machine.", metavar="N", rich_help_panel=LAUNCH_PANEL)
@@ -45,7 +46,8 @@ def option(help: str, metavar: str | None = None, panel: str | None = None) -> A
     """An option named after its parameter; choices are given in the metavar, separated by |."""
     words = metavar.split("|") if metavar and "|" in metavar else None
     complete = completion.choices(words) if words else None
-    return typer.Option(help=help, metavar=metavar, rich_help_panel=panel, autocompletion=complete)
+    shown = _lines_of(words) if words else metavar
+    return typer.Option(help=help, metavar=shown, rich_help_panel=panel, autocompletion=complete)
 
 
 def with_settings(only: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -84,7 +86,7 @@ def _parameter(section: str, item: Any) -> inspect.Parameter:
     hint = get_type_hints(SECTIONS[section])[item.name]
     choices = item.metadata["choices"]
     is_switch = plain_type(hint) is bool
-    metavar = "|".join(choices) if choices else {int: "N", float: "X", str: "DIR"}.get(plain_type(hint), "W-W-...")
+    metavar = _lines_of(choices) if choices else {int: "N", float: "X", str: "DIR"}.get(plain_type(hint), "W-W-...")
     default = default_of(item)
     flag = flag_of(item)
     option = typer.Option(
@@ -92,11 +94,22 @@ def _parameter(section: str, item: Any) -> inspect.Parameter:
         help=item.metadata["help"] + ("" if default is None else rf" \[default: {shown(default)}]"),
         metavar=None if is_switch else metavar,
         show_default=False,
-        rich_help_panel=_PANELS[section],
+        # The column of --no-... would narrow the others of a long panel.
+        rich_help_panel=LAUNCH_PANEL if is_switch else _PANELS[section],
         autocompletion=completion.choices(choices) if choices else completion.stores if flag == "--data" else None,
     )
     annotation = Annotated[bool | None, option] if is_switch else Annotated[str | None, option]
     return inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _lines_of(choices: Sequence[str]) -> str:
+    """The choices, separated by |, on lines short enough that help on a narrow terminal breaks no word."""
+    lines = [choices[0]]
+    for choice in choices[1:]:
+        fits = len(lines[-1]) + len(choice) < _WIDEST_CHOICES
+        lines[-1] += "|"
+        lines = [*lines[:-1], lines[-1] + choice] if fits else [*lines, choice]
+    return "\n".join(lines)
 
 
 def settings_of_run(run: Path, flags: dict[str, str]) -> "tuple[RunDirectory, Config]":

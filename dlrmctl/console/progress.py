@@ -98,7 +98,7 @@ class BarDisplay:
         """
         if not self.shown:
             return
-        left = self.time_left.text(self._done, self._total)
+        left = self._text_left()
         if self.bar:
             self.bar.show(self._what, self._done, self._total, left, about)
         elif now or time.monotonic() >= self._next_line:
@@ -107,6 +107,10 @@ class BarDisplay:
             whole = line or ": ".join([self._what, *([", ".join(parts)] if parts else [])])
             say(whole + (f"  {left}" if left else ""))
             self._next_line = time.monotonic() + INTERVAL_SECONDS
+
+    def _text_left(self) -> str:
+        """The remaining time, as text; empty if unknown."""
+        return self.time_left.text(self._done, self._total)
 
     def rows(self, table: str, phase: str, done: int, total: int) -> None:
         """Shows the progress of a pass over the rows of a table."""

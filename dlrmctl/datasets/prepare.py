@@ -8,6 +8,7 @@ from typing import Any
 from dlrmctl.console.console import print_json, say, warn
 from dlrmctl.console.progress import BarDisplay
 from dlrmctl.console.text import few
+from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.formats.arrays import NpyInput
 from dlrmctl.data.formats.criteo import LOST_FIELDS, CriteoInput
 from dlrmctl.data.formats.raw import Input
@@ -28,6 +29,7 @@ from dlrmctl.ranks.signals import terminable
 from dlrmctl.settings.toml import read_toml
 
 _PHASES = {"parse": "reading", "encode": "numbering ids", "write": "writing"}
+_LOOKED_AT = 100  # most frequent values of a column that are searched for list separators
 
 
 def prepare(
@@ -73,6 +75,9 @@ def prepare(
             warn(f"{few(unknown)}: {of}; was the type different there?")
     warn_of_lost_fields(report.repaired, report.rows, [c.name for c in report.columns if c.missing == 1])
     warn_of_constant_columns(report)
+    warn_of_equal_labels(report, schema)
+    if isinstance(source, TableInput):
+        _warn_of_joined_lists(source, Store(out).features)
     if as_json:
         print_json({"store": str(out), "name": decisions.name, **report.to_dict()})
     else:
@@ -107,6 +112,37 @@ def warn_of_constant_columns(report: PrepareReport) -> None:
     said += [f"{few(constant)} with one value in all rows"] if constant else []
     if said:
         warn(f"nothing can be learned from {' and '.join(said)}")
+
+
+def warn_of_equal_labels(report: PrepareReport, schema: Path | None) -> None:
+    """Warns if all training examples have the same label: a model would only learn that label.
+
+    Args:
+        schema: file that says which labels are positive, if there is one.
+    """
+    train = report.splits["train"]
+    if train.examples and train.label_rate in (0, 1):
+        check = f": check label and label_positive in {schema}" if schema else ""
+        warn(f"all {train.examples:,} training labels are {train.label_rate:.0f}{check}")
+
+
+def _warn_of_joined_lists(source: TableInput, features: FeatureSpace) -> None:
+    """Warns of columns of single strings that look like lists, because frequent values have the list separator."""
+    schema = source.table_schema
+    rows_of = {feature.name: feature.rows for feature in features.schema.sparse}
+    joined = {}
+    for name in (c.name for c in schema.sparse if source.format == "csv" and c.max_ids == 1 and c.type is None):
+        if features.sorted_by_frequency(name):
+            last = min(rows_of[name], RESERVED_ROWS + _LOOKED_AT)
+            values = features.values_of(name, range(RESERVED_ROWS, last))
+            found = [value for value in values if value and schema.list_separator in value]
+            if 2 * len(found) > len(values):
+                joined[name] = found[0]
+    for name, example in joined.items():
+        warn(
+            f"{name} has values such as {example!r}, each read as one string: to read lists, set max_ids under "
+            f"[columns.{name}] in {schema.name}"
+        )
 
 
 @contextmanager

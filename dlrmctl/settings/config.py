@@ -144,7 +144,8 @@ class OptimSettings:
 class ScheduleSettings:
     warmup_steps: int | None = setting(
         None,
-        "Number of linear warmup steps. Default: a twentieth of the run, from 50 to 1,000, and at most a tenth of it.",
+        "Number of linear warmup steps. Default: a twentieth of the run (with --epochs auto, of its first epoch), from "
+        "50 to 1,000, and at most a tenth of it.",
         at_least=0,
     )
     hold_steps: int = setting(0, "Number of steps at the full learning rate between warmup and decay.", at_least=0)

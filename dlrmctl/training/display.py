@@ -34,12 +34,22 @@ class TrainingDisplay(BarDisplay):
         super().__init__(shown=speaks)
         self._total, self._done = total, done
         self._examples = 0.0
+        self._epoch = 0  # shown if the number of epochs is not known
         self._last, self._last_rate = StepSums(), 0.0
         self._shown_at = 0.0
 
-    def plan_steps(self, total: int) -> None:
-        """Sets how many steps are planned, where a further pass begins."""
-        self._total = total
+    def begin_epoch(self, number: int, total: int) -> None:
+        """Begins an epoch that may be the last.
+
+        Args:
+            number: from 1.
+            total: number of steps up to its end.
+        """
+        self._epoch, self._total = number, total
+
+    def _text_left(self) -> str:
+        left = super()._text_left()
+        return f"{left} in epoch {self._epoch}" if left and self._epoch else left
 
     def advance_step(self, window: StepSums, examples: float) -> None:
         """Counts a step.

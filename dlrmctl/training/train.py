@@ -204,7 +204,8 @@ class Trainer:
         progress, reader, device = self.progress, self.readers["train"], self.ranks.device
         evaluate_at = _evaluation_points(reader.num_batches, self.config.train.evaluations)
         if self.config.train.epochs is None:
-            self.display.plan_steps(min(self.total_steps, (progress.epoch + 1) * reader.num_batches))
+            end = (progress.epoch + 1) * reader.num_batches
+            self.display.begin_epoch(progress.epoch + 1, min(self.total_steps, end))
         with closing(reader.batches(progress.epoch, progress.batch)) as batches:  # type: ignore[type-var]
             for batch in batches:
                 self._set_learning_rates()
@@ -261,17 +262,22 @@ class Trainer:
             if metrics.ne is None and metrics.log_loss is not None and progress.best_step is None:
                 self.display.say("all validation labels are the same: without NE and AUC, log loss chooses the best")
             # Without validation examples, the newest is the best.
+            clearly_worse = False
             better = score is None or progress.best_score is None or score < progress.best_score
             if better:
                 progress.best_score, progress.best_step = score, progress.step
                 progress.evaluations_without_gain = 0
             else:
                 progress.evaluations_without_gain += 1
-                if self._is_clearly_worse(metrics):
+                if clearly_worse := self._is_clearly_worse(metrics):
                     progress.evaluations_without_gain = max(self.config.train.patience, 1)
             progress.finished = progress.step == self.total_steps or self._out_of_patience()
             mark = "  best so far" if better else ""
             self.display.say(f"step {progress.step}  validation  {short_text(metrics)}{mark}")
+            if progress.finished and progress.step < self.total_steps:
+                without = f"{progress.evaluations_without_gain} evaluations without improvement (--patience)"
+                far = "this NE is more than two standard errors above the best"
+                self.display.say(f"step {progress.step}  training ends: {far if clearly_worse else without}")
             for warning in failed_roots(self.optimizer, self.ranks):
                 self.display.say(f"step {progress.step}  {warning}")
         self._save()

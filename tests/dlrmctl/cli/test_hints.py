@@ -172,3 +172,13 @@ def test_version_and_short_help():
     assert version.out.startswith("dlrmctl ")
     for command in ([], ["train"], ["data"], ["data", "show"], ["bench", "step"]):
         assert in_process(*command, "-h").out == in_process(*command, "--help").out != ""
+
+
+@pytest.mark.parametrize("command", [["train"], ["compress-embeddings"], ["plan"]], ids=" ".join)
+def test_help_on_80_columns_cuts_no_option_and_no_choice(command: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = in_process(*command, "--help").out
+    assert "…" not in text
+    for word in ("--embedding", "--keep-checkpoints", "double-hash", "schedule-free", "sgd"):
+        assert command != ["train"] or word in text
+    assert command != ["compress-embeddings"] or "uniform" in text

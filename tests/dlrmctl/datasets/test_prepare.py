@@ -409,6 +409,25 @@ def test_features_that_are_the_same_in_every_row_are_one_warning(tmp_path: Path)
     assert done.err.count("warning:") == 1
 
 
+def test_labels_that_are_all_the_same_are_a_warning(tmp_path: Path):
+    (tmp_path / "my.toml").write_text('label = "stars"\nlabel_positive = "good"\nsparse = ["user"]\n')
+    (tmp_path / "t.csv").write_text("stars,user\n" + "".join(f"{n % 5},u{n % 7}\n" for n in range(70)))
+    done = in_process("prepare", "--schema", tmp_path / "my.toml", tmp_path / "t.csv", "-o", tmp_path / "store")
+    assert done.status == 0, done.err
+    assert "warning: all 60 training labels are 0: check label and label_positive in " in done.err
+
+
+@pytest.mark.parametrize("columns", ["", '[columns.genres]\ntype = "string"\n'], ids=["not said", "strings"])
+def test_lists_that_are_read_as_strings_are_a_warning(tmp_path: Path, columns: str):
+    (tmp_path / "my.toml").write_text(f'label = "y"\nsparse = ["user", "genres"]\n{columns}')
+    lines = "".join(f"{n % 2},u{n % 7},g{n % 3}{f'|g{n % 5}' if n % 3 else ''}\n" for n in range(70))
+    (tmp_path / "t.csv").write_text("y,user,genres\n" + lines)
+    done = in_process("prepare", "--schema", tmp_path / "my.toml", tmp_path / "t.csv", "-o", tmp_path / "store")
+    assert done.status == 0, done.err
+    assert ("to read lists, set max_ids under [columns.genres]" in done.err) == (not columns)
+    assert done.err.count("warning:") == (0 if columns else 1)
+
+
 @pytest.mark.parametrize("name", ["c" * 300, "\u5e7f\u544a" * 60], ids=["letters", "signs"])
 def test_a_column_of_a_long_name_is_prepared_like_any_other(tmp_path: Path, name: str):
     (tmp_path / "rows.csv").write_text(f"y,{name},{name}2\n" + "1,a,b\n0,c,d\n" * 20)

@@ -40,7 +40,9 @@ def _expected_number(evaluations: list[dict[str, float]], *, per_epoch: int) -> 
 
 
 def test_it_ends_once_evaluations_no_longer_gain_and_keeps_the_best(store: Path, tmp_path: Path):
-    found = in_process("train", *MODEL, *FAST, "--data", store, "--run-dir", tmp_path / "run", "--json").json()
+    done = in_process("train", *MODEL, *FAST, "--data", store, "--run-dir", tmp_path / "run", "--json")
+    found = done.json()
+    assert done.err.count("training ends: ") == 1
     evaluations = _evaluations(tmp_path / "run")
     scores = [entry["ne"] for entry in evaluations]
     best = scores.index(min(scores))
