@@ -144,13 +144,13 @@ def test_a_mistake_gets_its_hint(command: str, error: str, hint: str, place: Pat
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--embedding", "QR", "--decay", "Cosine", "--sharding", "TABLE-WISE", "--device", "CPU"],
+        ["--embedding", "QR", "--epochs", "1", "--decay", "Cosine", "--sharding", "TABLE-WISE", "--device", "CPU"],
         ["--batch-size", "2k", "--synthetic-rows", "1e6", "--max-steps", "1.5k", "--dataset", "Synthetic"],
     ],
 )
 def test_capitals_and_short_numbers_are_taken(arguments: list[str]):
     plain = {"QR": "qr", "Cosine": "cosine", "TABLE-WISE": "table_wise", "CPU": "cpu", "Synthetic": "synthetic"}
-    plain |= {"2k": "2000", "1e6": "1000000", "1.5k": "1500"}
+    plain |= {"2k": "2000", "1e6": "1000000", "1.5k": "1500", "1": "1"}
     from dlrmctl.settings.config import resolve
 
     names = [flag.removeprefix("--").replace("-", "_") for flag in arguments[::2]]

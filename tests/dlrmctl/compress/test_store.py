@@ -169,7 +169,7 @@ def test_a_budget_needs_a_validation_split_and_a_method_does_not(work: Path, tmp
         (["--finetune-steps", "3"], "--finetune-steps needs --finetune-data"),
         (["--finetune-lr", "0.1"], "--finetune-lr needs --finetune-data"),
         (["--finetune-data", "fresh", "--finetune-lr", "1e9"], "--finetune-lr 1e+09: training diverges"),
-        (["--finetune-data", "fresh", "--batch-size", "90000"], "--finetune-data fresh: has 25,"),
+        (["--finetune-data", "fresh", "--batch-size", "90000"], "--finetune-data fresh has 25,"),
         (["--freeze-mlps"], "--freeze-mlps needs --finetune-data"),
         (
             ["--finetune-data", "other"],

@@ -269,7 +269,7 @@ def test_help_answers_without_torch():
     done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--world-size" in done.stdout
-    assert "[tables] of" in " ".join(done.stdout.replace("│", " ").split())
+    assert "Read tables from [tables]" in " ".join(done.stdout.replace("│", " ").split())
 
 
 def test_without_data_the_ways_that_need_none_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -201,7 +201,7 @@ def test_a_job_continues_its_run_in_a_given_directory_and_no_other(monkeypatch: 
     monkeypatch.setenv("SLURM_JOB_ID", "13")
     done = in_process(*train)
     _refused(done, refusal)
-    assert "hint: --resume" in done.err
+    assert "hint: use --resume" in done.err
     monkeypatch.delenv("SLURM_JOB_ID")
     _refused(in_process(*train), refusal)
     monkeypatch.setenv("SLURM_JOB_ID", "12")
