@@ -233,6 +233,18 @@ def scratch_directory() -> Iterator[Path]:
         yield Path(place)
 
 
+def check_scratch() -> None:
+    """Checks that there is a usable temporary directory, before work that needs one.
+
+    Raises:
+        DataError: if there is none.
+    """
+    try:
+        tempfile.gettempdir()
+    except OSError as problem:
+        raise scratch_error(problem) or problem from None
+
+
 def scratch_error(problem: BaseException) -> DataError | None:
     """Returns the error for a machine without a usable temporary directory, which packages need too; else None."""
     said = problem.strerror if isinstance(problem, OSError) else None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlrmctl.data.files import check_scratch
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.launch import needs_launch, run_on_ranks
 from dlrmctl.ranks.process import configure
@@ -55,6 +56,7 @@ def run_training(
     if config is None:
         config = resolve(RunDirectory(Path(str(run_dir)), writes=False).settings(), {}) if resume else Config()
     check_batch(config, nproc)
+    check_scratch()
     arguments: dict[str, Any] = {
         "settings": config.to_dict(derived=False),
         "run_dir": None if run_dir is None else str(run_dir),
