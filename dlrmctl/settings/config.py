@@ -493,7 +493,7 @@ def check_batch(settings: Config, world_size: int) -> None:
     Raises:
         UserError: if it cannot.
     """
-    if settings.derived.get("batch_size") == settings.train.batch_size and settings.examples is None:
+    if "batch_size" in settings.derived and settings.examples is None:
         return  # it is chosen when the data is known
     size = settings.train.batch_size
     if size % world_size:

@@ -48,6 +48,6 @@ def advice(config: Config, results: Mapping[str, Any], *, last_ne: float | None,
             f"predictions on the validation split average {calibration:.2f} times the observed rate; "
             "does that rate differ from the training split's?"
         )
-    if config.train.epochs is not None and "epochs" not in config.derived and results["best_step"] == steps:
+    if "epochs" not in config.derived and results["best_step"] == steps:
         return "the last evaluation was the best; more --epochs may improve the model, or --epochs auto"
     return None
