@@ -26,6 +26,7 @@ class LiveBar(Progress):
             expand=True,
         )
         self._task = self.add_task("", total=None, share="", left="", visible=False)
+        self._undrawn = True
 
     def show(self, what: str, done: int, total: int, left: str, about: str) -> None:
         self._about = about
@@ -33,6 +34,9 @@ class LiveBar(Progress):
         self.update(
             self._task, description=what, completed=done, total=total or None, share=share, left=left, visible=True
         )
+        if self._undrawn:  # a short phase may end before the next redraw
+            self._undrawn = False
+            self.refresh()
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()

@@ -3,6 +3,7 @@
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Self
 
 import torch
 
@@ -37,6 +38,13 @@ class TrainingDisplay(BarDisplay):
         self._epoch = 0  # shown if the number of epochs is not known
         self._last, self._last_rate = StepSums(), 0.0
         self._shown_at = 0.0
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        if self.bar:
+            self._name_step()
+            self.show()
+        return self
 
     def begin_epoch(self, number: int, total: int) -> None:
         """Begins an epoch that may be the last.
@@ -91,9 +99,12 @@ class TrainingDisplay(BarDisplay):
         if self.shown:
             say(message)
 
-    def _show_step(self, values: Mapping[str, float | None], rate: float, *, now: bool = False) -> None:
+    def _name_step(self) -> None:
         steps = f"{self._total:,}"
         self._what = f"step {self._done:>{len(steps)},} of {steps}"
+
+    def _show_step(self, values: Mapping[str, float | None], rate: float, *, now: bool = False) -> None:
+        self._name_step()
         quality = f"loss {number_text(values['loss'])}  {METRICS['ne']} {number_text(values['ne'])}"
         text = f"{quality}  examples/s {rate:,.0f}  memory {bytes_text(peak_memory_bytes())}"
         self.show(text, line=f"step {self._done}  {text}", now=now)

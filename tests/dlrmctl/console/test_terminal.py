@@ -33,7 +33,7 @@ def _fits(shown: Shown) -> None:
 def test_training_shows_its_loss_and_speed_from_the_first_steps(training: Shown):
     _fits(training)
     assert training.lines[0] == "loading PyTorch ..."
-    assert re.search(r"step  \d of 39 ━.* %", "\n".join(training.lines))
+    assert re.search(r"step  0 of 39 ━.* 0 %", "\n".join(training.lines))
     assert re.search(r"loss \d\.\d{4}  NE \d\.\d{4}  examples/s [\d,]+  memory", "\n".join(training.lines))
     validations = [line for line in training.lines if re.match(r"step \d+  validation  log loss 0\.\d{4}  NE ", line)]
     assert len(validations) == 2

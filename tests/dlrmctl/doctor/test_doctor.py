@@ -162,6 +162,9 @@ def test_a_machine_without_a_place_for_temporary_files_is_one_line_and_doctor_sa
     done = limited("doctor", "--json")
     assert done.returncode == 1, done.stderr
     findings = by_name(json.loads(done.stdout))
-    for name in ("disk for temporary files", "2 ranks", "import torchrec"):
+    for name in ("disk for temporary files", "2 ranks"):
         assert findings[name]["status"] == "problem", name
         assert findings[name]["remedy"].startswith("export TMPDIR=DIR"), name
+    # Some builds of torch write a file when torchrec is imported.
+    torchrec = findings["import torchrec"]
+    assert torchrec["status"] == "ok" or torchrec["remedy"].startswith("export TMPDIR=DIR")
