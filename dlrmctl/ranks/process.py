@@ -10,13 +10,14 @@ from contextlib import contextmanager
 
 from dlrmctl.ranks.cores import prepare_threads
 
-# Warnings of torch, TorchRec and FBGEMM about each other, which users cannot act on.
+# Warnings of torch, TorchRec and FBGEMM, mostly about each other, which users cannot act on.
 _IGNORED = (
     (".*broadcast_buffers.*is deprecated", FutureWarning),
     (".*reduce_scatter_tensor.*is deprecated", FutureWarning),
     (".*all_gather_into_tensor.*is deprecated", FutureWarning),
     ("Please use DTensor instead", FutureWarning),
     ("torch.distributed is disabled", UserWarning),
+    ("Sparse CSR tensor support is in beta state", UserWarning),
 )
 
 
