@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,22 +13,31 @@ from torch.nn.functional import softplus
 
 from dlrmctl.optim.convex.rows import LabelledRows, RowSource
 
-Reduce = Callable[[Tensor], Tensor]
-"""Sums a tensor over all ranks and returns the sum on each; may change its argument."""
 
+@dataclass(frozen=True)
+class RowRanks:
+    """The ranks that share a sum's rows.
 
-def reduce_over(group: distributed.ProcessGroup | None = None) -> Reduce:
-    """The sum over the ranks of a torch.distributed group, the default group if None."""
+    Attributes:
+        rank: this one's number.
+        count: how many there are.
+        group: of torch.distributed, None for the default group.
+    """
 
-    def summed(tensor: Tensor) -> Tensor:
-        distributed.all_reduce(tensor, group=group)
+    rank: int = 0
+    count: int = 1
+    group: distributed.ProcessGroup | None = None
+
+    @staticmethod
+    def of(group: distributed.ProcessGroup | None = None) -> RowRanks:
+        """The ranks of a group; the default group if None."""
+        return RowRanks(distributed.get_rank(group), distributed.get_world_size(group), group)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, the same bits on each; may change its argument."""
+        if self.count > 1:
+            distributed.all_reduce(tensor, group=self.group)
         return tensor
-
-    return summed
-
-
-def _alone(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ class FiniteSum(ABC):
     num_rows: int  # over all ranks
     num_parameters: int
     penalty: Tensor  # [num_parameters], second derivative of the regulariser
-    reduce: Reduce
+    ranks: RowRanks
     rows_read: int  # so far, over all ranks; a pass over the data reads `num_rows`
 
     @abstractmethod
@@ -124,9 +133,22 @@ class FiniteSum(ABC):
     def local_hessian(self, point: Tensor) -> tuple[Tensor, int]:
         """The mean over this rank's rows alone, without the penalty, and the number of those rows."""
 
-    def check_point(self, point: Tensor) -> None:
-        """Refuse a point for which there is evidence that no optimum exists; solvers call it after each full pass."""
+    def check_optimum(self) -> None:
+        """Refuse a sum whose last evaluation over all rows has shown that it has no optimum."""
         return None
+
+    def original(self, point: Tensor) -> Tensor:
+        """The point in the units of the user."""
+        return point
+
+    def norm(self, gradient: Tensor) -> float:
+        """Euclidean norm of a gradient in the units of the user."""
+        return float(gradient.norm())
+
+    @property
+    def passes(self) -> float:
+        """Passes over the data so far."""
+        return self.rows_read / self.num_rows
 
 
 @dataclass(frozen=True)
@@ -159,7 +181,7 @@ class LogisticRegression(FiniteSum):
     Args:
         source: this rank's examples.
         l2: at least 0.
-        reduce: sums over the ranks (`reduce_over`); None on one rank.
+        ranks: `RowRanks.of(group)` where several ranks have a part of the rows each; None for one rank.
         counts: from another instance with the same examples, which saves a pass over them.
 
     Raises:
@@ -168,13 +190,13 @@ class LogisticRegression(FiniteSum):
     """
 
     def __init__(
-        self, source: RowSource, *, l2: float, reduce: Reduce | None = None, counts: LabelCounts | None = None
+        self, source: RowSource, *, l2: float, ranks: RowRanks | None = None, counts: LabelCounts | None = None
     ) -> None:
         if not (0 <= l2 < math.inf):
             raise ValueError(f"{l2=} must be at least 0 and finite")
         self.source = source
         self.l2 = l2
-        self.reduce = reduce or _alone
+        self.ranks = ranks or RowRanks()
         self.rows_read = 0
         self.num_parameters = source.num_features + 1
         self.penalty = torch.full((self.num_parameters,), l2, dtype=torch.float64)
@@ -185,7 +207,7 @@ class LogisticRegression(FiniteSum):
 
     def with_l2(self, l2: float) -> LogisticRegression:
         """The same examples with another penalty; nothing is counted again."""
-        return LogisticRegression(self.source, l2=l2, reduce=self.reduce, counts=self.counts)
+        return LogisticRegression(self.source, l2=l2, ranks=self.ranks, counts=self.counts)
 
     def start(self) -> Tensor:
         """The best point without features: weights 0, and the base rate's logit."""
@@ -207,7 +229,7 @@ class LogisticRegression(FiniteSum):
             wrong += int(((batch.labels - 0.5) * logits_N <= 0).sum())
             gradient[:-1] += batch.rows.transposed_times(errors_N)
             gradient[-1] += errors_N.sum()
-        totals = self.reduce(torch.cat([gradient, torch.tensor([loss, weight, square, wrong], dtype=torch.float64)]))
+        totals = self.ranks.sum(torch.cat([gradient, torch.tensor([loss, weight, square, wrong], dtype=torch.float64)]))
         gradient, (loss, weight, square, wrong_total) = totals[:-4], totals[-4:].tolist()
         gradient /= weight
         size = sample.size if sample is not None else self.num_rows
@@ -241,7 +263,7 @@ class LogisticRegression(FiniteSum):
             second += float(products_N.square().sum())
             for number, step in enumerate(steps):
                 losses[number] += weights_N @ _losses(logits_N + step * slopes_N, batch.labels)
-        totals = self.reduce(torch.cat([losses, torch.tensor([weight, first, second], dtype=torch.float64)]))
+        totals = self.ranks.sum(torch.cat([losses, torch.tensor([weight, first, second], dtype=torch.float64)]))
         weight, first, second = totals[-3:].tolist()
         size = sample.size if sample is not None else self.num_rows
         penalties = [0.5 * float(self.penalty @ (point + step * direction).square()) for step in steps]
@@ -259,11 +281,18 @@ class LogisticRegression(FiniteSum):
 
     def hessian(self, point: Tensor) -> Tensor:
         total, _, _ = self._curvature_sum(point)
-        return self.reduce(total) / self.counts.weight + self.penalty.diag()
+        return self.ranks.sum(total) / self.counts.weight + self.penalty.diag()
 
     def local_hessian(self, point: Tensor) -> tuple[Tensor, int]:
         total, weight, rows = self._curvature_sum(point)
         return total / weight, rows
+
+    def scale(self) -> Tensor:
+        """Units in which every parameter curves alike at the base rate, `[num_parameters]`; reads no rows."""
+        variance = self.counts.base_rate * (1 - self.counts.base_rate)
+        squares = torch.cat([self.counts.square_D, torch.ones(1, dtype=torch.float64)])
+        curvature = variance * squares + self.penalty
+        return torch.where(curvature > 0, curvature, 1.0).rsqrt()
 
     def diagonal(self, point: Tensor) -> Tensor:
         """The Hessian's diagonal with the penalty, `[num_parameters]`; one pass."""
@@ -272,9 +301,9 @@ class LogisticRegression(FiniteSum):
             curvatures_N = self._curvatures(batch, point)
             total[:-1] += batch.rows.mapped(torch.square).transposed_times(curvatures_N)
             total[-1] += curvatures_N.sum()
-        return self.reduce(total) / self.counts.weight + self.penalty
+        return self.ranks.sum(total) / self.counts.weight + self.penalty
 
-    def check_point(self, point: Tensor) -> None:
+    def check_optimum(self) -> None:
         if self.l2 == 0 and self._separated:
             raise ValueError("the classes are separable: with l2 = 0 there is no optimum; use an l2 above 0")
 
@@ -293,8 +322,8 @@ class LogisticRegression(FiniteSum):
                 sums_3D[1] += batch.rows.transposed_times(weights_N)
                 sums_3D[2] += batch.rows.mapped(torch.abs).transposed_times(weights_N)
             totals += torch.stack([weights_N.new_tensor(len(labels_N)), weights_N.sum(), weights_N @ labels_N, ~usable])
-        rows, weight, positive, unusable = self.reduce(totals).tolist()
-        square_D = self.reduce(square_D)
+        rows, weight, positive, unusable = self.ranks.sum(totals).tolist()
+        square_D = self.ranks.sum(square_D)
         if unusable:
             raise ValueError("labels must be in [0, 1] and weights finite and not negative")
         if not square_D.isfinite().all():
@@ -305,7 +334,7 @@ class LogisticRegression(FiniteSum):
         if not 0 < positive < weight:
             raise ValueError(f"all {int(rows)} rows have the label {int(positive > 0)}, expected both labels")
         if self.l2 == 0:
-            _refuse_one_sided(self.reduce(sums_3D))
+            _refuse_one_sided(self.ranks.sum(sums_3D))
         return LabelCounts(int(rows), weight, positive, square_D / weight)
 
     def _read(self, sample: RowSample | None) -> Iterator[LabelledRows]:
@@ -368,13 +397,13 @@ def _refuse_one_sided(sums_3D: Tensor) -> None:
 class Rescaled(FiniteSum):
     """The same sum in other units: the parameter `u` stands for `scale * u`.
 
-    With `scale = 1 / sqrt(diagonal of the Hessian)` rare and frequent features curve alike, which methods without a
-    Hessian need; the optimum is the same point.
+    With `LogisticRegression.scale` rare and frequent features curve alike, which helps methods without a Hessian; the
+    optimum is the same point.
     """
 
     def __init__(self, base: FiniteSum, scale: Tensor) -> None:
         self.base, self.scale = base, scale
-        self.num_rows, self.num_parameters, self.reduce = base.num_rows, base.num_parameters, base.reduce
+        self.num_rows, self.num_parameters, self.ranks = base.num_rows, base.num_parameters, base.ranks
         self.penalty = base.penalty * scale.square()
 
     @property
@@ -408,5 +437,11 @@ class Rescaled(FiniteSum):
         hessian, rows = self.base.local_hessian(self.scale * point)
         return self.scale[:, None] * hessian * self.scale, rows
 
-    def check_point(self, point: Tensor) -> None:
-        self.base.check_point(self.scale * point)
+    def check_optimum(self) -> None:
+        self.base.check_optimum()
+
+    def original(self, point: Tensor) -> Tensor:
+        return self.base.original(self.scale * point)
+
+    def norm(self, gradient: Tensor) -> float:
+        return self.base.norm(gradient / self.scale)

@@ -138,9 +138,44 @@ class SparseRows:
         """An id that a row names twice is two entries."""
         return self if self.values is None else replace(self, values=function(self.values))
 
+    @cached_property
+    def _padded(self) -> tuple[Tensor, Tensor | None]:
+        """Ids `[num_rows, longest row]`, filled up with the id `num_features`, and values, filled up with 0."""
+        lengths = self.offsets.diff()
+        longest = int(lengths.max()) if self.num_rows else 0
+        if self.num_rows * longest == len(self.ids):
+            return self.ids.long().view(-1, longest), None if self.values is None else self.values.view(-1, longest)
+        filled = torch.arange(longest) < lengths[:, None]
+        ids = torch.full(filled.shape, self.num_features).masked_scatter_(filled, self.ids.long())
+        return ids, torch.zeros(filled.shape, dtype=torch.float64).masked_scatter_(filled, self._ones_or_values)
+
     def gram(self, weights_N: Tensor) -> Tensor:
-        dense_ND = self.dense()
-        return dense_ND.T @ (weights_N[:, None] * dense_ND)
+        """Adds up the products of all pairs of entries in each row, or multiplies dense matrices if that is faster."""
+        ids_NL, values_NL = self._padded
+        longest, width = ids_NL.shape[1], self.num_features + 1
+        if self.num_features <= 8 * longest:  # measured where the two take the same time
+            return self._gram_of_dense(weights_N)
+        total = torch.zeros(width * width, dtype=torch.float64)
+        for apart in range(longest):
+            left, right = slice(0, longest - apart), slice(apart, longest)
+            if values_NL is None:
+                products = weights_N.repeat_interleave(longest - apart)
+            else:
+                products = (weights_N[:, None] * values_NL[:, left] * values_NL[:, right]).view(-1)
+            # The two of a pair are added at one side of the diagonal or the other; both sides meet below.
+            total.index_add_(0, (ids_NL[:, left] * width + ids_NL[:, right]).view(-1), products)
+            if apart == 0:
+                total /= 2
+        half = total.view(width, width)[:-1, :-1]
+        return half + half.T
+
+    def _gram_of_dense(self, weights_N: Tensor) -> Tensor:
+        total = torch.zeros(self.num_features, self.num_features, dtype=torch.float64)
+        piece = max(1, 2**22 // self.num_features)  # 32 MiB as a dense matrix
+        for start in range(0, self.num_rows, piece):
+            stop = min(start + piece, self.num_rows)
+            total += DenseRows(self.narrow(start, stop).dense()).gram(weights_N[start:stop])
+        return total
 
     def dense(self) -> Tensor:
         flat = torch.zeros(self.num_rows * self.num_features, dtype=torch.float64)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dlrmctl.optim.convex.objective import LogisticRegression, Reduce
+from dlrmctl.optim.convex.objective import LogisticRegression, RowRanks
 from dlrmctl.optim.convex.rows import DenseRows, LabelledRows, RowsInMemory, SparseRows
 
 
@@ -32,6 +32,6 @@ def one_hot_examples(num_rows: int, tables: int, height: int, *, seed: int = 0) 
 
 
 def regression(
-    examples: LabelledRows, l2: float, *, batch_rows: int = 1000, reduce: Reduce | None = None
+    examples: LabelledRows, l2: float, *, batch_rows: int = 1000, ranks: RowRanks | None = None
 ) -> LogisticRegression:
-    return LogisticRegression(RowsInMemory(examples, batch_rows), l2=l2, reduce=reduce)
+    return LogisticRegression(RowsInMemory(examples, batch_rows), l2=l2, ranks=ranks)

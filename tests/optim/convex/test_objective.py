@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from dlrmctl.optim.convex.objective import LogisticRegression, Rescaled, RowSample, reduce_over
+from dlrmctl.optim.convex.objective import LogisticRegression, Rescaled, RowRanks, RowSample
 from dlrmctl.optim.convex.rows import DenseRows, LabelledRows, RowsInMemory, SparseRows
 from tests.optim.convex.problems import dense_examples, one_hot_examples, regression
 from tests.ranks import run_ranks
@@ -114,7 +114,7 @@ def _on_ranks() -> list[Tensor]:
     examples, cut = _weighted(one_hot_examples(300, 3, 5)), (slice(0, 100), slice(100, 300))[dist.get_rank()]
     rows = examples.rows.narrow(cut.start, cut.stop)
     mine = LabelledRows(rows, examples.labels[cut], examples.weights[cut])  # type: ignore[index]
-    objective = regression(mine, L2, reduce=reduce_over())
+    objective = regression(mine, L2, ranks=RowRanks.of())
     point = _point(objective.num_parameters)
     found = objective.evaluate(point)
     line = objective.along(point, point, [0.5], None, probe=point)
@@ -169,4 +169,4 @@ def test_separable_classes_without_a_penalty_are_refused_once_they_are_separated
     point = torch.tensor([3.0, 0.0]).double()
     objective.evaluate(point)
     with pytest.raises(ValueError, match="the classes are separable"):
-        objective.check_point(point)
+        objective.check_optimum()
