@@ -112,12 +112,17 @@ def _lines_of(choices: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def settings_of_run(run: Path, flags: dict[str, str]) -> "tuple[RunDirectory, Config]":
-    """Returns the directory of a run, and its settings updated by the typed flags."""
+def settings_of_run(run: Path, flags: dict[str, str], *, scoring: bool = True) -> "tuple[RunDirectory, Config]":
+    """Returns the directory of a run, and its settings updated by the typed flags.
+
+    Args:
+        scoring: whether a batch size that was not typed may be raised to one that is fast to score.
+    """
     from dlrmctl.rundir.directory import RunDirectory
 
     directory = RunDirectory(run, writes=False)
-    return directory, resolve(directory.settings(), flags, file_name=str(run / "run.toml"))
+    settings = resolve(directory.settings(), flags, file_name=str(run / "run.toml"))
+    return directory, settings.for_scoring() if scoring and "batch_size" not in flags else settings
 
 
 def number_of_ranks(settings: Config, nproc: str) -> int:

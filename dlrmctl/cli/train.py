@@ -94,7 +94,7 @@ def train(
         print_json(results) if json else show_seeds(results)
         return
     results = run_training(
-        _settings(config, flags) if resume is None else settings_of_run(resume, flags)[1],
+        _settings(config, flags) if resume is None else settings_of_run(resume, flags, scoring=False)[1],
         run_dir=resume or run_dir,
         resume=resume is not None,
         nproc=ranks,

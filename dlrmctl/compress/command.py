@@ -100,7 +100,7 @@ def _compress_run(given: Given, request: Request, run: RunDirectory, config: Con
             "--max-ne-increase needs a validation split, which this data does not have",
             "use --target-ratio or --method, or pass other data with the same vocabulary with --data",
         )
-    features = feature_tables(config, source.schema)
+    features, scoring = feature_tables(config, source.schema), config.for_scoring()
     network = load_network(config, source.features, tables.network(), checkpoint).to(ranks.device)
     original = {table.name: as_it_is(tables, table) for table in tables.tables}
     together = partial(compose, features, config.embeddings.dim)
@@ -109,7 +109,7 @@ def _compress_run(given: Given, request: Request, run: RunDirectory, config: Con
     with BarDisplay() as progress:
         progress.begin("scoring the trained model")
         trials = {
-            split: Trial(together, original, network, open_reader(config, source, split, ranks, training=False))
+            split: Trial(together, original, network, open_reader(scoring, source, split, ranks, training=False))
             for split in ("validation", "test")
             if source.num_examples(split)
         }

@@ -23,6 +23,7 @@ DENSE_OPTIMIZERS = ("shampoo", "adagrad", "adamw", "sgd")
 SMALLEST_BATCH, LARGEST_BATCH = 64, 2048  # that are chosen from the number of examples
 MOST_EPOCHS = 30  # with --epochs auto
 AUTO_PATIENCE = 4
+SCORING_BATCH = 2048  # a larger one is not faster on CPUs
 # Default learning rate of each dense optimizer.
 DENSE_LR = {"shampoo": 0.004, "adagrad": 0.004, "adamw": 0.001, "sgd": 0.1}
 AVERAGINGS = ("none", "gpa", "ema", "schedule-free")
@@ -276,6 +277,11 @@ class Config:
         config = replace(self, examples=examples, ranks=ranks)
         check_batch(config, ranks)
         return config
+
+    def for_scoring(self) -> "Config":
+        """The configuration with a batch of at least `SCORING_BATCH`; smaller ones are slow to score."""
+        size = self.train.batch_size
+        return replace(self, train=replace(self.train, batch_size=size * -(-SCORING_BATCH // size)))
 
     @classmethod
     def of(cls, *, tables: Mapping[str, Mapping[str, Any]] | None = None, **settings: Any) -> "Config":

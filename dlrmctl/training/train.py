@@ -19,7 +19,7 @@ from dlrmctl.assembly.optimizers import (
 )
 from dlrmctl.console.console import notice, say
 from dlrmctl.data.reader import Reader
-from dlrmctl.data.source import SPLITS, Source
+from dlrmctl.data.source import Source
 from dlrmctl.datasets.open import open_reader, open_source
 from dlrmctl.embeddings.sharding.shard import sparse_state
 from dlrmctl.errors import Interrupted
@@ -163,8 +163,11 @@ class Trainer:
         table_room = check_memory(config, source.schema, ranks) if model is None else None
         self.config, self.source, self.run, self.ranks = config, source, run, ranks
         self.speaks = ranks.is_main and not quiet
+        scoring = config.for_scoring()
         self.readers = readers or {
-            split: open_reader(config, source, split, ranks, training=split == "train") for split in SPLITS
+            "train": open_reader(config, source, "train", ranks, training=True),
+            "validation": open_reader(scoring, source, "validation", ranks, training=False),
+            "test": open_reader(scoring, source, "test", ranks, training=False),
         }
         reader = self.readers["train"]
         self.model = model or build_model(
@@ -184,6 +187,7 @@ class Trainer:
         self.log_every = max(1, min(config.train.log_every, min(planned_steps, self.total_steps) // _FEWEST_LINES))
         self.progress = RunState()
         self.saved_step = 0
+        self.best_metrics: Metrics | None = None  # on the validation split; None if an earlier process scored the best
 
     def run_to_the_end(self) -> dict[str, Any]:
         progress = self.progress
@@ -266,6 +270,7 @@ class Trainer:
             better = score is None or progress.best_score is None or score < progress.best_score
             if better:
                 progress.best_score, progress.best_step = score, progress.step
+                self.best_metrics = metrics
                 progress.evaluations_without_gain = 0
             else:
                 progress.evaluations_without_gain += 1
@@ -364,8 +369,9 @@ class Trainer:
             "steps": progress.step,
             "best_step": progress.best_step,
         }
-        for split in ("validation", "test"):
-            results[split] = with_optimum(self._score(split).to_dict(), self.source, split)
+        for split, known in (("validation", self.best_metrics), ("test", None)):
+            metrics = known or self._score(split)
+            results[split] = with_optimum(metrics.to_dict(), self.source, split)
         results["advice"] = advice(self.config, results, last_ne=progress.last_ne, dead_units=self._dead_units())
         self.run.write_results(results)
         return results
