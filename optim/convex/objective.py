@@ -225,7 +225,7 @@ class LogisticRegression(FiniteSum):
             errors_N = weights_N * (logits_N.sigmoid() - batch.labels)
             loss += float(weights_N @ _losses(logits_N, batch.labels))
             weight += float(weights_N.sum())
-            square += float(errors_N.square() @ self._squared_norms(batch))
+            square += float(errors_N.square() @ (batch.rows.squared_norms() + 1.0))  # 1: the intercept
             wrong += int(((batch.labels - 0.5) * logits_N <= 0).sum())
             gradient[:-1] += batch.rows.transposed_times(errors_N)
             gradient[-1] += errors_N.sum()
@@ -350,10 +350,6 @@ class LogisticRegression(FiniteSum):
 
     def _logits(self, batch: LabelledRows, columns_DK: Tensor) -> Tensor:
         return batch.rows.times(columns_DK[:-1]) + columns_DK[-1]
-
-    def _squared_norms(self, batch: LabelledRows) -> Tensor:
-        ones = torch.ones(self.source.num_features, 1, dtype=torch.float64)
-        return batch.rows.mapped(torch.square).times(ones)[:, 0] + 1.0  # the intercept's feature is 1
 
     def _curvatures(self, batch: LabelledRows, point: Tensor) -> Tensor:
         probabilities_N = self._logits(batch, point[:, None])[:, 0].sigmoid()

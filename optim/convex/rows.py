@@ -29,6 +29,10 @@ class Rows(Protocol):
         """The same rows with a function of every entry, one that keeps 0 and 1."""
         ...
 
+    def squared_norms(self) -> Tensor:
+        """The sum of the squared entries of every row, `[num_rows]`."""
+        ...
+
     def gram(self, weights_N: Tensor) -> Tensor:
         """`X^T diag(weights) X`, `[num_features, num_features]`."""
         ...
@@ -68,6 +72,13 @@ class DenseRows:
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> DenseRows:
         return DenseRows(function(self.matrix_ND))
+
+    @cached_property
+    def _squared_norms(self) -> Tensor:
+        return self.matrix_ND.square().sum(1)
+
+    def squared_norms(self) -> Tensor:
+        return self._squared_norms
 
     def gram(self, weights_N: Tensor) -> Tensor:
         return self.matrix_ND.T @ (weights_N[:, None] * self.matrix_ND)
@@ -137,6 +148,15 @@ class SparseRows:
     def mapped(self, function: Callable[[Tensor], Tensor]) -> SparseRows:
         """An id that a row names twice is two entries."""
         return self if self.values is None else replace(self, values=function(self.values))
+
+    @cached_property
+    def _squared_norms(self) -> Tensor:
+        if self.values is None:
+            return self.offsets.diff().double()
+        return torch.zeros(self.num_rows, dtype=torch.float64).index_add_(0, self._row_of_entry, self.values.square())
+
+    def squared_norms(self) -> Tensor:
+        return self._squared_norms
 
     @cached_property
     def _padded(self) -> tuple[Tensor, Tensor | None]:
