@@ -23,10 +23,15 @@ class AdaGradGrafting:
 
 @dataclass(frozen=True)
 class RMSpropGrafting:
-    """RMSprop's second moment, without bias correction; `beta2` is torch.optim.RMSprop's `alpha`."""
+    """RMSprop's second moment, without bias correction; `beta2` is torch.optim.RMSprop's `alpha`.
+
+    Args:
+        drop_weighting_factor_on_gsquare: adds the squared gradient with weight 1 instead of `1 - beta2`.
+    """
 
     beta2: float = 0.99
     epsilon: float = 1e-8
+    drop_weighting_factor_on_gsquare: bool = False
 
     def __post_init__(self) -> None:
         _check_epsilon(self.epsilon)
@@ -35,10 +40,16 @@ class RMSpropGrafting:
 
 @dataclass(frozen=True)
 class AdamGrafting:
-    """Adam's second moment, with bias correction; the first moment is Shampoo's filtered gradient."""
+    """Adam's second moment, with bias correction; the first moment is Shampoo's filtered gradient.
+
+    Args:
+        drop_weighting_factor_on_gsquare: adds the squared gradient with weight 1 instead of `1 - beta2`, and omits the
+            bias correction.
+    """
 
     beta2: float = 0.999
     epsilon: float = 1e-8
+    drop_weighting_factor_on_gsquare: bool = False
 
     def __post_init__(self) -> None:
         _check_epsilon(self.epsilon)

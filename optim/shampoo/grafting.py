@@ -41,7 +41,8 @@ def update_second_moment(second_moment: Tensor, grad: Tensor, config: Grafting) 
     if isinstance(config, AdaGradGrafting):
         second_moment.addcmul_(grad, grad)
     elif isinstance(config, RMSpropGrafting | AdamGrafting):
-        second_moment.mul_(config.beta2).addcmul_(grad, grad, value=1 - config.beta2)
+        weight = 1.0 if config.drop_weighting_factor_on_gsquare else 1 - config.beta2
+        second_moment.mul_(config.beta2).addcmul_(grad, grad, value=weight)
 
 
 def grafted_step(
@@ -54,7 +55,7 @@ def grafted_step(
     if isinstance(config, SGDGrafting):
         return out.copy_(filtered_grad)
     torch.sqrt(second_moment, out=out)
-    if isinstance(config, AdamGrafting):
+    if isinstance(config, AdamGrafting) and not config.drop_weighting_factor_on_gsquare:
         out.div_(correction**0.5)
     return torch.div(filtered_grad, out.add_(config.epsilon), out=out)
 

@@ -60,6 +60,24 @@ def test_without_preconditioning_it_is_torchs_own(
             assert torch.equal(a, b)  # here even the order is the same
 
 
+@pytest.mark.parametrize("grafting", [RMSpropGrafting, AdamGrafting])
+def test_without_the_weighting_factor_it_is_rmsprop_at_another_rate(grafting: type) -> None:
+    # The second moment is 1 / (1 - beta2) times RMSprop's, and nothing corrects it.
+    generator, root = torch.Generator().manual_seed(1), (1 - 0.9) ** 0.5
+    start = torch.randn(6, 5, generator=generator, dtype=torch.float64)
+    mine, theirs = Parameter(start.clone()), Parameter(start.clone())
+    graft = grafting(0.9, 1e-8 / root, drop_weighting_factor_on_gsquare=True)
+    ours = DistributedShampoo(
+        [mine], lr=0.01 / root, betas=(0.0, 1.0), grafting_config=graft, preconditioner_config=None
+    )
+    other = RMSprop([theirs], lr=0.01, alpha=0.9, eps=1e-8)
+    for _ in range(10):
+        mine.grad = theirs.grad = torch.randn(6, 5, generator=generator, dtype=torch.float64)
+        ours.step()
+        other.step()
+    torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-13)  # rounding
+
+
 def test_grafted_blocks_have_the_length_of_the_grafted_step() -> None:
     torch.manual_seed(0)
     weight = Parameter(torch.randn(6, 8, dtype=torch.float64))
