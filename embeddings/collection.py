@@ -11,10 +11,11 @@ from torchrec.modules.embedding_modules import EmbeddingCollection as UnpooledCo
 
 from dlrmctl.embeddings.combine import Columns
 from dlrmctl.embeddings.ids import SparseBatch, SparseIds
-from dlrmctl.embeddings.init import fill_rows, table_distributions
+from dlrmctl.embeddings.init import Uniform, fill_rows, table_distributions
 from dlrmctl.embeddings.module import FeatureEmbeddings
 from dlrmctl.embeddings.parts import Bags
 from dlrmctl.embeddings.tables import FeatureTable, Table
+from dlrmctl.embeddings.wide import WIDTH, summed_weights
 
 if TYPE_CHECKING:
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -74,12 +75,37 @@ class CompositionalEmbeddings(FeatureEmbeddings):
                 found.update(_wait(collection(kjt)))
         return {key: Bags(jagged.values(), jagged.lengths()) for key, jagged in found.items()}
 
+    def distributions(self) -> dict[str, Uniform]:
+        """Returns the distribution of the initial values of every table, by the table's name."""
+        return table_distributions(self.features, self.dim)
+
     @torch.no_grad()
     def _initialize(self, seed: int) -> None:
-        distributions = table_distributions(self.features, self.dim)
+        distributions = self.distributions()
         for name, weight in self.named_parameters():
             table = name.split(".")[-2]
             fill_rows(weight, distributions[table], table=table, seed=seed)
+
+
+class WideTables(CompositionalEmbeddings):
+    """First-order weights, all 0 at first, as TorchRec's tables; their sum for each example is float32 [B].
+
+    Args:
+        features: see `wide.wide_features`.
+    """
+
+    def __init__(self, features: Sequence[FeatureTable]) -> None:
+        super().__init__(features, WIDTH)
+
+    def combine(self, columns: Sequence[Columns]) -> Tensor:
+        return summed_weights(columns)
+
+    @property
+    def combined_keys(self) -> set[str]:
+        return set()  # all weights have one learning rate
+
+    def distributions(self) -> dict[str, Uniform]:
+        return {table.name: Uniform(0.0, 0.0) for table in self.tables}
 
 
 def _wait(value: Any) -> Any:

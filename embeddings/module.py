@@ -71,6 +71,10 @@ class FeatureEmbeddings(nn.Module, ABC):
             columns += self.pool(self.bag_ids(ids))
         if self.row_ids.keys:
             columns.append(self._unpooled(self.look_up(self.row_ids(ids))))
+        return self.combine(columns)
+
+    def combine(self, columns: Sequence[Columns]) -> Tensor:
+        """Returns the output for the columns of all tables, and those of features that were summed row by row."""
         return self._combiner(columns)
 
     @abstractmethod

@@ -26,6 +26,7 @@ class DenseNetwork(nn.Module):
         top: widths of the top MLP's layers; the last is 1.
         interaction: "dot" or "cat".
         inputs: transforms the dense features before the bottom MLP; None means no transform.
+        first_logit: the logit of every example before training; None for random ones.
         generator: source of the initial values.
 
     Shapes:
@@ -45,6 +46,7 @@ class DenseNetwork(nn.Module):
         top: Sequence[int],
         interaction: str = "dot",
         inputs: RawInputs | NormalizedInputs | None = None,
+        first_logit: float | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -63,6 +65,8 @@ class DenseNetwork(nn.Module):
             self.bottom = LearnedVector(dim, generator=generator)
         self.interaction = INTERACTIONS[interaction](num_vectors, dim)
         self.top = MLP(self.interaction.out_features, top, last_relu=False, generator=generator)
+        if first_logit is not None:
+            self.top.predict(first_logit)
 
     def forward(self, dense_BI: Tensor, embeddings_BFD: Tensor) -> Tensor:
         return self.top(self.interaction(self.bottom(self.inputs(dense_BI)), embeddings_BFD)).squeeze(1)
@@ -85,7 +89,8 @@ class DLRM(nn.Module):
 
     Args:
         embeddings: maps the sparse input, of any type, to [B, F, D].
-        dense: the rest of the model.
+        dense: the rest of the deep model.
+        wide: maps dense features and the sparse input to a term of the logits, [B]; None for no such term.
 
     Shapes:
         dense_BI [B, I] and sparse -> logits [B].
@@ -93,10 +98,12 @@ class DLRM(nn.Module):
     Source: Naumov et al., arXiv:1906.00091.
     """
 
-    def __init__(self, embeddings: nn.Module, dense: nn.Module) -> None:
+    def __init__(self, embeddings: nn.Module, dense: nn.Module, wide: nn.Module | None = None) -> None:
         super().__init__()
         self.embeddings = embeddings
         self.dense = dense
+        self.wide = wide
 
     def forward(self, dense_BI: Tensor, sparse: Any) -> Tensor:
-        return self.dense(dense_BI, self.embeddings(sparse))
+        logits_B: Tensor = self.dense(dense_BI, self.embeddings(sparse))
+        return logits_B if self.wide is None else logits_B + self.wide(dense_BI, sparse)

@@ -55,6 +55,14 @@ class MLP(nn.Module):
                 x = functional.relu_(x)  # in place: nothing else needs the linear layer's output
         return x
 
+    @torch.no_grad()
+    def predict(self, value: float) -> None:
+        """Makes the output this value for every input; the last layer's weights become 0."""
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        last.weight.zero_()
+        last.bias.fill_(value)
+
 
 class LearnedVector(nn.Module):
     """Replaces a bottom MLP without dense features: one learned vector for all examples, drawn from N(0, 1 / D).

@@ -58,6 +58,16 @@ class FittedDense:
         """Returns the quantile of the values at this share, interpolated between `values`; 0 if there are none."""
         return float(np.interp(share, self.ranks, self.values)) if self.values else 0.0
 
+    def edges(self, buckets: int) -> tuple[float, ...]:
+        """Returns the lower edges, ascending, of all buckets but the first of at most `buckets` of like counts.
+
+        A value that is more frequent than a bucket has one of its own, and so have all values if they are few.
+        """
+        if len(self.values) <= buckets:
+            return self.values[1:]
+        edges = {self.quantile(place / buckets) for place in range(1, buckets)}
+        return tuple(sorted(edge for edge in edges if edge > self.values[0]))
+
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON."""
         return {**vars(self), "values": list(self.values), "ranks": list(self.ranks)}

@@ -2,6 +2,7 @@
 
 OUT/manifest.json, tables-*.safetensors   the tables; see `embeddings.compression.artifact`
     dense.safetensors                     the dense network
+    wide.safetensors                      the first-order weights of a model that has them
     run.toml                              the settings of the run it came from
     report.json                           what the compression cost
 """
@@ -22,6 +23,7 @@ from dlrmctl.models import DLRM
 from dlrmctl.settings.config import Config
 
 DENSE_FILE = "dense.safetensors"
+WIDE_FILE = "wide.safetensors"
 MANIFEST = "manifest.json"
 REPORT = "report.json"
 
@@ -54,17 +56,20 @@ def load_model(path: Path, artifact: Artifact, config: Config, features: Feature
         raise UserError(f"{path} has tables without a model, so it cannot be evaluated")
     described = feature_tables(config, features.schema)
     names = [table.name for feature in described for table in feature.tables(config.embeddings.dim)]
-    tables, network = read_parts(artifact, names)
-    return stored_model(config, features, described, tables, network, device, path)
+    tables, network, wide = read_parts(artifact, names)
+    return stored_model(config, features, described, tables, network, wide, device, path)
 
 
-def read_parts(artifact: Artifact, names: Sequence[str]) -> tuple[dict[str, Compressed], dict[str, Tensor]]:
-    """Reads the tables of these names, and the weights of the dense network.
+def read_parts(
+    artifact: Artifact, names: Sequence[str]
+) -> tuple[dict[str, Compressed], dict[str, Tensor], dict[str, Tensor]]:
+    """Reads the tables of these names, the weights of the dense network, and those of the first-order part, if any.
 
     Raises:
         UserError: if one is missing or damaged.
     """
     try:
-        return {name: artifact.read(name) for name in names}, artifact.read_tensors(DENSE_FILE)
+        wide = artifact.read_tensors(WIDE_FILE) if (artifact.path / WIDE_FILE).exists() else {}
+        return {name: artifact.read(name) for name in names}, artifact.read_tensors(DENSE_FILE), wide
     except ValueError as problem:
         raise UserError(f"{artifact.path} does not fit this data: {problem}") from None

@@ -1,5 +1,6 @@
 """Builds the dense half of the model, and a whole model for scoring without TorchRec."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from dlrmctl.assembly.inputs import DenseInputs, inputs_like, unfitted_inputs
 from dlrmctl.assembly.tables import feature_tables
+from dlrmctl.assembly.wide import OTHER_MODEL, stored_wide
 from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.schema import Schema
 from dlrmctl.embeddings.compression.composed import compose
@@ -17,17 +19,20 @@ from dlrmctl.errors import UserError
 from dlrmctl.models import DLRM, DenseNetwork
 from dlrmctl.settings.config import Config
 
-_OTHER_MODEL = "the model and embedding settings must be those it was trained with"
-
 
 def build_dense_network(
-    config: Config, schema: Schema, device: torch.device, inputs: DenseInputs | None = None
+    config: Config,
+    schema: Schema,
+    device: torch.device,
+    inputs: DenseInputs | None = None,
+    base_rate: float | None = None,
 ) -> DenseNetwork:
     """Builds the dense half with its initial values, which depend on the seed alone.
 
     Args:
         device: "meta" gives shapes without memory or values.
         inputs: the transform of the dense features; None means one with the shapes of the settings' choice.
+        base_rate: predicted for every example before training; None for random predictions.
     """
     with torch.device("meta") if device.type == "meta" else torch.device("cpu"):
         network = DenseNetwork(
@@ -38,6 +43,7 @@ def build_dense_network(
             top=config.model.top_mlp,
             interaction=config.model.interaction,
             inputs=inputs or unfitted_inputs(config, schema),
+            first_logit=None if base_rate is None else math.log(base_rate / (1 - base_rate)),
             generator=None if device.type == "meta" else torch.Generator().manual_seed(config.train.seed),
         )
     return network.to(device)
@@ -57,9 +63,11 @@ class Bfloat16Network(nn.Module):
         return logits_B.float()
 
 
-def scoring_model(embeddings: nn.Module, network: nn.Module, precision: str, device: torch.device) -> DLRM:
+def scoring_model(
+    embeddings: nn.Module, network: nn.Module, precision: str, device: torch.device, wide: nn.Module | None = None
+) -> DLRM:
     """Returns the model for scoring, which computes logits as training with this precision does."""
-    return DLRM(embeddings, Bfloat16Network(network, device) if precision == "bf16" else network)
+    return DLRM(embeddings, Bfloat16Network(network, device) if precision == "bf16" else network, wide)
 
 
 def stored_model(
@@ -68,6 +76,7 @@ def stored_model(
     feature_tables: Sequence[FeatureTable],
     tables: Mapping[str, Compressed],
     weights: Mapping[str, Tensor],
+    first_order: Mapping[str, Tensor],
     device: torch.device,
     where: Path,
 ) -> DLRM:
@@ -78,6 +87,7 @@ def stored_model(
         feature_tables: of its sparse features, by the settings.
         tables: one for each table of these, by its name.
         weights: of the dense half.
+        first_order: weights of the first-order part, as stored; empty if it has none.
         where: origin of the tables and weights, for messages.
 
     Raises:
@@ -87,8 +97,10 @@ def stored_model(
     try:
         embeddings = compose(feature_tables, config.embeddings.dim, tables)
     except ValueError as problem:
-        raise UserError(f"{where} does not fit this model: {problem}", _OTHER_MODEL) from None
-    return scoring_model(embeddings, network, config.train.precision, device).to(device)
+        raise UserError(f"{where} does not fit this model: {problem}", OTHER_MODEL) from None
+    wide = stored_wide(config, features.schema, first_order, where)
+    module = None if wide is None else wide.module()
+    return scoring_model(embeddings, network, config.train.precision, device, module).to(device)
 
 
 def load_network(config: Config, features: FeatureSpace, weights: Mapping[str, Tensor], where: Path) -> DenseNetwork:
@@ -108,5 +120,5 @@ def load_network(config: Config, features: FeatureSpace, weights: Mapping[str, T
         network.load_state_dict(dict(weights))
     except RuntimeError as problem:
         reason = str(problem).strip().splitlines()[-1].strip()
-        raise UserError(f"{where} does not fit this model: {reason}", _OTHER_MODEL) from None
+        raise UserError(f"{where} does not fit this model: {reason}", OTHER_MODEL) from None
     return network

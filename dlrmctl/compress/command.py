@@ -8,6 +8,7 @@ from typing import Any
 from dlrmctl.assembly.compressed import is_compressed
 from dlrmctl.assembly.network import load_network
 from dlrmctl.assembly.tables import feature_tables
+from dlrmctl.assembly.wide import stored_wide
 from dlrmctl.compress.compression import Compression, as_it_is, compress, write
 from dlrmctl.compress.counts import RowCounts
 from dlrmctl.compress.finetune import Tuned, Tuner, fine_tune, open_fresh
@@ -102,6 +103,8 @@ def _compress_run(given: Given, request: Request, run: RunDirectory, config: Con
         )
     features, scoring = feature_tables(config, source.schema), config.for_scoring()
     network = load_network(config, source.features, tables.network(), checkpoint).to(ranks.device)
+    stored = stored_wide(config, source.schema, tables.wide(), checkpoint)
+    wide = None if stored is None else stored.module().to(ranks.device)
     original = {table.name: as_it_is(tables, table) for table in tables.tables}
     together = partial(compose, features, config.embeddings.dim)
     fresh = open_fresh(given.finetune, config, tables.state, ranks) if given.finetune is not None else None
@@ -109,7 +112,7 @@ def _compress_run(given: Given, request: Request, run: RunDirectory, config: Con
     with BarDisplay() as progress:
         progress.begin("scoring the trained model")
         trials = {
-            split: Trial(together, original, network, open_reader(scoring, source, split, ranks, training=False))
+            split: Trial(together, original, network, wide, open_reader(scoring, source, split, ranks, training=False))
             for split in ("validation", "test")
             if source.num_examples(split)
         }
@@ -117,7 +120,7 @@ def _compress_run(given: Given, request: Request, run: RunDirectory, config: Con
         progress.begin("scoring the result")
         report, tuned = make_report(compression, trials), None
         if fresh is not None:
-            tuner = Tuner(together, tables.sums, network, config, checkpoint, ranks)
+            tuner = Tuner(together, tables.sums, network, wide, config, checkpoint, ranks)
             tuned = fine_tune(tuner, fresh, trials, original, compression.replaced(), report, progress)
     _finish(given, compression, report, tuned, source.features)
 

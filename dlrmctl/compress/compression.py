@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dlrmctl.assembly.compressed import DENSE_FILE, REPORT
+from dlrmctl.assembly.compressed import DENSE_FILE, REPORT, WIDE_FILE
 from dlrmctl.compress.finetune import Tuned
 from dlrmctl.compress.fitting import SMALL_BYTES, Counts, Kept, TableOptions, fit_all
 from dlrmctl.compress.request import Request, out_of_reach, split_tables
@@ -148,6 +148,8 @@ def write(
             writer.add(name, tuned.tables[name] if tuned else fitted(), {"method": method})
         if isinstance(source, CheckpointTables):
             writer.add_tensors(DENSE_FILE, tuned.network.state_dict() if tuned else source.network())
+            if wide := source.wide():
+                writer.add_tensors(WIDE_FILE, wide)
         report["files"] = asdict(writer.seal())
         if isinstance(source, CheckpointTables):
             settings = writer.directory / "run.toml"

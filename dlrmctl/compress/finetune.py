@@ -121,14 +121,22 @@ class Tuner:
         compose: returns the embedding module of tables by name.
         sums: state of row-wise AdaGrad by table.
         network: the trained dense network; copied.
+        wide: the first-order part, which is not trained; None if the model has none.
         config: of the run.
         checkpoint: with the state of the dense optimizer.
     """
 
     def __init__(
-        self, compose: Compose, sums: Sums, network: nn.Module, config: Config, checkpoint: Path, ranks: Ranks
+        self,
+        compose: Compose,
+        sums: Sums,
+        network: nn.Module,
+        wide: nn.Module | None,
+        config: Config,
+        checkpoint: Path,
+        ranks: Ranks,
     ) -> None:
-        self._compose, self._sums, self._network = compose, sums, network
+        self._compose, self._sums, self._network, self._wide = compose, sums, network, wide
         self._config, self._checkpoint, self._ranks = config, checkpoint, ranks
 
     def tune(
@@ -179,7 +187,7 @@ class Tuner:
         if how.mlps:
             optimizer = build_dense_optimizer(optim, network, self._ranks.group)
             load(self._checkpoint, {"optimizer": dense_state(optimizer, network)}, self._ranks)
-        model = DLRM(self._compose(twins), network)
+        model = DLRM(self._compose(twins), network, self._wide)
         rows = RowwiseAdagrad(trained, eps=optim.sparse_eps)
         return _Student(dict(tables), twins, tuple(fixed), model, rows, optimizer, how.lr_factor * optim.dense_lr)
 

@@ -11,6 +11,7 @@ from torch import nn
 from dlrmctl.data.batch import Batch
 from dlrmctl.data.reader import Reader
 from dlrmctl.embeddings.compression.rules.rows import Compressed
+from dlrmctl.models import DLRM
 from dlrmctl.scoring.paired import compare_scores, relative_rise
 
 _KEPT_BYTES = 2 << 30  # limit on the data in memory, and so on the number of examples
@@ -23,6 +24,7 @@ class Trial:
         compose: returns the embedding module of tables by name.
         original: the trained tables.
         network: the dense network.
+        wide: the first-order part, which is not replaced; None if the model has none.
         reader: not shuffled.
     """
 
@@ -31,9 +33,10 @@ class Trial:
         compose: Callable[[Mapping[str, Compressed]], nn.Module],
         original: Mapping[str, Compressed],
         network: nn.Module,
+        wide: nn.Module | None,
         reader: Reader,
     ) -> None:
-        self._compose, self._original, self._network = compose, original, network
+        self._compose, self._original, self._network, self._wide = compose, original, network, wide
         self._offset = reader.source.features.logit_offset(reader.split)
         self._batches: list[Batch] = []
         used = 0
@@ -50,8 +53,8 @@ class Trial:
     @torch.no_grad()
     def logits(self, replaced: Mapping[str, Compressed], network: nn.Module | None = None) -> np.ndarray:
         """Logits with some tables and, if given, the dense network replaced; float32 [N]."""
-        embeddings, network = self._compose({**self._original, **replaced}), network or self._network
-        found = [network(batch.dense_BI, embeddings(batch))[: batch.num_valid] for batch in self._batches]
+        model = DLRM(self._compose({**self._original, **replaced}), network or self._network, self._wide)
+        found = [model(batch.dense_BI, batch)[: batch.num_valid] for batch in self._batches]
         logits_N: np.ndarray = torch.cat(found).numpy() + np.float32(self._offset)
         return logits_N
 

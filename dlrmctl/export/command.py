@@ -9,6 +9,7 @@ from typing import Any
 from dlrmctl.assembly.compressed import is_compressed, open_artifact, read_parts
 from dlrmctl.assembly.network import load_network
 from dlrmctl.assembly.tables import feature_tables
+from dlrmctl.assembly.wide import StoredWide, stored_wide
 from dlrmctl.console.console import output, print_table, say
 from dlrmctl.console.text import bytes_text, number_text, with_error
 from dlrmctl.data.files import io_errors
@@ -17,7 +18,7 @@ from dlrmctl.embeddings.compression.rules.pack import pack
 from dlrmctl.embeddings.compression.rules.rows import Compressed, StoredRows
 from dlrmctl.errors import UserError
 from dlrmctl.export.agreement import Sample, agreement, refuse_disagreement, score_sample
-from dlrmctl.export.graph import ServedModel
+from dlrmctl.export.graph import ServedModel, ServedWide
 from dlrmctl.export.metadata import describe
 from dlrmctl.export.program import place_beside, score, score_file, to_program, write_program
 from dlrmctl.ranks.group import Ranks
@@ -127,13 +128,23 @@ def _served(config: Config, run: RunDirectory, path: Path, source: Source, preci
     names = [table.name for feature in features for table in feature.tables(config.embeddings.dim)]
     tables: Mapping[str, Compressed]
     if is_compressed(run.path):
-        tables, weights = read_parts(open_artifact(run.path), names)
+        tables, weights, first_order = read_parts(open_artifact(run.path), names)
     else:
         stored = CheckpointTables(path)
-        tables, weights = {name: _stored(stored, name, precision) for name in names}, stored.network()
+        tables = {name: _stored(stored, name, precision) for name in names}
+        weights, first_order = stored.network(), stored.wide()
     network = load_network(config, source.features, weights, path)
     num_dense, offset = len(source.schema.dense), source.features.logit_offset()
-    return ServedModel(features, tables, network, num_dense=num_dense, logit_offset=offset).eval()
+    wide = _served_wide(stored_wide(config, source.schema, first_order, path))
+    return ServedModel(features, tables, network, num_dense=num_dense, logit_offset=offset, wide=wide).eval()
+
+
+def _served_wide(stored: StoredWide | None) -> ServedWide | None:
+    """Returns the first-order part; its weights stay float32, since a weight shares no scale with others."""
+    if stored is None:
+        return None
+    terms = stored.terms
+    return ServedWide(terms.features, stored.tables(1), terms.bucketed, terms.edges_IE)
 
 
 def _stored(tables: CheckpointTables, name: str, precision: str | None) -> StoredRows:

@@ -14,75 +14,45 @@ from dlrmctl.embeddings.partitions.basic import Partition
 from dlrmctl.embeddings.partitions.heads import Head, Tail
 from dlrmctl.embeddings.parts import operand_keys
 from dlrmctl.embeddings.tables import FeatureTable
+from dlrmctl.embeddings.wide import bucket_ids
 
 PADDING = -1  # pads lists of ids
 
 
-class ServedModel(nn.Module):
-    """The model as evaluation computes it, without TorchRec: partitions, tables, dense network, and the sigmoid.
+class Lookups(nn.Module):
+    """The vectors of features: partitions, tables, and sums over lists.
 
     Args:
-        features: features in the order of the data.
+        features: features in the order of the vectors.
         tables: one for each table of the features, by name; float or quantized.
-        network: maps dense features and the vectors of all features to logits.
-        num_dense: I.
-        logit_offset: added to the logit; corrects for negative sampling.
 
     Raises:
         KeyError: if a table is missing.
     """
 
-    rows_F: Tensor
-
-    def __init__(
-        self,
-        features: Sequence[FeatureTable],
-        tables: Mapping[str, Compressed],
-        network: nn.Module,
-        *,
-        num_dense: int,
-        logit_offset: float = 0.0,
-    ) -> None:
+    def __init__(self, features: Sequence[FeatureTable], tables: Mapping[str, Compressed]) -> None:
         super().__init__()
-        self.features, self.network = tuple(features), network.requires_grad_(False)
-        self.num_dense, self.logit_offset = num_dense, logit_offset
-        self.one_hot = tuple(feature.name for feature in features if feature.max_ids == 1)
+        self.features = tuple(features)
         keys = [key for feature in features for lookup in feature.lookups for key in lookup.keys]
         self._places = {key: place for place, key in enumerate(keys)}
         self.tables = nn.ModuleList(tables[key] for key in keys)  # names of features may have any characters
-        rows = [feature.rows for feature in features if feature.max_ids == 1]
-        self.register_buffer("rows_F", torch.tensor(rows, dtype=torch.int64), persistent=False)
 
-    def forward(self, dense: Tensor, ids: Tensor, lists: dict[str, Tensor] | None = None) -> Tensor:
-        """Scores rows.
+    def forward(self, ids: Mapping[str, Tensor]) -> list[Tensor]:
+        """Returns vectors [B, D] of the features, in their order.
 
         Args:
-            dense: float32 [B, I], transformed as the training data was.
-            ids: int64 [B, F], 0 <= id < rows, of the features with one id each, in their order.
-            lists: int64 [B, L] of every other feature by its name, shorter lists padded with -1.
-
-        Returns:
-            float32 [B], probabilities.
+            ids: int64 by feature, [B] or, of a list, [B, L] padded with -1.
         """
-        torch.ops.aten._assert_async.msg(
-            ((ids >= 0) & (ids < self.rows_F)).all(), "an id is below 0, or not below the rows of its feature"
-        )
-        vectors: list[Tensor] = []
-        columns = dict(zip(self.one_hot, ids.unbind(1), strict=True))
-        for feature in self.features:
-            if feature.max_ids == 1:
-                vectors += self._vectors(feature, columns[feature.name])
-            else:
-                assert lists is not None
-                vectors += self._summed(feature, lists[feature.name])
-        logits_B = self.network(dense, torch.stack(vectors, 1)) + self.logit_offset
-        return logits_B.sigmoid()
+        return [vector for feature in self.features for vector in self._of(feature, ids[feature.name])]
 
     def named_tables(self) -> Iterator[tuple[str, Compressed]]:
         """Returns every table with its name."""
         for key, table in zip(self._places, self.tables, strict=True):
             assert isinstance(table, Compressed)
             yield key, table
+
+    def _of(self, feature: FeatureTable, ids: Tensor) -> list[Tensor]:
+        return self._vectors(feature, ids) if feature.max_ids == 1 else self._summed(feature, ids)
 
     def _summed(self, feature: FeatureTable, ids_BL: Tensor) -> list[Tensor]:
         """Returns vectors [B, D]: the sums over the ids of each list, 0 for an empty one."""
@@ -119,3 +89,90 @@ class ServedModel(nn.Module):
             else:
                 found.append(table(row_N))
         return found
+
+
+class ServedModel(nn.Module):
+    """The model as evaluation computes it, without TorchRec: partitions, tables, dense network, and the sigmoid.
+
+    Args:
+        features: features in the order of the data.
+        tables: one for each table of the features, by name; float or quantized.
+        network: maps dense features and the vectors of all features to logits.
+        num_dense: I.
+        logit_offset: added to the logit; corrects for negative sampling.
+        wide: the first-order part, if any.
+
+    Raises:
+        KeyError: if a table is missing.
+    """
+
+    rows_F: Tensor
+
+    def __init__(
+        self,
+        features: Sequence[FeatureTable],
+        tables: Mapping[str, Compressed],
+        network: nn.Module,
+        *,
+        num_dense: int,
+        logit_offset: float = 0.0,
+        wide: "ServedWide | None" = None,
+    ) -> None:
+        super().__init__()
+        self.features, self.network = tuple(features), network.requires_grad_(False)
+        self.num_dense, self.logit_offset = num_dense, logit_offset
+        self.one_hot = tuple(feature.name for feature in features if feature.max_ids == 1)
+        self.lookups, self.wide = Lookups(features, tables), wide
+        rows = [feature.rows for feature in features if feature.max_ids == 1]
+        self.register_buffer("rows_F", torch.tensor(rows, dtype=torch.int64), persistent=False)
+
+    def forward(self, dense: Tensor, ids: Tensor, lists: dict[str, Tensor] | None = None) -> Tensor:
+        """Scores rows.
+
+        Args:
+            dense: float32 [B, I], transformed as the training data was.
+            ids: int64 [B, F], 0 <= id < rows, of the features with one id each, in their order.
+            lists: int64 [B, L] of every other feature by its name, shorter lists padded with -1.
+
+        Returns:
+            float32 [B], probabilities.
+        """
+        torch.ops.aten._assert_async.msg(
+            ((ids >= 0) & (ids < self.rows_F)).all(), "an id is below 0, or not below the rows of its feature"
+        )
+        columns = dict(zip(self.one_hot, ids.unbind(1), strict=True)) | (lists or {})
+        logits_B = self.network(dense, torch.stack(self.lookups(columns), 1)) + self.logit_offset
+        if self.wide is not None:
+            logits_B = logits_B + self.wide(dense, columns)
+        return logits_B.sigmoid()
+
+
+class ServedWide(nn.Module):
+    """The first-order part of the logits; see `embeddings.wide`.
+
+    Args:
+        features: the features with first-order weights.
+        tables: their tables by name, each with one column.
+        bucketed: names of the dense features among them, in the order of the data: all or none.
+        edges_IE: lower edges of their buckets.
+    """
+
+    edges_IE: Tensor
+
+    def __init__(
+        self,
+        features: Sequence[FeatureTable],
+        tables: Mapping[str, Compressed],
+        bucketed: Sequence[str],
+        edges_IE: Tensor,
+    ) -> None:
+        super().__init__()
+        self.lookups, self.bucketed = Lookups(features, tables), tuple(bucketed)
+        self.register_buffer("edges_IE", edges_IE)
+
+    def forward(self, dense: Tensor, columns: Mapping[str, Tensor]) -> Tensor:
+        """Returns float32 [B]; `columns` are ids by feature, as for `Lookups`."""
+        if self.bucketed:
+            buckets = bucket_ids(dense, self.edges_IE).unbind(0)
+            columns = {**columns, **dict(zip(self.bucketed, buckets, strict=True))}
+        return torch.cat(self.lookups(columns), 1).sum(1)

@@ -32,7 +32,7 @@ def describe(model: ServedModel, source: Source, config: Config, origin: Mapping
         "logit_offset": model.logit_offset,
         "model": config.to_dict()["model"] | {"dim": config.embeddings.dim},
         "features": [feature.to_dict() for feature in model.features],
-        "tables": {name: _table(table) for name, table in model.named_tables()},
+        "tables": {name: _table(table) for name, table in model.lookups.named_tables()},
         "torch": torch.__version__,
     }
 

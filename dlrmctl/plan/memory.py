@@ -1,6 +1,7 @@
 """Computes the memory that a training needs on every rank, by part.
 
     tables and their row-wise AdaGrad, as placed by TorchRec's planner       (exact)
+    first-order weights and their AdaGrad, likewise                          (exact)
     MLPs, their gradients, their optimizer's state and scratch               (exact)
     on a CPU the tables again, while a checkpoint is written                 (measured: torch's writer copies them all)
     batches, lookups, activations, exchanges between ranks                   (from shapes; an estimate)
@@ -13,17 +14,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dlrmctl.assembly.tables import feature_tables
+from dlrmctl.assembly.wide import unfitted_wide_features
 from dlrmctl.data.schema import Schema
-from dlrmctl.embeddings.collection import CompositionalEmbeddings
+from dlrmctl.embeddings.collection import CompositionalEmbeddings, WideTables
 from dlrmctl.embeddings.sharding.fused import attach_rowwise_adagrad
 from dlrmctl.embeddings.sharding.memory import state_bytes, weight_bytes
-from dlrmctl.embeddings.sharding.placement import Placement, PlacementError, make_plan
+from dlrmctl.embeddings.sharding.placement import Placement, PlacementError, make_plan, rank_bytes
 from dlrmctl.plan.cluster import Cluster
 from dlrmctl.plan.dense import DenseNeed, dense_need
 from dlrmctl.settings.config import Config
 
 PARTS = (
-    *("process", "tables", "table state", "MLPs", "gradients", "optimizer"),
+    *("process", "tables", "table state", "first-order", "MLPs", "gradients", "optimizer"),
     *("batches", "lookups", "activations"),
 )
 _FLOAT, _ID = 4, 8
@@ -79,7 +81,7 @@ def plan_memory(config: Config, schema: Schema, cluster: Cluster, *, sharding: s
         UserError: if the settings do not fit the data.
     """
     world_size, batch = cluster.world_size, config.train.batch_size // cluster.world_size
-    embeddings = _embeddings(config, schema)
+    embeddings = CompositionalEmbeddings(feature_tables(config, schema), config.embeddings.dim)
     dense = dense_need(config, schema, world_size)
     each = {
         "process": cluster.process_bytes,
@@ -89,6 +91,7 @@ def plan_memory(config: Config, schema: Schema, cluster: Cluster, *, sharding: s
         "activations": _activations(config, embeddings, cluster, batch),
     }
     parts = {name: (value,) * world_size for name, value in each.items()}
+    parts["first-order"] = _first_order(config, schema, cluster, batch, sharding)
     parts["optimizer"] = tuple(map(sum, zip(dense.state, dense.scratch, strict=True)))
     fixed = max(map(sum, zip(*parts.values(), strict=True)))
     room = None if cluster.memory_bytes is None else cluster.memory_bytes - fixed
@@ -169,11 +172,19 @@ def activation_floats(config: Config, num_vectors: int) -> int:
     return kept + added + 2 * num_vectors * D  # the embeddings and their gradient
 
 
-def _embeddings(config: Config, schema: Schema) -> CompositionalEmbeddings:
-    embeddings = CompositionalEmbeddings(feature_tables(config, schema), config.embeddings.dim)
-    # The planner counts the state of an attached optimizer.
-    attach_rowwise_adagrad(embeddings, sparse_lr=config.optim.sparse_lr, qr_lr=config.optim.qr_lr)
-    return embeddings
+def _first_order(config: Config, schema: Schema, cluster: Cluster, batch: int, sharding: str | None) -> tuple[int, ...]:
+    """Returns the bytes of first-order weights on each rank, with their optimizer state and lookups."""
+    if not config.model.wide:
+        return (0,) * cluster.world_size
+    weights = WideTables(unfitted_wide_features(config, schema))
+    placements, _ = _placements(config, weights, cluster, batch, None, sharding)
+    kept = rank_bytes(placements, cluster.world_size)
+    if cluster.world_size == 1 and cluster.device_type == "cpu":  # a gradient for every row
+        kept = [kept[0] + sum(state_bytes(table.rows) for table in placements)]
+    lookups = table_exchange(weights, placements, cluster, batch)
+    return tuple(
+        held + _allocated(both.looked_up + both.received, cluster) for held, both in zip(kept, lookups, strict=True)
+    )
 
 
 def _placements(
@@ -185,6 +196,8 @@ def _placements(
     sharding: str | None,
 ) -> tuple[list[Placement], str | None]:
     wanted = sharding or config.embeddings.sharding
+    # The planner counts the state of an attached optimizer.
+    attach_rowwise_adagrad(embeddings, sparse_lr=config.optim.sparse_lr, qr_lr=config.optim.qr_lr)
 
     def placed(memory_bytes: int | None, how: str) -> list[Placement]:
         return make_plan(

@@ -24,6 +24,7 @@ _FEW_RANKS = 4
 _COLUMNS = {
     "tables": ("tables",),
     "their state": ("table state",),
+    "first-order weights": ("first-order",),
     "MLPs, gradients": ("MLPs", "gradients"),
     "optimizer": ("optimizer",),
     "batch, lookups, activations": ("batches", "lookups", "activations"),

@@ -118,7 +118,7 @@ def _whole(config: Config, features: FeatureSpace, path: Path, ranks: Ranks) -> 
     """The model in this process, without TorchRec."""
     stored, described = CheckpointTables(path), feature_tables(config, features.schema)
     tables = {shape.name: StoredRows(stored.weight(shape.name), shape.dim, 32) for shape in stored.tables}
-    return stored_model(config, features, described, tables, stored.network(), ranks.device, path)
+    return stored_model(config, features, described, tables, stored.network(), stored.wide(), ranks.device, path)
 
 
 def _spread(config: Config, features: FeatureSpace, path: Path, ranks: Ranks) -> DLRM:

@@ -18,7 +18,7 @@ _FIXED: dict[str, set[str] | None] = {  # None: all of the section
     "optim": {"dense_optimizer", "grafting", "shampoo_block", "shampoo_sides", "momentum", "beta1", "averaging"},
     "train": {"batch_size", "seed"},
 }
-_BEFORE = {"qr_layout": "quotient", "averaging": "none", "dense_inputs": "raw"}
+_BEFORE = {"qr_layout": "quotient", "averaging": "none", "dense_inputs": "raw", "wide": False}
 
 
 @dataclass(frozen=True)

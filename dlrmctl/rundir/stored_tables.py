@@ -82,6 +82,12 @@ class CheckpointTables:
         names = [name for name in self._stored if name.startswith("network.")]
         return {name.removeprefix("network."): self._read(name) for name in names}
 
+    def wide(self) -> dict[str, Tensor]:
+        """The first-order weights, float32 [rows] of each table, and the edges of buckets; empty if there are none."""
+        names = [name for name in self._stored if name.startswith("wide.") and not name.endswith("/sum")]
+        found = {name.removeprefix("wide."): self._read(name) for name in names}
+        return {name: value[:, 0].clone() if name.endswith("/weight") else value for name, value in found.items()}
+
     def describe(self) -> dict[str, Any]:
         return {
             "kind": "checkpoint",

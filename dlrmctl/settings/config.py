@@ -65,6 +65,11 @@ class ModelSettings:
     interaction: str = setting(
         "dot", "Combine dense and sparse vectors by dot product or concatenation.", choices=("dot", "cat")
     )
+    wide: bool = setting(
+        False,
+        "Add first-order weights to the logit: one for every row of the tables, and one for each of "
+        "32 quantile buckets of every dense feature.",
+    )
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ class OptimSettings:
     qr_lr: float = setting(
         None, "Learning rate of tables that combine rows. Default: 0.1 for mult, otherwise 0.05.", at_least=0
     )
+    wide_lr: float = setting(0.05, "Learning rate of first-order weights (--wide).", at_least=0)
     sparse_eps: float = setting(1e-8, "Epsilon of row-wise AdaGrad, added to the square root.", above=0)
     dense_optimizer: str = setting("shampoo", "Optimizer of the MLPs.", choices=DENSE_OPTIMIZERS)
     dense_lr: float = setting(

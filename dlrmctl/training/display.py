@@ -11,7 +11,7 @@ from dlrmctl.assembly.model import Model
 from dlrmctl.assembly.tables import summary, unsorted_heads
 from dlrmctl.console.console import messages, print_table, say
 from dlrmctl.console.progress import BarDisplay
-from dlrmctl.console.text import METRICS, bytes_text, number_text
+from dlrmctl.console.text import METRICS, bytes_text, counted, number_text
 from dlrmctl.data.reader import Reader
 from dlrmctl.embeddings.sharding.placement import Placement
 from dlrmctl.ranks.group import Ranks
@@ -137,7 +137,20 @@ def introduction(config: Config, reader: Reader, model: Model, ranks: Ranks) -> 
         f"{len(plan)} tables, {sum(table.rows for table in plan):,} rows, "
         f"with their optimizer state at most {bytes_text(most)} per rank",
         summary(tables, config.embeddings),
+        *_first_order(model),
         *unsorted_heads(tables, reader.source),
+    ]
+
+
+def _first_order(model: Model) -> list[str]:
+    """A line about the first-order weights, if there are any."""
+    if model.wide is None:
+        return []
+    sharded, buckets = model.wide.sharded, len(model.wide.module.bucketed)
+    rows, most = sum(table.rows for table in sharded.plan), max(sharded.bytes_per_rank)
+    return [
+        f"{rows:,} first-order weights, of rows and of the buckets of {counted(buckets, 'dense feature')}, at most "
+        f"{bytes_text(most)} per rank"
     ]
 
 

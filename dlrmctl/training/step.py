@@ -60,10 +60,15 @@ class TrainingStep:
         """
         embeddings_BFD = self.model.embeddings(batch)
         cut_BFD = embeddings_BFD.detach().requires_grad_()
+        wide = self.model.wide
+        wide_B = None if wide is None else wide.module(batch.dense_BI, batch)
         self.lap("lookup")
         with self.autocast:
             logits_B = self.model.replicated(batch.dense_BI, cut_BFD)
         logits_B = logits_B.float()
+        if wide_B is not None:
+            cut_B = wide_B.detach().requires_grad_()
+            logits_B = logits_B + cut_B
         loss = functional.binary_cross_entropy_with_logits(logits_B, batch.labels_B)
         self.lap("dense forward")
         self.optimizer.zero_grad(set_to_none=True)
@@ -73,6 +78,8 @@ class TrainingStep:
         agreed = self._agree(loss.detach(), logits_B.detach(), batch.labels_B, cut_BFD.grad, step, stop)
         self.lap("check")
         embeddings_BFD.backward(cut_BFD.grad)
+        if wide_B is not None:
+            wide_B.backward(cut_B.grad)
         self.lap("table update")
         self.optimizer.step()
         self.lap("dense update")

@@ -21,7 +21,6 @@ from dlrmctl.console.console import notice, say
 from dlrmctl.data.reader import Reader
 from dlrmctl.data.source import Source
 from dlrmctl.datasets.open import open_reader, open_source
-from dlrmctl.embeddings.sharding.shard import sparse_state
 from dlrmctl.errors import Interrupted
 from dlrmctl.plan.check import check_memory
 from dlrmctl.ranks.group import Ranks, process_group
@@ -171,7 +170,12 @@ class Trainer:
         }
         reader = self.readers["train"]
         self.model = model or build_model(
-            config, source.features, ranks, batch_size=reader.local_batch_size, memory_bytes=table_room
+            config,
+            source.features,
+            ranks,
+            batch_size=reader.local_batch_size,
+            memory_bytes=table_room,
+            base_rate=_base_rate(source) if config.model.wide else None,
         )
         self.optimizer = optimizer or build_dense_optimizer(config.optim, self.model.network, ranks.group)
         self.dense_lrs = [group["lr"] for group in self.optimizer.param_groups]
@@ -249,7 +253,7 @@ class Trainer:
 
     def _set_learning_rates(self) -> None:
         factor, optim = self.schedule(self.progress.step), self.config.optim
-        self.model.sharded.set_learning_rates(sparse_lr=optim.sparse_lr * factor, qr_lr=optim.qr_lr * factor)
+        self.model.set_learning_rates(optim, factor)
         for group, lr in zip(self.optimizer.param_groups, self.dense_lrs, strict=True):
             group["lr"] = lr * factor
 
@@ -315,10 +319,8 @@ class Trainer:
 
         Weights that are averaged are stored as their averages, which readers of a checkpoint expect.
         """
-        tensors = self.model.tensors() | {
-            "tables": sparse_state(self.model.sharded.dmp),
-            "optimizer": dense_state(self.optimizer, self.model.network),
-        }
+        tensors = self.model.tensors(with_sums=True)
+        tensors["optimizer"] = dense_state(self.optimizer, self.model.network)
         if self.averaging:
             named = dict(self.model.network.named_parameters())
             tensors["network"] = tensors["network"] | self.averaging.averages(named)
@@ -387,6 +389,12 @@ class Trainer:
         of_ranks = [part for part in self.ranks.gather(dead) if part]
         together = [all(units) for units in zip(*of_ranks, strict=True)]
         return sum(together) / len(together) if together else 0.0
+
+
+def _base_rate(source: Source) -> float | None:
+    """The share of label 1 among the first block of training examples; None if all labels are the same."""
+    rate = float(source.read_block("train", 0).labels_N.mean(dtype="float64"))
+    return rate if 0 < rate < 1 else None
 
 
 def _evaluation_points(num_batches: int, evaluations: int) -> set[int]:

@@ -16,6 +16,7 @@ from dlrmctl.embeddings.ids import SparseIds
 from dlrmctl.embeddings.module import FeatureEmbeddings
 from dlrmctl.embeddings.parts import Bags, segment_sum
 from dlrmctl.embeddings.tables import FeatureTable
+from dlrmctl.embeddings.wide import WIDTH, summed_weights
 
 
 class StoredEmbeddings(FeatureEmbeddings):
@@ -53,6 +54,21 @@ class StoredEmbeddings(FeatureEmbeddings):
     def look_up(self, rows: SparseIds) -> dict[str, Bags]:
         found = zip(self.row_ids.keys, self.rows, _pieces(rows), strict=True)
         return {key: Bags(table(ids), lengths) for key, table, (ids, lengths) in found}
+
+
+class StoredWeights(StoredEmbeddings):
+    """First-order weights over stored tables; their sum for each example is float32 [B].
+
+    Args:
+        features: see `wide.wide_features`.
+        tables: one for each table of the features, by name.
+    """
+
+    def __init__(self, features: Sequence[FeatureTable], tables: Mapping[str, Compressed]) -> None:
+        super().__init__(features, WIDTH, tables)
+
+    def combine(self, columns: Sequence[Columns]) -> Tensor:
+        return summed_weights(columns)
 
 
 def _pieces(rows: SparseIds) -> list[tuple[Tensor, Tensor]]:

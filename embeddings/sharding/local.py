@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,8 @@ from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbeddingB
 
 from dlrmctl.embeddings.combine import Columns
 from dlrmctl.embeddings.ids import SparseIds
+from dlrmctl.embeddings.parts import segment_sum
+from dlrmctl.embeddings.wide import WIDTH
 
 
 @dataclass(frozen=True)
@@ -77,3 +80,72 @@ class LocalBags:
         if self._counting is None or self._counting.numel() != total + 1 or self._counting.device != device:
             self._counting = torch.arange(total + 1, device=device)
         return self._counting
+
+
+class LocalWeights:
+    """Sums the first-order weights of every example, in the memory of FBGEMM's kernel on CPU and by its formula.
+
+    Dimensions: N weights that are looked up, R rows of all tables.
+
+    Args:
+        kernels: one kernel of `WideTables` with the names of its tables.
+        keys: the keys of batches, in order.
+    """
+
+    def __init__(self, kernels: Sequence[tuple[BatchedFusedEmbeddingBag, list[str]]], keys: list[str]) -> None:
+        ((self._kernel, names),) = kernels
+        assert names == keys
+        rows = torch.tensor([table.num_embeddings for table in self._kernel.config.embedding_tables])
+        self._firsts_K = rows.cumsum(0) - rows
+        self._grads_R = torch.zeros(int(rows.sum()))  # 0 between steps
+
+    def __call__(self, rows: SparseIds) -> list[Columns]:
+        lengths_KB = rows.lengths_KB
+        if lengths_KB is None:
+            places_N = (rows.values.view(len(rows.keys), -1) + self._firsts_K.unsqueeze(1)).view(-1)
+        else:
+            places_N = rows.values + self._firsts_K.repeat_interleave(lengths_KB.sum(1))
+        sums_B = _SumWeights.apply(self._kernel.emb_module.weights_host, self, places_N, lengths_KB, rows.batch_size)
+        return [Columns(sums_B.unsqueeze(1), ["sum"], [1])]
+
+    def update(self, places_N: Tensor, grads_N: Tensor) -> None:
+        """Takes a step of row-wise AdaGrad; a place that occurs several times has the sum of its gradients."""
+        module: Any = self._kernel.emb_module
+        weights_R, sums_R, grads_R = first_column(module.weights_host.detach()), module.momentum1_host, self._grads_R
+        grads_R.scatter_add_(0, places_N, grads_N)
+        # From here on, all occurrences of a place compute and write the same numbers.
+        grads_N = grads_R.index_select(0, places_N)
+        grads_R.index_fill_(0, places_N, 0.0)
+        sums_N = sums_R.index_select(0, places_N).addcmul_(grads_N, grads_N, value=1 / WIDTH)
+        sums_R.scatter_(0, places_N, sums_N)
+        lr = self._kernel.fused_optimizer.param_groups[0]["lr"]
+        steps_N = grads_N.mul_(lr).div_(sums_N.sqrt_().add_(module.optimizer_args.eps))
+        weights_R.scatter_(0, places_N, weights_R.index_select(0, places_N).sub_(steps_N))
+
+
+def first_column(weights: Tensor) -> Tensor:
+    """Returns a view of the weights in the memory of a kernel, [R]."""
+    return weights.view(-1, WIDTH)[:, 0]
+
+
+class _SumWeights(torch.autograd.Function):
+    """Sums weights per example; its backward updates them, as that of FBGEMM's kernels does."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weights: Tensor, local: LocalWeights, places_N: Tensor, lengths_KB: Tensor | None, batch_size: int
+    ) -> Tensor:
+        ctx.local, ctx.places_N, ctx.lengths_KB = local, places_N, lengths_KB
+        found_N = first_column(weights).index_select(0, places_N)
+        sums = found_N if lengths_KB is None else segment_sum(found_N, lengths_KB.reshape(-1))
+        return sums.view(-1, batch_size).sum(0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+        grad_B, lengths_KB = grads[0], ctx.lengths_KB
+        if lengths_KB is None:
+            grads_N = grad_B.repeat(len(ctx.places_N) // len(grad_B))
+        else:
+            grads_N = grad_B.repeat(len(lengths_KB)).repeat_interleave(lengths_KB.reshape(-1))
+        ctx.local.update(ctx.places_N, grads_N)
+        return None, None, None, None, None

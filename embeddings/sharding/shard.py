@@ -14,10 +14,10 @@ from torchrec.distributed.model_parallel import (
 )
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 
-from dlrmctl.embeddings.collection import CompositionalEmbeddings
-from dlrmctl.embeddings.init import fill_rows, table_distributions
+from dlrmctl.embeddings.collection import CompositionalEmbeddings, WideTables
+from dlrmctl.embeddings.init import fill_rows
 from dlrmctl.embeddings.sharding.fused import LearningRates, attach_rowwise_adagrad, kernels
-from dlrmctl.embeddings.sharding.local import LocalBags
+from dlrmctl.embeddings.sharding.local import LocalBags, LocalWeights
 from dlrmctl.embeddings.sharding.memory import available_bytes
 from dlrmctl.embeddings.sharding.placement import Placement, make_plan, rank_bytes, sharders
 
@@ -107,7 +107,9 @@ def shard(
     _check_trained_in_backward(dmp, embeddings)
     _initialize_tables(dmp, embeddings, seed)
     if world_size == 1 and embeddings.bags is not None:
-        embeddings.pool_with(LocalBags(list(kernels(embeddings.bags)), embeddings.bag_ids.keys))
+        # FBGEMM's update on CPU takes most of its time for the bookkeeping of rows, whatever their width.
+        local = LocalWeights if isinstance(embeddings, WideTables) and device.type == "cpu" else LocalBags
+        embeddings.pool_with(local(list(kernels(embeddings.bags)), embeddings.bag_ids.keys))
     return Sharded(
         dmp=dmp,
         embeddings=embeddings,
@@ -182,7 +184,7 @@ def _move_dense(model: nn.Module, embeddings: CompositionalEmbeddings, device: t
 
 @torch.no_grad()
 def _initialize_tables(dmp: nn.Module, embeddings: CompositionalEmbeddings, seed: int) -> None:
-    distributions = table_distributions(embeddings.features, embeddings.dim)
+    distributions = embeddings.distributions()
     for name, weight in dmp.state_dict().items():
         if isinstance(weight, ShardedTensor):
             table = name.split(".")[-2]

@@ -131,3 +131,16 @@ def test_a_fit_is_read_back_and_checked() -> None:
             read_fitted(Values({"dense": [entry | change]}), ["x"])
     with pytest.raises(DataError, match="does not list the dense features"):
         read_fitted(Values({"dense": [entry]}), ["x", "y"])
+
+
+def test_buckets_have_like_counts_and_few_or_frequent_values_one_each() -> None:
+    def edges(values: np.ndarray) -> tuple[float, ...]:
+        return fit("x", *ranges_of(values.astype(np.float32))).edges(32)
+
+    normal = np.random.default_rng(0).normal(size=20_000)
+    counts = np.histogram(normal, [-np.inf, *edges(normal), np.inf])[0]
+    assert len(counts) == 32
+    assert (abs(counts / (20_000 / 32) - 1) < 0.2).all()  # ranks between knots are interpolated
+    assert edges(np.array([3, 1, 1, 7, np.nan])) == (3, 7)
+    assert edges(np.array([np.nan])) == ()
+    assert 0 < edges(np.repeat(np.arange(50), [5000, *range(1, 50)]))[0] <= 1
