@@ -26,7 +26,7 @@ class DenseNetwork(nn.Module):
         top: widths of the top MLP's layers; the last is 1.
         interaction: "dot" or "cat".
         inputs: transforms the dense features before the bottom MLP; None means no transform.
-        first_logit: the logit of every example before training; None for random ones.
+        first_logit: the bias of the logit before training; None for a random one.
         generator: source of the initial values.
 
     Shapes:
@@ -66,7 +66,7 @@ class DenseNetwork(nn.Module):
         self.interaction = INTERACTIONS[interaction](num_vectors, dim)
         self.top = MLP(self.interaction.out_features, top, last_relu=False, generator=generator)
         if first_logit is not None:
-            self.top.predict(first_logit)
+            nn.init.constant_(self.top.output.bias, first_logit)
 
     def forward(self, dense_BI: Tensor, embeddings_BFD: Tensor) -> Tensor:
         return self.top(self.interaction(self.bottom(self.inputs(dense_BI)), embeddings_BFD)).squeeze(1)

@@ -47,6 +47,13 @@ class MLP(nn.Module):
             nn.init.normal_(layer.bias, std=math.sqrt(1 / fan_out), generator=generator)
             self.layers.append(layer)
 
+    @property
+    def output(self) -> nn.Linear:
+        """The last layer."""
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        return last
+
     def forward(self, x: Tensor) -> Tensor:
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
@@ -54,14 +61,6 @@ class MLP(nn.Module):
             if i < last or self.last_relu:
                 x = functional.relu_(x)  # in place: nothing else needs the linear layer's output
         return x
-
-    @torch.no_grad()
-    def predict(self, value: float) -> None:
-        """Makes the output this value for every input; the last layer's weights become 0."""
-        last = self.layers[-1]
-        assert isinstance(last, nn.Linear)
-        last.weight.zero_()
-        last.bias.fill_(value)
 
 
 class LearnedVector(nn.Module):

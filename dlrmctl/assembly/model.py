@@ -97,7 +97,7 @@ def build_model(
         batch_size: examples per rank and step, for the plan.
         memory_bytes: memory of each rank for tables; default: the free memory of the device.
         inputs: the transform of the dense features; default: that of the settings and the data.
-        base_rate: what a model with first-order weights predicts before training.
+        base_rate: see `build_dense_network`.
 
     Raises:
         UserError: if the tables do not fit the settings or the memory, before anything is allocated.

@@ -32,7 +32,7 @@ def build_dense_network(
     Args:
         device: "meta" gives shapes without memory or values.
         inputs: the transform of the dense features; None means one with the shapes of the settings' choice.
-        base_rate: predicted for every example before training; None for random predictions.
+        base_rate: whose logit is the first bias of the top MLP; None for a random one.
     """
     with torch.device("meta") if device.type == "meta" else torch.device("cpu"):
         network = DenseNetwork(
