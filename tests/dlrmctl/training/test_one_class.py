@@ -73,3 +73,10 @@ def test_every_later_command_works(place: Path, monkeypatch: pytest.MonkeyPatch,
     done = in_process(*arguments)
     assert done.status == 0, done.err
     assert "None" not in done.out
+
+
+def test_a_calibration_needs_both_labels(place: Path):
+    done = in_process("calibrate", place / "run")
+    assert done.status == 2
+    assert "all validation labels are the same" in done.err
+    assert not (place / "run" / "calibration.json").exists()
