@@ -12,7 +12,7 @@ from typing import Any
 
 from dlrmctl.bench.timing import mean_and_error
 from dlrmctl.console.console import print_table, say
-from dlrmctl.console.text import bytes_text, counted, with_error
+from dlrmctl.console.text import bytes_text, counted, fixed, with_error
 from dlrmctl.data.files import scratch_directory
 from dlrmctl.datasets.open import open_source
 from dlrmctl.errors import UserError
@@ -112,7 +112,7 @@ def _train(config: Config, ranks: Ranks) -> dict[str, Any]:
 
 def _tell(ranks: Ranks, method: str, factor: float, seed: int, metrics: Mapping[str, Any]) -> None:
     if ranks.is_main:
-        gap = f"  gap closed {100 * metrics['gap_closed']:.1f} %" if "gap_closed" in metrics else ""
+        gap = f"  gap closed {fixed(100 * metrics['gap_closed'], '.1f')} %" if "gap_closed" in metrics else ""
         say(f"{method}  factor {factor:g}  seed {seed}  NE {metrics['ne']:.5f}{gap}")
 
 
@@ -153,7 +153,7 @@ def show_bench_embeddings(result: dict[str, Any]) -> None:
             f"{m['factor']:g}",
             f"{m['ne']:.5f}",
             with_error(m["ne_difference"], m["ne_difference_se"], "+.5f"),
-            "-" if m["gap_closed"] is None else f"{100 * m['gap_closed']:.1f} %",
+            "-" if m["gap_closed"] is None else f"{fixed(100 * m['gap_closed'], '.1f')} %",
         ]
         for name, m in methods.items()
     ]
@@ -171,4 +171,4 @@ def show_bench_embeddings(result: dict[str, Any]) -> None:
 
 
 def _ratio(mean: float, error: float | None) -> str:
-    return f"{mean / error:.1f}" if error else "-"
+    return fixed(mean / error, ".1f") if error else "-"

@@ -12,7 +12,7 @@ from dlrmctl.compress.finetune import show_finetuning
 from dlrmctl.compress.trial import Trial
 from dlrmctl.console.console import output, print_table
 from dlrmctl.console.pictures import picture
-from dlrmctl.console.text import METRICS, bytes_text, number_text, with_error
+from dlrmctl.console.text import METRICS, bytes_text, fixed, number_text, with_error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -137,7 +137,7 @@ def _row(entry: dict[str, Any], predicts: bool) -> list[str]:
 
 def _predicted(rise: float) -> str:
     """A predicted increase of NE, which is never negative, and 0 only for the trained table."""
-    return "<0.0001 %" if 0 < rise < 1e-6 else f"{100 * rise:+.4f} %"
+    return "<0.0001 %" if 0 < rise < 1e-6 else f"{fixed(100 * rise, '+.4f')} %"
 
 
 def _show_maps(report: dict[str, Any]) -> None:

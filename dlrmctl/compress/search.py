@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from dlrmctl.compress.fitting import TableOptions
 from dlrmctl.compress.trial import Trial
 from dlrmctl.console.progress import BarDisplay
-from dlrmctl.console.text import with_error
+from dlrmctl.console.text import fixed, with_error
 from dlrmctl.embeddings.compression.frontier import Choice, Frontier, predicted_options
 from dlrmctl.embeddings.compression.rules.rows import Compressed
 
@@ -99,7 +99,7 @@ def calibrate(tables: Sequence[TableOptions], trial: Trial, *, around: float, pr
         rise, se = trial.ne_rise({table.name: table.table(option.method)})
         calibrations.append((option.method, rise, se))
         constants.append(_pooled(common, option.proxy, rise, se))
-        progress.advance(about=f"{table.name} by {option.method}: NE {100 * rise:+.4f} %")
+        progress.advance(about=f"{table.name} by {option.method}: NE {fixed(100 * rise, '+.4f')} %")
     proxies = [[fitted.proxy for fitted in table.fitted] for table in tables]
     sizes = [[fitted.num_bytes for fitted in table.fitted] for table in tables]
     return BudgetSearch(tables, constants, calibrations, Frontier(predicted_options(sizes, proxies, constants)))

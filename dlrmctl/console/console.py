@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dlrmctl.console.table import fitted
-from dlrmctl.console.text import printable, wrapped
+from dlrmctl.console.text import printable, short_message, wrapped
 
 
 class Output:
@@ -79,13 +79,13 @@ def end_notice() -> None:
 
 
 def show_error(message: str, hint: str | None = None) -> None:
-    messages.print(_line(message), label="error: ", style="bold red")
+    messages.print(short_message(_line(message)), label="error: ", style="bold red")
     if hint:
-        messages.print(_line(hint), label="hint: ")
+        messages.print(short_message(_line(hint)), label="hint: ")
 
 
 def warn(message: str) -> None:
-    messages.print(_line(message), label="warning: ", style="bold yellow")
+    messages.print(short_message(_line(message)), label="warning: ", style="bold yellow")
 
 
 def _line(text: str) -> str:

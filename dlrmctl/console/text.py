@@ -1,10 +1,15 @@
 """Formatting of numbers, units, standard errors, plurals and names."""
 
+import re
 from collections.abc import Sequence
 from textwrap import wrap
 
 # Names of metrics in messages, by their names in files.
 METRICS = {"log_loss": "log loss", "ne": "NE", "auc": "AUC", "calibration": "calibration", "accuracy": "accuracy"}
+
+_NOT_BROKEN = re.compile(r" (?=[±%])")
+_KEPT_SPACE = "\xa0"  # strings that are printed have none: it is escaped
+_MOST_IN_MESSAGE, _LONGEST_WORD, _LONGEST_PATH = 1000, 80, 400
 
 
 def printable(text: str) -> str:
@@ -29,14 +34,23 @@ def shortened(text: str, most: int = 40) -> str:
     return f"{text[: most - 1 - tail]}…{text[len(text) - tail :]}"
 
 
+def short_message(text: str) -> str:
+    """Shortens the words of an error or warning, such as a value of thousands of digits, and then the whole."""
+    words = [shortened(word, _LONGEST_PATH if "/" in word else _LONGEST_WORD) for word in text.split(" ")]
+    return shortened(" ".join(words), _MOST_IN_MESSAGE)
+
+
 def wrapped(text: str, width: int | None) -> str:
-    """Wraps a string at this width, between words; continuation lines are indented."""
+    """Wraps a string at this width, between words; continuation lines are indented.
+
+    A number stays on the line of its standard error and of its per cent sign.
+    """
     if width is None:
         return text
     lines = []
     for line in text.split("\n"):
         lines += wrap(
-            line,
+            _NOT_BROKEN.sub(_KEPT_SPACE, line),
             width,
             subsequent_indent="  ",
             expand_tabs=False,
@@ -44,12 +58,18 @@ def wrapped(text: str, width: int | None) -> str:
             break_long_words=False,
             break_on_hyphens=False,
         ) or [line]
-    return "\n".join(lines)
+    return "\n".join(lines).replace(_KEPT_SPACE, " ")
 
 
 def rate_text(value: float) -> str:
     """A rate with one decimal, or three digits if it is small."""
     return f"{value:,.1f}" if value >= 10 or value == 0 else f"{value:#.3g}"
+
+
+def fixed(value: float, form: str = ".4f") -> str:
+    """A number with a fixed number of decimals, without a sign if it is rounded to zero."""
+    text = format(value, form)
+    return text if text.strip("+-0.") else text.lstrip("+-")
 
 
 def with_error(value: float | None, error: float | None, form: str = ".4f", *, scale: float = 1.0) -> str:
@@ -63,8 +83,8 @@ def with_error(value: float | None, error: float | None, form: str = ".4f", *, s
     """
     if value is None:
         return "-"
-    known = "-" if error is None else format(scale * error, form.lstrip("+"))
-    return f"{scale * value:{form}} ±{known}"
+    known = "-" if error is None else fixed(scale * error, form.lstrip("+"))
+    return f"{fixed(scale * value, form)} ±{known}"
 
 
 def counted(number: int, what: str) -> str:
@@ -89,7 +109,7 @@ def bytes_text(count: float) -> str:
 
 
 def number_text(value: float | None, digits: int = 4) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+    return "-" if value is None else fixed(value, f".{digits}f")
 
 
 def duration(seconds: float) -> str:

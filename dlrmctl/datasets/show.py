@@ -10,7 +10,7 @@ import numpy as np
 
 from dlrmctl.console.console import output, print_json, print_table, say
 from dlrmctl.console.pictures import picture
-from dlrmctl.console.text import bytes_text, shortened
+from dlrmctl.console.text import bytes_text, number_text, shortened
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.preparation.report import PrepareReport
@@ -157,7 +157,10 @@ def show_report(report: PrepareReport, name: str) -> None:
         print_table(
             "dense features, transformed",
             ["", "missing", "mean", "lowest", "highest"],
-            [[d.name, _percent(d.missing), f"{d.mean:.3f}", f"{d.low:.3f}", f"{d.high:.3f}"] for d in report.dense],
+            [
+                [d.name, _percent(d.missing), *(number_text(value, 3) for value in (d.mean, d.low, d.high))]
+                for d in report.dense
+            ],
         )
     print_table(
         "sparse features",

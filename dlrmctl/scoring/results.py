@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dlrmctl.console.console import print_table, say
-from dlrmctl.console.text import METRICS, number_text, with_error
+from dlrmctl.console.text import METRICS, fixed, number_text, with_error
 
 
 def table_of(splits: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -17,7 +17,7 @@ def table_of(splits: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[l
             cells = [with_error(m[name], m[error]) if error in m else number_text(m.get(name)) for m in splits.values()]
             rows.append([title, *cells])
     if any("gap_closed" in m for m in splits.values()):
-        rows.append(["gap closed", *(f"{100 * m['gap_closed']:.1f} %" for m in splits.values())])
+        rows.append(["gap closed", *(f"{fixed(100 * m['gap_closed'], '.1f')} %" for m in splits.values())])
     return ["", *splits], rows
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dlrmctl.console.console import messages, output, print_table, say, warn
+from dlrmctl.console.console import messages, output, print_table, say, show_error, warn
 from dlrmctl.console.progress import BarDisplay
-from dlrmctl.console.text import with_error
+from dlrmctl.console.text import number_text, with_error, wrapped
 from tests.dlrmctl.commands import in_process
 
 
@@ -48,6 +48,21 @@ def test_errors_stand_beside_their_values():
     assert with_error(0.00012, 0.00001, "+.3f", scale=100) == "+0.012 ±0.001"
     assert with_error(0.5, None) == "0.5000 ±-"
     assert with_error(None, None) == "-"
+    assert with_error(-0.00004, 0.00001, "+.3f") == "0.000 ±0.000", "zero has no sign"
+    assert number_text(-0.00004) == "0.0000"
+    line = "validation: NE 0.84551 -> 0.84596, +0.0537 ±0.0251 %"
+    for width in range(30, len(line)):
+        for part in wrapped(line, width).split("\n"):
+            assert not part.strip().startswith(("±", "%")), part
+
+
+def test_a_long_value_is_shortened_in_an_error(capsys: pytest.CaptureFixture[str]):
+    show_error(f"--dense-lr = '{'7' * 5000}' is not a number", "/some/where/" + "d" * 200)
+    shown = capsys.readouterr().err
+    assert len(shown) < 400
+    assert shown.startswith("error: --dense-lr = '777")
+    assert "7' is not a number\n" in shown
+    assert "d" * 200 in shown, "a path is whole"
 
 
 def test_control_signs_in_names_reach_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
