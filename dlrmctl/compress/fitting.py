@@ -141,6 +141,15 @@ def fit_all(
         UserError: see `_fit_options`.
     """
     turns = _Turns(max(SMALL_BYTES, *(shape.num_bytes for shape in shapes)))
+    methods = {shape.name: request.methods(shape.rows, shape.dim) for shape in shapes}
+    lock, ready = Lock(), 0
+
+    def advance(shape: TableShape, tables: int = 0) -> None:
+        """Counts a method fitted to a table, and complete tables."""
+        nonlocal ready
+        with lock:
+            ready += tables
+            progress.advance(0 if tables else shape.num_bytes, f"{ready} of {len(shapes)} tables")
 
     def fit(shape: TableShape) -> TableOptions:
         context = f"{shape.name} ({shape.rows:,} x {shape.dim})"
@@ -148,23 +157,22 @@ def fit_all(
             found = _fit_options(
                 source,
                 shape.name,
-                request.methods(shape.rows, shape.dim),
+                methods[shape.name],
                 weights=request.weights,
                 counts=counts,
                 progress=partial(progress.rows, context),
+                fitted=partial(advance, shape),
                 kept=kept,
                 must_fit=request.goal == "method",
             )
+        advance(shape, tables=1)
         return found
 
     # Large tables first, so that the last one is small. Their products are too small for several threads.
     order = sorted(shapes, key=lambda shape: -shape.num_bytes)
     with ThreadPoolExecutor(torch.get_num_threads(), initializer=lambda: torch.set_num_threads(1)) as pool:
-        by_name = {}
-        progress.begin("fitting tables", sum(shape.num_bytes for shape in order))
-        for shape, table in zip(order, pool.map(fit, order), strict=True):
-            by_name[table.name] = table
-            progress.advance(shape.num_bytes, f"{len(by_name)} of {len(order)} tables")
+        progress.begin("fitting tables", sum(shape.num_bytes * len(methods[shape.name]) for shape in order))
+        by_name = {table.name: table for table in pool.map(fit, order)}
     tables = [by_name[shape.name] for shape in shapes]
     _warn(request, tables)
     return tables
@@ -178,6 +186,7 @@ def _fit_options(
     weights: str,
     counts: Counts,
     progress: Progress,
+    fitted: Callable[[], None],
     kept: Kept,
     must_fit: bool = False,
 ) -> TableOptions:
@@ -186,6 +195,7 @@ def _fit_options(
     Args:
         weights: "auto" (AdaGrad's sums, else counts, else uniform), "adagrad", "counts" or "uniform".
         counts: number of lookups of each row in training, if known.
+        fitted: called after each method.
         kept: cache for fitted tables.
         must_fit: whether a method that cannot be used on this table is an error; otherwise it is skipped.
 
@@ -203,6 +213,7 @@ def _fit_options(
     rows = TableRows(source.weight(name), found.weights, name=name, progress=progress)
     for method in methods:
         options.add(rows, method, found.scale, must_fit=must_fit)
+        fitted()
         _trim_heap()
     return options
 

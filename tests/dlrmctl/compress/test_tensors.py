@@ -9,6 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dlrmctl.compress import expand as plain
+from dlrmctl.compress.compression import compress as compress_tables
+from dlrmctl.compress.request import Request
+from dlrmctl.compress.sources import TensorFiles
+from dlrmctl.console.progress import BarDisplay
 from tests.dlrmctl.commands import Done, in_process
 
 
@@ -29,6 +33,27 @@ def test_several_patterns_choose_the_tensors_that_match_any(small: Path):
     report = json.loads((small / "report.json").read_text())
     assert [table["name"] for table in report["tables"]] == ["a.0", "b.0"]
     assert sum(report["files"].values()) == sum(path.stat().st_size for path in small.iterdir())
+
+
+class _Recorded(BarDisplay):
+    """Keeps the shares of the work that were shown."""
+
+    def __init__(self) -> None:
+        self.shares: list[float] = []
+        super().__init__()
+
+    def show(self, about: str = "", *, line: str | None = None, now: bool = False) -> None:
+        if self._total:
+            self.shares.append(self._done / self._total)
+
+
+def test_progress_grows_with_every_method_of_a_table(small: Path):
+    tables = TensorFiles(small.parent / "m.safetensors", "a*")
+    request = Request(None, 3.0, None, 0.0, "a*", 1, "auto")
+    compress_tables(tables, request, trial=None, counts=lambda table: None, progress=(progress := _Recorded()))
+    assert len(set(progress.shares)) > 5
+    assert progress.shares == sorted(progress.shares)
+    assert progress.shares[-1] == 1
 
 
 def test_a_pattern_that_matches_nothing_is_said_though_another_does(small: Path):
