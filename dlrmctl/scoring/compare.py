@@ -63,7 +63,7 @@ def compare_runs(
 
     Returns:
         Plain values: the sides, and per metric both values, the difference (second minus first), its standard error,
-        the part of the seeds in it, and p; and whether all scores are "identical".
+        the part of the seeds in it, and p; and whether all scores, seed by seed, are "identical".
 
     Raises:
         UserError, DataError: if a checkpoint or the data is missing or does not fit.
@@ -94,7 +94,7 @@ def compare_runs(
         "b": described[1],
         "split": split,
         "examples": len(labels_N),
-        "identical": len(logits[0]) == len(logits[1]) == 1 and np.array_equal(logits[0][0], logits[1][0]),
+        "identical": len(logits[0]) == len(logits[1]) and all(map(np.array_equal, *logits)),
         **{name: found.to_dict() for name, found in compare_seeds(logits[0], logits[1], labels_N).items()},
     }
 

@@ -95,8 +95,7 @@ def collect_scores(
     Raises:
         UserError: if the data has no such feature, or it has lists of ids.
     """
-    column = _column(feature, reader.source.schema) if feature is not None else None
-    none = [np.empty(0, kind) for kind in (np.float32, bool, *([np.int64] if column is not None else []))]
+    column = sliced_column(feature, reader.source.schema) if feature is not None else None
     batches: list[list[np.ndarray]] = []
     for batch, logits_B in scored_batches(inference, reader, ranks, tell=tell):
         if metrics is not None:
@@ -105,8 +104,6 @@ def collect_scores(
         if column is not None:
             columns.append(_ids_of(batch, column).cpu().numpy())
         batches.append(columns)
-    if not reader.num_examples:
-        return Scores(*none)
     mine = [np.stack(arrays) for arrays in zip(*batches, strict=True)]
     # Rank r has the r-th part of every global batch; padding follows the last example.
     everyone = zip(*ranks.gather(mine), strict=True)
@@ -114,7 +111,12 @@ def collect_scores(
     return Scores(*whole)
 
 
-def _column(feature: str, schema: Schema) -> int:
+def sliced_column(feature: str, schema: Schema) -> int:
+    """The number of a sparse feature with one id per example.
+
+    Raises:
+        UserError: if the data has no such feature, or it has lists of ids.
+    """
     keys = schema.keys
     if feature in schema.dense:
         raise UserError(f"{feature} is a dense feature; slices need a sparse one", f"such as {keys[0]}")

@@ -71,13 +71,16 @@ def test_slices_and_deciles_add_up_to_the_whole(runs: Path, tmp_path: Path):
     assert whole == in_process("evaluate", runs / "good", "--json").json()["test"]
     text = in_process(*arguments).out
     assert "by cat_9" in text
+    assert "± is the standard error of observed" in text
     assert "missing" in text
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["evaluate", "good", "--slice", "cat_99"], "no sparse feature 'cat_99'"),
+        # Said before the checkpoint is loaded.
+        (["evaluate", "good", "--slice", "cat_99", "--checkpoint", "step-7"], "no sparse feature 'cat_99'"),
+        (["evaluate", "good", "--slice", "cat99"], "did you mean 'cat_9'?"),
         (
             ["evaluate", "good", "--slice", "int_1"],
             "int_1 is a dense feature; slices need a sparse one",

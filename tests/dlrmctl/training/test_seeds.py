@@ -48,6 +48,8 @@ def test_settings_are_compared_over_rows_and_seeds(groups: Path):
     mean = json.loads((groups / "a.json").read_text())["test"]["ne"]["mean"]
     assert better["ne"]["a"] == pytest.approx(mean, rel=1e-12)  # float64 sums in another order
 
+    itself = in_process("compare", groups / "a", groups / "a").out
+    assert itself.splitlines()[-1] == "the scores are identical"
     text = in_process("compare", groups / "a", groups / "same").out
     assert "(3 seeds)" in text
     assert "rows and the seeds" in text
