@@ -14,8 +14,9 @@ from dlrmctl.bench.delivery import tagged
 from dlrmctl.console.console import output, say
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.launch import launch_environment, needs_launch, run_on_ranks
-from dlrmctl.settings.config import DENSE_OPTIMIZERS, Config, check_batch, resolve, section_of
+from dlrmctl.settings.config import DENSE_OPTIMIZERS, Config, resolve, section_of
 from dlrmctl.settings.parse import names_of, one_of, positive_numbers, whole_number
+from dlrmctl.settings.typed import resolve_typed
 
 Flags = Mapping[str, str]  # typed settings
 Texts = Mapping[str, str | None]  # options as given; None for the others
@@ -81,7 +82,7 @@ class Measurement(ABC):
         """
         for config in self.configs[1:]:
             try:
-                check_batch(config, number)
+                config.on(number)
             except UserError as error:
                 raise UserError(error.message) from None
 
@@ -300,7 +301,7 @@ def step_variants(flags: Flags, lists: Mapping[str, str]) -> dict[str, Config]:
         UserError: for a value that the setting does not accept, naming the option of the list.
     """
     given = _DEFAULT_SETTINGS["step"]
-    configs = {"base": resolve(given, flags)}
+    configs = {"base": resolve_typed(given, flags)}
     for name, text in lists.items():
         others = {key: value for key, value in flags.items() if key != name}
         for value in names_of(_LISTS[name], text):
@@ -329,7 +330,7 @@ def _quick_settings(command: str, flags: Flags) -> dict[str, str]:
 
 
 def _config(command: str, flags: Flags, quick: bool) -> Config:
-    return resolve(_DEFAULT_SETTINGS[command], _quick_settings(command, flags) if quick else flags)
+    return resolve_typed(_DEFAULT_SETTINGS[command], _quick_settings(command, flags) if quick else flags)
 
 
 def _text(command: str, name: str, texts: Texts, quick: bool) -> str:

@@ -15,6 +15,7 @@ from dlrmctl.errors import UserError
 from dlrmctl.settings.config import LARGEST_SEED, MOST_SYNTHETIC_ROWS, SYNTHETIC_SIZES
 from dlrmctl.settings.parse import one_of, share, whole_number
 from dlrmctl.settings.synonyms import nearest, same_word
+from dlrmctl.settings.typed import refuse_missing_store
 
 FORMATS = ("criteo", "npy")
 _IDS = {"criteo": ("vocabulary", "hash"), "npy": ("rows", "vocabulary", "hash"), "table": ("vocabulary", "hash")}
@@ -108,6 +109,8 @@ def prepare(
         raise UserError("--seed needs --sample-negatives: nothing else is random")
     if vocabulary_from is not None and min_count is not None:
         raise UserError("--min-count and --vocabulary-from contradict: the vocabulary is fixed")
+    if vocabulary_from is not None:
+        refuse_missing_store(vocabulary_from)
     options = {
         "min_count": whole_number("--min-count", min_count or "2", at_least=1),
         "max_rows_per_table": _limit("--max-rows-per-table", max_rows_per_table, at_least=2),
@@ -183,6 +186,7 @@ def show(
         from dlrmctl.console.pictures import check_picture
 
         check_picture(plot)
+    refuse_missing_store(store)
     notice("reading the store")
     from dlrmctl.datasets.show import show_data
 

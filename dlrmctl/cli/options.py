@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from dlrmctl.cli import completion
-from dlrmctl.settings.config import SECTIONS, Config, check_batch, resolve
+from dlrmctl.settings.config import SECTIONS, Config
 from dlrmctl.settings.parse import whole_number
 from dlrmctl.settings.setting import default_of, flag_of, plain_type, shown
+from dlrmctl.settings.typed import resolve_typed
 
 if TYPE_CHECKING:
     from dlrmctl.rundir.directory import RunDirectory
@@ -121,7 +122,7 @@ def settings_of_run(run: Path, flags: dict[str, str], *, scoring: bool = True) -
     from dlrmctl.rundir.directory import RunDirectory
 
     directory = RunDirectory(run, writes=False)
-    settings = resolve(directory.settings(), flags, file_name=str(run / "run.toml"))
+    settings = resolve_typed(directory.settings(), flags, file_name=str(run / "run.toml"))
     return directory, settings.for_scoring() if scoring and "batch_size" not in flags else settings
 
 
@@ -132,5 +133,5 @@ def number_of_ranks(settings: Config, nproc: str) -> int:
         UserError: if it is not a number, or the batch cannot be split equally over the ranks.
     """
     ranks = whole_number("--nproc", nproc, at_least=1)
-    check_batch(settings, ranks)
+    settings.on(ranks)
     return ranks

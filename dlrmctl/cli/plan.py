@@ -11,9 +11,10 @@ from dlrmctl.errors import UserError
 from dlrmctl.plan.amounts import bandwidth_of, rate_of
 from dlrmctl.plan.request import ClusterRequest
 from dlrmctl.plan.tables import PRESET_SETTINGS, PRESETS, chosen_schema, num_examples
-from dlrmctl.settings.config import Config, resolve
+from dlrmctl.settings.config import Config
 from dlrmctl.settings.parse import one_of
 from dlrmctl.settings.toml import read_settings
+from dlrmctl.settings.typed import resolve_typed
 
 WHOSE, WHERE = "Tables (default: those of the data)", "Machines (default: this one)"
 SPEED = "Speed of a rank (default: measured on this machine)"
@@ -98,8 +99,8 @@ def plan(
 
 def _settings(config: Path | None, preset: str | None, flags: dict[str, str]) -> Config:
     if config is not None:
-        return resolve(read_settings(config), flags, file_name=str(config))
-    return resolve(PRESET_SETTINGS[preset] if preset else {}, flags, file_name=f"--preset {preset}")
+        return resolve_typed(read_settings(config), flags, file_name=str(config))
+    return resolve_typed(PRESET_SETTINGS[preset] if preset else {}, flags, file_name=f"--preset {preset}")
 
 
 def _load_what_a_rank_loads() -> None:

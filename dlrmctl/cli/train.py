@@ -13,9 +13,10 @@ from dlrmctl.errors import UserError
 from dlrmctl.ranks.launch import is_main
 from dlrmctl.rundir.seeds import MOST_SEEDS, SeedRuns
 from dlrmctl.scoring.results import show_results
-from dlrmctl.settings.config import Config, resolve
+from dlrmctl.settings.config import Config
 from dlrmctl.settings.parse import whole_number
 from dlrmctl.settings.toml import read_settings
+from dlrmctl.settings.typed import resolve_typed
 from dlrmctl.training.run import run_training
 from dlrmctl.training.seeds import resume_seeds, show_seeds, train_seeds
 
@@ -85,7 +86,7 @@ def train(
             if given:
                 raise UserError(f"{flag} and several seeds contradict", "choose a single run: DIR/seed-N")
         if group is not None:
-            settings = resolve(group.settings(), flags, file_name=str(group.path))
+            settings = resolve_typed(group.settings(), flags, file_name=str(group.path))
             results = resume_seeds(group, settings, nproc=ranks, command_line=sys.argv[1:])
         else:
             number = whole_number("--seeds", str(seeds), at_least=2, at_most=MOST_SEEDS)
@@ -107,5 +108,5 @@ def train(
 
 def _settings(config: Path | None, flags: dict[str, str]) -> Config:
     if config is None:
-        return resolve({}, flags)
-    return resolve(read_settings(config), flags, file_name=str(config))
+        return resolve_typed({}, flags)
+    return resolve_typed(read_settings(config), flags, file_name=str(config))

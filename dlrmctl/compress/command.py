@@ -27,7 +27,8 @@ from dlrmctl.rundir.checkpoint import Checkpoints
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.rundir.opened import find_checkpoint, same_ids
 from dlrmctl.rundir.stored_tables import CheckpointTables
-from dlrmctl.settings.config import Config, resolve
+from dlrmctl.settings.config import Config
+from dlrmctl.settings.typed import resolve_typed
 
 
 @dataclass(frozen=True)
@@ -154,5 +155,5 @@ def _run_of(source: Path, flags: dict[str, str]) -> tuple[RunDirectory, Config] 
     for path in (source, *source.resolve().parents[:2]):
         if (path / "run.toml").is_file() and not is_compressed(path):
             run = RunDirectory(path, writes=False)
-            return run, resolve(run.settings(), flags, file_name=str(path / "run.toml"))
+            return run, resolve_typed(run.settings(), flags, file_name=str(path / "run.toml"))
     return None

@@ -1,45 +1,17 @@
 """Opens the data that the settings name."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
-import platformdirs
-
+from dlrmctl.data.preparation.report import PrepareReport
 from dlrmctl.data.reader import Reader
 from dlrmctl.data.source import Source
 from dlrmctl.data.store.store import Store
 from dlrmctl.data.synthetic.cardinalities import SIZES
 from dlrmctl.data.synthetic.synthetic import Synthetic
+from dlrmctl.datasets.place import data_directory
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.group import Ranks
 from dlrmctl.settings.config import Config, DataSettings
-
-ENVIRONMENT = "DLRMCTL_DATA"
-
-
-def data_directory(settings: DataSettings) -> Path | None:
-    """The directory of the prepared store; None for generated data.
-
-    Raises:
-        UserError: if no store is found.
-    """
-    if settings.dataset == "synthetic":
-        return None
-    if settings.path is not None:
-        return Path(settings.path)
-    if os.environ.get(ENVIRONMENT):
-        return Path(os.environ[ENVIRONMENT])
-    cached = Path(platformdirs.user_cache_dir("dlrmctl")) / settings.dataset
-    if cached.is_dir():
-        return cached
-    raise UserError(
-        f"no prepared {settings.dataset} data: --data is not given, ${ENVIRONMENT} is not set, {cached} does not exist",
-        "prepare Criteo's files (Kaggle display advertising challenge, or Criteo 1TB click logs, both from "
-        "ailab.criteo.com) with "
-        f"`mkdir -p {cached.parent}; dlrmctl prepare criteo train.txt -o {cached}`; or name a store with --data DIR; "
-        "or train on generated data with --dataset synthetic",
-    )
 
 
 def open_source(settings: DataSettings, *, verify: Sequence[str] = ("validation", "test")) -> Source:
@@ -80,4 +52,23 @@ def open_reader(config: Config, source: Source, split: str, ranks: Ranks, *, tra
         shuffle=training,
         drop_last=training,
         pin_memory=ranks.device.type == "cuda",
+    )
+
+
+def refuse_equal_labels(source: Source) -> None:
+    """Refuses to train on a prepared store whose training labels are all the same.
+
+    Raises:
+        UserError: naming the label column of a table.
+    """
+    if not isinstance(source, Store) or source.manifest.preparation is None or not source.num_examples("train"):
+        return
+    made = source.manifest.preparation
+    train = PrepareReport.from_dict(made.report).splits.get("train")
+    if train is None or train.label_rate not in (0, 1):
+        return
+    labels = f"{made.table_schema.label!r} and label_positive in the schema" if made.table_schema else "of labels"
+    raise UserError(
+        f"all {source.num_examples('train'):,} training labels in {source.path} are {train.label_rate:.0f}",
+        f"check the column {labels}, and prepare the data again",
     )

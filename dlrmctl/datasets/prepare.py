@@ -29,6 +29,7 @@ from dlrmctl.ranks.signals import terminable
 from dlrmctl.settings.toml import read_toml
 
 _PHASES = {"parse": "reading", "encode": "numbering ids", "write": "writing"}
+_MOSTLY, _FEWEST_HELD_OUT = 0.9, 20  # share of rare and new values, and number of values, that call for a warning
 _LOOKED_AT = 100  # most frequent values of a column that are searched for list separators
 
 
@@ -66,6 +67,7 @@ def prepare(
             report = run_preparation(source, out, decisions, display.update, workers=usable_cores())
     except TooManyBadRows as error:
         raise UserError(error.message, f"{error.counts}; --max-bad-rows N allows more") from None
+    unknown: list[str] = []
     if decisions.vocabulary_from:
         # Together with missing values, these are all values of the column.
         unknown = [c.name for c in report.columns if c.rows > RESERVED_ROWS and c.rare_train + c.missing > 0.9999]
@@ -75,6 +77,7 @@ def prepare(
             warn(f"{few(unknown)}: {of}; was the type different there?")
     warn_of_lost_fields(report.repaired, report.rows, [c.name for c in report.columns if c.missing == 1])
     warn_of_constant_columns(report)
+    warn_of_new_values(report, known_to_be_new=unknown)
     warn_of_equal_labels(report, schema)
     if isinstance(source, TableInput):
         _warn_of_joined_lists(source, Store(out).features)
@@ -112,6 +115,28 @@ def warn_of_constant_columns(report: PrepareReport) -> None:
     said += [f"{few(constant)} with one value in all rows"] if constant else []
     if said:
         warn(f"nothing can be learned from {' and '.join(said)}")
+
+
+def warn_of_new_values(report: PrepareReport, *, known_to_be_new: Sequence[str] = ()) -> None:
+    """Warns of sparse features whose values after the training rows are nearly all rare or new, such as dates.
+
+    Args:
+        known_to_be_new: features that another warning named.
+    """
+    held_out = sum(report.splits[split].examples for split in ("validation", "test"))
+    shares = {
+        column.name: column.rare_held_out
+        for column in report.columns
+        if column.rare_held_out >= _MOSTLY
+        and (1 - column.missing) * held_out >= _FEWEST_HELD_OUT
+        and column.name not in known_to_be_new
+    }
+    if shares:
+        named = few([f"{name} ({100 * share:.0f} %)" for name, share in shares.items()])
+        warn(
+            f"{named}: share of the values in validation and test that are rare or new after the training rows; "
+            "a model learns nothing from dates and row numbers"
+        )
 
 
 def warn_of_equal_labels(report: PrepareReport, schema: Path | None) -> None:

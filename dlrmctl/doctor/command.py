@@ -17,6 +17,7 @@ from dlrmctl.doctor.packages import check_packages
 _MARKS = {"ok": ("ok      ", "green"), "warning": ("warning ", "yellow"), "problem": ("problem ", "bold red")}
 AREA = "training"
 SECONDS = 180
+_WIDTH = len("disk for temporary files")  # the longest name of a finding
 _RANKS = 2
 _NAME = f"{_RANKS} ranks"
 _ARGUMENTS = [
@@ -63,10 +64,9 @@ def _count(findings: list[Finding], status: str) -> str:
 
 
 def _show(findings: list[Finding]) -> None:
-    width = max(len(finding.name) for finding in findings)
     for finding in findings:
         mark, style = _MARKS[finding.status]
-        output.print(f"{finding.name:<{width}}  {finding.found}", label=mark, style=style)
+        output.print(f"{finding.name:<{_WIDTH}}  {finding.found}", label=mark, style=style)
         if finding.remedy:
             output.print(finding.remedy, label=f"{'':{len(mark)}}-> ")
 

@@ -78,7 +78,7 @@ def schema_of_data(config: Config) -> Schema:
         gaps = [name for column, name in enumerate(schema.dense) if missing_twentieths(column)]
         return replace(schema, gaps=tuple(gaps))
     from dlrmctl.data.store.store import Store
-    from dlrmctl.datasets.open import data_directory
+    from dlrmctl.datasets.place import data_directory
 
     try:
         directory = data_directory(config.data)

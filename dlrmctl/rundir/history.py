@@ -4,11 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.sealed import Values
 from dlrmctl.errors import UserError
 from dlrmctl.rundir.directory import RunDirectory, step_of
 from dlrmctl.rundir.records import read_lines, read_record
-from dlrmctl.settings.config import resolve
+from dlrmctl.settings.config import Config, resolve
+from dlrmctl.settings.embeddings import embedding_of
 
 _DEEPEST = 3  # levels below the given directory
 
@@ -23,6 +26,7 @@ class History:
         entries: the lines of metrics.jsonl, in order; kind "train" or "validation".
         results: results.json; None while the run is not finished.
         checkpoint_step: step of the newest checkpoint; None if there is none.
+        tables: type of the tables that are compressed, or "full"; None if the run does not keep its features.
     """
 
     path: Path
@@ -30,6 +34,7 @@ class History:
     entries: list[dict[str, Any]]
     results: dict[str, Any] | None
     checkpoint_step: int | None = None
+    tables: str | None = None
 
     @property
     def validations(self) -> list[dict[str, Any]]:
@@ -51,6 +56,7 @@ class History:
             "run": str(self.path),
             "dataset": self.settings.get("data", {}).get("dataset"),
             "embedding": embeddings.get("embedding"),
+            "tables": self.tables or embeddings.get("embedding"),
             "dense_optimizer": optim.get("dense_optimizer"),
             "step": max((int(entry["step"]) for entry in self.entries), default=0),
             "finished": self.results is not None,
@@ -74,7 +80,7 @@ def read_history(path: Path) -> History:
     """
     run = RunDirectory(path, writes=False)
     settings = run.settings()
-    resolve(settings, {}, file_name=str(run.settings_file))  # checks them
+    config = resolve(settings, {}, file_name=str(run.settings_file))  # checks them
     results, steps = path / "results.json", run.complete_checkpoints()
     return History(
         path,
@@ -82,7 +88,16 @@ def read_history(path: Path) -> History:
         read_lines(run.metrics_file, _entry, "remove that line") if run.metrics_file.exists() else [],
         read_record(results, _results, f"remove it, then --resume {path}") if results.exists() else None,
         step_of(steps[-1]) if steps else None,
+        _tables(config, run),
     )
+
+
+def _tables(config: Config, run: RunDirectory) -> str | None:
+    try:
+        schema = FeatureSpace.open(run.features).schema
+    except DataError:  # of an earlier version, or damaged, which `predict` tells
+        return None
+    return embedding_of(config.embeddings, config.tables, {feature.name: feature.rows for feature in schema.sparse})
 
 
 def _entry(values: Values) -> dict[str, Any]:

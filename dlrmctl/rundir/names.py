@@ -11,10 +11,12 @@ import re
 import secrets
 import time
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.settings.config import Config
+from dlrmctl.settings.embeddings import embedding_of
 
 _LONGEST = 40  # characters of a job's name
 _NO_JOB = "none"  # torchrun's name for a job without --rdzv-id
@@ -34,13 +36,16 @@ def named_after_data(config: Config) -> Config:
     return config.change(dataset=read_manifest(path).called(path))
 
 
-def place_of_run(config: Config, given: Path | None = None) -> tuple[Path, bool]:
+def place_of_run(
+    config: Config, given: Path | None = None, *, rows: Mapping[str, int] | None = None
+) -> tuple[Path, bool]:
     """The directory of a run, and whether it already exists and is to be continued.
 
     A job continues its unfinished run of the same settings. A finished run is returned only if the job was restarted.
 
     Args:
         given: the directory, if chosen; a run of another job or with other settings in it is not continued.
+        rows: see `new_name`.
 
     Raises:
         UserError, DataError: if environment.json in `given` is damaged.
@@ -50,20 +55,25 @@ def place_of_run(config: Config, given: Path | None = None) -> tuple[Path, bool]
         run = RunDirectory(given, writes=False)
         return given, part is not None and run.settings_file.is_file() and run.job() == part and _is_open(run)
     if part is not None:
-        path = Path(f"{_beginning(config)}-{part}")
+        path = Path(f"{_beginning(config, rows)}-{part}")
         run = RunDirectory(path, writes=False)
         if _is_open(run):
             return path, run.settings_file.is_file()
-    return new_name(config), False
+    return new_name(config, rows), False
 
 
-def new_name(config: Config) -> Path:
-    """A new directory, named after the data, the tables and the time."""
-    return Path(f"{_beginning(config)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}")
+def new_name(config: Config, rows: Mapping[str, int] | None = None) -> Path:
+    """A new directory, named after the data, the type of the tables that are compressed, and the time.
+
+    Args:
+        rows: of a full table of each feature; without it, the name has the type in the settings.
+    """
+    return Path(f"{_beginning(config, rows)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}")
 
 
-def _beginning(config: Config) -> str:
-    return f"runs/{config.data.dataset}-{config.embeddings.embedding}"
+def _beginning(config: Config, rows: Mapping[str, int] | None) -> str:
+    settings = config.embeddings
+    return f"runs/{config.data.dataset}-{embedding_of(settings, config.tables, rows) if rows else settings.embedding}"
 
 
 def part_of_job(config: Config) -> str | None:

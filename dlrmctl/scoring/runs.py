@@ -1,6 +1,6 @@
 """Lists the runs in a directory, the best first (`dlrmctl runs`); does not load torch."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,9 @@ def list_runs(directory: Path, *, as_json: bool) -> None:
         raise problems[0] if problems else nothing
     for problem in problems:
         warn(problem.message)
-    for run in runs:
-        run["group"] = group_of(Path(run["run"]))
+    groups = groups_of([Path(run["run"]) for run in runs])
+    for run, group in zip(runs, groups, strict=True):
+        run["group"] = group
     if as_json:
         print_json(sorted(runs, key=_by_quality))
         return
@@ -51,13 +52,19 @@ def list_runs(directory: Path, *, as_json: bool) -> None:
             output.print(f"{run['run']} has no checkpoint yet and starts over when resumed")
 
 
-def group_of(run: Path) -> str | None:
-    """The directory of the group of seeds that a run belongs to; None for a single run, or if it cannot be read."""
+def groups_of(runs: Sequence[Path]) -> list[str | None]:
+    """The directory of the group of seeds that each run belongs to; None for a single run, or if it cannot be read."""
+    members = {path for directory in {run.parent for run in runs} for path in _members(directory)}
+    return [str(run.parent) if run in members else None for run in runs]
+
+
+def _members(directory: Path) -> Collection[Path]:
+    """The runs of the group of seeds in a directory."""
     try:
-        group = SeedRuns.open(run.parent)
+        group = SeedRuns.open(directory)
     except (UserError, DataError):
-        return None
-    return str(run.parent) if group is not None and run in group.runs.values() else None
+        return ()
+    return () if group is None else group.runs.values()
 
 
 def together(runs: Sequence[dict[str, Any]], directory: Path) -> list[dict[str, Any]]:
@@ -100,7 +107,7 @@ def _row(run: dict[str, Any], directory: Path) -> Sequence[str]:
     return [
         name if run["seeds"] == 1 else f"{name} ({counted(run['seeds'], 'seed')})",
         run["dataset"] or "-",
-        run["embedding"] or "-",
+        run["tables"] or "-",
         run["dense_optimizer"] or "-",
         f"{run['step']:,}" + ("" if run["finished"] else " ..."),
         number_text(run["validation_ne"]),

@@ -189,7 +189,7 @@ class TrainSettings:
     )
     checkpoint_every: int = setting(0, "Write a checkpoint every N steps; 0 means at every evaluation.", at_least=0)
     keep_checkpoints: int = setting(2, "Number of latest checkpoints to keep, besides the best.", at_least=1)
-    log_every: int = setting(100, "Print progress at least every N steps; a run prints at least 20 lines.", at_least=1)
+    log_every: int = setting(100, "Print progress at least every N steps; short runs print about 20 lines.", at_least=1)
     tensorboard: bool = setting(False, "Write TensorBoard events to the run directory.")
     device: str = setting("auto", "Device to train on.", choices=("auto", "cpu", "cuda"))
     precision: str = setting(
@@ -280,9 +280,15 @@ class Config:
         Raises:
             UserError: if a batch size that was given cannot be split equally over ranks.
         """
-        config = replace(self, examples=examples, ranks=ranks)
-        check_batch(config, ranks)
-        return config
+        return replace(self, examples=examples, ranks=ranks)
+
+    def on(self, ranks: int) -> "Config":
+        """The configuration for this number of ranks, whatever the data.
+
+        Raises:
+            UserError: see `fitted`.
+        """
+        return replace(self, ranks=ranks)
 
     def for_scoring(self) -> "Config":
         """The configuration with a batch of at least `SCORING_BATCH`; smaller ones are slow to score."""
@@ -435,6 +441,7 @@ def _check(config: Config) -> None:
     """
     emb, model, optim, schedule = config.embeddings, config.model, config.optim, config.schedule
     _check_data(config.data)
+    _check_batch(config)
     check_embeddings(emb, config.tables)
     if model.bottom_mlp[-1] != emb.dim:
         last, is_default = model.bottom_mlp[-1], model.bottom_mlp == ModelSettings().bottom_mlp
@@ -499,17 +506,11 @@ def batch_for(examples: int | None, ranks: int) -> int:
     return size + -size % ranks
 
 
-def check_batch(settings: Config, world_size: int) -> None:
-    """Checks that a batch size that was given can be split equally over ranks.
-
-    Raises:
-        UserError: if it cannot.
-    """
-    if "batch_size" in settings.derived and settings.examples is None:
-        return  # it is chosen when the data is known
-    size = settings.train.batch_size
-    if size % world_size:
+def _check_batch(config: Config) -> None:
+    """Refuses a batch that cannot be split equally over the ranks; a derived one always can."""
+    size, ranks = config.train.batch_size, config.ranks
+    if size % ranks:
         raise UserError(
-            f"train.batch_size = {size} cannot be split equally over {world_size} ranks",
-            f"--batch-size {size + -size % world_size}",
+            f"train.batch_size = {size} cannot be split equally over {ranks} ranks",
+            f"--batch-size {size + -size % ranks}",
         )

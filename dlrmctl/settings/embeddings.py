@@ -15,7 +15,7 @@ pattern (* and ?). If several sections match a feature, they apply in the order 
 feature's own name comes last.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -103,6 +103,21 @@ def changes_of_table(changes: TableChanges, table: str, tables: Collection[str])
         if pattern not in tables and fnmatchcase(table, pattern):
             merged |= changes[pattern]
     return merged | changes.get(table, {})
+
+
+def embedding_of(settings: EmbeddingSettings, changes: TableChanges, rows: Mapping[str, int]) -> str:
+    """The type of the tables that these settings compress; "full" if all tables are below their thresholds.
+
+    Args:
+        settings, changes: of all tables, and of individual ones.
+        rows: of a full table of each feature, by name.
+    """
+    own = [vars(settings) | changes_of_table(changes, name, rows) for name in rows]
+    types = {
+        table["embedding"] for table, count in zip(own, rows.values(), strict=True) if count >= table["qr_threshold"]
+    }
+    compressed = types - {"full"}
+    return compressed.pop() if len(compressed) == 1 else settings.embedding if compressed else "full"
 
 
 def default_qr_lr(settings: EmbeddingSettings) -> float:

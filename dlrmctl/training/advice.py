@@ -30,7 +30,8 @@ def advice(config: Config, results: Mapping[str, Any], *, last_ne: float | None,
             f"validation NE {ne:.4f} is no better than a constant prediction; try smaller --dense-lr and --sparse-lr, "
             "and check labels and columns with `dlrmctl data show`"
         )
-    if ne is not None and last_ne is not None and last_ne > ne + _ROSE:
+    ends_past_its_best = config.train.epochs is None  # with --epochs auto
+    if ne is not None and last_ne is not None and last_ne > ne + _ROSE and not ends_past_its_best:
         return (
             f"validation NE rose from {ne:.4f} at step {results['best_step']:,} to {last_ne:.4f}; "
             "try smaller --dense-lr and --sparse-lr"

@@ -20,6 +20,7 @@ from dlrmctl.scoring.metrics import entropy
 from dlrmctl.settings.config import Config
 
 _REFRESH_SECONDS = 0.2
+_LINES_BETWEEN_DOUBLINGS = 10
 
 
 class TrainingDisplay(BarDisplay):
@@ -81,10 +82,11 @@ class TrainingDisplay(BarDisplay):
         self.restart()
         return self._last_rate
 
-    def report(self, window: StepSums, examples_per_second: float) -> None:
-        """Prints a line of progress in a file, or updates the text of the bar."""
+    def report(self, window: StepSums, examples_per_second: float, *, as_line: bool = True) -> None:
+        """Updates the text of the bar; without a bar, prints a line of progress if `as_line`."""
         self._last = window
-        self._show_step(averages(window), examples_per_second, now=True)
+        if self.bar or as_line:
+            self._show_step(averages(window), examples_per_second, now=True)
 
     def scoring(self, split: str) -> Callable[[int, int], None]:
         """Shows the progress of scoring a split."""
@@ -118,6 +120,19 @@ def averages(sums: StepSums) -> dict[str, float | None]:
         "ne": sums.loss / sums.examples / base if base else None,
         "calibration": sums.predicted / sums.positives if sums.positives else None,
     }
+
+
+def thinned(every: int, step: int, *, most: int) -> int:
+    """The steps between two lines of a run without a planned end: doubled as the run gets longer.
+
+    Args:
+        every: at first.
+        step: the number of steps done.
+        most: the largest.
+    """
+    while step > every * _LINES_BETWEEN_DOUBLINGS and 2 * every <= most:
+        every *= 2
+    return every
 
 
 def peak_memory_bytes() -> int:

@@ -12,7 +12,7 @@ from dlrmctl.errors import UserError
 from dlrmctl.ranks.launch import needs_launch, run_on_ranks
 from dlrmctl.ranks.process import configure
 from dlrmctl.rundir.directory import RunDirectory
-from dlrmctl.settings.config import Config, check_batch, resolve
+from dlrmctl.settings.config import Config, resolve
 
 if TYPE_CHECKING:
     from dlrmctl.data.source import Source
@@ -55,7 +55,7 @@ def run_training(
         raise UserError("resume needs the directory of the run", "run_dir=...")
     if config is None:
         config = resolve(RunDirectory(Path(str(run_dir)), writes=False).settings(), {}) if resume else Config()
-    check_batch(config, nproc)
+    config = config.on(nproc)  # checks the batch before ranks are started
     check_scratch()
     arguments: dict[str, Any] = {
         "settings": config.to_dict(derived=False),

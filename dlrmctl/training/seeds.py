@@ -7,6 +7,7 @@ from typing import Any
 from dlrmctl.console.console import finite, print_table, say
 from dlrmctl.console.text import METRICS, number_text, with_error
 from dlrmctl.data.errors import DataError
+from dlrmctl.datasets.place import table_rows
 from dlrmctl.errors import Interrupted, UserError
 from dlrmctl.ranks.launch import launch_environment
 from dlrmctl.rundir.directory import RunDirectory
@@ -46,7 +47,7 @@ def train_seeds(
         raise UserError(f"--seeds {seeds} from --seed {config.train.seed}: the largest seed is {LARGEST_SEED}")
     _refuse_launcher(f"--seeds {seeds}")
     config = named_after_data(config)
-    group = SeedRuns.create(run_dir or new_name(config), config, seeds)
+    group = SeedRuns.create(run_dir or new_name(config, table_rows(config.data)), config, seeds)
     return _train(group, config, nproc=nproc, command_line=command_line)
 
 

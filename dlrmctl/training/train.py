@@ -20,7 +20,8 @@ from dlrmctl.assembly.optimizers import (
 from dlrmctl.console.console import notice, say
 from dlrmctl.data.reader import Reader
 from dlrmctl.data.source import Source
-from dlrmctl.datasets.open import open_reader, open_source
+from dlrmctl.datasets.open import open_reader, open_source, refuse_equal_labels
+from dlrmctl.datasets.place import table_rows
 from dlrmctl.errors import Interrupted
 from dlrmctl.plan.check import check_memory
 from dlrmctl.ranks.group import Ranks, process_group
@@ -32,9 +33,9 @@ from dlrmctl.rundir.names import named_after_data, part_of_job, place_of_run
 from dlrmctl.rundir.state import RunState, StepSums
 from dlrmctl.scoring.metrics import Metrics, short_text, with_optimum
 from dlrmctl.scoring.scores import evaluate
-from dlrmctl.settings.config import MOST_EPOCHS, Config, check_batch, resolve
+from dlrmctl.settings.config import MOST_EPOCHS, Config, resolve
 from dlrmctl.training.advice import advice
-from dlrmctl.training.display import TrainingDisplay, averages, introduction, show_placements
+from dlrmctl.training.display import TrainingDisplay, averages, introduction, show_placements, thinned
 from dlrmctl.training.overhead import within_overhead
 from dlrmctl.training.step import TrainingStep
 
@@ -59,10 +60,10 @@ def train_on_rank(
     """
     config = resolve(settings, {}, file_name="settings")
     with process_group(config.train.device) as ranks:
-        check_batch(config, ranks.world_size)
         config = config if source is not None else named_after_data(config)
         given = None if run_dir is None else Path(run_dir)
-        path, continued = ranks.broadcast((given, True) if resume else place_of_run(config, given))
+        rows = None if given else _table_rows(config, source)
+        path, continued = ranks.broadcast((given, True) if resume else place_of_run(config, given, rows=rows))
         run, job = RunDirectory(path, writes=ranks.is_main), part_of_job(config)
         if continued and not resume:  # a job that was started again: the settings are the same, completed
             config = resolve(run.settings(), {}, file_name=str(run.settings_file))
@@ -76,6 +77,12 @@ def train_on_rank(
             command_line=command_line,
             job=job,
         )
+
+
+def _table_rows(config: Config, source: Source | None) -> dict[str, int]:
+    if source is None:
+        return table_rows(config.data)
+    return {feature.name: feature.rows for feature in source.schema.sparse}
 
 
 def train(
@@ -159,6 +166,7 @@ class Trainer:
         optimizer: torch.optim.Optimizer | None = None,
         quiet: bool = False,
     ) -> None:
+        refuse_equal_labels(source)
         table_room = check_memory(config, source.schema, ranks) if model is None else None
         self.config, self.source, self.run, self.ranks = config, source, run, ranks
         self.speaks = ranks.is_main and not quiet
@@ -189,6 +197,7 @@ class Trainer:
         self.schedule = build_schedule(config, planned_steps)
         self.checkpoints = Checkpoints(run.checkpoints, ranks)
         self.log_every = max(1, min(config.train.log_every, min(planned_steps, self.total_steps) // _FEWEST_LINES))
+        self.lines_thin_out = config.train.epochs is None
         self.progress = RunState()
         self.saved_step = 0
         self.best_metrics: Metrics | None = None  # on the validation split; None if an earlier process scored the best
@@ -246,10 +255,17 @@ class Trainer:
         progress, window = self.progress, self.progress.window
         progress.window = StepSums()
         rate = self.display.rate()
-        self.display.report(window, rate)
+        is_last = progress.step == self.total_steps
+        self.display.report(window, rate, as_line=is_last or progress.step % self._line_every() == 0)
         dense_lr = self.optimizer.param_groups[0]["lr"]  # of the step that is recorded
         entry = {"kind": "train", "step": progress.step, **averages(window), "dense_lr": dense_lr}
         self.run.record(entry | {"examples_per_second": rate})
+
+    def _line_every(self) -> int:
+        """Steps between two lines of progress in a file."""
+        if not self.lines_thin_out:
+            return self.log_every
+        return thinned(self.log_every, self.progress.step, most=self.config.train.log_every)
 
     def _set_learning_rates(self) -> None:
         factor, optim = self.schedule(self.progress.step), self.config.optim

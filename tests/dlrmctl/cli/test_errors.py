@@ -133,6 +133,14 @@ def test_a_store_that_is_not_there(tmp_path: Path):
     _refused(in_process("train", "--data", tmp_path / "gone", "--run-dir", tmp_path / "run"), "gone")
 
 
+@pytest.mark.parametrize("command", [["train", "--data"], ["plan", "--data"], ["data", "show"]], ids=" ".join)
+def test_a_mistyped_store_is_named_as_typed_with_the_one_that_is_meant(
+    store: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+):
+    monkeypatch.chdir(store.parent)
+    _refused(in_process(*command, "stroe"), "error: stroe: no such directory", "did you mean store?")
+
+
 def test_a_store_of_another_version(store: Path, tmp_path: Path):
     copy = shutil.copytree(store, tmp_path / "store")
     manifest = json.loads((copy / "manifest.json").read_text())
@@ -372,7 +380,7 @@ def test_no_space_left_while_saving_keeps_the_last_good_checkpoint(tmp_path: Pat
     done = Done(process.returncode, out, _only_messages(err))
     _refused(done, "would exceed the limit on file sizes", "is kept and can be resumed", "ulimit -f")
     assert not list(path.glob("checkpoints/*.partial"))
-    done = run("train", "--resume", path, cwd=tmp_path)
+    done = in_process("train", "--resume", path)
     assert done.status == 0, done.err
 
 
@@ -393,11 +401,13 @@ def test_a_port_in_use(tmp_path: Path):
     _refused(done, f"MASTER_PORT = {port} is in use")
 
 
-def test_ranks_that_do_not_add_up_are_one_line(tmp_path: Path):
-    done = run("train", *SMALL, "--run-dir", tmp_path / "run", cwd=tmp_path, RANK="x", WORLD_SIZE="1")
-    _refused(done, "RANK = 'x'")
-    done = run("train", *SMALL, "--run-dir", tmp_path / "run", cwd=tmp_path, RANK="0", WORLD_SIZE="1")
-    _refused(done, "no rendezvous", "MASTER_ADDR")
+@pytest.mark.parametrize(("rank", "words"), [("x", ["RANK = 'x'"]), ("0", ["no rendezvous", "MASTER_ADDR"])])
+def test_ranks_that_do_not_add_up_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str, words: list[str]
+):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    _refused(in_process("train", *SMALL, "--run-dir", tmp_path / "run"), *words)
 
 
 def test_an_error_inside_ranks_is_shown_once(finished: Path):

@@ -417,6 +417,16 @@ def test_labels_that_are_all_the_same_are_a_warning(tmp_path: Path):
     assert "warning: all 60 training labels are 0: check label and label_positive in " in done.err
 
 
+def test_values_that_are_new_in_every_row_are_one_warning_that_names_their_share(tmp_path: Path):
+    (tmp_path / "my.toml").write_text('label = "y"\nsparse = ["user", "day", "row"]\n')
+    rows = "".join(f"{n % 2},u{n % 7},2026-{1 + n // 28:02}-{1 + n % 28:02},r{n}\n" for n in range(300))
+    (tmp_path / "t.csv").write_text("y,user,day,row\n" + rows)
+    done = in_process("prepare", "--schema", tmp_path / "my.toml", tmp_path / "t.csv", "-o", tmp_path / "store")
+    assert done.status == 0, done.err
+    assert "warning: day (100 %), row (100 %): share of the values in validation and test that are rare" in done.err
+    assert done.err.count("warning:") == 1
+
+
 @pytest.mark.parametrize("columns", ["", '[columns.genres]\ntype = "string"\n'], ids=["not said", "strings"])
 def test_lists_that_are_read_as_strings_are_a_warning(tmp_path: Path, columns: str):
     (tmp_path / "my.toml").write_text(f'label = "y"\nsparse = ["user", "genres"]\n{columns}')

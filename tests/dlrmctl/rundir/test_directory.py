@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -139,6 +140,23 @@ def test_names_of_runs_of_the_same_second_differ():
 
 
 @pytest.mark.parametrize(
+    ("settings", "tables", "name"),
+    [
+        ({}, {}, "synthetic-full"),  # all are below the threshold
+        ({"qr_threshold": 1000}, {}, "synthetic-qr"),
+        ({"qr_threshold": 1000}, {"big": {"embedding": "hash"}}, "synthetic-hash"),
+        ({"embedding": "full"}, {}, "synthetic-full"),
+    ],
+)
+def test_a_run_is_named_after_the_tables_that_are_built(
+    settings: dict[str, Any], tables: dict[str, dict[str, Any]], name: str
+):
+    config = Config.of(dataset="synthetic", tables=tables, **settings)
+    path, _ = place_of_run(config, rows={"small": 100, "big": 5000})
+    assert path.name.startswith(f"{name}-")
+
+
+@pytest.mark.parametrize(
     ("environment", "name"),
     [
         ({"SLURM_JOB_ID": "4711"}, "slurm-4711"),
@@ -237,7 +255,8 @@ def test_torchrun_starts_a_run_again_where_it_was(tmp_path: Path, given: list[st
         "main()\n"
     )
     (tmp_path / "program.py").write_text(program)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    ranks = "1" if given else "2"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks]
 
     def train(*arguments: str) -> "subprocess.CompletedProcess[str]":
         train = [*command, *arguments, "program.py", *TRAIN, *given, "--json"]

@@ -1,4 +1,4 @@
-"""A validation split with a single label: log loss chooses the best, and later commands work."""
+"""Equal labels: of the training split, which is refused; of others, where log loss chooses the best."""
 
 import json
 from pathlib import Path
@@ -75,8 +75,13 @@ def test_every_later_command_works(place: Path, monkeypatch: pytest.MonkeyPatch,
     assert "None" not in done.out
 
 
-def test_a_calibration_needs_both_labels(place: Path):
-    done = in_process("calibrate", place / "run")
+def test_training_labels_that_are_all_the_same_are_refused_before_training(tmp_path: Path):
+    (tmp_path / "my.toml").write_text('label = "stars"\nlabel_positive = "good"\nsparse = ["user"]\n')
+    (tmp_path / "t.csv").write_text("stars,user\n" + "".join(f"{n % 5},u{n % 7}\n" for n in range(70)))
+    done = in_process("prepare", "--schema", tmp_path / "my.toml", tmp_path / "t.csv", "-o", tmp_path / "store")
+    assert done.status == 0, done.err
+    done = in_process("train", *MODEL, "--data", tmp_path / "store", "--run-dir", tmp_path / "run")
     assert done.status == 2
-    assert "all validation labels are the same" in done.err
-    assert not (place / "run" / "calibration.json").exists()
+    assert f"error: all 60 training labels in {tmp_path / 'store'} are 0\n" in done.err
+    assert "hint: check the column 'stars' and label_positive in the schema" in done.err
+    assert not (tmp_path / "run").exists()
