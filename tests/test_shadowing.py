@@ -45,7 +45,7 @@ def _run(*command: str | Path, cwd: Path, stdin: str | None = None) -> str:
     [
         ["dlrmctl", "train", *ARGUMENTS],
         [sys.executable, "-m", "dlrmctl", "train", *ARGUMENTS, "--nproc", "2"],
-        ["torchrun", "--standalone", "--nproc-per-node", "2", "--no-python", "dlrmctl", "train", *ARGUMENTS],
+        ["torchrun", "--standalone", "--nproc-per-node", "1", "--no-python", "dlrmctl", "train", *ARGUMENTS],
     ],
     ids=["script", "module", "torchrun"],
 )

@@ -4,14 +4,19 @@ import os
 import pty
 import re
 import subprocess
-import time
-from collections.abc import Mapping
+import threading
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
+import pytest
+
+from dlrmctl.cli import main as entry
 from tests.dlrmctl.commands import COMMAND, environment
 
 WIDTH = 80
+_SETTINGS = {"COLUMNS": str(WIDTH), "LINES": "40", "TERM": "xterm-256color"}
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -21,12 +26,10 @@ class Shown:
 
     Attributes:
         text: with its control sequences.
-        seconds_to_first: until the first character.
     """
 
     status: int
     text: str
-    seconds_to_first: float
 
     @property
     def lines(self) -> list[str]:
@@ -35,24 +38,52 @@ class Shown:
 
 
 def in_terminal(*arguments: str | Path, cwd: Path, **changes: str) -> Shown:
-    """Runs a command with all standard streams in a terminal of `WIDTH` columns."""
-    ours, theirs = pty.openpty()
-    settings: Mapping[str, str] = environment(COLUMNS=str(WIDTH), LINES="40", TERM="xterm-256color", **changes)
-    started = time.monotonic()
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], stdin=theirs, stdout=theirs, stderr=theirs, cwd=cwd, env=settings
-    )
-    os.close(theirs)
-    pieces: list[bytes] = []
-    first = float("inf")
-    while True:
-        try:
-            piece = os.read(ours, 65536)
-        except OSError:  # the other end is closed
-            break
-        if not piece:
-            break
-        first = min(first, time.monotonic() - started)
-        pieces.append(piece)
-    os.close(ours)
-    return Shown(process.wait(timeout=200), b"".join(pieces).decode(), first)
+    """Runs a command in a process of its own with all standard streams in a terminal of `WIDTH` columns."""
+    with _Terminal() as terminal:
+        settings = environment(**_SETTINGS, **changes)
+        streams = {"stdin": terminal.theirs, "stdout": terminal.theirs, "stderr": terminal.theirs}
+        process = subprocess.Popen([*COMMAND, *map(str, arguments)], cwd=cwd, env=settings, **streams)
+        status = process.wait(timeout=200)
+    return Shown(status, terminal.text)
+
+
+def in_terminal_here(*arguments: str | Path, monkeypatch: pytest.MonkeyPatch) -> Shown:
+    """Runs a command in this process with standard output and error in such a terminal."""
+    for name, value in _SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    with _Terminal() as terminal, open(os.dup(terminal.theirs), "w") as stream:
+        with redirect_stdout(stream), redirect_stderr(stream):
+            status = entry.run_command([str(argument) for argument in arguments])
+    return Shown(status, terminal.text)
+
+
+class _Terminal:
+    """A pair of ends of a terminal; what is written to `theirs` is read until the block ends."""
+
+    def __init__(self) -> None:
+        self._ours, self.theirs = pty.openpty()
+        self._pieces: list[bytes] = []
+        self._reader = threading.Thread(target=self._read)
+
+    def __enter__(self) -> Self:
+        self._reader.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self.theirs)
+        self._reader.join()
+        os.close(self._ours)
+
+    @property
+    def text(self) -> str:
+        return b"".join(self._pieces).decode()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                piece = os.read(self._ours, 65536)
+            except OSError:  # the other end is closed
+                return
+            if not piece:
+                return
+            self._pieces.append(piece)

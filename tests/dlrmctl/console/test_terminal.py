@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.dlrmctl.commands import SMALL, run
-from tests.dlrmctl.terminal import WIDTH, Shown, in_terminal
+from tests.dlrmctl.terminal import WIDTH, Shown, in_terminal, in_terminal_here
 
 NAME = "a-long-name-for-a-run-of-which-no-letter-may-be-lost"
 TRAINING = [*SMALL, "--synthetic-rows", "10000", "--evaluations", "2", "--log-every", "1000"]
@@ -54,8 +54,9 @@ def test_a_short_run_has_a_training_curve_to_its_last_step(training: Shown, plac
     assert steps[-1] == 39
 
 
-def test_names_of_runs_are_whole(training: Shown, place: Path):
-    shown = in_terminal("runs", "runs", cwd=place)
+def test_names_of_runs_are_whole(training: Shown, place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(place)
+    shown = in_terminal_here("runs", "runs", monkeypatch=monkeypatch)
     _fits(shown)
     assert sum(NAME in line for line in shown.lines) == 1
     assert re.search(r"0\.\d{4} ±0\.\d{4}", shown.text)
@@ -73,8 +74,11 @@ def test_names_of_runs_are_whole(training: Shown, place: Path):
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_nothing_is_wider_than_the_terminal(training: Shown, place: Path, arguments: list[str]):
-    shown = in_terminal(*arguments, cwd=place)
+def test_nothing_is_wider_than_the_terminal(
+    training: Shown, place: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+):
+    monkeypatch.chdir(place)
+    shown = in_terminal_here(*arguments, monkeypatch=monkeypatch)
     assert shown.status in (0, 1), shown.text
     assert "Traceback" not in shown.text
     # A path may be longer than any line of the terminal.

@@ -21,7 +21,7 @@ from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.settings.config import resolve
 from dlrmctl.training.train import Trainer
 from tests.dlrmctl.checkpoints import assert_bitwise_equal, read_tensors
-from tests.dlrmctl.commands import SMALL, environment, run, start, wait_for_checkpoint
+from tests.dlrmctl.commands import SMALL, environment, in_process, run, start, wait_for_checkpoint
 from tests.ranks import run_ranks
 
 RUN = [*SMALL, "--synthetic-rows", "30000", "--checkpoint-every", "9", "--evaluations", "2"]
@@ -32,7 +32,7 @@ STEPS = 30_000 // 256
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nobody disturbed."""
     path = tmp_path_factory.mktemp("whole") / "run"
-    done = run("train", *RUN, "--run-dir", path, cwd=path.parent)
+    done = in_process("train", *RUN, "--run-dir", path)
     assert done.status == 0, done.err
     return path
 
@@ -55,7 +55,7 @@ def test_a_killed_run_ends_like_one_that_was_never_killed(whole: Path, tmp_path:
     process.kill()
     process.communicate()
     assert not (path / "results.json").exists()
-    done = run("train", "--resume", path, cwd=tmp_path)
+    done = in_process("train", "--resume", path)
     assert done.status == 0, done.err
     assert "resumed at step" in done.err
     assert_bitwise_equal(path / "checkpoints" / f"step-{STEPS}", whole / "checkpoints" / f"step-{STEPS}")
@@ -73,7 +73,7 @@ def test_a_signal_saves_and_leaves(whole: Path, tmp_path: Path, number: signal.S
     assert process.returncode == 128 + number
     assert "saved; continue with: dlrmctl train --resume" in err
     assert "Traceback" not in err
-    done = run("train", "--resume", path, cwd=tmp_path)
+    done = in_process("train", "--resume", path)
     assert done.status == 0, done.err
     assert_bitwise_equal(path / "checkpoints" / f"step-{STEPS}", whole / "checkpoints" / f"step-{STEPS}")
     assert _lines(path) == _lines(whole)
@@ -113,7 +113,7 @@ def test_a_kill_between_saving_and_tidying_loses_nothing(whole: Path, tmp_path: 
     command = [sys.executable, "-c", _KILLED_WHILE_TIDYING, "train", *RUN, "--run-dir", str(path)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == -signal.SIGKILL
-    done = run("train", "--resume", path, cwd=tmp_path)
+    done = in_process("train", "--resume", path)
     assert done.status == 0, done.err
     assert_bitwise_equal(path / "checkpoints" / "best", whole / "checkpoints" / "best")
     assert _results(path) == _results(whole)
@@ -124,7 +124,7 @@ def test_a_best_checkpoint_that_was_removed_is_replaced_by_the_next_best(whole: 
     newest = max((path / "checkpoints").glob("step-*"), key=lambda p: int(p.name[5:]))
     assert (path / "checkpoints" / "best").resolve() == newest  # the hint for a damaged one is to remove it
     shutil.rmtree(newest)
-    done = run("train", "--resume", path, cwd=tmp_path)
+    done = in_process("train", "--resume", path)
     assert done.status == 0, done.err
     assert_bitwise_equal(path / "checkpoints" / "best", whole / "checkpoints" / "best")
 
@@ -136,7 +136,7 @@ def test_a_run_goes_on_with_the_settings_it_was_resumed_with(whole: Path, tmp_pa
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
-    done = run("train", "--resume", path, "--json", cwd=tmp_path)
+    done = in_process("train", "--resume", path, "--json")
     assert done.status == 0, done.err
     assert done.json()["steps"] == 3 * STEPS
 
@@ -147,9 +147,9 @@ def test_saved_on_two_ranks_resumed_on_one(tmp_path: Path):
     common = [*RUN, "--dense-optimizer", "sgd", *gentle]
     first = run("train", *common, "--max-steps", "60", "--run-dir", tmp_path / "a", "--nproc", "2", cwd=tmp_path)
     assert first.status == 0, first.err
-    second = run("train", "--resume", tmp_path / "a", "--max-steps", "80", "--json", cwd=tmp_path)
+    second = in_process("train", "--resume", tmp_path / "a", "--max-steps", "80", "--json")
     assert second.status == 0, second.err
-    straight = run("train", *common, "--max-steps", "80", "--run-dir", tmp_path / "b", "--json", cwd=tmp_path)
+    straight = in_process("train", *common, "--max-steps", "80", "--run-dir", tmp_path / "b", "--json")
     assert straight.status == 0, straight.err
     # Two ranks sum in another order than one, 2**-24 = 6e-8 each time. These small rates of SGD do not amplify it, so
     # what is left after 80 steps is a few dozen of them; a lost accumulator or counter shows in the second digit.
@@ -185,13 +185,13 @@ def test_a_checkpoint_of_two_ranks_is_the_same_state_on_one_two_and_three(tmp_pa
 
 
 def test_a_finished_run_can_be_continued_and_repeated(whole: Path):
-    done = run("train", "--resume", whole, "--json", cwd=whole.parent)
+    done = in_process("train", "--resume", whole, "--json")
     assert done.status == 0, done.err
     assert {k: v for k, v in done.json().items() if k != "run"} == _results(whole)
 
 
 def test_run_toml_repeats_the_run(whole: Path, tmp_path: Path):
-    done = run("train", "--config", whole / "run.toml", "--run-dir", tmp_path / "again", cwd=tmp_path)
+    done = in_process("train", "--config", whole / "run.toml", "--run-dir", tmp_path / "again")
     assert done.status == 0, done.err
     assert_bitwise_equal(tmp_path / "again" / "checkpoints" / "best", whole / "checkpoints" / "best")
     assert _lines(tmp_path / "again") == _lines(whole)
