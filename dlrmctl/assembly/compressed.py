@@ -5,6 +5,7 @@ OUT/manifest.json, tables-*.safetensors   the tables; see `embeddings.compressio
     wide.safetensors                      the first-order weights of a model that has them
     run.toml                              the settings of the run it came from
     report.json                           what the compression cost
+    calibration.json                      see `rundir.calibration`
 """
 
 from collections.abc import Sequence

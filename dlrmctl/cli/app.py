@@ -10,7 +10,7 @@ from dlrmctl.cli.data import data_app, prepare
 from dlrmctl.cli.export import export
 from dlrmctl.cli.mistakes import Commands, show_version
 from dlrmctl.cli.plan import plan
-from dlrmctl.cli.score import compare, evaluate, predict
+from dlrmctl.cli.score import calibrate, compare, evaluate, predict
 from dlrmctl.cli.tools import doctor, plot, runs
 from dlrmctl.cli.train import train
 
@@ -48,7 +48,7 @@ app.command("prepare", no_args_is_help=True, rich_help_panel=_DATA)(prepare)
 app.add_typer(data_app, name="data", cls=Commands, rich_help_panel=_DATA)
 for command in (train, runs, plot, plan):
     app.command(rich_help_panel=_TRAINING)(command)
-for command in (evaluate, compare, predict):
+for command in (evaluate, compare, calibrate, predict):
     app.command(rich_help_panel=_AFTERWARDS)(command)
 app.command("compress-embeddings", rich_help_panel=_AFTERWARDS)(compress_embeddings)
 app.command(rich_help_panel=_AFTERWARDS)(export)

@@ -19,6 +19,9 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="Write the model to this file, .pt2.", metavar="FILE")],
     precision: Annotated[str | None, option("Precision of the tables. \\[default: fp32]", "|".join(PRECISIONS))] = None,
     checkpoint: Annotated[str | None, option("Checkpoint to export. \\[default: best]", "|".join(CHECKPOINTS))] = None,
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated", help="Apply the calibration that `dlrmctl calibrate` fitted.")
+    ] = False,
     check_rows: Annotated[
         str, typer.Option(help="Check the exported model on at most this many validation rows.", metavar="N")
     ] = "65536",
@@ -48,5 +51,5 @@ def export(
     from dlrmctl.ranks.group import process_group
 
     with process_group("cpu") as ranks:
-        result = write(settings, directory, ranks, Wanted(out, checkpoint, precision, rows, rise))
+        result = write(settings, directory, ranks, Wanted(out, checkpoint, precision, rows, rise, calibrated))
         print_json(result) if json else show_export(result)

@@ -1,4 +1,4 @@
-"""The commands `dlrmctl evaluate`, `compare` and `predict`."""
+"""The commands `dlrmctl evaluate`, `calibrate`, `compare` and `predict`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -24,8 +24,12 @@ from dlrmctl.ranks.launch import is_main, run_on_ranks
 from dlrmctl.rundir.seeds import finished_runs
 from dlrmctl.settings.parse import names_of, one_of, whole_number
 
+METHODS = ("platt", "bias")
 _WHAT = "What to score"
 Checkpoint = Annotated[str, option("Checkpoint to score.", "|".join(CHECKPOINTS), _WHAT)]
+Calibrated = Annotated[
+    bool, typer.Option("--calibrated", help="Apply the calibration that `dlrmctl calibrate` fitted.")
+]
 Split = Annotated[str, option("Split to score.", "|".join(SPLITS), _WHAT)]
 
 
@@ -34,6 +38,7 @@ def evaluate(
     run: Run,
     checkpoint: Checkpoint = "best",
     split: Split = "test",
+    calibrated: Calibrated = False,
     by: Annotated[
         str | None,
         typer.Option("--slice", help="Also show metrics per id of this sparse feature.", metavar="FEATURE"),
@@ -64,6 +69,7 @@ def evaluate(
         "run": str(run),
         "checkpoint": checkpoint,
         "split": split,
+        "calibrated": calibrated,
         "feature": by,
         "by_decile": by_decile,
         "plot": None if plot is None else str(plot),
@@ -77,6 +83,40 @@ def evaluate(
         from dlrmctl.scoring.evaluate import show_evaluation
 
         show_evaluation(result)
+
+
+@with_settings(only=("path", "batch_size", "device", "precision"))
+def calibrate(
+    run: RunOrCompressed,
+    method: Annotated[
+        str, option("Fit slope and bias of the logit (platt), or only the bias.", "|".join(METHODS), _WHAT)
+    ] = "platt",
+    checkpoint: Annotated[str, option("Checkpoint to calibrate.", "|".join(CHECKPOINTS), _WHAT)] = "best",
+    nproc: Nproc = "1",
+    json: AsJson = False,
+    *,
+    flags: dict[str, str],
+) -> None:
+    """Calibrate a model: fit its probabilities to the validation split.
+
+    The calibration is kept in the run directory; evaluate, predict and export apply it with --calibrated.
+
+    \b
+    dlrmctl calibrate runs/first
+    dlrmctl evaluate runs/first --calibrated
+    """
+    method = one_of("--method", method, METHODS)
+    _, settings = settings_of_run(run, flags)
+    arguments = {"settings": settings.to_dict(), "run": str(run), "checkpoint": checkpoint, "method": method}
+    result = run_on_ranks("dlrmctl.scoring.calibrate:calibrate_on_rank", arguments, number_of_ranks(settings, nproc))
+    if not is_main():
+        return
+    if json:
+        print_json(result)
+    else:
+        from dlrmctl.scoring.calibrate import show_calibration
+
+        show_calibration(result)
 
 
 @with_settings(only=("path", "batch_size", "device", "precision"))
@@ -154,6 +194,7 @@ def predict(
         typer.Option(help="Stop if more rows than this are bad. \\[default: 1 % and 100]", metavar="N"),
     ] = None,
     checkpoint: Checkpoint = "best",
+    calibrated: Calibrated = False,
     json: AsJson = False,
     *,
     flags: dict[str, str],
@@ -186,6 +227,7 @@ def predict(
             keep=kept,
             max_bad_rows=most,
             from_data="path" in flags,
+            calibrated=calibrated,
         )
         if ranks.is_main:
             print_json(result) if json else show_prediction(result)

@@ -22,6 +22,7 @@ from dlrmctl.export.graph import ServedModel, ServedWide
 from dlrmctl.export.metadata import describe
 from dlrmctl.export.program import place_beside, score, score_file, to_program, write_program
 from dlrmctl.ranks.group import Ranks
+from dlrmctl.rundir.calibration import Calibration, read_calibration
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.rundir.opened import open_run, other_checkpoint
 from dlrmctl.rundir.stored_tables import CheckpointTables
@@ -39,6 +40,7 @@ class Wanted:
         precision: of the tables, "fp32" or "int8"; None keeps them as they are.
         check_rows: the most rows of the validation split that are compared.
         max_ne_rise: the largest relative increase of NE by "int8".
+        calibrated: whether to apply the calibration of the checkpoint.
     """
 
     out: Path
@@ -46,6 +48,7 @@ class Wanted:
     precision: str | None
     check_rows: int
     max_ne_rise: float
+    calibrated: bool = False
 
 
 def export(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> dict[str, Any]:
@@ -74,12 +77,14 @@ def export(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> d
     with place_beside(wanted.out) as place:  # before scoring, so that a directory that cannot be written fails early
         sample, path, source = _scored(exact, run, ranks, wanted)
         gc.collect()  # the tables of evaluation are in reference cycles
-        name, model = path.name, _served(exact, run, path, source, wanted.precision)
+        calibration = read_calibration(run, path) if wanted.calibrated else None
+        name, model = path.name, _served(exact, run, path, source, wanted.precision, calibration)
         precision = wanted.precision or ("as compressed" if is_compressed(run.path) else "fp32")
         checks = agreement(sample, score(model, sample.inputs))
         refuse_disagreement(checks, name, precision, wanted.max_ne_rise)
         origin = {"run": run.path.name, "checkpoint": name, "precision": precision, "data": source.fingerprint()}
-        metadata = describe(model, source, config, origin) | {"checks": checks}
+        applied = calibration and {"method": calibration.method, "slope": calibration.slope, "bias": calibration.bias}
+        metadata = describe(model, source, config, origin) | {"calibration": applied, "checks": checks}
         file = place / wanted.out.name
         say("tracing the graph and writing it")
         with io_errors(wanted.out, "write"):
@@ -97,6 +102,7 @@ def export(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> d
         "run": str(run.path),
         "checkpoint": name,
         "precision": precision,
+        "calibrated": wanted.calibrated,
         "bytes": wanted.out.stat().st_size,
         "table_bytes_before": 4 * sum(table["rows"] * table["dim"] for table in tables),
         "table_bytes": sum(table["bytes"] for table in tables),
@@ -116,13 +122,21 @@ def _check_file(out: Path) -> None:
 
 def _scored(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> tuple[Sample, Path, Source]:
     """Returns some rows as the checkpoint scores them, its name, and the data."""
-    opened = open_run(config, run, ranks, checkpoint=wanted.checkpoint or "best", split="validation")
+    checkpoint = wanted.checkpoint or "best"
+    opened = open_run(config, run, ranks, checkpoint=checkpoint, split="validation", calibrated=wanted.calibrated)
     rows = min(wanted.check_rows, opened.reader.num_examples)
     say(f"scoring {rows:,} validation rows with {opened.checkpoint.name}")
     return score_sample(opened.model, opened.reader, rows), opened.checkpoint, opened.source
 
 
-def _served(config: Config, run: RunDirectory, path: Path, source: Source, precision: str | None) -> ServedModel:
+def _served(
+    config: Config,
+    run: RunDirectory,
+    path: Path,
+    source: Source,
+    precision: str | None,
+    calibration: Calibration | None,
+) -> ServedModel:
     """Returns the model with its tables as they will be stored, read one after the other."""
     features = feature_tables(config, source.schema)
     names = [table.name for feature in features for table in feature.tables(config.embeddings.dim)]
@@ -136,7 +150,10 @@ def _served(config: Config, run: RunDirectory, path: Path, source: Source, preci
     network = load_network(config, source.features, weights, path)
     num_dense, offset = len(source.schema.dense), source.features.logit_offset()
     wide = _served_wide(stored_wide(config, source.schema, first_order, path))
-    return ServedModel(features, tables, network, num_dense=num_dense, logit_offset=offset, wide=wide).eval()
+    slope, bias = (calibration.slope, calibration.bias) if calibration else (1.0, 0.0)
+    return ServedModel(
+        features, tables, network, num_dense=num_dense, logit_offset=offset, wide=wide, slope=slope, bias=bias
+    ).eval()
 
 
 def _served_wide(stored: StoredWide | None) -> ServedWide | None:

@@ -101,6 +101,7 @@ class ServedModel(nn.Module):
         num_dense: I.
         logit_offset: added to the logit; corrects for negative sampling.
         wide: the first-order part, if any.
+        slope, bias: calibrate the logit before the offset is added.
 
     Raises:
         KeyError: if a table is missing.
@@ -117,10 +118,13 @@ class ServedModel(nn.Module):
         num_dense: int,
         logit_offset: float = 0.0,
         wide: "ServedWide | None" = None,
+        slope: float = 1.0,
+        bias: float = 0.0,
     ) -> None:
         super().__init__()
         self.features, self.network = tuple(features), network.requires_grad_(False)
         self.num_dense, self.logit_offset = num_dense, logit_offset
+        self.slope, self.bias = slope, bias
         self.one_hot = tuple(feature.name for feature in features if feature.max_ids == 1)
         self.lookups, self.wide = Lookups(features, tables), wide
         rows = [feature.rows for feature in features if feature.max_ids == 1]
@@ -141,9 +145,10 @@ class ServedModel(nn.Module):
             ((ids >= 0) & (ids < self.rows_F)).all(), "an id is below 0, or not below the rows of its feature"
         )
         columns = dict(zip(self.one_hot, ids.unbind(1), strict=True)) | (lists or {})
-        logits_B = self.network(dense, torch.stack(self.lookups(columns), 1)) + self.logit_offset
+        logits_B = self.network(dense, torch.stack(self.lookups(columns), 1))
         if self.wide is not None:
             logits_B = logits_B + self.wide(dense, columns)
+        logits_B = self.slope * logits_B + (self.bias + self.logit_offset)
         return logits_B.sigmoid()
 
 

@@ -5,6 +5,7 @@ environment.json    versions, ranks, device, command line, job
 plan.json           placement of the tables
 metrics.jsonl       one line per interval and evaluation
 results.json        validation and test of the best checkpoint
+calibration.json    see `calibration`
 features/           features of the data, needed to score raw rows
 checkpoints/        see `checkpoint`
 events/             the lines of metrics.jsonl for TensorBoard, with --tensorboard

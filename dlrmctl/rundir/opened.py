@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from dlrmctl.assembly.compressed import is_compressed, load_model, open_artifact
 from dlrmctl.assembly.inputs import inputs_like
 from dlrmctl.assembly.network import stored_model
@@ -16,6 +18,7 @@ from dlrmctl.errors import UserError
 from dlrmctl.models import DLRM
 from dlrmctl.ranks.group import Ranks
 from dlrmctl.ranks.process import set_precision
+from dlrmctl.rundir.calibration import CalibratedModel, read_calibration
 from dlrmctl.rundir.checkpoint import Checkpoints, load, read_state
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.rundir.state import same_shape
@@ -34,7 +37,7 @@ class OpenedModel:
     """
 
     checkpoint: Path
-    model: DLRM
+    model: nn.Module
     features: FeatureSpace
 
 
@@ -46,24 +49,33 @@ class OpenedRun(OpenedModel):
     reader: Reader
 
 
-def open_run(config: Config, run: RunDirectory, ranks: Ranks, *, checkpoint: str, split: str) -> OpenedRun:
+def open_run(
+    config: Config, run: RunDirectory, ranks: Ranks, *, checkpoint: str, split: str, calibrated: bool = False
+) -> OpenedRun:
     """Loads a checkpoint of a run and a split of the data that the settings name.
 
     Args:
         run: directory of a run or of a compressed model.
         checkpoint: "best", "last" or "step-N"; must be "best" for a compressed model.
+        calibrated: whether to apply the calibration of the checkpoint, see `calibration`.
 
     Raises:
         UserError, DataError: if the checkpoint or the data is missing or does not fit.
     """
     source = open_source(config.data, verify=())  # the reader verifies the checksums of what it reads
     reader = open_reader(config, source, split, ranks, training=False)
-    opened = open_model(config, run, ranks, checkpoint=checkpoint, features=source.features)
+    opened = open_model(config, run, ranks, checkpoint=checkpoint, features=source.features, calibrated=calibrated)
     return OpenedRun(opened.checkpoint, opened.model, opened.features, source, reader)
 
 
 def open_model(
-    config: Config, run: RunDirectory, ranks: Ranks, *, checkpoint: str, features: FeatureSpace | None = None
+    config: Config,
+    run: RunDirectory,
+    ranks: Ranks,
+    *,
+    checkpoint: str,
+    features: FeatureSpace | None = None,
+    calibrated: bool = False,
 ) -> OpenedModel:
     """Loads a checkpoint of a run.
 
@@ -71,26 +83,25 @@ def open_model(
     of any size.
 
     Args:
-        run, checkpoint: see `open_run`.
+        run, checkpoint, calibrated: see `open_run`.
         features: of the data to score; None for those stored in the run.
 
     Raises:
-        UserError, DataError: if the checkpoint is missing or does not fit.
+        UserError, DataError: if the checkpoint or its calibration is missing or does not fit.
     """
     set_precision(config.train.precision)
     features = features or run_features(config, run)
-    if is_compressed(run.path):
-        if checkpoint != "best":
-            raise other_checkpoint(run, checkpoint)
-        artifact = open_artifact(run.path)
-        same_ids(run.path, artifact.source.get("vocabulary"), features)
-        return OpenedModel(run.path, load_model(run.path, artifact, config, features, ranks.device), features)
-    path = ranks.broadcast(find_checkpoint(Checkpoints(run.checkpoints, ranks), run, checkpoint))
-    state = read_state(path)
-    same_shape(config, state.settings, path, sections=("model", "embeddings"))
-    same_ids(path, state.vocabulary, features)
-    loaded = _whole if ranks.world_size == 1 else _spread
-    return OpenedModel(path, loaded(config, features, path, ranks), features)
+    compressed = is_compressed(run.path)
+    if compressed and checkpoint != "best":
+        raise other_checkpoint(run, checkpoint)
+    path = (
+        run.path
+        if compressed
+        else ranks.broadcast(find_checkpoint(Checkpoints(run.checkpoints, ranks), run, checkpoint))
+    )
+    calibration = read_calibration(run, path) if calibrated else None  # before the tables, which may take long
+    model: nn.Module = (_compressed if compressed else _trained)(config, features, path, ranks)
+    return OpenedModel(path, CalibratedModel(model, calibration) if calibration else model, features)
 
 
 def other_checkpoint(run: RunDirectory, checkpoint: str) -> UserError:
@@ -112,6 +123,19 @@ def run_features(config: Config, run: RunDirectory) -> FeatureSpace:
     if run.features.is_dir():
         return FeatureSpace.open(run.features)
     return open_source(config.data, verify=()).features
+
+
+def _compressed(config: Config, features: FeatureSpace, path: Path, ranks: Ranks) -> DLRM:
+    artifact = open_artifact(path)
+    same_ids(path, artifact.source.get("vocabulary"), features)
+    return load_model(path, artifact, config, features, ranks.device)
+
+
+def _trained(config: Config, features: FeatureSpace, path: Path, ranks: Ranks) -> DLRM:
+    state = read_state(path)
+    same_shape(config, state.settings, path, sections=("model", "embeddings"))
+    same_ids(path, state.vocabulary, features)
+    return (_whole if ranks.world_size == 1 else _spread)(config, features, path, ranks)
 
 
 def _whole(config: Config, features: FeatureSpace, path: Path, ranks: Ranks) -> DLRM:

@@ -39,6 +39,7 @@ def evaluate_run(
     feature: str | None = None,
     by_decile: bool = False,
     plot: Path | None = None,
+    calibrated: bool = False,
 ) -> dict[str, Any]:
     """Scores a checkpoint of a run on a split of the data that the settings name.
 
@@ -47,6 +48,7 @@ def evaluate_run(
         feature: a sparse feature; adds metrics for its most frequent ids.
         by_decile: adds calibration by decile.
         plot: file for a picture of calibration and ROC.
+        calibrated: whether to apply the calibration of the checkpoint.
 
     Returns:
         {"checkpoint": ..., split: metrics}, and "deciles" and "slices" if requested; the same on every rank.
@@ -58,9 +60,14 @@ def evaluate_run(
         check_picture(plot)
     if feature is not None:  # before the checkpoint is loaded
         sliced_column(feature, open_source(config.data, verify=()).schema)
-    opened = open_run(config, run, ranks, checkpoint=checkpoint, split=split)
+    opened = open_run(config, run, ranks, checkpoint=checkpoint, split=split, calibrated=calibrated)
     inference, reader = opened.model, opened.reader
-    result: dict[str, Any] = {"run": str(run.path), "checkpoint": opened.checkpoint.name, "split": split}
+    result: dict[str, Any] = {
+        "run": str(run.path),
+        "checkpoint": opened.checkpoint.name,
+        "calibrated": calibrated,
+        "split": split,
+    }
     if feature is None and plot is None and not by_decile:
         with scoring_display(split, ranks) as tell:
             metrics = evaluate(inference, reader, ranks, tell=tell)
@@ -75,7 +82,8 @@ def evaluate_run(
         result["slices"] = slices(scores, feature, opened.source)
         result["feature"] = feature
     if plot is not None and ranks.is_main:
-        title = f"{result['checkpoint']} of {run.path.name}, {split} split, {len(scores.labels_N):,} examples"
+        whose = f"{result['checkpoint']} of {run.path.name}{', calibrated' if calibrated else ''}"
+        title = f"{whose}, {split} split, {len(scores.labels_N):,} examples"
         draw_calibration_and_roc(scores.logits_N, scores.labels_N, title, plot)
     return result
 
@@ -84,9 +92,8 @@ def show_evaluation(result: dict[str, Any]) -> None:
     """Prints the result of `evaluate_run` as tables."""
     split = result["split"]
     alone = result["checkpoint"] == Path(result["run"]).name  # a compressed model has no checkpoints
-    print_table(
-        result["run"] if alone else f"{result['checkpoint']} of {result['run']}", *table_of({split: result[split]})
-    )
+    whose = result["run"] if alone else f"{result['checkpoint']} of {result['run']}"
+    print_table(f"{whose}{', calibrated' if result['calibrated'] else ''}", *table_of({split: result[split]}))
     if "deciles" in result:
         print_table(
             "calibration by decile of the prediction; ± is the standard error of observed",

@@ -141,6 +141,7 @@ def predict(
     keep: Sequence[str] = (),
     max_bad_rows: int | None = None,
     from_data: bool = False,
+    calibrated: bool = False,
 ) -> dict[str, Any]:
     """Scores the rows of the sources.
 
@@ -154,6 +155,7 @@ def predict(
         keep: columns of tables to copy to the output.
         max_bad_rows: allowed number of rows without a probability; None allows 100 and 1 % of those read.
         from_data: use vocabulary and transforms of the data that the settings name, not of the run.
+        calibrated: whether to apply the calibration of the checkpoint.
 
     Returns:
         Counts of the rows, and metrics if there are labels.
@@ -170,7 +172,7 @@ def predict(
     features = open_source(config.data, verify=()).features if from_data else run_features(config, run)
     if features.input == GENERATED:
         raise UserError("synthetic data has no raw rows to score", "dlrmctl evaluate scores its splits")
-    opened = open_model(config, run, ranks, checkpoint=checkpoint, features=features)
+    opened = open_model(config, run, ranks, checkpoint=checkpoint, features=features, calibrated=calibrated)
     raw = _input(features, sources, schema, labelled=labelled, keep=keep)
     kept = raw.kept_types if isinstance(raw, TableInput) else {}
     _check_kept(keep, out, kept)
@@ -186,6 +188,7 @@ def predict(
     result: dict[str, Any] = {
         "out": str(out),
         "checkpoint": opened.checkpoint.name,
+        "calibrated": calibrated,
         "rows": found.rows,
         "unit": found.unit,
         "repaired": dict(found.repaired),

@@ -96,6 +96,7 @@ def collect_scores(
         UserError: if the data has no such feature, or it has lists of ids.
     """
     column = sliced_column(feature, reader.source.schema) if feature is not None else None
+    none = [np.empty(0, kind) for kind in (np.float32, bool, *([np.int64] if column is not None else []))]
     batches: list[list[np.ndarray]] = []
     for batch, logits_B in scored_batches(inference, reader, ranks, tell=tell):
         if metrics is not None:
@@ -104,6 +105,8 @@ def collect_scores(
         if column is not None:
             columns.append(_ids_of(batch, column).cpu().numpy())
         batches.append(columns)
+    if not reader.num_examples:
+        return Scores(*none)
     mine = [np.stack(arrays) for arrays in zip(*batches, strict=True)]
     # Rank r has the r-th part of every global batch; padding follows the last example.
     everyone = zip(*ranks.gather(mine), strict=True)

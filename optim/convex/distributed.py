@@ -50,12 +50,18 @@ def dist_newton(
 
     def averaged(point: Tensor, gradient: Tensor) -> Direction:
         hessian, rows = objective.local_hessian(point)
-        vector, dimension = local_direction(hessian, rows, objective.penalty, gradient, debias=debias)
+        singular = False
+        try:
+            vector, dimension = local_direction(hessian, rows, objective.penalty, gradient, debias=debias)
+        except ValueError:  # told below, once all ranks know
+            vector, dimension, singular = torch.zeros_like(gradient), 1.0, True
         dimensions = torch.zeros(ranks.count, 2, dtype=torch.float64)
-        dimensions[ranks.rank] = torch.tensor([dimension, rows / dimension], dtype=torch.float64)
+        dimensions[ranks.rank] = torch.tensor([dimension, 0.0 if singular else rows / dimension], dtype=torch.float64)
         # Directions of more rows are more exact.
         totals = ranks.sum(torch.cat([vector * rows, dimensions.view(-1)]))
         dimension, fewest = _worst(totals[len(vector) :].view(-1, 2))
+        if fewest == 0:
+            raise ValueError("the rows of a rank do not determine a direction; use fewer ranks, or an l2 above 0")
         if fewest < FEWEST_ROWS:
             raise ValueError(
                 f"a rank has {fewest:.1f} rows for each of {dimension:,.0f} effective dimensions, expected at least "

@@ -17,9 +17,14 @@ def effective_dimension(hessian: Tensor, penalty: Tensor, rows: float = float("i
         penalty: its diagonal, `[d]`.
         rows: m; with infinitely many this is the plain trace.
 
+    Raises:
+        ValueError: if the Hessian is not one, such as that of no rows.
+
     Source: Derezinski, Bartan, Pilanci, Mahoney, arXiv:2007.01327; the equation in d is derived from it.
     """
-    factor = torch.linalg.cholesky(hessian + penalty.diag() + _jitter(hessian))
+    factor, problem = torch.linalg.cholesky_ex(hessian + penalty.diag() + _jitter(hessian))
+    if problem or not factor.isfinite().all():
+        raise ValueError("the Hessian is not finite, or not positive")
     half = torch.linalg.solve_triangular(factor, penalty.sqrt().diag(), upper=False)
     shares = torch.linalg.eigvalsh(half @ half.T).clamp(0.0, 1.0)  # of the penalty, in the directions of H + penalty
     low, high = 0.0, float(min(len(penalty), rows))

@@ -310,25 +310,26 @@ class LogisticRegression(FiniteSum):
     def _count(self) -> LabelCounts:
         """One pass over the examples, which checks them too."""
         features = self.source.num_features
-        totals = torch.zeros(4, dtype=torch.float64)  # rows, weight, positive, of them not usable
+        totals = torch.zeros(4, dtype=torch.float64)  # rows, weight, positive, problems
         square_D = torch.zeros(features, dtype=torch.float64)
         sums_3D = torch.zeros(3, features, dtype=torch.float64)  # of positive rows, of all rows, of magnitudes
+        problem: str | None = None
         for batch in self.source.read(0, self.source.num_rows):
+            problem = problem or batch.rows.problem() or _problem_of_labels(batch)
+            if problem is not None:
+                continue
             weights_N, labels_N = _weights(batch), batch.labels
-            usable = ((labels_N >= 0) & (labels_N <= 1) & (weights_N >= 0) & weights_N.isfinite()).all()
             square_D += batch.rows.mapped(torch.square).transposed_times(weights_N)
             if self.l2 == 0:
                 sums_3D[0] += batch.rows.transposed_times(weights_N * labels_N)
                 sums_3D[1] += batch.rows.transposed_times(weights_N)
                 sums_3D[2] += batch.rows.mapped(torch.abs).transposed_times(weights_N)
-            totals += torch.stack([weights_N.new_tensor(len(labels_N)), weights_N.sum(), weights_N @ labels_N, ~usable])
-        rows, weight, positive, unusable = self.ranks.sum(totals).tolist()
+            totals[:3] += torch.stack([weights_N.new_tensor(len(labels_N)), weights_N.sum(), weights_N @ labels_N])
+        totals[3] = problem is not None
+        rows, weight, positive, problems = self.ranks.sum(totals).tolist()
         square_D = self.ranks.sum(square_D)
-        if unusable:
-            raise ValueError("labels must be in [0, 1] and weights finite and not negative")
-        if not square_D.isfinite().all():
-            bad = (~square_D.isfinite()).nonzero()[:, 0].tolist()
-            raise ValueError(f"feature {bad[0]} has a value that is not finite ({len(bad)} such features)")
+        if problems:  # on any rank: all stop
+            raise ValueError(problem or "another rank has rows that cannot be used")
         if not rows or not weight:
             raise ValueError("there are no rows to fit, or all weigh 0")
         if not 0 < positive < weight:
@@ -371,6 +372,13 @@ class LogisticRegression(FiniteSum):
 
 def _weights(batch: LabelledRows) -> Tensor:
     return torch.ones_like(batch.labels) if batch.weights is None else batch.weights
+
+
+def _problem_of_labels(batch: LabelledRows) -> str | None:
+    labels_N, weights_N = batch.labels, _weights(batch)
+    if not ((labels_N >= 0) & (labels_N <= 1)).all():
+        return "labels must be in [0, 1]"
+    return None if ((weights_N >= 0) & weights_N.isfinite()).all() else "weights must be finite and not negative"
 
 
 def _losses(logits_N: Tensor, labels_N: Tensor) -> Tensor:

@@ -17,6 +17,10 @@ class Rows(Protocol):
     num_rows: int
     num_features: int
 
+    def problem(self) -> str | None:
+        """What is wrong with the entries, for an error message; None if nothing is."""
+        ...
+
     def times(self, columns_DK: Tensor) -> Tensor:
         """The product with a matrix `[num_features, K]`, as `[num_rows, K]`."""
         ...
@@ -63,6 +67,9 @@ class DenseRows:
     @property
     def num_features(self) -> int:
         return self.matrix_ND.shape[1]
+
+    def problem(self) -> str | None:
+        return None if self.matrix_ND.isfinite().all() else "features must be finite"
 
     def times(self, columns_DK: Tensor) -> Tensor:
         return self.matrix_ND @ columns_DK
@@ -136,6 +143,13 @@ class SparseRows:
         index = (self.offsets.int(), self.ids.int()) if fits else (self.offsets.long(), self.ids.long())
         return torch.sparse_csr_tensor(*index, self._ones_or_values, shape, check_invariants=False)
 
+    def problem(self) -> str | None:
+        if len(self.ids) and not 0 <= int(self.ids.min()) <= int(self.ids.max()) < self.num_features:
+            return f"ids must be from 0 up to and without the number of features, {self.num_features:,}"
+        if int(self.offsets[0]) or int(self.offsets[-1]) != len(self.ids) or bool((self.offsets.diff() < 0).any()):
+            return "offsets must begin with 0, not decrease, and end with the number of ids"
+        return None if self.values is None or self.values.isfinite().all() else "features must be finite"
+
     def times(self, columns_DK: Tensor) -> Tensor:
         return self._matrix @ columns_DK
 
@@ -160,34 +174,36 @@ class SparseRows:
 
     @cached_property
     def _padded(self) -> tuple[Tensor, Tensor | None]:
-        """Ids `[num_rows, longest row]`, filled up with the id `num_features`, and values, filled up with 0."""
+        """Ids `[longest row, num_rows]`, filled up with the id `num_features`, and values likewise, None for ones."""
         lengths = self.offsets.diff()
         longest = int(lengths.max()) if self.num_rows else 0
-        if self.num_rows * longest == len(self.ids):
-            return self.ids.long().view(-1, longest), None if self.values is None else self.values.view(-1, longest)
+        # Positions in a Hessian with one more column; 32 bits are faster where they suffice.
+        dtype = torch.int32 if (self.num_features + 1) ** 2 < 2**31 else torch.int64
         filled = torch.arange(longest) < lengths[:, None]
-        ids = torch.full(filled.shape, self.num_features).masked_scatter_(filled, self.ids.long())
-        return ids, torch.zeros(filled.shape, dtype=torch.float64).masked_scatter_(filled, self._ones_or_values)
+        ids = torch.full(filled.shape, self.num_features, dtype=dtype).masked_scatter_(filled, self.ids.to(dtype))
+        if self.values is None:
+            return ids.T.contiguous(), None
+        values = torch.zeros(filled.shape, dtype=torch.float64).masked_scatter_(filled, self.values)
+        return ids.T.contiguous(), values.T.contiguous()
 
     def gram(self, weights_N: Tensor) -> Tensor:
         """Adds up the products of all pairs of entries in each row, or multiplies dense matrices if that is faster."""
-        ids_NL, values_NL = self._padded
-        longest, width = ids_NL.shape[1], self.num_features + 1
+        ids_LN, values_LN = self._padded
+        longest, width = len(ids_LN), self.num_features + 1
         if self.num_features <= 8 * longest:  # measured where the two take the same time
             return self._gram_of_dense(weights_N)
-        total = torch.zeros(width * width, dtype=torch.float64)
-        for apart in range(longest):
-            left, right = slice(0, longest - apart), slice(apart, longest)
-            if values_NL is None:
-                products = weights_N.repeat_interleave(longest - apart)
+        total = torch.zeros(width * width, dtype=torch.float64)  # with a column for what rows are filled up with
+        twice = torch.zeros(width, dtype=torch.float64)  # pairs of an entry with itself, which both triangles have
+        for entry in range(longest):
+            places = ids_LN[entry] * width + ids_LN[entry:]
+            if values_LN is None:
+                products = weights_N.expand_as(places)
             else:
-                products = (weights_N[:, None] * values_NL[:, left] * values_NL[:, right]).view(-1)
-            # The two of a pair are added at one side of the diagonal or the other; both sides meet below.
-            total.index_add_(0, (ids_NL[:, left] * width + ids_NL[:, right]).view(-1), products)
-            if apart == 0:
-                total /= 2
+                products = weights_N * values_LN[entry] * values_LN[entry:]
+            total.index_add_(0, places.view(-1), products.reshape(-1))
+            twice.index_add_(0, ids_LN[entry], products[0])
         half = total.view(width, width)[:-1, :-1]
-        return half + half.T
+        return half + half.T - twice[:-1].diag()
 
     def _gram_of_dense(self, weights_N: Tensor) -> Tensor:
         total = torch.zeros(self.num_features, self.num_features, dtype=torch.float64)

@@ -36,6 +36,7 @@ MISTAKES = {
     "bench embeddings": (["--factors", "-1,1"], "-1,1"),
     "bench shampoo": (["--periods", "x"], "--periods"),
     "bench step": (["--rows-cap", "0"], "--rows-cap = 0"),
+    "calibrate": (["nowhere"], "nowhere"),
     "compare": (["nowhere", "nowhere-else"], "nowhere"),
     "compress-embeddings": (["nowhere", "-o", "out", "--target-ratio", "0.5x"], "0.5x"),
     "data show": (["nowhere"], "nowhere"),

@@ -18,6 +18,8 @@ from dlrmctl.data.synthetic.synthetic import Synthetic
 from dlrmctl.export import command
 from dlrmctl.export.agreement import ROUNDING, inputs_of
 from dlrmctl.export.program import METADATA
+from dlrmctl.rundir.calibration import Calibration, identity_of
+from dlrmctl.rundir.directory import RunDirectory
 from tests.dlrmctl.cli.test_errors import criteo_lines
 from tests.dlrmctl.commands import SMALL, in_process, start
 
@@ -49,8 +51,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(place: Path) -> tuple[Path, dict]:
-    """The run as a file, and what the command said."""
-    done = in_process("export", place / "run", "-o", place / "served.pt2", "--check-rows", "50", "--json")
+    """The run as a file, calibrated, and what the command said."""
+    best = (place / "run" / "checkpoints" / "best").resolve()
+    Calibration("platt", 0.8, 0.1, best.name, identity_of(best)).save(RunDirectory(place / "run", writes=True))
+    more = ("--calibrated", "--check-rows", "50", "--json")
+    done = in_process("export", place / "run", "-o", place / "served.pt2", *more)
     assert done.status == 0, done.err
     return place / "served.pt2", done.json()
 
@@ -74,7 +79,8 @@ def test_a_process_with_torch_alone_gives_raw_rows_the_probabilities_of_predict(
     test = store.num_examples("test")
     lines = (place / "train.txt").read_text().splitlines(keepends=True)[-test:]
     (tmp_path / "new.tsv").write_text("".join(lines))
-    done = in_process("predict", place / "run", tmp_path / "new.tsv", "--labelled", "-o", tmp_path / "p.csv")
+    predict = ("predict", place / "run", tmp_path / "new.tsv", "--labelled", "-o", tmp_path / "p.csv")
+    done = in_process(*predict, "--calibrated")
     assert done.status == 0, done.err
     predicted = [float(line.split(",")[2]) for line in (tmp_path / "p.csv").read_text().splitlines()[1:]]
     (batch,) = Reader(store, "test", batch_size=test, seed=0, shuffle=False, drop_last=False).batches(epoch=0)
@@ -102,6 +108,7 @@ def test_the_file_says_what_its_server_has_to_know(place: Path, exported: tuple[
     assert metadata["ids"]["columns"] == [column.to_dict() for column in made.columns]
     assert [column["name"] for column in metadata["inputs"]["ids"]["columns"]] == list(store.schema.keys)
     assert metadata["logit_offset"] == made.sampling.logit_offset != 0
+    assert metadata["calibration"] == {"method": "platt", "slope": 0.8, "bias": 0.1}
     assert metadata["checks"]["rows"] == result["checks"]["rows"] == 50
     assert result["checks"]["largest_difference"] <= ROUNDING
     assert sum(table["bytes"] for table in metadata["tables"].values()) == result["table_bytes"]

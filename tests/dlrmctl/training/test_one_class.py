@@ -85,3 +85,10 @@ def test_training_labels_that_are_all_the_same_are_refused_before_training(tmp_p
     assert f"error: all 60 training labels in {tmp_path / 'store'} are 0\n" in done.err
     assert "hint: check the column 'stars' and label_positive in the schema" in done.err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_calibration_needs_both_labels(place: Path):
+    done = in_process("calibrate", place / "run")
+    assert done.status == 2
+    assert "all validation labels are the same" in done.err
+    assert not (place / "run" / "calibration.json").exists()

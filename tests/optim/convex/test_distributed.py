@@ -8,7 +8,7 @@ from dlrmctl.optim.convex.distributed import dist_newton, local_direction
 from dlrmctl.optim.convex.effective import effective_dimension
 from dlrmctl.optim.convex.newton import Direction, descend, newton
 from dlrmctl.optim.convex.objective import LogisticRegression, RowRanks
-from dlrmctl.optim.convex.rows import LabelledRows
+from dlrmctl.optim.convex.rows import DenseRows, LabelledRows
 from dlrmctl.optim.convex.solution import Solution
 from tests.optim.convex.problems import dense_examples, regression
 from tests.ranks import run_ranks
@@ -108,17 +108,22 @@ def test_one_rank_with_many_rows_is_newtons_method() -> None:
     assert "not debiased" in solution.notes[0]
 
 
-def _refused() -> str:
+def _refused(rows: int, l2: float) -> str:
+    """The first rank has `rows` rows, the second one 140."""
     import torch.distributed as dist
 
-    part = _parts(dense_examples(280, 30), 140)[dist.get_rank()]
-    objective = LogisticRegression(part.source, l2=1e-4, ranks=RowRanks.of())
-    with pytest.raises(ValueError, match="a rank has ") as caught:
+    examples, cut = dense_examples(rows + 140, 30), (slice(0, rows), slice(rows, None))[dist.get_rank()]
+    mine = LabelledRows(DenseRows(examples.rows.dense()[cut]), examples.labels[cut])
+    objective = regression(mine, l2, ranks=RowRanks.of())
+    with pytest.raises(ValueError, match="rank") as caught:
         dist_newton(objective, objective.start())
     return str(caught.value)
 
 
 def test_too_few_rows_are_refused_on_all_ranks() -> None:
-    first, second = run_ranks(_refused, 2)
+    first, second = run_ranks(_refused, 2, 140, 1e-4)
     assert first == second
     assert first.startswith("a rank has 4.5 rows for each of 31 effective dimensions, expected at least 5")
+    for rows, l2 in ((0, 1e-4), (10, 0.0)):
+        first, second = run_ranks(_refused, 2, rows, l2)
+        assert first == second == "the rows of a rank do not determine a direction; use fewer ranks, or an l2 above 0"

@@ -1,6 +1,6 @@
 """The sum, its derivatives and its moments equal what autograd and plain dense algebra say, however rows are read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -97,6 +97,29 @@ def test_a_sample_past_the_last_row_continues_at_the_first() -> None:
     assert objective.rows_read == 55
 
 
+class _Stream:
+    """A source that keeps nothing, in batches of odd sizes."""
+
+    def __init__(self, examples: LabelledRows) -> None:
+        self.examples, self.num_rows, self.num_features = examples, examples.rows.num_rows, examples.rows.num_features
+
+    def read(self, start: int, stop: int) -> Iterator[LabelledRows]:
+        for begin in range(start, stop, 17):
+            yield RowsInMemory._cut(self.examples, begin, min(begin + 17, stop))
+
+
+def test_a_stream_is_as_good_as_memory() -> None:
+    examples = one_hot_examples(257, 3, 5)
+    streamed, kept = LogisticRegression(_Stream(examples), l2=L2), regression(examples, L2)
+    point, sample = _point(16), RowSample(200, 300)
+    exact = {"rtol": 1e-12, "atol": 1e-14}  # sums in another order
+    torch.testing.assert_close(
+        streamed.evaluate(point, sample).gradient, kept.evaluate(point, sample).gradient, **exact
+    )
+    torch.testing.assert_close(streamed.hessian(point), kept.hessian(point), **exact)
+    assert streamed.start().equal(kept.start())
+
+
 def test_other_units_change_the_gradient_and_not_the_optimum() -> None:
     objective = regression(dense_examples(200, 4, spread=1e-2), L2)
     point = _point(5)
@@ -153,7 +176,10 @@ SIGN = torch.tensor([-1.0, 1.0] * 10).double()
     [
         (_bad(labels=torch.ones(20).double()), 1e-3, "all 20 rows have the label 1"),
         (_bad(labels=NAN), 1e-3, "labels must be in"),
-        (_bad(rows=DenseRows(torch.stack([SIGN, NAN], 1))), 1e-3, "feature 1 has a value that is not finite"),
+        (_bad(rows=DenseRows(torch.stack([SIGN, NAN], 1))), 1e-3, "features must be finite"),
+        (_bad(rows=SparseRows.one_hot(torch.tensor([[0, 5]] * 20), 5)), 1e-3, "without the number of features, 5"),
+        (_bad(rows=SparseRows(torch.zeros(3).int(), torch.arange(21), 5)), 1e-3, "end with the number of ids"),
+        (_bad(weights=-torch.ones(20).double()), 1e-3, "not negative"),
         (_bad(), float("nan"), "l2=nan must be at least 0"),
         (_bad(rows=DenseRows(SIGN[:, None].relu()), labels=SIGN.relu()), 0.0, "feature 0 occurs with one label only"),
         (_bad(weights=torch.zeros(20).double()), 1e-3, "all weigh 0"),
