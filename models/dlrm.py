@@ -4,14 +4,21 @@ The dense network is a separate module because it trains differently: it is repl
 embedding module may be sharded over ranks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dlrmctl.models.inputs import NormalizedInputs, RawInputs
-from dlrmctl.models.interaction import INTERACTIONS
+from dlrmctl.models.interaction import (
+    INTERACTIONS,
+    CatInteraction,
+    CrossInteraction,
+    DotInteraction,
+    Interaction,
+)
 from dlrmctl.models.mlp import MLP, LearnedVector
 
 
@@ -24,7 +31,9 @@ class DenseNetwork(nn.Module):
         dim: D, the width of the embeddings; must equal the last width of the bottom MLP.
         bottom: widths of the bottom MLP's layers.
         top: widths of the top MLP's layers; the last is 1.
-        interaction: "dot" or "cat".
+        interaction: "dot", "cat" or "dcn".
+        cross_layers, cross_rank: of "dcn"; see `CrossInteraction`.
+        layer_norm, dropout: of both MLPs; see `MLP`.
         inputs: transforms the dense features before the bottom MLP; None means no transform.
         first_logit: the bias of the logit before training; None for a random one.
         generator: source of the initial values.
@@ -45,6 +54,10 @@ class DenseNetwork(nn.Module):
         bottom: Sequence[int],
         top: Sequence[int],
         interaction: str = "dot",
+        cross_layers: int = 3,
+        cross_rank: int = 64,
+        layer_norm: bool = False,
+        dropout: float = 0.0,
         inputs: RawInputs | NormalizedInputs | None = None,
         first_logit: float | None = None,
         generator: torch.Generator | None = None,
@@ -60,16 +73,35 @@ class DenseNetwork(nn.Module):
         self.inputs: nn.Module = inputs or nn.Identity()
         self.bottom: nn.Module
         if num_dense:
-            self.bottom = MLP(inputs.out_features if inputs else num_dense, bottom, generator=generator)
+            num_inputs = inputs.out_features if inputs else num_dense
+            self.bottom = MLP(num_inputs, bottom, layer_norm=layer_norm, dropout=dropout, generator=generator)
         else:
             self.bottom = LearnedVector(dim, generator=generator)
-        self.interaction = INTERACTIONS[interaction](num_vectors, dim)
-        self.top = MLP(self.interaction.out_features, top, last_relu=False, generator=generator)
+        self.interaction: Interaction
+        if interaction == "dcn":
+            self.interaction = CrossInteraction(
+                num_vectors, dim, layers=cross_layers, rank=cross_rank, generator=generator
+            )
+        else:
+            self.interaction = (DotInteraction if interaction == "dot" else CatInteraction)(num_vectors, dim)
+        width = self.interaction.out_features
+        self.top = MLP(width, top, last_relu=False, layer_norm=layer_norm, dropout=dropout, generator=generator)
         if first_logit is not None:
             nn.init.constant_(self.top.output.bias, first_logit)
 
     def forward(self, dense_BI: Tensor, embeddings_BFD: Tensor) -> Tensor:
         return self.top(self.interaction(self.bottom(self.inputs(dense_BI)), embeddings_BFD)).squeeze(1)
+
+    @contextmanager
+    def dropping(self, seed: int) -> Iterator[None]:
+        """Turns dropout on for the block, which draws the same numbers for the same seed."""
+        dropouts = [mlp.dropout for mlp in (self.bottom, self.top) if isinstance(mlp, MLP) and mlp.dropout is not None]
+        generator = torch.Generator(next(self.parameters()).device).manual_seed(seed) if dropouts else None
+        for dropout in dropouts:
+            dropout.generator = generator
+        yield
+        for dropout in dropouts:
+            dropout.generator = None
 
     @torch.no_grad()
     def dead_units(self, dense_BI: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 Shapes: B examples, F sparse features, N = F + 1 vectors, D columns, P = N (N - 1) / 2 pairs.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -87,4 +88,57 @@ class CatInteraction(nn.Module):
         return torch.cat([dense_BD, embeddings_BFD.to(dense_BD.dtype).flatten(1)], dim=1)
 
 
-INTERACTIONS: dict[str, type[DotInteraction] | type[CatInteraction]] = {"dot": DotInteraction, "cat": CatInteraction}
+class CrossInteraction(nn.Module):
+    """Cross layers of low rank over all vectors side by side: each multiplies by the input, and so adds a degree.
+
+    x_0 is what `CatInteraction` gives, of width M = (F + 1) D; then, for every layer, with V [R, M] and W [M, R],
+
+        x_{l+1} = x_0 * (W V x_l + b) + x_l
+
+    Matrices start from N(0, 2 / (M + R)), and b from 0.
+
+    Args:
+        num_vectors: F.
+        dim: D.
+        layers: number of layers, >= 1.
+        rank: R, >= 1.
+        generator: source of the initial values; None uses torch's global generator.
+
+    Shapes:
+        dense_BD [B, D] and embeddings_BFD [B, F, D] -> [B, (F + 1) D].
+
+    Source: Wang et al., arXiv:2008.13535 (DCN-v2), equation 2, as in MLPerf's DLRM-DCNv2.
+    """
+
+    def __init__(
+        self,
+        num_vectors: int,
+        dim: int,
+        *,
+        layers: int,
+        rank: int,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.joined = CatInteraction(num_vectors, dim)
+        self.out_features = width = self.joined.out_features
+        if min(layers, rank) < 1:
+            raise ValueError(f"{layers=} and {rank=} of cross layers must be at least 1")
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        for _ in range(layers):
+            down, up = nn.Linear(width, rank, bias=False), nn.Linear(rank, width)
+            for layer in (down, up):
+                nn.init.normal_(layer.weight, std=math.sqrt(2 / (width + rank)), generator=generator)
+            nn.init.zeros_(up.bias)
+            self.down.append(down)
+            self.up.append(up)
+
+    def forward(self, dense_BD: Tensor, embeddings_BFD: Tensor) -> Tensor:
+        x0_BM = x_BM = self.joined(dense_BD, embeddings_BFD)
+        for down, up in zip(self.down, self.up, strict=True):
+            x_BM = torch.addcmul(x_BM, x0_BM, up(down(x_BM)))
+        return x_BM
+
+
+Interaction = DotInteraction | CatInteraction | CrossInteraction
+INTERACTIONS = ("dot", "cat", "dcn")

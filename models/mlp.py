@@ -1,4 +1,4 @@
-"""Multilayer perceptrons with ReLU, and the replacement for one without inputs."""
+"""Multilayer perceptrons with ReLU, dropout for them, and the replacement for one without inputs."""
 
 import math
 from collections.abc import Sequence
@@ -6,6 +6,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+
+class Dropout(nn.Module):
+    """Sets each number to 0 with a probability, and scales the others so that their mean stays.
+
+    Does so only while it has a generator, which training gives it for a step.
+
+    Args:
+        probability: of 0; at least 0 and below 1.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+        self.generator: torch.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.generator is None:
+            return x
+        kept = torch.empty_like(x).bernoulli_(1 - self.probability, generator=self.generator)
+        return x * kept.div_(1 - self.probability)
 
 
 class MLP(nn.Module):
@@ -17,6 +38,8 @@ class MLP(nn.Module):
         in_features: width of the input, >= 1.
         widths: output width of each layer; at least one.
         last_relu: whether the last layer is followed by ReLU too.
+        layer_norm: whether the layers that are followed by ReLU are normalized before it.
+        dropout: the probability that an output of a layer but the last is 0; see `Dropout`.
         generator: source of the initial values; None uses torch's global generator.
 
     Shapes:
@@ -34,6 +57,8 @@ class MLP(nn.Module):
         widths: Sequence[int],
         *,
         last_relu: bool = True,
+        layer_norm: bool = False,
+        dropout: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -46,6 +71,9 @@ class MLP(nn.Module):
             nn.init.normal_(layer.weight, std=math.sqrt(2 / (fan_in + fan_out)), generator=generator)
             nn.init.normal_(layer.bias, std=math.sqrt(1 / fan_out), generator=generator)
             self.layers.append(layer)
+        normalized = widths if last_relu else widths[:-1]
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in normalized) if layer_norm else None
+        self.dropout = Dropout(dropout) if dropout else None
 
     @property
     def output(self) -> nn.Linear:
@@ -59,7 +87,11 @@ class MLP(nn.Module):
         for i, layer in enumerate(self.layers):
             x = layer(x)
             if i < last or self.last_relu:
+                if self.norms is not None:
+                    x = self.norms[i](x)
                 x = functional.relu_(x)  # in place: nothing else needs the linear layer's output
+            if i < last and self.dropout is not None:
+                x = self.dropout(x)
         return x
 
 

@@ -24,6 +24,17 @@ def dot_interaction(dense: Tensor, embeddings: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
+def cross_layers(joined: Tensor, downs: list[Tensor], ups: list[Tensor], biases: list[Tensor]) -> Tensor:
+    """[B, M]: x + x_0 * (W V x + b), example by example, for every layer."""
+    rows = []
+    for first in joined:
+        x = first
+        for down, up, bias in zip(downs, ups, biases, strict=True):
+            x = x + first * (up @ (down @ x) + bias)
+        rows.append(x)
+    return torch.stack(rows)
+
+
 def log_loss(probabilities: list[float], labels: list[float]) -> float:
     return -sum(math.log(p if y else 1 - p) for p, y in zip(probabilities, labels, strict=True)) / len(labels)
 

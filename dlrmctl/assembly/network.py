@@ -17,7 +17,7 @@ from dlrmctl.embeddings.compression.rules.rows import Compressed
 from dlrmctl.embeddings.tables import FeatureTable
 from dlrmctl.errors import UserError
 from dlrmctl.models import DLRM, DenseNetwork
-from dlrmctl.settings.config import Config
+from dlrmctl.settings.config import CROSS_LAYERS, CROSS_RANK, Config
 
 
 def build_dense_network(
@@ -42,6 +42,10 @@ def build_dense_network(
             bottom=config.model.bottom_mlp,
             top=config.model.top_mlp,
             interaction=config.model.interaction,
+            cross_layers=config.model.cross_layers or CROSS_LAYERS,
+            cross_rank=config.model.cross_rank or CROSS_RANK,
+            layer_norm=config.model.layer_norm,
+            dropout=config.model.dropout,
             inputs=inputs or unfitted_inputs(config, schema),
             first_logit=None if base_rate is None else math.log(base_rate / (1 - base_rate)),
             generator=None if device.type == "meta" else torch.Generator().manual_seed(config.train.seed),

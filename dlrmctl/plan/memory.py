@@ -22,7 +22,7 @@ from dlrmctl.embeddings.sharding.memory import state_bytes, weight_bytes
 from dlrmctl.embeddings.sharding.placement import Placement, PlacementError, make_plan, rank_bytes
 from dlrmctl.plan.cluster import Cluster
 from dlrmctl.plan.dense import DenseNeed, dense_need
-from dlrmctl.settings.config import Config
+from dlrmctl.settings.config import CROSS_LAYERS, CROSS_RANK, Config
 
 PARTS = (
     *("process", "tables", "table state", "first-order", "MLPs", "gradients", "optimizer"),
@@ -164,11 +164,16 @@ def table_exchange(
 
 def activation_floats(config: Config, num_vectors: int) -> int:
     """Returns the numbers per example that the dense network keeps for backward, and its largest temporary."""
-    N, D = num_vectors + 1, config.embeddings.dim
-    joined = D + N * (N - 1) // 2 if config.model.interaction == "dot" else N * D
-    kept = sum(config.model.bottom_mlp) + N * D + joined + sum(config.model.top_mlp)
-    products = N * N if config.model.interaction == "dot" else 0
-    added = max(products, 2 * max(joined, *config.model.bottom_mlp, *config.model.top_mlp))
+    model, N, D = config.model, num_vectors + 1, config.embeddings.dim
+    joined = D + N * (N - 1) // 2 if model.interaction == "dot" else N * D
+    kept = sum(model.bottom_mlp) + N * D + joined + sum(model.top_mlp)
+    if model.interaction == "dcn":  # of each layer its output, W V x + b, and V x
+        layers, rank = model.cross_layers or CROSS_LAYERS, model.cross_rank or CROSS_RANK
+        kept += layers * (2 * N * D + rank)
+    hidden = sum(model.bottom_mlp) + sum(model.top_mlp)
+    kept += hidden * (model.layer_norm + 2 * (model.dropout > 0))
+    products = N * N if model.interaction == "dot" else 0
+    added = max(products, 2 * max(joined, *model.bottom_mlp, *model.top_mlp))
     return kept + added + 2 * num_vectors * D  # the embeddings and their gradient
 
 

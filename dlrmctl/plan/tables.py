@@ -7,6 +7,7 @@ user = 40_000_000
 tags = { rows = 100_000, max_ids = 20 }
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,28 @@ from dlrmctl.settings.toml import read_toml
 NUM_DENSE = 13  # as in Criteo's data
 MOST_ROWS = 2**63 - 1
 _KEYS = ("rows", "max_ids")  # of a table in a file
-PRESETS = {"mlperf": MLPERF, "kaggle": KAGGLE}
+PRESETS = {"mlperf": MLPERF, "kaggle": KAGGLE, "mlperf-dcnv2": MLPERF}
+# fmt: off
+_MLPERF_IDS = (3, 2, 1, 2, 6, 1, 1, 1, 1, 7, 3, 8, 1, 6, 9, 5, 1, 1, 1, 12, 100, 27, 10, 3, 1, 1)  # of each example
+# fmt: on
+PRESET_IDS = {"mlperf-dcnv2": _MLPERF_IDS}
 # The model of the benchmark's tables, unless other flags are given.
 PRESET_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "mlperf": {
         "model": {"bottom_mlp": [512, 256, 128], "top_mlp": [1024, 1024, 512, 256, 1]},
         "embeddings": {"dim": 128},
         "train": {"batch_size": 16384},
+    },
+    "mlperf-dcnv2": {
+        "model": {
+            "bottom_mlp": [512, 256, 128],
+            "top_mlp": [1024, 1024, 512, 256, 1],
+            "interaction": "dcn",
+            "cross_layers": 3,
+            "cross_rank": 512,
+        },
+        "embeddings": {"dim": 128},
+        "train": {"batch_size": 65536},
     },
     "kaggle": {},
 }
@@ -43,7 +59,7 @@ def chosen_schema(config: Config, *, preset: str | None, rows: str | None, table
         UserError, DataError: if they do not exist, or cannot be read.
     """
     if preset is not None:
-        return schema_of_rows(list(PRESETS[preset])), f"{preset} tables"
+        return schema_of_rows(list(PRESETS[preset]), PRESET_IDS.get(preset)), f"{preset} tables"
     if rows is not None:
         numbers = rows_of("--rows", rows)
         return schema_of_rows(numbers), f"{len(numbers)} given tables"
@@ -89,9 +105,10 @@ def schema_of_data(config: Config) -> Schema:
     return Store(directory).schema
 
 
-def schema_of_rows(rows: list[int]) -> Schema:
-    """Returns one-hot features with these rows, and as many dense features as Criteo's data."""
-    sparse = [SparseFeature(f"cat_{number}", count) for number, count in enumerate(rows, start=1)]
+def schema_of_rows(rows: Sequence[int], max_ids: Sequence[int] | None = None) -> Schema:
+    """Returns features with these rows, one-hot by default, and as many dense features as Criteo's data."""
+    features = enumerate(zip(rows, max_ids or [1] * len(rows), strict=True), start=1)
+    sparse = [SparseFeature(f"cat_{number}", count, ids) for number, (count, ids) in features]
     return Schema(tuple(f"int_{number}" for number in range(1, NUM_DENSE + 1)), tuple(sparse))
 
 

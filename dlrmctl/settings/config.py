@@ -19,6 +19,7 @@ DATASETS = ("criteo", "synthetic")
 SYNTHETIC_SIZES = ("small", "medium", "kaggle")
 DENSE_INPUTS = ("auto", "quantile", "standard", "raw")
 AUTO_INPUTS = "quantile"  # what "auto" is, but for data that earlier versions prepared
+CROSS_LAYERS, CROSS_RANK = 3, 64
 DENSE_OPTIMIZERS = ("shampoo", "adagrad", "adamw", "sgd")
 SMALLEST_BATCH, LARGEST_BATCH = 64, 2048  # that are chosen from the number of examples
 MOST_EPOCHS = 30  # with --epochs auto
@@ -63,7 +64,18 @@ class ModelSettings:
     )
     top_mlp: tuple[int, ...] = setting((512, 256, 1), "Layer widths of the top MLP; the last must be 1.", at_least=1)
     interaction: str = setting(
-        "dot", "Combine dense and sparse vectors by dot product or concatenation.", choices=("dot", "cat")
+        "dot",
+        "Combine dense and sparse vectors by dot products (dot), concatenation (cat), or cross layers of low rank over "
+        "the concatenation (dcn).",
+        choices=("dot", "cat", "dcn"),
+    )
+    cross_layers: int | None = setting(
+        None, f"Number of cross layers of --interaction dcn. Default: {CROSS_LAYERS}.", at_least=1
+    )
+    cross_rank: int | None = setting(None, f"Rank of the cross layers. Default: {CROSS_RANK}.", at_least=1)
+    layer_norm: bool = setting(False, "Normalize the outputs of the MLPs' layers before each ReLU.")
+    dropout: float = setting(
+        0.0, "Probability that an output of a hidden layer of the MLPs is 0 in a training step.", at_least=0, below=1
     )
     wide: bool = setting(
         False,
@@ -79,6 +91,11 @@ class OptimSettings:
         None, "Learning rate of tables that combine rows. Default: 0.1 for mult, otherwise 0.05.", at_least=0
     )
     wide_lr: float = setting(0.05, "Learning rate of first-order weights (--wide).", at_least=0)
+    sparse_weight_decay: float = setting(
+        0.0,
+        "Weight decay of embeddings: their gradient gets this multiple of the vectors that an example looks up.",
+        at_least=0,
+    )
     sparse_eps: float = setting(1e-8, "Epsilon of row-wise AdaGrad, added to the square root.", above=0)
     dense_optimizer: str = setting("shampoo", "Optimizer of the MLPs.", choices=DENSE_OPTIMIZERS)
     dense_lr: float = setting(
@@ -450,6 +467,11 @@ def _check(config: Config) -> None:
             f"model.bottom_mlp = {shown(model.bottom_mlp)} ends in {last}, but embeddings.dim = {emb.dim}",
             f"--bottom-mlp {shown(fitting)} --dim {emb.dim}" + ("" if is_default else f", or --dim {last}"),
         )
+    for name in ("cross_layers", "cross_rank"):
+        if getattr(model, name) is not None and model.interaction != "dcn":
+            raise UserError(
+                f"model.{name} = {getattr(model, name)} needs model.interaction = dcn, not {model.interaction}"
+            )
     if model.top_mlp[-1] != 1:
         raise UserError(
             f"model.top_mlp = {shown(model.top_mlp)} must end in 1", f"--top-mlp {shown((*model.top_mlp, 1))}"

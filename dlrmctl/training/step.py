@@ -5,6 +5,7 @@ backward of the dense network runs; then the ranks check that loss and gradients
 the tables and the dense optimizer change weights.
 """
 
+import zlib
 from collections.abc import Callable
 from dataclasses import astuple
 
@@ -31,19 +32,29 @@ class TrainingStep:
         optimizer: of the dense network, possibly wrapped in averaging.
         ranks: all of them step together.
         precision: "bf16" runs the dense network under autocast.
+        seed: of dropout, with the step and the rank.
+        sparse_weight_decay: adds this multiple of an example's embeddings to their gradient.
 
     Attributes:
         lap: called with the name of each part at its end; for measurements.
     """
 
     def __init__(
-        self, model: Model, optimizer: torch.optim.Optimizer | PrimalAveraging, ranks: Ranks, precision: str
+        self,
+        model: Model,
+        optimizer: torch.optim.Optimizer | PrimalAveraging,
+        ranks: Ranks,
+        precision: str,
+        *,
+        seed: int = 0,
+        sparse_weight_decay: float = 0.0,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.ranks = ranks
         self.autocast = torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
         self.parameters = list(model.network.parameters())
+        self.seed, self.sparse_weight_decay = seed, sparse_weight_decay
         self.lap: Callable[[str], None] = lambda part: None
 
     def __call__(self, batch: Batch, step: int, *, stop: bool) -> tuple[StepSums, bool]:
@@ -63,7 +74,9 @@ class TrainingStep:
         wide = self.model.wide
         wide_B = None if wide is None else wide.module(batch.dense_BI, batch)
         self.lap("lookup")
-        with self.autocast:
+        # Every step and rank has its own seed, so that a resumed run drops what a whole one does.
+        dropped = zlib.crc32(f"dropout:{self.seed}:{step}:{self.ranks.rank}".encode())
+        with self.autocast, self.model.network.dropping(dropped):
             logits_B = self.model.replicated(batch.dense_BI, cut_BFD)
         logits_B = logits_B.float()
         if wide_B is not None:
@@ -75,6 +88,8 @@ class TrainingStep:
         loss.backward()
         self.lap("dense backward")
         assert cut_BFD.grad is not None
+        if self.sparse_weight_decay:
+            cut_BFD.grad.add_(embeddings_BFD.detach(), alpha=self.sparse_weight_decay / len(batch))
         agreed = self._agree(loss.detach(), logits_B.detach(), batch.labels_B, cut_BFD.grad, step, stop)
         self.lap("check")
         embeddings_BFD.backward(cut_BFD.grad)

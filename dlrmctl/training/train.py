@@ -188,7 +188,14 @@ class Trainer:
         self.optimizer = optimizer or build_dense_optimizer(config.optim, self.model.network, ranks.group)
         self.dense_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.averaging = build_averaging(config.optim, self.optimizer)
-        self.take_step = TrainingStep(self.model, self.averaging or self.optimizer, ranks, config.train.precision)
+        self.take_step = TrainingStep(
+            self.model,
+            self.averaging or self.optimizer,
+            ranks,
+            config.train.precision,
+            seed=config.train.seed,
+            sparse_weight_decay=config.optim.sparse_weight_decay,
+        )
         most_steps = (config.train.epochs or MOST_EPOCHS) * reader.num_batches
         self.total_steps = min(most_steps, config.train.max_steps or most_steps)
         # --max-steps ends a run early without changing its schedule, so that it can be continued. With --epochs auto,

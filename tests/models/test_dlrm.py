@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from dlrmctl.models import DLRM, DenseNetwork
-from dlrmctl.models.interaction import CatInteraction, DotInteraction
+from dlrmctl.models.interaction import CatInteraction, CrossInteraction, DotInteraction
+from dlrmctl.models.mlp import MLP, Dropout
 from tests import reference
 
 
@@ -15,6 +16,8 @@ def _network(interaction: str = "dot") -> DenseNetwork:
         bottom=[8, 4],
         top=[6, 1],
         interaction=interaction,
+        cross_layers=2,
+        cross_rank=3,
         generator=torch.Generator().manual_seed(0),
     ).double()
 
@@ -35,12 +38,18 @@ def _reference_logits(network: DenseNetwork, dense: torch.Tensor, embeddings: to
         joined = reference.dot_interaction(bottom, embeddings)
     else:
         joined = torch.cat([bottom, *embeddings.unbind(1)], dim=1)
+    if isinstance(network.interaction, CrossInteraction):
+        down, up = network.interaction.down, network.interaction.up
+        matrices = [[layer.weight for layer in down], [layer.weight for layer in up], [layer.bias for layer in up]]
+        joined = reference.cross_layers(joined, *matrices)
     return reference.mlp(joined, *parameters(network.top), last_relu=False).squeeze(1)
 
 
-@pytest.mark.parametrize("interaction", ["dot", "cat"])
+@pytest.mark.parametrize("interaction", ["dot", "cat", "dcn"])
 def test_forward_and_gradients_equal_the_float64_reference(interaction: str):
     network = _network(interaction)
+    for layer in network.interaction.up if interaction == "dcn" else []:
+        nn.init.normal_(layer.bias)  # 0 at first
     dense, embeddings = _inputs()
     ours_in = [dense.clone().requires_grad_(), embeddings.clone().requires_grad_()]
     theirs_in = [dense.clone().requires_grad_(), embeddings.clone().requires_grad_()]
@@ -80,7 +89,7 @@ def test_dot_interaction_passes_gradcheck():
 
 def test_interactions_say_how_wide_they_are():
     dense, embeddings = _inputs()
-    for module in (DotInteraction(3, 4), CatInteraction(3, 4)):
+    for module in (DotInteraction(3, 4), CatInteraction(3, 4), CrossInteraction(3, 4, layers=2, rank=3).double()):
         assert module(dense[:, :4], embeddings).shape == (7, module.out_features)
 
 
@@ -102,7 +111,8 @@ def test_bf16_autocast_keeps_the_logits_close():
     [
         ({"bottom": [8, 5]}, "ends in 5 units but the embeddings have 4 columns"),
         ({"top": [6, 2]}, "ends in 2 units"),
-        ({"interaction": "star"}, "interaction='star' must be one of dot, cat"),
+        ({"interaction": "star"}, "interaction='star' must be one of dot, cat, dcn"),
+        ({"interaction": "dcn", "cross_rank": 0}, "rank=0 of cross layers must be at least 1"),
         ({"top": [0, 1]}, "at least one unit"),
     ],
 )
@@ -121,3 +131,39 @@ def test_dlrm_hands_the_sparse_input_to_its_embeddings():
     dense, embeddings = _inputs()
     network = _network()
     assert torch.equal(DLRM(nn.Identity(), network)(dense, embeddings), network(dense, embeddings))
+
+
+def test_layers_are_normalized_before_their_relu():
+    mlp = MLP(5, [4, 3], layer_norm=True).double()
+    x = torch.randn(7, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = x
+    for layer, norm in zip(mlp.layers, mlp.norms or [], strict=True):
+        nn.init.uniform_(norm.weight)
+        expected = expected @ layer.weight.T + layer.bias
+        centered = expected - expected.mean(1, keepdim=True)
+        expected = (centered / (centered.square().mean(1, keepdim=True) + norm.eps).sqrt() * norm.weight).clamp(min=0)
+    torch.testing.assert_close(mlp(x), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_dropout_is_on_in_its_block_alone_and_keeps_the_mean():
+    dropout = Dropout(0.25)
+    x = torch.ones(400, 400)
+    assert dropout(x) is x
+    dropout.generator = torch.Generator().manual_seed(0)
+    dropped = dropout(x)
+    assert set(dropped.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    assert dropped.mean().item() == pytest.approx(1, abs=0.01)  # 7 standard errors of 160,000 draws
+
+    network = DenseNetwork(num_dense=5, num_vectors=3, dim=4, bottom=[8, 4], top=[6, 1], dropout=0.5)
+    dense, embeddings = (x.float() for x in _inputs())
+    plain = network(dense, embeddings)
+    with network.dropping(1):
+        first = network(dense, embeddings)
+    with network.dropping(1):
+        again = network(dense, embeddings)
+    with network.dropping(2):
+        other = network(dense, embeddings)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first, plain)
+    assert torch.equal(network(dense, embeddings), plain)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,20 @@ def test_wrong_values_are_one_line_and_status_two(arguments: list[str], words: t
 def test_a_wrong_file_of_tables_is_one_line_and_status_two(tmp_path: Path, text: str, words: str):
     (tmp_path / "t.toml").write_text(text)
     _refused("--tables", tmp_path / "t.toml", words=(words,))
+
+
+def test_the_preset_of_dcnv2_has_its_shapes():
+    words = ["plan", "--preset", "mlperf-dcnv2", "--embedding", "full", *CLUSTER, "--hbm", "80GiB", "--json"]
+    plan = in_process(*words).json()
+    assert sum(table["rows"] for table in plan["tables"]) == sum(MLPERF)
+    width, layers = 27 * 128, [13, 512, 256, 128]
+    bottom = sum((a + 1) * b for a, b in pairwise(layers))
+    layers = [width, 1024, 1024, 512, 256, 1]
+    top = sum((a + 1) * b for a, b in pairwise(layers))
+    assert set(plan["memory"]["parts_per_rank"]["MLPs"]) == {4 * (bottom + top + 3 * (2 * 512 * width + width))}
+    more = in_process(*words, "--wide").json()
+    weights = 20 * (sum(MLPERF) + 13 * 33)  # four float32 and the sum of AdaGrad
+    assert weights < sum(more["memory"]["parts_per_rank"]["first-order"]) < 1.5 * weights  # and what is looked up
 
 
 def test_help_answers_without_torch():
