@@ -96,6 +96,7 @@ class FiniteSum(ABC):
     """
 
     num_rows: int  # over all ranks
+    num_local_rows: int  # of this rank
     num_parameters: int
     penalty: Tensor  # [num_parameters], second derivative of the regulariser
     ranks: RowRanks
@@ -202,7 +203,7 @@ class LogisticRegression(FiniteSum):
         self.penalty = torch.full((self.num_parameters,), l2, dtype=torch.float64)
         self.penalty[-1] = 0.0
         self.counts = counts or self._count()
-        self.num_rows = self.counts.rows
+        self.num_rows, self.num_local_rows = self.counts.rows, source.num_rows
         self._separated = False
 
     def with_l2(self, l2: float) -> LogisticRegression:
@@ -340,7 +341,7 @@ class LogisticRegression(FiniteSum):
 
     def _read(self, sample: RowSample | None) -> Iterator[LabelledRows]:
         """This rank's share of a sample."""
-        mine, rows = self.source.num_rows, self.num_rows
+        mine, rows = self.num_local_rows, self.num_rows
         first, last = (0, rows) if sample is None else (sample.start, sample.stop)
         self.rows_read += last - first
         while first < last:
@@ -367,7 +368,7 @@ class LogisticRegression(FiniteSum):
             total[-1, :-1] += border
             total[-1, -1] += curvatures_N.sum()
             weight += float(_weights(batch).sum())
-        return total, weight, self.source.num_rows
+        return total, weight, self.num_local_rows
 
 
 def _weights(batch: LabelledRows) -> Tensor:
@@ -407,7 +408,8 @@ class Rescaled(FiniteSum):
 
     def __init__(self, base: FiniteSum, scale: Tensor) -> None:
         self.base, self.scale = base, scale
-        self.num_rows, self.num_parameters, self.ranks = base.num_rows, base.num_parameters, base.ranks
+        self.num_rows, self.num_local_rows = base.num_rows, base.num_local_rows
+        self.num_parameters, self.ranks = base.num_parameters, base.ranks
         self.penalty = base.penalty * scale.square()
 
     @property

@@ -207,5 +207,4 @@ def _chances(
                 f'leverage is uneven, the largest is {uneven:,.0f} times the mean: sketch "{sketch}" may take many '
                 'iterations; "less" does not'
             )
-    count = sum(len(batch) for batch in read()) if objective.ranks.count > 1 else objective.num_rows
-    return torch.full((count,), 1 / objective.num_rows, dtype=torch.float64)
+    return torch.full((objective.num_local_rows,), 1 / objective.num_rows, dtype=torch.float64)
