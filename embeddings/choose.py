@@ -18,6 +18,7 @@ class Scheme:
         embedding, operation, qr_layout, ways, tail: see `FeatureTable`.
         collisions: ids that share a row of the large table. The head and the tail of a "head" together have rows /
             collisions rows (plus a remainder table, if any).
+        headroom: see `FeatureTable`.
         head_share: the share of the rows of a "head" that belongs to the head, between 0 and 1.
     """
 
@@ -29,6 +30,7 @@ class Scheme:
     head_share: float = 0.7
     tail: str = "hash"
     qr_threshold: int = QR_THRESHOLD
+    headroom: float = 1.0
 
     def table(self, feature: Feature) -> FeatureTable:
         """Returns the feature's tables: full ones if it has too few rows or would not become smaller.
@@ -49,7 +51,17 @@ class Scheme:
                 return full
             collisions = ceil_div(rows - head, budget - head)
         table = FeatureTable(
-            name, rows, max_ids, self.embedding, collisions, self.operation, self.qr_layout, self.ways, head, self.tail
+            name,
+            rows,
+            max_ids,
+            self.embedding,
+            collisions,
+            self.operation,
+            self.qr_layout,
+            self.ways,
+            head,
+            self.tail,
+            self.headroom,
         )
         # Sizes are proportional to the dimension, so any works that can be divided into this many parts.
         dim = 4 * max(1, len(table.combined_keys))

@@ -1,8 +1,8 @@
 """Initial values of tables: the same for every number of ranks and every sharding plan.
 
 A plain table of n rows starts at U(-1/sqrt(n), 1/sqrt(n)). Tables that are combined start such that the *combined*
-vector has that variance, 1/(3n), and mean 0. Each block of rows of a table has its own generator, so a rank can make
-any rows of any table without the others.
+vector has that variance, 1/(3n), and mean 0. Rows that are added to a table later start as its first rows did. Each
+block of rows of a table has its own generator, so a rank can make any rows of any table without the others.
 """
 
 import math
@@ -42,7 +42,7 @@ def initial_distributions(feature: FeatureTable) -> tuple[Uniform, ...]:
     "path": likewise, for what the networks add to the variance. "add": each of k tables has 1 / k of the variance.
     "concat", "features" and the head of a "head": as plain tables.
     """
-    bound, parts = 1 / math.sqrt(feature.rows), len(feature.combined_keys)
+    bound, parts = 1 / math.sqrt(feature.first_rows), len(feature.combined_keys)
     plain = Uniform.around_zero(bound)
     if feature.combination is None:
         return (plain,)

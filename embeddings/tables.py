@@ -1,6 +1,8 @@
 """`FeatureTable`, the configuration of a feature's tables that the rest of this package builds on."""
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -52,6 +54,10 @@ class FeatureTable:
         ways: tables of a "kway" or "crt".
         head: ids of a "head" that have their own rows, >= 1.
         tail: how a "head" embeds the other ids: "hash" or "qr".
+        headroom: multiple of the rows of the first day for which the moduli of a "crt" have room.
+        before: the rows of earlier days, ascending, where the tables have grown since. The first of them, instead of
+            `rows`, decides moduli, head and initial values, so that every id of an earlier day keeps its rows, and
+            tables only become longer. A "head" gives the same share of each day's new ids a row of their own.
     """
 
     name: str
@@ -64,6 +70,8 @@ class FeatureTable:
     ways: int = 3
     head: int = 0
     tail: str = "hash"
+    headroom: float = 1.0
+    before: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -76,8 +84,18 @@ class FeatureTable:
             value = getattr(self, field)
             if value < bound:
                 raise ValueError(f"feature {self.name}: {field}={value} must be at least {bound}")
-        if self.embedding == "head" and not 1 <= self.head < self.rows:
-            raise ValueError(f"feature {self.name}: head={self.head} must be at least 1 and below rows={self.rows}")
+        object.__setattr__(self, "before", tuple(self.before))  # a list, if read from JSON
+        if not all(a < b for a, b in pairwise((0, *self.before, self.rows))):
+            numbers = ", ".join(f"{number:,}" for number in (*self.before, self.rows))
+            raise ValueError(f"feature {self.name}: the rows of its days, {numbers}, must increase")
+        if self.embedding == "head" and not 1 <= self.head < self.first_rows:
+            raise ValueError(
+                f"feature {self.name}: head={self.head} must be at least 1 and below rows={self.first_rows}"
+            )
+        if self.embedding == "crt" and self.rows > (room := math.prod(self._crt().moduli)):
+            raise ValueError(
+                f"feature {self.name}: its crt tables have room for {room:,} ids, and there are {self.rows:,} now"
+            )
         if self.combination is not None and self.operation not in OPERATIONS_OF.get(self.embedding, OPERATIONS):
             raise ValueError(
                 f"feature {self.name}: operation={self.operation!r} of embedding {self.embedding!r} must be one of "
@@ -87,6 +105,11 @@ class FeatureTable:
     def to_dict(self) -> dict[str, Any]:
         """Returns the attributes as plain values for JSON."""
         return asdict(self)
+
+    @property
+    def first_rows(self) -> int:
+        """The rows of the first day."""
+        return self.before[0] if self.before else self.rows
 
     @property
     def combination(self) -> str | None:
@@ -100,24 +123,38 @@ class FeatureTable:
     @property
     def lookups(self) -> tuple[Lookup, ...]:
         """The feature's partitions: one, or one for the head and one for the tail, which share no ids."""
-        name, rows, collisions, head = self.name, self.rows, self.collisions, self.head
+        name, rows, first, collisions, head = self.name, self.rows, self.first_rows, self.collisions, self.head
         if self.embedding == "full":
             return (Lookup(name, self._key(), Full(rows)),)
         if self.embedding == "hash":
-            return (Lookup(name, self._key(), Hash(rows, ceil_div(rows, collisions))),)
+            return (Lookup(name, self._key(), Hash(rows, ceil_div(first, collisions))),)
         if self.embedding == "qr":
-            return (Lookup(name, self._keys("q", "r"), QuotientRemainder.of(rows, collisions, large=self.qr_layout)),)
+            return (Lookup(name, self._keys("q", "r"), self._quotient_remainder(first, rows)),)
         if self.embedding == "double-hash":
-            return (Lookup(name, self._keys("1", "2"), DoubleHash(rows, ceil_div(rows, 2 * collisions))),)
+            return (Lookup(name, self._keys("1", "2"), DoubleHash(rows, ceil_div(first, 2 * collisions))),)
+        added = self._added()
         if self.embedding == "head" and self.tail == "hash":
-            return (Lookup(name, self._key(), HeadHash(rows, head, ceil_div(rows - head, collisions))),)
+            return (Lookup(name, self._key(), HeadHash(rows, head, ceil_div(first - head, collisions), added)),)
         if self.embedding == "head":
-            inner = QuotientRemainder.of(rows - head, collisions, large=self.qr_layout)
-            head_lookup = Lookup(name, self._keys("h"), Head(rows, head))
-            return (head_lookup, Lookup(name, self._keys("q", "r"), Tail(head, inner)))
-        many = MixedRadix if self.embedding == "kway" else ChineseRemainder
+            inner = self._quotient_remainder(first - head, rows - head)
+            head_lookup = Lookup(name, self._keys("h"), Head(rows, head, added))
+            return (head_lookup, Lookup(name, self._keys("q", "r"), Tail(head, inner, added)))
         keys = self._keys(*map(str, range(1, self.ways + 1)))
-        return (Lookup(name, keys, many.of(rows, self.ways, collisions)),)
+        if self.embedding == "kway":
+            return (Lookup(name, keys, MixedRadix.of(first, self.ways, collisions).grown(rows)),)
+        return (Lookup(name, keys, replace(self._crt(), rows=rows)),)
+
+    def _quotient_remainder(self, first: int, rows: int) -> QuotientRemainder:
+        return replace(QuotientRemainder.of(first, self.collisions, large=self.qr_layout), rows=rows)
+
+    def _crt(self) -> ChineseRemainder:
+        """The partition of the first day, with room for later ones."""
+        return ChineseRemainder.of(math.ceil(self.first_rows * self.headroom), self.ways, self.collisions)
+
+    def _added(self) -> tuple[tuple[int, int], ...]:
+        """Ranges of later ids that have their own rows: first id, number of ids."""
+        days = pairwise((*self.before, self.rows))
+        return tuple((start, count) for start, end in days if (count := (end - start) * self.head // self.first_rows))
 
     @property
     def keys(self) -> tuple[str, ...]:

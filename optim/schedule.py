@@ -25,6 +25,7 @@ class Schedule:
         decay: "polynomial", `(1 - progress) ** power` above the floor, or "cosine".
         power: power of the polynomial; 1 is linear.
         floor: the last factor, in [0, 1].
+        steps_before: steps of the schedule that were taken before step 0.
 
     Raises:
         ValueError: for a number out of range.
@@ -36,9 +37,10 @@ class Schedule:
     decay: Literal["polynomial", "cosine"] = "polynomial"
     power: float = 2.0
     floor: float = 0.0
+    steps_before: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("warmup_steps", "hold_steps", "decay_steps"):
+        for name in ("warmup_steps", "hold_steps", "decay_steps", "steps_before"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 0:
                 raise ValueError(f"{name}={value} must be an integer of at least 0")
@@ -57,6 +59,7 @@ class Schedule:
         """
         if step < 0:
             raise ValueError(f"{step=} must be at least 0")
+        step += self.steps_before
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         decayed = step - self.warmup_steps - self.hold_steps

@@ -1,6 +1,6 @@
 """Builds what stands in front of the bottom MLP: dense features as they are, or normalized by the training examples."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -39,8 +39,11 @@ def _check_fitted(features: FeatureSpace, kind: str) -> None:
         )
 
 
-def fitted_inputs(config: Config, features: FeatureSpace) -> DenseInputs:
+def fitted_inputs(config: Config, features: FeatureSpace, *, indicated: Sequence[bool] | None = None) -> DenseInputs:
     """What the training examples make of the setting `dense_inputs`.
+
+    Args:
+        indicated: whether each feature has an indicator; default: those with missing values.
 
     Raises:
         UserError: as `with_dense_inputs`.
@@ -48,7 +51,7 @@ def fitted_inputs(config: Config, features: FeatureSpace) -> DenseInputs:
     kind, columns = with_dense_inputs(config, features).model.dense_inputs, features.dense
     if kind == "raw" or not columns:
         return RawInputs(features.stand_ins())
-    indicated = [column.missing > 0 for column in columns]
+    indicated = [column.missing > 0 for column in columns] if indicated is None else indicated
     if kind == "standard":
         return StandardInputs(
             [column.mean for column in columns],

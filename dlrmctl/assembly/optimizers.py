@@ -78,10 +78,17 @@ def _grafting(settings: OptimSettings) -> Grafting | None:
     return SGDGrafting() if settings.grafting == "sgd" else None
 
 
-def build_schedule(config: Config, steps: int) -> Schedule:
-    """Returns the learning-rate factor over a run of this many steps; a decay without a length ends with it."""
+def build_schedule(config: Config, steps: int, steps_before: int = 0) -> Schedule:
+    """Returns the learning-rate factor by step of a run of this many steps; a decay without a length ends with it.
+
+    Args:
+        steps_before: steps of the runs that this one started from. The schedule continues from there, except that a
+            decay that ends with the run is repeated, without warmup.
+    """
     settings = config.schedule
     warmup_steps = default_warmup(steps) if settings.warmup_steps is None else settings.warmup_steps
+    if steps_before >= warmup_steps and settings.decay != "none" and not settings.decay_steps:
+        steps_before, warmup_steps = 0, 0
     ramp = warmup_steps + settings.hold_steps
     decay_steps = 0 if settings.decay == "none" else settings.decay_steps or max(steps - ramp, 1)
     return Schedule(
@@ -90,6 +97,7 @@ def build_schedule(config: Config, steps: int) -> Schedule:
         decay_steps=decay_steps,
         decay="cosine" if settings.decay == "cosine" else "polynomial",
         floor=settings.final_lr_factor,
+        steps_before=steps_before,
     )
 
 

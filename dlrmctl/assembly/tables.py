@@ -19,10 +19,15 @@ _NONE_IS_LARGE = "a lower --qr-threshold, such as 200, compresses smaller tables
 def feature_tables(config: Config, schema: Schema) -> list[FeatureTable]:
     """Returns the tables of every sparse feature, in their order.
 
+    Tables that have grown since an earlier day are chosen by the rows of the first day.
+
     Raises:
         UserError: if a section matches no table, its settings contradict, or a ratio is out of reach.
     """
-    features = [(feature.name, feature.rows, feature.max_ids) for feature in schema.sparse]
+    grown = config.grown
+    features = [
+        (feature.name, grown.get(feature.name, (feature.rows,))[0], feature.max_ids) for feature in schema.sparse
+    ]
     names = [feature.name for feature in schema.sparse]
     check_patterns(config.tables, names)
     changes = [changes_of_table(config.tables, name, names) for name in names]
@@ -37,6 +42,7 @@ def feature_tables(config: Config, schema: Schema) -> list[FeatureTable]:
             head_share=settings.head_share,
             tail=settings.tail,
             qr_threshold=settings.qr_threshold,
+            headroom=settings.crt_headroom,
         )
         for settings in each
     ]
@@ -45,9 +51,13 @@ def feature_tables(config: Config, schema: Schema) -> list[FeatureTable]:
         if ratio is None:
             tables = [scheme.table(feature) for scheme, feature in zip(schemes, features, strict=True)]
             num_parameters(tables, dim)  # raises for widths that no kernel has
-            return tables
-        given = ["collisions" in change for change in changes]
-        return fit_ratio(features, schemes, given, ratio=ratio, dim=dim)
+        else:
+            given = ["collisions" in change for change in changes]
+            tables = fit_ratio(features, schemes, given, ratio=ratio, dim=dim)
+        return [
+            replace(table, rows=feature.rows, before=grown.get(feature.name, ()))
+            for table, feature in zip(tables, schema.sparse, strict=True)
+        ]
     except RatioError as problem:
         hint = _BEYOND if problem.best > 1 else _NONE_IS_LARGE
         raise UserError(f"embeddings.compress_ratio: {problem}", hint) from None

@@ -17,7 +17,7 @@ from dlrmctl.settings.config import Config
 from dlrmctl.settings.parse import whole_number
 from dlrmctl.settings.toml import read_settings
 from dlrmctl.settings.typed import resolve_typed
-from dlrmctl.training.run import run_training
+from dlrmctl.training.run import run_training, settings_to_start_from
 from dlrmctl.training.seeds import resume_seeds, show_seeds, train_seeds
 
 
@@ -74,6 +74,7 @@ def train(
     dlrmctl train --dataset synthetic
     dlrmctl train --data DIR --embedding qr --collisions 4 --nproc 2
     dlrmctl train --resume RUN
+    dlrmctl train --init-from RUN --data NEW
     torchrun --nproc-per-node 2 --no-python dlrmctl train --data DIR
     """
     if resume is not None and (config is not None or run_dir is not None):
@@ -107,6 +108,10 @@ def train(
 
 
 def _settings(config: Path | None, flags: dict[str, str]) -> Config:
-    if config is None:
-        return resolve_typed({}, flags)
-    return resolve_typed(read_settings(config), flags, file_name=str(config))
+    file = {} if config is None else read_settings(config)
+    name = {} if config is None else {"file_name": str(config)}
+    given = file.get("train")
+    earlier = flags.get("init_from", given.get("init_from") if isinstance(given, dict) else None)
+    if earlier is not None:
+        file = settings_to_start_from(Path(str(earlier)), file, flags)
+    return resolve_typed(file, flags, **name)

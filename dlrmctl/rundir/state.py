@@ -64,6 +64,7 @@ class RunState:
         best_score: validation NE of the best step so far, or log loss if NE is not defined.
         last_ne: of the last evaluation on the validation split.
         window: sums since the last line of progress.
+        steps_before: steps of the runs that this one started from, one after the other.
     """
 
     step: int = 0
@@ -75,6 +76,7 @@ class RunState:
     last_ne: float | None = None
     finished: bool = False
     window: StepSums = field(default_factory=StepSums)
+    steps_before: int = 0
 
     @classmethod
     def from_values(cls, values: Values) -> "RunState":
@@ -94,6 +96,7 @@ class RunState:
             last_ne=values.number("last_ne") if values.has("last_ne") else None,
             finished=values.flag("finished"),
             window=StepSums.from_values(values),
+            steps_before=values.whole("steps_before") if values.has("steps_before") else 0,
         )
 
     def to_state(self, config: Config, source: Source) -> dict[str, Any]:

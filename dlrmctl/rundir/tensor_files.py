@@ -74,6 +74,22 @@ def read_tensor(checkpoint: Path, stored: StoredTensor) -> Tensor:
     return whole
 
 
+def read_rows(checkpoint: Path, stored: StoredTensor, first: int, last: int) -> Tensor:
+    """Reads the rows [first, last) of a tensor, from the pieces that have any of them.
+
+    Raises:
+        UserError: if a piece does not match the metadata.
+    """
+    rows = torch.empty((last - first, *stored.size[1:]), dtype=stored.dtype)
+    for piece in stored.pieces:
+        start, end = max(first, piece.offsets[0]), min(last, piece.offsets[0] + piece.sizes[0])
+        if start < end:
+            within = [slice(at, at + size) for at, size in zip(piece.offsets[1:], piece.sizes[1:], strict=True)]
+            found = _read_piece(checkpoint, stored, piece)[start - piece.offsets[0] : end - piece.offsets[0]]
+            rows[(slice(start - first, end - first), *within)] = found
+    return rows
+
+
 def _read_piece(checkpoint: Path, stored: StoredTensor, piece: Piece) -> Tensor:
     try:
         with open_to_read(checkpoint / piece.file) as file:

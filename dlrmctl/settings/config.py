@@ -9,7 +9,15 @@ from typing import Any
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import refuse_url
 from dlrmctl.errors import UserError
-from dlrmctl.settings.embeddings import EmbeddingSettings, TableChanges, check_embeddings, default_qr_lr, table_changes
+from dlrmctl.settings.embeddings import (
+    EmbeddingSettings,
+    Growth,
+    TableChanges,
+    check_embeddings,
+    default_qr_lr,
+    growth,
+    table_changes,
+)
 from dlrmctl.settings.setting import checked_values, did_you_mean, flag_of, setting, shown
 from dlrmctl.settings.synonyms import names_meant, nearest
 
@@ -197,6 +205,14 @@ class TrainSettings:
         auto=True,
     )
     max_steps: int = setting(0, "Stop after this many steps; 0 means no limit.", at_least=0)
+    init_from: str | None = setting(
+        None,
+        "Start from the weights and optimizer states of this run, also on new data: tables grow with its "
+        "vocabularies. Settings that are not given are those of the run.",
+    )
+    refit_dense: bool = setting(
+        False, "With --init-from, normalize dense features by the new data, not by that of the first run."
+    )
     evaluations: int = setting(4, "Evaluate on the validation split N times per epoch.", at_least=1, at_most=1_000_000)
     patience: int = setting(
         None,
@@ -229,6 +245,7 @@ class Config:
 
     Attributes:
         tables: the section `embeddings.tables`: settings of individual tables.
+        grown: the section `embeddings.grown`: rows of earlier days, see `FeatureTable.before`.
         examples: number of training examples, once the data is known.
         ranks: number of ranks, once it is known.
         derived: settings that were not given, with the values derived from other settings and from the data.
@@ -244,6 +261,7 @@ class Config:
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     tables: TableChanges = field(default_factory=dict)
+    grown: Growth = field(default_factory=dict)
     examples: int | None = field(default=None, repr=False, compare=False)
     ranks: int = field(default=1, repr=False, compare=False)
     derived: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -254,9 +272,12 @@ class Config:
             places = {key: (value, f"{name}.{key}") for key, value in values.items()}
             self._set(name, cls(**checked_values(cls, places)))
         self._set("tables", table_changes(self.tables, "embeddings.tables"))
+        self._set("grown", growth(self.grown, "embeddings.grown"))
         if self.data.path is not None:  # a run can be resumed from any directory
             _refuse_url(self.data.path)
             self._set("data", replace(self.data, path=str(Path(self.data.path).resolve())))
+        if self.train.init_from is not None:
+            self._set("train", replace(self.train, init_from=str(Path(self.train.init_from).resolve())))
         self._complete()
         _check(self)
 
@@ -358,6 +379,8 @@ class Config:
         }
         if self.tables:
             sections["embeddings"]["tables"] = {pattern: dict(values) for pattern, values in self.tables.items()}
+        if self.grown:
+            sections["embeddings"]["grown"] = {name: list(rows) for name, rows in self.grown.items()}
         return sections
 
 
@@ -396,6 +419,7 @@ def resolve(file: Mapping[str, Any], flags: Mapping[str, Any], *, file_name: str
     """
     given: dict[str, dict[str, tuple[Any, str]]] = {name: {} for name in SECTIONS}
     tables: TableChanges = {}
+    grown: Growth = {}
     for section, values in file.items():
         if section not in SECTIONS:
             raise _not_a_section(section, values, file_name)
@@ -404,6 +428,8 @@ def resolve(file: Mapping[str, Any], flags: Mapping[str, Any], *, file_name: str
         for name, value in values.items():
             if (section, name) == ("embeddings", "tables"):
                 tables = table_changes(value, f"{file_name}: embeddings.tables")
+            elif (section, name) == ("embeddings", "grown"):
+                grown = growth(value, f"{file_name}: embeddings.grown")
             else:
                 _check_section(name, section, file_name)
                 given[section][name] = (value, f"{file_name}: {section}.{name}")
@@ -412,7 +438,7 @@ def resolve(file: Mapping[str, Any], flags: Mapping[str, Any], *, file_name: str
             if item.name in flags:
                 given[section][item.name] = (flags[item.name], flag_of(item))
     sections = {name: cls(**checked_values(cls, given[name])) for name, cls in SECTIONS.items()}
-    return Config(**sections, tables=tables)
+    return Config(**sections, tables=tables, grown=grown)
 
 
 def _refuse_url(path: str) -> None:
@@ -476,6 +502,8 @@ def _check(config: Config) -> None:
         raise UserError(
             f"model.top_mlp = {shown(model.top_mlp)} must end in 1", f"--top-mlp {shown((*model.top_mlp, 1))}"
         )
+    if config.train.refit_dense and config.train.init_from is None:
+        raise UserError("train.refit_dense = true needs train.init_from", "--init-from RUN")
     if optim.shampoo_schedule == "constant" and optim.shampoo_start < optim.shampoo_frequency:
         raise UserError(
             f"optim.shampoo_start = {optim.shampoo_start} is before the first refresh, "

@@ -13,12 +13,16 @@
 A section of `tables` applies to the feature with that name or, if there is none, to all features that match it as a
 pattern (* and ?). If several sections match a feature, they apply in the order of the file, and the one with the
 feature's own name comes last.
+
+The section `grown` is written by runs that started from a run of an earlier day (`--init-from`): the rows of features
+on earlier days, on which their partitions depend.
 """
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from typing import Any
 
 from dlrmctl.embeddings.words import (
@@ -35,8 +39,12 @@ from dlrmctl.errors import UserError
 from dlrmctl.settings.setting import checked_values, setting
 from dlrmctl.settings.synonyms import nearest
 
-ONE_TABLE = ("embedding", "collisions", "operation", "qr_layout", "ways", "head_share", "tail", "qr_threshold")
+ONE_TABLE = (
+    *("embedding", "collisions", "operation", "qr_layout", "ways", "crt_headroom", "head_share", "tail"),
+    "qr_threshold",
+)
 TableChanges = dict[str, dict[str, Any]]  # pattern -> setting -> value
+Growth = dict[str, tuple[int, ...]]  # feature -> the rows of earlier days, ascending
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,12 @@ class EmbeddingSettings:
         choices=QR_LAYOUTS,
     )
     ways: int = setting(3, "Number of tables per feature for kway and crt.", at_least=2, at_most=8)
+    crt_headroom: float = setting(
+        1.0,
+        "Size of crt tables as a multiple of the ids, so that `train --init-from` can add ids later.",
+        at_least=1,
+        at_most=1000,
+    )
     head_share: float = setting(
         0.7, "Fraction of a head table's rows reserved for frequent ids, one row each.", above=0, below=1
     )
@@ -94,6 +108,25 @@ def table_changes(tables: Any, where: str) -> TableChanges:
         given = {name: (value, f"{place}.{name}") for name, value in values.items()}
         changes[pattern] = checked_values(EmbeddingSettings, given)
     return changes
+
+
+def growth(given: Any, where: str) -> Growth:
+    """Checks the rows that the tables of a run had on earlier days.
+
+    Args:
+        given: the contents of `embeddings.grown` in the file.
+        where: name of that place in messages.
+
+    Raises:
+        UserError: unless they are lists of increasing numbers.
+    """
+    if not isinstance(given, dict):
+        raise UserError(f"{where} = {given!r} must be a section, [embeddings.grown]")
+    for name, rows in given.items():
+        whole = isinstance(rows, list | tuple) and rows and all(type(number) is int for number in rows)
+        if not whole or not all(a < b for a, b in pairwise((0, *rows))):
+            raise UserError(f"{where}.{name} = {str(rows)[:80]} must be a list of increasing numbers of rows")
+    return {name: tuple(rows) for name, rows in given.items()}
 
 
 def changes_of_table(changes: TableChanges, table: str, tables: Collection[str]) -> dict[str, Any]:

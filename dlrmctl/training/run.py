@@ -3,7 +3,8 @@
 Does not load torch, which only the ranks need.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from dlrmctl.errors import UserError
 from dlrmctl.ranks.launch import needs_launch, run_on_ranks
 from dlrmctl.ranks.process import configure
 from dlrmctl.rundir.directory import RunDirectory
-from dlrmctl.settings.config import Config, resolve
+from dlrmctl.settings.config import Config, DataSettings, resolve
 
 if TYPE_CHECKING:
     from dlrmctl.data.source import Source
@@ -70,3 +71,25 @@ def run_training(
         arguments["source"] = source
     results: dict[str, Any] = run_on_ranks("dlrmctl.training.train:train_on_rank", arguments, nproc)
     return results
+
+
+def settings_to_start_from(path: Path, file: Mapping[str, Any], flags: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the sections of a settings file, completed by those of the run to start from (`--init-from`).
+
+    Args:
+        path: the run, or a compressed model.
+        file: sections as read from TOML.
+        flags: typed flags; the data of the run is replaced as a whole if they or the file name other data.
+
+    Raises:
+        UserError: if it is not a run.
+    """
+    of_run = RunDirectory(path, writes=False).settings()
+    if "data" in file or flags.keys() & {item.name for item in fields(DataSettings)}:
+        of_run.pop("data", None)
+    optim, chosen = of_run.get("optim", {}), {**file.get("optim", {}), **flags}
+    if chosen.get("dense_optimizer", optim.get("dense_optimizer")) != optim.get("dense_optimizer"):
+        optim.pop("dense_lr", None)  # a rate is of its optimizer
+    of_run.get("embeddings", {}).pop("grown", None)  # read from the checkpoint
+    of_run.get("train", {}).pop("refit_dense", None)
+    return {name: {**of_run.get(name, {}), **file.get(name, {})} for name in (*of_run, *file)}

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dlrmctl.assembly.inputs import with_dense_inputs
+from dlrmctl.assembly.inputs import DenseInputs, with_dense_inputs
 from dlrmctl.assembly.model import Model, build_model
 from dlrmctl.assembly.optimizers import (
     build_averaging,
@@ -38,6 +38,7 @@ from dlrmctl.training.advice import advice
 from dlrmctl.training.display import TrainingDisplay, averages, introduction, show_placements, thinned
 from dlrmctl.training.overhead import within_overhead
 from dlrmctl.training.step import TrainingStep
+from dlrmctl.training.warm_start import WarmStart, stored_inputs
 
 _CLEARLY = 2.0  # standard errors of NE
 _FEWEST_LINES = 20  # of progress in a run, so that short runs have a training curve
@@ -115,13 +116,23 @@ def train(
             notice("building the model")
         source = open_source(config.data) if source is None else source
         config = _with_dense_inputs(config, source, ranks)
+        start, inputs = None, None
+        if config.train.init_from is not None:
+            stored = ranks.broadcast(Checkpoints(run.checkpoints, ranks).newest()) if resume else None
+            if stored is None:
+                start = WarmStart.open(Path(config.train.init_from), ranks, refit=config.train.refit_dense)
+                config = start.grown(config, source)
+                inputs = start.inputs(config, source.features)
+            else:
+                inputs = stored_inputs(stored, source.features)
         config = config.fitted(source.num_examples("train"), ranks.world_size)
         if config.optim.shampoo_overhead is not None:
             config = within_overhead(config, source.schema, ranks)
-        trainer = Trainer(config, source, run, ranks)
+        trainer = Trainer(config, source, run, ranks, start=start, inputs=inputs)
         if resume:
             trainer.resume()
         else:
+            trainer.begin()
             until_the_end.enter_context(run.created())
         run.describe(config, ranks.world_size, ranks.device.type, command_line, job=job)
         run.keep_features(source.features)
@@ -151,6 +162,8 @@ class Trainer:
         readers: by split: "train", "validation" and "test".
         model: on this rank.
         optimizer: of the dense network; the schedule scales its learning rates.
+        start: the run to start from.
+        inputs: the transform of the dense features; default: that of the settings and the data.
         quiet: whether to hide progress.
     """
 
@@ -164,11 +177,14 @@ class Trainer:
         readers: Mapping[str, Reader] | None = None,
         model: Model | None = None,
         optimizer: torch.optim.Optimizer | None = None,
+        start: WarmStart | None = None,
+        inputs: DenseInputs | None = None,
         quiet: bool = False,
     ) -> None:
         refuse_equal_labels(source)
         table_room = check_memory(config, source.schema, ranks) if model is None else None
         self.config, self.source, self.run, self.ranks = config, source, run, ranks
+        self.start, self.messages = start, list[str]()
         self.speaks = ranks.is_main and not quiet
         scoring = config.for_scoring()
         self.readers = readers or {
@@ -183,6 +199,7 @@ class Trainer:
             ranks,
             batch_size=reader.local_batch_size,
             memory_bytes=table_room,
+            inputs=inputs,
             base_rate=_base_rate(source) if config.model.wide else None,
         )
         self.optimizer = optimizer or build_dense_optimizer(config.optim, self.model.network, ranks.group)
@@ -200,7 +217,7 @@ class Trainer:
         self.total_steps = min(most_steps, config.train.max_steps or most_steps)
         # --max-steps ends a run early without changing its schedule, so that it can be continued. With --epochs auto,
         # only the first epoch is certain.
-        planned_steps = (config.train.epochs or 1) * reader.num_batches
+        self.planned_steps = planned_steps = (config.train.epochs or 1) * reader.num_batches
         self.schedule = build_schedule(config, planned_steps)
         self.checkpoints = Checkpoints(run.checkpoints, ranks)
         self.log_every = max(1, min(config.train.log_every, min(planned_steps, self.total_steps) // _FEWEST_LINES))
@@ -356,17 +373,32 @@ class Trainer:
         self.display.say(f"step {self.progress.step}  saved; continue with: dlrmctl train --resume {self.run.path}")
         raise Interrupted(number)
 
+    def begin(self) -> None:
+        """Takes over the tensors of the run to start from, if there is one."""
+        if self.start is None:
+            return
+        tensors = self._tensors()
+        added = sum(self.ranks.gather(self.start.fill_tables(tensors)))
+        messages = self.start.fill_dense(tensors, self.config, self.ranks)
+        if self.averaging:
+            self.averaging.train()
+        self.messages = [self.start.about(added), *messages]
+        self.progress.steps_before = self.start.steps
+        self.schedule = build_schedule(self.config, self.planned_steps, self.start.steps)
+
     def resume(self) -> None:
         """Loads the newest checkpoint; without one, the run starts over."""
         path = self.ranks.broadcast(self.checkpoints.newest())
         if path is None:
             self.run.forget_after(0)
             say(f"{self.run.path}: no checkpoint yet, starting over") if self.speaks else None
+            self.begin()
             return
         self.progress = read_state(path).progress_with(self.config, self.source, path)
         load(path, self._tensors(), self.ranks)
         if self.averaging:
             self.averaging.train()
+        self.schedule = build_schedule(self.config, self.planned_steps, self.progress.steps_before)
         self.saved_step = (progress := self.progress).step
         progress.finished = progress.step >= self.total_steps or self._out_of_patience()
         if self.ranks.broadcast(self.checkpoints.at(progress.best_step)) is None:
@@ -376,7 +408,7 @@ class Trainer:
         self.run.forget_after(progress.step)
 
     def _introduce(self) -> None:
-        for line in introduction(self.config, self.readers["train"], self.model, self.ranks):
+        for line in [*introduction(self.config, self.readers["train"], self.model, self.ranks), *self.messages]:
             self.display.say(line)
         resumed = f", resumed at step {self.progress.step:,}" if self.progress.step else ""
         self.display.say(f"run {self.run.path}{resumed}")

@@ -1,5 +1,10 @@
-"""Partitions in which frequent ids have their own row and the others share rows; ids must be sorted by frequency."""
+"""Partitions in which frequent ids have their own row and the others share rows; ids must be sorted by frequency.
 
+Ids that are added later are sorted among themselves. `added` lists those of them that have their own row too, as ranges
+(first id, number of ids): their rows follow the others.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,6 +12,8 @@ import torch
 from torch import Tensor
 
 from dlrmctl.embeddings.partitions.basic import Partition, at_least
+
+Range = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -16,6 +23,7 @@ class HeadHash:
     rows: int
     head: int
     buckets: int
+    added: tuple[Range, ...] = ()
     complementary: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -24,10 +32,12 @@ class HeadHash:
 
     @property
     def table_rows(self) -> tuple[int]:
-        return (self.head + self.buckets,)
+        return (self.head + self.buckets + num_added(self.added),)
 
     def __call__(self, ids: Tensor) -> tuple[Tensor]:
-        return (torch.where(ids < self.head, ids, (ids - self.head) % self.buckets + self.head),)
+        rows = torch.where(ids < self.head, ids, (ids - self.head) % self.buckets + self.head)
+        places = places_of_added(ids, self.added)
+        return (torch.where(places < 0, rows, places + self.head + self.buckets),)
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,7 @@ class Head:
 
     rows: int
     head: int
+    added: tuple[Range, ...] = ()
     complementary: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -43,10 +54,11 @@ class Head:
 
     @property
     def table_rows(self) -> tuple[int]:
-        return (self.head,)
+        return (self.head + num_added(self.added),)
 
     def __call__(self, ids: Tensor) -> tuple[Tensor]:
-        return (torch.where(ids < self.head, ids, -1),)
+        places = places_of_added(ids, self.added)
+        return (torch.where(ids < self.head, ids, torch.where(places < 0, -1, places + self.head)),)
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,7 @@ class Tail:
 
     head: int
     inner: Partition
+    added: tuple[Range, ...] = ()
     complementary: ClassVar[bool] = False
 
     @property
@@ -62,7 +75,7 @@ class Tail:
         return self.inner.table_rows
 
     def __call__(self, ids: Tensor) -> tuple[Tensor, ...]:
-        in_head = ids < self.head
+        in_head = (ids < self.head) | (places_of_added(ids, self.added) >= 0)
         return tuple(rows.masked_fill(in_head, -1) for rows in self.inner((ids - self.head).clamp(min=0)))
 
 
@@ -75,7 +88,7 @@ class HeadTail:
     complementary: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        assert self.head.head == self.tail.head
+        assert (self.head.head, self.head.added) == (self.tail.head, self.tail.added)
         assert self.tail.inner.complementary
 
     @property
@@ -84,6 +97,21 @@ class HeadTail:
 
     def __call__(self, ids: Tensor) -> tuple[Tensor, ...]:
         return (*self.head(ids), *self.tail(ids))
+
+
+def num_added(added: Sequence[Range]) -> int:
+    """Returns the number of ids in all ranges."""
+    return sum(count for _, count in added)
+
+
+def places_of_added(ids: Tensor, added: Sequence[Range]) -> Tensor:
+    """Returns the place of each id among those of the ranges, counted over all of them in order; -1 for other ids."""
+    places = torch.full_like(ids, -1)
+    before = 0
+    for first, count in added:
+        places = torch.where((ids >= first) & (ids < first + count), ids - first + before, places)
+        before += count
+    return places
 
 
 def _check(rows: int, head: int) -> None:

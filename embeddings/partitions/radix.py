@@ -56,6 +56,11 @@ class MixedRadix(_Moduli):
         first = _first_modulus(rows, ways, collisions)
         return cls(rows, (first, *_factors_of_at_least(ceil_div(rows, first), ways - 1)))
 
+    def grown(self, rows: int) -> "MixedRadix":
+        """Returns the partition of at least as many rows with the same digits; only the highest takes more values."""
+        *low, high = self.moduli
+        return MixedRadix(rows, (*low, max(high, ceil_div(rows, math.prod(low)))))
+
     def __call__(self, ids: Tensor) -> tuple[Tensor, ...]:
         digits = []
         for modulus in self.moduli[:-1]:

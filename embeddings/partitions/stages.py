@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dlrmctl.embeddings.partitions.basic import DoubleHash, Hash, Partition, QuotientRemainder, mix
-from dlrmctl.embeddings.partitions.heads import Head, HeadHash, Tail
+from dlrmctl.embeddings.partitions.heads import Head, HeadHash, Range, Tail, num_added
 from dlrmctl.embeddings.partitions.radix import ChineseRemainder, MixedRadix
 
 
@@ -54,16 +54,61 @@ class Modulo(Stage):
         ids.remainder_(repeated(self.moduli, sizes, like=ids))
 
 
+class Added(nn.Module):
+    """Finds the ids that were added with rows of their own; see `heads`.
+
+    Args:
+        added: the ranges of each key.
+        first_rows: the row of the first of them, for each key.
+    """
+
+    def __init__(self, added: Sequence[Sequence[Range]], first_rows: Sequence[int]) -> None:
+        super().__init__()
+        self.first_rows = list(first_rows)
+        # A range before all ids stands for none, so that every id is in or after one.
+        ranges = [[(-1, 0), *of_key] for of_key in added]
+        self._num_ranges = [len(of_key) for of_key in ranges]
+        flat = [pair for of_key in ranges for pair in of_key]
+        before = [num_added(of_key[:place]) for of_key in ranges for place in range(len(of_key))]
+        for name, numbers in (("first", [f for f, _ in flat]), ("count", [c for _, c in flat]), ("before", before)):
+            self.register_buffer(name, torch.tensor(numbers, dtype=torch.int64), persistent=False)
+
+    first: Tensor
+    count: Tensor
+    before: Tensor
+
+    def forward(self, ids: Tensor, sizes: list[int]) -> Tensor:
+        """Returns the rows of the added ids, -1 for others; shaped like `ids`."""
+        found = []
+        ranges = zip(*(part.split(self._num_ranges) for part in (self.first, self.count, self.before)), strict=True)
+        for piece, (first, count, before), row in zip(ids.long().split(sizes), ranges, self.first_rows, strict=True):
+            place = torch.bucketize(piece, first, right=True) - 1
+            within = piece - first[place]
+            found.append(torch.where(within < count[place], within + before[place] + row, -1))
+        return torch.cat(found).to(ids.dtype)
+
+
+def _added(added: Sequence[Sequence[Range]], first_rows: Sequence[int]) -> Added | None:
+    return Added(added, first_rows) if any(added) else None
+
+
 class HeadModulo(Stage):
     """The stage of `HeadHash`: ids of the head stay, the others are hashed."""
 
     heads: Tensor
     moduli: Tensor
 
+    def __init__(self, first: int, last: int, added: Added | None, **numbers: Sequence[int]) -> None:
+        super().__init__(first, last, **numbers)
+        self.added = added
+
     def compute(self, ids: Tensor, sizes: list[int]) -> None:
+        own = None if self.added is None else self.added(ids, sizes)
         heads = repeated(self.heads, sizes, like=ids)
         shared = (ids - heads).remainder_(repeated(self.moduli, sizes, like=ids)).add_(heads)
         torch.where(ids < heads, ids, shared, out=ids)
+        if own is not None:
+            torch.where(own < 0, ids, own, out=ids)
 
 
 class HeadAlone(Stage):
@@ -71,8 +116,16 @@ class HeadAlone(Stage):
 
     heads: Tensor
 
+    def __init__(self, first: int, last: int, added: Added | None, **numbers: Sequence[int]) -> None:
+        super().__init__(first, last, **numbers)
+        self.added = added
+
     def compute(self, ids: Tensor, sizes: list[int]) -> None:
-        ids.masked_fill_(ids >= repeated(self.heads, sizes, like=ids), -1)
+        heads = repeated(self.heads, sizes, like=ids)
+        if self.added is None:
+            ids.masked_fill_(ids >= heads, -1)
+        else:
+            torch.where(ids < heads, ids, self.added(ids, sizes), out=ids)
 
 
 class Digits(Stage):
@@ -129,13 +182,16 @@ class TailAlone(Stage):
 
     heads: Tensor
 
-    def __init__(self, inner: Stage, heads: Sequence[int]) -> None:
-        super().__init__(inner.first, inner.last, heads=list(heads) * ((inner.last - inner.first) // len(heads)))
+    def __init__(self, inner: Stage, tails: Sequence[Tail]) -> None:
+        tails = [*tails] * ((inner.last - inner.first) // len(tails))
+        super().__init__(inner.first, inner.last, heads=[tail.head for tail in tails])
         self.inner = inner
+        self.added = _added([tail.added for tail in tails], [0] * len(tails))
 
     def compute(self, ids: Tensor, sizes: list[int]) -> None:
+        added = None if self.added is None else self.added(ids, sizes) >= 0
         ids.sub_(repeated(self.heads, sizes, like=ids))
-        in_head = ids < 0
+        in_head = ids < 0 if added is None else (ids < 0) | added
         self.inner.compute(ids, sizes)
         ids.masked_fill_(in_head, -1)
 
@@ -145,12 +201,15 @@ def single_stage(first: int, partitions: Sequence[Partition]) -> Stage | None:
     last = first + len(partitions)
     hashes = [p for p in partitions if isinstance(p, Hash)]
     head_hashes = [p for p in partitions if isinstance(p, HeadHash)]
-    heads = [p.head for p in partitions if isinstance(p, Head)]
+    heads = [p for p in partitions if isinstance(p, Head)]
     if hashes:
         return Modulo(first, last, moduli=[p.buckets for p in hashes])
     if head_hashes:
-        return HeadModulo(first, last, heads=[p.head for p in head_hashes], moduli=[p.buckets for p in head_hashes])
-    return HeadAlone(first, last, heads=heads) if heads else None
+        added = _added([p.added for p in head_hashes], [p.head + p.buckets for p in head_hashes])
+        moduli = [p.buckets for p in head_hashes]
+        return HeadModulo(first, last, added, heads=[p.head for p in head_hashes], moduli=moduli)
+    added = _added([p.added for p in heads], [p.head for p in heads])
+    return HeadAlone(first, last, added, heads=[p.head for p in heads]) if heads else None
 
 
 def joint_stage(first: int, partitions: Sequence[Partition]) -> Stage:
@@ -158,7 +217,7 @@ def joint_stage(first: int, partitions: Sequence[Partition]) -> Stage:
     count, example = len(partitions), partitions[0]
     if isinstance(example, Tail):
         tails = [p for p in partitions if isinstance(p, Tail)]
-        return TailAlone(joint_stage(first, [p.inner for p in tails]), [p.head for p in tails])
+        return TailAlone(joint_stage(first, [p.inner for p in tails]), tails)
     if isinstance(example, QuotientRemainder):
         divisors = [p.divisor for p in partitions if isinstance(p, QuotientRemainder)]
         return Digits(first, count, divisors, lowest_last=True)

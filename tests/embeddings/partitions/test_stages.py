@@ -14,7 +14,7 @@ from tests.embeddings.reference import make_bags, to_kjt
 def features(draw) -> list[FeatureTable]:
     def one(index: int) -> FeatureTable:
         rows = draw(st.integers(2, 60))
-        return FeatureTable(
+        table = FeatureTable(
             f"f{index}",
             rows,
             embedding=draw(st.sampled_from(EMBEDDINGS)),
@@ -23,7 +23,10 @@ def features(draw) -> list[FeatureTable]:
             ways=draw(st.integers(2, 4)),
             head=draw(st.integers(1, rows - 1)),
             tail=draw(st.sampled_from(["hash", "qr"])),
+            headroom=3.0,
         )
+        days = sorted(draw(st.sets(st.integers(rows + 1, 3 * rows), max_size=3)))
+        return replace(table, rows=[rows, *days][-1], before=tuple([rows, *days][:-1]))
 
     return [one(index) for index in range(draw(st.integers(1, 7)))]
 
@@ -50,6 +53,32 @@ def test_all_features_at_once_give_what_their_partitions_give(chosen, max_ids, b
                 for ids, start, end in zip(bags[feature.name], [0, *ends], ends, strict=False):
                     expected = lookup.partition(torch.tensor(ids, dtype=torch.int64))[part]
                     assert found.values()[start:end].tolist() == expected[expected >= 0].tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(chosen=features())
+def test_known_ids_keep_their_rows_when_tables_grow(chosen):
+    for grown in (feature for feature in chosen if feature.before):
+        rows, *before = reversed([*grown.before, grown.rows])
+        first = replace(grown, rows=before[0], before=tuple(reversed(before[1:])))
+        ids = torch.arange(first.rows)
+        old, new = first.partition, grown.partition
+        for a, b, sizes in zip(old(ids), new(ids), zip(old.table_rows, new.table_rows, strict=True), strict=True):
+            assert torch.equal(a, b)
+            assert sizes[0] <= sizes[1]
+        every = torch.stack(new(torch.arange(rows)))
+        assert bool((every < torch.tensor(new.table_rows).unsqueeze(1)).all())
+        if new.complementary:
+            assert len(every.unique(dim=1).T) == rows
+
+
+def test_the_most_frequent_new_ids_of_a_head_have_rows_of_their_own():
+    grown = FeatureTable("f", 160, embedding="head", head=30, collisions=10, before=(100, 120))
+    (rows,) = grown.partition(torch.arange(160))
+    assert grown.partition.table_rows == (30 + 7 + 6 + 12,)
+    assert rows[100:106].tolist() == list(range(37, 43))  # 30 % of 20 new ids, and then of 40
+    assert rows[120:132].tolist() == list(range(43, 55))
+    assert int(rows[106:120].max()) < 37
 
 
 def test_missing_rows_are_left_out_of_their_bags():
