@@ -4,8 +4,8 @@ N good examples of a piece, I dense features, F sparse features.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -54,9 +54,21 @@ class RawColumn:
     lengths_N: np.ndarray | None = None
     texts: Sequence[HashedTexts] = ()
 
+    def pick(self, rows: np.ndarray) -> "RawColumn":
+        """Returns the values of some examples, by their numbers, in that order, and all texts."""
+        if self.lengths_N is None:
+            assert self.present_N is not None
+            return replace(self, values=self.values[rows], present_N=self.present_N[rows])
+        lengths_N = self.lengths_N[rows]
+        starts_N = (np.cumsum(self.lengths_N, dtype=np.int64) - self.lengths_N)[rows]
+        ends_N = np.cumsum(lengths_N, dtype=np.int64)
+        places = np.repeat(starts_N - (ends_N - lengths_N), lengths_N) + np.arange(ends_N[-1] if len(ends_N) else 0)
+        return replace(self, values=self.values[places], lengths_N=lengths_N)
+
 
 LABEL_NOT_BINARY, LABEL_WRONG = "label not 0 or 1", "label is wrong or missing"
 LIST_TOO_LONG = "list too long"
+NO_TIME = "no time"
 NO_LABEL = (LABEL_NOT_BINARY, LABEL_WRONG)  # reasons of bad lines
 
 
@@ -102,6 +114,19 @@ class KeptColumns:
 
 
 @dataclass(frozen=True)
+class SplitKeys:
+    """What a split by a column depends on.
+
+    Attributes:
+        keys_N: uint64: numbers in the order of the times, or the words of the groups.
+        given_N: bool, False for a row without a group.
+    """
+
+    keys_N: np.ndarray
+    given_N: np.ndarray
+
+
+@dataclass(frozen=True)
 class RawPiece:
     """Consecutive examples of one source.
 
@@ -113,6 +138,7 @@ class RawPiece:
         repaired: number of examples whose line was repaired, by repair.
         bad: the omitted lines, in order.
         kept: the columns that the input was to keep.
+        keys: the times or groups, if the input was to read them.
     """
 
     lines_N: np.ndarray
@@ -122,9 +148,48 @@ class RawPiece:
     repaired: Mapping[str, int]
     bad: Sequence[BadLine]
     kept: KeptColumns | None = None
+    keys: SplitKeys | None = None
 
     def __len__(self) -> int:
         return len(self.labels_N)
+
+    def pick(self, rows: np.ndarray) -> "RawPiece":
+        """Returns some of the examples, by their numbers, in that order; the other attributes are the same."""
+        keys = self.keys and SplitKeys(self.keys.keys_N[rows], self.keys.given_N[rows])
+        return replace(
+            self,
+            lines_N=self.lines_N[rows],
+            labels_N=self.labels_N[rows],
+            dense_IN=self.dense_IN[:, rows],
+            sparse=[column.pick(rows) for column in self.sparse],
+            keys=keys,
+        )
+
+
+def join_pieces(pieces: Sequence[RawPiece]) -> RawPiece:
+    """Returns the examples of consecutive pieces, without what else is in them."""
+    columns = zip(*(piece.sparse for piece in pieces), strict=True)
+    return RawPiece(
+        lines_N=np.concatenate([piece.lines_N for piece in pieces]),
+        labels_N=np.concatenate([piece.labels_N for piece in pieces]),
+        dense_IN=np.concatenate([piece.dense_IN for piece in pieces], axis=1),
+        sparse=[_join_columns(some) for some in columns],
+        repaired={},
+        bad=[],
+    )
+
+
+def _join_columns(columns: Sequence[RawColumn]) -> RawColumn:
+    def joined(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
+        there = [array for array in arrays if array is not None]
+        return np.concatenate(there) if there else None
+
+    return RawColumn(
+        np.concatenate([column.values for column in columns]),
+        present_N=joined([column.present_N for column in columns]),
+        lengths_N=joined([column.lengths_N for column in columns]),
+        texts=[texts for column in columns for texts in column.texts],
+    )
 
 
 @dataclass(frozen=True)
@@ -184,6 +249,11 @@ class Input(Protocol):
 
     @property
     def sources(self) -> tuple[SourceFile, ...]: ...
+
+    @property
+    def keyed_by(self) -> Literal["time", "number", "group"] | None:
+        """What the keys of pieces are: times, numbers in their order, or groups; None if pieces have no keys."""
+        ...
 
     def identity(self) -> Mapping[str, Any]:
         """Plain values that identify the sources and the reading; unfinished work continues only if they are equal."""

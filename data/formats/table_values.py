@@ -6,17 +6,19 @@ F sparse features.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TypeGuard
+from dataclasses import dataclass, field
+from typing import Literal, TypeGuard
 
 import numpy as np
 import polars as pl
 
 from dlrmctl.data.canonical import are_integers, canonical_words, plain_words
-from dlrmctl.data.formats.raw import LABEL_WRONG, LIST_TOO_LONG, BadLine, RawColumn, RawPiece
+from dlrmctl.data.formats.raw import LABEL_WRONG, LIST_TOO_LONG, NO_TIME, BadLine, RawColumn, RawPiece, SplitKeys
 from dlrmctl.data.formats.table_schema import BY_TYPE, NOTHING, DenseColumn, SparseColumn, TableSchema
 from dlrmctl.data.formats.transforms import TRANSFORMS
 from dlrmctl.data.hashed_texts import HashedTexts
+from dlrmctl.data.moments import EXPECTED, number_keys, time_keys
+from dlrmctl.data.times import microseconds
 
 _SHOWN = 40  # characters of a wrong value
 _LARGEST = float(np.finfo(np.float16).max)
@@ -27,6 +29,14 @@ _COMPARE: Mapping[str, Callable[[np.ndarray, float], np.ndarray]] = {
     ">": np.greater,
     "<": np.less,
 }
+
+
+@dataclass(frozen=True)
+class KeyColumn:
+    """The column that splits depend on, and what its values are."""
+
+    name: str
+    kind: Literal["time", "number", "group"]
 
 
 @dataclass
@@ -54,6 +64,7 @@ def to_piece(
     bad: Sequence[BadLine] = (),
     *,
     labelled: bool = True,
+    by: KeyColumn | None = None,
 ) -> RawPiece:
     """Converts the good rows of a piece of a table, and describes the others.
 
@@ -63,6 +74,7 @@ def to_piece(
         lines_N: int64, the line or row of each.
         bad: lines that are already omitted, in order.
         labelled: whether there is a label.
+        by: the column whose times or groups are the keys of the piece.
     """
     faults = _Faults(frame)
     labels_N = _labels(schema, frame, faults) if labelled else np.zeros(len(frame), dtype=np.uint8)
@@ -78,28 +90,37 @@ def to_piece(
             sparse.append(values)
             if feature.truncate != "reject":
                 shortened[f"{feature.name} cut to its {feature.truncate} {feature.max_ids} values"] = short_N
+    keys = None if by is None else split_keys(schema, by, frame[by.name], faults)
     good_N = np.ones(len(frame), dtype=bool)
     good_N[list(faults.by_row)] = False
     repairs = {reason: int((short_N & good_N).sum()) for reason, short_N in shortened.items()}
     wrong = [BadLine(int(lines_N[row]), *faults.by_row[row]) for row in sorted(faults.by_row)]
-    return RawPiece(
-        lines_N=lines_N[good_N],
-        labels_N=labels_N[good_N],
-        dense_IN=np.ascontiguousarray(dense_IN[:, good_N]),
-        sparse=[_chosen(column, good_N) for column in sparse],
+    piece = RawPiece(
+        lines_N=lines_N,
+        labels_N=labels_N,
+        dense_IN=dense_IN,
+        sparse=sparse,
         repaired={reason: count for reason, count in repairs.items() if count},
         bad=sorted([*bad, *wrong], key=lambda line: line.line),
+        keys=keys,
     )
+    return piece if good_N.all() else piece.pick(np.flatnonzero(good_N))
 
 
-def _chosen(column: RawColumn, good_N: np.ndarray) -> RawColumn:
-    if good_N.all():
-        return column
-    if column.lengths_N is None:
-        assert column.present_N is not None
-        return replace(column, values=column.values[good_N], present_N=column.present_N[good_N])
-    values = column.values[np.repeat(good_N, column.lengths_N)]
-    return replace(column, values=values, lengths_N=column.lengths_N[good_N])
+def split_keys(schema: TableSchema, by: KeyColumn, series: pl.Series, faults: _Faults) -> SplitKeys:
+    """Returns the times or groups in a column. A row without a time is bad."""
+    feature = next((column for column in schema.sparse if column.name == by.name), SparseColumn(by.name))
+    if by.kind == "group":
+        values_N, given_N, wrong_N = words(schema, feature, series)
+        return SplitKeys(values_N, given_N & ~wrong_N)
+    if by.kind == "time":
+        keys_N, right_N = microseconds(series)
+        keys_N = time_keys(keys_N)
+    else:
+        numbers_N, given_N, wrong_N = numbers(series, (*feature.missing, *NOTHING))
+        keys_N, right_N = number_keys(numbers_N), given_N & ~wrong_N
+    faults.add(~right_N, by.name, NO_TIME, EXPECTED[by.kind])
+    return SplitKeys(keys_N, right_N)
 
 
 def _labels(schema: TableSchema, frame: pl.DataFrame, faults: _Faults) -> np.ndarray:

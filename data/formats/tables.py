@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -27,9 +27,11 @@ from dlrmctl.data.formats.table_json import SUFFIXES as JSON_SUFFIXES
 from dlrmctl.data.formats.table_json import kept_texts, read_objects, to_json_frame
 from dlrmctl.data.formats.table_schema import TableSchema, nearest
 from dlrmctl.data.formats.table_text import PIECE_BYTES, Dialect, Place, Records, read_header, read_records, to_frame
-from dlrmctl.data.formats.table_values import to_piece
+from dlrmctl.data.formats.table_values import KeyColumn, to_piece
 from dlrmctl.data.formats.texts import HEAD_BYTES, STANDARD_INPUT, is_regular, is_tar, is_zip, refuse_others
 from dlrmctl.data.formats.transforms import TRANSFORMS, ColumnTransform, DenseTransform
+from dlrmctl.data.splits import Split
+from dlrmctl.data.times import order_kind, order_kind_of_texts
 
 PIECE_ROWS = 1 << 16
 READER_VERSION = 2  # changes if the same files give other examples
@@ -57,6 +59,7 @@ class TableInput:
         sources: in the order of time, as for `expand_sources`.
         labelled: False for files without labels: the label column may be missing, and is not read.
         keep: columns that pieces keep unchanged, in addition to the examples.
+        split: if it depends on a column, pieces have the times or groups in it as their keys.
         trained_on: format of the training data of the model that scores the rows.
         piece_bytes: bytes of text in a piece.
         piece_rows: rows of Parquet and Arrow in a piece.
@@ -72,6 +75,7 @@ class TableInput:
         *,
         labelled: bool = True,
         keep: Sequence[str] = (),
+        split: Split | None = None,
         trained_on: str | None = None,
         piece_bytes: int = PIECE_BYTES,
         piece_rows: int = PIECE_ROWS,
@@ -81,6 +85,9 @@ class TableInput:
         self._paths = paths = [check_file(name) for name in expand_sources(sources)]
         self.sources = tuple(SourceFile(path.name, path.stat().st_size) for path in paths)
         self._names = schema.columns[0 if labelled else 1 :]
+        self._key = split.column if split else None
+        if self._key is not None and self._key not in self._names:
+            self._names = (*self._names, self._key)
         self._kept: dict[str, pl.DataType] = dict.fromkeys(keep, pl.String())
         self._wanted = [*self._names, *(name for name in keep if name not in self._names)]
         self._files = [self._open(path) for path in paths]
@@ -88,6 +95,8 @@ class TableInput:
         for file in self._files:
             if file.format != self.format:
                 raise DataError(f"{file.path}: {_KINDS[file.format]}, but {paths[0]} is {_KINDS[self.format]}")
+        self._by = KeyColumn(self._key, self._kind_of_keys(split)) if split and self._key is not None else None
+        self.keyed_by = self._by.kind if self._by else None
         self.label = schema.label
         self.dense = tuple(column.name for column in schema.dense)
         self.dense_type = np.dtype(np.float32)
@@ -147,7 +156,7 @@ class TableInput:
     def _piece(
         self, frame: pl.DataFrame, kept: KeptColumns, lines_N: np.ndarray, bad: Sequence[BadLine] = ()
     ) -> RawPiece:
-        piece = to_piece(self.table_schema, frame, lines_N, bad, labelled=self._labelled)
+        piece = to_piece(self.table_schema, frame, lines_N, bad, labelled=self._labelled, by=self._by)
         if not self._kept:
             return piece
         columns = kept.frame.select(pl.col(name).cast(kind) for name, kind in self._kept.items())
@@ -191,6 +200,46 @@ class TableInput:
             return _File(path, "jsonl", Dialect(separator=",", quote=""))
         return self._csv_file(path)
 
+    def _kind_of_keys(self, split: Split) -> Literal["time", "number", "group"]:
+        """Returns what the column of a split holds: groups, or times or numbers, by the first rows.
+
+        Raises:
+            DataError: if it has lists, or must have times and has neither times nor numbers.
+        """
+        assert self._key is not None
+        lists = [column.name for column in self.table_schema.sparse if column.max_ids > 1]
+        file = self._files[0]
+        kinds: list[pl.DataType] = [pl.String()]
+        if file.format in MAGICS:
+            kinds = [read_types(path, file.format)[self._key] for path in self._paths]
+        if self._key in lists or any(isinstance(kind, pl.List | pl.Array | pl.Struct) for kind in kinds):
+            raise DataError(f"{file.path}: column {self._key!r} has lists, rows are split by single values")
+        if split.by == "group":
+            return "group"
+        found = {order_kind(kind) for kind in kinds}
+        if len(found) > 1:
+            raise DataError(f"column {self._key!r} has times in some files and numbers in others", "use one type")
+        kind = found.pop() or order_kind_of_texts(self._first_keys(file))
+        if kind is None:
+            raise DataError(
+                f"{file.path}: column {self._key!r} has neither times nor numbers in its first rows",
+                "times are written as 2026-01-31 or 2026-01-31T18:30:00",
+            )
+        return kind
+
+    def _first_keys(self, file: _File) -> pl.Series:
+        """Returns the column of a split in the first rows of a file, as texts."""
+        assert self._key is not None
+        if file.format in MAGICS:
+            return read_rows(file.path, file.format, [self._key], 0, self._piece_rows)[self._key].cast(pl.String)
+        records = next(read_records(file.path, file.dialect.quote, piece_bytes=self._piece_bytes), None)
+        if records is None:
+            return pl.Series(dtype=pl.String)
+        if file.format == "csv":
+            return to_frame(records, file.header, [self._key], file.dialect)[0][self._key]
+        objects, lines_N, _ = read_objects(records)
+        return to_json_frame(objects, lines_N, {self._key: False}, ",")[0][self._key]
+
     def _check_keys(self, path: Path) -> None:
         """Checks the keys of the first piece. A key may be missing in all objects, unless they have a similar one.
 
@@ -201,7 +250,7 @@ class TableInput:
         keys = list({key: None for fields in read_objects(first)[0] for key in fields} if first else {})
         absent = [name for name in self._wanted if name not in keys]
         others = [key for key in keys if key not in self._wanted]
-        always = [self.table_schema.label, *self._kept]
+        always = [self.table_schema.label, self._key, *self._kept]
         for name in absent if keys else []:
             if name in always or nearest(name, others) or len(absent) == len(self._wanted):
                 raise self._no_column(path, name, keys)
@@ -247,7 +296,9 @@ class TableInput:
     def _no_column(self, path: Path, name: str, header: list[str]) -> DataError:
         shown = ", ".join(header[:_SHOWN_COLUMNS]) + (", ..." if len(header) > _SHOWN_COLUMNS else "")
         hint = nearest(name, header)
-        named = f", which {self.table_schema.name} names" if name in self._names else " to keep"
+        named = f", which {self.table_schema.name} names"
+        if name not in self.table_schema.columns:
+            named = " to split by" if name == self._key else " to keep"
         return DataError(
             f"{path}: no column {name!r}{named}",
             f"{hint} " * bool(hint) + f"the columns are {shown}",

@@ -2,10 +2,11 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.schema import RESERVED_ROWS
+from dlrmctl.data.splits import BY_ORDER, Split
 from dlrmctl.data.store.layout import MOST_BLOCK_ROWS
 from dlrmctl.data.store.manifest import check_name
 from dlrmctl.data.store.writer import STORE_BLOCK_ROWS
@@ -19,8 +20,7 @@ class PrepareOptions:
         min_count: values with a smaller count in the training examples share the rare row. The default of 2 gives that
             row examples to learn from.
         hash_rows: rows of every table, for hashing without a vocabulary; None makes vocabularies.
-        split: "order": the first 6/7 of the rows train, half of the rest validates, the other half tests.
-            "last-file": all files but the last train, and its halves validate and test.
+        split: which rows train, validate and test.
         max_bad_rows: the most bad lines; None allows 100 and 1 % of the lines read so far.
         block_rows: examples of a block of the store.
         max_rows_per_table: the most rows of a table, including reserved ones; less frequent values are rare. None sets
@@ -37,7 +37,7 @@ class PrepareOptions:
 
     min_count: int = 2
     hash_rows: int | None = None
-    split: Literal["order", "last-file"] = "order"
+    split: Split = BY_ORDER
     max_bad_rows: int | None = None
     block_rows: int = STORE_BLOCK_ROWS
     max_rows_per_table: int | None = None
@@ -54,8 +54,6 @@ class PrepareOptions:
             raise DataError(f"a minimum count of {self.min_count} must be at least 1")
         if self.hash_rows is not None and not 2 <= self.hash_rows <= 1 << 32:
             raise DataError(f"{self.hash_rows} rows for hashed values must be at least 2 and at most 2**32")
-        if self.split not in ("order", "last-file"):
-            raise DataError(f"splitting by {self.split!r} is not known: choose 'order' or 'last-file'")
         if self.max_bad_rows is not None and self.max_bad_rows < 0:
             raise DataError(f"a limit of {self.max_bad_rows} rejected lines must be at least 0")
         if not 1 <= self.block_rows <= MOST_BLOCK_ROWS:
@@ -64,6 +62,8 @@ class PrepareOptions:
             raise DataError(f"{self.max_rows_per_table} rows per table must be at least {RESERVED_ROWS}")
         if self.limit is not None and self.limit < 1:
             raise DataError(f"a limit of {self.limit} rows must be at least 1")
+        if self.limit is not None and self.split.by == "files":
+            raise DataError(f"a limit of {self.limit} rows and files of each split contradict")
         if not 0 < self.sample_negatives <= 1:
             raise DataError(f"a share of {self.sample_negatives} of the negatives must be above 0 and at most 1")
         if not 0 <= self.seed < 1 << 64:
@@ -83,5 +83,6 @@ class PrepareOptions:
         """Returns plain values for JSON of all options that affect the examples, so not the name."""
         path = self.vocabulary_from
         values = {**asdict(self), "vocabulary_from": None if path is None else str(Path(path).resolve())}
+        values["split"] = self.split.to_dict()
         del values["name"]
         return values

@@ -1,13 +1,16 @@
 """The first phase of a preparation: threads parse the input, and write its rows to disk as parts, in order."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.formats.raw import Input, Position, RawPiece, Task
+from dlrmctl.data.preparation.arranging import keys_of
 from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.parts import Parts
 from dlrmctl.data.preparation.report import PrepareProgress, Progress
@@ -67,7 +70,8 @@ def read_input(
     if about := parts.load():
         so_far = ReadSoFar.from_dict(about)
         tally, position, begun, ended = so_far.tally, so_far.position, so_far.bytes_done, so_far.position is None
-    done, waiting, writing = begun, _Waiting(), _Writing(parts, workers)
+    done, waiting = begun, _Waiting()
+    writing = _Writing(parts, workers, keys_of(options.split, input))
     try:
         for task, whole in () if ended else _pieces(input, position, tally.rows, options.limit, workers):
             piece = _up_to(options.limit, tally.rows, whole)
@@ -113,25 +117,8 @@ def _up_to(limit: int | None, rows: int, piece: RawPiece) -> RawPiece:
     room = len(piece) if limit is None else limit - rows
     if room >= len(piece):
         return piece
-    columns = []
-    for column in piece.sparse:
-        count = room if column.lengths_N is None else int(column.lengths_N[:room].sum())
-        columns.append(
-            replace(
-                column,
-                values=column.values[:count],
-                present_N=None if column.present_N is None else column.present_N[:room],
-                lengths_N=None if column.lengths_N is None else column.lengths_N[:room],
-            )
-        )
-    return replace(
-        piece,
-        lines_N=piece.lines_N[:room],
-        labels_N=piece.labels_N[:room],
-        dense_IN=piece.dense_IN[:, :room],
-        sparse=columns,
-        bad=[bad for bad in piece.bad if bad.line < piece.lines_N[room - 1]],
-    )
+    bad = [bad for bad in piece.bad if bad.line < piece.lines_N[room - 1]]
+    return replace(piece.pick(np.arange(room)), bad=bad)
 
 
 class _Waiting:
@@ -153,16 +140,26 @@ class _Waiting:
 
 
 class _Writing:
-    """Writes one part at a time, while the next one is parsed."""
+    """Writes one part at a time, while the next one is parsed.
 
-    def __init__(self, parts: Parts, workers: Workers) -> None:
-        self._parts, self._workers = parts, workers
+    Args:
+        keys: makes the keys of rows from their pieces and the number of the first one, if they have keys.
+    """
+
+    def __init__(
+        self, parts: Parts, workers: Workers, keys: Callable[[Sequence[RawPiece], int], np.ndarray] | None
+    ) -> None:
+        self._parts, self._workers, self._keys = parts, workers, keys
         self._now: Future[None] | None = None
 
     def start(self, pieces: list[RawPiece], so_far: ReadSoFar) -> None:
         """Begins a part when the previous one is done."""
         self.finish()
-        self._now = self._workers.submit(partial(self._parts.write, pieces, so_far.to_dict()))
+        self._now = self._workers.submit(partial(self._write, pieces, so_far.to_dict()))
+
+    def _write(self, pieces: list[RawPiece], about: dict[str, Any]) -> None:
+        first = sum(info.rows for info in self._parts.infos)
+        self._parts.write(pieces, about, self._keys and self._keys(pieces, first))
 
     def finish(self) -> None:
         now, self._now = self._now, None

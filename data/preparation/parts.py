@@ -1,8 +1,8 @@
 """Parsed rows on disk between the phases of a preparation: numbered files of many rows, written atomically.
 
-A part is stored by column: the labels, the dense features, and for every sparse feature one bit per row (is the value
-present?) or the lengths of the lists, then the values and their texts. A JSON description is at its end. The journal
-beside the parts has the version of their format.
+A part is stored by column: the keys if rows have them, the labels, the dense features, and for every sparse feature
+one bit per row (is the value present?) or the lengths of the lists, then the values and their texts. A JSON description
+is at its end. The journal beside the parts has the version of their format.
 I dense features, N rows of a part, K texts of a feature in a part.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dlrmctl.data.files import io_errors, read_array, sync_file
-from dlrmctl.data.formats.raw import RawFeature, RawPiece
+from dlrmctl.data.formats.raw import RawColumn, RawFeature, RawPiece, join_pieces
 from dlrmctl.data.hashed_texts import LENGTH_TYPE, HashedTexts
 from dlrmctl.data.store.layout import LABEL_TYPE, narrowest
 
@@ -60,6 +60,7 @@ class Parts:
         dense_type: of their values, float16 or float32.
         sparse: the sparse features.
         infos: descriptions of parts that exist or existed.
+        keyed: whether the rows of a part have keys, and are in their order.
 
     Attributes:
         dense_type: see above.
@@ -73,8 +74,10 @@ class Parts:
         dense_type: np.dtype,
         sparse: Sequence[RawFeature],
         infos: Sequence[PartInfo] = (),
+        *,
+        keyed: bool = False,
     ) -> None:
-        self.path, self._num_dense, self._sparse = path, len(dense), tuple(sparse)
+        self.path, self._keyed, self._num_dense, self._sparse = path, keyed, len(dense), tuple(sparse)
         self.dense_type = np.dtype(dense_type)
         self.infos: list[PartInfo] = []
         self._places: list[dict[tuple[str, int], tuple[int, int]]] = []  # of each column: offset and count
@@ -96,22 +99,29 @@ class Parts:
                 self._add(PartInfo.from_dict(content))
         return content.get("about")
 
-    def write(self, pieces: Sequence[RawPiece], about: Mapping[str, Any]) -> None:
+    def write(self, pieces: Sequence[RawPiece], about: Mapping[str, Any], keys_N: np.ndarray | None = None) -> None:
         """Writes the next part and flushes it to disk.
 
         Args:
             pieces: consecutive pieces of the input.
             about: values that are stored with the part.
+            keys_N: uint64, the keys of the rows, if they have keys.
 
         Raises:
             DataError: if the disk is full.
         """
+        assert (keys_N is not None) == self._keyed
+        if keys_N is not None:
+            order_N = np.argsort(keys_N, kind="stable")
+            pieces, keys_N = [join_pieces(pieces).pick(order_N)], keys_N[order_N]
         info = PartInfo(sum(len(piece) for piece in pieces))
         path = self._file(len(self))
         unfinished = path.with_suffix(".tmp")
         with io_errors(path, "write"):
             self.path.mkdir(exist_ok=True)
             with unfinished.open("wb") as file:
+                if keys_N is not None:
+                    _write_column(file, _WORD_TYPE, [keys_N])
                 _write_column(file, LABEL_TYPE, [piece.labels_N for piece in pieces])
                 for i in range(self._num_dense):
                     _write_column(file, self.dense_type, [piece.dense_IN[i] for piece in pieces])
@@ -147,6 +157,33 @@ class Parts:
         """Frees the space of a part."""
         with io_errors(self._file(part), "write"):
             self._file(part).unlink(missing_ok=True)
+
+    def keys(self, part: int) -> np.ndarray:
+        """uint64 [N], ascending; mapped, not read."""
+        offset, count = self._places[part]["key", 0]
+        with io_errors(self._file(part), "read"):
+            return np.asarray(np.memmap(self._file(part), _WORD_TYPE, "r", offset, count))
+
+    def rows(self, part: int, start: int, stop: int) -> RawPiece:
+        """Returns some rows of a part, without their texts."""
+        columns = []
+        for f, feature in enumerate(self._sparse):
+            if feature.max_ids == 1:
+                values = self._read(part, ("values", f), np.dtype(feature.value_type), start, stop)
+                columns.append(RawColumn(values, present_N=self.present(part, f, stop)[start:]))
+                continue
+            lengths_N = self.lengths(part, f, 0, stop)
+            ends = int(lengths_N[:start].sum()), int(lengths_N.sum())
+            values = self._read(part, ("values", f), np.dtype(feature.value_type), *ends)
+            columns.append(RawColumn(values, lengths_N=lengths_N[start:]))
+        return RawPiece(
+            lines_N=np.empty(stop - start, np.int8),
+            labels_N=self.labels(part, start, stop),
+            dense_IN=self.dense(part, start, stop),
+            sparse=columns,
+            repaired={},
+            bad=[],
+        )
 
     def labels(self, part: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """uint8 [stop - start]."""
@@ -186,9 +223,16 @@ class Parts:
             self._read(part, ("texts", f), _TEXT_TYPE, 0, None).tobytes(),
         )
 
+    def some_texts(self, part: int, f: int) -> list[HashedTexts]:
+        """Returns the texts of a feature, if it has some."""
+        return [self.texts(part, f)] if ("texts", f) in self._places[part] else []
+
     def _add(self, info: PartInfo) -> None:
         rows = info.rows
-        columns: list[tuple[tuple[str, int], np.dtype, int]] = [(("label", 0), LABEL_TYPE, rows)]
+        columns: list[tuple[tuple[str, int], np.dtype, int]] = []
+        if self._keyed:
+            columns.append((("key", 0), _WORD_TYPE, rows))
+        columns.append((("label", 0), LABEL_TYPE, rows))
         columns += [(("dense", i), self.dense_type, rows) for i in range(self._num_dense)]
         for f, feature in enumerate(self._sparse):
             if feature.max_ids == 1:

@@ -1,18 +1,29 @@
 """Prepares a store from raw files: in memory that does not grow with the rows, on all cores, resumable.
 
-The input is parsed into parts; each sparse column is counted over the training examples and encoded; labels, dense
-features and rows become the blocks of the store, and the parts are removed. The journal records what is on disk, so
-that the same call continues after a kill and makes the same bytes. Temporary space: about 135 bytes per row of Criteo
-for the parts, and the size of the store's ids.
+The input is parsed into parts, which are arranged if the split does not follow the input; each sparse column is counted
+over the training examples and encoded; labels, dense features and rows become the blocks of the store, and the parts
+are removed. The journal records what is on disk, so that the same call continues after a kill and makes the same bytes.
+Temporary space: about 135 bytes per row of Criteo for the parts, twice that while they are arranged, and the size of
+the store's ids.
 """
 
 import time
+from collections.abc import Mapping
 from functools import partial as bind
 from pathlib import Path
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors
 from dlrmctl.data.formats.raw import Input
+from dlrmctl.data.preparation.arranging import (
+    ARRANGED_BY,
+    Arranged,
+    KeyOrder,
+    arrange,
+    check_split,
+    cut_by_keys,
+    keys_of,
+)
 from dlrmctl.data.preparation.counting import MOST_IN_MEMORY
 from dlrmctl.data.preparation.dense import DenseFitter, EncodedDense
 from dlrmctl.data.preparation.encoding import ColumnEncoder, EncodedColumn
@@ -21,7 +32,7 @@ from dlrmctl.data.preparation.parsing import PART_ROWS, read_input
 from dlrmctl.data.preparation.parts import PartInfo, Parts
 from dlrmctl.data.preparation.report import PrepareProgress, PrepareReport, Progress
 from dlrmctl.data.preparation.reuse import ReusedEncoders
-from dlrmctl.data.preparation.selection import Selection, cut_splits
+from dlrmctl.data.preparation.selection import Selection, SplitSizes, cut_splits
 from dlrmctl.data.preparation.tally import Tally, describe_preparation, summarize
 from dlrmctl.data.preparation.unfinished import Journal, clear, partial_directory, partial_path, publish
 from dlrmctl.data.preparation.workers import Workers
@@ -64,8 +75,7 @@ def prepare(
             `OUT.partial` has other sources or options, or the disk is full.
     """
     options, out = options or PrepareOptions(), Path(out)
-    if options.split == "last-file" and len(input.sources) < 2:
-        raise DataError("splitting by the last file needs at least two files", "split a single file by order")
+    check_split(options.split, input)
     reused = None if options.vocabulary_from is None else ReusedEncoders(Path(options.vocabulary_from), input)
     if not out.name:  # "." or "/"
         raise DataError(f"{out} already exists", "choose another output directory")
@@ -114,7 +124,7 @@ class _Run:
     def to_the_end(self, part_rows: int, most_in_memory: int, save_seconds: float) -> None:
         """Runs the remaining phases."""
         tally, parts = self._parts(part_rows)
-        cut = cut_splits(tally.rows, tally.sources[-1].rows, self._options.split)
+        parts, cut, ends = self._arranged(tally, parts)
         selection = Selection(parts, cut, self._options, self._work / "kept", self._journal.state.get("kept"))
         if "kept" not in self._journal.state:
             self._journal.state["kept"] = selection.state()
@@ -158,7 +168,9 @@ class _Run:
                 progress=lambda done: self._progress(PrepareProgress("write", done, num_examples, tally.rows, begun)),
                 save_seconds=save_seconds,
             )
-            report = summarize(self._input, tally, dense, cut, selection, columns, positives, writer.bytes_written)
+            report = summarize(
+                self._input, tally, dense, cut, ends, selection, columns, positives, writer.bytes_written
+            )
             fingerprint = self._reused.fingerprint() if self._reused else None
             made = describe_preparation(self._input, self._options, columns, fingerprint, report)
             writer.finish(made, name=self._options.name, dense=[column.fitted for column in dense])
@@ -167,13 +179,39 @@ class _Run:
         """The first phase: all rows on disk, and what was counted."""
         directory, sparse, state = self._work / "parts", self._input.sparse, self._journal.state
         infos = [PartInfo.from_dict(info) for info in state.get("parts", ())]
-        parts = Parts(directory, self._input.dense, self._input.dense_type, sparse, infos)
+        keyed = keys_of(self._options.split, self._input) is not None
+        parts = Parts(directory, self._input.dense, self._input.dense_type, sparse, infos, keyed=keyed)
         if "parts" not in state:
             tally = read_input(self._input, parts, self._options, self._workers, self._progress, part_rows)
             state["tally"] = tally.to_dict()
             state["parts"] = [info.to_dict() for info in parts.infos]
             self._journal.save()
         return Tally.from_dict(state["tally"]), parts
+
+    def _arranged(self, tally: Tally, parts: Parts) -> tuple[Parts, SplitSizes, Mapping[str, tuple[str, str]]]:
+        """The parts with training rows first, the rows of the splits, and their first and last times, if they have."""
+        split, state = self._options.split, self._journal.state
+        if split.by not in ARRANGED_BY:
+            return parts, cut_splits(split, [source.rows for source in tally.sources]), {}
+        kept = state.get("arranged")
+        infos = [PartInfo.from_dict(info) for info in kept["parts"]] if kept else []
+        target = Parts(self._work / "arranged", self._input.dense, self._input.dense_type, self._input.sparse, infos)
+        if kept is None:
+            order = KeyOrder(parts)
+            kept = cut_by_keys(order, split, self._input.keyed_by).to_dict()
+            arrange(
+                parts,
+                order,
+                target,
+                self._workers,
+                lambda done, begun: self._progress(PrepareProgress("arrange", done, tally.rows, tally.rows, begun)),
+            )
+            state["arranged"] = kept = {**kept, "parts": [info.to_dict() for info in target.infos]}
+            self._journal.save()
+        for part in range(len(parts)):
+            parts.remove(part)
+        arranged = Arranged.from_dict(kept)
+        return target, arranged.sizes, arranged.ends
 
     def _dense(self, parts: Parts, selection: Selection, most_in_memory: int) -> list[EncodedDense]:
         """The dense features, fitted over the training examples."""

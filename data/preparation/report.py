@@ -10,13 +10,14 @@ class PrepareProgress:
     """The progress of a preparation.
 
     Attributes:
-        phase: "parse" (bytes of the sources on disk), then "encode" (values), then "write" (examples).
+        phase: "parse" (bytes of the sources on disk), then for some splits "arrange" (rows), then "encode" (values),
+            then "write" (examples).
         done, total: in the unit of the phase; a total of 0 is unknown.
         rows: good rows so far.
         begun: the part of `done` from an interrupted earlier run; the speed is (done - begun) per time.
     """
 
-    phase: Literal["parse", "encode", "write"]
+    phase: Literal["parse", "arrange", "encode", "write"]
     done: int
     total: int
     rows: int
@@ -39,11 +40,20 @@ class SourceReport:
 
 @dataclass(frozen=True)
 class SplitReport:
-    """Examples of a split and the share of them labelled 1; that share before negatives were sampled, if they were."""
+    """A split.
+
+    Attributes:
+        examples: their number.
+        label_rate: share of them labelled 1.
+        label_rate_before: that share before negatives were sampled, if they were.
+        first, last: the earliest and the latest time in a split by time.
+    """
 
     examples: int
     label_rate: float
     label_rate_before: float | None = None
+    first: str | None = None
+    last: str | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +132,8 @@ class PrepareReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON."""
-        return asdict(self)
+        splits = {name: _without_times(asdict(split)) for name, split in self.splits.items()}
+        return {**asdict(self), "splits": splits}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PrepareReport":
@@ -137,3 +148,8 @@ class PrepareReport:
                 "columns": [ColumnReport(**column) for column in values["columns"]],
             }
         )
+
+
+def _without_times(split: dict[str, Any]) -> dict[str, Any]:
+    """Omits the times of a split that has none."""
+    return {key: value for key, value in split.items() if value is not None or key not in ("first", "last")}

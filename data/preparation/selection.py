@@ -13,6 +13,7 @@ from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.parts import Parts
 from dlrmctl.data.randomness import mix
 from dlrmctl.data.source import SPLITS
+from dlrmctl.data.splits import Split
 
 _BITS = 53  # of a draw
 
@@ -41,28 +42,46 @@ class SplitSizes:
     test: int
 
 
-def cut_splits(rows: int, last_source_rows: int, how: str) -> SplitSizes:
-    """Cuts good rows into splits, by order or by the last source.
+def cut_splits(split: Split, source_rows: Sequence[int]) -> SplitSizes:
+    """Cuts good rows into splits that follow the input.
 
     Args:
-        rows: rows of all sources.
-        last_source_rows: rows of the last source.
-        how: "order" or "last-file".
+        split: by order, by the last file, or by files.
+        source_rows: rows of each source.
 
     Raises:
         DataError: if a split is left empty.
     """
-    num_train = rows * 6 // 7 if how == "order" else rows - last_source_rows
-    num_validation = (rows - num_train) // 2
+    rows = sum(source_rows)
+    hint = "both parts need rows"
+    if split.sources is not None:
+        train, validation = split.sources
+        num_train, num_validation = sum(source_rows[:train]), sum(source_rows[train : train + validation])
+        hint = "the files of every split need good rows"
+    elif split.by == "order" and split.fractions:
+        ends = [round(rows * sum(split.fractions[:number])) for number in (1, 2)]
+        num_train, num_validation = ends[0], ends[1] - ends[0]
+        hint = f"at least {math.ceil(1 / min(split.fractions))} rows fill every split"
+    else:
+        num_train = rows * 6 // 7 if split.by == "order" else rows - source_rows[-1]
+        num_validation = (rows - num_train) // 2
+        hint = "at least 14 rows fill every split" if split.by == "order" else hint
     cut = SplitSizes(num_train, num_validation, rows - num_train - num_validation)
+    check_sizes(cut, hint)
+    return cut
+
+
+def check_sizes(cut: SplitSizes, hint: str) -> None:
+    """Checks that no split is empty.
+
+    Raises:
+        DataError: naming the first empty one.
+    """
     for split in SPLITS:
         if not getattr(cut, split):
             sizes = ", ".join(f"{getattr(cut, name)} in {name}" for name in SPLITS)
-            raise DataError(
-                f"{rows} good rows leave the {split} split empty ({sizes})",
-                "at least 14 rows fill every split" if how == "order" else "both parts need rows",
-            )
-    return cut
+            rows = cut.train + cut.validation + cut.test
+            raise DataError(f"{rows} good rows leave the {split} split empty ({sizes})", hint)
 
 
 class Selection:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dlrmctl.data.errors import DataError
-from dlrmctl.data.formats.raw import LABEL_WRONG, LIST_TOO_LONG, Input, RawPiece, unit_of
+from dlrmctl.data.formats.raw import LABEL_WRONG, LIST_TOO_LONG, NO_TIME, Input, RawPiece, unit_of
 from dlrmctl.data.preparation.dense import EncodedDense
 from dlrmctl.data.preparation.encoding import EncodedColumn
 from dlrmctl.data.preparation.options import PrepareOptions
@@ -28,6 +28,7 @@ _REMEDIES = {
     LABEL_WRONG: "if the labels are not 0 and 1, set the positive ones in the schema: label_positive = '>= 4'",
     LIST_TOO_LONG: "cut longer lists with truncate = 'first' in the section [columns.NAME] of the schema, or raise its "
     "max_ids",
+    NO_TIME: "rows without a time are in no split by time",
     "not a number": "if it stands for a missing value, list it in the schema: missing = ['NA', '-']; a column of "
     "strings or dates belongs in sparse",
 }
@@ -144,6 +145,7 @@ def summarize(
     tally: Tally,
     dense: Sequence[EncodedDense],
     cut: SplitSizes,
+    ends: Mapping[str, tuple[str, str]],
     selection: Selection,
     columns: Sequence[EncodedColumn],
     positives: Mapping[str, int],
@@ -156,6 +158,7 @@ def summarize(
         tally: the tally of all lines.
         dense: the tally of each dense feature.
         cut: rows of the splits before sampling.
+        ends: first and last time of each split, if they are known.
         selection: examples of the splits.
         columns: the sparse features.
         positives: examples labelled 1 of each split.
@@ -164,9 +167,11 @@ def summarize(
     sizes, unit = {split: len(selection.split(split)) for split in SPLITS}, unit_of(input.format)
     sampled = sizes["train"] < cut.train
     splits = {split: SplitReport(sizes[split], positives[split] / sizes[split]) for split in SPLITS}
+    for split, (first, last) in ends.items():
+        splits[split] = replace(splits[split], first=first, last=last)
     if sampled:  # all examples labelled 1 are kept
         rate_before = positives["train"] / cut.train
-        splits["train"] = SplitReport(sizes["train"], positives["train"] / sizes["train"], rate_before)
+        splits["train"] = replace(splits["train"], label_rate_before=rate_before)
     return PrepareReport(
         lines=tally.lines,
         rows=tally.rows,

@@ -16,7 +16,7 @@ from dlrmctl.data.files import held_lock, io_errors, refuse_links, remove_leftov
 
 _LOCK = "unfinished.lock"
 CONTINUES = "the same command continues from there"
-_FORMAT = "dlrmctl-prepare/2"
+_FORMAT = "dlrmctl-prepare/3"
 _SHOWN = 80  # the most characters of a value that differs
 
 

@@ -19,6 +19,7 @@ from dlrmctl.data.formats.transforms import DenseTransform
 from dlrmctl.data.schema import Schema
 from dlrmctl.data.sealed import Values, read_sealed, write_sealed
 from dlrmctl.data.source import SPLITS
+from dlrmctl.data.splits import Split
 from dlrmctl.data.store.layout import MOST_BLOCK_ROWS, block_bytes, table_file
 
 FORMAT = "dlrmctl-store/3"
@@ -151,7 +152,7 @@ class Preparation:
         input: format of the raw rows.
         dense_transform: the transform of dense values.
         columns: how values got their rows, one entry for each sparse feature.
-        split: how rows were cut into splits, "order" or "last-file".
+        split: the rule of the splits.
         report: the report, from `PrepareReport.to_dict`.
         min_count: values with a smaller count share the rare row; None if values were not counted.
         max_rows_per_table: the most rows of a table, or None.
@@ -164,7 +165,7 @@ class Preparation:
     input: str
     dense_transform: DenseTransform
     columns: tuple[ColumnEntry, ...]
-    split: str
+    split: Split
     report: Mapping[str, Any]
     min_count: int | None = None
     max_rows_per_table: int | None = None
@@ -186,7 +187,8 @@ class Preparation:
             "input": self.input,
             "dense_transform": self.dense_transform.to_dict(),
             "ids": ids,
-            "split": self.split,
+            "split": self.split.name,
+            **({} if self.split.is_plain else {"split_rule": self.split.to_dict()}),
             "limit": self.limit,
             "report": self.report,
             **({"table_schema": self.table_schema.to_dict()} if self.table_schema else {}),
@@ -210,7 +212,7 @@ class Preparation:
             input=values.text("input") if values.has("input") else "criteo",
             dense_transform=DenseTransform.from_values(values.inner("dense_transform")),
             columns=read_columns(ids),
-            split=values.text("split"),
+            split=Split.from_values(values.text("split"), values.optional("split_rule", lambda rule: rule)),
             report=values.inner("report").entries,
             min_count=_whole_or_none(ids, "min_count"),
             max_rows_per_table=_whole_or_none(ids, "max_rows_per_table"),

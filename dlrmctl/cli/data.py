@@ -3,7 +3,7 @@
 import re
 from inspect import cleandoc
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,19 +19,21 @@ from dlrmctl.settings.typed import refuse_missing_store
 
 FORMATS = ("criteo", "npy")
 _IDS = {"criteo": ("vocabulary", "hash"), "npy": ("rows", "vocabulary", "hash"), "table": ("vocabulary", "hash")}
-_IDS_PANEL, _ROWS_PANEL = "Ids", "Rows"
+_IDS_PANEL, _ROWS_PANEL, _SPLITS_PANEL = "Ids", "Rows", "Splits"
+_SPLITS = ("order", "last-file", "random", "time:COLUMN", "group:COLUMN")
 data_app = typer.Typer(help="Show and generate data.", no_args_is_help=True)
 
 
 def prepare(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Write the store to this directory.", metavar="DIR")],
     sources: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             help="Files, patterns and ranges such as 'day_{0..22}.gz', oldest first.",
             metavar="[criteo|npy] SRC...",
+            show_default=False,
         ),
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Write the store to this directory.", metavar="DIR")],
+    ] = None,
     schema: Annotated[
         Path | None,
         typer.Option("--schema", help="Read your own tables, described by this file.", metavar="FILE.toml"),
@@ -64,18 +66,47 @@ def prepare(
         str | None, option("Hashing: number of rows per table. \\[default: 1000000]", "N", _IDS_PANEL)
     ] = None,
     split: Annotated[
-        str,
+        str | None,
         option(
-            "Use the last 1/7 of the rows (order) or the last file for validation and test, half each.",
-            "order|last-file",
-            _ROWS_PANEL,
+            "Divide the rows by their order, the last file, at random, or by a column of times or groups. "
+            "\\[default: order]",
+            "|".join(_SPLITS),
+            _SPLITS_PANEL,
         ),
-    ] = "order",
+    ] = None,
+    fractions: Annotated[
+        str | None,
+        option(
+            "Fractions of the training, validation and test splits. \\[default: 6/7, 1/14, 1/14]",
+            "F,F,F",
+            _SPLITS_PANEL,
+        ),
+    ] = None,
+    until: Annotated[
+        str | None,
+        option(
+            "time: end training before the first time and validation before the second, "
+            "for example 2026-01-20,2026-01-25.",
+            "TIME,TIME",
+            _SPLITS_PANEL,
+        ),
+    ] = None,
+    train: Annotated[
+        list[str] | None,
+        option("Files of the training split; repeatable. Instead of SRC.", "SRC", _SPLITS_PANEL),
+    ] = None,
+    validation: Annotated[
+        list[str] | None, option("Files of the validation split; repeatable.", "SRC", _SPLITS_PANEL)
+    ] = None,
+    test: Annotated[list[str] | None, option("Files of the test split; repeatable.", "SRC", _SPLITS_PANEL)] = None,
     limit: Annotated[str | None, option("Read only the first N good rows, for example 5M.", "N", _ROWS_PANEL)] = None,
     sample_negatives: Annotated[
         str | None, option("Keep this fraction of the training rows labelled 0.", "RATE", _ROWS_PANEL)
     ] = None,
-    seed: Annotated[str | None, option("Seed of --sample-negatives. \\[default: 0]", "N", _ROWS_PANEL)] = None,
+    seed: Annotated[
+        str | None,
+        option("Seed of --split random, --split group and --sample-negatives. \\[default: 0]", "N", _ROWS_PANEL),
+    ] = None,
     max_bad_rows: Annotated[
         str | None,
         option("Stop if more rows than this are bad. \\[default: 1 % and 100]", "N", _ROWS_PANEL),
@@ -88,6 +119,7 @@ def prepare(
     dlrmctl prepare criteo train.txt -o criteo
     dlrmctl prepare criteo 'day_{0..23}.gz' -o criteo --split last-file
     dlrmctl prepare --schema my.toml 'clicks-*.parquet' -o clicks
+    dlrmctl prepare --schema my.toml clicks.csv -o clicks --split time:clicked_at
 
     criteo: Criteo click logs (Kaggle or 1TB), as plain text, .gz, .zip or .tar.gz, or their directory.
 
@@ -95,7 +127,13 @@ def prepare(
 
     --schema: your own CSV, TSV, JSONL, Parquet or Arrow files. The schema describes their columns:
     """
-    format, files = format_and_files(sources, schema)
+    own = _own_files({"--train": train, "--validation": validation, "--test": test})
+    if own and (split or fractions or until or limit):
+        other = "--split" if split else "--fractions" if fractions else "--until" if until else "--limit"
+        raise UserError(f"--train and {other} contradict: each split has its own files")
+    format, files = format_and_files(sources or [], schema, own_files=own is not None)
+    rule = _split_of(split or "order", fractions, until)
+    drawn = rule["name"].startswith(("random", "group"))
     chosen = one_of("--ids", ids or _IDS[format][0], _IDS[format])
     for flag, value, wanted in (
         ("--min-count", min_count, "vocabulary"),
@@ -105,8 +143,8 @@ def prepare(
     ):
         if value is not None and chosen != wanted:
             raise UserError(f"{flag} is for --ids {wanted}, not for {chosen}")
-    if seed is not None and sample_negatives is None:
-        raise UserError("--seed needs --sample-negatives: nothing else is random")
+    if seed is not None and sample_negatives is None and not drawn:
+        raise UserError("--seed needs --sample-negatives, or --split random or group: nothing else is random")
     if vocabulary_from is not None and min_count is not None:
         raise UserError("--min-count and --vocabulary-from contradict: the vocabulary is fixed")
     if vocabulary_from is not None:
@@ -118,7 +156,7 @@ def prepare(
         "hash_rows": whole_number("--hash-rows", hash_rows or "1000000", at_least=2, at_most=1 << 32)
         if chosen == "hash"
         else None,
-        "split": one_of("--split", split, ("order", "last-file")),
+        "split": {**rule, **({"seed": whole_number("--seed", seed or "0", at_least=0)} if drawn else {})},
         "limit": _limit("--limit", limit, at_least=1),
         "sample_negatives": share("--sample-negatives", sample_negatives or "1", zero=False, one=True),
         "seed": whole_number("--seed", seed or "0", at_least=0),
@@ -128,19 +166,69 @@ def prepare(
     notice("loading")
     from dlrmctl.datasets.prepare import prepare as run
 
-    run(format, files, out, schema=schema, ids_are_rows=chosen == "rows", options=options, as_json=json)
+    run(format, own or files, out, schema=schema, ids_are_rows=chosen == "rows", options=options, as_json=json)
 
 
 # The example schema is shown as it is; its brackets would be read as markup.
 prepare.__doc__ = f"{cleandoc(prepare.__doc__ or '')}\n\n\b\n" + EXAMPLE.replace("\n\n", "\n\n\b\n").replace("[", "\\[")
 
 
-def format_and_files(words: list[str], schema: Path | None) -> tuple[str, list[str]]:
+def _own_files(given: dict[str, list[str] | None]) -> tuple[list[str], ...] | None:
+    """Returns the files of each split; None if no split has files of its own.
+
+    Raises:
+        UserError: if only some of them have.
+    """
+    if not any(given.values()):
+        return None
+    absent = [flag for flag, files in given.items() if not files]
+    if absent:
+        there = next(flag for flag, files in given.items() if files)
+        raise UserError(f"{there} without {absent[0]}", "give files for all of --train, --validation and --test")
+    return tuple(files or [] for files in given.values())
+
+
+def _split_of(text: str, fractions: str | None, until: str | None) -> dict[str, Any]:
+    """Reads the rule of the splits: its name, fractions and times at which splits end, as `Split.parse` takes them.
+
+    Raises:
+        UserError: if they are not such, or contradict.
+    """
+    word, mark, column = text.partition(":")
+    takes_column = [known.partition(":")[0] for known in _SPLITS if ":" in known]
+    by = one_of("--split", word, tuple(known.partition(":")[0] for known in _SPLITS))
+    if (by in takes_column) != bool(column):
+        rule = "needs a column" if by in takes_column else "takes no column"
+        raise UserError(f"--split = {text!r} {rule}", f"--split {by}:COLUMN" if by in takes_column else f"--split {by}")
+    if until is not None and by != "time":
+        raise UserError(f"--until = {until!r} needs --split time:COLUMN")
+    if until is not None and fractions is not None:
+        raise UserError("--until and --fractions contradict", "omit one of them")
+    if fractions is not None and by == "last-file":
+        raise UserError("--fractions and --split last-file contradict: the last file is halved")
+    read = fractions and tuple(share("--fractions", one, zero=False) for one in fractions.split(","))
+    ends = until and tuple(one.strip() for one in until.split(","))
+    return {"name": by + mark + column, "fractions": read or None, "until": ends or None}
+
+
+def format_and_files(words: list[str], schema: Path | None, *, own_files: bool = False) -> tuple[str, list[str]]:
     """Splits the format from the files; with a schema, it is "table".
+
+    Args:
+        words: the words on the command line.
+        schema: file that describes tables.
+        own_files: whether each split has files of its own, so that there are no others.
 
     Raises:
         UserError: if the first word is not a format, contradicts the schema, or is not followed by a file.
     """
+    extra = words if schema else words[1:]
+    if own_files and extra:
+        raise UserError(f"--train and the file {extra[0]} contradict: each split has its own files")
+    if own_files and schema:
+        return "table", []
+    if not words:
+        raise UserError("no file is given", "dlrmctl prepare criteo SRC... -o DIR, or with --schema FILE.toml")
     first, files = same_word(words[0], FORMATS) or words[0], words[1:]
     if schema is not None:
         if first in FORMATS and not Path(first).exists():
@@ -158,7 +246,7 @@ def format_and_files(words: list[str], schema: Path | None) -> tuple[str, list[s
             f"{first!r} is not a format: give {' or '.join(FORMATS)} first, or --schema",
             f"did you mean {close!r}?" if close else own,
         )
-    if not files:
+    if not files and not own_files:
         raise UserError(f"no file after {first!r}", f"dlrmctl prepare {first} SRC... -o DIR")
     return first, files
 

@@ -20,6 +20,7 @@ from dlrmctl.data.preparation.report import PrepareProgress, PrepareReport
 from dlrmctl.data.preparation.tally import TooManyBadRows
 from dlrmctl.data.preparation.unfinished import CONTINUES, partial_path
 from dlrmctl.data.schema import RESERVED_ROWS
+from dlrmctl.data.splits import Split
 from dlrmctl.data.store.manifest import name_of_directory
 from dlrmctl.data.store.store import Store
 from dlrmctl.datasets.show import show_most_frequent, show_report
@@ -28,14 +29,14 @@ from dlrmctl.ranks.cores import usable_cores
 from dlrmctl.ranks.signals import terminable
 from dlrmctl.settings.toml import read_toml
 
-_PHASES = {"parse": "reading", "encode": "numbering ids", "write": "writing"}
+_PHASES = {"parse": "reading", "arrange": "ordering", "encode": "numbering ids", "write": "writing"}
 _MOSTLY, _FEWEST_HELD_OUT = 0.9, 20  # share of rare and new values, and number of values, that call for a warning
 _LOOKED_AT = 100  # most frequent values of a column that are searched for list separators
 
 
 def prepare(
     format: str,
-    sources: Sequence[str],
+    sources: Sequence[str] | Sequence[Sequence[str]],
     out: Path,
     *,
     schema: Path | None,
@@ -47,11 +48,12 @@ def prepare(
 
     Args:
         format: "criteo", "npy", or "table" with a schema.
-        sources: oldest first.
+        sources: oldest first; or those of each split.
         out: directory of the new store.
         schema: TOML file that describes the columns of a table.
         ids_are_rows: whether the ids of npy files are used as rows.
-        options: arguments of `PrepareOptions`; a name of None means the name of the directory.
+        options: arguments of `PrepareOptions`; a name of None means the name of the directory, and the split has the
+            arguments of `Split.parse`.
         as_json: prints the report as JSON.
 
     Raises:
@@ -60,8 +62,14 @@ def prepare(
     """
     if not out.resolve().parent.is_dir():
         raise UserError(f"{out.parent}: no such directory", f"mkdir -p {out.parent}")
-    decisions = PrepareOptions(**{**options, "name": options.get("name") or name_of_directory(out)})
-    source = open_input(format, sources, schema, ids_are_rows=ids_are_rows)
+    split, files = Split.parse(**options["split"]), [source for source in sources if isinstance(source, str)]
+    if not files:
+        own = [list(of_split) for of_split in sources]
+        counts = [len(open_input(format, of_split, schema, ids_are_rows=ids_are_rows).sources) for of_split in own]
+        split, files = Split("files", sources=(counts[0], counts[1])), [file for of_split in own for file in of_split]
+    given = {"name": options.get("name") or name_of_directory(out), "split": split}
+    decisions = PrepareOptions(**{**options, **given})
+    source = open_input(format, files, schema, ids_are_rows=ids_are_rows, split=split)
     try:
         with _interruptions(out), _Display() as display:
             report = run_preparation(source, out, decisions, display.update, workers=usable_cores())
@@ -84,7 +92,7 @@ def prepare(
     if as_json:
         print_json({"store": str(out), "name": decisions.name, **report.to_dict()})
     else:
-        show_report(report, str(out))
+        show_report(report, decisions.split, str(out))
         show_most_frequent(Store(out).features)
 
 
@@ -183,14 +191,16 @@ def _interruptions(out: Path) -> Iterator[None]:
         raise
 
 
-def open_input(format: str, sources: Sequence[str], schema: Path | None, *, ids_are_rows: bool) -> Input:
-    """Opens the sources."""
+def open_input(
+    format: str, sources: Sequence[str], schema: Path | None, *, ids_are_rows: bool, split: Split | None = None
+) -> Input:
+    """Opens the sources, with the column that the split depends on."""
     if format == "npy":
         return NpyInput(sources, as_rows=ids_are_rows)
     if format == "criteo":
         return CriteoInput(sources)
     assert schema is not None
-    return TableInput(read_schema(read_toml(schema), str(schema)), sources)
+    return TableInput(read_schema(read_toml(schema), str(schema)), sources, split=split)
 
 
 class _Display(BarDisplay):

@@ -16,6 +16,7 @@ from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.preparation.report import PrepareReport
 from dlrmctl.data.schema import MISSING_ROW, RESERVED_ROWS
 from dlrmctl.data.source import SPLITS
+from dlrmctl.data.splits import Split
 from dlrmctl.data.store.store import Store
 from dlrmctl.datasets.values import row_names
 
@@ -102,7 +103,7 @@ def show_data(path: Path, *, plot: Path | None, as_json: bool) -> None:
     else:
         if store.name != path.name:
             output.print(f"name: {store.name}")
-        show_report(PrepareReport.from_dict(preparation.report), str(path))
+        show_report(PrepareReport.from_dict(preparation.report), preparation.split, str(path))
     if frequencies:
         show_frequencies(frequencies)
     else:
@@ -115,13 +116,14 @@ def _facts(store: Store) -> dict[str, Any]:
         "name": store.name,
         "input": made and made.input,
         "schema": store.schema.to_dict(),
-        "split": made and made.split,
+        "split": made and made.split.name,
+        "split_rule": made and made.split.to_dict(),
         **(made.report if made else {}),
     }
 
 
-def show_report(report: PrepareReport, name: str) -> None:
-    """Prints the report of a preparation."""
+def show_report(report: PrepareReport, split: Split, name: str) -> None:
+    """Prints the report of a preparation, with the rule of its splits."""
     size = f"{bytes_text(report.store_bytes)}, {report.bytes_per_row:.0f} bytes per row"
     read = f"{report.lines:,} {report.unit}s" if report.unit != "row" else f"{report.lines:,}"
     output.print(f"{name}: {report.rows:,} rows of {read}, {size}")
@@ -133,17 +135,19 @@ def show_report(report: PrepareReport, name: str) -> None:
         output.print(f"  {example}")
     splits = report.splits.items()
     sampled = any(part.label_rate_before is not None for _, part in splits)
+    timed = any(part.first is not None for _, part in splits)
     print_table(
-        "splits, in the order of the files",
-        ["", "examples", "label rate", *(["before sampling"] if sampled else [])],
+        f"splits, {split.description}",
+        ["", "examples", "label rate", *(["before sampling"] * sampled), *(["first", "last"] * timed)],
         [
             [
-                split,
+                name,
                 f"{part.examples:,}",
                 f"{part.label_rate:.4f}",
-                *([_rate(part.label_rate_before)] if sampled else []),
+                *([_rate(part.label_rate_before)] * sampled),
+                *([part.first or "-", part.last or "-"] * timed),
             ]
-            for split, part in splits
+            for name, part in splits
         ],
     )
     if len(report.sources) > 1:

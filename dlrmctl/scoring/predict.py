@@ -23,7 +23,7 @@ from dlrmctl.data.formats.criteo import CriteoInput
 from dlrmctl.data.formats.raw import NO_LABEL, Input, unit_of
 from dlrmctl.data.formats.table_schema import BY_TYPE, TableSchema, read_schema
 from dlrmctl.data.formats.tables import TableInput
-from dlrmctl.data.preparation.new_rows import NewRows, cut_batches, read_new_rows
+from dlrmctl.data.new_rows import NewRows, cut_batches, read_new_rows
 from dlrmctl.data.schema import MISSING_ROW, RARE_ROW
 from dlrmctl.datasets.open import open_source
 from dlrmctl.datasets.prepare import warn_of_lost_fields

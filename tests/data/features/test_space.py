@@ -16,7 +16,7 @@ from dlrmctl.data.features.space import GENERATED, FeatureSpace
 from dlrmctl.data.formats.criteo import CriteoInput
 from dlrmctl.data.formats.table_schema import read_schema
 from dlrmctl.data.formats.tables import TableInput
-from dlrmctl.data.preparation.new_rows import read_new_rows
+from dlrmctl.data.new_rows import read_new_rows
 from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.prepare import prepare
 from dlrmctl.data.store.store import Store

@@ -17,7 +17,7 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.formats.table_schema import BY_TYPE, TableSchema, read_schema
 from dlrmctl.data.formats.tables import TableInput
-from dlrmctl.data.preparation.new_rows import read_new_rows
+from dlrmctl.data.new_rows import read_new_rows
 from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.prepare import prepare
 from dlrmctl.data.sealed import write_sealed

@@ -32,7 +32,7 @@ def prepare_small(paths: list[Path], out: Path, progress: Any = None, **changes:
     input: Input = CriteoInput(paths, piece_bytes=4000)
     if paths[0].suffix == ".csv":
         schema = read_schema({"label": "clicked", "sparse": ["user", "page"]}, "my.toml")
-        input = TableInput(schema, paths, piece_bytes=400)
+        input = TableInput(schema, paths, split=options.split, piece_bytes=400)
     return prepare(input, out, options, progress, workers=2, part_rows=32, most_in_memory=25, save_seconds=0)
 
 
@@ -40,7 +40,7 @@ def content(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-def _prepare_and_die(paths: list[Path], out: Path, event: str, number: int) -> None:
+def _prepare_and_die(paths: list[Path], out: Path, event: str, number: int, changes: dict[str, Any]) -> None:
     """Kills itself at an event: progress in a phase, a file that reaches the disk, a directory that goes."""
     left = number
 
@@ -65,15 +65,15 @@ def _prepare_and_die(paths: list[Path], out: Path, event: str, number: int) -> N
         os.fsync = before(os.fsync)
     elif event == "remove":
         shutil.rmtree = before(shutil.rmtree)
-    prepare_small(paths, out, progress)
+    prepare_small(paths, out, progress, **changes)
     assert left > 0
 
 
-def kill_at(paths: list[Path], out: Path, event: str, number: int) -> int:
+def kill_at(paths: list[Path], out: Path, event: str, number: int, **changes: Any) -> int:
     """The exit status of a process that was to be killed at an event."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["dlrmctl.data.preparation.prepare", "dlrmctl.data.formats.criteo"])
-    process = context.Process(target=_prepare_and_die, args=(paths, out, event, number))
+    process = context.Process(target=_prepare_and_die, args=(paths, out, event, number, changes))
     process.start()
     process.join()
     assert process.exitcode in (0, -signal.SIGKILL)

@@ -14,6 +14,7 @@ from dlrmctl.data.preparation.prepare import prepare
 from dlrmctl.data.preparation.report import PrepareProgress, PrepareReport
 from dlrmctl.data.reader import Reader
 from dlrmctl.data.source import SPLITS
+from dlrmctl.data.splits import Split
 from dlrmctl.data.store.store import Store
 from tests.data.criteo_files import Row, as_text, make_rows, prepare_criteo, write
 
@@ -137,7 +138,7 @@ def test_hashed_ids_above_two_to_the_24th_survive(tmp_path: Path) -> None:
 
 def test_the_last_file_can_be_the_one_that_validates(tmp_path: Path) -> None:
     paths = [write(tmp_path / f"day_{day}", make_rows(20 + day, day)) for day in range(3)]
-    report = prepare_criteo(paths, tmp_path / "store", PrepareOptions(split="last-file"))
+    report = prepare_criteo(paths, tmp_path / "store", PrepareOptions(split=Split("last-file")))
     assert {name: split.examples for name, split in report.splits.items()} == {
         "train": 41,
         "validation": 11,
@@ -212,7 +213,7 @@ def test_rows_that_do_not_fill_the_splits_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"bad: no good row; bad, line 1: 1 field, expected 40"):
         prepare_criteo([tmp_path / "bad"], tmp_path / "store")
     with pytest.raises(DataError, match=r"^splitting by the last file needs at least two files$"):
-        prepare_criteo([tmp_path / "few"], tmp_path / "store", PrepareOptions(split="last-file"))
+        prepare_criteo([tmp_path / "few"], tmp_path / "store", PrepareOptions(split=Split("last-file")))
 
 
 @pytest.mark.parametrize(
@@ -220,7 +221,7 @@ def test_rows_that_do_not_fill_the_splits_are_refused(tmp_path: Path) -> None:
     [
         ({"min_count": 0}, "a minimum count of 0 must be at least 1"),
         ({"hash_rows": 1}, "1 rows for hashed values must be at least 2"),
-        ({"split": "random"}, "splitting by 'random' is not known: choose 'order' or 'last-file'"),
+        ({"split": Split("files", sources=(1, 1)), "limit": 9}, "a limit of 9 rows and files of each split contradict"),
         ({"max_bad_rows": -1}, "a limit of -1 rejected lines must be at least 0"),
         ({"block_rows": 0}, "blocks of 0 examples must have at least 1"),
         ({"max_rows_per_table": 1}, "1 rows per table must be at least 2"),

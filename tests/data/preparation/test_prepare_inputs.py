@@ -15,6 +15,7 @@ from dlrmctl.data.preparation.prepare import prepare
 from dlrmctl.data.preparation.report import PrepareReport
 from dlrmctl.data.preparation.selection import is_kept
 from dlrmctl.data.source import SPLITS
+from dlrmctl.data.splits import Split
 from dlrmctl.data.store.store import Store
 from tests.data.raw_inputs import FEATURES, ArrayInput
 
@@ -119,7 +120,7 @@ def test_a_limit_takes_the_first_good_rows(tmp_path: Path) -> None:
 
 def test_negatives_are_sampled_in_training_alone(tmp_path: Path) -> None:
     input = ArrayInput(ROWS)
-    options = PrepareOptions(sample_negatives=0.4, seed=7, split="last-file")
+    options = PrepareOptions(sample_negatives=0.4, seed=7, split=Split("last-file"))
     rows = cut(420, 260)
     kept = [row for row in rows["train"] if is_kept(row, input.labels_N[row : row + 1], 0.4, 7)[0]]
     assert sum(input.labels_N[kept]) == sum(input.labels_N[:260])

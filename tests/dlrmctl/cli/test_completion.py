@@ -39,7 +39,7 @@ def _completed(words: str, cwd: Path) -> list[str]:
         ("dlrmctl evaluate ", ["runs/first", "runs/second"]),
         ("dlrmctl plot runs/first runs/s", ["runs/second"]),
         ("dlrmctl train --data ", ["clicks"]),
-        ("dlrmctl prepare --split ", ["order", "last-file"]),
+        ("dlrmctl prepare --split ", ["order", "last-file", "random", "time:COLUMN", "group:COLUMN"]),
     ],
 )
 def test_words_are_completed(words: str, expected: list[str], tmp_path: Path):

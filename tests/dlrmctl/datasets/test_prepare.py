@@ -220,7 +220,21 @@ def test_options_reach_the_preparation(raw: Path, tmp_path: Path):
         (["--schema", "gone.toml", "RAW"], ["gone.toml: no such file"]),
         (["criteo", "RAW", "--ids", "hsah"], ["--ids = 'hsah' must be one of", "'hash'"]),
         (["criteo", "RAW", "--ids", "rows"], ["--ids = 'rows' must be one of vocabulary, hash"]),
-        (["criteo", "RAW", "--split", "random"], ["--split = 'random' must be one of order, last-file"]),
+        (["criteo", "RAW", "--split", "randm"], ["--split = 'randm' must be one of order, last-file", "'random'"]),
+        (["criteo", "RAW", "--split", "time"], ["--split = 'time' needs a column", "--split time:COLUMN"]),
+        (["criteo", "RAW", "--split", "time:int_1"], ["criteo data has no column of times"]),
+        (["criteo", "RAW", "--split", "group:cat_99"], ["criteo data has no column 'cat_99'", "did you mean 'cat_9'?"]),
+        (["criteo", "RAW", "--until", "5,7"], ["--until = '5,7' needs --split time:COLUMN"]),
+        (["criteo", "RAW", "--split", "last-file", "--fractions", ".8,.1,.1"], ["--fractions and --split last-file"]),
+        (["criteo", "RAW", "--fractions", "0.5,0.4"], ["fractions 0.5, 0.4: 2 values, expected 3"]),
+        (["criteo", "RAW", "--fractions", "0.5,0.2,0.2"], ["fractions 0.5, 0.2, 0.2 add up to 0.9, expected 1"]),
+        (["criteo", "RAW", "--fractions", "0.8,0.2,0"], ["--fractions = 0 must be above 0"]),
+        (["criteo", "--train", "RAW", "--test", "RAW"], ["--train without --validation"]),
+        (
+            ["criteo", "RAW", "--train", "a", "--validation", "b", "--test", "c"],
+            ["--train and the file", "contradict: each split has its own files"],
+        ),
+        (["criteo", "--train", "a", "--validation", "b", "--test", "c", "--split", "order"], ["--train and --split"]),
         (["criteo", "RAW", "--hash-rows", "100"], ["--hash-rows is for --ids hash"]),
         (["criteo", "RAW", "--ids", "hash", "--min-count", "3"], ["--min-count is for --ids vocabulary, not for hash"]),
         (["criteo", "RAW", "--min-count", "2", "--vocabulary-from", "s"], ["--min-count and --vocabulary-from"]),
@@ -239,6 +253,19 @@ def test_wrong_arguments_are_one_line(raw: Path, tmp_path: Path, arguments: list
     replaced = [str(raw) if argument == "RAW" else argument for argument in arguments]
     _refused(in_process("prepare", *replaced, "-o", tmp_path / "s"), *words)
     assert not (tmp_path / "s").exists()
+
+
+def test_each_split_can_have_its_own_files(tables: Path, tmp_path: Path):
+    lines = (tables / "t.csv").read_text().splitlines()
+    for name, part in (("a1", lines[1:700]), ("a2", lines[700:1100]), ("b", lines[1100:1200]), ("c", lines[1200:])):
+        (tmp_path / f"{name}.csv").write_text("\n".join([lines[0], *part, ""]))
+    own = ["--train", tmp_path / "a*.csv", "--validation", tmp_path / "b.csv", "--test", tmp_path / "c.csv"]
+    done = in_process("prepare", "--schema", tables / "my.toml", *own, "-o", tmp_path / "s")
+    assert done.status == 0, done.err
+    assert "splits, from their own files" in done.out
+    shown = in_process("data", "show", tmp_path / "s", "--json").json()
+    assert [shown["splits"][split]["examples"] for split in ("train", "validation", "test")] == [1099, 100, 201]
+    assert shown["split_rule"] == {"by": "files", "sources": [2, 1]}
 
 
 def test_no_output_directory_is_one_line(raw: Path, tmp_path: Path):

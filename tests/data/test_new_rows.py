@@ -9,7 +9,7 @@ import torch
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.formats.criteo import CriteoInput
-from dlrmctl.data.preparation.new_rows import cut_batches, read_new_rows
+from dlrmctl.data.new_rows import cut_batches, read_new_rows
 from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.reader import Reader
 from dlrmctl.data.store.store import Store

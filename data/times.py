@@ -1,0 +1,64 @@
+"""Times in columns of tables, as microseconds since 1970 in UTC, given as texts or as an Arrow type. N values."""
+
+import numpy as np
+import polars as pl
+
+from dlrmctl.data.moments import DAY, ISO_FORM, SECOND, OrderKind
+
+
+def is_moment(kind: pl.DataType) -> bool:
+    """Returns whether a type is that of dates or of dates with times."""
+    return isinstance(kind, pl.Datetime) or kind == pl.Date
+
+
+def order_kind(kind: pl.DataType) -> OrderKind | None:
+    """Returns what the values of a type are; None if only their texts say it."""
+    if is_moment(kind):
+        return "time"
+    return "number" if kind.is_numeric() else None
+
+
+def order_kind_of_texts(texts: pl.Series) -> OrderKind | None:
+    """Returns what most of the texts are; None if none is a time or a number."""
+    times = int(microseconds(texts)[1].sum())
+    numbers = len(texts) - texts.cast(pl.Float64, strict=False).null_count()
+    if not times and not numbers:
+        return None
+    return "time" if times >= numbers else "number"
+
+
+def microseconds(series: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Converts times, given as texts or by their type.
+
+    Returns:
+        int64 microseconds since 1970 in UTC, 0 where there is no time; bool, whether there is one.
+    """
+    if is_moment(series.dtype):
+        whole = series.cast(pl.Datetime("us")) if series.dtype == pl.Date else series.dt.cast_time_unit("us")
+        found = whole.to_physical()
+    else:
+        found = _parsed(series.cast(pl.String))
+    return found.fill_null(0).to_numpy().astype(np.int64, copy=False), found.is_not_null().to_numpy()
+
+
+def _parsed(texts: pl.Series) -> pl.Series:
+    """Returns int64, null for texts that are not times."""
+
+    def number(name: str) -> pl.Expr:
+        return pl.col(name).cast(pl.Int64).fill_null(0)
+
+    fields = texts.str.extract_groups(ISO_FORM).struct.unnest()
+    day = pl.col("date").str.to_date("%Y-%m-%d", strict=False)
+    micro = pl.col("fraction").str.pad_end(6, "0").str.slice(0, 6).cast(pl.Int64).fill_null(0)
+    clock = (number("hour") * 60 + number("minute")) * 60 + number("second")
+    offset = (number("off_hour") * 60 + number("off_minute")) * 60
+    offset = pl.when(pl.col("sign") == "-").then(-offset).otherwise(offset)
+    right = (
+        (number("hour") < 24)
+        & (number("minute") < 60)
+        & (number("second") < 60)
+        & (number("off_hour") < 24)
+        & (number("off_minute") < 60)
+    )
+    moment = day.cast(pl.Int32).cast(pl.Int64) * DAY + (clock - offset) * SECOND + micro
+    return fields.select(pl.when(right).then(moment)).to_series()
