@@ -9,6 +9,7 @@ do not depend on each other or on the program. The program's packages, each impo
     assembly    settings -> model, optimizers     rundir      run directories and checkpoints
     plan        memory and time of a training     scoring     metrics, evaluate, compare, predict
     training    the training loop                 compress    smaller tables after training
-    export      a model for other programs        doctor      checks of the installation
-    bench       measurements                      cli         commands and their options
+    baseline    a logistic regression             export      a model for other programs
+    doctor      checks of the installation        bench       measurements
+    cli         commands and their options
 """

@@ -15,7 +15,7 @@ from typing import Any, get_origin, get_type_hints
 import typer.main
 
 from dlrmctl.cli.app import app
-from dlrmctl.settings.config import SECTIONS
+from dlrmctl.settings.config import BASELINE, SECTIONS
 from dlrmctl.settings.embeddings import ONE_TABLE
 from dlrmctl.settings.setting import default_of, flag_of, plain_type, shown
 
@@ -125,7 +125,7 @@ def settings_page() -> str:
         "a TOML file (`--config FILE`). Defaults come first, then the file, then the options that you typed. Every run "
         "writes its complete settings to `run.toml`; giving that file to `--config` repeats the run.",
     ]
-    for section, cls in SECTIONS.items():
+    for section, cls in (SECTIONS | BASELINE).items():
         hints = get_type_hints(cls)
         rows = [
             (f"`{item.name}`", f"`{flag_of(item)}`", values_of(item, hints[item.name]), description_of(item))
@@ -137,6 +137,11 @@ def settings_page() -> str:
             parts.append(
                 '`[embeddings.tables.NAME]` changes single tables: `NAME` is a feature or a pattern, as in `"cat_2*"`. '
                 f"It can hold {names}. See [Embedding tables](../embedding-tables.md)."
+            )
+        if section in BASELINE:
+            parts.append(
+                "These are options of `dlrmctl baseline`. A baseline has the sections `[data]`, `[train]` "
+                "(for scoring) and `[baseline]`. See [Baselines](../baselines.md)."
             )
     return "\n\n".join(parts) + "\n"
 

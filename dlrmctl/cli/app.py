@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from dlrmctl.cli.baseline import baseline
 from dlrmctl.cli.bench import bench_app
 from dlrmctl.cli.compress import compress_embeddings
 from dlrmctl.cli.data import data_app, prepare
@@ -46,7 +47,7 @@ def dlrmctl(
 
 app.command("prepare", no_args_is_help=True, rich_help_panel=_DATA)(prepare)
 app.add_typer(data_app, name="data", cls=Commands, rich_help_panel=_DATA)
-for command in (train, runs, plot, plan):
+for command in (train, baseline, runs, plot, plan):
     app.command(rich_help_panel=_TRAINING)(command)
 for command in (evaluate, compare, calibrate, predict):
     app.command(rich_help_panel=_AFTERWARDS)(command)

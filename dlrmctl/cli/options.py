@@ -1,7 +1,7 @@
 """Options that commands share, including one for each setting."""
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ _PANELS = {
     "optim": "Optimizers",
     "schedule": "Learning-rate schedule",
     "train": "Training loop",
+    "baseline": "Baseline",
 }
 _WIDEST_CHOICES = 20  # characters in a line of help
 # Numbers are strings here and are parsed like settings, so that error messages are the same.
@@ -51,18 +52,23 @@ def option(help: str, metavar: str | None = None, panel: str | None = None) -> A
     return typer.Option(help=help, metavar=shown, rich_help_panel=panel, autocompletion=complete)
 
 
-def with_settings(only: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_settings(
+    only: Collection[str] = (), sections: Mapping[str, type] = SECTIONS
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Adds one option per setting to a command; those typed are passed as its argument `flags`, name -> string.
 
     Args:
         only: names of the settings to add; empty for all.
+        sections: of the settings, by name.
     """
-    return partial(_with_settings, only=only)
+    return partial(_with_settings, only=only, sections=sections)
 
 
-def _with_settings(command: Callable[..., None], only: Collection[str]) -> Callable[..., None]:
+def _with_settings(
+    command: Callable[..., None], only: Collection[str], sections: Mapping[str, type]
+) -> Callable[..., None]:
     own = [p for p in inspect.signature(command).parameters.values() if p.name != "flags"]
-    options = [_parameter(section, item) for section, cls in SECTIONS.items() for item in fields(cls)]
+    options = [_parameter(section, cls, item) for section, cls in sections.items() for item in fields(cls)]
     options = [option for option in options if not only or option.name in only]
 
     def run(**values: Any) -> None:
@@ -83,8 +89,8 @@ def with_parameters(
     return run
 
 
-def _parameter(section: str, item: Any) -> inspect.Parameter:
-    hint = get_type_hints(SECTIONS[section])[item.name]
+def _parameter(section: str, cls: type, item: Any) -> inspect.Parameter:
+    hint = get_type_hints(cls)[item.name]
     choices = item.metadata["choices"]
     is_switch = plain_type(hint) is bool
     metavar = _lines_of(choices) if choices else {int: "N", float: "X", str: "DIR"}.get(plain_type(hint), "W-W-...")

@@ -92,6 +92,8 @@ def _compress_tensors(given: Given, request: Request) -> None:
 
 def _compress_run(given: Given, request: Request, run: RunDirectory, config: Config, ranks: Ranks) -> None:
     """Compresses the tables of a run's checkpoint, evaluates them on its data, and fine-tunes if requested."""
+    if config.baseline is not None:
+        raise UserError(f"{run.path} is a baseline, which has no embedding tables to compress", "use a run of `train`")
     checkpoint = find_checkpoint(Checkpoints(run.checkpoints, ranks), run, _checkpoint_name(given, run))
     tables = CheckpointTables(checkpoint)
     check_reach(tables, request)

@@ -1,11 +1,14 @@
 """Runs `dlrmctl export`: writes a checkpoint as a file, compares its scores with the checkpoint's, and reports."""
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from dlrmctl.assembly.baseline import load_baseline
 from dlrmctl.assembly.compressed import is_compressed, open_artifact, read_parts
 from dlrmctl.assembly.network import load_network
 from dlrmctl.assembly.tables import feature_tables
@@ -16,6 +19,8 @@ from dlrmctl.data.files import io_errors
 from dlrmctl.data.source import Source
 from dlrmctl.embeddings.compression.rules.pack import pack
 from dlrmctl.embeddings.compression.rules.rows import Compressed, StoredRows
+from dlrmctl.embeddings.first_order import FirstOrder
+from dlrmctl.embeddings.tables import FeatureTable
 from dlrmctl.errors import UserError
 from dlrmctl.export.agreement import Sample, agreement, refuse_disagreement, score_sample
 from dlrmctl.export.graph import ServedModel, ServedWide
@@ -25,7 +30,8 @@ from dlrmctl.ranks.group import Ranks
 from dlrmctl.rundir.calibration import Calibration, read_calibration
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.rundir.opened import open_run, other_checkpoint
-from dlrmctl.rundir.stored_tables import CheckpointTables
+from dlrmctl.rundir.stored_tables import CheckpointTables, model_weights
+from dlrmctl.settings.baseline import BaselineSettings
 from dlrmctl.settings.config import Config
 
 SUFFIX = ".pt2"
@@ -69,6 +75,8 @@ def export(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> d
             f"--precision {wanted.precision}: the tables of {run.path} are compressed, and are exported as they are",
             "omit --precision, or export the run they were made from",
         )
+    if wanted.precision == "int8" and config.baseline is not None:
+        raise UserError(f"--precision int8: {run.path} is a baseline, which has single weights", "omit --precision")
     if wanted.checkpoint is not None and is_compressed(run.path):
         raise other_checkpoint(run, wanted.checkpoint)
     exact = config.change(precision="fp32")
@@ -138,22 +146,35 @@ def _served(
     calibration: Calibration | None,
 ) -> ServedModel:
     """Returns the model with its tables as they will be stored, read one after the other."""
-    features = feature_tables(config, source.schema)
-    names = [table.name for feature in features for table in feature.tables(config.embeddings.dim)]
-    tables: Mapping[str, Compressed]
-    if is_compressed(run.path):
-        tables, weights, first_order = read_parts(open_artifact(run.path), names)
+    if config.baseline is not None:
+        features, tables, network = _baseline_parts(config.baseline, source, path)
+        wide = None
     else:
-        stored = CheckpointTables(path)
-        tables = {name: _stored(stored, name, precision) for name in names}
-        weights, first_order = stored.network(), stored.wide()
-    network = load_network(config, source.features, weights, path)
+        features = feature_tables(config, source.schema)
+        names = [table.name for feature in features for table in feature.tables(config.embeddings.dim)]
+        if is_compressed(run.path):
+            tables, weights, first_order = read_parts(open_artifact(run.path), names)
+        else:
+            stored = CheckpointTables(path)
+            tables = {name: _stored(stored, name, precision) for name in names}
+            weights, first_order = stored.network(), stored.wide()
+        network = load_network(config, source.features, weights, path)
+        wide = _served_wide(stored_wide(config, source.schema, first_order, path))
     num_dense, offset = len(source.schema.dense), source.features.logit_offset()
-    wide = _served_wide(stored_wide(config, source.schema, first_order, path))
     slope, bias = (calibration.slope, calibration.bias) if calibration else (1.0, 0.0)
     return ServedModel(
         features, tables, network, num_dense=num_dense, logit_offset=offset, wide=wide, slope=slope, bias=bias
     ).eval()
+
+
+def _baseline_parts(
+    settings: BaselineSettings, source: Source, path: Path
+) -> tuple[Sequence[FeatureTable], Mapping[str, Compressed], nn.Module]:
+    """Returns the features of a baseline, their weights as tables with one column, and the rest of the model."""
+    model = load_baseline(settings, source.features, model_weights(path), path)
+    rows = model.embeddings
+    assert isinstance(rows, FirstOrder)
+    return rows.features, {name: StoredRows(weight, 1, 32) for name, weight in rows.tables().items()}, model.dense
 
 
 def _served_wide(stored: StoredWide | None) -> ServedWide | None:

@@ -30,11 +30,18 @@ def describe(model: ServedModel, source: Source, config: Config, origin: Mapping
         "dense_transform": transform.to_dict() if transform else None,
         "ids": _ids(source),
         "logit_offset": model.logit_offset,
-        "model": config.to_dict()["model"] | {"dim": config.embeddings.dim},
+        "model": _model(config),
         "features": [feature.to_dict() for feature in model.features],
         "tables": {name: _table(table) for name, table in model.lookups.named_tables()},
         "torch": torch.__version__,
     }
+
+
+def _model(config: Config) -> dict[str, Any]:
+    sections = config.to_dict()
+    if config.baseline is not None:
+        return {"kind": "logistic regression", **sections["baseline"]}
+    return sections["model"] | {"dim": config.embeddings.dim}
 
 
 def _inputs(schema: Schema) -> dict[str, Any]:

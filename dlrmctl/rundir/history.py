@@ -37,6 +37,11 @@ class History:
     tables: str | None = None
 
     @property
+    def is_baseline(self) -> bool:
+        """Whether the run is a baseline; its entries are fits with different penalties, not the steps of a training."""
+        return "baseline" in self.settings
+
+    @property
     def validations(self) -> list[dict[str, Any]]:
         return [entry for entry in self.entries if entry.get("kind") == "validation"]
 
@@ -55,9 +60,9 @@ class History:
         return {
             "run": str(self.path),
             "dataset": self.settings.get("data", {}).get("dataset"),
-            "embedding": embeddings.get("embedding"),
-            "tables": self.tables or embeddings.get("embedding"),
-            "dense_optimizer": optim.get("dense_optimizer"),
+            "embedding": "baseline" if self.is_baseline else embeddings.get("embedding"),
+            "tables": "baseline" if self.is_baseline else self.tables or embeddings.get("embedding"),
+            "dense_optimizer": None if self.is_baseline else optim.get("dense_optimizer"),
             "step": max((int(entry["step"]) for entry in self.entries), default=0),
             "finished": self.results is not None,
             "checkpoint_step": self.checkpoint_step,

@@ -73,7 +73,8 @@ def new_name(config: Config, rows: Mapping[str, int] | None = None) -> Path:
 
 def _beginning(config: Config, rows: Mapping[str, int] | None) -> str:
     settings = config.embeddings
-    return f"runs/{config.data.dataset}-{embedding_of(settings, config.tables, rows) if rows else settings.embedding}"
+    kind = embedding_of(settings, config.tables, rows) if rows else settings.embedding
+    return f"runs/{config.data.dataset}-{'baseline' if config.baseline is not None else kind}"
 
 
 def part_of_job(config: Config) -> str | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
+from dlrmctl.assembly.baseline import load_baseline
 from dlrmctl.assembly.compressed import is_compressed, load_model, open_artifact
 from dlrmctl.assembly.inputs import inputs_like
 from dlrmctl.assembly.network import stored_model
@@ -22,7 +23,7 @@ from dlrmctl.rundir.calibration import CalibratedModel, read_calibration
 from dlrmctl.rundir.checkpoint import Checkpoints, load, read_state
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.rundir.state import same_shape
-from dlrmctl.rundir.stored_tables import CheckpointTables
+from dlrmctl.rundir.stored_tables import CheckpointTables, model_weights
 from dlrmctl.settings.config import Config
 
 
@@ -133,6 +134,9 @@ def _compressed(config: Config, features: FeatureSpace, path: Path, ranks: Ranks
 
 def _trained(config: Config, features: FeatureSpace, path: Path, ranks: Ranks) -> DLRM:
     state = read_state(path)
+    if config.baseline is not None:
+        same_ids(path, state.vocabulary, features)
+        return load_baseline(config.baseline, features, model_weights(path), path).to(ranks.device)
     same_shape(config, state.settings, path, sections=("model", "embeddings"))
     same_ids(path, state.vocabulary, features)
     return (_whole if ranks.world_size == 1 else _spread)(config, features, path, ranks)

@@ -99,3 +99,14 @@ class CheckpointTables:
 
     def _read(self, name: str) -> Tensor:
         return read_tensor(self.path, self._stored[name])
+
+
+def model_weights(path: Path) -> dict[str, Tensor]:
+    """Reads the weights of the model of a baseline, by name, from a checkpoint.
+
+    Raises:
+        UserError: if a file is missing or damaged.
+    """
+    verify(path, 0, 1)
+    found = {name: tensor for name, tensor in stored_tensors(path).items() if name.startswith("model.")}
+    return {name.removeprefix("model."): read_tensor(path, tensor) for name, tensor in found.items()}

@@ -23,6 +23,7 @@ _OF_TRAINING = {"ne": "ne", "log_loss": "loss", "calibration": "calibration"}
 _TRAINING: dict[str, Any] = {"alpha": 0.5, "linewidth": 1.0}
 _VALIDATION: dict[str, Any] = {"marker": "o", "markersize": 4.0}
 _OPTIMUM: dict[str, Any] = {"linestyle": ":", "linewidth": 1.5}
+_BASELINE: dict[str, Any] = {"linestyle": "--", "linewidth": 1.5}  # has no learning curve
 _SETTLED = 0.1  # fraction of a run before which training values may lie outside the picture
 
 Points = tuple[list[int], list[float]]
@@ -49,6 +50,11 @@ def plot_runs(paths: Sequence[Path], out: Path, *, metric: str | None = None) ->
         axes, heights = figure.subplots(), []
         for number, history in enumerate(histories):
             colour = f"C{number % 10}"
+            if history.is_baseline:
+                best = float((history.best or {})[metric])
+                axes.axhline(best, color=colour, **_BASELINE)
+                heights.append(best)
+                continue
             training = _points(history, "train", _OF_TRAINING.get(metric))
             validation = _points(history, "validation", metric)
             optimum = (history.results or {}).get("validation", {}).get(f"bayes_{metric}")
@@ -85,7 +91,10 @@ def _legend(histories: Sequence[History], metric: str) -> "list[Line2D]":
     from matplotlib.lines import Line2D
 
     several = len(histories) > 1
-    runs = [Line2D([], [], color=f"C{n % 10}", label=history.path.name) for n, history in enumerate(histories)]
+    runs = [
+        Line2D([], [], color=f"C{n % 10}", label=history.path.name, **(_BASELINE if history.is_baseline else {}))
+        for n, history in enumerate(histories)
+    ]
     colour = "0.4" if several else "C0"
     kinds = [Line2D([], [], color=colour, label="validation", **_VALIDATION)]
     if metric in _OF_TRAINING:

@@ -9,7 +9,10 @@ from dlrmctl.console.text import METRICS, fixed, number_text, with_error
 
 def table_of(splits: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of a table: one metric per row, values with their standard errors."""
-    lines = [(title, name) for name, title in METRICS.items()] + [("Bayes NE", "bayes_ne")]
+    lines = [(title, name) for name, title in METRICS.items()] + [
+        ("baseline NE", "baseline_ne"),
+        ("Bayes NE", "bayes_ne"),
+    ]
     rows = [["examples", *(f"{m['examples']:,}" for m in splits.values())]]
     for title, name in lines:
         if any(name in m for m in splits.values()):

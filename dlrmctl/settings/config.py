@@ -9,6 +9,7 @@ from typing import Any
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import refuse_url
 from dlrmctl.errors import UserError
+from dlrmctl.settings.baseline import BaselineSettings
 from dlrmctl.settings.embeddings import (
     EmbeddingSettings,
     Growth,
@@ -246,6 +247,7 @@ class Config:
     Attributes:
         tables: the section `embeddings.tables`: settings of individual tables.
         grown: the section `embeddings.grown`: rows of earlier days, see `FeatureTable.before`.
+        baseline: the settings of a baseline, which is fitted instead of a DLRM; None for a DLRM.
         examples: number of training examples, once the data is known.
         ranks: number of ranks, once it is known.
         derived: settings that were not given, with the values derived from other settings and from the data.
@@ -262,12 +264,13 @@ class Config:
     train: TrainSettings = field(default_factory=TrainSettings)
     tables: TableChanges = field(default_factory=dict)
     grown: Growth = field(default_factory=dict)
+    baseline: BaselineSettings | None = None
     examples: int | None = field(default=None, repr=False, compare=False)
     ranks: int = field(default=1, repr=False, compare=False)
     derived: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name, cls in SECTIONS.items():
+        for name, cls in (SECTIONS | (BASELINE if self.baseline is not None else {})).items():
             values = {key: value for key, value in vars(getattr(self, name)).items() if value is not None}
             places = {key: (value, f"{name}.{key}") for key, value in values.items()}
             self._set(name, cls(**checked_values(cls, places)))
@@ -375,8 +378,11 @@ class Config:
                 for name, value in vars(getattr(self, section)).items()
                 if value is not None and (derived or name not in self.derived)
             }
-            for section in SECTIONS
+            for section in (SECTIONS if self.baseline is None else ("data", "train", *BASELINE))
         }
+        if self.baseline is not None:
+            sections["train"] = {name: sections["train"][name] for name in _SCORING if name in sections["train"]}
+            return sections
         if self.tables:
             sections["embeddings"]["tables"] = {pattern: dict(values) for pattern, values in self.tables.items()}
         if self.grown:
@@ -392,6 +398,8 @@ SECTIONS: dict[str, type] = {
     "schedule": ScheduleSettings,
     "train": TrainSettings,
 }
+BASELINE: dict[str, type] = {"baseline": BaselineSettings}  # with [data], and these of [train]
+_SCORING = ("batch_size", "device", "precision", "seed")
 _SECTION_OF = {item.name: section for section, cls in SECTIONS.items() for item in fields(cls)}
 
 
@@ -417,11 +425,12 @@ def resolve(file: Mapping[str, Any], flags: Mapping[str, Any], *, file_name: str
     Raises:
         UserError: for an unknown or mistyped setting, a value out of range, or settings that contradict.
     """
-    given: dict[str, dict[str, tuple[Any, str]]] = {name: {} for name in SECTIONS}
+    known = SECTIONS | (BASELINE if "baseline" in file else {})
+    given: dict[str, dict[str, tuple[Any, str]]] = {name: {} for name in known}
     tables: TableChanges = {}
     grown: Growth = {}
     for section, values in file.items():
-        if section not in SECTIONS:
+        if section not in known:
             raise _not_a_section(section, values, file_name)
         if not isinstance(values, dict):
             raise UserError(f"{file_name}: {section} = {values!r} must be a section, [{section}]")
@@ -433,11 +442,11 @@ def resolve(file: Mapping[str, Any], flags: Mapping[str, Any], *, file_name: str
             else:
                 _check_section(name, section, file_name)
                 given[section][name] = (value, f"{file_name}: {section}.{name}")
-    for section, cls in SECTIONS.items():
+    for section, cls in known.items():
         for item in fields(cls):
             if item.name in flags:
                 given[section][item.name] = (flags[item.name], flag_of(item))
-    sections = {name: cls(**checked_values(cls, given[name])) for name, cls in SECTIONS.items()}
+    sections = {name: cls(**checked_values(cls, given[name])) for name, cls in known.items()}
     return Config(**sections, tables=tables, grown=grown)
 
 
@@ -471,7 +480,7 @@ def _check_section(name: str, section: str, file_name: str) -> None:
     own = _SECTION_OF.get(name, section)
     if own != section:
         raise UserError(f"{file_name}: {section}.{name} is in the wrong section", f"move it to [{own}]")
-    if not hasattr(SECTIONS[section], name) and (meant := names_meant(name, _SECTION_OF)):
+    if section in SECTIONS and not hasattr(SECTIONS[section], name) and (meant := names_meant(name, _SECTION_OF)):
         places = ", ".join(sorted({f"[{_SECTION_OF[m.split()[0]]}]" for m in meant}))
         raise UserError(f"{file_name}: {section}.{name} is not a setting", f"{did_you_mean(meant)} (in {places})")
 

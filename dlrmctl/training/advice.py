@@ -38,6 +38,12 @@ def advice(config: Config, results: Mapping[str, Any], *, last_ne: float | None,
         )
     if steps < FEWEST_STEPS:
         return few
+    baseline = found.get("baseline_ne")
+    if ne is not None and baseline is not None and ne > baseline:
+        return (
+            f"validation NE {ne:.4f} is above {baseline:.4f}, that of the logistic regression {results['baseline']}; "
+            "try a smaller --batch-size, or other --dense-lr and --sparse-lr"
+        )
     if dead_units > 0.5:
         return (
             f"{dead_units:.0%} of the units of the bottom MLP's last layer are dead; "

@@ -56,6 +56,11 @@ def run_training(
         raise UserError("resume needs the directory of the run", "run_dir=...")
     if config is None:
         config = resolve(RunDirectory(Path(str(run_dir)), writes=False).settings(), {}) if resume else Config()
+    if config.baseline is not None:
+        raise UserError(
+            f"{run_dir or 'these settings'}: the settings of a baseline, which is fitted as a whole",
+            "`dlrmctl baseline` fits one; `dlrmctl train` trains a DLRM",
+        )
     config = config.on(nproc)  # checks the batch before ranks are started
     check_scratch()
     arguments: dict[str, Any] = {

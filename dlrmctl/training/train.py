@@ -27,6 +27,7 @@ from dlrmctl.plan.check import check_memory
 from dlrmctl.ranks.group import Ranks, process_group
 from dlrmctl.ranks.process import matmul_precision
 from dlrmctl.ranks.signals import StopRequest, stop_requests
+from dlrmctl.rundir.baselines import find_baseline
 from dlrmctl.rundir.checkpoint import Checkpoints, load, read_state
 from dlrmctl.rundir.directory import EventWriter, RunDirectory
 from dlrmctl.rundir.names import named_after_data, part_of_job, place_of_run
@@ -429,6 +430,11 @@ class Trainer:
         for split, known in (("validation", self.best_metrics), ("test", None)):
             metrics = known or self._score(split)
             results[split] = with_optimum(metrics.to_dict(), self.source, split)
+        baseline = self.ranks.broadcast(find_baseline(self.run.path, self.source.fingerprint()))
+        if baseline is not None:
+            results["baseline"] = str(baseline.run)
+            for split, ne in baseline.ne.items():
+                results[split]["baseline_ne"] = ne
         results["advice"] = advice(self.config, results, last_ne=progress.last_ne, dead_units=self._dead_units())
         self.run.write_results(results)
         return results

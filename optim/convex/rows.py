@@ -14,8 +14,11 @@ from torch import Tensor
 class Rows(Protocol):
     """A matrix of examples in rows and features in columns; all products are float64."""
 
-    num_rows: int
-    num_features: int
+    @property
+    def num_rows(self) -> int: ...
+
+    @property
+    def num_features(self) -> int: ...
 
     def problem(self) -> str | None:
         """What is wrong with the entries, for an error message; None if nothing is."""

@@ -30,6 +30,7 @@ NAMES = {" ".join(path): command for path, command in COMMANDS.items()}
 
 # For each command a mistake in its own arguments, and what the one line about it must name.
 MISTAKES = {
+    "baseline": (["--l2", "-1"], "--l2 = -1"),
     "bench all": (["--plot", "picture.gif"], "picture.gif"),
     "bench convergence": (["--seeds", "none"], "none"),
     "bench data": (["--rounds", "0"], "--rounds = 0"),

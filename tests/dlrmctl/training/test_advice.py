@@ -22,6 +22,8 @@ def _results(**changes: Any) -> dict[str, Any]:
         ({"ne": 1.02, "steps": 20}, 1.02, "only 20 steps were taken; use a smaller --batch-size"),
         ({}, 1.3, None),  # with --epochs auto, a run ends past its best
         ({"steps": 53, "best_step": 53}, 0.85, "only 53 steps"),
+        ({"baseline": "runs/b", "baseline_ne": 0.84}, 0.86, "is above 0.8400, that of the logistic regression runs/b"),
+        ({"baseline": "runs/b", "baseline_ne": 0.86}, 0.86, None),
         ({"calibration": 1.5}, 0.86, "1.50 times the observed rate"),
         # Few clicks: chance alone moves it so far.
         ({"calibration": 1.5, "examples": 100}, 0.86, None),

@@ -1,0 +1,116 @@
+"""Builds the model of a baseline, a logistic regression, from its settings and the data."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from dlrmctl.data.features.space import FeatureSpace
+from dlrmctl.data.schema import Schema
+from dlrmctl.embeddings.first_order import FirstOrder
+from dlrmctl.embeddings.tables import FeatureTable
+from dlrmctl.errors import UserError
+from dlrmctl.models import DLRM
+from dlrmctl.models.inputs import StandardInputs
+from dlrmctl.models.logistic import BucketLogits, Buckets, LinearLogits, LogisticNetwork
+from dlrmctl.settings.baseline import BaselineSettings
+
+BUCKETS = 32  # of a dense feature, besides that of missing values
+
+
+def first_order_tables(settings: BaselineSettings, schema: Schema) -> list[FeatureTable]:
+    """Returns one table for each sparse feature; the largest are hashed if there are more than `max_features` ids.
+
+    Raises:
+        UserError: if there are more sparse features than `max_features`.
+    """
+    rows = [feature.rows for feature in schema.sparse]
+    most = _most_rows(rows, settings.max_features)
+    if rows and not most:
+        raise UserError(
+            f"baseline.max_features = {settings.max_features} is below the number of sparse features, {len(rows)}",
+            "--max-features with a larger number",
+        )
+    return [_table(feature.name, feature.rows, feature.max_ids, most) for feature in schema.sparse]
+
+
+def _most_rows(rows: Sequence[int], total: int) -> int:
+    """The largest number of rows of a table with which all tables together have at most `total`."""
+    left, most = total, 0
+    for done, size in enumerate(sorted(rows)):
+        most = left // (len(rows) - done)
+        if size > most:
+            return most
+        left -= size
+    return max(rows, default=0)
+
+
+def _table(name: str, rows: int, max_ids: int, most: int) -> FeatureTable:
+    if rows <= most:
+        return FeatureTable(name, rows, max_ids)
+    return FeatureTable(name, rows, max_ids, "hash", collisions=-(-rows // most))
+
+
+def _check_fitted(features: FeatureSpace) -> None:
+    if features.schema.dense and not features.dense:
+        raise UserError(
+            f"{features.directory or 'this data'}: an earlier version prepared it, without the statistics of dense "
+            "features that a baseline needs",
+            "prepare it again from the raw files",
+        )
+
+
+def build_baseline(settings: BaselineSettings, features: FeatureSpace) -> DLRM:
+    """Builds the model with all weights 0.
+
+    Args:
+        features: of the training data.
+
+    Raises:
+        UserError: if the dense features were not fitted, or there are too many sparse ones.
+    """
+    _check_fitted(features)
+    columns = features.dense
+    if settings.dense == "raw":
+        dense: BucketLogits | LinearLogits = LinearLogits(
+            StandardInputs(
+                [column.mean for column in columns],
+                [column.deviation for column in columns],
+                [column.quantile(0) for column in columns],
+                [column.quantile(1) for column in columns],
+                [column.missing > 0 for column in columns],
+            )
+        )
+    else:
+        dense = BucketLogits(Buckets([column.edges(BUCKETS) for column in columns]))
+    return DLRM(FirstOrder(first_order_tables(settings, features.schema)), LogisticNetwork(dense))
+
+
+def load_baseline(
+    settings: BaselineSettings, features: FeatureSpace, weights: Mapping[str, Tensor], where: Path
+) -> DLRM:
+    """Loads the model of a finished baseline.
+
+    Args:
+        features: of the data that is to be scored.
+        weights: by name, as in the state of the model.
+        where: they come from, for messages.
+
+    Raises:
+        UserError: if the weights are not of the model that the settings describe, or the data does not fit.
+    """
+    _check_fitted(features)
+    if settings.dense == "raw":
+        indicated = weights["dense.dense.inputs.indicated_I"].bool().tolist()
+        zeros = [0.0] * len(indicated)
+        dense: BucketLogits | LinearLogits = LinearLogits(StandardInputs(zeros, zeros, zeros, zeros, indicated))
+    else:
+        edges_IE = weights["dense.dense.buckets.edges_IE"]
+        dense = BucketLogits(Buckets([edges[edges.isfinite()].tolist() for edges in edges_IE]))
+    model = DLRM(FirstOrder(first_order_tables(settings, features.schema)), LogisticNetwork(dense))
+    try:
+        model.load_state_dict(dict(weights))
+    except RuntimeError as problem:
+        reason = str(problem).strip().splitlines()[-1].strip()
+        raise UserError(f"{where} does not fit this data: {reason}") from None
+    return model
