@@ -43,6 +43,7 @@ def pb_lbfgs(
     many dimensions the test never fails. And noise and signal are also compared as g^T H g, the decrease that a step
     would bring: where the noise is larger the sample grows, and steps are shorter by this ratio if it is the larger of
     the two. Otherwise steps fit rare features to one sample after the other, and the sum over all rows never falls.
+    Where the first sample has more noise than signal, as near an optimum, it grows before the first step.
 
     Args:
         objective: any number of parameters; `2 * memory + 8` vectors are kept.
@@ -82,6 +83,11 @@ def pb_lbfgs(
         direction = -moved_DK[:, 2]
         signal = float(moved_DK[:, 0] @ moved_DK[:, 1])
         noise = _noise_over_signal(gradients_DK, moved_DK, before.weight / here.weight)
+        if not pairs.count and noise > 1:  # as at a warm start, from which a step would lead away
+            if record.add(point, here.value, here.gradient, sample_size=size):
+                return record.solution(point, "stopped")
+            carried, shared, size = here, size, min(MOST_GROWTH * size, objective.num_rows)
+            continue
         first = 1 / (1 + max(here.variance / size / float(here.gradient.square().sum()), min(noise, MOST_NOISE)))
         probe = pairs.times(moved_DK[:, 2:])[:, 0]
         steps = _trials(pairs, first)

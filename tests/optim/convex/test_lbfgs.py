@@ -70,6 +70,16 @@ def test_noise_in_many_rare_features_makes_samples_grow(scaled: bool) -> None:
     assert sum(entry.sample_size < objective.num_rows for entry in solution.history) < 30
 
 
+def test_a_warm_start_is_not_left_for_a_noisy_sample() -> None:
+    objective = regression(one_hot_examples(20_000, 8, 100), 1e-3, batch_rows=65_536)
+    warm = newton(objective, objective.start()).point
+    other, points = objective.with_l2(9e-4), list[Iteration]()
+    pb_lbfgs(other, warm, scale=objective.scale(), watch=lambda entry: bool(points.append(entry)))
+    sampled = [entry for entry in points if entry.sample_size < other.num_rows]
+    assert [entry.sample_size for entry in sampled] == [512, 4096]
+    torch.testing.assert_close(points[len(sampled)].point, warm, rtol=0, atol=1e-14)  # units there and back
+
+
 def test_the_compact_inverse_is_that_of_the_recursion() -> None:
     """Against the update of H, pair by pair, with pairs beyond the memory forgotten."""
     generator = torch.Generator().manual_seed(0)
