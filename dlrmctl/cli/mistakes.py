@@ -27,6 +27,7 @@ _COMMANDS = {
     "resume": "train --resume RUN",
     "save": "export",
     "score": "predict",
+    "search": "tune",
     "serve": "export",
     "test": "evaluate",
     "validate": "evaluate",
@@ -66,13 +67,15 @@ def walk(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 
 
 def refuse_urls(arguments: Sequence[str]) -> None:
-    """Refuses arguments that are URLs.
+    """Refuses arguments that are URLs, but for that of a database.
 
     Raises:
         DataError: if an argument, or the value after `=`, is a URL.
     """
-    for argument in arguments:
-        refuse_url(argument.partition("=")[2] if argument.startswith("--") else argument)
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        flag, _, value = argument.partition("=") if argument.startswith("--") else (before, "", argument)
+        if flag != "--storage":
+            refuse_url(value)
 
 
 def unknown_option(option: str, context: Any) -> UserError:

@@ -114,8 +114,10 @@ def _entry(values: Values) -> dict[str, Any]:
 
 
 def _results(values: Values) -> dict[str, Any]:
-    """Parses results.json: numbers by split and name."""
-    splits = {split: values.inner(split) for split in ("validation", "test")}
+    """Parses results.json: numbers by split and name; a trial of a search has no test scores."""
+    splits = {"validation": values.inner("validation")}
+    if values.has("test"):
+        splits["test"] = values.inner("test")
     return {
         split: {name: metrics.number(name) for name in metrics.entries if metrics.has(name)}
         for split, metrics in splits.items()

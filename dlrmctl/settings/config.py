@@ -431,7 +431,7 @@ def resolve(file: Mapping[str, Any], flags: Mapping[str, Any], *, file_name: str
     grown: Growth = {}
     for section, values in file.items():
         if section not in known:
-            raise _not_a_section(section, values, file_name)
+            raise not_a_section(section, values, file_name)
         if not isinstance(values, dict):
             raise UserError(f"{file_name}: {section} = {values!r} must be a section, [{section}]")
         for name, value in values.items():
@@ -440,7 +440,7 @@ def resolve(file: Mapping[str, Any], flags: Mapping[str, Any], *, file_name: str
             elif (section, name) == ("embeddings", "grown"):
                 grown = growth(value, f"{file_name}: embeddings.grown")
             else:
-                _check_section(name, section, file_name)
+                check_section(name, section, file_name)
                 given[section][name] = (value, f"{file_name}: {section}.{name}")
     for section, cls in known.items():
         for item in fields(cls):
@@ -457,7 +457,7 @@ def _refuse_url(path: str) -> None:
         raise UserError(f"data.path = {problem.message}", problem.hint) from None
 
 
-def _not_a_section(name: str, value: Any, file_name: str) -> UserError:
+def not_a_section(name: str, value: Any, file_name: str) -> UserError:
     """The error for an unknown name at the top level."""
     if isinstance(value, dict):
         close = nearest(name, SECTIONS)
@@ -471,7 +471,7 @@ def _not_a_section(name: str, value: Any, file_name: str) -> UserError:
     return UserError(f"{file_name}: {name} is neither a section nor a setting", hint)
 
 
-def _check_section(name: str, section: str, file_name: str) -> None:
+def check_section(name: str, section: str, file_name: str) -> None:
     """Refuses a setting that belongs to another section.
 
     Raises:

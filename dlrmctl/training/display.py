@@ -30,10 +30,12 @@ class TrainingDisplay(BarDisplay):
         total: number of steps of the run, or of the epochs planned so far.
         done: number of steps done before this process started.
         speaks: True on one rank.
+        trial: what a trial shows with the step and with the loss, in place of all messages.
     """
 
-    def __init__(self, total: int, done: int, *, speaks: bool) -> None:
+    def __init__(self, total: int, done: int, *, speaks: bool, trial: tuple[str, str] | None = None) -> None:
         super().__init__(shown=speaks)
+        self._trial = trial
         self._total, self._done = total, done
         self._examples = 0.0
         self._epoch = 0  # shown if the number of epochs is not known
@@ -93,23 +95,27 @@ class TrainingDisplay(BarDisplay):
 
         def show(done: int, total: int) -> None:
             about = f"scoring {split}, {100 * done / total:.0f} %"
-            self.show(about, line=f"step {self._done}  {about}")
+            self.show(about, line=f"{self._prefix()}step {self._done}  {about}")
 
         return show
 
     def say(self, message: str) -> None:
-        if self.shown:
+        if self.shown and not self._trial:
             say(message)
+
+    def _prefix(self) -> str:
+        return f"{self._trial[0]}, " if self._trial else ""
 
     def _name_step(self) -> None:
         steps = f"{self._total:,}"
-        self._what = f"step {self._done:>{len(steps)},} of {steps}"
+        self._what = f"{self._prefix()}step {self._done:>{len(steps)},} of {steps}"
 
     def _show_step(self, values: Mapping[str, float | None], rate: float, *, now: bool = False) -> None:
         self._name_step()
         quality = f"loss {number_text(values['loss'])}  {METRICS['ne']} {number_text(values['ne'])}"
-        text = f"{quality}  examples/s {rate:,.0f}  memory {bytes_text(peak_memory_bytes())}"
-        self.show(text, line=f"step {self._done}  {text}", now=now)
+        beside = f"{self._trial[1]}  " if self._trial and self._trial[1] else ""
+        text = f"{beside}{quality}  examples/s {rate:,.0f}  memory {bytes_text(peak_memory_bytes())}"
+        self.show(text, line=f"{self._prefix()}step {self._done}  {text}", now=now and not self._trial)
 
 
 def averages(sums: StepSums) -> dict[str, float | None]:

@@ -24,6 +24,10 @@ from dlrmctl.rundir.state import StepSums
 _FINE, _BAD_LOSS, _BAD_GRADIENT = 0.0, 1.0, 2.0
 
 
+class NotFiniteError(UserError):
+    """Raised when the loss or a gradient is not finite."""
+
+
 class TrainingStep:
     """Runs steps of one model.
 
@@ -67,7 +71,7 @@ class TrainingStep:
             The sums of the step over all ranks, and whether any rank was asked to stop; the same on each rank.
 
         Raises:
-            UserError: on every rank, before any weight is changed, if a loss or gradient is not finite.
+            NotFiniteError: on every rank, before any weight is changed, if a loss or gradient is not finite.
         """
         embeddings_BFD = self.model.embeddings(batch)
         cut_BFD = embeddings_BFD.detach().requires_grad_()
@@ -127,7 +131,7 @@ class TrainingStep:
         # Averaged gradients spread a bad loss of one rank to all ranks, so losses, which name the rank, come first.
         for trouble, what in ((_BAD_LOSS, "loss"), (_BAD_GRADIENT, "gradient")):
             if trouble in troubles:
-                raise UserError(
+                raise NotFiniteError(
                     f"step {step}: the {what} on rank {troubles.index(trouble)} is not finite; "
                     "this step changed no weights",
                     "lower --dense-lr, --sparse-lr or --qr-lr, or add --warmup-steps; --resume continues from the last "

@@ -1,8 +1,8 @@
 """The training loop of one rank: file -> reader -> batch -> model -> loss -> updates -> metrics -> checkpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,22 @@ from dlrmctl.training.warm_start import WarmStart, stored_inputs
 
 _CLEARLY = 2.0  # standard errors of NE
 _FEWEST_LINES = 20  # of progress in a run, so that short runs have a training curve
+
+
+@dataclass(frozen=True)
+class TrialWatch:
+    """Makes a training a trial of a search, which keeps no checkpoints and computes no test scores.
+
+    Attributes:
+        title: of the trial, shown with its progress.
+        beside: shown with the loss.
+        ends: called on rank 0 with the score of each evaluation, validation NE, or log loss if NE is not defined;
+            returns whether to end the training.
+    """
+
+    title: str
+    beside: str
+    ends: Callable[[float], bool]
 
 
 def train_on_rank(
@@ -97,11 +113,13 @@ def train(
     print_plan: bool = False,
     command_line: Sequence[str] = (),
     job: str | None = None,
+    watch: TrialWatch | None = None,
 ) -> dict[str, Any]:
     """Trains to the end of the run, then evaluates the best checkpoint on the test split.
 
     Args:
         job: see `RunDirectory.describe`.
+        watch: for a trial; the results then have no test scores, and "ended_early".
 
     Returns:
         The results: metrics per split, the best step, and the optimum if known. The same on every rank.
@@ -115,7 +133,8 @@ def train(
             until_the_end.enter_context(run.resumed())
         if ranks.is_main:
             notice("building the model")
-        source = open_source(config.data) if source is None else source
+        if source is None:
+            source = open_source(config.data) if watch is None else open_source(config.data, verify=())
         config = _with_dense_inputs(config, source, ranks)
         start, inputs = None, None
         if config.train.init_from is not None:
@@ -129,14 +148,15 @@ def train(
         config = config.fitted(source.num_examples("train"), ranks.world_size)
         if config.optim.shampoo_overhead is not None:
             config = within_overhead(config, source.schema, ranks)
-        trainer = Trainer(config, source, run, ranks, start=start, inputs=inputs)
+        trainer = Trainer(config, source, run, ranks, start=start, inputs=inputs, watch=watch)
         if resume:
             trainer.resume()
         else:
             trainer.begin()
             until_the_end.enter_context(run.created())
         run.describe(config, ranks.world_size, ranks.device.type, command_line, job=job)
-        run.keep_features(source.features)
+        if watch is None:
+            run.keep_features(source.features)
         run.write_plan([asdict(table) for table in trainer.model.sharded.plan])
         if print_plan and ranks.is_main:
             show_placements(trainer.model.sharded.plan)
@@ -166,6 +186,7 @@ class Trainer:
         start: the run to start from.
         inputs: the transform of the dense features; default: that of the settings and the data.
         quiet: whether to hide progress.
+        watch: for a trial of a search.
     """
 
     def __init__(
@@ -181,17 +202,19 @@ class Trainer:
         start: WarmStart | None = None,
         inputs: DenseInputs | None = None,
         quiet: bool = False,
+        watch: TrialWatch | None = None,
     ) -> None:
         refuse_equal_labels(source)
         table_room = check_memory(config, source.schema, ranks) if model is None else None
         self.config, self.source, self.run, self.ranks = config, source, run, ranks
         self.start, self.messages = start, list[str]()
         self.speaks = ranks.is_main and not quiet
+        self.watch = watch
         scoring = config.for_scoring()
         self.readers = readers or {
             "train": open_reader(config, source, "train", ranks, training=True),
             "validation": open_reader(scoring, source, "validation", ranks, training=False),
-            "test": open_reader(scoring, source, "test", ranks, training=False),
+            **({} if watch else {"test": open_reader(scoring, source, "test", ranks, training=False)}),
         }
         reader = self.readers["train"]
         self.model = model or build_model(
@@ -226,12 +249,13 @@ class Trainer:
         self.progress = RunState()
         self.saved_step = 0
         self.best_metrics: Metrics | None = None  # on the validation split; None if an earlier process scored the best
+        self.ended_early = False
 
     def run_to_the_end(self) -> dict[str, Any]:
         progress = self.progress
         with (
             stop_requests() as request,
-            TrainingDisplay(self.total_steps, progress.step, speaks=self.speaks) as display,
+            TrainingDisplay(self.total_steps, progress.step, speaks=self.speaks, trial=self._trial()) as display,
         ):
             self.display = display
             self._introduce()
@@ -240,6 +264,9 @@ class Trainer:
             if progress.window.examples:
                 self._log()
             return self._results()
+
+    def _trial(self) -> tuple[str, str] | None:
+        return (self.watch.title, self.watch.beside) if self.watch else None
 
     def _epoch(self, request: StopRequest) -> None:
         """Trains the rest of the current epoch."""
@@ -322,6 +349,10 @@ class Trainer:
                 if clearly_worse := self._is_clearly_worse(metrics):
                     progress.evaluations_without_gain = max(self.config.train.patience, 1)
             progress.finished = progress.step == self.total_steps or self._out_of_patience()
+            if self.watch is not None and score is not None:
+                ends = self.ranks.broadcast(self.ranks.is_main and self.watch.ends(score))
+                self.ended_early = ends and not progress.finished
+                progress.finished |= ends
             mark = "  best so far" if better else ""
             self.display.say(f"step {progress.step}  validation  {short_text(metrics)}{mark}")
             if progress.finished and progress.step < self.total_steps:
@@ -346,7 +377,7 @@ class Trainer:
         return bool(patience) and progress.evaluations_without_gain >= patience
 
     def _save(self) -> None:
-        if self.saved_step == self.progress.step:
+        if self.watch is not None or self.saved_step == self.progress.step:
             return
         with self.display.pause():
             state = self.progress.to_state(self.config, self.source)
@@ -415,18 +446,23 @@ class Trainer:
         self.display.say(f"run {self.run.path}{resumed}")
 
     def _results(self) -> dict[str, Any]:
-        """Scores the best weights on the test split."""
+        """Scores the best weights on the validation and test splits; a trial's are scored already."""
         progress = self.progress
-        if self.averaging:
-            self.averaging.eval()
-        best = self.ranks.broadcast(self.checkpoints.at(progress.best_step))
-        if best is not None and progress.best_step != progress.step:
-            load(best, self.model.tensors(), self.ranks)
         results: dict[str, Any] = {
             "run": str(self.run.path),
             "steps": progress.step,
             "best_step": progress.best_step,
         }
+        if self.watch is not None:
+            scores = self.best_metrics.to_dict() if self.best_metrics else {}
+            results |= {"validation": scores, "ended_early": self.ended_early}
+            self.run.write_results(results)
+            return results
+        if self.averaging:
+            self.averaging.eval()
+        best = self.ranks.broadcast(self.checkpoints.at(progress.best_step))
+        if best is not None and progress.best_step != progress.step:
+            load(best, self.model.tensors(), self.ranks)
         for split, known in (("validation", self.best_metrics), ("test", None)):
             metrics = known or self._score(split)
             results[split] = with_optimum(metrics.to_dict(), self.source, split)

@@ -51,6 +51,7 @@ MISTAKES = {
     "prepare": (["criteo", "nowhere.tsv", "-o", "store"], "nowhere.tsv"),
     "runs": (["nowhere"], "nowhere"),
     "train": (["--epochs", "0"], "--epochs = 0"),
+    "tune": (["--trials", "0"], "--trials = 0"),
 }
 
 
