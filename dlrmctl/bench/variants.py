@@ -102,7 +102,9 @@ class Variant:
         if self.averaging:
             named = dict(self.model.network.named_parameters())
             state += [*self.averaging.averages(named).values(), *self.averaging.tensors(named).values()]
-        return self.model.sharded.bytes_per_rank[self.ranks.rank] + sum(t.nbytes for t in (*parameters, *state))
+        sharded = [self.model.sharded] if self.model.wide is None else [self.model.sharded, self.model.wide.sharded]
+        tables = sum(part.bytes_per_rank[self.ranks.rank] for part in sharded)
+        return tables + sum(t.nbytes for t in (*parameters, *state))
 
     def close(self) -> None:
         """Ends the reader's thread."""

@@ -55,13 +55,14 @@ class History:
 
     def summary(self) -> dict[str, Any]:
         """Plain values for a line of the list of runs."""
-        embeddings, optim = self.settings.get("embeddings", {}), self.settings.get("optim", {})
+        model, embeddings, optim = (self.settings.get(section, {}) for section in ("model", "embeddings", "optim"))
+        tables = self.tables or embeddings.get("embedding")
         best, test = self.best or {}, (self.results or {}).get("test", {})
         return {
             "run": str(self.path),
             "dataset": self.settings.get("data", {}).get("dataset"),
             "embedding": "baseline" if self.is_baseline else embeddings.get("embedding"),
-            "tables": "baseline" if self.is_baseline else self.tables or embeddings.get("embedding"),
+            "tables": "baseline" if self.is_baseline else f"{tables} + wide" if model.get("wide") else tables,
             "dense_optimizer": None if self.is_baseline else optim.get("dense_optimizer"),
             "step": max((int(entry["step"]) for entry in self.entries), default=0),
             "finished": self.results is not None,

@@ -34,6 +34,11 @@ def test_a_run_that_was_cut_ends_like_a_whole_one(whole: Path, tmp_path: Path):
     assert_bitwise_equal(*(run / "checkpoints" / f"step-{STEPS}" for run in (whole, tmp_path / "cut")))
 
 
+def test_the_list_of_runs_tells_them_apart(whole: Path):
+    [found] = in_process("runs", whole, "--json").json()
+    assert found["tables"].endswith(" + wide")
+
+
 def test_every_row_and_bucket_has_a_weight(whole: Path):
     tables = CheckpointTables(whole / "checkpoints" / "best")
     wide = tables.wide()
