@@ -135,7 +135,7 @@ def _run_trial(study: Study, claim: Claim, search: Search) -> None:
             "run_dir": str(study.run_of(claim.number)),
             "study": {"where": study.where, "name": study.name, "pruner": study.pruner},
             "trial": claim.key,
-            "title": f"trial {begun}{total}",
+            "title": f"trial {claim.number} ({begun}{total})",
             "beside": f"best {number_text(best.score)}" if best else "",
         },
         search.nproc,
