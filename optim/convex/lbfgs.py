@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ def pb_lbfgs(
     pairs = InverseHessian(memory, objective.num_parameters)
     point, size, begin = start, min(first_sample, objective.num_rows), 0
     carried: Evaluation | None = None  # at `point`, of the first rows of the sample, which the last one had too
-    shared = 0
+    shared, step, accepted = 0, 0.0, True
     while size < objective.num_rows:
         end = begin + size
         tail = RowSample(end - max(1, int(overlap * size)), end)
@@ -78,35 +79,35 @@ def pb_lbfgs(
         head = _joined(parts)
         before = objective.evaluate(point, tail)
         here = _joined([head, before])
+        if record.add(point, here.value, here.gradient, sample_size=size, step=step, first_accepted=accepted):
+            return record.solution(point, "stopped")
+        if len(record.history) > max_iterations:
+            return record.solution(point, "out of iterations")
+        if record.passes >= max_passes:
+            return record.solution(point, "out of passes")
         gradients_DK = torch.stack([head.gradient, before.gradient, here.gradient], dim=1)
         moved_DK = pairs.times(gradients_DK)
         direction = -moved_DK[:, 2]
         signal = float(moved_DK[:, 0] @ moved_DK[:, 1])
         noise = _noise_over_signal(gradients_DK, moved_DK, before.weight / here.weight)
         if not pairs.count and noise > 1:  # as at a warm start, from which a step would lead away
-            if record.add(point, here.value, here.gradient, sample_size=size):
-                return record.solution(point, "stopped")
             carried, shared, size = here, size, min(MOST_GROWTH * size, objective.num_rows)
             continue
-        first = 1 / (1 + max(here.variance / size / float(here.gradient.square().sum()), min(noise, MOST_NOISE)))
+        spread = here.variance / size / max(float(here.gradient.square().sum()), 1e-300)
+        first = 1 / (1 + max(spread, min(noise, MOST_NOISE)))
         probe = pairs.times(moved_DK[:, 2:])[:, 0]
         steps = _trials(pairs, first)
         step, accepted, variance = _search(objective, point, here, direction, RowSample(begin, end), probe, steps)
-        stop = record.add(point, here.value, here.gradient, sample_size=size, step=step, first_accepted=accepted)
-        if stop:
-            return record.solution(point, "stopped")
-        if len(record.history) > max_iterations:
-            return record.solution(point, "out of iterations")
-        if record.passes >= max_passes:
-            return record.solution(point, "out of passes")
         new_point = point + step * direction
         carried = objective.evaluate(new_point, tail)
         bound = -step * float(here.gradient @ (new_point - point))
         pairs.add(new_point - point, carried.gradient - before.gradient, bound)
-        needed = max(variance / (theta * signal) ** 2 if signal > 0 else 2 * size, noise * size)
+        enough = variance / (theta * signal) ** 2 if signal > 0 and step > 0 else 2 * size
+        needed = max(enough, noise * size)
         point, begin, shared = new_point, tail.start, tail.size
         size = max(size, min(math.ceil(min(needed, MOST_GROWTH * size)), objective.num_rows))
-    return _from_all_rows(objective, point, pairs, record, tolerance, max_iterations, max_passes)
+    limits = _Limits(tolerance, max_iterations, max_passes)
+    return _from_all_rows(objective, point, pairs, record, limits, step, accepted)
 
 
 def full_lbfgs(
@@ -124,7 +125,15 @@ def full_lbfgs(
     if scale is not None:
         objective, start = Rescaled(objective, scale), start / scale
     pairs = InverseHessian(memory, objective.num_parameters)
-    return _from_all_rows(objective, start, pairs, Record(objective, watch), tolerance, max_iterations, max_passes)
+    limits = _Limits(tolerance, max_iterations, max_passes)
+    return _from_all_rows(objective, start, pairs, Record(objective, watch), limits, step=0.0, accepted=True)
+
+
+@dataclass(frozen=True)
+class _Limits:
+    tolerance: float
+    max_iterations: int
+    max_passes: float
 
 
 def _from_all_rows(
@@ -132,24 +141,29 @@ def _from_all_rows(
     point: Tensor,
     pairs: InverseHessian,
     record: Record,
-    tolerance: float,
-    max_iterations: int,
-    max_passes: float,
+    limits: _Limits,
+    step: float,
+    accepted: bool,
 ) -> Solution:
-    """L-BFGS with the gradient over all rows, one pass an iteration where the first step is taken."""
-    here, step, accepted = objective.evaluate(point), 0.0, True
+    """L-BFGS with the gradient over all rows, one pass an iteration where the first step is taken.
+
+    Args:
+        step: that led to `point`, for the history.
+        accepted: whether it was the first that was tried.
+    """
+    here = objective.evaluate(point)
     while True:
         objective.check_optimum()
         stop = record.add(
             point, here.value, here.gradient, sample_size=objective.num_rows, step=step, first_accepted=accepted
         )
-        if record.history[-1].gradient_norm <= tolerance:
+        if record.history[-1].gradient_norm <= limits.tolerance:
             return record.solution(point, "converged")
         if stop:
             return record.solution(point, "stopped")
-        if len(record.history) > max_iterations:
+        if len(record.history) > limits.max_iterations:
             return record.solution(point, "out of iterations")
-        if record.passes >= max_passes:
+        if record.passes >= limits.max_passes:
             return record.solution(point, "out of passes")
         direction = -pairs.times(here.gradient[:, None])[:, 0]
         slope = float(here.gradient @ direction)
