@@ -21,6 +21,7 @@ VOCABULARY = "vocabulary"  # directory of the files, beside the manifest
 _LONGEST_STEM = 200
 _VALUE_TYPES = ("u4", "u8")
 _COUNT_TYPES = ("<u4", "<u8")
+RARE_COUNT_TYPE = np.dtype("<u4")
 
 
 def vocabulary_file(name: str, dtype: np.dtype) -> str:
@@ -36,6 +37,11 @@ def texts_files(name: str) -> tuple[str, str]:
 def counts_file(name: str) -> str:
     """The file of the counts of a column's rows in the training split."""
     return f"{VOCABULARY}/{_stem(name)}.counts"
+
+
+def rare_files(name: str, dtype: np.dtype) -> tuple[str, str]:
+    """The files of the values of a column without a row of their own, ascending, and of their counts."""
+    return f"{VOCABULARY}/{_stem(name)}.rare-u{dtype.itemsize}", f"{VOCABULARY}/{_stem(name)}.rare-counts"
 
 
 def _stem(name: str) -> str:
@@ -58,12 +64,14 @@ class ColumnEntry:
         encoder: maps values to rows.
         counts: the counts of rows in the training split; None if not kept.
         texts: the texts of a vocabulary's values; None if not kept.
+        rare: values that a vocabulary gives no row, ascending, and their counts; None if not kept.
     """
 
     name: str
     encoder: KeptEncoder
     counts: KeptArray | None = None
     texts: KeptTexts | None = None
+    rare: tuple[KeptArray, KeptArray] | None = None
 
     @property
     def rows(self) -> int:
@@ -79,7 +87,7 @@ class ColumnEntry:
     def files(self) -> list[KeptArray]:
         """Returns the files of the column."""
         arrays = [kept for kept in (self.encoder, self.counts) if isinstance(kept, KeptArray)]
-        return [*arrays, *(self.texts.files if self.texts else ())]
+        return [*arrays, *(self.texts.files if self.texts else ()), *(self.rare or ())]
 
     def load(self, directory: Path) -> Encoder:
         """Loads the encoder, which may take long and use much memory.
@@ -99,6 +107,14 @@ class ColumnEntry:
         if self.counts:
             counts = self.counts
             entry["counts"] = {"file": counts.file, "type": counts.dtype.str, "crc32": counts.crc32}
+        if self.rare:
+            values, number = self.rare
+            entry["rare"] = {
+                "file": values.file,
+                "crc32": values.crc32,
+                "values": values.num_values,
+                "counts": {"file": number.file, "crc32": number.crc32},
+            }
         return entry | ({"texts": self.texts.to_dict()} if self.texts else {})
 
     @classmethod
@@ -125,6 +141,11 @@ class ColumnEntry:
         entry = cls(name, encoder)
         if isinstance(encoder, KeptArray) and values.has("texts"):
             entry = replace(entry, texts=KeptTexts.from_values(values.inner("texts"), encoder.num_values))
+        if isinstance(encoder, KeptArray) and values.has("rare"):
+            rare = values.inner("rare")
+            number = rare.whole("values")
+            counted = KeptArray.from_values(rare.inner("counts"), RARE_COUNT_TYPE, number)
+            entry = replace(entry, rare=(KeptArray.from_values(rare, encoder.dtype, number), counted))
         if not values.has("counts"):
             return entry
         counts = values.inner("counts")

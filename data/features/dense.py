@@ -102,17 +102,17 @@ def _rises(numbers: Sequence[float]) -> bool:
     return all(a < b for a, b in pairwise(numbers))
 
 
-def read_fitted(values: Values, names: Sequence[str]) -> tuple[FittedDense, ...]:
-    """Parses the entry "dense" of a manifest: one for each dense feature; empty if there is none.
+def read_fitted(values: Values, names: Sequence[str], entry: str = "dense") -> tuple[FittedDense, ...]:
+    """Parses an entry of a manifest: statistics of each dense feature; empty if there is none.
 
     Raises:
         DataError: if it is invalid.
     """
-    if not values.has("dense"):
+    if not values.has(entry):
         return ()
-    fitted = tuple(FittedDense.from_values(entry) for entry in values.each("dense"))
+    fitted = tuple(FittedDense.from_values(column) for column in values.each(entry))
     if tuple(column.name for column in fitted) != tuple(names):
-        raise DataError("dense does not list the dense features of the schema")
+        raise DataError(f"{entry} does not list the dense features of the schema")
     return fitted
 
 

@@ -79,10 +79,18 @@ class KeptArray:
         Raises:
             DataError: if it was changed, or cannot be read or written.
         """
+        self.copy_to(source, target / self.file)
+
+    def copy_to(self, source: Path, path: Path) -> None:
+        """Copies the file to another path.
+
+        Raises:
+            DataError: if it was changed, or cannot be read or written.
+        """
         with io_errors(source / self.file, "read"), open_to_read(source / self.file) as opened:
-            with io_errors(target / self.file, "write"), (target / self.file).open("wb") as file:
+            with io_errors(path, "write"), path.open("wb") as file:
                 shutil.copyfileobj(opened, file)
-        if file_crc32(target / self.file) != self.crc32:
+        if file_crc32(path) != self.crc32:
             raise DataError(f"{source / self.file}: changed since it was prepared", _AGAIN)
 
     @classmethod

@@ -57,6 +57,8 @@ class FeatureSpace:
         dense_transform: what was done to the dense values; None where that is not known.
         dense: the dense features over the training examples, where a missing value is NaN; empty where they were not
             fitted, and a missing value may be a number.
+        own_dense: the same over the training examples of this data alone, where `dense` is that of earlier data, which
+            this data extends; empty otherwise.
         columns: how raw values get rows, and their counts, one entry per sparse feature; empty if ids were not made
             from raw values.
         sampling_offset: logarithm of the share of training negatives that was kept; see `logit_offset`.
@@ -69,6 +71,7 @@ class FeatureSpace:
     table_schema: TableSchema | None = None
     dense_transform: DenseTransform | None = None
     dense: tuple[FittedDense, ...] = ()
+    own_dense: tuple[FittedDense, ...] = ()
     columns: tuple[ColumnEntry, ...] = ()
     sampling_offset: float = 0.0
     ids: str = ""
@@ -214,6 +217,7 @@ class FeatureSpace:
             "table_schema": self.table_schema.to_dict() if self.table_schema else None,
             "dense_transform": self.dense_transform.to_dict() if self.dense_transform else None,
             **({"dense": [column.to_dict() for column in self.dense]} if self.dense else {}),
+            **({"own_dense": [column.to_dict() for column in self.own_dense]} if self.own_dense else {}),
             "ids": {**reserved_rows(self.columns), "columns": [column.to_dict() for column in self.columns]},
             "vocabulary_fingerprint": self.vocabulary_fingerprint(),
             "logit_offset": self.sampling_offset,
@@ -232,6 +236,7 @@ class FeatureSpace:
             table_schema=values.optional("table_schema", lambda v: TableSchema.from_dict(v.entries, str(directory))),
             dense_transform=values.optional("dense_transform", DenseTransform.from_values),
             dense=read_fitted(values, schema.dense),
+            own_dense=read_fitted(values, schema.dense, "own_dense"),
             columns=columns,
             sampling_offset=values.number("logit_offset"),
             ids=values.text("vocabulary_fingerprint"),
@@ -239,7 +244,8 @@ class FeatureSpace:
         )
 
     def _bring(self, column: ColumnEntry, target: Path) -> ColumnEntry:
-        """Links or copies the files of a column; returns the column there."""
+        """Links or copies the files of a column that scoring needs; returns the column there."""
+        column = replace(column, rare=None)
         for kept in replace(column, texts=None).files:
             if not _link(kept, self._directory(), target):
                 _copy(kept, self._directory(), target)

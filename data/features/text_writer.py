@@ -54,18 +54,21 @@ class TextWriter:
     """Writes texts, one range of places in the vocabulary after another. In a range they can be added in any order.
 
     Args:
-        content, ends: the new files.
+        content, ends: the files; new ones if `written` is None.
         spilled: file for what does not fit into memory.
+        written: bytes of texts that the files have already; new ones follow them.
         most_waiting: bytes of texts in memory; affects only the speed.
 
     Raises:
         DataError: if they cannot be written.
     """
 
-    def __init__(self, content: Path, ends: Path, spilled: Path, most_waiting: int = MOST_WAITING) -> None:
+    def __init__(
+        self, content: Path, ends: Path, spilled: Path, most_waiting: int = MOST_WAITING, *, written: int | None = None
+    ) -> None:
         self._content, self._ends, self._spilled, self._most = content, ends, spilled, most_waiting
-        self.num_bytes = 0
-        for path in (content, ends):
+        self.num_bytes = written or 0
+        for path in (content, ends) if written is None else ():
             with io_errors(path, "write"):
                 path.write_bytes(b"")
         self.begin(0, 0)

@@ -166,12 +166,14 @@ class Ranked:
         distinct: number of distinct values.
         kept: number of values with their own row.
         total, kept_total: sums of the counts of all values, and of those kept.
+        last: count and value of the last one that was kept, if any.
     """
 
     distinct: int
     kept: int
     total: int
     kept_total: int
+    last: tuple[int, int] | None = None
 
 
 class _Levels:
@@ -223,6 +225,7 @@ def rank_values(
         for values_K, counts_K in ranges():
             if not levels.kept:
                 break
+            values_type = values_K.dtype
             enough = counts_K >= levels.counts[-1]
             order = _by_falling_count(counts_K[enough])
             values_K, counts_K = values_K[enough][order], counts_K[enough][order]
@@ -233,7 +236,11 @@ def rank_values(
                 place = int(places_K[start])
                 _write_at(values_out.fileno(), values_K[start:stop], place)
                 _write_at(counts_out.fileno(), counts_K[start:stop].astype(count_type), RESERVED_ROWS + place)
-    return Ranked(levels.distinct, levels.kept, levels.total, levels.kept_total)
+    last = None
+    if levels.kept:
+        value = read_array(values_file, values_type, 1, (levels.kept - 1) * values_type.itemsize)
+        last = int(levels.counts[-1]), int(value[0])
+    return Ranked(levels.distinct, levels.kept, levels.total, levels.kept_total, last)
 
 
 def _by_falling_count(counts_K: np.ndarray) -> np.ndarray:
@@ -276,6 +283,30 @@ def _write_at(descriptor: int, array: np.ndarray, place: int) -> None:
     while content:
         written = os.pwrite(descriptor, content, at)
         content, at = content[written:], at + written
+
+
+def write_rare(ranges: _Ranges, files: tuple[Path, Path], count_type: np.dtype, last: _Place | None) -> None:
+    """Writes the values that `rank_values` gave no row, ascending, and their counts.
+
+    Args:
+        ranges: as in `rank_values`.
+        files: the new files, of values and counts.
+        count_type: of a count; larger ones become the largest it has.
+        last: the last value that has a row, as its count and the value; None if there is none.
+
+    Raises:
+        DataError: if the disk is full.
+    """
+    values_file, counts_file = files
+    most = int(np.iinfo(count_type).max)
+    with io_errors(values_file, "write"), values_file.open("wb") as values_out, counts_file.open("wb") as counts_out:
+        for values_K, counts_K in ranges():
+            if last is not None:
+                count, value = last
+                rare_K = (counts_K < count) | ((counts_K == count) & (values_K > values_K.dtype.type(value)))
+                values_K, counts_K = values_K[rare_K], counts_K[rare_K]
+            values_out.write(np.ascontiguousarray(values_K).data)
+            counts_out.write(np.minimum(counts_K, most).astype(count_type).data)
 
 
 def start_counts(path: Path, dtype: np.dtype, missing: int, rare: int) -> None:

@@ -5,6 +5,7 @@ interrupted column is done again.
 N examples of a part; a feature with lists may have more or fewer ids.
 """
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import partial
@@ -14,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from dlrmctl.data.features.columns import (
+    RARE_COUNT_TYPE,
     VOCABULARY,
     ColumnEntry,
     KeptEncoder,
     counts_file,
+    rare_files,
     texts_files,
     vocabulary_file,
 )
@@ -28,10 +31,17 @@ from dlrmctl.data.features.text_writer import TextWriter
 from dlrmctl.data.files import io_errors, read_array, sync_file
 from dlrmctl.data.formats.raw import RawFeature
 from dlrmctl.data.hashed_texts import HashedTexts
-from dlrmctl.data.preparation.counting import Ranked, ValueCounter, rank_values, start_counts, write_counts
+from dlrmctl.data.preparation.counting import (
+    Ranked,
+    ValueCounter,
+    rank_values,
+    start_counts,
+    write_counts,
+    write_rare,
+)
 from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.parts import Parts
-from dlrmctl.data.preparation.reuse import ReusedEncoders
+from dlrmctl.data.preparation.reuse import ExtendedEncoders, ReusedEncoders
 from dlrmctl.data.preparation.selection import Selection
 from dlrmctl.data.preparation.workers import Workers
 from dlrmctl.data.schema import RARE_ROW, RESERVED_ROWS
@@ -248,8 +258,16 @@ class ColumnEncoder:
         if not feature.as_rows and self._options.hash_rows is None:
             with io_errors(self._store / VOCABULARY, "write"):
                 (self._store / VOCABULARY).mkdir(exist_ok=True)
-        if self._reused:
+        extended = self._reused if isinstance(self._reused, ExtendedEncoders) else None
+        if extended and isinstance(extended.column(feature.name).encoder, KeptArray):
+            entry, ranked = self._extend(
+                column, extended, count_type, lambda share: progress(share * _SHARE_OF_COUNTING)
+            )
+            count_type = entry.counts.dtype if entry.counts else count_type
+        elif self._reused:
             entry = self._reused.take(feature, largest, self._store)
+            if extended and extended.total(feature.name) + most_ids >= 1 << 32:
+                count_type = np.dtype("<u8")
         elif feature.as_rows:
             entry = ColumnEntry(feature.name, AsRows(largest + 1))
         elif self._options.hash_rows is not None:
@@ -258,23 +276,31 @@ class ColumnEncoder:
             ranked = self._count_values(column, count_type, lambda share: progress(share * _SHARE_OF_COUNTING))
             values_type = np.dtype(feature.value_type)
             values = KeptArray.describe(self._store, vocabulary_file(feature.name, values_type), values_type)
-            entry = ColumnEntry(feature.name, values)
-        encoder, texts = entry.encoder, None
+            entry = ColumnEntry(feature.name, values, rare=self._rare(feature) if self._options.keep_rare else None)
+        encoder, texts, known_rows = entry.encoder, None, RESERVED_ROWS
         if ranked and feature.has_texts:
-            content, ends = (self._store / file for file in texts_files(feature.name))
-            texts = TextWriter(content, ends, self._work / "texts")
+            if extended:
+                known_rows = extended.column(feature.name).rows
+                texts = self._more_texts(feature, extended)
+            else:
+                texts = TextWriter(*self._texts_files(feature), self._work / "texts")
         row_type = narrowest(entry.rows - 1)
         count_rows = ranked is None and (not isinstance(encoder, Hashing) or encoder.rows <= _MOST_COUNTED)
         counter = ValueCounter(row_type, self._work / "runs", self._most) if count_rows else None
         begun = _SHARE_OF_COUNTING if ranked else 0.0
         part_ids, train, held_out = self._write_rows(
-            column, encoder, row_type, counter, texts, lambda share: progress(begun + share * (1 - begun))
+            column, encoder, row_type, counter, texts, known_rows, lambda share: progress(begun + share * (1 - begun))
         )
         counts = counts_file(feature.name)
         if ranked:
             missing = train.missing if feature.max_ids == 1 else 0
-            start_counts(self._store / counts, count_type, missing, ranked.total - ranked.kept_total)
+            before, rare = extended.reserved_counts(feature.name) if extended else (0, 0)
+            rare += ranked.total - ranked.kept_total
+            start_counts(self._store / counts, count_type, before + missing, rare)
         elif counter is not None:
+            if extended:
+                for counted in extended.counted(feature.name, row_type, self._most):
+                    counter.add(*counted)
             write_counts(self._store / counts, count_type, entry.rows, counter.ranges())
             counter.close()
         if ranked or counter:
@@ -327,8 +353,100 @@ class ColumnEncoder:
             min_count=options.min_count,
             most=None if options.max_rows_per_table is None else options.max_rows_per_table - RESERVED_ROWS,
         )
+        if options.keep_rare:
+            write_rare(counter.ranges, self._rare_files(feature), RARE_COUNT_TYPE, ranked.last)
         counter.close()
         return ranked
+
+    def _rare(self, feature: RawFeature) -> tuple[KeptArray, KeptArray]:
+        """Describes the files of the values without a row."""
+        values, counts = rare_files(feature.name, np.dtype(feature.value_type))
+        return (
+            KeptArray.describe(self._store, values, np.dtype(feature.value_type)),
+            KeptArray.describe(self._store, counts, RARE_COUNT_TYPE),
+        )
+
+    def _rare_files(self, feature: RawFeature) -> tuple[Path, Path]:
+        values, counts = rare_files(feature.name, np.dtype(feature.value_type))
+        return self._store / values, self._store / counts
+
+    def _extend(
+        self, column: ColumnParts, extended: ExtendedEncoders, count_type: np.dtype, progress: ShareDone
+    ) -> tuple[ColumnEntry, Ranked]:
+        """Extends the vocabulary of a store and its counts by the values of a column; returns the new ones, ranked.
+
+        Known values are found piece by piece, so that memory does not depend on their number.
+        """
+        feature, options, store = column.feature, self._options, self._store
+        dtype, name = np.dtype(feature.value_type), feature.name
+        known = extended.column(name).encoder
+        assert isinstance(known, KeptArray)
+        counter = ValueCounter(dtype, self._work / "runs", self._most)
+        for part, counted in enumerate(self._workers.in_order(partial(column.count, p) for p in column)):
+            counter.add(*counted)
+            progress((part + 1) / len(self._parts))
+        if extended.total(name) + sum(int(counts.sum()) for _, counts in counter.ranges()) >= 1 << 32:
+            count_type = np.dtype("<u8")
+        values_file, counts_file_ = store / vocabulary_file(name, dtype), store / counts_file(name)
+        extended.copy(known, values_file)
+        with io_errors(counts_file_, "write"), counts_file_.open("wb") as counts_out:
+            counts_out.write(np.zeros(RESERVED_ROWS, count_type).data)
+            first_row = RESERVED_ROWS
+            for number, (values, before) in enumerate(extended.vocabulary(name, self._most)):
+                piece, rest = (
+                    Vocabulary(values, first_row),
+                    ValueCounter(dtype, self._work / f"rest-{number % 2}", self._most),
+                )
+                for values_K, counts_K in counter.ranges():
+                    rows_K = piece.encode(values_K, None)
+                    known_K = rows_K != RARE_ROW
+                    before[rows_K[known_K] - first_row] += counts_K[known_K]
+                    rest.add(values_K[~known_K], counts_K[~known_K])
+                counts_out.write(before.astype(count_type).data)
+                counter.close()
+                counter, first_row = rest, first_row + len(values)
+            for rare in extended.rare(name, self._most):
+                counter.add(*rare)
+            new_values, new_counts = self._work / "new.values", self._work / "new.counts"
+            most = options.max_rows_per_table
+            ranked = rank_values(
+                counter.ranges,
+                new_values,
+                new_counts,
+                count_type=count_type,
+                min_count=options.min_count,
+                most=None if most is None else max(0, most - first_row),
+            )
+            write_rare(counter.ranges, self._rare_files(feature), RARE_COUNT_TYPE, ranked.last)
+            counter.close()
+            skipped = RESERVED_ROWS * count_type.itemsize
+            with new_counts.open("rb") as counts_in:
+                counts_in.seek(skipped)
+                shutil.copyfileobj(counts_in, counts_out)
+        with io_errors(values_file, "write"), new_values.open("rb") as values_in, values_file.open("ab") as values_out:
+            shutil.copyfileobj(values_in, values_out)
+        entry = ColumnEntry(name, KeptArray.describe(store, values_file.relative_to(store).as_posix(), dtype))
+        counts = KeptArray.describe(store, counts_file(name), count_type)
+        all_values = replace(ranked, distinct=ranked.distinct + known.num_values)
+        return replace(entry, counts=counts, rare=self._rare(feature)), all_values
+
+    def _more_texts(self, feature: RawFeature, extended: ExtendedEncoders) -> TextWriter | None:
+        """Copies the texts of the values of a store; returns the writer of those that follow. None if it has none."""
+        before, (content, ends) = extended.column(feature.name), self._texts_files(feature)
+        if before.texts is None:
+            return None
+        if before.texts.arrays is None:  # all values are integers so far
+            writer = TextWriter(content, ends, self._work / "texts")
+            writer.begin(0, before.rows - RESERVED_ROWS)
+            writer.end()
+            return writer
+        for kept, file in zip(before.texts.arrays, (content, ends), strict=True):
+            extended.copy(kept, file)
+        return TextWriter(content, ends, self._work / "texts", written=before.texts.arrays[0].num_values)
+
+    def _texts_files(self, feature: RawFeature) -> tuple[Path, Path]:
+        content, ends = texts_files(feature.name)
+        return self._store / content, self._store / ends
 
     def _write_rows(
         self,
@@ -337,6 +455,7 @@ class ColumnEncoder:
         row_type: np.dtype,
         counter: ValueCounter | None,
         texts: TextWriter | None,
+        known_rows: int,
         progress: ShareDone,
     ) -> tuple[list[int], IdSums, IdSums]:
         """Writes the file of rows, in one pass per piece of the vocabulary; returns the ids of each part, and the sums.
@@ -347,6 +466,7 @@ class ColumnEncoder:
             row_type: type of the rows.
             counter: counts the rows, if needed.
             texts: writes the texts of the values, if they are kept.
+            known_rows: rows whose texts are written already.
             progress: called with the share that is done.
         """
         train, held_out = IdSums(), IdSums()
@@ -376,14 +496,14 @@ class ColumnEncoder:
                     if found.counted is not None and counter is not None:
                         counter.add(*found.counted)
                     progress((number + (part + 1) / len(self._parts)) / passes)
-                if texts is not None and isinstance(piece, Vocabulary):
-                    self._write_texts(column, piece, texts)
+                if texts is not None and isinstance(piece, Vocabulary) and piece.rows > known_rows:
+                    self._write_texts(column, piece, texts, known_rows)
                 file.flush()
         return np.diff(id_starts).tolist(), train, held_out
 
-    def _write_texts(self, column: ColumnParts, piece: Vocabulary, texts: TextWriter) -> None:
+    def _write_texts(self, column: ColumnParts, piece: Vocabulary, texts: TextWriter, known_rows: int) -> None:
         """Writes the texts of a piece of the vocabulary, each at its first occurrence."""
-        texts.begin(piece.first_row - RESERVED_ROWS, piece.rows - RESERVED_ROWS)
+        texts.begin(max(piece.first_row, known_rows) - RESERVED_ROWS, piece.rows - RESERVED_ROWS)
         calls = (partial(column.text_places, part, piece) for part in column)
         for part, places in enumerate(self._workers.in_order(calls)):
             chosen = texts.wanted(places)

@@ -11,6 +11,8 @@ from dlrmctl.data.store.layout import MOST_BLOCK_ROWS
 from dlrmctl.data.store.manifest import check_name
 from dlrmctl.data.store.writer import STORE_BLOCK_ROWS
 
+_NEWER = ("extend", "keep_rare")  # so that work of an earlier version can be continued
+
 
 @dataclass(frozen=True)
 class PrepareOptions:
@@ -27,6 +29,10 @@ class PrepareOptions:
             no limit.
         vocabulary_from: directory of a store whose encoders are used, so that ids mean the same in both; unknown values
             are rare. `min_count` is ignored then.
+        extend: directory of a store whose ids are kept; new values get rows after them. Counts are those of its
+            training examples and of the new ones together.
+        keep_rare: whether to keep the values without a row, and their counts, for stores that extend this one; always
+            with `extend`.
         limit: the most good rows; None takes all.
         sample_negatives: probability that a training example labelled 0 is kept; the splits are cut before, and
             validation and test keep everything. Vocabularies count only the kept examples: other values could not be
@@ -42,6 +48,8 @@ class PrepareOptions:
     block_rows: int = STORE_BLOCK_ROWS
     max_rows_per_table: int | None = None
     vocabulary_from: Path | str | None = None
+    extend: Path | str | None = None
+    keep_rare: bool = False
     limit: int | None = None
     sample_negatives: float = 1.0
     seed: int = 0
@@ -73,6 +81,9 @@ class PrepareOptions:
             raise DataError(f"hashed values cannot have {other}", "omit one of the two")
         if self.vocabulary_from is not None and self.max_rows_per_table is not None:
             raise DataError("a vocabulary of another store cannot have a limit of rows per table")
+        if self.extend is not None and (self.vocabulary_from is not None or self.hash_rows is not None):
+            other = "fixed to those of another one" if self.vocabulary_from is not None else "hashed anew"
+            raise DataError(f"ids that extend those of a store cannot be {other}", "omit one of the two")
 
     @property
     def counts_values(self) -> bool:
@@ -81,8 +92,7 @@ class PrepareOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON of all options that affect the examples, so not the name."""
-        path = self.vocabulary_from
-        values = {**asdict(self), "vocabulary_from": None if path is None else str(Path(path).resolve())}
-        values["split"] = self.split.to_dict()
-        del values["name"]
-        return values
+        values = {**asdict(self), "split": self.split.to_dict()}
+        for name in ("vocabulary_from", "extend"):
+            values[name] = None if values[name] is None else str(Path(values[name]).resolve())
+        return {name: value for name, value in values.items() if name != "name" and (name not in _NEWER or value)}

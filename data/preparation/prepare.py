@@ -31,7 +31,7 @@ from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.parsing import PART_ROWS, read_input
 from dlrmctl.data.preparation.parts import PartInfo, Parts
 from dlrmctl.data.preparation.report import PrepareProgress, PrepareReport, Progress
-from dlrmctl.data.preparation.reuse import ReusedEncoders
+from dlrmctl.data.preparation.reuse import ExtendedEncoders, ReusedEncoders
 from dlrmctl.data.preparation.selection import Selection, SplitSizes, cut_splits
 from dlrmctl.data.preparation.tally import Tally, describe_preparation, summarize
 from dlrmctl.data.preparation.unfinished import Journal, clear, partial_directory, partial_path, publish
@@ -77,13 +77,15 @@ def prepare(
     options, out = options or PrepareOptions(), Path(out)
     check_split(options.split, input)
     reused = None if options.vocabulary_from is None else ReusedEncoders(Path(options.vocabulary_from), input)
+    if options.extend is not None:
+        reused = ExtendedEncoders(Path(options.extend), input)
     if not out.name:  # "." or "/"
         raise DataError(f"{out} already exists", "choose another output directory")
     begun = partial_path(out) / "journal.json"
     if out.exists() and not begun.exists():
         raise DataError(f"{out} already exists", "choose another output directory, or remove this one")
     with partial_directory(out) as partial, Workers(workers) as threads:
-        vocabulary = reused.fingerprint() if reused else None
+        vocabulary = reused.identity() if reused else None
         task = {"input": dict(input.identity()), "options": {**options.to_dict(), "vocabulary": vocabulary}}
         journal = Journal(partial, task)
         if out.exists() and not journal.state.get("complete"):
@@ -173,7 +175,9 @@ class _Run:
             )
             fingerprint = self._reused.fingerprint() if self._reused else None
             made = describe_preparation(self._input, self._options, columns, fingerprint, report)
-            writer.finish(made, name=self._options.name, dense=[column.fitted for column in dense])
+            own = [column.fitted for column in dense]
+            first = self._reused.dense if isinstance(self._reused, ExtendedEncoders) else ()
+            writer.finish(made, name=self._options.name, dense=first or own, own_dense=own if first else ())
 
     def _parts(self, part_rows: int) -> tuple[Tally, Parts]:
         """The first phase: all rows on disk, and what was counted."""

@@ -1,5 +1,8 @@
-"""Reuses the encoders of another store, so that ids mean the same in both."""
+"""Reuses the encoders of another store, so that ids mean the same in both, or extends them by new values."""
 
+import hashlib
+import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,10 +10,15 @@ import numpy as np
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.features.columns import ColumnEntry, columns_fingerprint
+from dlrmctl.data.features.dense import FittedDense
 from dlrmctl.data.features.encoders import AsRows
 from dlrmctl.data.features.kept_array import KeptArray
+from dlrmctl.data.files import read_array
 from dlrmctl.data.formats.raw import Input, RawFeature
+from dlrmctl.data.schema import RESERVED_ROWS
 from dlrmctl.data.store.manifest import PREPARE_AGAIN, read_manifest
+
+_MOST = 1 << 22  # counts in memory at a time
 
 
 class ReusedEncoders:
@@ -26,7 +34,8 @@ class ReusedEncoders:
 
     def __init__(self, path: Path, input: Input) -> None:
         self._path = path
-        preparation = read_manifest(path).preparation
+        self._manifest = read_manifest(path)
+        preparation = self._manifest.preparation
         if preparation is None:
             raise DataError(f"{path} has no vocabulary: its rows were not made from raw values")
         self._columns = {column.name: column for column in preparation.columns}
@@ -42,6 +51,10 @@ class ReusedEncoders:
     def fingerprint(self) -> str:
         """Depends on everything that determines the rows of values."""
         return columns_fingerprint(self._columns.values(), self._values)
+
+    def identity(self) -> str:
+        """Depends on everything that is read from the store."""
+        return self.fingerprint()
 
     def take(self, feature: RawFeature, largest: int, store: Path) -> ColumnEntry:
         """Returns the encoder of a feature; a vocabulary with its texts is copied into the new store.
@@ -73,3 +86,123 @@ class ReusedEncoders:
         if isinstance(entry.encoder, KeptArray) and entry.encoder.dtype != here:
             widths = 8 * entry.encoder.dtype.itemsize, 8 * here.itemsize
             raise DataError(f"{self._path}: {feature.name} has values of {widths[0]} bits there, of {widths[1]} here")
+
+
+class ExtendedEncoders(ReusedEncoders):
+    """The encoders of a store that are extended by new values.
+
+    Args:
+        path: the store.
+        input: the input whose features are encoded; they must be all of the store's, and transformed as there.
+
+    Raises:
+        DataError: as `ReusedEncoders`; or if the features are not the same.
+    """
+
+    def __init__(self, path: Path, input: Input) -> None:
+        super().__init__(path, input)
+        preparation, names = self._manifest.preparation, [feature.name for feature in input.sparse]
+        assert preparation is not None
+        if (missing := [name for name in self._columns if name not in names]) or names != list(self._columns):
+            what = f"feature {missing[0]} is missing here" if missing else "its features have another order"
+            raise DataError(f"{path} cannot be extended: {what}")
+        if self._manifest.schema.dense != tuple(input.dense):
+            raise DataError(f"{path} cannot be extended: it has other dense features")
+        theirs, ours = preparation.dense_transform, input.dense_transform
+        if (theirs.formula, theirs.columns) != (ours.formula, ours.columns):
+            raise DataError(f"{path} cannot be extended: its dense values were transformed differently")
+
+    @property
+    def dense(self) -> tuple[FittedDense, ...]:
+        """The statistics of the store, which are those of the first one."""
+        return self._manifest.dense
+
+    def identity(self) -> str:
+        described = [column.to_dict() for column in self._columns.values()]
+        return f"{self.fingerprint()}:{hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32]}"
+
+    def column(self, name: str) -> ColumnEntry:
+        """The column of the store."""
+        return self._columns[name]
+
+    def take(self, feature: RawFeature, largest: int, store: Path) -> ColumnEntry:
+        """Returns the encoder of a feature without a vocabulary, with more rows if values are rows."""
+        column = replace(self._columns[feature.name], counts=None)
+        if isinstance(column.encoder, AsRows):
+            return replace(column, encoder=AsRows(max(column.encoder.rows, largest + 1)))
+        return column
+
+    def copy(self, kept: KeptArray, file: Path) -> None:
+        """Copies an array of a column to a new file.
+
+        Raises:
+            DataError: if it was changed, or cannot be written.
+        """
+        kept.copy_to(self._path, file)
+
+    def pieces(self, kept: KeptArray, most: int) -> Iterator[np.ndarray]:
+        """Yields an array of a column, in pieces of at most `most` values.
+
+        Raises:
+            DataError: if it was changed.
+        """
+        kept.check(self._path)
+        width = kept.dtype.itemsize
+        for start in range(0, kept.num_values, most):
+            yield read_array(self._path / kept.file, kept.dtype, min(most, kept.num_values - start), start * width)
+
+    def vocabulary(self, name: str, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields the values of a vocabulary in the order of their rows, and their counts (int64), in pieces.
+
+        Raises:
+            DataError: if a file was changed.
+        """
+        column = self._columns[name]
+        assert isinstance(column.encoder, KeptArray)
+        counts = column.counts
+        if counts is not None:
+            counts.check(self._path)
+        place = RESERVED_ROWS
+        for values in self.pieces(column.encoder, most):
+            counted = np.zeros(len(values), np.int64)
+            if counts is not None:
+                at = place * counts.dtype.itemsize
+                counted = read_array(self._path / counts.file, counts.dtype, len(values), at).astype(np.int64)
+            yield values, counted
+            place += len(values)
+
+    def rare(self, name: str, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields the values of a vocabulary without a row, ascending, and their counts (int64), in pieces; nothing if
+        they were not kept.
+
+        Raises:
+            DataError: if a file was changed.
+        """
+        if (kept := self._columns[name].rare) is not None:
+            for values, counts in zip(self.pieces(kept[0], most), self.pieces(kept[1], most), strict=True):
+                yield values, counts.astype(np.int64)
+
+    def total(self, name: str) -> int:
+        """The sum of all counts of a vocabulary."""
+        counts = self._columns[name].counts
+        return 0 if counts is None else sum(int(piece.sum(dtype=np.uint64)) for piece in self.pieces(counts, _MOST))
+
+    def reserved_counts(self, name: str) -> tuple[int, int]:
+        """The counts of missing values, and of values without a row that were not kept."""
+        counts = self._columns[name].counts
+        if counts is None:
+            return 0, 0
+        missing, rare = next(self.pieces(counts, RESERVED_ROWS)).tolist()
+        return missing, max(0, rare - sum(int(number.sum()) for _, number in self.rare(name, _MOST)))
+
+    def counted(self, name: str, row_type: np.dtype, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields rows that occur, ascending, and their counts (int64), in pieces; nothing if they were not counted."""
+        counts, place = self._columns[name].counts, 0
+        for piece in self.pieces(counts, most) if counts else ():
+            rows = np.flatnonzero(piece)
+            yield (rows + place).astype(row_type), piece[rows].astype(np.int64)
+            place += len(piece)
+
+    def has_rare(self) -> bool:
+        """Whether values without a row were kept for all vocabularies."""
+        return all(c.rare is not None for c in self._columns.values() if isinstance(c.encoder, KeptArray))

@@ -197,14 +197,14 @@ def describe_preparation(
     input: Input,
     options: PrepareOptions,
     columns: Sequence[EncodedColumn],
-    vocabulary_from: str | None,
+    reused: str | None,
     report: PrepareReport,
 ) -> Preparation:
     """Makes the manifest's entry about a preparation.
 
     Args:
         input, options, columns, report: those of the preparation.
-        vocabulary_from: fingerprint of the encoders that were taken from another store.
+        reused: fingerprint of the encoders that were taken from another store, or extended.
     """
     train, sampling = report.splits["train"], None
     if options.sample_negatives < 1:
@@ -218,10 +218,11 @@ def describe_preparation(
         report=report.to_dict(),
         min_count=options.min_count if options.counts_values else None,
         max_rows_per_table=options.max_rows_per_table,
-        vocabulary_from=vocabulary_from,
+        vocabulary_from=reused if options.extend is None else None,
         limit=options.limit,
         table_schema=input.table_schema,
         sampling=sampling,
+        extends=reused if options.extend is not None else None,
     )
 
 

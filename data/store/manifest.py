@@ -157,6 +157,7 @@ class Preparation:
         min_count: values with a smaller count share the rare row; None if values were not counted.
         max_rows_per_table: the most rows of a table, or None.
         vocabulary_from: fingerprint of the columns that were taken from another store, or None.
+        extends: fingerprint of the columns of another store that these extend, or None.
         limit: the most good rows, or None.
         table_schema: the schema of the columns, if the raw rows are tables.
         sampling: the sample of the training examples, or None.
@@ -173,6 +174,7 @@ class Preparation:
     limit: int | None = None
     table_schema: TableSchema | None = None
     sampling: Sampling | None = None
+    extends: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON."""
@@ -181,6 +183,7 @@ class Preparation:
             "min_count": self.min_count,
             "max_rows_per_table": self.max_rows_per_table,
             "vocabulary_from": self.vocabulary_from,
+            **({"extends": self.extends} if self.extends is not None else {}),
             "columns": [column.to_dict() for column in self.columns],
         }
         return {
@@ -220,6 +223,7 @@ class Preparation:
             limit=_whole_or_none(values, "limit"),
             table_schema=values.optional("table_schema", lambda v: TableSchema.from_dict(v.entries, str(path))),
             sampling=values.optional("negative_sampling", Sampling.from_values),
+            extends=ids.text("extends") if ids.has("extends") else None,
         )
 
 
@@ -239,6 +243,7 @@ class Manifest:
         vocabulary_fingerprint: identity of the ids of a source that was copied, or None.
         name: name of the data, or None for stores of earlier versions.
         dense: the dense features over the training examples; empty where they were not fitted.
+        own_dense: see `FeatureSpace`.
     """
 
     schema: Schema
@@ -248,6 +253,7 @@ class Manifest:
     vocabulary_fingerprint: str | None = None
     name: str | None = None
     dense: tuple[FittedDense, ...] = ()
+    own_dense: tuple[FittedDense, ...] = ()
 
     def called(self, path: Path) -> str:
         """Returns the name of the data; by default "criteo" for Criteo's, else the name of its directory.
@@ -268,7 +274,7 @@ class Manifest:
             identity: identity of the data, which identifies the meaning of ids if nothing else does.
         """
         ids = self.vocabulary_fingerprint or identity
-        not_prepared = FeatureSpace(self.schema, dense=self.dense, ids=ids, directory=path)
+        not_prepared = FeatureSpace(self.schema, dense=self.dense, own_dense=self.own_dense, ids=ids, directory=path)
         made = self.preparation
         if made is None:
             return not_prepared
@@ -291,6 +297,7 @@ class Manifest:
             **({"name": self.name} if self.name is not None else {}),
             **({"vocabulary_fingerprint": known} if known is not None else {}),
             **({"dense": [column.to_dict() for column in self.dense]} if self.dense else {}),
+            **({"own_dense": [column.to_dict() for column in self.own_dense]} if self.own_dense else {}),
             **(self.preparation.to_dict() if self.preparation else {}),
         }
 
@@ -317,6 +324,7 @@ class Manifest:
             values.text(name) if values.has(name) else None,
             check_name(values.text("name")) if values.has("name") else None,
             read_fitted(values, schema.dense),
+            read_fitted(values, schema.dense, "own_dense"),
         )
 
 

@@ -123,6 +123,7 @@ class StoreWriter:
         vocabulary_fingerprint: str | None = None,
         name: str | None = None,
         dense: Sequence[FittedDense] = (),
+        own_dense: Sequence[FittedDense] = (),
     ) -> None:
         """Flushes everything to disk and writes the manifest.
 
@@ -131,12 +132,20 @@ class StoreWriter:
             vocabulary_fingerprint: fingerprint of a source that was copied.
             name: of the data.
             dense: the dense features over the training examples, if they were fitted.
+            own_dense: see `FeatureSpace`.
         """
         self.sync()
         self.close()
         splits = {split: files.written for split, files in self._splits.items()}
         content = Manifest(
-            self.schema, self.block_rows, splits, preparation, vocabulary_fingerprint, name, dense=tuple(dense)
+            self.schema,
+            self.block_rows,
+            splits,
+            preparation,
+            vocabulary_fingerprint,
+            name,
+            dense=tuple(dense),
+            own_dense=tuple(own_dense),
         )
         write_manifest(self.path, content)
 

@@ -62,6 +62,18 @@ def prepare(
         str | None, option("Vocabulary: keep only the most frequent values.", "N", _IDS_PANEL)
     ] = None,
     vocabulary_from: Annotated[Path | None, option("Vocabulary: use that of this store.", "STORE", _IDS_PANEL)] = None,
+    extend: Annotated[
+        Path | None,
+        option("Keep the ids of this store, and add rows for new values. Counts include its own.", "STORE", _IDS_PANEL),
+    ] = None,
+    keep_rare: Annotated[
+        bool,
+        typer.Option(
+            "--keep-rare",
+            help="Vocabulary: keep the counts of rare values for --extend, which can then give them rows.",
+            rich_help_panel=_IDS_PANEL,
+        ),
+    ] = False,
     hash_rows: Annotated[
         str | None, option("Hashing: number of rows per table. \\[default: 1000000]", "N", _IDS_PANEL)
     ] = None,
@@ -139,6 +151,7 @@ def prepare(
         ("--min-count", min_count, "vocabulary"),
         ("--max-rows-per-table", max_rows_per_table, "vocabulary"),
         ("--vocabulary-from", vocabulary_from, "vocabulary"),
+        ("--keep-rare", keep_rare or None, "vocabulary"),
         ("--hash-rows", hash_rows, "hash"),
     ):
         if value is not None and chosen != wanted:
@@ -147,14 +160,20 @@ def prepare(
         raise UserError("--seed needs --sample-negatives, or --split random or group: nothing else is random")
     if vocabulary_from is not None and min_count is not None:
         raise UserError("--min-count and --vocabulary-from contradict: the vocabulary is fixed")
-    if vocabulary_from is not None:
-        refuse_missing_store(vocabulary_from)
+    for flag, value in (("--vocabulary-from", vocabulary_from), ("--hash-rows", hash_rows)):
+        if extend is not None and value is not None:
+            raise UserError(f"{flag} and --extend contradict: --extend takes ids from its store", "omit one of the two")
+    for store in (vocabulary_from, extend):
+        if store is not None:
+            refuse_missing_store(store)
     options = {
-        "min_count": whole_number("--min-count", min_count or "2", at_least=1),
+        "min_count": _limit("--min-count", min_count, at_least=1),
         "max_rows_per_table": _limit("--max-rows-per-table", max_rows_per_table, at_least=2),
         "vocabulary_from": vocabulary_from,
+        "extend": extend,
+        "keep_rare": keep_rare,
         "hash_rows": whole_number("--hash-rows", hash_rows or "1000000", at_least=2, at_most=1 << 32)
-        if chosen == "hash"
+        if chosen == "hash" and extend is None
         else None,
         "split": {**rule, **({"seed": whole_number("--seed", seed or "0", at_least=0)} if drawn else {})},
         "limit": _limit("--limit", limit, at_least=1),

@@ -21,7 +21,7 @@ from dlrmctl.data.preparation.tally import TooManyBadRows
 from dlrmctl.data.preparation.unfinished import CONTINUES, partial_path
 from dlrmctl.data.schema import RESERVED_ROWS
 from dlrmctl.data.splits import Split
-from dlrmctl.data.store.manifest import name_of_directory
+from dlrmctl.data.store.manifest import name_of_directory, read_manifest
 from dlrmctl.data.store.store import Store
 from dlrmctl.datasets.show import show_most_frequent, show_report
 from dlrmctl.errors import Interrupted, UserError
@@ -67,8 +67,7 @@ def prepare(
         own = [list(of_split) for of_split in sources]
         counts = [len(open_input(format, of_split, schema, ids_are_rows=ids_are_rows).sources) for of_split in own]
         split, files = Split("files", sources=(counts[0], counts[1])), [file for of_split in own for file in of_split]
-    given = {"name": options.get("name") or name_of_directory(out), "split": split}
-    decisions = PrepareOptions(**{**options, **given})
+    decisions = _decided({**options, "split": split}, out)
     source = open_input(format, files, schema, ids_are_rows=ids_are_rows, split=split)
     try:
         with _interruptions(out), _Display() as display:
@@ -94,6 +93,21 @@ def prepare(
     else:
         show_report(report, decisions.split, str(out))
         show_most_frequent(Store(out).features)
+
+
+def _decided(options: dict[str, Any], out: Path) -> PrepareOptions:
+    """The options, with what follows from the store that is extended, and from the new one's name."""
+    chosen = {**options, "name": options.get("name") or name_of_directory(out)}
+    if options.get("extend") is not None:
+        made = read_manifest(options["extend"]).preparation
+        if made is not None:
+            chosen["min_count"] = options["min_count"] or made.min_count
+            chosen["max_rows_per_table"] = options["max_rows_per_table"] or made.max_rows_per_table
+            if any(c.scheme == "vocabulary" and c.rare is None for c in made.columns):
+                say(f"{options['extend']} has no counts of its rare values (--keep-rare): they are counted from now on")
+    if chosen.get("min_count") is None:
+        chosen.pop("min_count", None)
+    return PrepareOptions(**chosen)
 
 
 def warn_of_lost_fields(repaired: Mapping[str, int], rows: int, empty: Sequence[str]) -> None:

@@ -165,7 +165,8 @@ class WarmStart:
         if not (self.refit and isinstance(before, NormalizedInputs)):
             return before
         indicated = self._network[f"{PREFIX}indicated_I"].bool().tolist()  # decide the width of the first layer
-        return fitted_inputs(config, features, indicated=indicated)
+        own = replace(features, dense=features.own_dense or features.dense)
+        return fitted_inputs(config, own, indicated=indicated)
 
     @torch.no_grad()
     def fill_tables(self, tensors: Mapping[str, Mapping[str, Any]]) -> int:

@@ -1,0 +1,128 @@
+"""`prepare --extend`: ids of earlier days are kept, and values get rows by their counts over all days."""
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from dlrmctl.data.formats.table_schema import read_schema
+from dlrmctl.data.formats.tables import TableInput
+from dlrmctl.data.preparation.options import PrepareOptions
+from dlrmctl.data.preparation.prepare import prepare
+from dlrmctl.data.store.store import Store
+from dlrmctl.settings.toml import read_toml
+from tests.dlrmctl.commands import in_process
+
+SCHEMA = """label = "y"
+dense = ["price"]
+sparse = ["user", "words"]
+list_separator = ";"
+[columns.words]
+max_ids = 3
+"""
+ROWS, MIN_COUNT = 700, 3
+TRAIN = 600  # 6/7 of the rows
+
+
+def _day(path: Path, first: int) -> tuple[Counter[str], Counter[str]]:
+    """Writes a table; returns the counts of its training rows by column."""
+    draw, counts, lines = random.Random(first), (Counter[str](), Counter[str]()), ["y,price,user,words"]
+    for row in range(ROWS):
+        user = f"user-{first + int(draw.expovariate(1 / 60))}" if draw.random() < 0.9 else ""
+        words = [f"w{first + int(draw.expovariate(1 / 90))}" for _ in range(draw.randint(0, 3))]
+        lines.append(f"{draw.randint(0, 1)},{draw.lognormvariate(first / 50, 1):.2f},{user},{';'.join(words)}")
+        if row < TRAIN:
+            counts[0].update([user] if user else [])
+            counts[1].update(words)
+    path.write_text("\n".join(lines) + "\n")
+    return counts
+
+
+@pytest.fixture(scope="module")
+def days(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[Counter[str], Counter[str]]]]:
+    """Tables and stores of three days, each extending the one before, and the counts of each."""
+    place = tmp_path_factory.mktemp("extend")
+    (place / "my.toml").write_text(SCHEMA)
+    counts = []
+    for number, first in enumerate((0, 40, 100), 1):
+        counts.append(_day(place / f"{number}.csv", first))
+        more = ["--extend", place / str(number - 1)] if number > 1 else ["--keep-rare", "--min-count", str(MIN_COUNT)]
+        table = place / f"{number}.csv"
+        done = in_process("prepare", "--schema", place / "my.toml", table, *more, "-o", place / str(number))
+        assert done.status == 0, done.err
+    return place, counts
+
+
+def _ids(store: Store, name: str) -> list[str | None]:
+    features = store.features
+    rows = next(feature.rows for feature in features.schema.sparse if feature.name == name)
+    return features.values_of(name, range(2, rows))
+
+
+def test_values_get_rows_by_their_counts_over_all_days(days):
+    place, counts = days
+    for column, name in enumerate(("user", "words")):
+        known: list[str] = []
+        total: Counter[str] = Counter()
+        for number, of_day in enumerate(counts, 1):
+            total.update(of_day[column])
+            store = Store(place / str(number))
+            found = _ids(store, name)
+            assert found[: len(known)] == known
+            added = found[len(known) :]
+            assert {*added} == {value for value, count in total.items() if count >= MIN_COUNT} - {*known}
+            assert [total[value] for value in added] == sorted((total[value] for value in added), reverse=True)
+            known = found
+            kept = store.features.counts(name)
+            assert kept is not None
+            assert kept[2:].tolist() == [total[value] for value in known]
+            assert int(kept[1]) == sum(count for value, count in total.items() if value not in known)
+        promoted = {value for value in known if max(of_day[column][value] for of_day in counts) < MIN_COUNT}
+        assert promoted  # frequent only over several days
+
+
+def test_statistics_of_the_first_day_are_kept_beside_the_new_ones(days):
+    place, _ = days
+    first, second, third = (Store(place / str(number)).features for number in (1, 2, 3))
+    assert first.dense == second.dense == third.dense
+    assert third.own_dense[0].mean != second.own_dense[0].mean != first.dense[0].mean
+    assert first.own_dense == ()
+
+
+@pytest.mark.parametrize(("workers", "most"), [(1, 16), (3, 1 << 20)])
+def test_bytes_do_not_depend_on_workers_or_memory(days, tmp_path: Path, workers: int, most: int):
+    place, _ = days
+    source = TableInput(read_schema(read_toml(place / "my.toml"), "my.toml"), [str(place / "2.csv")])
+    options = PrepareOptions(min_count=MIN_COUNT, extend=place / "1", name="2")
+    prepare(source, tmp_path / "again", options, workers=workers, part_rows=100, most_in_memory=most)
+    files = {path.relative_to(place / "2") for path in (place / "2").rglob("*") if path.is_file()}
+    assert files == {path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*") if path.is_file()}
+    assert [str(f) for f in files if (place / "2" / f).read_bytes() != (tmp_path / "again" / f).read_bytes()] == []
+
+
+def test_runs_start_only_from_data_that_was_extended(days, tmp_path: Path):
+    place, _ = days
+    model = ["--bottom-mlp", "16-8", "--top-mlp", "16-1", "--dim", "8", "--batch-size", "64", "--epochs", "1"]
+    done = in_process("train", "--data", place / "1", "--run-dir", tmp_path / "run", *model, "--evaluations", "1")
+    assert done.status == 0, done.err
+    more = ["train", "--init-from", tmp_path / "run"]
+    done = in_process(*more, "--data", place / "2", "--run-dir", tmp_path / "next")
+    assert done.status == 0, done.err
+    assert "new rows in its tables" in done.err
+    done = in_process("prepare", "--schema", place / "my.toml", place / "2.csv", "-o", tmp_path / "other")
+    assert done.status == 0
+    done = in_process(*more, "--data", tmp_path / "other", "--run-dir", tmp_path / "last")
+    assert done.status == 2
+    assert "ids of user mean something else than in the run" in done.err
+    assert "--extend STORE" in done.err
+
+
+def test_what_cannot_be_extended_is_one_line(days, tmp_path: Path):
+    place, _ = days
+    (tmp_path / "less.toml").write_text(SCHEMA.replace('"user", "words"', '"words"'))
+    table, target = place / "2.csv", ["-o", tmp_path / "s", "--extend", place / "1"]
+    done = in_process("prepare", "--schema", tmp_path / "less.toml", table, *target)
+    assert (done.status, "cannot be extended: feature user is missing here" in done.err) == (2, True), done.err
+    done = in_process("prepare", "--schema", place / "my.toml", table, *target, "--vocabulary-from", place / "1")
+    assert (done.status, "--vocabulary-from and --extend contradict" in done.err) == (2, True), done.err
