@@ -150,7 +150,7 @@ class SplitExamples:
         for number, part in enumerate(self._batches(0), 1):
             parts.append(part)
             tell(number, self._reader.num_batches)
-        return RowsInMemory(_joined(parts, self.num_features), BATCH_ROWS)
+        return RowsInMemory(joined(parts, self.num_features), BATCH_ROWS)
 
     def _batches(self, start: int) -> Iterator[LabelledRows]:
         with closing(self._reader.batches(0, start)) as batches:  # type: ignore[type-var]
@@ -174,7 +174,8 @@ class SplitExamples:
                 return
 
 
-def _joined(parts: list[LabelledRows], num_features: int) -> LabelledRows:
+def joined(parts: list[LabelledRows], num_features: int) -> LabelledRows:
+    """Returns sparse rows as one batch."""
     rows = [part.rows for part in parts if isinstance(part.rows, SparseRows)]
     lengths = torch.cat([each.offsets.diff() for each in rows])
     offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])

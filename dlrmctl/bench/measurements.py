@@ -27,7 +27,9 @@ _DEFAULTS: dict[str, dict[str, tuple[str, str]]] = {
     "convergence": {"optimizers": ("adagrad,shampoo",) * 2, "lrs": ("0.003,0.01,0.03", "0.01"), "seeds": ("3", "2")},
     "embeddings": {"methods": ("full,hash,qr",) * 2, "factors": ("0.3,1,3", "1"), "seeds": ("3", "2")},
     "data": {"rounds": ("3", "2")},
+    "baseline": {"rounds": ("3", "1"), "passes": ("40", "10")},
 }
+_CRITEO_LIKE = "110000"  # generated rows to fit
 # Data and MLPs that train in a second, for benchmarks that train whole models.
 _SHORT_TRAINING = {
     "synthetic_rows": "20000",
@@ -42,6 +44,7 @@ _QUICK_SETTINGS: dict[str, dict[str, str]] = {
     "shampoo": {"shampoo_frequency": "10"},
     "convergence": {**_SHORT_TRAINING, "shampoo_frequency": "10"},
     "embeddings": {**_SHORT_TRAINING, "dense_optimizer": "adagrad"},
+    "baseline": {"synthetic_rows": "5000"},
 }
 # Defaults that differ from those of a training. Kinds of tables are compared on small tables too, and variants that are
 # trained to the end all take one pass.
@@ -50,6 +53,7 @@ _DEFAULT_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "shampoo": {},
     "convergence": {"train": {"epochs": 1}},
     "embeddings": {"embeddings": {"qr_threshold": 200}, "train": {"epochs": 1}},
+    "baseline": {"baseline": {}},
 }
 # Settings whose values make variants of a step, and the options that list them.
 _LISTS = {
@@ -241,6 +245,35 @@ class DataMeasurement(Measurement):
 
 
 @dataclass(frozen=True)
+class BaselineMeasurement(Measurement):
+    """Measures the fit of a logistic regression."""
+
+    command = "baseline"
+
+    @classmethod
+    def read(cls, flags: Flags, texts: Texts, *, quick: bool) -> Self:
+        """Reads "rounds" and "passes"."""
+        ranks = launch_environment().world_size
+        if ranks > 1:
+            raise UserError(f"bench baseline is for one rank, not {ranks}", "omit the launcher")
+        data = {"path", "dataset"} & set(flags)
+        generated = {} if data else {"dataset": "synthetic", **({} if quick else {"synthetic_rows": _CRITEO_LIKE})}
+        config = _config("baseline", {**generated, **flags}, quick)
+        return cls([config], {name: _whole("baseline", name, texts, quick) for name in _DEFAULTS["baseline"]})
+
+    def run(self) -> dict[str, Any] | None:
+        from dlrmctl.bench.baseline import bench_baseline
+
+        config = self.configs[0]
+        return _on_ranks(config, lambda ranks: bench_baseline(config, ranks, **self.options))
+
+    def show(self, result: dict[str, Any]) -> None:
+        from dlrmctl.bench.baseline import show_bench_baseline
+
+        show_bench_baseline(result)
+
+
+@dataclass(frozen=True)
 class AllMeasurements(Measurement):
     """Runs all benchmarks, or some, one after the other."""
 
@@ -268,6 +301,7 @@ class AllMeasurements(Measurement):
             "convergence": lambda: ConvergenceMeasurement.read(flags, {}, quick=quick),
             "embeddings": lambda: EmbeddingsMeasurement.read(flags, {}, quick=quick),
             "data": lambda: DataMeasurement.read(None, {}, quick=quick),
+            "baseline": lambda: BaselineMeasurement.read(flags, {}, quick=quick),
         }
         listed = list(known) if only is None else names_of("--only", only)
         names = [one_of("--only", name, tuple(known)) for name in listed]

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _ROW_HEIGHT, _AXES_HEIGHT, _TITLE_HEIGHT = 0.28, 1.1, 0.4  # inches
+_CURVES_HEIGHT = 10  # bars
 _ROUNDS = "median and range of rounds"
 
 
@@ -57,6 +58,24 @@ class Panel:
             axes.axvline(self.mark, color="0.3", linestyle=":", linewidth=1)
         axes.set_title(self.title)
         axes.set_xlabel(self.unit)
+
+
+class Curves(Panel):
+    """Lines on a logarithmic scale, by name; as tall as ten bars."""
+
+    def __init__(self, title: str, unit: str, height: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+        super().__init__(title, unit, [""] * _CURVES_HEIGHT, [])
+        self.curves, self.height = curves, height
+
+    def draw(self, axes: "Axes") -> None:
+        for name, points in self.curves.items():
+            known = [(at, value) for at, value in points if value > 0]
+            axes.plot([at for at, _ in known], [value for _, value in known], label=name)
+        axes.set_yscale("log")
+        axes.set_title(self.title)
+        axes.set_xlabel(self.unit)
+        axes.set_ylabel(self.height)
+        axes.legend()
 
 
 def _ranges(spreads: Sequence[Mapping[str, float]], scale: float = 1.0) -> list[tuple[float, float, float]]:
@@ -133,10 +152,21 @@ def _data(result: Mapping[str, Any]) -> list[Panel]:
     return panels
 
 
+def _baseline(result: Mapping[str, Any]) -> list[Panel]:
+    programs = result["programs"]
+    curves = {name: found["curve"] for name, found in result["solvers"].items()}
+    times = _ranges([found["seconds"] for found in programs.values()])
+    return [
+        Panel(f"Fit of {result['examples']:,} examples", f"s ({_ROUNDS})", list(programs), times),
+        Curves("Convergence", "passes over the data", "objective above its optimum", curves),
+    ]
+
+
 PANELS: dict[str, Callable[[Mapping[str, Any]], list[Panel]]] = {
     "step": _step,
     "shampoo": _shampoo,
     "convergence": _convergence,
     "embeddings": _embeddings,
     "data": _data,
+    "baseline": _baseline,
 }

@@ -10,6 +10,7 @@ import typer
 from dlrmctl.bench.delivery import Delivery
 from dlrmctl.bench.measurements import (
     AllMeasurements,
+    BaselineMeasurement,
     ConvergenceMeasurement,
     DataMeasurement,
     EmbeddingsMeasurement,
@@ -168,6 +169,20 @@ def bench_data(
 ) -> Measurement:
     """Measure reading and preparing a store in rows per second and core, compared with other tools."""
     return DataMeasurement.read(data, {"rounds": rounds}, quick=quick)
+
+
+@bench_app.command("baseline")
+@with_settings(only=("path", "dataset", "synthetic_size", "synthetic_rows", "synthetic_seed", "device"))
+@_measures
+def bench_baseline(
+    rounds: Annotated[str | None, _number("Number of fits by each program.", "baseline", "rounds")] = None,
+    passes: Annotated[str | None, _number("Most passes over the data for each solver.", "baseline", "passes")] = None,
+    quick: Quick = False,
+    *,
+    flags: dict[str, str],
+) -> Measurement:
+    """Time the fit of a baseline, compare it with scikit-learn and LightGBM, and compare solvers."""
+    return BaselineMeasurement.read(flags, {"rounds": rounds, "passes": passes}, quick=quick)
 
 
 @bench_app.command("all")

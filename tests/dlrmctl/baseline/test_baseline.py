@@ -208,3 +208,18 @@ def test_large_tables_are_hashed_to_at_most_max_features():
     assert [table.embedding for table in first_order_tables(BaselineSettings(), schema)] == ["full"] * 3
     with pytest.raises(UserError, match="below the number of sparse features, 3"):
         first_order_tables(BaselineSettings(max_features=2), schema)
+
+
+def test_the_benchmark_fits_in_other_ways_and_draws_the_way_to_the_optimum(store: Path, tmp_path: Path):
+    picture = tmp_path / "baseline.svg"
+    done = in_process(
+        *("bench", "baseline", "--data", store, "--rounds", "1", "--passes", "20", "--plot", picture, "--json")
+    )
+    assert done.status == 0, done.err
+    result = done.json()
+    ours = [found for name, found in result["programs"].items() if name.startswith("dlrmctl")]
+    assert all(found["test_auc"] > 0.6 and found["seconds"]["median"] > 0 for found in ours)
+    assert {name.split()[0] for name in result["solvers"]} == {"pb-lbfgs", "full", "SVRG", "Adam"}
+    curves = [found["curve"] for found in result["solvers"].values()]
+    assert all(curve[0][1] > curve[-1][1] > -1e-9 for curve in curves)
+    assert "objective above its optimum" in picture.read_text()
