@@ -19,6 +19,10 @@ ISO_FORM = (
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
 _TOP = np.uint64(1 << 63)
+EPOCHS = {"seconds": SECOND, "milliseconds": 1000, "microseconds": 1}  # microseconds of a unit
+UNITS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86_400}  # seconds of a unit
+PARTS = ("minute", "hour", "weekday", "day", "week", "month", "quarter", "year")  # weekdays are 1 (Monday) to 7
+FIRST_MOMENT, LAST_MOMENT = -62_135_596_800 * SECOND, 253_402_300_800 * SECOND  # of the years 1 to 9999
 EXPECTED = {"time": "a time such as 2026-01-31 or 2026-01-31T18:30:00", "number": "a number"}
 
 

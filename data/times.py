@@ -1,9 +1,11 @@
 """Times in columns of tables, as microseconds since 1970 in UTC, given as texts or as an Arrow type. N values."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 
-from dlrmctl.data.moments import DAY, ISO_FORM, SECOND, OrderKind
+from dlrmctl.data.moments import DAY, EPOCHS, FIRST_MOMENT, ISO_FORM, LAST_MOMENT, SECOND, OrderKind
 
 
 def is_moment(kind: pl.DataType) -> bool:
@@ -39,6 +41,46 @@ def microseconds(series: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     else:
         found = _parsed(series.cast(pl.String))
     return found.fill_null(0).to_numpy().astype(np.int64, copy=False), found.is_not_null().to_numpy()
+
+
+def read_times(
+    series: pl.Series, epoch: str | None, missing: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Converts a column of times.
+
+    Args:
+        series: times by their type, texts, or numbers.
+        epoch: the unit of numbers since 1970, a key of `EPOCHS`; None if numbers are no times.
+        missing: texts of missing values.
+
+    Returns:
+        int64 microseconds since 1970 in UTC, 0 where there is none; bool, False where missing; bool, True where not a
+        time.
+    """
+    given_N = series.is_not_null().to_numpy()
+    if series.dtype == pl.String:
+        given_N = given_N & ~series.is_in(["", *missing]).fill_null(True).to_numpy()
+    found_N, right_N = (np.zeros(len(series), np.int64), np.zeros(len(series), bool))
+    if series.dtype == pl.String or is_moment(series.dtype):
+        found_N, right_N = microseconds(series)
+    if epoch is not None and not is_moment(series.dtype):
+        counts = series.cast(pl.Int64, strict=False)
+        scaled = pl.select(
+            pl.when(counts.abs() <= LAST_MOMENT // EPOCHS[epoch])
+            .then(counts * EPOCHS[epoch])
+            .otherwise((series.cast(pl.Float64, strict=False) * EPOCHS[epoch]).round().cast(pl.Int64, strict=False))
+        ).to_series()
+        found_N = np.where(right_N, found_N, scaled.fill_null(0).to_numpy())
+        right_N = right_N | scaled.is_not_null().to_numpy()
+    right_N = right_N & (found_N >= FIRST_MOMENT) & (found_N < LAST_MOMENT)
+    return np.where(given_N & right_N, found_N, 0), given_N, given_N & ~right_N
+
+
+def part_of(moments_N: np.ndarray, part: str) -> np.ndarray:
+    """Returns a part of times, int64 [N]; `part` is one of `PARTS`."""
+    series = pl.Series(moments_N).cast(pl.Datetime("us"))
+    found: pl.Series = getattr(series.dt, part)()
+    return found.cast(pl.Int64).to_numpy()
 
 
 def _parsed(texts: pl.Series) -> pl.Series:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,7 +12,7 @@ from urllib.parse import quote
 import numpy as np
 
 from dlrmctl.data.errors import DataError
-from dlrmctl.data.features.encoders import AsRows, Encoder, Hashing, Vocabulary
+from dlrmctl.data.features.encoders import AsRows, Bucketing, Encoder, Hashing, Vocabulary
 from dlrmctl.data.features.kept_array import KeptArray
 from dlrmctl.data.features.kept_texts import KeptTexts
 from dlrmctl.data.schema import MISSING_ROW, RARE_ROW, RESERVED_ROWS
@@ -52,7 +53,8 @@ def _stem(name: str) -> str:
     return f"{stem[:_LONGEST_STEM]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
-KeptEncoder = Hashing | AsRows | KeptArray  # the file of a vocabulary's values, most frequent first
+# KeptArray is the file of a vocabulary's values, most frequent first.
+KeptEncoder = Hashing | AsRows | Bucketing | KeptArray
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class ColumnEntry:
 
     @property
     def scheme(self) -> str:
-        """ "vocabulary", "hash" or "rows"."""
+        """ "vocabulary", "hash", "rows" or "buckets"."""
         return _SCHEMES[type(self.encoder)]
 
     @property
@@ -102,6 +104,8 @@ class ColumnEntry:
         entry: dict[str, Any] = {"name": self.name, "rows": self.rows, "scheme": self.scheme}
         if isinstance(self.encoder, Hashing):
             entry["column"] = self.encoder.column
+        elif isinstance(self.encoder, Bucketing):
+            entry["edges"] = list(self.encoder.edges)
         elif isinstance(self.encoder, KeptArray):
             entry |= {"file": self.encoder.file, "crc32": self.encoder.crc32}
         if self.counts:
@@ -130,6 +134,12 @@ class ColumnEntry:
             encoder = Hashing(values.whole("rows", least=2), values.whole("column"))
         elif scheme == "rows":
             encoder = AsRows(values.whole("rows", least=1))
+        elif scheme == "buckets":
+            edges = values.numbers("edges")
+            if any(a >= b for a, b in pairwise(edges)):
+                raise DataError(f"{values.where}edges must rise")
+            encoder = Bucketing(edges)
+            values.require("rows", encoder.rows)
         elif scheme == "vocabulary":
             code = values.text("file").rpartition(".")[2]
             if code not in _VALUE_TYPES:
@@ -154,7 +164,7 @@ class ColumnEntry:
         return replace(entry, counts=KeptArray.from_values(counts, np.dtype(counts.text("type")), entry.rows))
 
 
-_SCHEMES: dict[type, str] = {KeptArray: "vocabulary", Hashing: "hash", AsRows: "rows"}
+_SCHEMES: dict[type, str] = {KeptArray: "vocabulary", Hashing: "hash", AsRows: "rows", Bucketing: "buckets"}
 
 
 def reserved_rows(columns: Sequence[ColumnEntry]) -> dict[str, Any]:
@@ -187,7 +197,8 @@ def columns_fingerprint(columns: Iterable[ColumnEntry], values: str | None) -> s
         encoder = column.encoder
         number = encoder.column if isinstance(encoder, Hashing) else None
         crc32 = encoder.crc32 if isinstance(encoder, KeptArray) else None
-        identity.append([column.name, column.rows, column.scheme, number, crc32])
+        edges = [list(encoder.edges)] if isinstance(encoder, Bucketing) else []
+        identity.append([column.name, column.rows, column.scheme, number, crc32, *edges])
     if values is not None:
         identity.append(values)
     return "vocabulary-1:" + hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]

@@ -1,6 +1,6 @@
 """Encoders map values of a categorical column to rows of its table: by a vocabulary, by a hash, or unchanged.
 
-Values are uint32 or uint64.
+Numbers are mapped by buckets. Values are uint32 or uint64.
 """
 
 from dataclasses import dataclass, field
@@ -96,3 +96,39 @@ class AsRows:
         if len(values) and int(values.max()) >= self.rows:
             raise DataError(f"row {int(values.max())} is outside a table of {self.rows:,} rows")
         return values if present is None else np.where(present, values, values.dtype.type(MISSING_ROW))
+
+
+@dataclass(frozen=True)
+class Bucketing:
+    """Buckets of numbers: row 0 for missing values, then row 2 for numbers below the first edge, and so on.
+
+    Attributes:
+        edges: lowest number of each bucket but the first, ascending.
+    """
+
+    edges: tuple[float, ...]
+
+    @property
+    def rows(self) -> int:
+        return RESERVED_ROWS + len(self.edges) + 1
+
+    def encode(self, values: np.ndarray, present: np.ndarray | None) -> np.ndarray:
+        """Returns the rows of numbers, given as the bits of float32 in uint32."""
+        edges = np.array(self.edges, np.float32)
+        rows = (np.searchsorted(edges, values.view(np.float32), side="right") + RESERVED_ROWS).astype(np.uint32)
+        if present is not None:
+            rows[~present] = MISSING_ROW
+        return rows
+
+    def text(self, row: int) -> str | None:
+        """Returns the numbers of a row as text; None for a reserved row."""
+        place = row - RESERVED_ROWS
+        if not 0 <= place <= len(self.edges):
+            return None
+        if not self.edges:
+            return "any number"
+        if place == 0:
+            return f"below {self.edges[0]:g}"
+        if place == len(self.edges):
+            return f"from {self.edges[-1]:g}"
+        return f"from {self.edges[place - 1]:g} to below {self.edges[place]:g}"

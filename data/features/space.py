@@ -27,7 +27,7 @@ from dlrmctl.data.features.columns import (
     reserved_rows,
 )
 from dlrmctl.data.features.dense import FittedDense, read_fitted
-from dlrmctl.data.features.encoders import Encoder
+from dlrmctl.data.features.encoders import Bucketing, Encoder
 from dlrmctl.data.features.kept_array import KeptArray
 from dlrmctl.data.files import fresh_directory, io_errors, sync_file
 from dlrmctl.data.formats.table_schema import TableSchema
@@ -143,13 +143,16 @@ class FeatureSpace:
             rows: rows of its table.
 
         Returns:
-            None for rows that do not belong to one value: reserved rows, hashed rows, and rows that were given.
+            None for rows that do not belong to one value: reserved rows, hashed rows, and rows that were given. For
+            buckets, the numbers in them.
 
         Raises:
             DataError: if a file is missing or was changed.
         """
         column = next((column for column in self.columns if column.name == name), None)
         known = [row for row in rows if row >= RESERVED_ROWS]
+        if column is not None and isinstance(column.encoder, Bucketing):
+            return [column.encoder.text(row) for row in rows]
         if column is None or not isinstance(column.encoder, KeptArray) or not known:
             return [None] * len(rows)
         places = [row - RESERVED_ROWS for row in known]

@@ -29,6 +29,7 @@ class RawFeature:
         max_ids: longest list of values; 1 means at most one value in every example.
         as_rows: whether values already are rows of the table.
         has_texts: whether values are words of `data.canonical`, and columns have the texts of those that are hashes.
+        buckets: if values are the bits of float32 numbers: the most buckets that they become.
     """
 
     name: str
@@ -36,6 +37,7 @@ class RawFeature:
     max_ids: int = 1
     as_rows: bool = False
     has_texts: bool = False
+    buckets: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class RawColumn:
 
 LABEL_NOT_BINARY, LABEL_WRONG = "label not 0 or 1", "label is wrong or missing"
 LIST_TOO_LONG = "list too long"
-NO_TIME = "no time"
+NO_TIME, NOT_A_TIME = "no time", "not a time"
 NO_LABEL = (LABEL_NOT_BINARY, LABEL_WRONG)  # reasons of bad lines
 
 

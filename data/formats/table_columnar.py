@@ -9,6 +9,7 @@ import polars as pl
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors
 from dlrmctl.data.formats.table_schema import BY_TYPE, TableSchema
+from dlrmctl.data.times import is_moment
 
 MAGICS = {"parquet": b"PAR1", "ipc": b"ARROW1"}
 _NAMES = {"parquet": "Parquet", "ipc": "Arrow"}
@@ -82,24 +83,41 @@ def check_types(path: Path, types: dict[str, pl.DataType], schema: TableSchema, 
     if labelled and not (_is_number(types[schema.label]) or _is_text(types[schema.label])):
         raise _wrong(path, schema.label, types[schema.label], "a label is a number, true or false, or a string")
     for dense in schema.dense:
-        if not (_is_number(types[dense.name]) or _is_text(types[dense.name])):
-            raise _wrong(path, dense.name, types[dense.name], "dense values are numbers")
+        if dense.since is not None:
+            for name in dense.sources:
+                _check_times(path, name, types[name], schema)
+            continue
+        found = types[dense.sources[0]]
+        if not (_is_number(found) or _is_text(found)):
+            rule = "dense values are numbers; for times, see since and parts" if is_moment(found) else None
+            raise _wrong(path, dense.sources[0], found, rule or "dense values are numbers")
     for sparse in schema.sparse:
-        found = types[sparse.name]
+        if sparse.cross is not None:
+            continue
+        found = types[sparse.source]
+        if sparse.part is not None:
+            _check_times(path, sparse.source, found, schema)
+            continue
+        if sparse.buckets is not None:
+            if not (_is_number(found) or _is_text(found)):
+                raise _wrong(path, sparse.source, found, "values of buckets are numbers")
+            continue
         inner = found.inner if isinstance(found, pl.List | pl.Array) else found
         assert isinstance(inner, pl.DataType)
         if inner is not found and sparse.max_ids == 1:
             raise DataError(
-                f"{path}: column {sparse.name!r} has lists, but {schema.name} has no length for them",
+                f"{path}: column {sparse.source!r} has lists, but {schema.name} has no length for them",
                 f"set max_ids = ... under [columns.{sparse.name}]",
             )
         if inner is found and sparse.max_ids > 1 and found not in (pl.String, pl.Null):
-            raise _wrong(path, sparse.name, found, f"columns.{sparse.name}.max_ids = {sparse.max_ids} is for lists")
+            raise _wrong(path, sparse.source, found, f"columns.{sparse.name}.max_ids = {sparse.max_ids} is for lists")
         if not (_is_number(inner) or _is_text(inner) or inner in (pl.Date, pl.Datetime, pl.Time)):
-            raise _wrong(path, sparse.name, found, "sparse values are numbers, strings or dates, or lists of them")
+            raise _wrong(path, sparse.source, found, "sparse values are numbers, strings or dates, or lists of them")
         if inner.is_float() and sparse.type != "integer" and schema.values == BY_TYPE:
             key = f'type = "integer" under [columns.{sparse.name}] accepts whole numbers'
-            raise DataError(f"{path}: column {sparse.name!r} is of type {found}, sparse values are not fractions", key)
+            raise DataError(
+                f"{path}: column {sparse.source!r} is of type {found}, sparse values are not fractions", key
+            )
 
 
 def check_texts(path: Path, types: dict[str, pl.DataType], schema: TableSchema) -> None:
@@ -118,6 +136,13 @@ def check_texts(path: Path, types: dict[str, pl.DataType], schema: TableSchema) 
                 "data was prepared by an earlier version",
                 "prepare it again and train on that, or give the rows as text",
             )
+
+
+def _check_times(path: Path, name: str, kind: pl.DataType, schema: TableSchema) -> None:
+    if is_moment(kind) or _is_text(kind) or (kind.is_numeric() and schema.time(name).epoch is not None):
+        return
+    rule = f"times are dates, dates with times, or strings; for numbers, set epoch = 'seconds' under [columns.{name}]"
+    raise _wrong(path, name, kind, rule)
 
 
 def _is_number(kind: pl.DataType) -> bool:

@@ -5,22 +5,28 @@ Errors name the wrong key.
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.formats.transforms import MISSING, TRANSFORMS
+from dlrmctl.data.moments import EPOCHS, PARTS, UNITS, moment_of
 
 TRUNCATIONS = ("reject", "first", "last")
 TYPES = ("string", "integer")
 _OPERATORS = (">=", "<=", ">", "<")
-_DENSE_KEYS = ("transform", "missing", "missing_value")
-_SPARSE_KEYS = ("max_ids", "truncate", "type", "missing")
+_DENSE_KEYS = ("transform", "missing", "missing_value", "column", "clip", "since", "unit")
+_SPARSE_KEYS = ("max_ids", "truncate", "type", "missing", "column", "part", "buckets", "cross")
+_TIME_KEYS = ("parts", "epoch", "missing")
+_MADE_BY = ("part", "buckets", "cross")  # how a sparse column is made; at most one of them
+_MOST_BUCKETS = 128  # edges are interpolated between 129 values
 _TOP_KEYS = (
     *("label", "label_positive", "dense", "sparse", "columns", "transform", "missing", "missing_value"),
     *("separator", "quote", "list_separator"),
 )
+_NEWER = ("column", "clip", "since", "unit", "part", "buckets", "cross")
 CANONICAL = "canonical-1"  # the rule of `data.canonical`
 BY_TYPE = "by-type"  # of stores of earlier versions: values are identified by the type of their column
 NOTHING = ("NaN", "nan", "NAN", "null", "Null", "NULL")  # always missing, as is an empty text
@@ -33,12 +39,41 @@ class DenseColumn:
     transform: a key of `TRANSFORMS`.
     missing: texts of missing values.
     missing_value: stand-in for a missing value, after the transform, for a model that takes values as they are.
+    column: the column of the files that is read; None for that of the same name.
+    clip: the lowest and the highest number, which replace those beyond; before the transform.
+    since: a time, or a column of times: the number is the time from it to `column`.
+    unit: of that number, a key of `UNITS`.
     """
 
     name: str
     transform: str = "log"
     missing: tuple[str, ...] = ()
     missing_value: float = MISSING
+    column: str | None = None
+    clip: tuple[float, float] | None = None
+    since: str | None = None
+    unit: str = "days"
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        own = self.column or self.name
+        return (own, self.since) if self.since is not None and self.reference is None else (own,)
+
+    @property
+    def reference(self) -> int | None:
+        """`since` in microseconds; None if it is a column."""
+        return None if self.since is None else moment_of(self.since)
+
+    @property
+    def formula(self) -> str:
+        """What was done to the values of the column, with x for such a value."""
+        formula, x = TRANSFORMS[self.transform].formula, "x"
+        if self.since is not None:
+            x = f"({self.unit} from {self.since} to x)"
+        if self.clip is not None:
+            x = f"min(max({x}, {self.clip[0]:g}), {self.clip[1]:g})"
+        return re.sub(r"\bx\b", lambda _: x, formula)
 
 
 @dataclass(frozen=True)
@@ -48,12 +83,39 @@ class SparseColumn:
     truncate: one of `TRUNCATIONS`, for longer lists.
     type: one of `TYPES`; None takes the table's.
     missing: texts of missing values.
+    column: the column of the files that is read; None for that of the same name.
+    part: the part of a time that is the value, one of `PARTS`.
+    buckets: the most buckets of like counts for the numbers of the column.
+    cross: the two sparse columns whose pairs of values are the values.
     """
 
     name: str
     max_ids: int = 1
     truncate: str = "reject"
     type: str | None = None
+    missing: tuple[str, ...] = ()
+    column: str | None = None
+    part: str | None = None
+    buckets: int | None = None
+    cross: tuple[str, ...] | None = None
+
+    @property
+    def source(self) -> str:
+        """The column that is read, unless this one is a cross."""
+        return self.column or self.name
+
+
+@dataclass(frozen=True)
+class TimeColumn:
+    """A column of times.
+
+    Attributes:
+        epoch: the unit of numbers since 1970, a key of `EPOCHS`; None if times are no numbers.
+        missing: texts of missing values.
+    """
+
+    name: str
+    epoch: str | None = None
     missing: tuple[str, ...] = ()
 
 
@@ -67,6 +129,7 @@ class TableSchema:
         threshold: an operator and a number, for labels that are numbers.
         separator: None depends on the name of a file.
         values: the rule that identifies values: `CANONICAL`, or `BY_TYPE`.
+        times: the columns of times whose sections say something of them.
     """
 
     name: str
@@ -79,11 +142,20 @@ class TableSchema:
     quote: str = '"'
     list_separator: str = "|"
     values: str = CANONICAL
+    times: tuple[TimeColumn, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The names of all columns that are read: label, dense, sparse."""
-        return (self.label, *(column.name for column in self.dense), *(column.name for column in self.sparse))
+        """The names of all columns that are read, each once: for the label, dense and sparse columns."""
+        dense = (source for column in self.dense for source in column.sources)
+        sparse = (column.source for column in self.sparse if column.cross is None)
+        return tuple(dict.fromkeys((self.label, *dense, *sparse)))
+
+    def time(self, name: str) -> TimeColumn:
+        """How the times in a column are read."""
+        return next(
+            (column for column in self.times if column.name == name), TimeColumn(name, missing=("NA", *NOTHING))
+        )
 
     @property
     def rule(self) -> str | None:
@@ -92,7 +164,10 @@ class TableSchema:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON, without the name of the file."""
-        return {key: value for key, value in asdict(self).items() if key != "name"}
+        values = {key: value for key, value in asdict(self).items() if key != "name"}
+        for key, kind in (("dense", DenseColumn), ("sparse", SparseColumn)):
+            values[key] = tuple(_said(column, kind) for column in values[key])
+        return values if self.times else {key: value for key, value in values.items() if key != "times"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], name: str) -> "TableSchema":
@@ -113,10 +188,17 @@ class TableSchema:
                 "values": rule,
                 "dense": tuple(DenseColumn(**_with_tuples(column)) for column in values["dense"]),
                 "sparse": tuple(SparseColumn(**_with_tuples(column)) for column in values["sparse"]),
+                "times": tuple(TimeColumn(**_with_tuples(column)) for column in values.get("times", ())),
             }
             return cls(name=name, **_with_tuples(kept))
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"not the schema of a table: {error!r}") from error
+
+
+def _said(column: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """Omits the newer keys that have their defaults, so that a plain schema is written as by earlier versions."""
+    defaults = {item.name: item.default for item in fields(kind) if item.name in _NEWER}
+    return {key: value for key, value in column.items() if key not in defaults or value != defaults[key]}
 
 
 def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,28 +220,85 @@ def read_schema(content: Mapping[str, Any], name: str, *, values: str = CANONICA
     top.check_keys(_TOP_KEYS)
     label = top.text("label", None)
     dense, sparse = top.texts("dense", ()), top.texts("sparse", ())
-    names = [label, *dense, *sparse]
+    own = Section(top.table("columns"), f"{name}: columns.")
+    times, parts = _times(own, top, (label, *dense, *sparse), values)
+    names = [label, *dense, *sparse, *(part.name for part in parts)]
     if twice := next((column for column in names if names.count(column) > 1), None):
         raise DataError(f"{name}: the column {twice!r} is repeated", "a column is either label, dense or sparse")
-    if not sparse:
+    if not sparse and not parts:
         raise DataError(f"{name}: sparse is missing", 'name at least one column of ids: sparse = ["user"]')
-    own = Section(top.table("columns"), f"{name}: columns.")
     for column in own.values:
-        if column not in names[1:]:
-            raise DataError(f"{name}: columns.{column} is neither dense nor sparse", nearest(column, names[1:]))
+        if column not in (*dense, *sparse, *(time.name for time in times)):
+            raise DataError(
+                f"{name}: columns.{column} is neither dense nor sparse, and has no times",
+                nearest(column, names[1:]) or f"a column of times has {' or '.join(_TIME_KEYS[:2])}",
+            )
     positive, threshold = _positive(top)
+    columns = (*(_sparse(column, own, top, values) for column in sparse), *parts)
+    _check_crosses(columns, own)
+    _check_lists(columns, own)
     return TableSchema(
         name=name,
         label=label,
         dense=tuple(_dense(column, own, top, values) for column in dense),
-        sparse=tuple(_sparse(column, own, top, values) for column in sparse),
+        sparse=columns,
         positive=positive,
         threshold=threshold,
         separator=top.character("separator", None),
         quote=top.character("quote", '"', empty=True) or "",
         list_separator=top.character("list_separator", "|") or "|",
         values=values,
+        times=times,
     )
+
+
+def _times(
+    own: "Section", top: "Section", others: Sequence[str], values: str
+) -> tuple[tuple[TimeColumn, ...], list[SparseColumn]]:
+    """Returns the columns of times that have sections, and the sparse columns that their parts are."""
+    times, parts = [], []
+    for name in own.values:
+        section = own.section(name)
+        if name in others or not any(key in section.values for key in _TIME_KEYS[:2]):
+            continue
+        section.check_keys(_TIME_KEYS, "a column of times")
+        missing = _missing(section, top, values)
+        times.append(TimeColumn(name, section.choice("epoch", None, EPOCHS), missing))
+        for part in section.texts("parts", ()):
+            if part not in PARTS:
+                known = f"the parts are {', '.join(PARTS)}"
+                close = nearest(part, PARTS)
+                raise DataError(
+                    f"{section.where}parts: {part!r} is not a part of a time", f"{close or ''} {known}".strip()
+                )
+            parts.append(SparseColumn(f"{name}_{part}", missing=missing, column=name, part=part))
+    return tuple(times), parts
+
+
+def _check_crosses(columns: Sequence[SparseColumn], own: "Section") -> None:
+    """Checks that crosses are of two other sparse columns with single values."""
+    by_name = {column.name: column for column in columns}
+    for column in columns:
+        for name in column.cross or ():
+            other = by_name.get(name)
+            where = f"{own.where}{column.name}.cross"
+            if other is None:
+                raise DataError(f"{where}: {name!r} is not a sparse column", nearest(name, by_name))
+            if other.max_ids > 1 or other.buckets or other.cross:
+                what = "lists" if other.max_ids > 1 else "buckets" if other.buckets else "a cross"
+                raise DataError(f"{where}: {name!r} has {what}, a cross is of columns with single values")
+
+
+def _check_lists(columns: Sequence[SparseColumn], own: "Section") -> None:
+    """Checks that a column is read as lists or as single values, not both."""
+    found: dict[str, SparseColumn] = {}
+    for column in columns:
+        other = found.setdefault(column.source, column)
+        if column.cross is None and other.cross is None and (column.max_ids > 1) != (other.max_ids > 1):
+            raise DataError(
+                f"{own.where}{column.name}: {column.source!r} has lists for one of {other.name!r} and {column.name!r}",
+                "set max_ids for both",
+            )
 
 
 @dataclass(frozen=True)
@@ -216,6 +355,18 @@ class Section:
             raise DataError(f"{self.where}{key} = {value!r} must be a number, at most {LARGEST_DENSE:.0f}")
         return float(value)
 
+    def interval(self, key: str) -> tuple[float, float] | None:
+        """Returns a list of two numbers, the first below the second."""
+        if key not in self.values:
+            return None
+        found = self._as(key, self.values[key], list, "a list of two numbers, the lower one first")
+        ends = [
+            end for end in found if not isinstance(end, bool) and isinstance(end, int | float) and math.isfinite(end)
+        ]
+        if len(found) != 2 or len(ends) != 2 or not ends[0] < ends[1]:
+            raise DataError(f"{self.where}{key} = {found!r} must be two numbers, the lower one first")
+        return float(ends[0]), float(ends[1])
+
     def character(self, key: str, default: str | None, *, empty: bool = False) -> str | None:
         value = self.values.get(key, default)
         if value is None or (value == "" and empty):
@@ -233,9 +384,20 @@ class Section:
 def _dense(name: str, own: Section, top: Section, values: str) -> DenseColumn:
     section = own.section(name)
     section.check_keys(_DENSE_KEYS, "a dense column")
+    since = section.text("since", "") or None
+    if since is None and "unit" in section.values:
+        raise DataError(f"{section.where}unit is for the time since another", f"set {section.where}since too")
+    if since is not None and "column" not in section.values:
+        raise DataError(f"{section.where}since needs a column of times", f'set {section.where}column = "..."')
+    # A difference of times may be below 0, and is no count.
+    usual = top.choice("transform", "log", TRANSFORMS) if since is None else "none"
     return DenseColumn(
         name,
-        transform=section.choice("transform", top.choice("transform", "log", TRANSFORMS), TRANSFORMS) or "log",
+        column=section.text("column", "") or None,
+        clip=section.interval("clip"),
+        since=since,
+        unit=section.choice("unit", "days", UNITS) or "days",
+        transform=section.choice("transform", usual, TRANSFORMS) or "log",
         missing=_missing(section, top, values),
         missing_value=section.number("missing_value", top.number("missing_value", MISSING)),
     )
@@ -249,8 +411,23 @@ def _sparse(name: str, own: Section, top: Section, values: str) -> SparseColumn:
         raise DataError(f"{section.where}max_ids = {max_ids!r} must be a whole number from 1 to {(1 << 16) - 1:,}")
     if max_ids == 1 and "truncate" in section.values:
         raise DataError(f"{section.where}truncate is for lists", f"set {section.where}max_ids too")
+    made_by = [key for key in _MADE_BY if key in section.values]
+    others = [*made_by[1:], *(key for key in ("max_ids", "truncate", "type") if key in section.values)]
+    if made_by and others:
+        raise DataError(f"{section.where}{made_by[0]} and {others[0]} contradict", "omit one of the two")
+    cross = section.texts("cross", ())
+    if made_by == ["cross"] and (len(cross) != 2 or cross[0] == cross[1] or "column" in section.values):
+        hint = f'{section.where}cross = ["user", "item"], without column'
+        raise DataError(f"{section.where}cross = {list(cross)!r} must name two sparse columns", hint)
+    buckets = section.values.get("buckets")
+    if buckets is not None and (type(buckets) is not int or not 2 <= buckets <= _MOST_BUCKETS):
+        raise DataError(f"{section.where}buckets = {buckets!r} must be a whole number from 2 to {_MOST_BUCKETS:,}")
     return SparseColumn(
         name,
+        column=section.text("column", "") or None,
+        part=section.choice("part", None, PARTS),
+        buckets=buckets,
+        cross=cross or None,
         max_ids=max_ids,
         truncate=section.choice("truncate", "reject", TRUNCATIONS) or "reject",
         type=section.choice("type", None, TYPES),

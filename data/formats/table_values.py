@@ -13,14 +13,25 @@ import numpy as np
 import polars as pl
 
 from dlrmctl.data.canonical import are_integers, canonical_words, plain_words
-from dlrmctl.data.formats.raw import LABEL_WRONG, LIST_TOO_LONG, NO_TIME, BadLine, RawColumn, RawPiece, SplitKeys
+from dlrmctl.data.formats.raw import (
+    LABEL_WRONG,
+    LIST_TOO_LONG,
+    NO_TIME,
+    NOT_A_TIME,
+    BadLine,
+    RawColumn,
+    RawPiece,
+    SplitKeys,
+)
 from dlrmctl.data.formats.table_schema import BY_TYPE, NOTHING, DenseColumn, SparseColumn, TableSchema
 from dlrmctl.data.formats.transforms import TRANSFORMS
 from dlrmctl.data.hashed_texts import HashedTexts
-from dlrmctl.data.moments import EXPECTED, number_keys, time_keys
-from dlrmctl.data.times import microseconds
+from dlrmctl.data.moments import EXPECTED, SECOND, UNITS, number_keys, time_keys
+from dlrmctl.data.randomness import mix
+from dlrmctl.data.times import part_of, read_times
 
 _SHOWN = 40  # characters of a wrong value
+_BY = " \N{MULTIPLICATION SIGN} "  # between the values of a pair
 _LARGEST = float(np.finfo(np.float16).max)
 _TRUTHS = {"true": 1.0, "false": 0.0}
 _COMPARE: Mapping[str, Callable[[np.ndarray, float], np.ndarray]] = {
@@ -80,14 +91,19 @@ def to_piece(
     labels_N = _labels(schema, frame, faults) if labelled else np.zeros(len(frame), dtype=np.uint8)
     dense_IN = np.empty((len(schema.dense), len(frame)), dtype=np.float32)
     for dense_N, column in zip(dense_IN, schema.dense, strict=True):
-        dense_N[:] = _dense(column, frame[column.name], faults, rounded=schema.values != BY_TYPE)
-    sparse, shortened = [], {}
-    for feature in schema.sparse:
-        if feature.max_ids == 1:
-            sparse.append(_single(schema, feature, frame[feature.name], faults))
+        dense_N[:] = _dense(schema, column, frame, faults)
+    sparse: dict[str, RawColumn] = {}
+    shortened = {}
+    for feature in (column for column in schema.sparse if column.cross is None):
+        series = frame[feature.source]
+        if feature.part is not None:
+            sparse[feature.name] = _part(schema, feature, series, faults)
+        elif feature.buckets is not None:
+            sparse[feature.name] = _numbers_of_buckets(feature, series, faults)
+        elif feature.max_ids == 1:
+            sparse[feature.name] = _single(schema, feature, series, faults)
         else:
-            values, short_N = _lists(schema, feature, frame[feature.name], faults)
-            sparse.append(values)
+            sparse[feature.name], short_N = _lists(schema, feature, series, faults)
             if feature.truncate != "reject":
                 shortened[f"{feature.name} cut to its {feature.truncate} {feature.max_ids} values"] = short_N
     keys = None if by is None else split_keys(schema, by, frame[by.name], faults)
@@ -99,7 +115,10 @@ def to_piece(
         lines_N=lines_N,
         labels_N=labels_N,
         dense_IN=dense_IN,
-        sparse=sparse,
+        sparse=[
+            sparse[feature.name] if feature.cross is None else _crossed(*(sparse[name] for name in feature.cross))
+            for feature in schema.sparse
+        ],
         repaired={reason: count for reason, count in repairs.items() if count},
         bad=sorted([*bad, *wrong], key=lambda line: line.line),
         keys=keys,
@@ -114,8 +133,9 @@ def split_keys(schema: TableSchema, by: KeyColumn, series: pl.Series, faults: _F
         values_N, given_N, wrong_N = words(schema, feature, series)
         return SplitKeys(values_N, given_N & ~wrong_N)
     if by.kind == "time":
-        keys_N, right_N = microseconds(series)
-        keys_N = time_keys(keys_N)
+        time = schema.time(by.name)
+        moments_N, given_N, wrong_N = read_times(series, time.epoch, time.missing)
+        keys_N, right_N = time_keys(moments_N), given_N & ~wrong_N
     else:
         numbers_N, given_N, wrong_N = numbers(series, (*feature.missing, *NOTHING))
         keys_N, right_N = number_keys(numbers_N), given_N & ~wrong_N
@@ -144,22 +164,90 @@ def _labels(schema: TableSchema, frame: pl.DataFrame, faults: _Faults) -> np.nda
     return (positive_N & given_N & ~wrong_N).astype(np.uint8)
 
 
-def _dense(column: DenseColumn, series: pl.Series, faults: _Faults, *, rounded: bool) -> np.ndarray:
-    """float64, transformed; NaN where missing.
-
-    Args:
-        rounded: to float32 before the transform: so a file of float32 gives what a text with its decimals gives.
-    """
-    numbers_N, given_N, wrong_N = numbers(series, column.missing)
-    faults.add(wrong_N, column.name, "not a number", "a number")
-    if rounded:
+def _dense(schema: TableSchema, column: DenseColumn, frame: pl.DataFrame, faults: _Faults) -> np.ndarray:
+    """float64, transformed; NaN where missing."""
+    source = column.sources[0]
+    if column.since is not None:
+        numbers_N, given_N = _elapsed(schema, column, frame, faults)
+        wrong_N = np.zeros_like(given_N)
+    else:
+        numbers_N, given_N, wrong_N = numbers(frame[source], column.missing)
+        faults.add(wrong_N, source, "not a number", "a number")
+    if schema.values != BY_TYPE:  # a file of float32 gives what a text with its decimals gives
         with np.errstate(over="ignore"):
             short_N = numbers_N.astype(np.float32)
         numbers_N = np.where(np.isfinite(short_N), short_N, numbers_N)
+    if column.clip is not None:
+        numbers_N = np.clip(numbers_N, *column.clip)
     numbers_N = TRANSFORMS[column.transform].apply(numbers_N)
     large_N = given_N & ~wrong_N & (np.abs(numbers_N) > _LARGEST)
-    faults.add(large_N, column.name, "too large", f"at most {_LARGEST:.0f}, or transform = 'log'")
+    faults.add(large_N, source, "too large", f"at most {_LARGEST:.0f}, or transform = 'log'")
     return np.where(given_N & ~large_N, numbers_N, np.nan)
+
+
+def _moments(schema: TableSchema, name: str, series: pl.Series, faults: _Faults) -> tuple[np.ndarray, np.ndarray]:
+    """Returns times in microseconds, and bool, False where there is none."""
+    time = schema.time(name)
+    moments_N, given_N, wrong_N = read_times(series, time.epoch, time.missing)
+    faults.add(wrong_N, name, NOT_A_TIME, EXPECTED["time"] if time.epoch is None else f"{time.epoch} since 1970")
+    return moments_N, given_N & ~wrong_N
+
+
+def _elapsed(
+    schema: TableSchema, column: DenseColumn, frame: pl.DataFrame, faults: _Faults
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the time between two times, float64 in the unit of the column, and bool, False where one is missing."""
+    source = column.sources[0]
+    moments_N, given_N = _moments(schema, source, frame[source], faults)
+    reference = column.reference
+    if reference is None:
+        assert column.since is not None
+        since_N, there_N = _moments(schema, column.since, frame[column.since], faults)
+        moments_N, given_N = moments_N - since_N, given_N & there_N
+    else:
+        moments_N = moments_N - reference
+    return np.where(given_N, moments_N / (UNITS[column.unit] * SECOND), 0.0), given_N
+
+
+def _part(schema: TableSchema, feature: SparseColumn, series: pl.Series, faults: _Faults) -> RawColumn:
+    assert feature.part is not None
+    moments_N, given_N = _moments(schema, feature.source, series, faults)
+    values_N = part_of(moments_N, feature.part).view(np.uint64)
+    return RawColumn(np.where(given_N, values_N, np.uint64(0)), present_N=given_N)
+
+
+def _numbers_of_buckets(feature: SparseColumn, series: pl.Series, faults: _Faults) -> RawColumn:
+    """Returns numbers as the bits of float32; both zeros are one."""
+    numbers_N, given_N, wrong_N = numbers(series, feature.missing)
+    faults.add(wrong_N, feature.source, "not a number", "a number")
+    limit = np.finfo(np.float32).max
+    bits_N = (np.clip(numbers_N, -limit, limit).astype(np.float32) + np.float32(0)).view(np.uint32)
+    return RawColumn(np.where(given_N, bits_N, np.uint32(0)), present_N=given_N)
+
+
+def _crossed(first: RawColumn, second: RawColumn) -> RawColumn:
+    """Returns the pairs of values of two columns, missing where one is missing; a word is a hash of two words."""
+    assert first.present_N is not None
+    assert second.present_N is not None
+    given_N = first.present_N & second.present_N
+    words_N = np.where(given_N, mix(mix(first.values) + second.values), np.uint64(0))
+    words_K, places_K = np.unique(words_N[given_N], return_index=True)
+    rows_K = np.flatnonzero(given_N)[places_K]
+    texts = zip(_texts_of(first, rows_K), _texts_of(second, rows_K), strict=True)
+    packed = HashedTexts.pack(words_K, [f"{one}{_BY}{other}".encode() for one, other in texts])
+    return RawColumn(words_N, present_N=given_N, texts=[packed])
+
+
+def _texts_of(column: RawColumn, rows_K: np.ndarray) -> list[str]:
+    """Returns the values in some rows as texts."""
+    known: dict[int, str] = {}
+    for some in column.texts:
+        ends = np.cumsum(some.lengths_K, dtype=np.int64).tolist()
+        for word, start, end in zip(some.words_K.tolist(), [0, *ends], ends, strict=False):
+            known[word] = some.content[start:end].decode()
+    words_K = column.values[rows_K]
+    pairs = zip(words_K.tolist(), words_K.view(np.int64).tolist(), strict=True)
+    return [known.get(word) or str(number) for word, number in pairs]
 
 
 def _single(schema: TableSchema, feature: SparseColumn, series: pl.Series, faults: _Faults) -> RawColumn:

@@ -25,11 +25,11 @@ from dlrmctl.data.formats.table_columnar import (
 )
 from dlrmctl.data.formats.table_json import SUFFIXES as JSON_SUFFIXES
 from dlrmctl.data.formats.table_json import kept_texts, read_objects, to_json_frame
-from dlrmctl.data.formats.table_schema import TableSchema, nearest
+from dlrmctl.data.formats.table_schema import SparseColumn, TableSchema, nearest
 from dlrmctl.data.formats.table_text import PIECE_BYTES, Dialect, Place, Records, read_header, read_records, to_frame
 from dlrmctl.data.formats.table_values import KeyColumn, to_piece
 from dlrmctl.data.formats.texts import HEAD_BYTES, STANDARD_INPUT, is_regular, is_tar, is_zip, refuse_others
-from dlrmctl.data.formats.transforms import TRANSFORMS, ColumnTransform, DenseTransform
+from dlrmctl.data.formats.transforms import ColumnTransform, DenseTransform
 from dlrmctl.data.splits import Split
 from dlrmctl.data.times import order_kind, order_kind_of_texts
 
@@ -100,14 +100,13 @@ class TableInput:
         self.label = schema.label
         self.dense = tuple(column.name for column in schema.dense)
         self.dense_type = np.dtype(np.float32)
-        self.sparse = tuple(RawFeature(column.name, "<u8", column.max_ids, has_texts=True) for column in schema.sparse)
+        self.sparse = tuple(_raw_feature(column) for column in schema.sparse)
 
     @property
     def dense_transform(self) -> DenseTransform:
         """What was done to each column, and the stand-in for a missing value where it is the same for all."""
         columns = {
-            column.name: ColumnTransform(TRANSFORMS[column.transform].formula, column.missing_value)
-            for column in self.table_schema.dense
+            column.name: ColumnTransform(column.formula, column.missing_value) for column in self.table_schema.dense
         }
         values = {column.missing_value for column in self.table_schema.dense}
         return DenseTransform(values.pop() if len(values) == 1 else None, columns=columns)
@@ -148,7 +147,7 @@ class TableInput:
             return self._piece(frame, KeptColumns(lines_N, frame), lines_N, bad)
         objects, lines_N, bad = read_objects(records)
         kept = KeptColumns(lines_N, kept_texts(objects, list(self._kept)))
-        lists = {column.name for column in self.table_schema.sparse if column.max_ids > 1}
+        lists = {column.source for column in self.table_schema.sparse if column.max_ids > 1}
         wanted = {name: name in lists for name in self._names}
         frame, good_N, wrong = to_json_frame(objects, lines_N, wanted, self.table_schema.list_separator)
         return self._piece(frame, kept, lines_N[good_N], [*bad, *wrong])
@@ -207,7 +206,7 @@ class TableInput:
             DataError: if it has lists, or must have times and has neither times nor numbers.
         """
         assert self._key is not None
-        lists = [column.name for column in self.table_schema.sparse if column.max_ids > 1]
+        lists = [column.source for column in self.table_schema.sparse if column.max_ids > 1]
         file = self._files[0]
         kinds: list[pl.DataType] = [pl.String()]
         if file.format in MAGICS:
@@ -216,6 +215,8 @@ class TableInput:
             raise DataError(f"{file.path}: column {self._key!r} has lists, rows are split by single values")
         if split.by == "group":
             return "group"
+        if self.table_schema.time(self._key).epoch is not None:
+            return "time"
         found = {order_kind(kind) for kind in kinds}
         if len(found) > 1:
             raise DataError(f"column {self._key!r} has times in some files and numbers in others", "use one type")
@@ -304,6 +305,12 @@ class TableInput:
             f"{hint} " * bool(hint) + f"the columns are {shown}",
             missing_column=name,
         )
+
+
+def _raw_feature(column: SparseColumn) -> RawFeature:
+    if column.buckets is not None:
+        return RawFeature(column.name, "<u4", buckets=column.buckets)
+    return RawFeature(column.name, "<u8", column.max_ids, has_texts=True)
 
 
 def check_file(name: str) -> Path:

@@ -28,7 +28,8 @@ class Transform:
 LOG = Transform("log(max(x, -2) + 3)", lambda x: np.log(np.maximum(x, -2) + 3.0))  # 0 or more
 LOG1P = Transform("log(1 + max(x, 0))", lambda x: np.log1p(np.maximum(x, 0)))
 NONE = Transform("x", lambda x: x)
-TRANSFORMS = {"log": LOG, "log1p": LOG1P, "none": NONE}
+SQRT = Transform("sqrt(max(x, 0))", lambda x: np.sqrt(np.maximum(x, 0)))
+TRANSFORMS = {"log": LOG, "log1p": LOG1P, "sqrt": SQRT, "none": NONE}
 
 
 @dataclass(frozen=True)

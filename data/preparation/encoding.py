@@ -24,7 +24,8 @@ from dlrmctl.data.features.columns import (
     texts_files,
     vocabulary_file,
 )
-from dlrmctl.data.features.encoders import AsRows, Encoder, Hashing, Vocabulary
+from dlrmctl.data.features.dense import KEY_TYPE, fit, to_keys
+from dlrmctl.data.features.encoders import AsRows, Bucketing, Encoder, Hashing, Vocabulary
 from dlrmctl.data.features.kept_array import KeptArray
 from dlrmctl.data.features.kept_texts import KeptTexts
 from dlrmctl.data.features.text_writer import TextWriter
@@ -255,7 +256,7 @@ class ColumnEncoder:
         most_ids = self._selection.num_train * feature.max_ids
         count_type = np.dtype("<u4") if most_ids < 1 << 32 else np.dtype("<u8")
         column, ranked = ColumnParts(self._parts, self._selection, f, feature), None
-        if not feature.as_rows and self._options.hash_rows is None:
+        if not feature.as_rows and feature.buckets is None and self._options.hash_rows is None:
             with io_errors(self._store / VOCABULARY, "write"):
                 (self._store / VOCABULARY).mkdir(exist_ok=True)
         extended = self._reused if isinstance(self._reused, ExtendedEncoders) else None
@@ -268,6 +269,8 @@ class ColumnEncoder:
             entry = self._reused.take(feature, largest, self._store)
             if extended and extended.total(feature.name) + most_ids >= 1 << 32:
                 count_type = np.dtype("<u8")
+        elif feature.buckets is not None:
+            entry = ColumnEntry(feature.name, self._fit_buckets(column, feature.buckets))
         elif feature.as_rows:
             entry = ColumnEntry(feature.name, AsRows(largest + 1))
         elif self._options.hash_rows is not None:
@@ -336,6 +339,18 @@ class ColumnEncoder:
     def rows_file(self, f: int) -> Path:
         """Returns the file of the rows of a column."""
         return self._work / f"{f:04}.rows"
+
+    def _fit_buckets(self, column: ColumnParts, most: int) -> Bucketing:
+        """Chooses the edges of buckets of like counts among the training examples."""
+        counter = ValueCounter(KEY_TYPE, self._work / "runs", self._most)
+        for values_K, counts_K in self._workers.in_order(partial(column.count, part) for part in column):
+            keys_K = to_keys(values_K.view(np.float32))
+            order = np.argsort(keys_K)
+            counter.add(keys_K[order], counts_K[order])
+        edges = fit(column.feature.name, counter.ranges, 0).edges(most)
+        counter.close()
+        # Numbers are float32, and two edges may be one there.
+        return Bucketing(tuple(np.unique(np.array(edges, np.float32)).tolist()))
 
     def _count_values(self, column: ColumnParts, count_type: np.dtype, progress: ShareDone) -> Ranked:
         """Makes the vocabulary of a column and the counts of its values."""

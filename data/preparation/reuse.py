@@ -11,7 +11,7 @@ import numpy as np
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.features.columns import ColumnEntry, columns_fingerprint
 from dlrmctl.data.features.dense import FittedDense
-from dlrmctl.data.features.encoders import AsRows
+from dlrmctl.data.features.encoders import AsRows, Bucketing
 from dlrmctl.data.features.kept_array import KeptArray
 from dlrmctl.data.files import read_array
 from dlrmctl.data.formats.raw import Input, RawFeature
@@ -81,6 +81,9 @@ class ReusedEncoders:
             raise DataError(f"{self._path} has no feature {feature.name!r}, only {', '.join(self._columns)}")
         if feature.as_rows != isinstance(entry.encoder, AsRows):
             kinds = ("values", "rows of tables") if feature.as_rows else ("rows of tables", "values")
+            raise DataError(f"{self._path}: {feature.name} holds {kinds[0]} there, and {kinds[1]} here")
+        if (feature.buckets is not None) != isinstance(entry.encoder, Bucketing):
+            kinds = ("values", "buckets") if feature.buckets is not None else ("buckets", "values")
             raise DataError(f"{self._path}: {feature.name} holds {kinds[0]} there, and {kinds[1]} here")
         here = np.dtype(feature.value_type)
         if isinstance(entry.encoder, KeptArray) and entry.encoder.dtype != here:

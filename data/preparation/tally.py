@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dlrmctl.data.errors import DataError
-from dlrmctl.data.formats.raw import LABEL_WRONG, LIST_TOO_LONG, NO_TIME, Input, RawPiece, unit_of
+from dlrmctl.data.formats.raw import LABEL_WRONG, LIST_TOO_LONG, NO_TIME, NOT_A_TIME, Input, RawPiece, unit_of
 from dlrmctl.data.preparation.dense import EncodedDense
 from dlrmctl.data.preparation.encoding import EncodedColumn
 from dlrmctl.data.preparation.options import PrepareOptions
@@ -28,9 +28,11 @@ _REMEDIES = {
     LABEL_WRONG: "if the labels are not 0 and 1, set the positive ones in the schema: label_positive = '>= 4'",
     LIST_TOO_LONG: "cut longer lists with truncate = 'first' in the section [columns.NAME] of the schema, or raise its "
     "max_ids",
+    NOT_A_TIME: "if times are numbers, such as seconds since 1970, set epoch = 'seconds' in the section "
+    "[columns.NAME] of the schema",
     NO_TIME: "rows without a time are in no split by time",
     "not a number": "if it stands for a missing value, list it in the schema: missing = ['NA', '-']; a column of "
-    "strings or dates belongs in sparse",
+    "strings belongs in sparse; for times, see parts and since",
 }
 
 

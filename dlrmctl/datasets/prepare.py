@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dlrmctl.console.console import print_json, say, warn
 from dlrmctl.console.progress import BarDisplay
 from dlrmctl.console.text import few
@@ -12,8 +14,10 @@ from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.formats.arrays import NpyInput
 from dlrmctl.data.formats.criteo import LOST_FIELDS, CriteoInput
 from dlrmctl.data.formats.raw import Input
-from dlrmctl.data.formats.table_schema import read_schema
+from dlrmctl.data.formats.table_schema import TableSchema, read_schema
 from dlrmctl.data.formats.tables import TableInput
+from dlrmctl.data.formats.transforms import TRANSFORMS
+from dlrmctl.data.moments import EPOCHS, SECOND
 from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.prepare import prepare as run_preparation
 from dlrmctl.data.preparation.report import PrepareProgress, PrepareReport
@@ -31,6 +35,8 @@ from dlrmctl.settings.toml import read_toml
 
 _PHASES = {"parse": "reading", "arrange": "ordering", "encode": "numbering ids", "write": "writing"}
 _MOSTLY, _FEWEST_HELD_OUT = 0.9, 20  # share of rare and new values, and number of values, that call for a warning
+_FROM_YEAR, _TO_YEAR = 946_684_800, 2_208_988_800  # seconds from 1970 to 2000 and to 2040
+_ROUNDING = 1e-3  # of values in float16
 _LOOKED_AT = 100  # most frequent values of a column that are searched for list separators
 
 
@@ -88,6 +94,7 @@ def prepare(
     warn_of_equal_labels(report, schema)
     if isinstance(source, TableInput):
         _warn_of_joined_lists(source, Store(out).features)
+        _warn_of_timestamps(source.table_schema, report)
     if as_json:
         print_json({"store": str(out), "name": decisions.name, **report.to_dict()})
     else:
@@ -190,6 +197,20 @@ def _warn_of_joined_lists(source: TableInput, features: FeatureSpace) -> None:
             f"{name} has values such as {example!r}, each read as one string: to read lists, set max_ids under "
             f"[columns.{name}] in {schema.name}"
         )
+
+
+def _warn_of_timestamps(schema: TableSchema, report: PrepareReport) -> None:
+    """Warns of dense columns whose numbers are times: transformed, they are nearly one value."""
+    for column, found in zip(schema.dense, report.dense, strict=True):
+        plain = column.since is None and column.clip is None and found.missing < 1
+        for unit, microseconds in EPOCHS.items() if plain else ():
+            years = np.array([_FROM_YEAR, _TO_YEAR]) * (SECOND / microseconds)
+            low, high = TRANSFORMS[column.transform].apply(years) * [1 - _ROUNDING, 1 + _ROUNDING]
+            if low <= found.low and found.high <= high:
+                warn(
+                    f"{found.name} looks like {unit} since 1970, nearly one value for a model: take parts of the time, "
+                    f"or the time since another, in {schema.name}"
+                )
 
 
 @contextmanager

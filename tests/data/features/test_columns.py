@@ -67,7 +67,7 @@ EDITS: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda c: c.pop("name"), "columns[0].name is missing"),
     (lambda c: c.update(rows=1), "columns[0].rows = 1 must be at least 2"),
     (lambda c: c.update(rows="5"), "columns[0].rows = '5' must be a whole number"),
-    (lambda c: c.update(scheme="guess"), "columns[0].scheme = 'guess' must be one of vocabulary, hash, rows"),
+    (lambda c: c.update(scheme="guess"), "columns[0].scheme = 'guess' must be one of vocabulary, hash, rows, buckets"),
     (lambda c: c.update(scheme="hash"), "columns[0].column is missing"),
     (lambda c: c.update(crc32=True), "columns[0].crc32 = True must be a whole number"),
     (lambda c: c.update(file="../a.u4"), "columns[0].file = '../a.u4' must lie beside the manifest"),

@@ -143,7 +143,8 @@ def test_a_wrong_value_is_shown_with_file_and_row(tables: Path, tmp_path: Path):
 
 def test_the_example_in_the_help_is_a_schema():
     schema = read_schema(tomllib.loads(EXAMPLE), "my.toml")
-    assert schema.columns == ("clicked", "age", "price", "user", "item", "genres")
+    assert schema.columns == ("clicked", "age", "price", "visited", "signed_up", "user", "item", "genres")
+    assert [c.name for c in schema.sparse][-2:] == ["visited_hour", "visited_weekday"]
     assert "[columns.genres]" in in_process("prepare", "--help").out
 
 
@@ -434,6 +435,16 @@ def test_features_that_are_the_same_in_every_row_are_one_warning(tmp_path: Path)
     words = "gone, none without any value and unit, site with one value in all rows"
     assert f"warning: nothing can be learned from {words}" in done.err
     assert done.err.count("warning:") == 1
+
+
+def test_times_as_numbers_are_a_warning(tmp_path: Path):
+    rows = [f"{i % 2},{1_767_225_600 + 977 * i},{i},{i % 5}" for i in range(200)]
+    (tmp_path / "t.csv").write_text("\n".join(["clicked,at,price,user", *rows, ""]))
+    (tmp_path / "my.toml").write_text('label = "clicked"\ndense = ["at", "price"]\nsparse = ["user"]')
+    done = in_process("prepare", "--schema", tmp_path / "my.toml", tmp_path / "t.csv", "-o", tmp_path / "s")
+    assert done.status == 0, done.err
+    (warning,) = [line for line in done.err.splitlines() if line.startswith("warning: ")]
+    assert "at looks like seconds since 1970" in warning
 
 
 def test_labels_that_are_all_the_same_are_a_warning(tmp_path: Path):
