@@ -32,7 +32,7 @@ def train_trial_on_rank(
     with process_group(config.train.device) as ranks:
         config = config.on(ranks.world_size)
         run = RunDirectory(Path(run_dir), writes=ranks.is_main)
-        ends = _reporter(study, trial, scores) if ranks.is_main else _never
+        ends = reporter(study, trial, scores) if ranks.is_main else _never
         watch = TrialWatch(title, beside, ends)
         found: dict[str, Any] = {"metric": "ne", "ended_early": False, "diverged": None}
         try:
@@ -44,7 +44,7 @@ def train_trial_on_rank(
     return {**found, "score": min(scores, default=None), "evaluations": len(scores)}
 
 
-def _reporter(study: dict[str, Any], trial: int, scores: list[float]) -> Any:
+def reporter(study: dict[str, Any], trial: int, scores: list[float]) -> Any:
     """A function that reports the best score so far after each evaluation, and returns whether to end the trial."""
     import optuna
 
@@ -55,7 +55,7 @@ def _reporter(study: dict[str, Any], trial: int, scores: list[float]) -> Any:
     def ends(score: float) -> bool:
         scores.append(score)
         present.report(min(scores), len(scores))
-        return present.should_prune()
+        return bool(present.should_prune())  # NumPy's for some pruners
 
     return ends
 

@@ -14,6 +14,7 @@ from dlrmctl.errors import UserError
 from dlrmctl.settings.config import Config
 from dlrmctl.tuning.space import SearchSpace
 from dlrmctl.tuning.study import Study, best_of
+from dlrmctl.tuning.trial import reporter
 
 pytest.importorskip("optuna")  # of the extra [test]
 
@@ -87,6 +88,26 @@ def test_a_trial_whose_process_was_killed_is_repeated_once(tmp_path: Path):
         assert study.running() == 1  # this process itself
         study.prune(again, "the loss is not finite")
         assert study.claim(2) is None
+
+
+def test_a_trial_that_is_worse_than_the_median_ends_after_its_second_evaluation(tmp_path: Path):
+    study = study_in(tmp_path / "study")
+    opened = {"where": study.where, "name": study.name, "pruner": "median"}
+    with study.opened("data"):
+        for number in range(6):
+            claim = study.claim(6)
+            assert claim is not None
+            scores: list[float] = []
+            ends = reporter(opened, claim.key, scores)
+            verdicts = [ends(number + score) for score in (0.9, 0.8, 0.85)]
+            if number < 5:
+                assert verdicts == [False, False, False]
+                study.complete(claim, min(scores), "ne")
+            else:
+                assert verdicts[0] is False
+                assert verdicts[1] is True
+                study.prune(claim)
+        assert [trial.score for trial in study.trials()] == [number + 0.8 for number in range(6)]
 
 
 def test_a_study_of_something_else_is_refused(tmp_path: Path):
