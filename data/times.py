@@ -57,6 +57,10 @@ def read_times(
         int64 microseconds since 1970 in UTC, 0 where there is none; bool, False where missing; bool, True where not a
         time.
     """
+    if series.dtype == pl.Null or isinstance(series.dtype, pl.Categorical | pl.Enum):
+        series = series.cast(pl.String)
+    elif series.dtype.is_float():
+        series = series.fill_nan(None)
     given_N = series.is_not_null().to_numpy()
     if series.dtype == pl.String:
         given_N = given_N & ~series.is_in(["", *missing]).fill_null(True).to_numpy()
@@ -64,16 +68,21 @@ def read_times(
     if series.dtype == pl.String or is_moment(series.dtype):
         found_N, right_N = microseconds(series)
     if epoch is not None and not is_moment(series.dtype):
-        counts = series.cast(pl.Int64, strict=False)
-        scaled = pl.select(
-            pl.when(counts.abs() <= LAST_MOMENT // EPOCHS[epoch])
-            .then(counts * EPOCHS[epoch])
-            .otherwise((series.cast(pl.Float64, strict=False) * EPOCHS[epoch]).round().cast(pl.Int64, strict=False))
-        ).to_series()
+        scaled = _since_1970(series, EPOCHS[epoch])
         found_N = np.where(right_N, found_N, scaled.fill_null(0).to_numpy())
         right_N = right_N | scaled.is_not_null().to_numpy()
     right_N = right_N & (found_N >= FIRST_MOMENT) & (found_N < LAST_MOMENT)
     return np.where(given_N & right_N, found_N, 0), given_N, given_N & ~right_N
+
+
+def _since_1970(series: pl.Series, unit: int) -> pl.Series:
+    """Returns numbers times `unit`, int64, null for what is not a number. Integers stay exact."""
+    rounded = (series.cast(pl.Float64, strict=False) * unit).round().cast(pl.Int64, strict=False)
+    if series.dtype.is_float():
+        return rounded
+    whole = series.cast(pl.Int64, strict=False)
+    exact = whole.set((whole.abs() > LAST_MOMENT // unit).fill_null(True), None) * unit
+    return pl.select(pl.coalesce(exact, rounded)).to_series()
 
 
 def part_of(moments_N: np.ndarray, part: str) -> np.ndarray:

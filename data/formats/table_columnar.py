@@ -120,6 +120,22 @@ def check_types(path: Path, types: dict[str, pl.DataType], schema: TableSchema, 
             )
 
 
+def check_key_type(path: Path, name: str, kind: pl.DataType, by: str) -> None:
+    """Checks the type of the column of a split.
+
+    Args:
+        by: "time" or "group".
+
+    Raises:
+        DataError: naming the column and its type.
+    """
+    if by == "group":
+        if not (_is_number(kind) or _is_text(kind) or is_moment(kind) or kind == pl.Time):
+            raise _wrong(path, name, kind, "rows are split by single numbers, strings or dates")
+    elif not (kind.is_numeric() or _is_text(kind) or is_moment(kind)):
+        raise _wrong(path, name, kind, "times are dates, dates with times, strings or numbers")
+
+
 def check_texts(path: Path, types: dict[str, pl.DataType], schema: TableSchema) -> None:
     """Checks that a model whose data was prepared by an earlier version knows the values by their type.
 

@@ -16,6 +16,7 @@ from dlrmctl.data.formats.raw import BadLine, KeptColumns, Position, RawFeature,
 from dlrmctl.data.formats.sources import expand_sources
 from dlrmctl.data.formats.table_columnar import (
     MAGICS,
+    check_key_type,
     check_texts,
     check_types,
     columnar_format,
@@ -211,16 +212,18 @@ class TableInput:
         kinds: list[pl.DataType] = [pl.String()]
         if file.format in MAGICS:
             kinds = [read_types(path, file.format)[self._key] for path in self._paths]
-        if self._key in lists or any(isinstance(kind, pl.List | pl.Array | pl.Struct) for kind in kinds):
+            for path, found in zip(self._paths, kinds, strict=True):
+                check_key_type(path, self._key, found, split.by)
+        if self._key in lists:
             raise DataError(f"{file.path}: column {self._key!r} has lists, rows are split by single values")
         if split.by == "group":
             return "group"
         if self.table_schema.time(self._key).epoch is not None:
             return "time"
-        found = {order_kind(kind) for kind in kinds}
-        if len(found) > 1:
+        orders = {order_kind(kind) for kind in kinds}
+        if len(orders) > 1:
             raise DataError(f"column {self._key!r} has times in some files and numbers in others", "use one type")
-        kind = found.pop() or order_kind_of_texts(self._first_keys(file))
+        kind = orders.pop() or order_kind_of_texts(self._first_keys(file))
         if kind is None:
             raise DataError(
                 f"{file.path}: column {self._key!r} has neither times nor numbers in its first rows",

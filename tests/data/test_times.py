@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from dlrmctl.data.moments import moment_of, number_keys, parse_moment, shown_key, time_keys
-from dlrmctl.data.times import microseconds, order_kind_of_texts
+from dlrmctl.data.times import microseconds, order_kind_of_texts, read_times
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,34 @@ def test_most_of_the_texts_decide_what_a_column_holds():
     assert order_kind_of_texts(pl.Series(["2026-01-31", "", "x"])) == "time"
     assert order_kind_of_texts(pl.Series(["12", "-", "3.5"])) == "number"
     assert order_kind_of_texts(pl.Series(["a", None])) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "epoch", "expected"),
+    [
+        (pl.Series([1, None, -2]), "seconds", [1_000_000, None, -2_000_000]),
+        (pl.Series([1.5, float("nan")]), "milliseconds", [1500, None]),
+        (
+            pl.Series(["1", "NA", "", "2.5", "1970-01-02"]),
+            "seconds",
+            [1_000_000, None, None, 2_500_000, 86_400_000_000],
+        ),
+        (pl.Series(["1970-01-02", None], dtype=pl.Categorical), None, [86_400_000_000, None]),
+        (pl.Series([date(1970, 1, 2)]), "seconds", [86_400_000_000]),
+        (pl.Series([None, None]), None, [None, None]),
+    ],
+)
+def test_times_are_read_in_every_form_and_missing_ones_are_known(
+    values: pl.Series, epoch: str | None, expected: list[int | None]
+):
+    found_N, given_N, wrong_N = read_times(values, epoch, ("NA",))
+    assert [moment if given else None for moment, given in zip(found_N.tolist(), given_N, strict=True)] == expected
+    assert not wrong_N.any()
+
+
+def test_what_is_no_time_is_wrong():
+    for values, epoch in ((["12", "soon", "0000-01-01"], None), ([10**18, -(10**18), 1 << 62], "seconds")):
+        found_N, given_N, wrong_N = read_times(pl.Series(values), epoch, ())
+        assert given_N.all()
+        assert wrong_N.all()
+        assert not found_N.any()

@@ -1,7 +1,7 @@
 """Splits at random, by group and by time give the rows that a plain reading gives, in the same bytes every time."""
 
 import re
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,17 @@ def test_a_split_that_does_not_fit_is_one_line(tmp_path: Path, split: Split, mes
         prepare(TableInput(SCHEMA, [path], split=split), tmp_path / "store", PrepareOptions(split=split))
     assert re.search(message, f"{caught.value.message} {caught.value.hint}")
     assert not (tmp_path / "store.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("by", "column", "values"),
+    [("group", "list", [[1]]), ("group", "bytes", [b"x"]), ("time", "span", [timedelta(1)]), ("time", "flag", [True])],
+)
+def test_a_column_of_another_type_is_one_line(tmp_path: Path, by: str, column: str, values: list[Any]) -> None:
+    frame = pl.DataFrame({"clicked": [1], "age": [2], "user": ["u"], "page": ["p"], column: values})
+    frame.write_parquet(tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=rf"t\.parquet: column '{column}' is of type"):
+        TableInput(SCHEMA, [tmp_path / "t.parquet"], split=Split(by, column))
 
 
 def test_rows_without_a_time_are_bad_and_without_a_group_are_drawn_alone(tmp_path: Path) -> None:
