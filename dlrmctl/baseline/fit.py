@@ -62,7 +62,7 @@ def fit(config: Config, run: RunDirectory, ranks: Ranks, *, command_line: Sequen
     _check_splits(source)
     config = config.fitted(None, ranks.world_size)
     model = build_baseline(settings, source.features)
-    with run.created(), BarDisplay(shown=ranks.is_main) as display:
+    with run.created("choose another --run-dir"), BarDisplay(shown=ranks.is_main) as display:
         fitting = Fitting(settings, config.train.seed, source, model, ranks, display)
         best = fitting.best()
         results = fitting.results(best) | {"run": str(run.path), "data": source.fingerprint()}

@@ -20,7 +20,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -100,8 +100,11 @@ class RunDirectory:
             raise UserError(f"{self.features} belongs to other data than the run is trained on")
 
     @contextmanager
-    def created(self) -> Iterator[None]:
-        """Creates the directory and locks it for the block.
+    def created(self, hint: str | None = None) -> Iterator[None]:
+        """Creates the directory and locks it for the block. If the block fails before it wrote anything, removes it.
+
+        Args:
+            hint: for a directory that is not empty; default: to resume it.
 
         Raises:
             UserError, DataError: if it exists and is not empty, or cannot be created.
@@ -109,17 +112,31 @@ class RunDirectory:
         if not self.writes:
             yield
             return
-        self._refuse_used()
+        self._refuse_used(hint)
         with io_errors(self.path, "write"):
             self.path.mkdir(parents=True, exist_ok=True)
         with self._locked():
-            self._refuse_used()
-            yield
+            self._refuse_used(hint)
+            try:
+                yield
+            except BaseException:
+                self._discard()
+                raise
 
-    def _refuse_used(self) -> None:
+    def _discard(self) -> None:
+        """Removes the directory if it has nothing but what precedes a run."""
+        with suppress(OSError):
+            if not {*os.listdir(self.path)} - {LOCK}:
+                (self.path / LOCK).unlink()
+                self.path.rmdir()
+
+    def _refuse_used(self, hint: str | None) -> None:
+        hint = hint or f"use --resume {self.path}, or another --run-dir"
         with io_errors(self.path, "write"):
             if os.path.lexists(self.path) and (not self.path.is_dir() or {*os.listdir(self.path)} - _BEFORE_A_RUN):
-                raise UserError(f"{self.path} already exists", f"use --resume {self.path}, or another --run-dir")
+                raise UserError(
+                    f"{self.path} already exists", hint or f"use --resume {self.path}, or another --run-dir"
+                )
 
     @contextmanager
     def resumed(self) -> Iterator[None]:
