@@ -55,7 +55,7 @@ def _missing(column: int) -> float:
     return (column * 7 % 6) / 15
 
 
-def _paired(column: int, effects: np.ndarray) -> np.ndarray:
+def paired(column: int, effects: np.ndarray) -> np.ndarray:
     """Keeps the vectors of effects in one column of three: with more, pairs are many and small, and slow to learn."""
     return effects if column % 3 == 1 else bias_only(effects)
 
@@ -70,7 +70,7 @@ class _Tables:
         weights *= 1 - _missing(column)
         weights[MISSING_ROW] = _missing(column)
         self._first = Alias.of(weights)
-        self._effects = _paired(column, random_effects(len(weights), slots, seed, column))
+        self._effects = paired(column, random_effects(len(weights), slots, seed, column))
 
     def draw(self, words: np.ndarray) -> np.ndarray:
         return self._first.draw(words)
@@ -103,7 +103,7 @@ class _Computed:
         return rows
 
     def effects(self, rows: np.ndarray) -> np.ndarray:
-        return _paired(self._column, hashed_effects(rows, self._slots, self._seed, self._column))
+        return paired(self._column, hashed_effects(rows, self._slots, self._seed, self._column))
 
 
 class GeneratedDense:
@@ -129,7 +129,7 @@ class GeneratedDense:
         self.effects = smooth_effects(np.clip((self.values - low) / (high - low), 0, 1), slots, seed, table)
         self.values[missing] = np.nan
         self.effects[missing] = random_effects(1, slots, seed, table)
-        self.effects = _paired(column, self.effects)
+        self.effects = paired(column, self.effects)
 
     def fitted(self, name: str) -> FittedDense:
         """The feature over endlessly many examples: every level as often."""

@@ -18,7 +18,7 @@ _EMPTY = 2 * _HALF
 
 
 def criteo_values(column: int, rows: np.ndarray) -> np.ndarray:
-    """Returns the value of each row of a column's table, uint32; distinct for distinct rows.
+    """Returns the value of each row of a column's table, or of a number from `Synthetic.values`, uint32; distinct.
 
     Source: the finalizer of MurmurHash3 (Austin Appleby, public domain), of the row and the column's number.
     """
@@ -55,7 +55,7 @@ def chunk(source: Synthetic, start: int, stop: int) -> Chunk:
     levels_IN = examples.levels_IN[:, part]
     integers_IN = np.stack([dense.integers[levels] for dense, levels in zip(source.dense, levels_IN, strict=True)])
     rows_FN = np.stack([ids[part] for ids in examples.block.ids_F])
-    values_FN = np.stack([criteo_values(column, rows) for column, rows in enumerate(rows_FN)])
+    values_FN = np.stack([criteo_values(column, source.values(column, rows)) for column, rows in enumerate(rows_FN)])
     text = criteo_text(labels_N, integers_IN, integers_IN >= 0, values_FN, rows_FN != MISSING_ROW)
     tally = TeacherScores()
     tally.add(labels_N, examples.steps_N[part])

@@ -4,10 +4,11 @@ The random words of a block depend only on the seed, the split and the block's n
 make any part, bit for bit, and a split does not change when another one grows.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,8 +19,9 @@ from dlrmctl.data.randomness import Use, words
 from dlrmctl.data.schema import MISSING_ROW, RESERVED_ROWS, Schema, SparseFeature
 from dlrmctl.data.source import SPLITS, Bayes, Block, check_split
 from dlrmctl.data.synthetic.cardinalities import CARDINALITIES
-from dlrmctl.data.synthetic.columns import MOST_IN_TABLES, GeneratedDense, sparse_column
+from dlrmctl.data.synthetic.columns import MOST_IN_TABLES, GeneratedDense, GeneratedSparse, sparse_column
 from dlrmctl.data.synthetic.draws import MAX_IDS
+from dlrmctl.data.synthetic.drift import MOST_DAYS, DriftedColumn
 from dlrmctl.data.synthetic.teacher import THRESHOLDS, Teacher, TeacherScores
 
 BLOCK_ROWS = 8192
@@ -85,7 +87,7 @@ class Synthetic:
             SparseFeature(f"cat_{f + 1}", ids + RESERVED_ROWS, longest)
             for f, (ids, longest) in enumerate(zip(cardinalities, lists, strict=True))
         ]
-        slots = sum(lists) + num_dense
+        slots = self._slots = sum(lists) + num_dense
         self.dense = [GeneratedDense(seed, column, len(sparse) + column, slots) for column in range(num_dense)]
         fitted = tuple(column.fitted(f"int_{i + 1}") for i, column in enumerate(self.dense))
         self.schema = Schema(
@@ -100,7 +102,7 @@ class Synthetic:
             dense=fitted,
             ids=f"synthetic-ids-{version}:" + _digest([seed, list(cardinalities)]),
         )
-        self._columns = [
+        self._columns: Sequence[GeneratedSparse] = [
             sparse_column(ids, seed, column, slots, lists=lists[column] > 1) for column, ids in enumerate(cardinalities)
         ]
         samples = [self._examples(_CALIBRATION, index, BLOCK_ROWS)[:2] for index in range(_CALIBRATION_BLOCKS)]
@@ -108,6 +110,32 @@ class Synthetic:
         self._teacher = Teacher(
             np.concatenate([a for a, _ in sums]), np.concatenate([b for _, b in sums]), label_rate=label_rate
         )
+
+    def on_day(self, day: int, rate: float) -> "Synthetic":
+        """Returns the same source on a later day: some ids stand for other values, and values have other effects.
+
+        Args:
+            day: number of the day; on day 0 nothing has changed.
+            rate: see `drift.DriftedColumn`.
+
+        Raises:
+            DataError: if a number is out of its range.
+        """
+        if not 0 <= day < MOST_DAYS or not 0 <= rate <= 1:
+            raise DataError(f"a drift of {rate} on day {day} must be at most 1, on a day below {MOST_DAYS}")
+        later = copy.copy(self)
+        later._columns = [
+            DriftedColumn(column, number, self.seed, self._slots, day, rate)
+            for number, column in enumerate(self._columns)
+        ]
+        later._fingerprint = f"{self._fingerprint}:{day}:{rate}"
+        later.features = replace(self.features, ids=f"{self.features.ids}:{day}:{rate}")
+        return later
+
+    def values(self, column: int, rows: np.ndarray) -> np.ndarray:
+        """Returns numbers (uint32) that identify the values in these rows of a column, on all days."""
+        drifted = self._columns[column]
+        return drifted.values(rows) if isinstance(drifted, DriftedColumn) else rows.astype(np.uint32)
 
     def num_examples(self, split: str) -> int:
         """Examples of the split."""

@@ -13,7 +13,7 @@ from dlrmctl.cli.mistakes import Commands, show_version
 from dlrmctl.cli.plan import plan
 from dlrmctl.cli.score import calibrate, compare, evaluate, predict
 from dlrmctl.cli.tools import doctor, plot, runs
-from dlrmctl.cli.train import train
+from dlrmctl.cli.train import daily, train
 from dlrmctl.cli.tune import tune
 
 app = typer.Typer(
@@ -48,7 +48,7 @@ def dlrmctl(
 
 app.command("prepare", no_args_is_help=True, rich_help_panel=_DATA)(prepare)
 app.add_typer(data_app, name="data", cls=Commands, rich_help_panel=_DATA)
-for command in (train, tune, baseline, runs, plot, plan):
+for command in (train, daily, tune, baseline, runs, plot, plan):
     app.command(rich_help_panel=_TRAINING)(command)
 for command in (evaluate, compare, calibrate, predict):
     app.command(rich_help_panel=_AFTERWARDS)(command)

@@ -319,6 +319,10 @@ def synthesize(
     seed: Annotated[str, option("Seed of the data.", "N")] = "0",
     files: Annotated[str | None, option("Number of files.", "N")] = None,
     rows_per_file: Annotated[str | None, option("Number of rows per file.", "N")] = None,
+    drift: Annotated[
+        str | None,
+        option("From file to file, replace this fraction of the ids, and change that of the effects.", "RATE"),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
     json: AsJson = False,
 ) -> None:
@@ -326,17 +330,21 @@ def synthesize(
 
     \b
     dlrmctl data synthesize -o 'day_{n}.gz' --rows 20M --files 3
+    dlrmctl data synthesize -o 'day_{n}.txt' --rows 100k --files 10 --drift 5%
     """
     size = one_of("--size", size, SYNTHETIC_SIZES)
     num_rows = whole_number("--rows", rows, at_least=1, at_most=MOST_SYNTHETIC_ROWS)
     num_files = _limit("--files", files, at_least=1)
     most = _limit("--rows-per-file", rows_per_file, at_least=1)
     number = whole_number("--seed", seed, at_least=0, at_most=LARGEST_SEED)
+    rate = 0.0 if drift is None else share("--drift", drift, zero=True, one=True)
     notice("loading")
     from dlrmctl.datasets.synthesize import show_synthesis
     from dlrmctl.datasets.synthesize import synthesize as run
 
-    result = run(out, rows=num_rows, num_files=num_files, rows_per_file=most, size=size, seed=number, force=force)
+    result = run(
+        out, rows=num_rows, num_files=num_files, rows_per_file=most, size=size, seed=number, force=force, drift=rate
+    )
     print_json(result) if json else show_synthesis(result)
 
 

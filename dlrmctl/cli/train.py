@@ -1,4 +1,4 @@
-"""The command `dlrmctl train`."""
+"""The commands `dlrmctl train` and `dlrmctl daily`."""
 
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ from dlrmctl.scoring.results import show_results
 from dlrmctl.settings.config import Config
 from dlrmctl.settings.parse import whole_number
 from dlrmctl.settings.toml import read_settings
-from dlrmctl.settings.typed import resolve_typed
+from dlrmctl.settings.typed import refuse_missing_store, resolve_typed
 from dlrmctl.training.run import run_training, settings_to_start_from
 from dlrmctl.training.seeds import resume_seeds, show_seeds, train_seeds
 
@@ -115,3 +115,59 @@ def _settings(config: Path | None, flags: dict[str, str]) -> Config:
     if earlier is not None:
         file = settings_to_start_from(Path(str(earlier)), file, flags)
     return resolve_typed(file, flags, **name)
+
+
+@with_settings()
+def daily(
+    stores: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Prepared data, oldest first, each made with --extend from the one before.",
+            metavar="DIR...",
+            autocompletion=completion.stores,
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Write runs and report to this directory.", metavar="DIR")],
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            help="Read the settings of the first day from this file; options override it.",
+            metavar="FILE.toml",
+            rich_help_panel=LAUNCH_PANEL,
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Draw NE by day to this file, .png or .svg.", metavar="FILE"),
+    ] = None,
+    nproc: Nproc = "1",
+    json: AsJson = False,
+    *,
+    flags: dict[str, str],
+) -> None:
+    """Train day after day, and score each day with the model of the day before.
+
+    A run starts from that of the day before (see train --init-from). Its rows are scored first, by the models of the
+    day before and of the first day. The same command continues after an interruption, and with further days.
+
+    \b
+    dlrmctl daily monday tuesday wednesday -o week --plot week.svg
+    """
+    for name, flag in (("path", "--data"), ("dataset", "--dataset"), ("init_from", "--init-from")):
+        if name in flags:
+            raise UserError(f"{flag} contradicts the stores, which are given by name", f"omit {flag}")
+    if plot is not None:
+        from dlrmctl.console.pictures import check_picture
+
+        check_picture(plot)
+    for store in stores:
+        refuse_missing_store(store)
+    ranks, file = whole_number("--nproc", nproc, at_least=1), {} if config is None else read_settings(config)
+    from dlrmctl.training.daily import draw_daily, show_daily, train_daily
+
+    result = train_daily(stores, out, file, flags, nproc=ranks, command_line=sys.argv[1:])
+    if is_main():
+        print_json(result) if json else show_daily(result)
+        if plot is not None:
+            draw_daily(result, plot)

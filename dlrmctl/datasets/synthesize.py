@@ -18,6 +18,7 @@ from dlrmctl.data.files import whole_file
 from dlrmctl.data.source import SPLITS
 from dlrmctl.data.synthetic.cardinalities import SIZES
 from dlrmctl.data.synthetic.criteo_text import chunk, chunk_edges
+from dlrmctl.data.synthetic.drift import MOST_DAYS
 from dlrmctl.data.synthetic.synthetic import Synthetic
 from dlrmctl.data.synthetic.teacher import TeacherScores
 from dlrmctl.errors import UserError
@@ -45,7 +46,15 @@ class _Part:
 
 
 def synthesize(
-    out: str, *, rows: int, num_files: int | None, rows_per_file: int | None, size: str, seed: int, force: bool
+    out: str,
+    *,
+    rows: int,
+    num_files: int | None,
+    rows_per_file: int | None,
+    size: str,
+    seed: int,
+    force: bool,
+    drift: float = 0.0,
 ) -> dict[str, Any]:
     """Writes the training examples of `--dataset synthetic` with this size and seed, in order.
 
@@ -56,6 +65,7 @@ def synthesize(
         size: of the tables, a name in `SIZES`.
         seed: of the data.
         force: overwrite existing files.
+        drift: share of the ids that are replaced, and of the effects that change, from each file to the next.
 
     Returns:
         Plain values: files, and scores of the true probabilities on all rows, on each file, and on the splits that
@@ -65,6 +75,8 @@ def synthesize(
         UserError, DataError: for unusable names or directories, or a full disk.
     """
     ends = _file_ends(rows, num_files, rows_per_file)
+    if drift and not 1 < len(ends) <= MOST_DAYS:
+        raise UserError(f"--drift {drift:g} is from file to file: it needs 2 to {MOST_DAYS} files", "--files 10")
     paths = file_names(out, len(ends))
     _check_places(paths, force)
     splits = _splits(rows, ends)
@@ -76,11 +88,11 @@ def synthesize(
     files, started = [], time.monotonic()
     with BarDisplay() as display:
         display.begin("writing", rows)
-        for path, (first, end) in zip(paths, pairwise([0, *ends]), strict=True):
-            this = _Part(first, end)
+        for day, (path, (first, end)) in enumerate(zip(paths, pairwise([0, *ends]), strict=True)):
+            this, of_day = _Part(first, end), source.on_day(day, drift) if drift else source
             with whole_file(path) as file:
                 for a, b in pairwise(edge for edge in edges if first <= edge <= end):
-                    written = chunk(source, a, b)
+                    written = chunk(of_day, a, b)
                     file.write(written.text)
                     for part in (this, *parts):
                         if part.first <= a < part.end:
@@ -91,6 +103,7 @@ def synthesize(
     return {
         "size": size,
         "seed": seed,
+        "drift": drift,
         **whole.scores(),
         "bytes": sum(file["bytes"] for file in files),
         "seconds": seconds,

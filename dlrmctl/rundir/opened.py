@@ -10,7 +10,12 @@ from dlrmctl.assembly.compressed import is_compressed, load_model, open_artifact
 from dlrmctl.assembly.inputs import inputs_like
 from dlrmctl.assembly.network import stored_model
 from dlrmctl.assembly.tables import feature_tables
+from dlrmctl.console.console import say
+from dlrmctl.console.text import counted
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.features.extension import check_extends
 from dlrmctl.data.features.space import FeatureSpace
+from dlrmctl.data.known_ids import KnownIds
 from dlrmctl.data.reader import Reader
 from dlrmctl.data.source import Source
 from dlrmctl.datasets.open import open_reader, open_source
@@ -64,9 +69,29 @@ def open_run(
         UserError, DataError: if the checkpoint or the data is missing or does not fit.
     """
     source = open_source(config.data, verify=())  # the reader verifies the checksums of what it reads
+    source = _as_known(source, run_features(config, run), ranks)
     reader = open_reader(config, source, split, ranks, training=False)
     opened = open_model(config, run, ranks, checkpoint=checkpoint, features=source.features, calibrated=calibrated)
     return OpenedRun(opened.checkpoint, opened.model, opened.features, source, reader)
+
+
+def _as_known(source: Source, features: FeatureSpace, ranks: Ranks) -> Source:
+    """The data as a run with these features sees it: ids that were added since are rare values.
+
+    Data that does not extend the run's is returned unchanged.
+    """
+    if source.vocabulary_fingerprint() == features.vocabulary_fingerprint() or not features.columns:
+        return source
+    try:
+        check_extends(source.features, features)
+    except DataError:
+        return source
+    added = sum(
+        now.rows - before.rows for now, before in zip(source.schema.sparse, features.schema.sparse, strict=True)
+    )
+    if ranks.is_main:
+        say(f"{counted(added, 'id')} of this data are new since the run, and scored as rare values")
+    return KnownIds(source, features)
 
 
 def open_model(

@@ -119,6 +119,8 @@ class WarmStart:
         """
         run = RunDirectory(path, writes=False)
         config = resolve(run.settings(), {}, file_name=str(run.settings_file))
+        if config.baseline is not None:
+            raise UserError(f"{path} is a baseline, which has no tables to start from", "give a run of `dlrmctl train`")
         features = run_features(config, run)
         if is_compressed(path):
             tables = [t.name for f in feature_tables(config, features.schema) for t in f.tables(config.embeddings.dim)]

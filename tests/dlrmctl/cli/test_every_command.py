@@ -41,6 +41,7 @@ MISTAKES = {
     "calibrate": (["nowhere"], "nowhere"),
     "compare": (["nowhere", "nowhere-else"], "nowhere"),
     "compress-embeddings": (["nowhere", "-o", "out", "--target-ratio", "0.5x"], "0.5x"),
+    "daily": (["nowhere", "-o", "out"], "nowhere"),
     "data show": (["nowhere"], "nowhere"),
     "data synthesize": (["--rows", "-5", "-o", "a.tsv"], "-5"),
     "doctor": (["--no-such-flag"], "--no-such-flag"),
