@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 PRUNERS = ("median", "asha", "none")
 JOURNAL = "journal"
 _FORMAT = "dlrmctl-study/1"
+_LOCK = "study.lock"
 _LOCK_SECONDS = 120.0
 _BUSY = "the study is locked by another process"
 _UNPRUNED_EVALUATIONS = 1  # the first evaluation of a trial says little
@@ -116,17 +117,16 @@ class Study:
         with io_errors(self.directory, "write"):
             (self.directory / "workers").mkdir(parents=True, exist_ok=True)
         own = self.directory / "workers" / self.worker
-        with held_lock(own, _BUSY, ""):
-            try:
-                with self._locked():
-                    self._refuse_other(definition)
-                    if not self.file.exists():
-                        content = {"format": _FORMAT, **definition}
-                        write_whole(self.file, (json.dumps(content, indent=2) + "\n").encode())
-                    self._open(json.dumps(definition, sort_keys=True))
-                yield
-            finally:
-                own.unlink(missing_ok=True)
+        with ExitStack() as held:
+            with self._locked():  # so that no process takes a new file for that of a dead one
+                held.enter_context(held_lock(own, _BUSY, ""))
+                self._refuse_other(definition)
+                if not self.file.exists():
+                    content = {"format": _FORMAT, **definition}
+                    write_whole(self.file, (json.dumps(content, indent=2) + "\n").encode())
+                self._open(json.dumps(definition, sort_keys=True))
+            yield
+            own.unlink(missing_ok=True)  # after an error it stays: a trial that was running is found by it
 
     @property
     def file(self) -> Path:
@@ -141,7 +141,8 @@ class Study:
 
     def _refuse_other(self, definition: Mapping[str, Any]) -> None:
         if not self.file.exists():
-            if self.directory.exists() and {*os.listdir(self.directory)} - {"workers", "study.lock"}:
+            present = {*os.listdir(self.directory)} if self.directory.exists() else set()
+            if present - {"workers"} and _LOCK not in present:  # with a lock, another process is creating it
                 raise UserError(f"{self.directory} already exists and is not a study", "choose another: --study DIR")
             return
         self._compare(read_record(self.file, _definition_of), definition)
@@ -195,7 +196,7 @@ class Study:
         with ExitStack() as held:
             while True:
                 try:
-                    held.enter_context(held_lock(self.directory / "study.lock", _BUSY, "try again"))
+                    held.enter_context(held_lock(self.directory / _LOCK, _BUSY, "try again"))
                     break
                 except DataError as problem:
                     if problem.message != _BUSY or time.monotonic() > deadline:
@@ -281,12 +282,9 @@ class Study:
         """Queues the settings of trials whose process has died; after a second time, the trial has failed."""
         import optuna
 
-        running = self._study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING])
-        if not running:
-            return
-        others = [self._is_alive(path.name) for path in (self.directory / "workers").iterdir()]
-        alone = sum(others) == 1  # this process
-        for trial in running:
+        workers = {path: self._is_alive(path.name) for path in (self.directory / "workers").iterdir()}
+        alone = sum(workers.values()) == 1  # this process
+        for trial in self._study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
             worker = trial.user_attrs.get("worker")
             # A process that dies between the two writes of `claim` leaves a trial without a name.
             dead = alone if worker is None else not self._is_alive(worker)
@@ -298,6 +296,9 @@ class Study:
                 self._forget(trial.number)
             else:
                 self._queue_again(trial, died=True)
+        for path, alive in workers.items():
+            if not alive:
+                path.unlink(missing_ok=True)
 
     def _is_alive(self, worker: str) -> bool:
         """Whether a process holds the lock of its file. A process without a file is on a machine with another disk."""

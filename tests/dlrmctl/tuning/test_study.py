@@ -14,7 +14,6 @@ from dlrmctl.errors import UserError
 from dlrmctl.settings.config import Config
 from dlrmctl.tuning.space import SearchSpace
 from dlrmctl.tuning.study import Study, best_of
-from dlrmctl.tuning.trial import reporter
 
 pytest.importorskip("optuna")  # of the extra [test]
 
@@ -81,6 +80,7 @@ def test_a_trial_whose_process_was_killed_is_repeated_once(tmp_path: Path):
         assert problem is not None
         assert "died twice" in problem
         assert study.trials()[1].values == study.trials()[0].values
+        assert [path.name for path in (tmp_path / "study" / "workers").iterdir()] == [study.worker]
         study.repeat(claim)  # as after Ctrl-C
         again = study.claim(3)
         assert again is not None
@@ -91,6 +91,8 @@ def test_a_trial_whose_process_was_killed_is_repeated_once(tmp_path: Path):
 
 
 def test_a_trial_that_is_worse_than_the_median_ends_after_its_second_evaluation(tmp_path: Path):
+    from dlrmctl.tuning.trial import reporter  # loads torch, which the processes of other tests do not need
+
     study = study_in(tmp_path / "study")
     opened = {"where": study.where, "name": study.name, "pruner": "median"}
     with study.opened("data"):
