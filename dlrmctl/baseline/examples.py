@@ -122,17 +122,19 @@ class SplitExamples:
     ) -> None:
         self._make_rows = make_rows
         self.num_features = make_rows.num_features
+        share = -(-source.num_examples(split) // ranks.world_size)
+        self._batch_rows = min(BATCH_ROWS, max(1, share))  # so that every rank has some
         self._reader = Reader(
             source,
             split,
-            batch_size=BATCH_ROWS * ranks.world_size,
+            batch_size=self._batch_rows * ranks.world_size,
             rank=ranks.rank,
             world_size=ranks.world_size,
             seed=seed,
             drop_last=False,
         )
         whole, rest = divmod(self._reader.num_examples, self._reader.batch_size)
-        self.num_rows = whole * BATCH_ROWS + min(max(rest - ranks.rank * BATCH_ROWS, 0), BATCH_ROWS)
+        self.num_rows = whole * self._batch_rows + min(max(rest - ranks.rank * self._batch_rows, 0), self._batch_rows)
         if most_bytes is None:
             available = available_bytes(torch.device("cpu"), ranks.local_world_size)
             most_bytes = int(_MOST_MEMORY * available) if available else 1 << 62
@@ -150,7 +152,7 @@ class SplitExamples:
         for number, part in enumerate(self._batches(0), 1):
             parts.append(part)
             tell(number, self._reader.num_batches)
-        return RowsInMemory(joined(parts, self.num_features), BATCH_ROWS)
+        return RowsInMemory(joined(parts, self.num_features), self._batch_rows)
 
     def _batches(self, start: int) -> Iterator[LabelledRows]:
         with closing(self._reader.batches(0, start)) as batches:  # type: ignore[type-var]
@@ -162,14 +164,14 @@ class SplitExamples:
         if self._kept is not None:
             yield from self._kept.read(start, stop)
             return
-        at = start // BATCH_ROWS * BATCH_ROWS
-        for part in self._batches(start // BATCH_ROWS):
+        at = start // self._batch_rows * self._batch_rows
+        for part in self._batches(start // self._batch_rows):
             first, last = max(start - at, 0), min(stop - at, part.rows.num_rows)
             if first == 0 and last == part.rows.num_rows:
                 yield part
             elif first < last:
                 yield LabelledRows(part.rows.narrow(first, last), part.labels[first:last])
-            at += BATCH_ROWS
+            at += self._batch_rows
             if at >= stop:
                 return
 

@@ -55,10 +55,10 @@ def _alone() -> Ranks:
     return Ranks(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
 
 
-def _examples(store: Path, settings: BaselineSettings, **options: int) -> SplitExamples:
+def _examples(store: Path, settings: BaselineSettings, ranks: Ranks | None = None, **options: int) -> SplitExamples:
     source = Store(store)
     maker = RowMaker(build_baseline(settings, source.features))
-    return SplitExamples(maker, source, "train", _alone(), seed=0, tell=lambda done, total: None, **options)
+    return SplitExamples(maker, source, "train", ranks or _alone(), seed=0, tell=lambda done, total: None, **options)
 
 
 def _whole(examples: SplitExamples) -> tuple[np.ndarray, np.ndarray]:
@@ -166,12 +166,15 @@ def test_a_training_shows_the_baseline_of_its_data(run: Path, store: Path):
 def _fit_together(store: str, run: str) -> dict[str, Any]:
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), 1, torch.device("cpu"), dist.group.WORLD)  # type: ignore[arg-type]
     config = resolve({"baseline": {}}, {"path": store, "l2": "3"})
-    return fit(config, RunDirectory(Path(run), writes=ranks.is_main), ranks)
+    examples = _examples(Path(store), BaselineSettings(), ranks)
+    return fit(config, RunDirectory(Path(run), writes=ranks.is_main), ranks) | {"rows": examples.num_rows}
 
 
 def test_two_ranks_fit_what_one_fits(store: Path, tmp_path: Path):
     alone = in_process("baseline", "--data", store, "--l2", "3", "--run-dir", tmp_path / "alone", "--json").json()
-    for found in run_ranks(_fit_together, 2, str(store), str(tmp_path / "together")):
+    together = run_ranks(_fit_together, 2, str(store), str(tmp_path / "together"))
+    assert [found["rows"] for found in together] == [600, 600]
+    for found in together:
         for split in ("train", "validation", "test"):
             assert found[split]["log_loss"] == pytest.approx(alone[split]["log_loss"], abs=2e-6)
 
