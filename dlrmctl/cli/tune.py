@@ -99,4 +99,4 @@ def tune(
 
     search = Search(most or (None if limit else _TRIALS), limit, pruner, storage, number, plot, ranks)
     result = run(settings, given, study, search, fixed=flags)
-    print_json(result) if json else show_tuning(result, settings)
+    print_json(result) if json else show_tuning(result)

@@ -28,7 +28,7 @@ from dlrmctl.settings.config import Config, resolve
 from dlrmctl.settings.setting import shown
 from dlrmctl.settings.toml import write_settings
 from dlrmctl.training.seeds import resume_seeds, train_seeds
-from dlrmctl.tuning.space import SearchSpace, default_space
+from dlrmctl.tuning.space import DEFAULT, SearchSpace, default_space
 from dlrmctl.tuning.study import Claim, Study, TrialRecord, best_of
 
 _MOST_FAILURES = 3  # in a row, before the search ends
@@ -194,7 +194,12 @@ def _concluded(study: Study, search: Search) -> dict[str, Any]:
         "study": str(study.directory),
         "metric": study.metric,
         "counts": _counts(trials),
-        "default": default and {"trial": default.number, "validation": default.score},
+        "default": default
+        and {
+            "trial": default.number,
+            "validation": default.score,
+            "settings": study.space.defaults(study.config),
+        },
         "best": {"trial": best.number, "validation": best.score, "settings": dict(best.values)},
         "settings_file": str(study.directory / "best.toml"),
         "importances": importances,
@@ -266,7 +271,7 @@ def _scoring_settings(run: Path) -> dict[str, Any]:
     return resolve(RunDirectory(run, writes=False).settings(), {}).for_scoring().to_dict()
 
 
-def show_tuning(result: Mapping[str, Any], config: Config) -> None:
+def show_tuning(result: Mapping[str, Any]) -> None:
     """Prints the best settings beside the default, and the comparison on the test split."""
     best, default = result["best"], result["default"]
     counts = ", ".join(f"{number} {state}" for state, number in result["counts"].items() if number)
@@ -274,7 +279,9 @@ def show_tuning(result: Mapping[str, Any], config: Config) -> None:
     scores = [*([number_text(default["validation"])] if default else []), number_text(best["validation"])]
     rows = [[f"validation {METRICS[result['metric']]}", *scores]]
     for name, value in best["settings"].items():
-        rows.append([name, *([_default_text(config, name)] if default else []), _value_text(value)])
+        rows.append(
+            [name, *([_value_text(default["settings"].get(name, DEFAULT))] if default else []), _value_text(value)]
+        )
     print_table(f"{result['study']}: {counts}", columns, rows)
     if default and best["trial"] == default["trial"]:
         output.print("No trial was better than the default settings on the validation split.")
@@ -283,9 +290,3 @@ def show_tuning(result: Mapping[str, Any], config: Config) -> None:
 
         show_comparison(result["comparison"])
     output.print(f"train with the best settings: dlrmctl train --config {result['settings_file']}")
-
-
-def _default_text(config: Config, name: str) -> str:
-    values = {key: value for section in config.to_dict().values() for key, value in section.items()}
-    value = values.get(name)
-    return "default" if value is None else _value_text(tuple(value) if isinstance(value, list) else value)
