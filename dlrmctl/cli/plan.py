@@ -62,6 +62,11 @@ def plan(
     dlrmctl plan --data DIR --nproc 2
     dlrmctl plan --preset mlperf --world-size 8 --hbm 80GiB
     """
+    if "init_from" in flags:
+        raise UserError(
+            "plan does not take --init-from",
+            "plan the settings of the run, on the new data: --config RUN/run.toml --data DIR",
+        )
     if preset is not None:
         preset = one_of("--preset", preset, tuple(PRESETS))
     named = {"--preset": preset, "--rows": rows, "--tables": tables, "--data": flags.get("path")}
