@@ -6,7 +6,7 @@ So a position is (epoch, g), for any number of ranks.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -41,6 +41,7 @@ class Reader:
             example; `num_valid` examples count on this rank, possibly 0.
         prefetch: number of blocks that a background thread works ahead; 0 uses no thread.
         pin_memory: use page-locked memory, for asynchronous copies to a GPU; needs CUDA.
+        check: called with every batch while it is in main memory, in the background thread.
 
     Raises:
         DataError: if a number does not fit, or the split has no complete batch and `drop_last` is set.
@@ -59,6 +60,7 @@ class Reader:
         drop_last: bool = True,
         prefetch: int = 1,
         pin_memory: bool = False,
+        check: Callable[[Batch], None] | None = None,
     ) -> None:
         check_split(split)
         if batch_size < 1 or world_size < 1 or batch_size % world_size:
@@ -73,6 +75,7 @@ class Reader:
         if prefetch < 0:
             raise DataError(f"prefetch={prefetch} must be at least 0")
         self.source, self.split, self.seed, self.shuffle, self.pin_memory = source, split, seed, shuffle, pin_memory
+        self.check = check
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.local_batch_size = batch_size // world_size
         self.batches_ahead = -(-prefetch * source.block_rows // batch_size)
@@ -112,7 +115,10 @@ class Reader:
                 if filled == size:
                     first = batch * self.batch_size + self.rank * size
                     num_valid = min(max(self.num_examples - first, 0), size)
-                    yield join_batch(pieces, self.source.schema.keys, num_valid, pin_memory=self.pin_memory)
+                    joined = join_batch(pieces, self.source.schema.keys, num_valid, pin_memory=self.pin_memory)
+                    if self.check is not None:
+                        self.check(joined)
+                    yield joined
                     pieces, filled, batch = [], 0, batch + 1
 
     def _blocks(self, epoch: int, start: int) -> list[_StreamBlock]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dlrmctl.embeddings.partitions.heads import Head, Tail
 from dlrmctl.embeddings.partitions.stages import Stage, joint_stage, per_value, single_stage
-from dlrmctl.embeddings.tables import FeatureTable, Lookup
+from dlrmctl.embeddings.tables import Lookup
 
 if TYPE_CHECKING:
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -35,6 +35,19 @@ class SparseBatch(Protocol):
     def lengths_FB(self) -> Tensor | None: ...
 
     def __len__(self) -> int: ...
+
+
+class Feature(Protocol):
+    """What is declared of a sparse feature: its ids are below `rows`, at most `max_ids` in an example."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def max_ids(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -182,17 +195,18 @@ class IdCheck:
     The kernels accept both: they train row 0 instead of a missing one, and how bags are summed depends on `max_ids`.
     """
 
-    def __init__(self, features: Sequence[FeatureTable]) -> None:
+    def __init__(self, features: Sequence[Feature]) -> None:
         self._features = {f.name: f for f in features}
         self._limits: tuple[tuple[str, ...], Tensor, Tensor] | None = None  # of the last batch: keys, rows, max_ids
 
-    def __call__(self, sparse: SparseIds) -> None:
+    def __call__(self, sparse: SparseIds | SparseBatch) -> None:
         """Checks the ids of a batch.
 
         Raises:
             ValueError: if an id is below 0 or not below its feature's rows, or a bag has more than `max_ids`. Only on
-                CPU: on a GPU, waiting for the answer takes longer than the lookup.
+                CPU: on a GPU, waiting for the answer takes longer than the lookup; check the batch before it is copied.
         """
+        sparse = SparseIds.of(sparse)
         names, values = tuple(sparse.keys), sparse.values
         if values.device.type != "cpu" or values.numel() == 0:
             return

@@ -2,6 +2,17 @@
 
 import os
 
+import pytest
+from _pytest.mark.expression import Expression
+
 # Tests run side by side: threads of one that wait busily would hold up the others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("POLARS_MAX_THREADS", "2")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides GPUs, unless only tests with the marker `gpu` were asked for: `--device auto` would choose them."""
+    marks = config.getoption("markexpr") or "not slow"
+    chosen = Expression.compile(marks)
+    if not chosen.evaluate(lambda name, **_: name == "gpu") or chosen.evaluate(lambda name, **_: False):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -112,7 +112,8 @@ def _variant(
         "step_ms": spread(step_ms),
         "floor_ms": spread(floor_ms),
         "floor_share": spread_of_rates([f / s for f, s in zip(floor_ms, step_ms, strict=True)]),
-        "cpu_floor_share": spread_of_rates(shares),
+        # The processor's time says nothing about the work of a GPU.
+        "cpu_floor_share": spread_of_rates(shares) if variant.ranks.device.type == "cpu" else None,
         "to_base": spread_of_rates([ahead * b / s for s, b in zip(seconds[name], base_seconds, strict=True)]),
         "held_bytes": variant.held_bytes(),
         "step_bytes": step_bytes,
@@ -250,7 +251,7 @@ def _show_variants(variants: dict[str, Any]) -> None:
                 f"{row['floor_ms']['median']:.2f}",
                 f"{100 * row['floor_share']['median']:.0f} %",
                 _range(row["floor_share"], 100, "{:.0f}"),
-                f"{100 * row['cpu_floor_share']['median']:.0f} %",
+                f"{100 * row['cpu_floor_share']['median']:.0f} %" if row["cpu_floor_share"] else "",
                 bytes_text(row["held_bytes"]),
                 bytes_text(row["step_bytes"]),
             ]

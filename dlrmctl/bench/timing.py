@@ -5,6 +5,7 @@ Memory and collectives are read from a trace. Tracing slows a step down, so it i
 
 import math
 import os
+import re
 import statistics
 import sys
 import time
@@ -14,9 +15,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-_BACKENDS = ("gloo:", "nccl:")
+_GLOO = "gloo:"
+_NCCL_KERNEL = re.compile(r"nccl\w*?Kernel_([A-Za-z]+)")
 _WARMUP_ROUNDS = 1
 
 
@@ -114,13 +117,26 @@ def collective_milliseconds(work: Callable[[], None], steps: int) -> dict[str, f
     Args:
         work: takes `steps` steps.
     """
-    with _hushed(), profile(activities=[ProfilerActivity.CPU]) as trace:
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_initialized() else [])]
+    with _hushed(), profile(activities=activities) as trace:
         work()
     total: dict[str, float] = defaultdict(float)
     for event in trace.events():
-        if event.name.startswith(_BACKENDS):
-            total[event.name.partition(":")[2].replace("_", " ")] += event.time_range.elapsed_us() / 1e3 / steps
+        kind = collective_kind(event.name, on_gpu=event.device_type == DeviceType.CUDA)
+        if kind is not None:
+            total[kind] += event.time_range.elapsed_us() / 1e3 / steps
     return dict(total)
+
+
+def collective_kind(event: str, *, on_gpu: bool) -> str | None:
+    """Returns the kind of collective that an event of a trace is, or None.
+
+    NCCL's work is its kernels; the events of the same collectives on the host only start them.
+    """
+    if on_gpu:
+        kernel = _NCCL_KERNEL.match(event)
+        return None if kernel is None else re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kernel[1]).lower()
+    return event.removeprefix(_GLOO).replace("_", " ") if event.startswith(_GLOO) else None
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def plot(
 
 
 def doctor(
-    smoke: Annotated[bool, typer.Option("--smoke/--no-smoke", help="Also train two steps on two ranks.")] = True,
+    smoke: Annotated[bool, typer.Option("--smoke/--no-smoke", help="Also train two steps on ranks and GPUs.")] = True,
     json: AsJson = False,
 ) -> None:
     """Check this installation and machine, and print a command to fix each problem."""

@@ -9,6 +9,7 @@ from dlrmctl.data.store.store import Store
 from dlrmctl.data.synthetic.cardinalities import SIZES
 from dlrmctl.data.synthetic.synthetic import Synthetic
 from dlrmctl.datasets.place import data_directory
+from dlrmctl.embeddings.ids import IdCheck
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.group import Ranks
 from dlrmctl.settings.config import Config, DataSettings
@@ -41,7 +42,11 @@ def open_source(settings: DataSettings, *, verify: Sequence[str] = ("validation"
 
 
 def open_reader(config: Config, source: Source, split: str, ranks: Ranks, *, training: bool) -> Reader:
-    """Reads this rank's batches of a split: shuffled full batches for training, otherwise all examples in order."""
+    """Reads this rank's batches of a split: shuffled full batches for training, otherwise all examples in order.
+
+    A model on a GPU cannot check ids without a wait, so the reader does.
+    """
+    on_gpu = ranks.device.type == "cuda"
     return Reader(
         source,
         split,
@@ -51,7 +56,8 @@ def open_reader(config: Config, source: Source, split: str, ranks: Ranks, *, tra
         seed=config.train.seed,
         shuffle=training,
         drop_last=training,
-        pin_memory=ranks.device.type == "cuda",
+        pin_memory=on_gpu,
+        check=IdCheck(source.schema.sparse) if on_gpu else None,
     )
 
 

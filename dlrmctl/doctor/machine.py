@@ -8,7 +8,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from dlrmctl.console.text import bytes_text
 from dlrmctl.data.files import SCRATCH_HINT
@@ -162,15 +164,27 @@ def _host_name() -> Finding:
     return Finding(AREA, "host name", "ok", f"{name} is {address}")
 
 
-def _gpu() -> Finding:
-    driver = driver_library()
+def num_gpus() -> int:
+    """Returns the number of GPUs that torch can use."""
+    found = _gpus_found()
+    return len(found["devices"]) if found is not None else 0
+
+
+@cache
+def _gpus_found() -> dict[str, Any] | None:
+    """Returns what torch says about GPUs; None if it fails."""
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", _GPU_PROGRAM], capture_output=True, text=True, timeout=GPU_SECONDS
         )
-        found = json.loads(done.stdout.strip().splitlines()[-1]) if done.returncode == 0 else None
+        found: dict[str, Any] | None = json.loads(done.stdout.strip().splitlines()[-1])
     except (subprocess.TimeoutExpired, ValueError, IndexError):
-        found = None
+        return None
+    return found if done.returncode == 0 else None
+
+
+def _gpu() -> Finding:
+    driver, found = driver_library(), _gpus_found()
     if driver is None:
         return Finding(AREA, "gpu", "ok", "no NVIDIA driver: training runs on the processor")
     if found is None:

@@ -11,6 +11,7 @@ from dlrmctl.errors import UserError
 from dlrmctl.ranks.group import Ranks
 
 CUDA_BYTES = 2**30  # of a rank before it has a model: context, kernels and NCCL's buffers
+_CUDA_SHARE = 0.03  # of its memory, for workspaces of cuBLAS and FBGEMM, and pieces too small to use
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def this_machine(device: str, nproc: int, *, intra_bandwidth: float | None = Non
         count = torch.cuda.device_count()
         free = [available_bytes(torch.device("cuda", i)) or 0 for i in range(min(nproc, count))]
         shared = -(-nproc // count)  # ranks on one GPU
-        return Cluster(nproc, nproc, "cuda", min(free) // shared, intra_bandwidth=intra_bandwidth)
+        each = min(free) // shared
+        return Cluster(nproc, nproc, "cuda", each, process_bytes=_cuda_bytes(each), intra_bandwidth=intra_bandwidth)
     free_bytes, own = available_bytes(torch.device("cpu")), _own_bytes()
     # The memory of this process will be free when it ends, and equals that of a rank before it has a model.
     memory = None if free_bytes is None else (free_bytes + own) // nproc
@@ -87,7 +89,7 @@ def described(
     inter_bandwidth: float | None = None,
 ) -> Cluster:
     """Returns a cluster described by numbers, with an estimate of a rank's memory before it has a model."""
-    process = CUDA_BYTES if device_type == "cuda" else _own_bytes()
+    process = _cuda_bytes(memory_bytes) if device_type == "cuda" else _own_bytes()
     per_node = world_size // nodes
     return Cluster(world_size, per_node, device_type, memory_bytes, process, True, intra_bandwidth, inter_bandwidth)
 
@@ -96,7 +98,15 @@ def these_ranks(ranks: Ranks) -> Cluster:
     """Returns the ranks of a running training, each with the least free memory of any. Every rank must call it."""
     free = ranks.gather(available_bytes(ranks.device, ranks.local_world_size))
     known = [number for number in free if number is not None]
-    return Cluster(ranks.world_size, ranks.local_world_size, ranks.device.type, min(known) if known else None)
+    least = min(known) if known else None
+    # A CPU rank holds the memory of its libraries already.
+    process = _cuda_bytes(least) if ranks.device.type == "cuda" and least is not None else 0
+    return Cluster(ranks.world_size, ranks.local_world_size, ranks.device.type, least, process_bytes=process)
+
+
+def _cuda_bytes(memory: int) -> int:
+    """Returns the part of a GPU's memory that is kept free of the model."""
+    return CUDA_BYTES + int(_CUDA_SHARE * memory)
 
 
 def _own_bytes() -> int:

@@ -20,6 +20,8 @@ from dlrmctl.embeddings.collection import CompositionalEmbeddings, WideTables
 from dlrmctl.embeddings.sharding.fused import attach_rowwise_adagrad
 from dlrmctl.embeddings.sharding.memory import state_bytes, weight_bytes
 from dlrmctl.embeddings.sharding.placement import Placement, PlacementError, make_plan, rank_bytes
+from dlrmctl.embeddings.tables import Table
+from dlrmctl.errors import UserError
 from dlrmctl.plan.cluster import Cluster
 from dlrmctl.plan.dense import DenseNeed, dense_need
 from dlrmctl.settings.config import CROSS_LAYERS, CROSS_RANK, Config
@@ -29,8 +31,10 @@ PARTS = (
     *("batches", "lookups", "activations"),
 )
 _FLOAT, _ID = 4, 8
+_CUDA_WIDEST = 2048  # columns of a row in FBGEMM's CUDA kernels
 # The CPU allocator keeps memory and cannot always reuse it: measured 0.9 to 1.7 times what is counted.
 _CPU_ALLOCATOR = 1.7
+_CUDA_ID_BYTES = 40  # FBGEMM's backward sorts the ids, with copies and positions; not measured
 _CPU_LEFT_OVER = 20 * 2**20  # and for initial values of tables: measured 10 to 40 MiB
 _READ_AHEAD_ROWS = 2 * 65_536  # a block of the store being shuffled and one of waiting batches, over all ranks
 
@@ -82,6 +86,8 @@ def plan_memory(config: Config, schema: Schema, cluster: Cluster, *, sharding: s
     """
     world_size, batch = cluster.world_size, config.train.batch_size // cluster.world_size
     embeddings = CompositionalEmbeddings(feature_tables(config, schema), config.embeddings.dim)
+    if cluster.device_type == "cuda":
+        refuse_wide_rows(embeddings.tables)
     dense = dense_need(config, schema, world_size)
     each = {
         "process": cluster.process_bytes,
@@ -99,7 +105,10 @@ def plan_memory(config: Config, schema: Schema, cluster: Cluster, *, sharding: s
     parts["tables"] = _per_rank(placements, world_size, weights=True)
     parts["table state"] = _per_rank(placements, world_size, weights=False)
     lookups = table_exchange(embeddings, placements, cluster, batch)
-    parts["lookups"] = tuple(_allocated(both.looked_up + both.received, cluster) for both in lookups)
+    scratch = _CUDA_ID_BYTES if cluster.device_type == "cuda" else 0
+    parts["lookups"] = tuple(
+        _allocated(both.looked_up + both.received, cluster) + int(both.rows) * scratch for both in lookups
+    )
     return MemoryPlan(cluster, dense, embeddings, {name: parts[name] for name in PARTS}, placements, room, problem)
 
 
@@ -190,6 +199,20 @@ def _first_order(config: Config, schema: Schema, cluster: Cluster, batch: int, s
     return tuple(
         held + _allocated(both.looked_up + both.received, cluster) for held, both in zip(kept, lookups, strict=True)
     )
+
+
+def refuse_wide_rows(tables: Sequence[Table]) -> None:
+    """Checks that FBGEMM's CUDA kernels can look up the rows of all tables.
+
+    Raises:
+        UserError: naming the table with the widest rows.
+    """
+    widest = max(tables, key=lambda table: table.dim)
+    if widest.dim > _CUDA_WIDEST:
+        raise UserError(
+            f"table {widest.name} has rows of {widest.dim:,} columns; on a GPU at most {_CUDA_WIDEST:,} are possible",
+            "a smaller --dim (at most 128 with --operation path), or --device cpu",
+        )
 
 
 def _placements(

@@ -69,6 +69,7 @@ def answer(
         plan.dense,
         dim=config.embeddings.dim,
         batch=config.train.batch_size // cluster.world_size,
+        precision=config.train.precision,
         flops=flops,
         memory=memory_bandwidth,
     )

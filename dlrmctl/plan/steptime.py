@@ -16,7 +16,7 @@ from dlrmctl.plan.cluster import Cluster
 from dlrmctl.plan.dense import RUN, SHORT_RUN, DenseNeed
 from dlrmctl.plan.memory import MemoryPlan, activation_floats, table_exchange
 from dlrmctl.ranks.cores import usable_cores
-from dlrmctl.ranks.process import num_threads
+from dlrmctl.ranks.process import matmul_precision, num_threads
 from dlrmctl.settings.config import Config
 
 _FLOAT = 4
@@ -29,7 +29,7 @@ _ELEMENTWISE = {
 }  # reads and writes of each weight; not of Shampoo
 _AVERAGING = 6  # the average and its iterate are read and written, then the weights
 _SECONDS = 0.25  # for each of the three
-_COPIED_BYTES = 64 * 2**20
+_COPIED_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}  # more than caches hold
 _GATHERED_ROWS = 200_000
 _WIDEST, _MOST_EXAMPLES = 4096, 8192  # larger products are no faster
 
@@ -142,11 +142,19 @@ def _sum(*seconds: float | None) -> float | None:
 
 
 def find_rates(
-    cluster: Cluster, dense: DenseNeed, *, dim: int, batch: int, flops: float | None, memory: float | None
+    cluster: Cluster,
+    dense: DenseNeed,
+    *,
+    dim: int,
+    batch: int,
+    precision: str,
+    flops: float | None,
+    memory: float | None,
 ) -> Rates:
     """Returns the given rates, and measures the others if these ranks are on this machine."""
     here = not cluster.described
-    measured = measure(cluster, dense, dim=dim, batch=batch) if here and (flops is None or memory is None) else {}
+    missing = here and (flops is None or memory is None)
+    measured = measure(cluster, dense, dim=dim, batch=batch, precision=precision) if missing else {}
     given_memory = None if memory is None else Rate(memory, "given")
     return Rates(
         flops=Rate(flops, "given") if flops is not None else measured.get("flops"),
@@ -164,7 +172,7 @@ def _bandwidth(given: float | None, local: bool) -> Rate | None:
     return Rate(CPU_BYTES_PER_SECOND, "assumed") if local else None
 
 
-def measure(cluster: Cluster, dense: DenseNeed, *, dim: int, batch: int) -> dict[str, Rate]:
+def measure(cluster: Cluster, dense: DenseNeed, *, dim: int, batch: int, precision: str) -> dict[str, Rate]:
     """Measures a product of the shape of the largest layer, a copy, and rows of a table gathered at random.
 
     It uses the threads that each rank would have; if there are more ranks than cores, they share them.
@@ -172,30 +180,37 @@ def measure(cluster: Cluster, dense: DenseNeed, *, dim: int, batch: int) -> dict
     device = torch.device(cluster.device_type)
     outputs, inputs = (min(width, _WIDEST) for width in dense.largest_layer)
     examples, dim = min(batch, _MOST_EXAMPLES), min(dim, _WIDEST)
-    x_BI, weight_OI = torch.randn(examples, inputs, device=device), torch.randn(outputs, inputs, device=device)
-    source, target = (torch.zeros(_COPIED_BYTES // 4, device=device) for _ in range(2))
-    table_RD = torch.zeros(_COPIED_BYTES * 4 // (4 * dim), dim, device=device)
+    factor = torch.bfloat16 if precision == "bf16" else torch.float32
+    x_BI, weight_OI = (torch.randn(rows, inputs, device=device).to(factor) for rows in (examples, outputs))
+    copied = _COPIED_BYTES[device.type]
+    source, target = (torch.zeros(copied // 4, device=device) for _ in range(2))
+    table_RD = torch.zeros(copied * 4 // (4 * dim), dim, device=device)
     table_RD.fill_(1.0)  # pages that were never written are all the same page
     num_rows = min(_GATHERED_ROWS, len(table_RD))
     rows = torch.randint(0, len(table_RD), (num_rows,), device=device)
     per_call = {
         "flops": (2.0 * examples * inputs * outputs, lambda: x_BI @ weight_OI.T),
-        "memory": (2.0 * _COPIED_BYTES, lambda: target.copy_(source)),
+        "memory": (2.0 * copied, lambda: target.copy_(source)),
         "gather": (4.0 * num_rows * dim, lambda: table_RD.index_select(0, rows)),
     }
     cores = usable_cores()
     turns = max(1.0, cluster.world_size / cores) if device.type == "cpu" else 1.0
-    with num_threads(max(1, min(torch.get_num_threads(), cores // cluster.world_size))):
+    threads = max(1, min(torch.get_num_threads(), cores // cluster.world_size))
+    with matmul_precision(precision), num_threads(threads):
         return {name: Rate(_per_second(*work, device) / turns, "measured") for name, work in per_call.items()}
 
 
 def _per_second(amount: float, work: Callable[[], object], device: torch.device) -> float:
     work()
-    calls, started = 0, _now(device)
-    while (passed := _now(device) - started) < _SECONDS:
-        work()
-        calls += 1
-    return amount * calls / passed
+    calls, passed = 1, 0.0
+    while True:
+        started = _now(device)
+        for _ in range(calls):  # a wait after each call would take longer than the call
+            work()
+        passed = _now(device) - started
+        if passed >= _SECONDS / 2:
+            return amount * calls / passed
+        calls = max(2 * calls, min(int(_SECONDS * calls / max(passed, 1e-9)), 100 * calls))
 
 
 def _now(device: torch.device) -> float:

@@ -1,7 +1,9 @@
 """This process among the ranks: its device and process group."""
 
 import os
-from collections.abc import Iterator
+import socket
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,35 +12,46 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dlrmctl.console.console import warn
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.launch import RENDEZVOUS, launch_environment
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a checkpoint of large tables may delay the others for long
+_ABORT_SECONDS = 5.0
 # Messages of gloo, NCCL and the store when a peer has died.
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its ranks; `group` spans all of them."""
+    """This process among its ranks.
+
+    Attributes:
+        group: all ranks, for tensors on `device`.
+        control: the same ranks, for messages and barriers, without a GPU; None: `group`.
+    """
 
     rank: int
     world_size: int
     local_world_size: int
     device: torch.device
     group: dist.ProcessGroup
+    control: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
         """Whether this is rank 0, which prints results."""
         return self.rank == 0
 
+    @property
+    def messages(self) -> dist.ProcessGroup:
+        """The group for messages and barriers."""
+        return self.control or self.group
+
     def broadcast(self, value: Any) -> Any:
         """Returns rank 0's value, on every rank."""
         box = [value]
         if self.world_size > 1:
-            dist.broadcast_object_list(box, src=0, group=self.group, device=torch.device(self.device.type))
+            dist.broadcast_object_list(box, src=0, group=self.messages)
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
@@ -46,8 +59,13 @@ class Ranks:
         everyone: list[Any] = [value]
         if self.world_size > 1:
             everyone = [None] * self.world_size
-            dist.all_gather_object(everyone, value, group=self.group)
+            dist.all_gather_object(everyone, value, group=self.messages)
         return everyone
+
+    def barrier(self) -> None:
+        """Waits for every rank."""
+        if self.world_size > 1:
+            dist.barrier(group=self.messages)
 
 
 @contextmanager
@@ -58,10 +76,10 @@ def process_group(device: str) -> Iterator[Ranks]:
         device: "auto", "cpu" or "cuda".
 
     Raises:
-        UserError: if the device does not exist or the rendezvous fails.
+        UserError: if the device does not exist, ranks share a GPU, or the rendezvous fails.
     """
     environment = launch_environment()
-    chosen = _device(device, environment.local_rank, environment.local_world_size)
+    chosen = choose_device(device, environment.local_rank)
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     try:
         if environment.world_size == 1 and not environment.from_launcher:
@@ -73,6 +91,8 @@ def process_group(device: str) -> Iterator[Ranks]:
             )
             # torchrun keeps its store when it restarts ranks; the old addresses must not be read.
             store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+            if chosen.type == "cuda":
+                refuse_shared_gpus(_gpus_of_all(store, environment.rank, environment.world_size, chosen))
             dist.init_process_group(
                 backend,
                 store=store,
@@ -82,10 +102,18 @@ def process_group(device: str) -> Iterator[Ranks]:
             )
     except (dist.DistNetworkError, dist.DistStoreError, ValueError) as problem:
         raise _rendezvous_error(problem) from None
+    succeeded = False
     try:
         group = dist.group.WORLD
         assert group is not None
-        yield Ranks(environment.rank, environment.world_size, environment.local_world_size, chosen, group)
+        control = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if backend == "nccl" else None
+        yield Ranks(environment.rank, environment.world_size, environment.local_world_size, chosen, group, control)
+        succeeded = True
+    except torch.OutOfMemoryError as problem:
+        raise UserError(
+            f"rank {environment.rank}: the memory of the GPU is full: {str(problem).strip().split('. GPU')[0]}",
+            "a smaller --batch-size, smaller tables or more ranks; `dlrmctl plan` with the same flags shows each part",
+        ) from None
     except dist.DistBackendError as problem:
         raise UserError(f"rank {environment.rank}: {chosen.type} communication failed: {_last_line(problem)}") from None
     except RuntimeError as problem:
@@ -96,20 +124,66 @@ def process_group(device: str) -> Iterator[Ranks]:
             ) from None
         raise
     finally:
-        with suppress(Exception):  # a peer may have ended already, and its error is the one to show
-            dist.destroy_process_group()
+        if succeeded or backend == "gloo":
+            with suppress(Exception):  # a peer may have ended already, and its error is the one to show
+                dist.destroy_process_group()
+        else:
+            _abort()
 
 
-def _device(wanted: str, local_rank: int, local_world_size: int) -> torch.device:
+def choose_device(wanted: str, local_rank: int) -> torch.device:
+    """Returns the device of a rank, and makes a GPU the current one.
+
+    Args:
+        wanted: "auto", "cpu" or "cuda".
+
+    Raises:
+        UserError: if torch sees no GPU, and one is wanted.
+    """
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UserError("train.device = cuda, but torch sees no CUDA device", "--device cpu, or check the driver")
-    count = torch.cuda.device_count()
-    if local_world_size > count and local_rank == 0:
-        warn(f"{local_world_size} ranks on {count} GPUs: ranks will share a GPU, which NCCL may refuse")
-    torch.cuda.set_device(local_rank % count)
-    return torch.device("cuda", local_rank % count)
+    # Launchers may show each rank its own GPU alone; then it is number 0 everywhere.
+    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def refuse_shared_gpus(gpus: Sequence[str]) -> None:
+    """Checks that every rank has a GPU of its own, which NCCL needs.
+
+    Args:
+        gpus: by rank, a name of its GPU that is unique over all machines.
+
+    Raises:
+        UserError: naming two ranks that share one.
+    """
+    for rank, gpu in enumerate(gpus):
+        if (first := gpus.index(gpu)) != rank:
+            raise UserError(
+                f"ranks {first} and {rank} have the same GPU, {gpu}; every rank needs its own",
+                "start at most as many ranks on a machine as it has GPUs, or --device cpu",
+            )
+
+
+def _gpus_of_all(store: dist.Store, rank: int, world_size: int, device: torch.device) -> list[str]:
+    """Returns the GPU of every rank. Through the store, because no group can be made while two ranks share one."""
+    about = torch.cuda.get_device_properties(device)
+    store.set(f"gpu-{rank}", f"{about.name} {about.uuid} of {socket.gethostname()}")
+    return [store.get(f"gpu-{each}").decode() for each in range(world_size)]
+
+
+def _abort() -> None:
+    """Ends NCCL's communication after an error. Leaving as usual would wait for ranks that are in a collective."""
+
+    def abort() -> None:
+        with suppress(Exception):
+            dist.distributed_c10d._abort_process_group()
+
+    thread = threading.Thread(target=abort, daemon=True)
+    thread.start()
+    thread.join(_ABORT_SECONDS)
 
 
 def _last_line(problem: Exception) -> str:

@@ -26,6 +26,7 @@ from dlrmctl.ranks.signals import handling
 
 RENDEZVOUS = "DLRMCTL_RENDEZVOUS"
 GRACE_SECONDS = 15.0  # for the other ranks to end after one has failed
+_REPORTED = 1  # status of a rank with a report
 # Files in the directory of a launch.
 WORK, RESULT, REPORT = "work.json", "result.json", "dlrmctl-reported"
 
@@ -123,7 +124,7 @@ def run_on_ranks(function: str, arguments: Mapping[str, Any], nproc: int) -> Any
     with scratch_directory() as place:
         work = {"function": function, "arguments": dict(arguments), "launcher": os.getpid()}
         (place / WORK).write_text(json.dumps(work))
-        failed = _wait(_start(place, nproc, threads=max(1, cores // nproc)))
+        failed = _wait(_start(place, nproc, threads=max(1, cores // nproc)), place / REPORT)
         if failed is not None:
             raise _failure(place, *failed)
         return json.loads((place / RESULT).read_text())
@@ -159,8 +160,11 @@ def _start(place: Path, nproc: int, *, threads: int) -> list[subprocess.Popen[by
     ]
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]]) -> tuple[int, int, bool] | None:
+def _wait(ranks: list[subprocess.Popen[bytes]], report: Path) -> tuple[int, int, bool] | None:
     """Waits for all ranks; after one has failed, at most `GRACE_SECONDS` for the others.
+
+    Args:
+        report: the file in which the first rank to fail describes its error.
 
     Returns:
         The rank that failed, its return code, and whether that is a signal passed on here; None if none failed.
@@ -178,16 +182,19 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> tuple[int, int, bool] | None:
     try:
         with handling(signal.SIGINT, signal.SIGTERM, by=forward):
             while any(process.poll() is None for process in ranks):
-                if deadline is None and (failed := _failed(ranks)):
+                # A rank that has reported an error may wait for the others before it ends.
+                if deadline is None and ((failed := _failed(ranks)) or report.exists()):
                     deadline = time.monotonic() + GRACE_SECONDS
                 if deadline is not None and time.monotonic() > deadline:
                     break
                 time.sleep(0.05)
+        failed = failed or _failed(ranks)
+        if failed is None and deadline is not None:
+            failed = 0, _REPORTED  # a rank reported an error, and none has ended
     finally:
         for process in ranks:
             process.kill()
             process.wait()
-    failed = failed or _failed(ranks)
     return None if failed is None else (*failed, -failed[1] in forwarded)
 
 

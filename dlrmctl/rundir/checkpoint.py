@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import file_crc32, sync_file, write_whole
 from dlrmctl.data.sealed import Values
@@ -62,8 +60,8 @@ class Checkpoints:
             if self.ranks.is_main:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
-            self._barrier()
-            write_tensors(partial, tensors, self.ranks.group)
+            self.ranks.barrier()
+            write_tensors(partial, tensors, self.ranks.messages)
             mine = _checksums(partial, f"__{self.ranks.rank}_")
             files = {name: entry for of_rank in self.ranks.gather(mine) for name, entry in of_rank.items()}
             if self.ranks.is_main:
@@ -74,7 +72,7 @@ class Checkpoints:
                 sync_file(partial)
                 partial.rename(final)
                 sync_file(self.directory)
-            self._barrier()
+            self.ranks.barrier()
         except (OSError, DataError, ExchangeError) as problem:
             too_large = _reached_limit(partial)
             if self.ranks.is_main:
@@ -126,10 +124,6 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
         for leftover in self.directory.glob("step-*.partial"):
             shutil.rmtree(leftover, ignore_errors=True)
-
-    def _barrier(self) -> None:
-        if self.ranks.world_size > 1:
-            dist.barrier(group=self.ranks.group)
 
 
 def read_state(path: Path) -> SavedState:
@@ -202,7 +196,7 @@ def load(path: Path, tensors: dict[str, Any], ranks: Ranks) -> None:
     from dlrmctl.rundir.tensor_exchange import ExchangeError, fill_tensors
 
     try:
-        fill_tensors(path, tensors, ranks.group)
+        fill_tensors(path, tensors, ranks.messages)
     except ExchangeError as failure:
         for cause in failure.causes:
             if isinstance(cause, UserError):

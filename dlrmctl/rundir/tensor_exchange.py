@@ -39,7 +39,8 @@ def write_tensors(directory: Path, tensors: dict[str, Any], group: dist.ProcessG
     Raises:
         OSError, ExchangeError: if a rank cannot write.
     """
-    writer = dcp.FileSystemWriter(directory, single_file_per_rank=True, sync_files=True)
+    # Copied ahead, each GPU tensor would be page-locked as a whole, and ranks on CPUs would start CUDA.
+    writer = dcp.FileSystemWriter(directory, single_file_per_rank=True, sync_files=True, per_thread_copy_ahead=0)
     try:
         dcp.save(tensors, storage_writer=writer, planner=_WithoutCopies(), process_group=group)
     except CheckpointException as failure:

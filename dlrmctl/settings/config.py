@@ -228,7 +228,7 @@ class TrainSettings:
     device: str = setting("auto", "Device to train on.", choices=("auto", "cpu", "cuda"))
     precision: str = setting(
         "fp32",
-        "Numeric precision: fp32, medium (fp32 with bf16 matrix products) or bf16 (autocast).",
+        "Numeric precision: fp32, medium (fp32 with bf16 matrix products, on a GPU TF32) or bf16 (autocast).",
         choices=("fp32", "medium", "bf16"),
     )
     seed: int = setting(

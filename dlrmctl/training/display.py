@@ -143,8 +143,8 @@ def thinned(every: int, step: int, *, most: int) -> int:
 
 def peak_memory_bytes() -> int:
     """Peak memory of this process: on its GPU if it uses one, otherwise main memory."""
-    if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
+    if torch.cuda.is_initialized() and (peak := torch.cuda.max_memory_allocated()):
+        return peak
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
 
 

@@ -221,6 +221,7 @@ class _DenseStep:
 
     def __init__(self, config: Config, schema: Schema, ranks: Ranks) -> None:
         batch, device = config.train.batch_size // ranks.world_size, ranks.device
+        self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.train.precision == "bf16")
         self.device = device
         self.network = build_dense_network(config, schema, device)
         self.parameters = list(self.network.parameters())
@@ -239,8 +240,9 @@ class _DenseStep:
         self.synchronize()
         started = time.perf_counter()
         self.network.zero_grad(set_to_none=True)
-        logits_B = self.network(self.dense_BI, self.embeddings_BFD)
-        functional.binary_cross_entropy_with_logits(logits_B, self.labels_B).backward()
+        with self.autocast:
+            logits_B = self.network(self.dense_BI, self.embeddings_BFD)
+        functional.binary_cross_entropy_with_logits(logits_B.float(), self.labels_B).backward()
         self.synchronize()
         return time.perf_counter() - started
 

@@ -1,5 +1,6 @@
 """The memory that tables need, and the memory of a rank."""
 
+import gc
 from pathlib import Path
 
 import torch
@@ -29,7 +30,10 @@ def state_bytes(rows: int) -> int:
 def available_bytes(device: torch.device, local_ranks: int = 1) -> int | None:
     """Returns the bytes that one of `local_ranks` ranks can still allocate on `device`; None if unknown."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        gc.collect()  # models that were dropped may be parts of cycles
+        # torch keeps freed memory, and can allocate it again.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     limits = [n for n in (_meminfo_available(), _cgroup_available()) if n is not None]
     return min(limits) // local_ranks if limits else None
 

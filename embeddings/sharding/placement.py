@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.distributed import _remote_device
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
@@ -143,6 +144,23 @@ def _planner_bandwidths(bandwidths: tuple[float, float] | None, device_type: str
     cpu = CPU_BYTES_PER_SECOND
     intra, inter = bandwidths or (cpu, cpu)
     return BasicCommsBandwidths(intra_host_bw=intra / 1000, inter_host_bw=inter / 1000)  # per millisecond
+
+
+def place_on_devices(plan: ShardingPlan, devices: Sequence[int]) -> None:
+    """Sets the GPU of every shard to that of its rank.
+
+    The planner assumes that local rank n has GPU n; a launcher may show every rank its own GPU alone, as number 0.
+
+    Args:
+        plan: changed in place.
+        devices: the number of its GPU, by rank.
+    """
+    for module_plan in plan.plan.values():
+        assert isinstance(module_plan, EmbeddingModuleShardingPlan)
+        for sharding in module_plan.values():
+            for shard in sharding.sharding_spec.shards:
+                rank = shard.placement.rank()
+                shard.placement = _remote_device(f"rank:{rank}/cuda:{devices[rank]}")
 
 
 def describe(plan: ShardingPlan, tables: Sequence[Table]) -> list[Placement]:

@@ -19,7 +19,7 @@ from dlrmctl.embeddings.init import fill_rows
 from dlrmctl.embeddings.sharding.fused import LearningRates, attach_rowwise_adagrad, kernels
 from dlrmctl.embeddings.sharding.local import LocalBags, LocalWeights
 from dlrmctl.embeddings.sharding.memory import available_bytes
-from dlrmctl.embeddings.sharding.placement import Placement, make_plan, rank_bytes, sharders
+from dlrmctl.embeddings.sharding.placement import Placement, make_plan, place_on_devices, rank_bytes, sharders
 
 
 @dataclass(frozen=True)
@@ -146,10 +146,12 @@ def _agree_on_plan(
     **settings: Any,
 ) -> tuple[ShardingPlan, list[Placement]]:
     """Returns rank 0's plan, for the smallest memory of any rank, or raises its error, on every rank."""
-    free: list[int | None] = [None] * dist.get_world_size(group)
-    mine = available_bytes(device, local_world_size) if memory_bytes is None else memory_bytes
-    dist.all_gather_object(free, mine, group=group)
-    known = [n for n in free if n is not None]
+    free = available_bytes(device, local_world_size) if memory_bytes is None else memory_bytes
+    mine = torch.tensor([-1 if free is None else free, device.index or 0], device=device)
+    of_ranks = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(of_ranks, mine, group=group)
+    memory, devices = zip(*(numbers.tolist() for numbers in of_ranks), strict=True)
+    known = [number for number in memory if number >= 0]
     outcome: list[Any] = [None]
     if dist.get_rank(group) == 0:
         try:
@@ -157,7 +159,7 @@ def _agree_on_plan(
                 make_plan(
                     model,
                     embeddings,
-                    world_size=len(free),
+                    world_size=len(of_ranks),
                     local_world_size=local_world_size,
                     device_type=device.type,
                     memory_bytes=min(known) if known else None,
@@ -169,7 +171,10 @@ def _agree_on_plan(
     dist.broadcast_object_list(outcome, src=dist.get_global_rank(group, 0), group=group)
     if isinstance(outcome[0], ValueError):
         raise outcome[0]
-    return outcome[0]
+    plan, placements = outcome[0]
+    if device.type == "cuda":
+        place_on_devices(plan, devices)
+    return plan, placements
 
 
 def _move_dense(model: nn.Module, embeddings: CompositionalEmbeddings, device: torch.device) -> None:

@@ -200,3 +200,18 @@ def test_a_position_outside_the_epoch_is_refused() -> None:
         reader.batches(0, 11)
     with pytest.raises(DataError, match="there is no split 'dev'"):
         Reader(Counting(100), "dev", batch_size=10)
+
+
+@pytest.mark.parametrize("prefetch", [0, 1])
+def test_every_batch_is_checked_before_it_is_passed_on(prefetch: int) -> None:
+    checked: list[int] = []
+
+    def check(batch: Batch) -> None:
+        checked.append(batch.ids.device.index or 0)
+        if len(checked) == 3:
+            raise ValueError("feature a: id 7 must be below 5")
+
+    batches = Reader(Counting(103), "train", batch_size=8, prefetch=prefetch, check=check).batches(0)
+    assert len([next(batches), next(batches)]) == 2
+    with pytest.raises(ValueError, match="feature a: id 7"):
+        next(batches)

@@ -12,6 +12,7 @@ from dlrmctl.data.store.writer import write_store
 from dlrmctl.data.synthetic.cardinalities import MLPERF
 from dlrmctl.data.synthetic.synthetic import Synthetic
 from dlrmctl.datasets.open import open_source
+from dlrmctl.errors import UserError
 from dlrmctl.plan.cluster import CUDA_BYTES, described
 from dlrmctl.plan.memory import plan_memory
 from dlrmctl.plan.plan import answer
@@ -98,7 +99,8 @@ def test_serving_is_offered_with_fewer_bits():
     [serving] = [remedy for remedy in found.remedies if remedy.serving]
     # 16 columns: 32 bytes as float16, 20 as 8 bits with scale and bias. What there is besides, float32.
     assert "fp16 tables, 2.4 GiB, on one rank" in serving.what
-    assert serving.bytes_per_rank == 80_000_000 * 32 + CUDA_BYTES + 4 * found.memory.dense.num_weights
+    process, dense = found.memory.cluster.process_bytes, found.memory.dense
+    assert serving.bytes_per_rank == 80_000_000 * 32 + process + 4 * dense.num_weights
 
 
 def test_serving_counts_what_a_process_takes():
@@ -300,3 +302,11 @@ def test_the_tables_of_a_store_are_those_that_training_would_have(tmp_path: Path
     assert done.status == 0, done.err
     assert [table["rows"] for table in done.json()["tables"]] == [52, 3002]
     assert done.json()["settings"]["train"]["batch_size"] == 64  # as a training chooses it
+
+
+def test_rows_wider_than_a_gpu_can_look_up_are_refused_before_the_training():
+    flags = {"embedding": "qr", "operation": "path", "dim": "132", "bottom_mlp": "132"}
+    config, schema = resolve({}, flags), schema_of_rows([10**6])
+    with pytest.raises(UserError, match=r"has rows of 2,112 columns; on a GPU at most 2,048"):
+        plan_memory(config, schema, described(1, 1, "cuda", 40 * GIB))
+    plan_memory(config, schema, described(1, 1, "cpu", 40 * GIB))

@@ -105,3 +105,17 @@ def test_a_signal_goes_to_every_rank_and_is_raised(tmp_path: Path):
         run_on_ranks(f"{HERE}:_leave", {"touch": str(tmp_path)}, 2)
     thread.join()
     assert caught.value.exit_status == 143
+
+
+def _report_and_stay() -> None:
+    from dlrmctl.ranks.launch import claim_report
+
+    if os.environ["RANK"] == "0":
+        claim_report('{"kind": "user", "message": "this cannot be", "hint": null}')
+    time.sleep(60)
+
+
+def test_ranks_that_cannot_leave_after_an_error_are_ended(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("dlrmctl.ranks.launch.GRACE_SECONDS", 0.2)
+    with pytest.raises(UserError, match="this cannot be"):
+        run_on_ranks(f"{HERE}:_report_and_stay", {}, 2)

@@ -3,7 +3,14 @@ from torch import device
 
 from dlrmctl.embeddings.collection import CompositionalEmbeddings
 from dlrmctl.embeddings.sharding.memory import available_bytes, gib, state_bytes, table_bytes, weight_bytes
-from dlrmctl.embeddings.sharding.placement import CPU_BYTES_PER_SECOND, PlacementError, make_plan, rank_bytes
+from dlrmctl.embeddings.sharding.placement import (
+    CPU_BYTES_PER_SECOND,
+    PlacementError,
+    describe,
+    make_plan,
+    place_on_devices,
+    rank_bytes,
+)
 from dlrmctl.embeddings.tables import FeatureTable, Table
 
 GIB = 2**30
@@ -82,3 +89,15 @@ def test_weights_and_state_are_the_bytes_of_a_table():
     table = Table("a", 1000, 16)
     assert (weight_bytes(1000, 16), state_bytes(1000)) == (64_000, 4000)
     assert weight_bytes(table.rows, table.dim) + state_bytes(table.rows) == table_bytes(table)
+
+
+def test_shards_go_to_the_gpu_that_their_rank_sees():
+    embeddings = CompositionalEmbeddings([FeatureTable("a", 1000), FeatureTable("b", 4_000_000)], 64)
+    settings = {"world_size": 4, "local_world_size": 4, "device_type": "cuda", "batch_size": 4096}
+    plan, placements = make_plan(embeddings, embeddings, **settings, sharding="row_wise")
+    place_on_devices(plan, [0, 0, 0, 0])  # every rank sees one GPU
+    shards = [
+        shard.placement for tables in plan.plan.values() for t in tables.values() for shard in t.sharding_spec.shards
+    ]
+    assert [(place.rank(), str(place.device())) for place in shards] == [(rank, "cuda:0") for rank in range(4)] * 2
+    assert describe(plan, embeddings.tables) == placements

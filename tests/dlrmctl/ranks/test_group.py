@@ -1,0 +1,21 @@
+"""Joining ranks: the device of each, and errors that end a group."""
+
+import pytest
+import torch
+
+from dlrmctl.errors import UserError
+from dlrmctl.ranks.group import process_group, refuse_shared_gpus
+
+
+def test_ranks_that_share_a_gpu_are_named():
+    refuse_shared_gpus(["H100 a of host-1", "H100 b of host-1", "H100 a of host-2"])
+    with pytest.raises(UserError, match="ranks 1 and 2 have the same GPU, H100 b of host-1"):
+        refuse_shared_gpus(["H100 a of host-1", "H100 b of host-1", "H100 b of host-1"])
+
+
+def test_a_full_gpu_is_one_line_with_a_way_out():
+    full = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.15 GiB of which"
+    with pytest.raises(UserError, match=r"Tried to allocate 2\.00 GiB$") as caught, process_group("cpu"):
+        raise torch.OutOfMemoryError(full)
+    assert caught.value.message == f"rank 0: the memory of the GPU is full: {full.split('. GPU')[0]}"
+    assert "--batch-size" in str(caught.value.hint)
