@@ -67,7 +67,7 @@ class ReusedEncoders:
         Raises:
             DataError: if a value is outside its table, or the vocabulary was changed.
         """
-        column = replace(self._columns[feature.name], counts=None)
+        column = replace(self._columns[feature.name], counts=None, rare=None)
         encoder = column.encoder
         if isinstance(encoder, AsRows) and largest >= encoder.rows:
             raise DataError(f"{feature.name}: row {largest:,} is outside the {encoder.rows:,} of {self._path}")

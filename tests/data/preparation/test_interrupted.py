@@ -114,6 +114,18 @@ def test_a_killed_preparation_goes_on_and_makes_the_same_bytes(
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
+@pytest.mark.parametrize(("event", "number"), [("encode", 40), ("encode", 150), ("write", 2), ("sync", 90)])
+def test_a_killed_extension_of_a_store_makes_the_same_bytes(
+    sources: list[Path], tmp_path: Path, event: str, number: int
+) -> None:
+    before, whole, killed = tmp_path / "before", tmp_path / "whole", tmp_path / "killed"
+    prepare_small(sources[:1], before, keep_rare=True)
+    prepare_small(sources[1:], whole, extend=before)
+    assert kill_at(sources[1:], killed, event, number, extend=before) == -signal.SIGKILL
+    prepare_small(sources[1:], killed, extend=before)
+    assert content(killed) == content(whole)
+
+
 @pytest.mark.parametrize(
     ("event", "number"), [("parse", 9), ("encode", 20), ("write", 2), *[("sync", number) for number in (9, 23, 33, 36)]]
 )
