@@ -47,9 +47,12 @@ def main(place: Path) -> int:
 
 
 def _end_with(launcher: int) -> None:
-    """Lets the kernel send SIGTERM when the launcher ends for any reason."""
+    """Lets the kernel end this rank when the launcher ends for any reason.
+
+    SIGTERM is handled in Python, which does not run while the rank waits in a collective.
+    """
     PR_SET_PDEATHSIG = 1
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != launcher:  # it ended before that
         sys.exit(128 + signal.SIGTERM)
 

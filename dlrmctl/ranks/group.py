@@ -86,6 +86,8 @@ def process_group(device: str) -> Iterator[Ranks]:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
         else:
             place = os.environ.get(RENDEZVOUS, "env://")
+            if place == "env://":
+                _check_address()
             store, _, _ = next(
                 dist.rendezvous(place, environment.rank, environment.world_size, timeout=COLLECTIVE_TIMEOUT)
             )
@@ -184,6 +186,22 @@ def _abort() -> None:
     thread = threading.Thread(target=abort, daemon=True)
     thread.start()
     thread.join(_ABORT_SECONDS)
+
+
+def _check_address() -> None:
+    """Checks that MASTER_ADDR has an address. torch would ask for it again and again, for minutes.
+
+    Raises:
+        UserError: if it has none.
+    """
+    name = os.environ.get("MASTER_ADDR", "")
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError as problem:
+        raise UserError(
+            f"MASTER_ADDR = {name} has no address on this machine: {problem.strerror}",
+            "set it to a name or an address of the machine of rank 0",
+        ) from None
 
 
 def _last_line(problem: Exception) -> str:

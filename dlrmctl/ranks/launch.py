@@ -22,13 +22,14 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import scratch_directory
 from dlrmctl.errors import Interrupted, UserError
 from dlrmctl.ranks.cores import NUM_THREADS, usable_cores
-from dlrmctl.ranks.signals import handling
+from dlrmctl.ranks.signals import HEARD, REPEAT_SECONDS, handling
 
 RENDEZVOUS = "DLRMCTL_RENDEZVOUS"
+HEARING_SECONDS = 10.0  # for a rank to handle a signal that was passed on
 GRACE_SECONDS = 15.0  # for the other ranks to end after one has failed
 _REPORTED = 1  # status of a rank with a report
 # Files in the directory of a launch.
-WORK, RESULT, REPORT = "work.json", "result.json", "dlrmctl-reported"
+WORK, RESULT, REPORT, _HEARD = "work.json", "result.json", "dlrmctl-reported", "heard"
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def needs_launch(nproc: int) -> bool:
 def run_on_ranks(function: str, arguments: Mapping[str, Any], nproc: int) -> Any:
     """Calls a function on `nproc` ranks of this machine; in this process if it already is a rank, or the only one.
 
-    While started ranks run, SIGTERM and Ctrl-C are passed to each of them once, if this is the main thread.
+    While started ranks run, SIGTERM and Ctrl-C are passed to each of them once, if this is the main thread. Ranks are
+    killed if none handles the signal within `HEARING_SECONDS`, or if another follows after `REPEAT_SECONDS`.
 
     Args:
         function: "module:name"; it joins the others by `process_group`.
@@ -143,6 +145,7 @@ def _start(place: Path, nproc: int, *, threads: int) -> list[subprocess.Popen[by
         "WORLD_SIZE": str(nproc),
         "LOCAL_WORLD_SIZE": str(nproc),
         RENDEZVOUS: f"file://{place}/rendezvous",
+        HEARD: str(place / _HEARD),
         NUM_THREADS: os.environ.get(NUM_THREADS, str(threads)),
         # Host names do not always resolve; local ranks connect on the loopback.
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
@@ -169,16 +172,25 @@ def _wait(ranks: list[subprocess.Popen[bytes]], report: Path) -> tuple[int, int,
     Returns:
         The rank that failed, its return code, and whether that is a signal passed on here; None if none failed.
     """
-    forwarded: set[int] = set()
+    forwarded: dict[int, float] = {}
+    deadline: float | None = None
+    in_haste = False
 
     def forward(number: int) -> None:
-        forwarded.add(number)
+        nonlocal in_haste
+        now = time.monotonic()
+        in_haste = any(now - then > REPEAT_SECONDS for then in forwarded.values())
+        forwarded.setdefault(number, now)
         for process in ranks:
             if process.poll() is None:
                 process.send_signal(number)
 
+    def nobody_hears() -> bool:
+        # A rank that waits in a collective handles signals afterwards: never, if it waits for one that is stopped.
+        waited = forwarded and time.monotonic() - min(forwarded.values()) > HEARING_SECONDS
+        return bool(waited) and not (report.parent / _HEARD).exists()
+
     failed: tuple[int, int] | None = None
-    deadline = None
     try:
         with handling(signal.SIGINT, signal.SIGTERM, by=forward):
             while any(process.poll() is None for process in ranks):
@@ -186,6 +198,9 @@ def _wait(ranks: list[subprocess.Popen[bytes]], report: Path) -> tuple[int, int,
                 if deadline is None and ((failed := _failed(ranks)) or report.exists()):
                     deadline = time.monotonic() + GRACE_SECONDS
                 if deadline is not None and time.monotonic() > deadline:
+                    break
+                if in_haste or nobody_hears():
+                    failed = 0, -min(forwarded, key=lambda number: forwarded[number])
                     break
                 time.sleep(0.05)
         failed = failed or _failed(ranks)

@@ -5,7 +5,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 from dlrmctl.errors import Interrupted
@@ -14,6 +15,7 @@ _IMPORTS = "<frozen importlib"  # prefix of the file names in frames of an impor
 _LOOK_AGAIN_SECONDS = 0.05
 # Schedulers signal every process of a job, and launchers pass signals on; together they are one request.
 REPEAT_SECONDS = 3.0
+HEARD = "DLRMCTL_HEARD"  # environment variable: the file that a rank creates when it handles a request to stop
 
 
 @contextmanager
@@ -104,6 +106,9 @@ class StopRequest:
         """Handles a signal: the first is a request, a later one ends the process at once."""
         if not self.signal_number:
             self.signal_number, self._since = number, time.monotonic()
+            if HEARD in os.environ:
+                with suppress(OSError):
+                    Path(os.environ[HEARD]).touch()
         elif time.monotonic() - self._since > REPEAT_SECONDS:
             os._exit(128 + number)
 

@@ -19,3 +19,10 @@ def test_a_full_gpu_is_one_line_with_a_way_out():
         raise torch.OutOfMemoryError(full)
     assert caught.value.message == f"rank 0: the memory of the GPU is full: {full.split('. GPU')[0]}"
     assert "--batch-size" in str(caught.value.hint)
+
+
+def test_a_master_address_that_does_not_resolve_is_one_line_at_once(monkeypatch: pytest.MonkeyPatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "nowhere.invalid", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"MASTER_ADDR = nowhere\.invalid has no address"), process_group("cpu"):
+        pass

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -50,6 +52,33 @@ def _leave(touch: str) -> None:
         while not request.signal_number:
             time.sleep(0.01)
     raise Interrupted(request.signal_number)
+
+
+def _wait_for_a_stopped_rank(touch: str) -> None:
+    from dlrmctl.ranks.group import process_group
+    from dlrmctl.ranks.signals import stop_requests
+
+    with process_group("cpu") as ranks, stop_requests():
+        ranks.barrier()
+        if ranks.rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        (Path(touch) / str(os.getpid())).touch()
+        ranks.barrier()
+
+
+def _until_it_waits(touch: Path) -> str:
+    """Returns the process id of the rank that waits for a stopped one."""
+    while not (found := list(touch.iterdir())):
+        time.sleep(0.02)
+    time.sleep(0.2)
+    return found[0].name
+
+
+def _is_running(process: str) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_the_result_of_rank_0_comes_back():
@@ -119,3 +148,31 @@ def test_ranks_that_cannot_leave_after_an_error_are_ended(monkeypatch: pytest.Mo
     monkeypatch.setattr("dlrmctl.ranks.launch.GRACE_SECONDS", 0.2)
     with pytest.raises(UserError, match="this cannot be"):
         run_on_ranks(f"{HERE}:_report_and_stay", {}, 2)
+
+
+def test_a_signal_ends_ranks_that_wait_for_a_stopped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("dlrmctl.ranks.launch.HEARING_SECONDS", 0.5)
+
+    def interrupt() -> None:
+        _until_it_waits(tmp_path)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(Interrupted) as caught:
+        run_on_ranks(f"{HERE}:_wait_for_a_stopped_rank", {"touch": str(tmp_path)}, 2)
+    thread.join()
+    assert caught.value.exit_status == 143
+
+
+def test_a_killed_launcher_leaves_no_ranks(tmp_path: Path):
+    program = "import sys; from dlrmctl.ranks.launch import *; run_on_ranks(sys.argv[1], {'touch': sys.argv[2]}, 2)"
+    launcher = subprocess.Popen([sys.executable, "-c", program, f"{HERE}:_wait_for_a_stopped_rank", str(tmp_path)])
+    waiting = _until_it_waits(tmp_path)
+    assert _is_running(waiting)
+    launcher.kill()
+    launcher.wait()
+    deadline = time.monotonic() + 20
+    while _is_running(waiting):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
