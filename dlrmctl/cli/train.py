@@ -36,8 +36,8 @@ def train(
         Path | None,
         typer.Option(
             "--resume",
-            help="Resume the run in this directory.",
-            metavar="RUN",
+            help="Resume the run in this directory; auto: the run in --run-dir, if there is one, else start it.",
+            metavar="RUN|auto",
             rich_help_panel=LAUNCH_PANEL,
             autocompletion=completion.runs,
         ),
@@ -77,6 +77,13 @@ def train(
     dlrmctl train --init-from RUN --data NEW
     torchrun --nproc-per-node 2 --no-python dlrmctl train --data DIR
     """
+    start_or_resume = resume == Path("auto") and run_dir is not None
+    if start_or_resume:
+        if seeds is not None:
+            raise UserError("--resume auto and several seeds contradict", "choose a single run: DIR/seed-N")
+        resume = None
+    elif resume == Path("auto") and not resume.exists():
+        raise UserError("--resume auto needs the directory of the run", "--run-dir DIR")
     if resume is not None and (config is not None or run_dir is not None):
         clash = "--config" if config is not None else "--run-dir"
         raise UserError(f"--resume {resume} and {clash} contradict: a run is resumed with its own settings")
@@ -98,7 +105,7 @@ def train(
     results = run_training(
         _settings(config, flags) if resume is None else settings_of_run(resume, flags, scoring=False)[1],
         run_dir=resume or run_dir,
-        resume=resume is not None,
+        resume="auto" if start_or_resume else resume is not None,
         nproc=ranks,
         print_plan=print_plan,
         command_line=sys.argv[1:],

@@ -6,7 +6,7 @@ Does not load torch, which only the ranks need.
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dlrmctl.data.files import check_scratch
 from dlrmctl.errors import UserError
@@ -23,7 +23,7 @@ def run_training(
     config: Config | None = None,
     *,
     run_dir: Path | str | None = None,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     nproc: int = 1,
     source: "Source | None" = None,
     print_plan: bool = False,
@@ -37,7 +37,8 @@ def run_training(
         config: the settings. Default: those of the resumed run, otherwise the default settings.
         run_dir: directory of the run. Default: named after data, tables and time, or after the job of torchrun or
             Slurm. An existing run of this job with these settings is continued.
-        resume: whether to continue the run in `run_dir` from its newest checkpoint.
+        resume: whether to continue the run in `run_dir` from its newest checkpoint; "auto": if there is one, with its
+            own settings.
         nproc: number of ranks on this machine.
         source: data to use instead of that in the settings; for a single process.
         print_plan: whether to print the placement of the tables.
@@ -55,7 +56,9 @@ def run_training(
     if resume and run_dir is None:
         raise UserError("resume needs the directory of the run", "run_dir=...")
     if config is None:
-        config = resolve(RunDirectory(Path(str(run_dir)), writes=False).settings(), {}) if resume else Config()
+        run = RunDirectory(Path(str(run_dir)), writes=False)
+        given = resume is True or (resume == "auto" and run.settings_file.is_file())
+        config = resolve(run.settings(), {}) if given else Config()
     if config.baseline is not None:
         raise UserError(
             f"{run_dir or 'these settings'}: the settings of a baseline, which is fitted as a whole",

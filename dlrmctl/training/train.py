@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -65,7 +65,7 @@ def train_on_rank(
     settings: dict[str, Any],
     run_dir: str | None,
     *,
-    resume: bool,
+    resume: bool | Literal["auto"],
     print_plan: bool,
     command_line: list[str],
     source: Source | None = None,
@@ -81,9 +81,13 @@ def train_on_rank(
         config = config if source is not None else named_after_data(config)
         given = None if run_dir is None else Path(run_dir)
         rows = None if given else _table_rows(config, source)
-        path, continued = ranks.broadcast((given, True) if resume else place_of_run(config, given, rows=rows))
+        if given is not None and resume:
+            found = resume is True or RunDirectory(given, writes=False).settings_file.is_file()
+        else:
+            given, found = place_of_run(config, given, rows=rows)
+        path, continued = ranks.broadcast((given, found))
         run, job = RunDirectory(path, writes=ranks.is_main), part_of_job(config)
-        if continued and not resume:  # a job that was started again: the settings are the same, completed
+        if continued and resume is not True:  # started again: the settings are the same, completed
             config = resolve(run.settings(), {}, file_name=str(run.settings_file))
         return train(
             config,

@@ -328,3 +328,15 @@ def test_settings_of_a_run_are_those_that_were_written(finished: Path, tmp_path:
             _refused(in_process(*command), "run.toml: edited or damaged")
     (copy / "run.toml").write_text(text.replace("[train]", "# a comment\n[train]"))
     assert in_process("evaluate", copy).status == 0
+
+
+def test_resume_auto_starts_a_run_or_continues_it(tmp_path: Path):
+    train = [*TRAIN, "--max-steps", "9", "--run-dir", tmp_path / "run", "--resume", "auto", "--json"]
+    first = in_process(*train)
+    assert first.status == 0, first.err
+    assert "resumed" not in first.err
+    (tmp_path / "run" / "results.json").unlink()  # as if it had been ended before its last step
+    again = in_process(*train)
+    assert "resumed at step 9" in again.err
+    assert again.json() == first.json()
+    _refused(in_process(*TRAIN, "--resume", "auto"), "--resume auto needs the directory of the run")
