@@ -93,7 +93,8 @@ def _parameter(section: str, cls: type, item: Any) -> inspect.Parameter:
     hint = get_type_hints(cls)[item.name]
     choices = item.metadata["choices"]
     is_switch = plain_type(hint) is bool
-    metavar = _lines_of(choices) if choices else {int: "N", float: "X", str: "DIR"}.get(plain_type(hint), "W-W-...")
+    of_type = {int: "N", float: "X", str: "DIR"}.get(plain_type(hint), "W-W-...")
+    metavar = _lines_of(choices) if choices else item.metadata["metavar"] or of_type
     default = default_of(item)
     flag = flag_of(item)
     option = typer.Option(

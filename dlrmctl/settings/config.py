@@ -210,6 +210,13 @@ class TrainSettings:
         None,
         "Start from the weights and optimizer states of this run, also on new data: tables grow with its "
         "vocabularies. Settings that are not given are those of the run.",
+        metavar="RUN",
+    )
+    init_embeddings: str | None = setting(
+        None,
+        "Start rows of full tables with the vectors in this Parquet file, by value: columns feature, value and vector. "
+        "With --init-from, only rows of new values.",
+        metavar="FILE",
     )
     refit_dense: bool = setting(
         False, "With --init-from, normalize dense features by the new data, not by that of the first run."
@@ -281,6 +288,8 @@ class Config:
             self._set("data", replace(self.data, path=str(Path(self.data.path).resolve())))
         if self.train.init_from is not None:
             self._set("train", replace(self.train, init_from=str(Path(self.train.init_from).resolve())))
+        if self.train.init_embeddings is not None:
+            self._set("train", replace(self.train, init_embeddings=str(Path(self.train.init_embeddings).resolve())))
         self._complete()
         _check(self)
 

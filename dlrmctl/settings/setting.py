@@ -33,12 +33,14 @@ def setting(
     unit: str = "",
     open: bool = False,
     auto: bool = False,
+    metavar: str | None = None,
 ) -> Any:
     """Defines a field of a settings dataclass: its default, help, bounds or choices.
 
     Args:
         default: None with a type that is not optional means that the value is derived from other settings.
         flag: name of the option, if it differs from the setting's.
+        metavar: what help shows for the value; None follows from the type.
         auto: whether "auto" may stand for a value that is not given.
         unit: suffix that a string may have, such as "x" or "%"; the value is the number before it.
         open: whether values other than the choices are accepted here and checked later, with other settings.
@@ -54,6 +56,7 @@ def setting(
             "unit": unit,
             "open": open,
             "auto": auto,
+            "metavar": metavar,
         },
     )
 

@@ -99,5 +99,6 @@ def settings_to_start_from(path: Path, file: Mapping[str, Any], flags: Mapping[s
     if chosen.get("dense_optimizer", optim.get("dense_optimizer")) != optim.get("dense_optimizer"):
         optim.pop("dense_lr", None)  # a rate is of its optimizer
     of_run.get("embeddings", {}).pop("grown", None)  # read from the checkpoint
-    of_run.get("train", {}).pop("refit_dense", None)
+    for name in ("refit_dense", "init_embeddings"):
+        of_run.get("train", {}).pop(name, None)
     return {name: {**of_run.get(name, {}), **file.get(name, {})} for name in (*of_run, *file)}

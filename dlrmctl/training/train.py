@@ -38,6 +38,7 @@ from dlrmctl.settings.config import MOST_EPOCHS, Config, resolve
 from dlrmctl.training.advice import advice
 from dlrmctl.training.display import TrainingDisplay, averages, introduction, show_placements, thinned
 from dlrmctl.training.overhead import within_overhead
+from dlrmctl.training.pretrained import PretrainedVectors
 from dlrmctl.training.step import TrainingStep
 from dlrmctl.training.warm_start import WarmStart, stored_inputs
 
@@ -410,15 +411,19 @@ class Trainer:
         raise Interrupted(number)
 
     def begin(self) -> None:
-        """Takes over the tensors of the run to start from, if there is one."""
+        """Takes over vectors of a file, and the tensors of the run to start from, if there are any."""
+        tensors, pretrained = self._tensors(), self.config.train.init_embeddings
+        if pretrained is not None:
+            vectors = PretrainedVectors(Path(pretrained), self.config, self.source.features)
+            vectors.fill(tensors["tables"])
+            self.messages.append(vectors.about())
         if self.start is None:
             return
-        tensors = self._tensors()
         added = sum(self.ranks.gather(self.start.fill_tables(tensors)))
         messages = self.start.fill_dense(tensors, self.config, self.ranks)
         if self.averaging:
             self.averaging.train()
-        self.messages = [self.start.about(added), *messages]
+        self.messages += [self.start.about(added), *messages]
         self.progress.steps_before = self.start.steps
         self.schedule = build_schedule(self.config, self.planned_steps, self.start.steps)
 

@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from dlrmctl.data.formats.table_schema import read_schema
@@ -12,6 +13,7 @@ from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.prepare import prepare
 from dlrmctl.data.store.store import Store
 from dlrmctl.settings.toml import read_toml
+from tests.dlrmctl.checkpoints import read_tensors
 from tests.dlrmctl.commands import in_process
 
 SCHEMA = """label = "y"
@@ -116,6 +118,34 @@ def test_runs_start_only_from_data_that_was_extended(days, tmp_path: Path):
     assert done.status == 2
     assert "ids of user mean something else than in the run" in done.err
     assert "--extend STORE" in done.err
+
+
+def test_vectors_of_values_start_their_rows(days, tmp_path: Path):
+    place, _ = days
+    features = Store(place / "2").features
+    known, new = _ids(Store(place / "1"), "user"), _ids(Store(place / "2"), "user")
+    chosen = [known[3], new[-1], "nobody"]
+    vectors = [[float(number)] * 8 for number in range(3)]
+    frame = pl.DataFrame({"feature": ["user"] * 3, "value": chosen, "vector": vectors})
+    frame.write_parquet(tmp_path / "v.parquet")
+    model = ["--bottom-mlp", "16-8", "--top-mlp", "16-1", "--dim", "8", "--embedding", "full", "--max-steps", "1"]
+    still = ["--sparse-lr", "0", "--qr-lr", "0", "--evaluations", "1", "--init-embeddings", tmp_path / "v.parquet"]
+    runs = [tmp_path / "one", tmp_path / "two"]
+    done = in_process("train", "--data", place / "1", "--run-dir", runs[0], *model, *still)
+    assert done.status == 0, done.err
+    assert "vectors of 3 values" in done.err
+    assert "2 have no row of their own in the data" in done.err
+    frame.with_columns(vector=pl.Series([[9.0] * 8] * 3)).write_parquet(tmp_path / "v.parquet")
+    done = in_process("train", "--init-from", runs[0], "--data", place / "2", "--run-dir", runs[1], *still)
+    assert done.status == 0, done.err
+    tables = [read_tensors(run / "checkpoints" / "best")["tables.user/weight"] for run in runs]
+    row = new.index(chosen[1]) + 2
+    assert tables[0][5].tolist() == tables[1][5].tolist() == [0.0] * 8
+    assert tables[1][row].tolist() == [9.0] * 8
+    assert features.schema.sparse[0].rows == len(tables[1])
+    frame.with_columns(feature=pl.lit("page")).write_parquet(tmp_path / "v.parquet")
+    done = in_process("train", "--data", place / "1", "--run-dir", tmp_path / "three", *model, *still)
+    assert (done.status, "'page' is not a sparse feature of the data" in done.err) == (2, True), done.err
 
 
 def test_what_cannot_be_extended_is_one_line(days, tmp_path: Path):
