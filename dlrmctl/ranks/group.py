@@ -4,7 +4,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,8 +14,10 @@ import torch.distributed as dist
 
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.launch import RENDEZVOUS, launch_environment
+from dlrmctl.ranks.watch import watching
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a checkpoint of large tables may delay the others for long
+TIMEOUT_SECONDS = 300.0  # without a sign of life of a rank's process, however long its work takes
 _ABORT_SECONDS = 5.0
 # Messages of gloo, NCCL and the store when a peer has died.
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
@@ -69,11 +71,12 @@ class Ranks:
 
 
 @contextmanager
-def process_group(device: str) -> Iterator[Ranks]:
+def process_group(device: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[Ranks]:
     """Joins the ranks that the environment describes, or is the only rank; leaves on exit.
 
     Args:
         device: "auto", "cpu" or "cuda".
+        timeout_seconds: time without a sign of life after which a rank is lost, and the others end.
 
     Raises:
         UserError: if the device does not exist, ranks share a GPU, or the rendezvous fails.
@@ -84,6 +87,7 @@ def process_group(device: str) -> Iterator[Ranks]:
     try:
         if environment.world_size == 1 and not environment.from_launcher:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
+            store = None
         else:
             place = os.environ.get(RENDEZVOUS, "env://")
             if place == "env://":
@@ -109,7 +113,12 @@ def process_group(device: str) -> Iterator[Ranks]:
         group = dist.group.WORLD
         assert group is not None
         control = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if backend == "nccl" else None
-        yield Ranks(environment.rank, environment.world_size, environment.local_world_size, chosen, group, control)
+        ranks = Ranks(environment.rank, environment.world_size, environment.local_world_size, chosen, group, control)
+        watch: AbstractContextManager[None] = nullcontext()
+        if store is not None and ranks.world_size > 1:
+            watch = watching(store, ranks.rank, ranks.world_size, timeout_seconds)
+        with watch:
+            yield ranks
         succeeded = True
     except torch.OutOfMemoryError as problem:
         raise UserError(

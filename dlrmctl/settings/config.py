@@ -233,6 +233,9 @@ class TrainSettings:
     log_every: int = setting(100, "Print progress at least every N steps; short runs print about 20 lines.", at_least=1)
     tensorboard: bool = setting(False, "Write TensorBoard events to the run directory.")
     device: str = setting("auto", "Device to train on.", choices=("auto", "cpu", "cuda"))
+    timeout: float = setting(
+        300.0, "End the ranks when the process of one gives no sign of life for this many seconds.", at_least=5
+    )
     precision: str = setting(
         "fp32",
         "Numeric precision: fp32, medium (fp32 with bf16 matrix products, on a GPU TF32) or bf16 (autocast).",

@@ -78,7 +78,7 @@ def train_on_rank(
         run_dir, source: see `run_training`; rank 0 names the directory.
     """
     config = resolve(settings, {}, file_name="settings")
-    with process_group(config.train.device) as ranks:
+    with process_group(config.train.device, timeout_seconds=config.train.timeout) as ranks:
         config = config if source is not None else named_after_data(config)
         given = None if run_dir is None else Path(run_dir)
         rows = None if given else _table_rows(config, source)

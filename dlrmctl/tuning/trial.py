@@ -29,7 +29,7 @@ def train_trial_on_rank(
     """
     config = resolve(settings, {}, file_name="settings")
     scores: list[float] = []
-    with process_group(config.train.device) as ranks:
+    with process_group(config.train.device, timeout_seconds=config.train.timeout) as ranks:
         config = config.on(ranks.world_size)
         run = RunDirectory(Path(run_dir), writes=ranks.is_main)
         ends = reporter(study, trial, scores) if ranks.is_main else _never

@@ -54,11 +54,11 @@ def _leave(touch: str) -> None:
     raise Interrupted(request.signal_number)
 
 
-def _wait_for_a_stopped_rank(touch: str) -> None:
+def _wait_for_a_stopped_rank(touch: str, timeout: float = 300) -> None:
     from dlrmctl.ranks.group import process_group
     from dlrmctl.ranks.signals import stop_requests
 
-    with process_group("cpu") as ranks, stop_requests():
+    with process_group("cpu", timeout_seconds=timeout) as ranks, stop_requests():
         ranks.barrier()
         if ranks.rank == 1:
             os.kill(os.getpid(), signal.SIGSTOP)
@@ -176,3 +176,9 @@ def test_a_killed_launcher_leaves_no_ranks(tmp_path: Path):
     while _is_running(waiting):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_stopped_rank_ends_the_others_in_time_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("dlrmctl.ranks.launch.GRACE_SECONDS", 0.2)
+    with pytest.raises(UserError, match=r"^rank 1 on \S+ gave no sign of life for \d+ s$"):
+        run_on_ranks(f"{HERE}:_wait_for_a_stopped_rank", {"touch": str(tmp_path), "timeout": 3}, 2)
