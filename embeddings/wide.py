@@ -45,8 +45,13 @@ def column_settings(lr: float, eps: float) -> tuple[float, float]:
 
 
 def summed_weights(columns: Sequence[Columns]) -> Tensor:
-    """Returns the sum of each example's weights, [B]: of the first columns of all tables, which are equally wide."""
-    return sum((found.values[:, :: found.widths[0]].sum(1) for found in columns), start=torch.zeros(()))
+    """Returns the sum of each example's weights, float32 [B]: of the first columns of all tables, equally wide ones.
+
+    In float64, whose rounding vanishes in float32: so the order of the tables, another on every number of ranks, does
+    not show in the sum.
+    """
+    sums = (found.values[:, :: found.widths[0]].sum(1, dtype=torch.float64) for found in columns)
+    return sum(sums, start=torch.zeros((), dtype=torch.float64)).float()
 
 
 def padded_edges(edges: Sequence[Sequence[float]]) -> Tensor:

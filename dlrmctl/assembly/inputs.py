@@ -25,11 +25,11 @@ def with_dense_inputs(config: Config, features: FeatureSpace) -> Config:
         fitted = features.dense or not features.schema.dense
         return config.change(dense_inputs=AUTO_INPUTS if fitted else "raw")
     if kind != "raw":
-        _check_fitted(features, kind)
+        check_fitted(features, kind)
     return config
 
 
-def _check_fitted(features: FeatureSpace, kind: str) -> None:
+def check_fitted(features: FeatureSpace, kind: str) -> None:
     """Checks that data has what dense features are normalized by, and tells missing values from others."""
     if features.schema.dense and not features.dense:
         raise UserError(
@@ -77,7 +77,7 @@ def inputs_like(features: FeatureSpace, weights: Mapping[str, Tensor]) -> DenseI
     found = {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)}
     if not found:
         return RawInputs(features.stand_ins())
-    _check_fitted(features, "normalized")
+    check_fitted(features, "normalized")
     indicated = found["indicated_I"].bool().tolist()
     if "mean_I" in found:
         zeros = [0.0] * len(indicated)

@@ -86,7 +86,7 @@ def build_model(
     ranks: Ranks,
     *,
     batch_size: int,
-    memory_bytes: int | None = None,
+    memory_bytes: tuple[int | None, int | None] = (None, None),
     inputs: DenseInputs | None = None,
     base_rate: float | None = None,
 ) -> Model:
@@ -95,7 +95,8 @@ def build_model(
     Args:
         features: of the data.
         batch_size: examples per rank and step, for the plan.
-        memory_bytes: memory of each rank for tables; default: the free memory of the device.
+        memory_bytes: memory of each rank for tables, and for first-order weights; default: the free memory of the
+            device.
         inputs: the transform of the dense features; default: that of the settings and the data.
         base_rate: see `build_dense_network`.
 
@@ -105,10 +106,10 @@ def build_model(
     tables = CompositionalEmbeddings(feature_tables(config, features.schema), config.embeddings.dim)
     optim = config.optim
     rates = {"sparse_lr": optim.sparse_lr, "qr_lr": optim.qr_lr, "eps": optim.sparse_eps}
-    sharded = _sharded(tables, rates, config, ranks, batch_size, memory_bytes)
+    sharded = _sharded(tables, rates, config, ranks, batch_size, memory_bytes[0])
     wide = None
     if config.model.wide:
-        wide = _wide_part(config, features, ranks, batch_size)
+        wide = _wide_part(config, features, ranks, batch_size, memory_bytes[1])
     inputs = inputs or fitted_inputs(config, features)
     network = build_dense_network(config, features.schema, ranks.device, inputs, base_rate=base_rate)
     replicated: nn.Module = network
@@ -124,13 +125,15 @@ def build_model(
     return Model(sharded, network, replicated, config.train.precision, wide)
 
 
-def _wide_part(config: Config, features: FeatureSpace, ranks: Ranks, batch_size: int) -> WidePart:
+def _wide_part(
+    config: Config, features: FeatureSpace, ranks: Ranks, batch_size: int, memory_bytes: int | None
+) -> WidePart:
     """Builds the first-order part; all its weights start at 0."""
     terms = wide_terms(config, features)
     tables = WideTables(terms.features)
     lr, eps = column_settings(config.optim.wide_lr, config.optim.sparse_eps)
     rates = {"sparse_lr": lr, "qr_lr": lr, "eps": eps}
-    sharded = _sharded(tables, rates, config, ranks, batch_size, None)
+    sharded = _sharded(tables, rates, config, ranks, batch_size, memory_bytes)
     return WidePart(sharded, Wide(sharded.dmp, terms.bucketed, terms.edges_IE.to(ranks.device)))
 
 

@@ -102,7 +102,7 @@ def stored_model(
         embeddings = compose(feature_tables, config.embeddings.dim, tables)
     except ValueError as problem:
         raise UserError(f"{where} does not fit this model: {problem}", OTHER_MODEL) from None
-    wide = stored_wide(config, features.schema, first_order, where)
+    wide = stored_wide(config, features, first_order, where)
     module = None if wide is None else wide.module()
     return scoring_model(embeddings, network, config.train.precision, device, module).to(device)
 

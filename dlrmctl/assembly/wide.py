@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn import functional
 
+from dlrmctl.assembly.inputs import check_fitted
 from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.schema import Schema
@@ -65,24 +66,30 @@ class StoredWide:
         return Wide(StoredWeights(terms.features, self.tables(WIDTH)), terms.bucketed, terms.edges_IE)
 
 
-def stored_wide(config: Config, schema: Schema, tensors: Mapping[str, Tensor], where: Path) -> StoredWide | None:
+def stored_wide(
+    config: Config, features: FeatureSpace, tensors: Mapping[str, Tensor], where: Path
+) -> StoredWide | None:
     """The first-order part of a trained model; None if the settings have none.
 
     Args:
-        schema: of the data that is to be scored.
+        features: of the data that is to be scored.
         tensors: as stored.
         where: they come from, for messages.
 
     Raises:
-        UserError: if they are not of the model that the settings describe.
+        UserError: if they are not of the model that the settings describe, or belong to buckets, and the data does not
+            tell missing values from others.
     """
     if not config.model.wide:
         return None
     weights = {name.removesuffix("/weight"): value for name, value in tensors.items() if name != EDGES}
+    schema = features.schema
     bucketed = schema.dense if any(name in weights for name in schema.dense) else ()
-    features = wide_features(feature_tables(config, schema), bucketed)
+    if bucketed:
+        check_fitted(features, "bucketed")
+    described = wide_features(feature_tables(config, schema), bucketed)
     wanted: dict[str, tuple[int, ...]] = {EDGES: (len(bucketed), BUCKETS - 1)}
-    wanted |= {f"{table.name}/weight": (table.rows,) for feature in features for table in feature.tables(WIDTH)}
+    wanted |= {f"{table.name}/weight": (table.rows,) for feature in described for table in feature.tables(WIDTH)}
     if {name: tuple(value.shape) for name, value in tensors.items()} != wanted:
         raise UserError(f"{where} does not fit this model: its first-order weights are of other features", OTHER_MODEL)
-    return StoredWide(WideTerms(features, bucketed, tensors[EDGES]), weights)
+    return StoredWide(WideTerms(described, bucketed, tensors[EDGES]), weights)

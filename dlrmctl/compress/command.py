@@ -106,7 +106,7 @@ def _compress_run(given: Given, request: Request, run: RunDirectory, config: Con
         )
     features, scoring = feature_tables(config, source.schema), config.for_scoring()
     network = load_network(config, source.features, tables.network(), checkpoint).to(ranks.device)
-    stored = stored_wide(config, source.schema, tables.wide(), checkpoint)
+    stored = stored_wide(config, source.features, tables.wide(), checkpoint)
     wide = None if stored is None else stored.module().to(ranks.device)
     original = {table.name: as_it_is(tables, table) for table in tables.tables}
     together = partial(compose, features, config.embeddings.dim)

@@ -159,7 +159,7 @@ def _served(
             tables = {name: _stored(stored, name, precision) for name in names}
             weights, first_order = stored.network(), stored.wide()
         network = load_network(config, source.features, weights, path)
-        wide = _served_wide(stored_wide(config, source.schema, first_order, path))
+        wide = _served_wide(stored_wide(config, source.features, first_order, path))
     num_dense, offset = len(source.schema.dense), source.features.logit_offset()
     slope, bias = (calibration.slope, calibration.bias) if calibration else (1.0, 0.0)
     return ServedModel(

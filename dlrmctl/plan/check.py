@@ -15,18 +15,20 @@ _SMALLER_TABLES = (
 )
 
 
-def check_memory(config: Config, schema: Schema, ranks: Ranks) -> int | None:
-    """Returns the bytes of each rank for tables and their lookups, None if unknown. Every rank must call it.
+def check_memory(config: Config, schema: Schema, ranks: Ranks) -> tuple[int | None, int | None]:
+    """Returns the bytes of each rank for tables with their lookups, and for first-order weights; None if unknown.
+
+    Every rank must call it.
 
     Raises:
         UserError: on every rank, if the training does not fit, before anything is allocated.
     """
     cluster = these_ranks(ranks)
-    outcome: int | UserError | None = None
+    outcome: tuple[int | None, int | None] | UserError = (None, None)
     if ranks.is_main:
         try:
             plan = plan_memory(config, schema, cluster)
-            outcome = plan.table_room if plan.fits else _refusal(config, plan)
+            outcome = (plan.table_room, plan.wide_room) if plan.fits else _refusal(config, plan)
         except UserError as problem:
             outcome = problem
     outcome = ranks.broadcast(outcome)

@@ -18,7 +18,7 @@ from dlrmctl.assembly.wide import unfitted_wide_features
 from dlrmctl.data.schema import Schema
 from dlrmctl.embeddings.collection import CompositionalEmbeddings, WideTables
 from dlrmctl.embeddings.sharding.fused import attach_rowwise_adagrad
-from dlrmctl.embeddings.sharding.memory import state_bytes, weight_bytes
+from dlrmctl.embeddings.sharding.memory import state_bytes, table_bytes, weight_bytes
 from dlrmctl.embeddings.sharding.placement import Placement, PlacementError, make_plan, rank_bytes
 from dlrmctl.embeddings.tables import Table
 from dlrmctl.errors import UserError
@@ -46,7 +46,8 @@ class MemoryPlan:
     Attributes:
         parts: name -> bytes per rank, the names of `PARTS`.
         placements: placement of every table; if they do not fit, in equal parts, or as set.
-        table_room: bytes of each rank for tables and lookups; None if unknown.
+        table_room, wide_room: bytes of each rank for tables and their lookups, and for first-order weights; None if
+            unknown.
         problem: the planner's reason why the tables do not fit, or None.
     """
 
@@ -56,6 +57,7 @@ class MemoryPlan:
     parts: dict[str, tuple[int, ...]]
     placements: list[Placement]
     table_room: int | None
+    wide_room: int | None
     problem: str | None
 
     @property
@@ -70,8 +72,8 @@ class MemoryPlan:
 
     @property
     def fixed_bytes(self) -> int:
-        """The most bytes that any rank needs besides tables and lookups."""
-        names = [name for name in PARTS if name not in ("tables", "table state", "lookups")]
+        """The most bytes that any rank needs besides what depends on the rows of tables."""
+        names = [name for name in PARTS if name not in ("tables", "table state", "first-order", "lookups")]
         return max(map(sum, zip(*(self.parts[name] for name in names), strict=True)))
 
 
@@ -97,19 +99,29 @@ def plan_memory(config: Config, schema: Schema, cluster: Cluster, *, sharding: s
         "activations": _activations(config, embeddings, cluster, batch),
     }
     parts = {name: (value,) * world_size for name, value in each.items()}
-    parts["first-order"] = _first_order(config, schema, cluster, batch, sharding)
     parts["optimizer"] = tuple(map(sum, zip(dense.state, dense.scratch, strict=True)))
     fixed = max(map(sum, zip(*parts.values(), strict=True)))
-    room = None if cluster.memory_bytes is None else cluster.memory_bytes - fixed
+    weights = WideTables(unfitted_wide_features(config, schema)) if config.model.wide else None
+    room = wide_room = None
+    if cluster.memory_bytes is not None:
+        room = cluster.memory_bytes - fixed
+        wide_room = _share_of_weights(weights, embeddings, room)
+    parts["first-order"], wide_lookups, wide_problem = _first_order(
+        config, weights, cluster, batch, wide_room, sharding
+    )
+    if room is not None:
+        room -= max(map(sum, zip(parts["first-order"], wide_lookups, strict=True)))
     placements, problem = _placements(config, embeddings, cluster, batch, room, sharding)
     parts["tables"] = _per_rank(placements, world_size, weights=True)
     parts["table state"] = _per_rank(placements, world_size, weights=False)
     lookups = table_exchange(embeddings, placements, cluster, batch)
     scratch = _CUDA_ID_BYTES if cluster.device_type == "cuda" else 0
     parts["lookups"] = tuple(
-        _allocated(both.looked_up + both.received, cluster) + int(both.rows) * scratch for both in lookups
+        _allocated(both.looked_up + both.received, cluster) + int(both.rows) * scratch + theirs
+        for both, theirs in zip(lookups, wide_lookups, strict=True)
     )
-    return MemoryPlan(cluster, dense, embeddings, {name: parts[name] for name in PARTS}, placements, room, problem)
+    parts = {name: parts[name] for name in PARTS}
+    return MemoryPlan(cluster, dense, embeddings, parts, placements, room, wide_room, problem or wide_problem)
 
 
 @dataclass(frozen=True)
@@ -186,19 +198,32 @@ def activation_floats(config: Config, num_vectors: int) -> int:
     return kept + added + 2 * num_vectors * D  # the embeddings and their gradient
 
 
-def _first_order(config: Config, schema: Schema, cluster: Cluster, batch: int, sharding: str | None) -> tuple[int, ...]:
-    """Returns the bytes of first-order weights on each rank, with their optimizer state and lookups."""
-    if not config.model.wide:
-        return (0,) * cluster.world_size
-    weights = WideTables(unfitted_wide_features(config, schema))
-    placements, _ = _placements(config, weights, cluster, batch, None, sharding)
+def _share_of_weights(weights: WideTables | None, embeddings: CompositionalEmbeddings, room: int) -> int:
+    """Returns the part of the room that first-order weights have of all bytes of tables."""
+    if weights is None:
+        return 0
+    theirs, others = (sum(map(table_bytes, module.tables)) for module in (weights, embeddings))
+    return max(room, 0) * theirs // (theirs + others)
+
+
+def _first_order(
+    config: Config,
+    weights: WideTables | None,
+    cluster: Cluster,
+    batch: int,
+    room: int | None,
+    sharding: str | None,
+) -> tuple[tuple[int, ...], tuple[int, ...], str | None]:
+    """Returns the bytes of first-order weights with their optimizer state on each rank, those of their lookups, and the
+    planner's reason why they do not fit, or None."""
+    if weights is None:
+        return (0,) * cluster.world_size, (0,) * cluster.world_size, None
+    placements, problem = _placements(config, weights, cluster, batch, room, sharding)
     kept = rank_bytes(placements, cluster.world_size)
     if cluster.world_size == 1 and cluster.device_type == "cpu":  # a gradient for every row
         kept = [kept[0] + sum(state_bytes(table.rows) for table in placements)]
     lookups = table_exchange(weights, placements, cluster, batch)
-    return tuple(
-        held + _allocated(both.looked_up + both.received, cluster) for held, both in zip(kept, lookups, strict=True)
-    )
+    return tuple(kept), tuple(_allocated(both.looked_up + both.received, cluster) for both in lookups), problem
 
 
 def refuse_wide_rows(tables: Sequence[Table]) -> None:

@@ -111,19 +111,24 @@ def _worth_trying(plan: MemoryPlan) -> Iterator[float]:
     """Returns ratios from the estimated one on."""
     features, dim = plan.embeddings.features, plan.embeddings.dim
     now = sum(feature.rows * dim for feature in features) / num_parameters(features, dim)
-    room = max(plan.table_room or 1, 1) * plan.cluster.world_size
+    room = _room(plan) * plan.cluster.world_size
     least = now * _table_bytes(plan) / room
     yield from (ratio for ratio in _RATIOS if ratio >= least and ratio > now)
 
 
 def _table_bytes(plan: MemoryPlan) -> int:
-    return sum(sum(plan.parts[name]) for name in ("tables", "table state"))
+    return sum(sum(plan.parts[name]) for name in ("tables", "table state", "first-order"))
+
+
+def _room(plan: MemoryPlan) -> int:
+    """The bytes of a rank for all tables; at least 1."""
+    return max(plan.table_room or 1, 1) + max(plan.parts["first-order"])
 
 
 def _more_ranks(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | None:
     """Returns the smallest number of equal nodes that fits: more ranks on a node do not have more memory."""
     cluster, batch = plan.cluster, config.train.batch_size
-    room = max(plan.table_room or 1, 1) * cluster.ranks_per_node
+    room = _room(plan) * cluster.ranks_per_node
     nodes = max(cluster.nodes + 1, _table_bytes(plan) // room)
     while nodes * cluster.ranks_per_node <= _MOST_RANKS:
         size = nodes * cluster.ranks_per_node

@@ -87,7 +87,7 @@ class ModelSettings:
         0.0, "Probability that an output of a hidden layer of the MLPs is 0 in a training step.", at_least=0, below=1
     )
     wide: bool = setting(
-        False,
+        True,
         "Add first-order weights to the logit: one for every row of the tables, and one for each of "
         "32 quantile buckets of every dense feature.",
     )
@@ -99,7 +99,7 @@ class OptimSettings:
     qr_lr: float = setting(
         None, "Learning rate of tables that combine rows. Default: 0.1 for mult, otherwise 0.05.", at_least=0
     )
-    wide_lr: float = setting(0.05, "Learning rate of first-order weights (--wide).", at_least=0)
+    wide_lr: float = setting(0.03, "Learning rate of first-order weights (--wide).", at_least=0)
     sparse_weight_decay: float = setting(
         0.0,
         "Weight decay of embeddings: their gradient gets this multiple of the vectors that an example looks up.",

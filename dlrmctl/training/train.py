@@ -210,7 +210,7 @@ class Trainer:
         watch: TrialWatch | None = None,
     ) -> None:
         refuse_equal_labels(source)
-        table_room = check_memory(config, source.schema, ranks) if model is None else None
+        rooms = check_memory(config, source.schema, ranks) if model is None else (None, None)
         self.config, self.source, self.run, self.ranks = config, source, run, ranks
         self.start, self.messages = start, list[str]()
         self.speaks = ranks.is_main and not quiet
@@ -227,7 +227,7 @@ class Trainer:
             source.features,
             ranks,
             batch_size=reader.local_batch_size,
-            memory_bytes=table_room,
+            memory_bytes=rooms,
             inputs=inputs,
             base_rate=_base_rate(source) if config.model.wide else None,
         )

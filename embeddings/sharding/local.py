@@ -138,11 +138,11 @@ class _SumWeights(torch.autograd.Function):
         ctx.local, ctx.places_N, ctx.lengths_KB = local, places_N, lengths_KB
         found_N = first_column(weights).index_select(0, places_N)
         sums = found_N if lengths_KB is None else segment_sum(found_N, lengths_KB.reshape(-1))
-        return sums.view(-1, batch_size).sum(0)
+        return sums.view(-1, batch_size).sum(0, dtype=torch.float64)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
-        grad_B, lengths_KB = grads[0], ctx.lengths_KB
+        grad_B, lengths_KB = grads[0].float(), ctx.lengths_KB
         if lengths_KB is None:
             grads_N = grad_B.repeat(len(ctx.places_N) // len(grad_B))
         else:

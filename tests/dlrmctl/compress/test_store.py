@@ -28,7 +28,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("prepare", "criteo", path / "1.tsv", "-o", path / "other", "--limit", 5000),
         (
             *("train", *SMALL, "--dataset", "criteo", "--data", path / "base", "--run-dir", path / "run"),
-            *("--embedding", "full", "--evaluations", 1, "--dense-optimizer", "adagrad"),
+            *("--embedding", "full", "--evaluations", 1, "--dense-optimizer", "adagrad", "--no-wide"),
         ),
     ]
     for command in commands:

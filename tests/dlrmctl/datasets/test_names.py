@@ -43,7 +43,7 @@ def test_a_run_is_called_by_the_name_of_its_data(
     done = in_process("train", "--data", "my store", *TINY, "--json")
     assert done.status == 0, done.err
     run = Path(done.json()["run"])
-    assert run.name.startswith(f"{name}-qr-")
+    assert run.name.startswith(f"{name}-full-")
     assert read_settings(run / "run.toml")["data"]["dataset"] == name
     [listed] = in_process("runs", "--json").json()
     assert listed["dataset"] == name

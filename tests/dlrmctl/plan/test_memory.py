@@ -121,7 +121,10 @@ def test_a_plan_is_what_ranks_take_within_ten_percent(
         planned = {name: values[rank] for name, values in plan.parts.items()}
         # Exactly: these are shapes.
         assert (real["tables"], real["table state"]) == (planned["tables"], planned["table state"])
-        kept = sum(planned[name] for name in ("tables", "table state", "MLPs", "gradients")) + plan.dense.state[rank]
+        kept = (
+            sum(planned[name] for name in ("tables", "table state", "first-order", "MLPs", "gradients"))
+            + plan.dense.state[rank]
+        )
         if config.optim.dense_optimizer == "shampoo":
             kept += plan.dense.scratch[rank]  # is kept; that of torch's optimizers is gone after the step
         # 2 % are 6 MiB: Python's objects, and the buffers that kernels and gloo keep.

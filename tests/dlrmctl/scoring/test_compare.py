@@ -16,7 +16,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("compare")
     for name, rate in (("good", "0.1"), ("poor", "0")):
         done = in_process(
-            *("train", *SMALL, "--synthetic-rows", 30_000, "--sparse-lr", rate, "--qr-lr", rate, "--evaluations", 1),
+            *(
+                "train",
+                *SMALL,
+                "--synthetic-rows",
+                30_000,
+                "--sparse-lr",
+                rate,
+                "--qr-lr",
+                rate,
+                "--evaluations",
+                1,
+                "--no-wide",
+            ),
             *("--run-dir", directory / name),
         )
         assert done.status == 0, done.err

@@ -20,7 +20,7 @@ from tests.dlrmctl.commands import in_process
 
 MODEL = [
     *("--bottom-mlp", "16-8", "--top-mlp", "16-1", "--dim", "8", "--batch-size", "64"),
-    *("--shampoo-frequency", "5", "--evaluations", "2", "--epochs", "1"),
+    *("--no-wide", "--shampoo-frequency", "5", "--evaluations", "2", "--epochs", "1"),
 ]
 SCHEMA = """label = "y"
 dense = ["year", "price"]
@@ -186,6 +186,20 @@ def test_a_store_of_an_earlier_version_cannot_be_normalized(place: Path, old_sto
     refused = in_process("evaluate", place / "quantile", "--data", old_store)
     assert refused.status == 2
     assert "an earlier version prepared it" in refused.err
+
+
+def test_buckets_need_a_store_that_tells_missing_values_from_others(
+    place: Path, old_store: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    trained = in_process(
+        *("train", "--data", place / "store", "--run-dir", run, *MODEL, "--wide", "--dense-inputs", "raw"),
+        *("--max-steps", "2"),
+    )
+    assert trained.status == 0, trained.err
+    refused = in_process("evaluate", run, "--data", old_store)
+    assert refused.status == 2
+    assert "without what bucketed dense inputs need" in refused.err
 
 
 def test_the_settings_of_a_run_of_an_earlier_version_mean_raw(place: Path, tmp_path: Path) -> None:
