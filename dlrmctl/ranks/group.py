@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -63,6 +64,15 @@ class Ranks:
             everyone = [None] * self.world_size
             dist.all_gather_object(everyone, value, group=self.messages)
         return everyone
+
+    def gather_arrays(self, array: np.ndarray) -> list[np.ndarray]:
+        """Returns every rank's array, in rank order, on every rank; all have the same shape and type."""
+        if self.world_size == 1:
+            return [array]
+        mine = torch.from_numpy(np.ascontiguousarray(array).view(np.uint8))
+        everyone = [torch.empty_like(mine) for _ in range(self.world_size)]
+        dist.all_gather(everyone, mine, group=self.messages)
+        return [part.numpy().view(array.dtype) for part in everyone]
 
     def barrier(self) -> None:
         """Waits for every rank."""

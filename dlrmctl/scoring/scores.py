@@ -109,7 +109,7 @@ def collect_scores(
         return Scores(*none)
     mine = [np.stack(arrays) for arrays in zip(*batches, strict=True)]
     # Rank r has the r-th part of every global batch; padding follows the last example.
-    everyone = zip(*ranks.gather(mine), strict=True)
+    everyone = [ranks.gather_arrays(array) for array in mine]
     whole = [np.stack(parts, axis=1).reshape(-1)[: reader.num_examples] for parts in everyone]
     return Scores(*whole)
 
