@@ -412,7 +412,10 @@ class Trainer:
 
     def begin(self) -> None:
         """Takes over vectors of a file, and the tensors of the run to start from, if there are any."""
-        tensors, pretrained = self._tensors(), self.config.train.init_embeddings
+        pretrained = self.config.train.init_embeddings
+        if self.start is None and pretrained is None:
+            return
+        tensors = self._tensors()
         if pretrained is not None:
             vectors = PretrainedVectors(Path(pretrained), self.config, self.source.features)
             vectors.fill(tensors["tables"])
