@@ -15,6 +15,7 @@ from dlrmctl.data.features.encoders import AsRows, Bucketing
 from dlrmctl.data.features.kept_array import KeptArray
 from dlrmctl.data.files import read_array
 from dlrmctl.data.formats.raw import Input, RawFeature
+from dlrmctl.data.formats.table_schema import TableSchema
 from dlrmctl.data.schema import RESERVED_ROWS
 from dlrmctl.data.store.manifest import PREPARE_AGAIN, read_manifest
 
@@ -45,6 +46,7 @@ class ReusedEncoders:
                 f"{path}: its values are identified by another rule than those of {input.format}", PREPARE_AGAIN
             )
         self._values = ours
+        _check_made(path, preparation.table_schema, input.table_schema)
         for feature in input.sparse:
             self._check(feature)
 
@@ -108,12 +110,20 @@ class ExtendedEncoders(ReusedEncoders):
         assert preparation is not None
         if (missing := [name for name in self._columns if name not in names]) or names != list(self._columns):
             what = f"feature {missing[0]} is missing here" if missing else "its features have another order"
-            raise DataError(f"{path} cannot be extended: {what}")
+            raise DataError(f"{path} cannot be extended: {what}", f"its sparse features are {', '.join(self._columns)}")
         if self._manifest.schema.dense != tuple(input.dense):
-            raise DataError(f"{path} cannot be extended: it has other dense features")
+            raise DataError(
+                f"{path} cannot be extended: it has other dense features",
+                f"they are {', '.join(self._manifest.schema.dense) or 'none'}, not {', '.join(input.dense) or 'none'}",
+            )
         theirs, ours = preparation.dense_transform, input.dense_transform
         if (theirs.formula, theirs.columns) != (ours.formula, ours.columns):
-            raise DataError(f"{path} cannot be extended: its dense values were transformed differently")
+            differ = [name for name, made in ours.columns.items() if theirs.columns.get(name) != made]
+            which = f" of {differ[0]}" if differ else ""
+            raise DataError(
+                f"{path} cannot be extended: its dense values{which} were transformed differently",
+                "transform them as there",
+            )
 
     @property
     def dense(self) -> tuple[FittedDense, ...]:
@@ -209,3 +219,29 @@ class ExtendedEncoders(ReusedEncoders):
     def has_rare(self) -> bool:
         """Whether values without a row were kept for all vocabularies."""
         return all(c.rare is not None for c in self._columns.values() if isinstance(c.encoder, KeptArray))
+
+
+def _check_made(path: Path, theirs: TableSchema | None, ours: TableSchema | None) -> None:
+    """Checks that columns are made of the same others, and that their values are identified by the same type.
+
+    A plain column may have another name in other files.
+    """
+    if theirs is None or ours is None:
+        return
+    before = {column.name: column for column in theirs.sparse}
+    for column in ours.sparse:
+        if (other := before.get(column.name)) is None:
+            continue
+        made = column.part is not None or column.buckets is not None
+        for key in ("type", "part", "buckets", "cross", *(("source",) if made else ())):
+            there, here = getattr(other, key), getattr(column, key)
+            if there != here:
+                named = f"{'column' if key == 'source' else key} = "
+                raise DataError(
+                    f"{path}: {column.name} has {named}{_written(there)} there, and {named}{_written(here)} here",
+                    "its ids would mean something else: make the column as there, or give it another name",
+                )
+
+
+def _written(value: object) -> str:
+    return "none" if value is None else json.dumps(value)

@@ -16,7 +16,7 @@ from dlrmctl.baseline.solvers import solver_for
 from dlrmctl.console.console import say
 from dlrmctl.console.progress import BarDisplay
 from dlrmctl.data.source import SPLITS, Source
-from dlrmctl.datasets.open import open_reader, open_source
+from dlrmctl.datasets.open import open_reader, open_source, refuse_equal_labels
 from dlrmctl.errors import UserError
 from dlrmctl.models import DLRM
 from dlrmctl.models.logistic import LinearLogits
@@ -60,6 +60,7 @@ def fit(config: Config, run: RunDirectory, ranks: Ranks, *, command_line: Sequen
     assert settings is not None
     source = open_source(config.data)
     _check_splits(source)
+    refuse_equal_labels(source)
     config = config.fitted(None, ranks.world_size)
     model = build_baseline(settings, source.features)
     with run.created("choose another --run-dir"), BarDisplay(shown=ranks.is_main) as display:

@@ -166,6 +166,8 @@ def prepare(
     for store in (vocabulary_from, extend):
         if store is not None:
             refuse_missing_store(store)
+    if extend is not None and ids is not None:
+        _refuse_other_ids(extend, chosen)
     options = {
         "min_count": _limit("--min-count", min_count, at_least=1),
         "max_rows_per_table": _limit("--max-rows-per-table", max_rows_per_table, at_least=2),
@@ -190,6 +192,17 @@ def prepare(
 
 # The example schema is shown as it is; its brackets would be read as markup.
 prepare.__doc__ = f"{cleandoc(prepare.__doc__ or '')}\n\n\b\n" + EXAMPLE.replace("\n\n", "\n\n\b\n").replace("[", "\\[")
+
+
+def _refuse_other_ids(extend: Path, ids: str) -> None:
+    """Refuses --ids that a store to extend does not have."""
+    from dlrmctl.data.store.manifest import read_manifest
+
+    made = read_manifest(extend).preparation
+    schemes = set() if made is None else {column.scheme for column in made.columns} - {"buckets"}
+    if schemes and ids not in schemes:
+        theirs = " and ".join(sorted(schemes))
+        raise UserError(f"--ids = {ids} and --extend contradict: ids of {extend} are {theirs}", "omit --ids")
 
 
 def _own_files(given: dict[str, list[str] | None]) -> tuple[list[str], ...] | None:

@@ -17,8 +17,10 @@ from dlrmctl.settings.config import Config
 from dlrmctl.settings.parse import whole_number
 from dlrmctl.settings.toml import read_settings
 from dlrmctl.settings.typed import refuse_missing_store, resolve_typed
-from dlrmctl.training.run import run_training, settings_to_start_from
+from dlrmctl.training.run import run_training, settings_to_start_from, warn_of_kept_settings
 from dlrmctl.training.seeds import resume_seeds, show_seeds, train_seeds
+
+_OF_THE_START = ("init_from", "init_embeddings", "refit_dense")  # settings that only the start of a run reads
 
 
 @with_settings()
@@ -87,6 +89,11 @@ def train(
     if resume is not None and (config is not None or run_dir is not None):
         clash = "--config" if config is not None else "--run-dir"
         raise UserError(f"--resume {resume} and {clash} contradict: a run is resumed with its own settings")
+    if resume is not None:
+        for name in _OF_THE_START:
+            if name in flags:
+                flag = f"--{name.replace('_', '-')}"
+                raise UserError(f"--resume {resume} and {flag} contradict: the run has started", f"omit {flag}")
     ranks = whole_number("--nproc", nproc, at_least=1)
     group = None if resume is None else SeedRuns.open(resume)
     if seeds is not None or group is not None:
@@ -102,8 +109,11 @@ def train(
             results = train_seeds(settings, number, run_dir=run_dir, nproc=ranks, command_line=sys.argv[1:])
         print_json(results) if json else show_seeds(results)
         return
+    settings = _settings(config, flags) if resume is None else settings_of_run(resume, flags, scoring=False)[1]
+    if start_or_resume and is_main():
+        warn_of_kept_settings(run_dir, settings, flags)
     results = run_training(
-        _settings(config, flags) if resume is None else settings_of_run(resume, flags, scoring=False)[1],
+        settings,
         run_dir=resume or run_dir,
         resume="auto" if start_or_resume else resume is not None,
         nproc=ranks,

@@ -26,7 +26,7 @@ from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.rundir.records import read_record
 from dlrmctl.settings.config import resolve
 from dlrmctl.settings.typed import resolve_typed
-from dlrmctl.training.run import run_training, settings_to_start_from
+from dlrmctl.training.run import run_training, settings_to_start_from, warn_of_kept_settings
 
 REPORT = "daily.json"
 _SCORED = "train"  # the rows that are trained on afterwards
@@ -63,6 +63,7 @@ def train_daily(
     days: list[dict[str, Any]] = []
     out.mkdir(parents=True, exist_ok=True)
     known = _read(out)
+    warn_of_kept_settings(out / names[0], resolve_typed(dict(file), {**flags, "path": str(stores[0])}), flags)
     for number, (store, name) in enumerate(zip(stores, names, strict=True)):
         run, earlier = out / name, [out / names[place] for place in (number - 1, 0)] if number else []
         day = {**_about(store, stores[number - 1] if number else None), **known.get(name, {})}

@@ -4,16 +4,19 @@ Does not load torch, which only the ranks need.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from dlrmctl.console.console import warn
+from dlrmctl.console.text import few
 from dlrmctl.data.files import check_scratch
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.launch import needs_launch, run_on_ranks
 from dlrmctl.ranks.process import configure
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.settings.config import Config, DataSettings, resolve
+from dlrmctl.settings.setting import shown
 
 if TYPE_CHECKING:
     from dlrmctl.data.source import Source
@@ -93,6 +96,8 @@ def settings_to_start_from(path: Path, file: Mapping[str, Any], flags: Mapping[s
         UserError: if it is not a run.
     """
     of_run = RunDirectory(path, writes=False).settings()
+    if "baseline" in of_run:
+        raise UserError(f"{path} is a baseline: a training starts from a DLRM", "choose another run for --init-from")
     if "data" in file or flags.keys() & {item.name for item in fields(DataSettings)}:
         of_run.pop("data", None)
     optim, chosen = of_run.get("optim", {}), {**file.get("optim", {}), **flags}
@@ -102,3 +107,25 @@ def settings_to_start_from(path: Path, file: Mapping[str, Any], flags: Mapping[s
     for name in ("refit_dense", "init_embeddings"):
         of_run.get("train", {}).pop(name, None)
     return {name: {**of_run.get(name, {}), **file.get(name, {})} for name in (*of_run, *file)}
+
+
+def warn_of_kept_settings(run_dir: Path | None, config: Config, flags: Mapping[str, str]) -> None:
+    """Warns of typed settings from which a run differs that exists and keeps its own; does nothing if there is none.
+
+    Args:
+        config: the settings as typed.
+        flags: the names of typed settings are its keys.
+    """
+    run = None if run_dir is None else RunDirectory(run_dir, writes=False)
+    if run is None or not run.settings_file.is_file():
+        return
+    kept, differing = resolve(run.settings(), {}), []
+    for section in fields(Config):
+        of_run, typed = getattr(kept, section.name), getattr(config, section.name)
+        for item in fields(typed) if is_dataclass(typed) and is_dataclass(of_run) else ():
+            ours, theirs = getattr(typed, item.name), getattr(of_run, item.name)
+            # None and "auto" follow from the data, and a run has what followed.
+            if item.name in flags and ours not in (None, "auto", theirs):
+                differing.append(f"{section.name}.{item.name} = {shown(theirs)} (not {shown(ours)})")
+    if differing:
+        warn(f"{run_dir} exists and keeps its settings: {few(differing)}")

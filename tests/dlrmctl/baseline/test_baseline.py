@@ -187,9 +187,9 @@ def test_unusable_data_is_refused_in_one_line(tmp_path: Path):
     for name, rows, options, problem in (
         ("same", same, (), "all features are constant"),
         ("split", split, ("--l2", "0"), "use an l2 above 0"),
-        ("one", one, (), "have the label 1"),
+        ("one", one, (), "training labels in"),
         ("one", one, ("--solver", "sgd"), "--solver = 'sgd' must be one of"),
-        ("one", one, ("--max-features", "2"), "max_features"),
+        ("split", split, ("--max-features", "2"), "max_features"),
     ):
         place = tmp_path / name
         if not place.exists():

@@ -156,3 +156,9 @@ def test_what_cannot_be_extended_is_one_line(days, tmp_path: Path):
     assert (done.status, "cannot be extended: feature user is missing here" in done.err) == (2, True), done.err
     done = in_process("prepare", "--schema", place / "my.toml", table, *target, "--vocabulary-from", place / "1")
     assert (done.status, "--vocabulary-from and --extend contradict" in done.err) == (2, True), done.err
+    made = SCHEMA.replace("[columns.words]", '[columns.user]\ntype = "string"\n[columns.words]')
+    (tmp_path / "made.toml").write_text(made)
+    done = in_process("prepare", "--schema", tmp_path / "made.toml", table, *target)
+    assert (done.status, 'user has type = none there, and type = "string" here' in done.err) == (2, True), done.err
+    done = in_process("prepare", "--schema", place / "my.toml", table, *target, "--ids", "hash")
+    assert (done.status, "--ids = hash and --extend contradict" in done.err) == (2, True), done.err
