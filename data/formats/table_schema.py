@@ -230,8 +230,9 @@ def read_schema(content: Mapping[str, Any], name: str, *, values: str = CANONICA
     for column in own.values:
         if column not in (*dense, *sparse, *(time.name for time in times)):
             raise DataError(
-                f"{name}: columns.{column} is neither dense nor sparse, and has no times",
-                nearest(column, names[1:]) or f"a column of times has {' or '.join(_TIME_KEYS[:2])}",
+                f"{name}: columns.{column} is listed neither in dense nor in sparse",
+                nearest(column, names[1:])
+                or f"list {column!r} there; only a column of times with {' or '.join(_TIME_KEYS[:2])} is not listed",
             )
     positive, threshold = _positive(top)
     columns = (*(_sparse(column, own, top, values) for column in sparse), *parts)
@@ -383,6 +384,7 @@ class Section:
 
 def _dense(name: str, own: Section, top: Section, values: str) -> DenseColumn:
     section = own.section(name)
+    _refuse_parts(section, name, "dense")
     section.check_keys(_DENSE_KEYS, "a dense column")
     since = section.text("since", "") or None
     if since is None and "unit" in section.values:
@@ -403,8 +405,17 @@ def _dense(name: str, own: Section, top: Section, values: str) -> DenseColumn:
     )
 
 
+def _refuse_parts(section: Section, name: str, listed: str) -> None:
+    if "parts" in section.values:
+        raise DataError(
+            f"{section.where}parts makes columns of its own, but {name!r} is listed in {listed}",
+            f"remove {name!r} from {listed}",
+        )
+
+
 def _sparse(name: str, own: Section, top: Section, values: str) -> SparseColumn:
     section = own.section(name)
+    _refuse_parts(section, name, "sparse")
     section.check_keys(_SPARSE_KEYS, "a sparse column")
     max_ids = section.values.get("max_ids", 1)
     if type(max_ids) is not int or not 1 <= max_ids < 1 << 16:

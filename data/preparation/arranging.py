@@ -47,7 +47,10 @@ def check_split(split: Split, input: Input) -> None:
         assert moment is not None
         if moment[1] != input.keyed_by:
             ours, theirs = ("times", "numbers") if input.keyed_by == "time" else ("numbers", "times")
-            raise DataError(f"column {split.column!r} has {ours}, but the splits end at {theirs}: {split.until[0]}")
+            raise DataError(
+                f"column {split.column!r} has {ours}, but the splits end at {theirs}: {split.until[0]}",
+                f"give --until {ours}" + ("" if ours == "times" else ", or the schema the epoch of the column"),
+            )
 
 
 def _grouping_feature(split: Split, input: Input) -> int:

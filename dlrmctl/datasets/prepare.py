@@ -90,7 +90,9 @@ def prepare(
             warn(f"{few(unknown)}: {of}; was the type different there?")
     warn_of_lost_fields(report.repaired, report.rows, [c.name for c in report.columns if c.missing == 1])
     warn_of_constant_columns(report)
-    warn_of_new_values(report, known_to_be_new=unknown)
+    # Groups of validation and test are new by the rule of the split.
+    grouped = [split.column] if split.by == "group" and split.column is not None else []
+    warn_of_new_values(report, known_to_be_new=[*unknown, *grouped])
     warn_of_equal_labels(report, schema)
     if isinstance(source, TableInput):
         _warn_of_joined_lists(source, Store(out).features)
@@ -163,8 +165,8 @@ def warn_of_new_values(report: PrepareReport, *, known_to_be_new: Sequence[str] 
     if shares:
         named = few([f"{name} ({100 * share:.0f} %)" for name, share in shares.items()])
         warn(
-            f"{named}: share of the values in validation and test that are rare or new after the training rows; "
-            "a model learns nothing from dates and row numbers"
+            f"{named}: this share of the values in validation and test is rare or new; "
+            "a model learns nothing from columns such as dates and row numbers"
         )
 
 
@@ -208,8 +210,8 @@ def _warn_of_timestamps(schema: TableSchema, report: PrepareReport) -> None:
             low, high = TRANSFORMS[column.transform].apply(years) * [1 - _ROUNDING, 1 + _ROUNDING]
             if low <= found.low and found.high <= high:
                 warn(
-                    f"{found.name} looks like {unit} since 1970, nearly one value for a model: take parts of the time, "
-                    f"or the time since another, in {schema.name}"
+                    f"{found.name} looks like {unit} since 1970, which hardly differ for a model: take parts of the "
+                    f"time, or the time since another, in {schema.name}"
                 )
 
 

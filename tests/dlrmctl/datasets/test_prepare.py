@@ -461,7 +461,7 @@ def test_values_that_are_new_in_every_row_are_one_warning_that_names_their_share
     (tmp_path / "t.csv").write_text("y,user,day,row\n" + rows)
     done = in_process("prepare", "--schema", tmp_path / "my.toml", tmp_path / "t.csv", "-o", tmp_path / "store")
     assert done.status == 0, done.err
-    assert "warning: day (100 %), row (100 %): share of the values in validation and test that are rare" in done.err
+    assert "warning: day (100 %), row (100 %): this share of the values in validation and test is rare" in done.err
     assert done.err.count("warning:") == 1
 
 
