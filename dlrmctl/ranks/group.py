@@ -211,9 +211,14 @@ def _check_address() -> None:
     """Checks that MASTER_ADDR has an address. torch would ask for it again and again, for minutes.
 
     Raises:
-        UserError: if it has none.
+        UserError: if it is not set or has none.
     """
     name = os.environ.get("MASTER_ADDR", "")
+    if not name:
+        raise UserError(
+            "RANK and WORLD_SIZE are set, but MASTER_ADDR is not",
+            "start the ranks with torchrun or --nproc; or unset RANK to train in this process",
+        )
     try:
         socket.getaddrinfo(name, None)
     except OSError as problem:

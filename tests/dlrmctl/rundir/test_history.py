@@ -27,7 +27,7 @@ def test_runs_are_listed_by_validation_ne_and_unfinished_ones_said(runs: Path):
     assert [Path(run["run"]).name for run in listed] == ["good", "poor"]
     assert listed[0]["validation_ne"] < listed[1]["validation_ne"]
     assert [run["finished"] for run in listed] == [True, False]
-    assert [run["tables"] for run in listed] == ["qr", "qr"]
+    assert [run["tables"] for run in listed] == ["qr + wide", "qr + wide"]
     assert listed[0]["test_ne"] is not None
     assert listed[1]["test_ne"] is None
     table = in_process("runs", runs)
