@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-from dlrmctl.baseline.report import show_baseline
-from dlrmctl.baseline.run import run_baseline
 from dlrmctl.cli.options import LAUNCH_PANEL, AsJson, Nproc, with_settings
 from dlrmctl.console.console import print_json
 from dlrmctl.ranks.launch import is_main
@@ -52,6 +50,9 @@ def baseline(
     ranks = whole_number("--nproc", nproc, at_least=1)
     sections = {} if config is None else read_settings(config)
     settings = resolve({"baseline": {}, **sections}, flags, file_name=str(config))
+    from dlrmctl.baseline.report import show_baseline
+    from dlrmctl.baseline.run import run_baseline
+
     results = run_baseline(settings, run_dir=run_dir, nproc=ranks, command_line=sys.argv[1:])
     if is_main():
         print_json(results) if json else show_baseline(results)
