@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dlrmctl.cli.options import LAUNCH_PANEL, AsJson, Nproc, with_settings
+from dlrmctl.cli.options import LAUNCH_PANEL, AsJson, Nproc, SettingsFile, with_settings
 from dlrmctl.console.console import print_json
 from dlrmctl.ranks.launch import is_main
 from dlrmctl.settings.config import BASELINE, SECTIONS, resolve
@@ -18,15 +18,7 @@ _DATA = ("dataset", "path", "synthetic_size", "synthetic_rows", "synthetic_seed"
 
 @with_settings(only=(*_DATA, "solver", "sketch", "l2", "max_features", "dense"), sections=SECTIONS | BASELINE)
 def baseline(
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            help="Read settings from this file; options override it.",
-            metavar="FILE.toml",
-            rich_help_panel=LAUNCH_PANEL,
-        ),
-    ] = None,
+    config: SettingsFile = None,
     run_dir: Annotated[
         Path | None,
         typer.Option(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dlrmctl.cli.options import CHECKPOINTS, AsJson, RunOrCompressed, option, settings_of_run, with_settings
+from dlrmctl.cli.options import CHECKPOINTS, AsJson, Calibrated, RunOrCompressed, option, settings_of_run, with_settings
 from dlrmctl.console.console import notice, print_json
 from dlrmctl.errors import UserError
 from dlrmctl.settings.parse import one_of, share, whole_number
@@ -19,9 +19,7 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="Write the model to this file, .pt2.", metavar="FILE")],
     precision: Annotated[str | None, option("Precision of the tables. \\[default: fp32]", "|".join(PRECISIONS))] = None,
     checkpoint: Annotated[str | None, option("Checkpoint to export. \\[default: best]", "|".join(CHECKPOINTS))] = None,
-    calibrated: Annotated[
-        bool, typer.Option("--calibrated", help="Apply the calibration that `dlrmctl calibrate` fitted.")
-    ] = False,
+    calibrated: Calibrated = False,
     check_rows: Annotated[
         str, typer.Option(help="Check the exported model on at most this many validation rows.", metavar="N")
     ] = "65536",

@@ -44,6 +44,19 @@ RunOrCompressed = Annotated[
 ]
 
 
+Calibrated = Annotated[
+    bool, typer.Option("--calibrated", help="Apply the calibration that `dlrmctl calibrate` fitted.")
+]
+
+
+def settings_file(help: str) -> Any:
+    """The option --config."""
+    return typer.Option("--config", help=help, metavar="FILE.toml", rich_help_panel=LAUNCH_PANEL)
+
+
+SettingsFile = Annotated[Path | None, settings_file("Read settings from this file; options override it.")]
+
+
 def option(help: str, metavar: str | None = None, panel: str | None = None) -> Any:
     """An option named after its parameter; choices are given in the metavar, separated by |."""
     words = metavar.split("|") if metavar and "|" in metavar else None

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dlrmctl.cli.options import LAUNCH_PANEL, AsJson, option, with_settings
+from dlrmctl.cli.options import AsJson, SettingsFile, option, with_settings
 from dlrmctl.console.console import notice
 from dlrmctl.errors import UserError
 from dlrmctl.plan.amounts import bandwidth_of, rate_of
@@ -40,15 +40,7 @@ def plan(
     memory_bw: Annotated[str | None, option("Memory bandwidth.", "2TB/s", SPEED)] = None,
     intra_bw: Annotated[str | None, option("Bandwidth between ranks on the same machine.", "300GB/s", SPEED)] = None,
     inter_bw: Annotated[str | None, option("Bandwidth between ranks on different machines.", "25GB/s", SPEED)] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            help="Read settings from this file; options override it.",
-            metavar="FILE.toml",
-            rich_help_panel=LAUNCH_PANEL,
-        ),
-    ] = None,
+    config: SettingsFile = None,
     json: AsJson = False,
     *,
     flags: dict[str, str],

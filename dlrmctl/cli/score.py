@@ -10,6 +10,7 @@ from dlrmctl.cli.options import (
     CHECKPOINTS,
     SPLITS,
     AsJson,
+    Calibrated,
     Nproc,
     Run,
     RunOrCompressed,
@@ -27,9 +28,6 @@ from dlrmctl.settings.parse import names_of, one_of, whole_number
 METHODS = ("platt", "bias")
 _WHAT = "What to score"
 Checkpoint = Annotated[str, option("Checkpoint to score.", "|".join(CHECKPOINTS), _WHAT)]
-Calibrated = Annotated[
-    bool, typer.Option("--calibrated", help="Apply the calibration that `dlrmctl calibrate` fitted.")
-]
 Split = Annotated[str, option("Split to score.", "|".join(SPLITS), _WHAT)]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dlrmctl.cli import completion
-from dlrmctl.cli.options import LAUNCH_PANEL, AsJson, Nproc, settings_of_run, with_settings
+from dlrmctl.cli.options import LAUNCH_PANEL, AsJson, Nproc, SettingsFile, settings_file, settings_of_run, with_settings
 from dlrmctl.console.console import print_json
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.launch import is_main
@@ -25,15 +25,7 @@ _OF_THE_START = ("init_from", "init_embeddings", "refit_dense")  # settings that
 
 @with_settings()
 def train(
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            help="Read settings from this file; options override it.",
-            metavar="FILE.toml",
-            rich_help_panel=LAUNCH_PANEL,
-        ),
-    ] = None,
+    config: SettingsFile = None,
     resume: Annotated[
         Path | None,
         typer.Option(
@@ -146,13 +138,7 @@ def daily(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Write runs and report to this directory.", metavar="DIR")],
     config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            help="Read the settings of the first day from this file; options override it.",
-            metavar="FILE.toml",
-            rich_help_panel=LAUNCH_PANEL,
-        ),
+        Path | None, settings_file("Read the settings of the first day from this file; options override it.")
     ] = None,
     plot: Annotated[
         Path | None,

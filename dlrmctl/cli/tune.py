@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dlrmctl.cli.options import LAUNCH_PANEL, AsJson, Nproc, option, with_settings
+from dlrmctl.cli.options import AsJson, Nproc, option, settings_file, with_settings
 from dlrmctl.console.console import output, print_json
 from dlrmctl.errors import UserError
 from dlrmctl.rundir.seeds import MOST_SEEDS
@@ -55,13 +55,7 @@ def tune(
         Path | None, option("Draw trials and importances to this file, .png or .svg.", "FILE", _SEARCH)
     ] = None,
     config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            help="Read the default settings from this file; options override it.",
-            metavar="FILE.toml",
-            rich_help_panel=LAUNCH_PANEL,
-        ),
+        Path | None, settings_file("Read the default settings from this file; options override it.")
     ] = None,
     nproc: Nproc = "1",
     json: AsJson = False,
