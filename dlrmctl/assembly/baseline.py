@@ -5,17 +5,19 @@ from pathlib import Path
 
 from torch import Tensor
 
+from dlrmctl.assembly.inputs import check_fitted, standard_inputs
 from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.schema import Schema
 from dlrmctl.embeddings.first_order import FirstOrder
 from dlrmctl.embeddings.tables import FeatureTable
+from dlrmctl.embeddings.wide import BUCKETS
 from dlrmctl.errors import UserError
 from dlrmctl.models import DLRM
 from dlrmctl.models.inputs import StandardInputs
 from dlrmctl.models.logistic import BucketLogits, Buckets, LinearLogits, LogisticNetwork
 from dlrmctl.settings.baseline import BaselineSettings
 
-BUCKETS = 32  # of a dense feature, besides that of missing values
+_NEEDS = ("the statistics of dense features that a baseline needs", "prepare it again from the raw files")
 
 
 def first_order_tables(settings: BaselineSettings, schema: Schema) -> list[FeatureTable]:
@@ -51,15 +53,6 @@ def _table(name: str, rows: int, max_ids: int, most: int) -> FeatureTable:
     return FeatureTable(name, rows, max_ids, "hash", collisions=-(-rows // most))
 
 
-def _check_fitted(features: FeatureSpace) -> None:
-    if features.schema.dense and not features.dense:
-        raise UserError(
-            f"{features.directory or 'this data'}: an earlier version prepared it, without the statistics of dense "
-            "features that a baseline needs",
-            "prepare it again from the raw files",
-        )
-
-
 def build_baseline(settings: BaselineSettings, features: FeatureSpace) -> DLRM:
     """Builds the model with all weights 0.
 
@@ -69,18 +62,11 @@ def build_baseline(settings: BaselineSettings, features: FeatureSpace) -> DLRM:
     Raises:
         UserError: if the dense features were not fitted, or there are too many sparse ones.
     """
-    _check_fitted(features)
+    check_fitted(features, *_NEEDS)
     columns = features.dense
     if settings.dense == "raw":
-        dense: BucketLogits | LinearLogits = LinearLogits(
-            StandardInputs(
-                [column.mean for column in columns],
-                [column.deviation for column in columns],
-                [column.quantile(0) for column in columns],
-                [column.quantile(1) for column in columns],
-                [column.missing > 0 for column in columns],
-            )
-        )
+        indicated = [column.missing > 0 for column in columns]
+        dense: BucketLogits | LinearLogits = LinearLogits(standard_inputs(columns, indicated))
     else:
         dense = BucketLogits(Buckets([column.edges(BUCKETS) for column in columns]))
     return DLRM(FirstOrder(first_order_tables(settings, features.schema)), LogisticNetwork(dense))
@@ -99,7 +85,7 @@ def load_baseline(
     Raises:
         UserError: if the weights are not of the model that the settings describe, or the data does not fit.
     """
-    _check_fitted(features)
+    check_fitted(features, *_NEEDS)
     if settings.dense == "raw":
         indicated = weights["dense.dense.inputs.indicated_I"].bool().tolist()
         zeros = [0.0] * len(indicated)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from dlrmctl.data.features.dense import FittedDense
 from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.schema import Schema
 from dlrmctl.errors import UserError
@@ -11,6 +12,7 @@ from dlrmctl.models.inputs import NormalizedInputs, QuantileInputs, RawInputs, S
 from dlrmctl.settings.config import AUTO_INPUTS, Config
 
 DenseInputs = RawInputs | NormalizedInputs
+RAW_WAYS = "prepare it again from the raw files, or train with --dense-inputs raw"
 PREFIX = "inputs."  # of their names among the weights of the dense network
 
 
@@ -25,18 +27,38 @@ def with_dense_inputs(config: Config, features: FeatureSpace) -> Config:
         fitted = features.dense or not features.schema.dense
         return config.change(dense_inputs=AUTO_INPUTS if fitted else "raw")
     if kind != "raw":
-        check_fitted(features, kind)
+        check_fitted(features, f"what {kind} dense inputs need", RAW_WAYS)
     return config
 
 
-def check_fitted(features: FeatureSpace, kind: str) -> None:
-    """Checks that data has what dense features are normalized by, and tells missing values from others."""
+def check_fitted(features: FeatureSpace, needs: str, ways: str) -> None:
+    """Checks that data has the statistics of dense features, and tells missing values from others.
+
+    Args:
+        needs: what is missing otherwise, for the message.
+        ways: the hint.
+
+    Raises:
+        UserError: if it has not.
+    """
     if features.schema.dense and not features.dense:
-        raise UserError(
-            f"{features.directory or 'this data'}: an earlier version prepared it, without what {kind} dense inputs "
-            "need",
-            "prepare it again from the raw files, or train with --dense-inputs raw",
-        )
+        where = features.directory or "this data"
+        raise UserError(f"{where}: an earlier version prepared it, without {needs}", ways)
+
+
+def standard_inputs(columns: Sequence[FittedDense], indicated: Sequence[bool]) -> StandardInputs:
+    """Inputs with the mean and deviation of the training examples.
+
+    Args:
+        indicated: whether each feature has an indicator of missing values.
+    """
+    return StandardInputs(
+        [column.mean for column in columns],
+        [column.deviation for column in columns],
+        [column.quantile(0) for column in columns],
+        [column.quantile(1) for column in columns],
+        indicated,
+    )
 
 
 def fitted_inputs(config: Config, features: FeatureSpace, *, indicated: Sequence[bool] | None = None) -> DenseInputs:
@@ -53,13 +75,7 @@ def fitted_inputs(config: Config, features: FeatureSpace, *, indicated: Sequence
         return RawInputs(features.stand_ins())
     indicated = [column.missing > 0 for column in columns] if indicated is None else indicated
     if kind == "standard":
-        return StandardInputs(
-            [column.mean for column in columns],
-            [column.deviation for column in columns],
-            [column.quantile(0) for column in columns],
-            [column.quantile(1) for column in columns],
-            indicated,
-        )
+        return standard_inputs(columns, indicated)
     return QuantileInputs(
         [column.values for column in columns], [column.normal_scores() for column in columns], indicated
     )
@@ -77,7 +93,7 @@ def inputs_like(features: FeatureSpace, weights: Mapping[str, Tensor]) -> DenseI
     found = {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)}
     if not found:
         return RawInputs(features.stand_ins())
-    check_fitted(features, "normalized")
+    check_fitted(features, "what normalized dense inputs need", RAW_WAYS)
     indicated = found["indicated_I"].bool().tolist()
     if "mean_I" in found:
         zeros = [0.0] * len(indicated)

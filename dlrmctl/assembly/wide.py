@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn import functional
 
-from dlrmctl.assembly.inputs import check_fitted
+from dlrmctl.assembly.inputs import RAW_WAYS, check_fitted
 from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.schema import Schema
@@ -86,7 +86,7 @@ def stored_wide(
     schema = features.schema
     bucketed = schema.dense if any(name in weights for name in schema.dense) else ()
     if bucketed:
-        check_fitted(features, "bucketed")
+        check_fitted(features, "what bucketed dense inputs need", RAW_WAYS)
     described = wide_features(feature_tables(config, schema), bucketed)
     wanted: dict[str, tuple[int, ...]] = {EDGES: (len(bucketed), BUCKETS - 1)}
     wanted |= {f"{table.name}/weight": (table.rows,) for feature in described for table in feature.tables(WIDTH)}
