@@ -1,26 +1,21 @@
 """The command `dlrmctl prepare` and the group `dlrmctl data`."""
 
-import re
 from inspect import cleandoc
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from dlrmctl.cli import completion
 from dlrmctl.cli.options import AsJson, option
 from dlrmctl.console.console import notice, print_json
+from dlrmctl.datasets.request import SPLITS, read_request
 from dlrmctl.datasets.table_example import EXAMPLE
-from dlrmctl.errors import UserError
 from dlrmctl.settings.config import LARGEST_SEED, MOST_SYNTHETIC_ROWS, SYNTHETIC_SIZES
 from dlrmctl.settings.parse import one_of, share, whole_number
-from dlrmctl.settings.synonyms import nearest, same_word
 from dlrmctl.settings.typed import refuse_missing_store
 
-FORMATS = ("criteo", "npy")
-_IDS = {"criteo": ("vocabulary", "hash"), "npy": ("rows", "vocabulary", "hash"), "table": ("vocabulary", "hash")}
 _IDS_PANEL, _ROWS_PANEL, _SPLITS_PANEL = "Ids", "Rows", "Splits"
-_SPLITS = ("order", "last-file", "random", "time:COLUMN", "group:COLUMN")
 data_app = typer.Typer(help="Show and generate data.", no_args_is_help=True)
 
 
@@ -82,7 +77,7 @@ def prepare(
         option(
             "Divide the rows by their order, the last file, at random, or by a column of times or groups. "
             "\\[default: order]",
-            "|".join(_SPLITS),
+            "|".join(SPLITS),
             _SPLITS_PANEL,
         ),
     ] = None,
@@ -139,153 +134,40 @@ def prepare(
 
     --schema: your own CSV, TSV, JSONL, Parquet or Arrow files. The schema describes their columns:
     """
-    own = _own_files({"--train": train, "--validation": validation, "--test": test})
-    if own and (split or fractions or until or limit):
-        other = "--split" if split else "--fractions" if fractions else "--until" if until else "--limit"
-        raise UserError(f"--train and {other} contradict: each split has its own files")
-    format, files = format_and_files(sources or [], schema, own_files=own is not None)
-    rule = _split_of(split or "order", fractions, until)
-    drawn = rule["name"].startswith(("random", "group"))
-    chosen = one_of("--ids", ids or _IDS[format][0], _IDS[format])
-    for flag, value, wanted in (
-        ("--min-count", min_count, "vocabulary"),
-        ("--max-rows-per-table", max_rows_per_table, "vocabulary"),
-        ("--vocabulary-from", vocabulary_from, "vocabulary"),
-        ("--keep-rare", keep_rare or None, "vocabulary"),
-        ("--hash-rows", hash_rows, "hash"),
-    ):
-        if value is not None and chosen != wanted:
-            raise UserError(f"{flag} is for --ids {wanted}, not for {chosen}")
-    if seed is not None and sample_negatives is None and not drawn:
-        raise UserError("--seed needs --sample-negatives, or --split random or group: nothing else is random")
-    if vocabulary_from is not None and min_count is not None:
-        raise UserError("--min-count and --vocabulary-from contradict: the vocabulary is fixed")
-    for flag, value in (("--vocabulary-from", vocabulary_from), ("--hash-rows", hash_rows)):
-        if extend is not None and value is not None:
-            raise UserError(f"{flag} and --extend contradict: --extend takes ids from its store", "omit one of the two")
-    for store in (vocabulary_from, extend):
-        if store is not None:
-            refuse_missing_store(store)
-    if extend is not None and ids is not None:
-        _refuse_other_ids(extend, chosen)
-    options = {
-        "min_count": _limit("--min-count", min_count, at_least=1),
-        "max_rows_per_table": _limit("--max-rows-per-table", max_rows_per_table, at_least=2),
-        "vocabulary_from": vocabulary_from,
-        "extend": extend,
-        "keep_rare": keep_rare,
-        "hash_rows": whole_number("--hash-rows", hash_rows or "1000000", at_least=2, at_most=1 << 32)
-        if chosen == "hash" and extend is None
-        else None,
-        "split": {**rule, **({"seed": whole_number("--seed", seed or "0", at_least=0)} if drawn else {})},
-        "limit": _limit("--limit", limit, at_least=1),
-        "sample_negatives": share("--sample-negatives", sample_negatives or "1", zero=False, one=True),
-        "seed": whole_number("--seed", seed or "0", at_least=0),
-        "max_bad_rows": _limit("--max-bad-rows", max_bad_rows, at_least=0),
-        "name": name,
-    }
+    request = read_request(
+        sources or [],
+        {
+            "schema": schema,
+            "ids": ids,
+            "min_count": min_count,
+            "max_rows_per_table": max_rows_per_table,
+            "vocabulary_from": vocabulary_from,
+            "extend": extend,
+            "keep_rare": keep_rare or None,
+            "hash_rows": hash_rows,
+            "split": split,
+            "fractions": fractions,
+            "until": until,
+            "train": train,
+            "validation": validation,
+            "test": test,
+            "limit": limit,
+            "sample_negatives": sample_negatives,
+            "seed": seed,
+            "max_bad_rows": max_bad_rows,
+            "name": name,
+        },
+    )
     notice("loading")
     from dlrmctl.datasets.prepare import prepare as run
+    from dlrmctl.datasets.prepare import show_prepared
 
-    run(format, own or files, out, schema=schema, ids_are_rows=chosen == "rows", options=options, as_json=json)
+    prepared = run(request, out)
+    print_json(prepared.to_dict()) if json else show_prepared(prepared)
 
 
 # The example schema is shown as it is; its brackets would be read as markup.
 prepare.__doc__ = f"{cleandoc(prepare.__doc__ or '')}\n\n\b\n" + EXAMPLE.replace("\n\n", "\n\n\b\n").replace("[", "\\[")
-
-
-def _refuse_other_ids(extend: Path, ids: str) -> None:
-    """Refuses --ids that a store to extend does not have."""
-    from dlrmctl.data.store.manifest import read_manifest
-
-    made = read_manifest(extend).preparation
-    schemes = set() if made is None else {column.scheme for column in made.columns} - {"buckets"}
-    if schemes and ids not in schemes:
-        theirs = " and ".join(sorted(schemes))
-        raise UserError(f"--ids = {ids} and --extend contradict: ids of {extend} are {theirs}", "omit --ids")
-
-
-def _own_files(given: dict[str, list[str] | None]) -> tuple[list[str], ...] | None:
-    """Returns the files of each split; None if no split has files of its own.
-
-    Raises:
-        UserError: if only some of them have.
-    """
-    if not any(given.values()):
-        return None
-    absent = [flag for flag, files in given.items() if not files]
-    if absent:
-        there = next(flag for flag, files in given.items() if files)
-        raise UserError(f"{there} without {absent[0]}", "give files for all of --train, --validation and --test")
-    return tuple(files or [] for files in given.values())
-
-
-def _split_of(text: str, fractions: str | None, until: str | None) -> dict[str, Any]:
-    """Reads the rule of the splits: its name, fractions and times at which splits end, as `Split.parse` takes them.
-
-    Raises:
-        UserError: if they are not such, or contradict.
-    """
-    word, mark, column = text.partition(":")
-    takes_column = [known.partition(":")[0] for known in _SPLITS if ":" in known]
-    by = one_of("--split", word, tuple(known.partition(":")[0] for known in _SPLITS))
-    if (by in takes_column) != bool(column):
-        rule = "needs a column" if by in takes_column else "takes no column"
-        raise UserError(f"--split = {text!r} {rule}", f"--split {by}:COLUMN" if by in takes_column else f"--split {by}")
-    if until is not None and by != "time":
-        raise UserError(f"--until = {until!r} needs --split time:COLUMN")
-    if until is not None and fractions is not None:
-        raise UserError("--until and --fractions contradict", "omit one of them")
-    if fractions is not None and by == "last-file":
-        raise UserError("--fractions and --split last-file contradict: the last file is halved")
-    read = fractions and tuple(share("--fractions", one, zero=False) for one in fractions.split(","))
-    ends = until and tuple(one.strip() for one in until.split(","))
-    return {"name": by + mark + column, "fractions": read or None, "until": ends or None}
-
-
-def format_and_files(words: list[str], schema: Path | None, *, own_files: bool = False) -> tuple[str, list[str]]:
-    """Splits the format from the files; with a schema, it is "table".
-
-    Args:
-        words: the words on the command line.
-        schema: file that describes tables.
-        own_files: whether each split has files of its own, so that there are no others.
-
-    Raises:
-        UserError: if the first word is not a format, contradicts the schema, or is not followed by a file.
-    """
-    extra = words if schema else words[1:]
-    if own_files and extra:
-        raise UserError(f"--train and the file {extra[0]} contradict: each split has its own files")
-    if own_files and schema:
-        return "table", []
-    if not words:
-        raise UserError("no file is given", "dlrmctl prepare criteo SRC... -o DIR, or with --schema FILE.toml")
-    first, files = same_word(words[0], FORMATS) or words[0], words[1:]
-    if schema is not None:
-        if first in FORMATS and not Path(first).exists():
-            raise UserError(
-                f"{first!r} and --schema {schema} contradict: a schema describes your own tables",
-                f"dlrmctl prepare --schema {schema} SRC... -o DIR",
-            )
-        return "table", words
-    if first not in FORMATS:
-        close = None if Path(first).exists() else nearest(first, FORMATS)
-        own = f"for your own tables: dlrmctl prepare --schema FILE.toml {' '.join(words)} -o DIR"
-        if _is_criteo(first):
-            own = f"dlrmctl prepare criteo {' '.join(words)} -o DIR"
-        raise UserError(
-            f"{first!r} is not a format: give {' or '.join(FORMATS)} first, or --schema",
-            f"did you mean {close!r}?" if close else own,
-        )
-    if not files and not own_files:
-        raise UserError(f"no file after {first!r}", f"dlrmctl prepare {first} SRC... -o DIR")
-    return first, files
-
-
-def _is_criteo(name: str) -> bool:
-    """Whether Criteo publishes a file of this name."""
-    return re.match(r"(train|test|day_[0-9{*?]+)[^/]*(\.txt|\.tsv|\.gz)?$|dac.*\.tar", Path(name).name) is not None
 
 
 @data_app.command("show")

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dlrmctl.console.console import print_json, say, warn
+from dlrmctl.console.console import say, warn
 from dlrmctl.console.progress import BarDisplay
 from dlrmctl.console.text import few
 from dlrmctl.data.features.space import FeatureSpace
@@ -27,6 +28,7 @@ from dlrmctl.data.schema import RESERVED_ROWS
 from dlrmctl.data.splits import Split
 from dlrmctl.data.store.manifest import name_of_directory, read_manifest
 from dlrmctl.data.store.store import Store
+from dlrmctl.datasets.request import PrepareRequest
 from dlrmctl.datasets.show import show_most_frequent, show_report
 from dlrmctl.errors import Interrupted, UserError
 from dlrmctl.ranks.cores import usable_cores
@@ -40,27 +42,32 @@ _ROUNDING = 1e-3  # of values in float16
 _LOOKED_AT = 100  # most frequent values of a column that are searched for list separators
 
 
-def prepare(
-    format: str,
-    sources: Sequence[str] | Sequence[Sequence[str]],
-    out: Path,
-    *,
-    schema: Path | None,
-    ids_are_rows: bool,
-    options: dict[str, Any],
-    as_json: bool,
-) -> None:
-    """Prepares data and prints a report.
+@dataclass(frozen=True)
+class Prepared:
+    """A store that was prepared.
+
+    Attributes:
+        path: its directory.
+        name: of the data.
+        split: the rule of its splits.
+        report: counts of rows, splits and columns.
+    """
+
+    path: Path
+    name: str
+    split: Split
+    report: PrepareReport
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values for JSON."""
+        return {"store": str(self.path), "name": self.name, **self.report.to_dict()}
+
+
+def prepare(request: PrepareRequest, out: Path) -> Prepared:
+    """Prepares data, with messages of progress and warnings.
 
     Args:
-        format: "criteo", "npy", or "table" with a schema.
-        sources: oldest first; or those of each split.
         out: directory of the new store.
-        schema: TOML file that describes the columns of a table.
-        ids_are_rows: whether the ids of npy files are used as rows.
-        options: arguments of `PrepareOptions`; a name of None means the name of the directory, and the split has the
-            arguments of `Split.parse`.
-        as_json: prints the report as JSON.
 
     Raises:
         DataError: if the files or the options are wrong.
@@ -68,13 +75,14 @@ def prepare(
     """
     if not out.resolve().parent.is_dir():
         raise UserError(f"{out.parent}: no such directory", f"mkdir -p {out.parent}")
-    split, files = Split.parse(**options["split"]), [source for source in sources if isinstance(source, str)]
+    split = Split.parse(**request.options["split"])
+    files = [source for source in request.sources if isinstance(source, str)]
     if not files:
-        own = [list(of_split) for of_split in sources]
-        counts = [len(open_input(format, of_split, schema, ids_are_rows=ids_are_rows).sources) for of_split in own]
+        own = [list(of_split) for of_split in request.sources]
+        counts = [len(_open_input(request, of_split).sources) for of_split in own]
         split, files = Split("files", sources=(counts[0], counts[1])), [file for of_split in own for file in of_split]
-    decisions = _decided({**options, "split": split}, out)
-    source = open_input(format, files, schema, ids_are_rows=ids_are_rows, split=split)
+    decisions = _decided({**request.options, "split": split}, out)
+    source = _open_input(request, files, split)
     try:
         with _interruptions(out), _Display() as display:
             report = run_preparation(source, out, decisions, display.update, workers=usable_cores())
@@ -93,15 +101,17 @@ def prepare(
     # Groups of validation and test are new by the rule of the split.
     grouped = [split.column] if split.by == "group" and split.column is not None else []
     warn_of_new_values(report, known_to_be_new=[*unknown, *grouped])
-    warn_of_equal_labels(report, schema)
+    warn_of_equal_labels(report, source.table_schema.name if isinstance(source, TableInput) else None)
     if isinstance(source, TableInput):
         _warn_of_joined_lists(source, Store(out).features)
         _warn_of_timestamps(source.table_schema, report)
-    if as_json:
-        print_json({"store": str(out), "name": decisions.name, **report.to_dict()})
-    else:
-        show_report(report, decisions.split, str(out))
-        show_most_frequent(Store(out).features)
+    return Prepared(out, decisions.name or name_of_directory(out), decisions.split, report)
+
+
+def show_prepared(prepared: Prepared) -> None:
+    """Prints the report, and the most frequent values of each column."""
+    show_report(prepared.report, prepared.split, str(prepared.path))
+    show_most_frequent(Store(prepared.path).features)
 
 
 def _decided(options: dict[str, Any], out: Path) -> PrepareOptions:
@@ -170,11 +180,11 @@ def warn_of_new_values(report: PrepareReport, *, known_to_be_new: Sequence[str] 
         )
 
 
-def warn_of_equal_labels(report: PrepareReport, schema: Path | None) -> None:
+def warn_of_equal_labels(report: PrepareReport, schema: str | None) -> None:
     """Warns if all training examples have the same label: a model would only learn that label.
 
     Args:
-        schema: file that says which labels are positive, if there is one.
+        schema: name of the schema that says which labels are positive, if there is one.
     """
     train = report.splits["train"]
     if train.examples and train.label_rate in (0, 1):
@@ -228,16 +238,16 @@ def _interruptions(out: Path) -> Iterator[None]:
         raise
 
 
-def open_input(
-    format: str, sources: Sequence[str], schema: Path | None, *, ids_are_rows: bool, split: Split | None = None
-) -> Input:
+def _open_input(request: PrepareRequest, sources: Sequence[str], split: Split | None = None) -> Input:
     """Opens the sources, with the column that the split depends on."""
-    if format == "npy":
-        return NpyInput(sources, as_rows=ids_are_rows)
-    if format == "criteo":
+    if request.format == "npy":
+        return NpyInput(sources, as_rows=request.ids_are_rows)
+    if request.format == "criteo":
         return CriteoInput(sources)
-    assert schema is not None
-    return TableInput(read_schema(read_toml(schema), str(schema)), sources, split=split)
+    assert request.schema is not None
+    described = isinstance(request.schema, Mapping)
+    content = request.schema if isinstance(request.schema, Mapping) else read_toml(Path(request.schema))
+    return TableInput(read_schema(content, "the schema" if described else str(request.schema)), sources, split=split)
 
 
 class _Display(BarDisplay):
