@@ -8,7 +8,7 @@ import numpy as np
 from dlrmctl.data.batch import Batch, PickedRows, join_batch, pick_rows
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.features.encoders import Encoder
-from dlrmctl.data.formats.raw import BadLine, Input, KeptColumns
+from dlrmctl.data.formats.raw import BadLine, Input, KeptColumns, RawPiece
 from dlrmctl.data.schema import Schema
 from dlrmctl.data.source import Block
 from dlrmctl.data.store.layout import as_stored
@@ -66,17 +66,26 @@ def _few(names: Sequence[str]) -> str:
 def _encode(input: Input, encoders: Mapping[str, Encoder], schema: Schema) -> Iterator[NewRows]:
     for task in input.tasks():
         rows = task.read()
-        ids_F: list[np.ndarray] = []
-        lengths_FN = None if schema.one_hot else np.ones((len(schema.sparse), len(rows)), dtype=np.int32)
-        for f, (feature, column) in enumerate(zip(schema.sparse, rows.sparse, strict=True)):
-            ids = encoders[feature.name].encode(column.values, column.present_N)
-            if column.lengths_N is not None:
-                assert lengths_FN is not None
-                lengths_FN[f] = column.lengths_N
-            _check_rows(feature.name, ids, feature.rows)
-            ids_F.append(ids)
-        block = Block(as_stored(schema, rows.dense_IN), ids_F, rows.labels_N, lengths_FN)
+        block = encode_rows(rows, encoders, schema)
         yield NewRows(block, input.sources[task.source].name, rows.lines_N, rows.repaired, rows.bad, rows.kept)
+
+
+def encode_rows(rows: RawPiece, encoders: Mapping[str, Encoder], schema: Schema) -> Block:
+    """Returns the good rows of a piece, with the ids of a model.
+
+    Raises:
+        DataError: for an id that is not below the rows of its table.
+    """
+    ids_F: list[np.ndarray] = []
+    lengths_FN = None if schema.one_hot else np.ones((len(schema.sparse), len(rows)), dtype=np.int32)
+    for f, (feature, column) in enumerate(zip(schema.sparse, rows.sparse, strict=True)):
+        ids = encoders[feature.name].encode(column.values, column.present_N)
+        if column.lengths_N is not None:
+            assert lengths_FN is not None
+            lengths_FN[f] = column.lengths_N
+        _check_rows(feature.name, ids, feature.rows)
+        ids_F.append(ids)
+    return Block(as_stored(schema, rows.dense_IN), ids_F, rows.labels_N, lengths_FN)
 
 
 def _check_rows(name: str, ids: np.ndarray, rows: int) -> None:

@@ -1,9 +1,10 @@
-"""Writes the two generated pages, `reference/command-line.md` and `reference/settings.md`.
+"""Writes the generated pages: `command-line.md`, `settings.md` and `python.md` in `reference/`.
 
 python docs/generate.py          writes them
 python docs/generate.py --check  exits with status 1 if a committed page differs
 """
 
+import inspect
 import re
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any, get_origin, get_type_hints
 
 import typer.main
 
+import dlrmctl
 from dlrmctl.cli.app import app
 from dlrmctl.settings.config import BASELINE, SECTIONS
 from dlrmctl.settings.embeddings import ONE_TABLE
@@ -24,12 +26,13 @@ NOTICE = "<!-- Written by `python docs/generate.py`; do not edit. -->"
 SETTINGS = {item.name: section for section, cls in SECTIONS.items() for item in fields(cls)}
 MOST_LISTED = 10  # settings that a command lists itself; one that takes more takes all of them
 BOUNDS = {"above": ">", "at_least": "≥", "below": "<", "at_most": "≤"}
+ERRORS = (dlrmctl.UserError, dlrmctl.DataError)
 TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}
 
 
 def pages() -> dict[str, str]:
     """The name and text of each generated page."""
-    return {"command-line.md": command_line_page(), "settings.md": settings_page()}
+    return {"command-line.md": command_line_page(), "settings.md": settings_page(), "python.md": python_page()}
 
 
 def command_line_page() -> str:
@@ -144,6 +147,69 @@ def settings_page() -> str:
                 "(for scoring) and `[baseline]`. See [Baselines](../baselines.md)."
             )
     return "\n\n".join(parts) + "\n"
+
+
+def python_page() -> str:
+    parts = [
+        NOTICE,
+        "# Python",
+        "The public names of `import dlrmctl`. [Python](../python.md) has examples, and the libraries below it.",
+    ]
+    for name in sorted(dlrmctl.__all__, key=lambda name: (name[0].isupper(), name)):
+        thing = getattr(dlrmctl, name)
+        parts += object_section(f"dlrmctl.{name}", thing, "##")
+        if inspect.isclass(thing) and thing.__module__.startswith("dlrmctl.api"):
+            for method, function in vars(thing).items():
+                if not method.startswith("_") and (inspect.isfunction(function) or isinstance(function, property)):
+                    parts += object_section(f"{name}.{method}", function, "###")
+    return "\n\n".join(parts) + "\n"
+
+
+def object_section(name: str, thing: Any, heading: str) -> list[str]:
+    """Heading, signature and docstring of a class, function or property."""
+    signature = "" if isinstance(thing, property) or thing in ERRORS else f"({', '.join(parameters_of(thing))})"
+    shown = f"{name.removeprefix('dlrmctl.')}{signature}"
+    return [f"{heading} {name}", *([f"```text\n{shown}\n```"] if signature else []), *docstring_paragraphs(thing)]
+
+
+def parameters_of(thing: Any) -> list[str]:
+    """The parameters with their defaults, without types: the docstring says what they are."""
+    taken, starred = [], False
+    for parameter in inspect.signature(thing).parameters.values():
+        if parameter.name == "self" or parameter.name.startswith("_"):
+            continue
+        if parameter.kind is parameter.KEYWORD_ONLY and not starred:
+            taken.append("*")
+            starred = True
+        stars = {parameter.VAR_KEYWORD: "**", parameter.VAR_POSITIONAL: "*"}.get(parameter.kind, "")
+        default = "" if parameter.default is parameter.empty else f"={default_word(parameter.default)}"
+        taken.append(f"{stars}{parameter.name}{default}")
+    return taken
+
+
+def default_word(value: Any) -> str:
+    return repr(value) if value is None or isinstance(value, bool | int | float | str | tuple) else "..."
+
+
+def docstring_paragraphs(thing: Any) -> list[str]:
+    """A docstring as Markdown: sections such as "Args:" become lists."""
+    parts = []
+    for paragraph in (inspect.getdoc(thing) or "").split("\n\n"):
+        head, _, rest = paragraph.partition("\n")
+        if not re.fullmatch(r"[A-Z][a-z]+:", head):
+            parts.append(" ".join(paragraph.split("\n")))
+            continue
+        items: list[str] = []
+        for line in inspect.cleandoc(rest).split("\n"):
+            if line.startswith(" ") and items:
+                items[-1] += f" {line.strip()}"
+            elif head in ("Returns:", "Yields:") and items:
+                items[-1] += f" {line}"
+            else:
+                items.append(line)
+        listed = [re.sub(r"^((?:\w+(?:, )?)+): ", r"`\1`: ", item) if head != "Returns:" else item for item in items]
+        parts += [f"**{head.rstrip(':')}**", "\n".join(f"- {item}" for item in listed)]
+    return parts
 
 
 def values_of(item: Field[Any], hint: Any) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -94,6 +95,7 @@ def process_group(device: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> I
     environment = launch_environment()
     chosen = choose_device(device, environment.local_rank)
     backend = "nccl" if chosen.type == "cuda" else "gloo"
+    hook = sys.excepthook  # torch replaces it by one that writes the rank before each line of a traceback
     try:
         if environment.world_size == 1 and not environment.from_launcher:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
@@ -145,6 +147,8 @@ def process_group(device: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> I
             ) from None
         raise
     finally:
+        if environment.world_size == 1:
+            sys.excepthook = hook
         if succeeded or backend == "gloo":
             with suppress(Exception):  # a peer may have ended already, and its error is the one to show
                 dist.destroy_process_group()

@@ -1,0 +1,1 @@
+"""The Python functions of `import dlrmctl`: prepare data, train, load a model, score rows."""
