@@ -4,10 +4,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dlrmctl.models.dlrm import DenseNetwork
+from dlrmctl.models.mlp import MLP
 from dlrmctl.optim.averaging import GrowingHorizon, PrimalAveraging
+from dlrmctl.optim.muon import Muon
 from dlrmctl.optim.schedule import Schedule
 from dlrmctl.optim.shampoo import AdaGradGrafting, AdamGrafting, DistributedShampoo, RMSpropGrafting, SGDGrafting
 from dlrmctl.optim.shampoo.configs import Grafting
+from dlrmctl.optim.signum import Signum
 from dlrmctl.ranks.group import Ranks
 from dlrmctl.settings.config import Config, OptimSettings
 
@@ -32,6 +36,13 @@ def build_dense_optimizer(
         return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=decay, eps=settings.dense_eps, **kernel)
     if settings.dense_optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=decay, **kernel)
+    if settings.dense_optimizer == "signum":
+        return Signum(parameters, lr=lr, beta=settings.beta1 or 0.9, weight_decay=decay)
+    if settings.dense_optimizer == "muon":
+        matrices = hidden_matrices(network)
+        others = [p for p in parameters if not any(p is matrix for matrix in matrices)]
+        # Not --dense-eps: AdamW divides by roots of averages, which are smaller than Adagrad's sums.
+        return Muon(matrices, others, lr=lr, momentum=settings.beta1 or 0.95, weight_decay=decay)
     return DistributedShampoo(
         network.named_parameters(),
         lr=lr,
@@ -52,6 +63,15 @@ def build_dense_optimizer(
         statistics_frequency=settings.shampoo_statistics,
         process_group=group,
     )
+
+
+def hidden_matrices(network: nn.Module) -> list[Tensor]:
+    """The weights of layers between hidden units: without the bottom MLP's first layer, and that of the logit."""
+    outer: list[Tensor] = []
+    if isinstance(network, DenseNetwork):
+        layers = [network.top.output, *([network.bottom.layers[0]] if isinstance(network.bottom, MLP) else [])]
+        outer = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
+    return [p for p in network.parameters() if p.dim() == 2 and not any(p is weight for weight in outer)]
 
 
 def build_averaging(settings: OptimSettings, optimizer: torch.optim.Optimizer) -> PrimalAveraging | None:

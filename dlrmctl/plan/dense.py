@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from dlrmctl.assembly.network import build_dense_network
-from dlrmctl.assembly.optimizers import build_dense_optimizer
+from dlrmctl.assembly.optimizers import build_dense_optimizer, hidden_matrices
 from dlrmctl.data.schema import Schema
+from dlrmctl.optim.muon import polar_products, polar_scratch
 from dlrmctl.optim.shampoo import DistributedShampoo
 from dlrmctl.optim.shampoo.estimate import shampoo_shares
 from dlrmctl.settings.config import Config
@@ -19,8 +20,8 @@ from dlrmctl.settings.config import Config
 _FLOAT = 4
 # What an optimizer allocates in a step for every weight, in weights. Torch's optimizers work on lists of tensors, so
 # their intermediates exist for all weights at once.
-_STATE = {"adagrad": 1, "adamw": 2, "sgd": 0}
-_SCRATCH = {"adagrad": 2, "adamw": 1, "sgd": 0}
+_STATE = {"adagrad": 1, "adamw": 2, "sgd": 0, "signum": 1}
+_SCRATCH = {"adagrad": 2, "adamw": 1, "sgd": 0, "signum": 1}
 SHORT_RUN, RUN = 200, 1000  # steps over which the mean work of an optimizer is taken
 
 
@@ -66,6 +67,14 @@ def dense_need(config: Config, schema: Schema, world_size: int) -> DenseNeed:
         state = tuple(share.state for share in shares)
         scratch = tuple(share.scratch + longest + exchanged for share in shares)
         products, early = (tuple(share.products(settings, steps) for share in shares) for steps in (RUN, SHORT_RUN))
+    elif config.optim.dense_optimizer == "muon":
+        shapes = [(p.shape[0], p.shape[1]) for p in hidden_matrices(network)]
+        orthogonal = sum(map(math.prod, shapes))
+        # AdamW's two averages for every other weight. Matrices take their steps one by one.
+        state = (_FLOAT * (orthogonal + 2 * (num_weights - orthogonal)),) * world_size
+        scratch = (_FLOAT * max(map(polar_scratch, shapes), default=0),) * world_size
+        products = early = (float(sum(map(polar_products, shapes))),) * world_size
+        exchanged = 0
     else:
         name, momentum = config.optim.dense_optimizer, config.optim.momentum > 0
         kept = 1 if name == "sgd" and momentum else _STATE[name]

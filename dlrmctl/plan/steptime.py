@@ -25,6 +25,8 @@ _ELEMENTWISE = {
     "adagrad": 8,
     "adamw": 9,
     "sgd": 3,
+    "signum": 8,
+    "muon": 20,
     "shampoo": 0,
 }  # reads and writes of each weight; not of Shampoo
 _AVERAGING = 6  # the average and its iterate are read and written, then the weights

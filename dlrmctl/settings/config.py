@@ -29,13 +29,13 @@ SYNTHETIC_SIZES = ("small", "medium", "kaggle")
 DENSE_INPUTS = ("auto", "quantile", "standard", "raw")
 AUTO_INPUTS = "quantile"  # what "auto" is, but for data that earlier versions prepared
 CROSS_LAYERS, CROSS_RANK = 3, 64
-DENSE_OPTIMIZERS = ("shampoo", "adagrad", "adamw", "sgd")
+DENSE_OPTIMIZERS = ("shampoo", "adagrad", "adamw", "sgd", "signum", "muon")
 SMALLEST_BATCH, LARGEST_BATCH = 64, 2048  # that are chosen from the number of examples
 MOST_EPOCHS = 30  # with --epochs auto
 AUTO_PATIENCE = 4
 SCORING_BATCH = 2048  # a larger one is not faster on CPUs
 # Default learning rate of each dense optimizer.
-DENSE_LR = {"shampoo": 0.004, "adagrad": 0.004, "adamw": 0.001, "sgd": 0.1}
+DENSE_LR = {"shampoo": 0.004, "adagrad": 0.004, "adamw": 0.001, "sgd": 0.1, "signum": 0.0002, "muon": 0.002}
 AVERAGINGS = ("none", "gpa", "ema", "schedule-free")
 
 
@@ -119,14 +119,16 @@ class OptimSettings:
     )
     momentum: float = setting(0.0, "Momentum of Shampoo and SGD.", at_least=0, below=1)
     beta1: float = setting(
-        0.0, "Decay of Shampoo's gradient average; adamw uses 0.9 if this is 0.", at_least=0, below=1
+        0.0,
+        "Decay of the gradient average of Shampoo, adamw, signum and muon. If it is 0, adamw and signum use 0.9, muon "
+        "0.95.",
+        at_least=0,
+        below=1,
     )
     beta2: float = setting(
         1.0, "Decay of Shampoo's statistics; 1 sums them. adamw uses 0.999 if this is 1.", above=0, at_most=1
     )
-    weight_decay: float = setting(
-        0.0, "Weight decay of the MLPs; decoupled for shampoo and adamw, L2 for adagrad and sgd.", at_least=0
-    )
+    weight_decay: float = setting(0.0, "Weight decay of the MLPs; decoupled, but L2 for adagrad and sgd.", at_least=0)
     grafting: str = setting(
         "adagrad", "Optimizer whose step length Shampoo takes.", choices=("adagrad", "rmsprop", "adam", "sgd", "none")
     )

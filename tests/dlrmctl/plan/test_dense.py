@@ -70,6 +70,8 @@ def test_blocks_too_many_to_deal_out_have_the_same_sum(flags: dict[str, str]):
         {"dense_optimizer": "adamw"},
         {"dense_optimizer": "sgd"},
         {"dense_optimizer": "sgd", "momentum": "0.9"},
+        {"dense_optimizer": "signum"},
+        {"dense_optimizer": "muon"},
     ],
     ids=str,
 )

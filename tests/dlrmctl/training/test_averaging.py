@@ -38,6 +38,7 @@ def averaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (2, ["--averaging", "gpa", "--shampoo-schedule", "doubling", "--shampoo-statistics", "1"]),
         (1, ["--averaging", "ema", "--dense-optimizer", "sgd"]),
         (1, ["--averaging", "schedule-free", "--dense-optimizer", "adamw"]),
+        (1, ["--averaging", "ema", "--dense-optimizer", "muon"]),
         (1, ["--averaging", "gpa", "--averaging-mu-y", "1", "--dense-optimizer", "adagrad"]),
     ],
     ids=lambda value: str(value) if isinstance(value, int) else "-".join(value[1::2]),
@@ -114,7 +115,7 @@ def _trained(flags: dict[str, str]) -> tuple[list[float], list[torch.Tensor]]:
     return losses, [tensor.detach().clone() for tensor in kept]
 
 
-@pytest.mark.parametrize("optimizer", ["shampoo", "adagrad"])
+@pytest.mark.parametrize("optimizer", ["shampoo", "adagrad", "muon"])
 def test_ranks_stay_equal_and_take_the_steps_of_one(optimizer: str):
     flags = {"averaging": "gpa", "dense_optimizer": optimizer, "shampoo_epsilon": "0.01"}
     [(alone, _)] = run_ranks(_trained, 1, flags)
