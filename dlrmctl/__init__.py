@@ -8,10 +8,11 @@ do not depend on each other or on the program. The program's packages, each impo
     ranks       processes and their state         datasets    prepare, generate and show data
     assembly    settings -> model, optimizers     rundir      run directories and checkpoints
     plan        memory and time of a training     scoring     metrics, evaluate, compare, predict
-    training    the training loop                 compress    smaller tables after training
-    baseline    a logistic regression             export      a model for other programs
-    doctor      checks of the installation        bench       measurements
-    cli         commands and their options        api         Python functions
+    tracking    TensorBoard, MLflow, W&B          training    the training loop
+    compress    smaller tables after training     baseline    a logistic regression
+    export      a model for other programs        doctor      checks of the installation
+    bench       measurements                      cli         commands and their options
+    api         Python functions
 
 The names below are imported when they are first used, so that `import dlrmctl` takes no time.
 """

@@ -8,7 +8,8 @@ results.json        validation and test of the best checkpoint
 calibration.json    see `calibration`
 features/           features of the data, needed to score raw rows
 checkpoints/        see `checkpoint`
-events/             the lines of metrics.jsonl for TensorBoard, with --tensorboard
+events/             the lines of metrics.jsonl for TensorBoard, with --tracker tensorboard
+trackers.json       what other trackers call the run
 run.lock            held by the process that writes
 
 A directory is untrusted: files are replaced, never written through links.
@@ -22,7 +23,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from dlrmctl.console.console import finite, warn
@@ -307,28 +307,3 @@ def _environment() -> dict[str, Any]:
         "packages": {name: version(name) for name in _PACKAGES},
         "cores": usable_cores(),
     }
-
-
-class EventWriter:
-    """Writes every recorded line as TensorBoard scalars such as "train/ne" and "validation/auc".
-
-    Args:
-        directory: of the event files; created if needed.
-        first_step: hides events of this and later steps, which a killed run may have left.
-    """
-
-    def __init__(self, directory: Path, *, first_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(directory), purge_step=first_step or None)
-
-    def __call__(self, entry: dict[str, Any]) -> None:
-        for name, value in entry.items():
-            if name not in ("kind", "step") and isinstance(value, int | float):
-                self.writer.add_scalar(f"{entry['kind']}/{name}", value, entry["step"])
-
-    def __enter__(self) -> "EventWriter":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self.writer.close()

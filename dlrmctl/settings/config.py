@@ -19,6 +19,7 @@ from dlrmctl.settings.embeddings import (
     growth,
     table_changes,
 )
+from dlrmctl.settings.parse import names_of, one_of
 from dlrmctl.settings.setting import checked_values, did_you_mean, flag_of, setting, shown
 from dlrmctl.settings.synonyms import names_meant, nearest
 
@@ -33,6 +34,7 @@ DENSE_OPTIMIZERS = ("shampoo", "adagrad", "adamw", "sgd", "signum", "muon")
 SMALLEST_BATCH, LARGEST_BATCH = 64, 2048  # that are chosen from the number of examples
 MOST_EPOCHS = 30  # with --epochs auto
 AUTO_PATIENCE = 4
+TRACKERS = ("tensorboard", "mlflow", "wandb")
 SCORING_BATCH = 2048  # a larger one is not faster on CPUs
 # Default learning rate of each dense optimizer.
 DENSE_LR = {"shampoo": 0.004, "adagrad": 0.004, "adamw": 0.001, "sgd": 0.1, "signum": 0.0002, "muon": 0.002}
@@ -233,7 +235,11 @@ class TrainSettings:
     checkpoint_every: int = setting(0, "Write a checkpoint every N steps; 0 means at every evaluation.", at_least=0)
     keep_checkpoints: int = setting(2, "Number of latest checkpoints to keep, besides the best.", at_least=1)
     log_every: int = setting(100, "Print progress at least every N steps; short runs print about 20 lines.", at_least=1)
-    tensorboard: bool = setting(False, "Write TensorBoard events to the run directory.")
+    tracker: str | None = setting(
+        None,
+        "Send settings, metrics and results to these, separated by commas: tensorboard, mlflow, wandb.",
+        metavar="NAME,...",
+    )
     device: str = setting("auto", "Device to train on.", choices=("auto", "cpu", "cuda"))
     timeout: float = setting(
         300.0, "End the ranks when the process of one gives no sign of life for this many seconds.", at_least=5
@@ -246,6 +252,17 @@ class TrainSettings:
     seed: int = setting(
         0, "Seed of the initial weights and of the order of examples.", at_least=0, at_most=LARGEST_SEED
     )
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The names in `tracker`.
+
+        Raises:
+            UserError: if one is unknown or repeated.
+        """
+        if self.tracker is None:
+            return ()
+        return tuple(one_of("train.tracker", name, TRACKERS) for name in names_of("train.tracker", self.tracker))
 
 
 @dataclass(frozen=True)
@@ -508,6 +525,7 @@ def _check(config: Config) -> None:
     emb, model, optim, schedule = config.embeddings, config.model, config.optim, config.schedule
     _check_data(config.data)
     _check_batch(config)
+    _ = config.train.trackers
     check_embeddings(emb, config.tables)
     if model.bottom_mlp[-1] != emb.dim:
         last, is_default = model.bottom_mlp[-1], model.bottom_mlp == ModelSettings().bottom_mlp

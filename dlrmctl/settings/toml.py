@@ -109,6 +109,9 @@ def _as_now(sections: dict[str, Any], checksum: Any) -> dict[str, Any]:
         for section, values in _EARLIER.items():
             if isinstance(sections.get(section), dict):
                 sections[section] = values | sections[section]
+        train = sections.get("train")
+        if isinstance(train, dict) and train.pop("tensorboard", False):
+            train["tracker"] = "tensorboard"
     return sections
 
 

@@ -29,12 +29,13 @@ from dlrmctl.ranks.process import matmul_precision
 from dlrmctl.ranks.signals import StopRequest, stop_requests
 from dlrmctl.rundir.baselines import find_baseline
 from dlrmctl.rundir.checkpoint import Checkpoints, load, read_state
-from dlrmctl.rundir.directory import EventWriter, RunDirectory
+from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.rundir.names import named_after_data, part_of_job, place_of_run
 from dlrmctl.rundir.state import RunState, StepSums
 from dlrmctl.scoring.metrics import Metrics, short_text, with_optimum
 from dlrmctl.scoring.scores import evaluate
 from dlrmctl.settings.config import MOST_EPOCHS, Config, resolve
+from dlrmctl.tracking.tracking import check_trackers, tracked
 from dlrmctl.training.advice import advice
 from dlrmctl.training.display import TrainingDisplay, averages, introduction, show_placements, thinned
 from dlrmctl.training.overhead import within_overhead
@@ -137,6 +138,8 @@ def train(
         if resume:
             until_the_end.enter_context(run.resumed())
         if ranks.is_main:
+            if watch is None:
+                check_trackers(config)
             notice("building the model")
         if source is None:
             source = open_source(config.data) if watch is None else open_source(config.data, verify=())
@@ -165,10 +168,14 @@ def train(
         run.write_plan([asdict(table) for table in trainer.model.sharded.plan])
         if print_plan and ranks.is_main:
             show_placements(trainer.model.sharded.plan)
-        if config.train.tensorboard and ranks.is_main:
-            writer = EventWriter(run.path / "events", first_step=trainer.progress.step + 1 if resume else 0)
-            run.listeners.append(until_the_end.enter_context(writer))
-        return trainer.run_to_the_end()
+        finish = None
+        if config.train.trackers and ranks.is_main and watch is None:
+            first_step = trainer.progress.step + 1 if resume else 0
+            finish = until_the_end.enter_context(tracked(config, run, first_step=first_step))
+        results = trainer.run_to_the_end()
+        if finish is not None:
+            finish(results)
+        return results
 
 
 def _with_dense_inputs(config: Config, source: Source, ranks: Ranks) -> Config:

@@ -25,7 +25,7 @@ DEFAULT, DIM = "default", "dim"
 # What a search may not change: the data, what runs on which device, and when a trial is evaluated.
 _FIXED = {
     *("seed", "device", "precision", "sharding", "evaluations", "checkpoint_every", "keep_checkpoints"),
-    *("log_every", "tensorboard", "max_steps", "shampoo_overhead", "init_from", "init_embeddings", "refit_dense"),
+    *("log_every", "tracker", "max_steps", "shampoo_overhead", "init_from", "init_embeddings", "refit_dense"),
 }
 _KEYS = ("choices", "low", "high", "log", "when")
 

@@ -1,0 +1,1 @@
+"""Sends settings, metrics and results of a run to TensorBoard, MLflow or Weights & Biases."""
