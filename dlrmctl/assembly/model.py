@@ -12,13 +12,16 @@ from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.assembly.wide import EDGES, wide_terms
 from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.embeddings.collection import CompositionalEmbeddings, WideTables
+from dlrmctl.embeddings.sharding.codecs import CodecError
 from dlrmctl.embeddings.sharding.placement import PlacementError
 from dlrmctl.embeddings.sharding.shard import Sharded, shard, sparse_state
 from dlrmctl.embeddings.wide import Wide, column_settings
 from dlrmctl.errors import UserError
 from dlrmctl.models import DLRM, DenseNetwork
+from dlrmctl.optim.thresholding import ThresholdedGradients
 from dlrmctl.ranks.group import Ranks
-from dlrmctl.settings.config import Config, OptimSettings
+from dlrmctl.settings.config import DCT_REFRESH, Config, OptimSettings
+from dlrmctl.settings.exchange import dense_ratio, table_codec
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Model:
     """A DLRM on this rank.
 
     `embeddings` are the sharded tables, `network` is the dense half, `replicated` the same half with gradients averaged
-    over ranks, `wide` the first-order part, if any.
+    over ranks, `wide` the first-order part, if any. `thresholded` selects what ranks exchange of the network's
+    gradients; None for all of it.
     """
 
     sharded: Sharded
@@ -42,6 +46,7 @@ class Model:
     replicated: nn.Module
     precision: str = "fp32"
     wide: WidePart | None = None
+    thresholded: ThresholdedGradients | None = None
 
     @property
     def embeddings(self) -> nn.Module:
@@ -106,15 +111,17 @@ def build_model(
     tables = CompositionalEmbeddings(feature_tables(config, features.schema), config.embeddings.dim)
     optim = config.optim
     rates = {"sparse_lr": optim.sparse_lr, "qr_lr": optim.qr_lr, "eps": optim.sparse_eps}
-    sharded = _sharded(tables, rates, config, ranks, batch_size, memory_bytes[0])
+    codec = table_codec(config.train.compress_a2a)
+    sharded = _sharded(tables, rates, config, ranks, batch_size, memory_bytes[0], codec)
     wide = None
     if config.model.wide:
         wide = _wide_part(config, features, ranks, batch_size, memory_bytes[1])
     inputs = inputs or fitted_inputs(config, features)
     network = build_dense_network(config, features.schema, ranks.device, inputs, base_rate=base_rate)
     replicated: nn.Module = network
+    thresholded = None
     if ranks.world_size > 1:
-        replicated = DistributedDataParallel(
+        replicated = ddp = DistributedDataParallel(
             network,
             device_ids=None if ranks.device.type == "cpu" else [ranks.device.index],
             process_group=ranks.group,
@@ -122,7 +129,15 @@ def build_model(
             broadcast_buffers=False,  # they are the same on all ranks from the beginning
             static_graph=True,
         )
-    return Model(sharded, network, replicated, config.train.precision, wide)
+        if ratio := dense_ratio(config.train.compress_dense):
+            thresholded = ThresholdedGradients(
+                dict(network.named_parameters()),
+                ratio=ratio,
+                refresh=config.train.dct_refresh or DCT_REFRESH,
+                group=ranks.group,
+            )
+            ddp.register_comm_hook(thresholded, ThresholdedGradients.reduce)
+    return Model(sharded, network, replicated, config.train.precision, wide, thresholded)
 
 
 def _wide_part(
@@ -144,6 +159,7 @@ def _sharded(
     ranks: Ranks,
     batch_size: int,
     memory_bytes: int | None,
+    codec: tuple[str, int] | None = None,
 ) -> Sharded:
     try:
         return shard(
@@ -155,8 +171,16 @@ def _sharded(
             seed=config.train.seed,
             sharding=config.embeddings.sharding,
             memory_bytes=memory_bytes,
-            **rates,
+            codec=codec,
+            sparse_lr=rates["sparse_lr"],
+            qr_lr=rates["qr_lr"],
+            eps=rates["eps"],
         )
+    except CodecError as problem:
+        raise UserError(
+            f"train.compress_a2a = {config.train.compress_a2a}: {problem}",
+            "--sharding table_wise, tables of one width, or --compress-a2a fp16",
+        ) from None
     except PlacementError as problem:
         raise UserError(
             str(problem), "--embedding qr with a larger --compress-ratio, a smaller --dim, or more ranks"

@@ -61,6 +61,7 @@ _LISTS = {
     "embedding": "--embeddings",
     "dense_optimizer": "--optimizers",
     "batch_size": "--batch-sizes",
+    "compress_a2a": "--exchanges",
 }
 
 

@@ -84,6 +84,7 @@ def bench_step(
     embeddings: Annotated[str | None, _list("Table types to compare.")] = None,
     optimizers: Annotated[str | None, _list("Dense optimizers to compare.")] = None,
     batch_sizes: Annotated[str | None, _list("Batch sizes to compare.")] = None,
+    exchanges: Annotated[str | None, _list("Values of --compress-a2a to compare, on several ranks.")] = None,
     rounds: Annotated[str | None, _number("Number of rounds to take medians over.", "step", "rounds")] = None,
     steps: Annotated[str | None, _number("Number of steps per round.", "step", "steps")] = None,
     rows_cap: Annotated[str | None, _number("Limit tables to this many rows.", "step", "rows_cap")] = None,
@@ -96,7 +97,13 @@ def bench_step(
 
     Each value of a list is one variant, which differs from the settings in this value only.
     """
-    lists = {"precision": precisions, "embedding": embeddings, "dense_optimizer": optimizers, "batch_size": batch_sizes}
+    lists = {
+        "precision": precisions,
+        "embedding": embeddings,
+        "dense_optimizer": optimizers,
+        "batch_size": batch_sizes,
+        "compress_a2a": exchanges,
+    }
     numbers = {"rounds": rounds, "steps": steps, "rows_cap": rows_cap}
     return StepMeasurement.read(flags, lists | numbers, quick=quick)
 

@@ -25,6 +25,7 @@ from dlrmctl.errors import UserError
 from dlrmctl.plan.cluster import Cluster
 from dlrmctl.plan.dense import DenseNeed, dense_need
 from dlrmctl.settings.config import CROSS_LAYERS, CROSS_RANK, Config
+from dlrmctl.settings.exchange import sharding_with
 
 PARTS = (
     *("process", "tables", "table state", "first-order", "MLPs", "gradients", "optimizer"),
@@ -248,7 +249,7 @@ def _placements(
     room: int | None,
     sharding: str | None,
 ) -> tuple[list[Placement], str | None]:
-    wanted = sharding or config.embeddings.sharding
+    wanted = sharding or sharding_with(config.train.compress_a2a, config.embeddings.sharding)
     # The planner counts the state of an attached optimizer.
     attach_rowwise_adagrad(embeddings, sparse_lr=config.optim.sparse_lr, qr_lr=config.optim.qr_lr)
 

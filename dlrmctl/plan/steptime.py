@@ -18,6 +18,7 @@ from dlrmctl.plan.memory import MemoryPlan, activation_floats, table_exchange
 from dlrmctl.ranks.cores import usable_cores
 from dlrmctl.ranks.process import matmul_precision, num_threads
 from dlrmctl.settings.config import Config
+from dlrmctl.settings.exchange import bytes_share, dense_ratio
 
 _FLOAT = 4
 _PASSES = 6  # passes over activations: written and read forward; read, with a gradient written and read twice, backward
@@ -116,10 +117,14 @@ def estimate(config: Config, plan: MemoryPlan, rates: Rates) -> StepTime:
     }
     if size > 1:
         # Ids out, sums back, gradients out; a ring sends gradients of the MLPs twice; directions of other ranks.
-        tables = max(max(one.sent, one.received / 2) * 2 + one.sent_ids for one in exchanges)
+        share = bytes_share(config.train.compress_a2a, D)
+        tables = max(max(one.sent, one.received / 2) * 2 * share + one.sent_ids for one in exchanges)
         others = (size - 1) / size
         parts["exchange of tables"] = _sent(tables, plan, rates)
-        parts["exchange of MLPs"] = _sent((2 * dense.gradients + dense.exchanged) * others, plan, rates)
+        ratio = dense_ratio(config.train.compress_dense)
+        # Of the numbers that are kept, every rank gets those of all others, each with its place.
+        gradients = 2 * dense.gradients if ratio is None else 2 * dense.gradients / ratio * size
+        parts["exchange of MLPs"] = _sent((gradients + dense.exchanged) * others, plan, rates)
     return StepTime(parts, early)
 
 

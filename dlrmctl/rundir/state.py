@@ -1,7 +1,7 @@
 """The state of a run as stored in a checkpoint, and checks that a checkpoint fits a run."""
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ _FIXED: dict[str, set[str] | None] = {  # None: all of the section
     "model": None,
     "embeddings": {item.name for item in fields(EmbeddingSettings)} - {"sharding"},
     "optim": {"dense_optimizer", "grafting", "shampoo_block", "shampoo_sides", "momentum", "beta1", "averaging"},
-    "train": {"batch_size", "seed"},
+    "train": {"batch_size", "seed", "compress_dense"},
 }
 _BEFORE = {"qr_layout": "quotient", "averaging": "none", "dense_inputs": "raw", "wide": False}
 
@@ -55,6 +55,36 @@ class StepSums:
         )
 
 
+@dataclass(frozen=True)
+class Exchanged:
+    """What ranks exchanged while compression was on, sums over all ranks.
+
+    Attributes:
+        tables_raw, tables_sent: bytes of embeddings and their gradients, as float32 and as sent.
+        dense_raw, dense_sent: bytes of gradients of the MLPs.
+        numbers, kept: numbers of these gradients, and those that were sent.
+    """
+
+    tables_raw: int = 0
+    tables_sent: int = 0
+    dense_raw: int = 0
+    dense_sent: int = 0
+    numbers: int = 0
+    kept: int = 0
+
+    @classmethod
+    def from_values(cls, values: Values) -> "Exchanged":
+        """Reads the sums.
+
+        Raises:
+            DataError: if one is missing or invalid.
+        """
+        return cls(*(values.whole(item.name) for item in fields(cls)))
+
+    def __add__(self, other: "Exchanged") -> "Exchanged":
+        return Exchanged(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
 @dataclass
 class RunState:
     """The state of a run; with the tensors, everything that a checkpoint stores.
@@ -65,6 +95,8 @@ class RunState:
         last_ne: of the last evaluation on the validation split.
         window: sums since the last line of progress.
         steps_before: steps of the runs that this one started from, one after the other.
+        ranks: number of ranks that saved it; 0 if an earlier version did.
+        exchanged: in all processes of the run so far.
     """
 
     step: int = 0
@@ -77,6 +109,8 @@ class RunState:
     finished: bool = False
     window: StepSums = field(default_factory=StepSums)
     steps_before: int = 0
+    ranks: int = 0
+    exchanged: Exchanged = field(default_factory=Exchanged)
 
     @classmethod
     def from_values(cls, values: Values) -> "RunState":
@@ -97,6 +131,8 @@ class RunState:
             finished=values.flag("finished"),
             window=StepSums.from_values(values),
             steps_before=values.whole("steps_before") if values.has("steps_before") else 0,
+            ranks=values.whole("ranks") if values.has("ranks") else 0,
+            exchanged=values.optional("exchanged", Exchanged.from_values) or Exchanged(),
         )
 
     def to_state(self, config: Config, source: Source) -> dict[str, Any]:

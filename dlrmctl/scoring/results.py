@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dlrmctl.console.console import print_table, say
-from dlrmctl.console.text import METRICS, fixed, number_text, with_error
+from dlrmctl.console.text import METRICS, bytes_text, fixed, number_text, with_error
 
 
 def table_of(splits: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -30,5 +30,12 @@ def show_results(results: dict[str, Any]) -> None:
         f"best weights (step {results['best_step']} of {results['steps']}), {results['run']}",
         *table_of({split: results[split] for split in ("validation", "test")}),
     )
+    for part, exchange in results.get("exchange", {}).items():
+        say(
+            f"exchange of {'embeddings' if part == 'tables' else 'the gradients of the MLPs'}, {exchange['codec']}: "
+            f"{bytes_text(exchange['sent_bytes'])} instead of {bytes_text(exchange['raw_bytes'])}, "
+            f"{exchange['ratio']:.2f}x fewer"
+            + (f"; one number of {exchange['numbers_per_number_sent']:.1f} was sent" if part == "dense" else "")
+        )
     if results.get("advice"):
         say(f"advice: {results['advice']}")

@@ -19,6 +19,7 @@ from dlrmctl.settings.embeddings import (
     growth,
     table_changes,
 )
+from dlrmctl.settings.exchange import check_exchange
 from dlrmctl.settings.parse import names_of, one_of
 from dlrmctl.settings.setting import checked_values, did_you_mean, flag_of, setting, shown
 from dlrmctl.settings.synonyms import names_meant, nearest
@@ -37,7 +38,8 @@ AUTO_PATIENCE = 4
 TRACKERS = ("tensorboard", "mlflow", "wandb")
 SCORING_BATCH = 2048  # a larger one is not faster on CPUs
 # Default learning rate of each dense optimizer.
-DENSE_LR = {"shampoo": 0.004, "adagrad": 0.004, "adamw": 0.001, "sgd": 0.1, "signum": 0.0002, "muon": 0.002}
+DENSE_LR = {"shampoo": 0.004, "adagrad": 0.004, "adamw": 0.001, "sgd": 0.1, "signum": 0.00005, "muon": 0.0005}
+DCT_REFRESH = 100  # steps
 AVERAGINGS = ("none", "gpa", "ema", "schedule-free")
 
 
@@ -224,6 +226,25 @@ class TrainSettings:
     )
     refit_dense: bool = setting(
         False, "With --init-from, normalize dense features by the new data, not by that of the first run."
+    )
+    compress_a2a: str = setting(
+        "none",
+        "Compress what ranks exchange of embeddings and their gradients: to the K numbers of largest magnitude of each "
+        "vector (topk:K), or to fp16, bf16 or int8. First-order weights are not compressed.",
+        metavar="none|topk:K|fp16|bf16|int8",
+    )
+    compress_warmup: int = setting(0, "Number of steps before --compress-a2a begins.", at_least=0)
+    compress_dense: str = setting(
+        "none",
+        "Average over ranks only one of RATIO numbers of the MLPs' gradients, those of largest magnitude; the others "
+        "are added to the next gradients.",
+        metavar="none|dct:RATIO",
+    )
+    dct_refresh: int | None = setting(
+        None,
+        f"Find thresholds of --compress-dense every N steps, and when the ratio has changed twofold. Default: "
+        f"{DCT_REFRESH}.",
+        at_least=1,
     )
     evaluations: int = setting(4, "Evaluate on the validation split N times per epoch.", at_least=1, at_most=1_000_000)
     patience: int = setting(
@@ -527,6 +548,13 @@ def _check(config: Config) -> None:
     _check_batch(config)
     _ = config.train.trackers
     check_embeddings(emb, config.tables)
+    check_exchange(
+        compress_a2a=config.train.compress_a2a,
+        compress_warmup=config.train.compress_warmup,
+        compress_dense=config.train.compress_dense,
+        dct_refresh=config.train.dct_refresh,
+        dim=emb.dim,
+    )
     if model.bottom_mlp[-1] != emb.dim:
         last, is_default = model.bottom_mlp[-1], model.bottom_mlp == ModelSettings().bottom_mlp
         fitting = (*model.bottom_mlp[:-1], emb.dim) if is_default else (*model.bottom_mlp, emb.dim)

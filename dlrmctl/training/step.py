@@ -38,6 +38,7 @@ class TrainingStep:
         precision: "bf16" runs the dense network under autocast.
         seed: of dropout, with the step and the rank.
         sparse_weight_decay: adds this multiple of an example's embeddings to their gradient.
+        compress_after: number of steps before the exchange of embeddings is compressed, if it is.
 
     Attributes:
         lap: called with the name of each part at its end; for measurements.
@@ -52,19 +53,21 @@ class TrainingStep:
         *,
         seed: int = 0,
         sparse_weight_decay: float = 0.0,
+        compress_after: int = 0,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.ranks = ranks
         self.autocast = torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
         self.parameters = list(model.network.parameters())
-        self.seed, self.sparse_weight_decay = seed, sparse_weight_decay
+        self.seed, self.sparse_weight_decay, self.compress_after = seed, sparse_weight_decay, compress_after
         self.lap: Callable[[str], None] = lambda part: None
 
     def __call__(self, batch: Batch, step: int, *, stop: bool) -> tuple[StepSums, bool]:
         """Runs a step on this rank's part of the global batch.
 
         Args:
+            step: counted from 1.
             stop: whether this rank was asked to stop.
 
         Returns:
@@ -73,6 +76,9 @@ class TrainingStep:
         Raises:
             NotFiniteError: on every rank, before any weight is changed, if a loss or gradient is not finite.
         """
+        exchange = self.model.sharded.exchange
+        if exchange is not None:
+            exchange.active = step > self.compress_after
         embeddings_BFD = self.model.embeddings(batch)
         cut_BFD = embeddings_BFD.detach().requires_grad_()
         wide = self.model.wide
@@ -97,6 +103,8 @@ class TrainingStep:
         agreed = self._agree(loss.detach(), logits_B.detach(), batch.labels_B, cut_BFD.grad, step, stop)
         self.lap("check")
         embeddings_BFD.backward(cut_BFD.grad)
+        if exchange is not None:
+            exchange.active = False  # until the next step: scoring is exact
         if wide_B is not None:
             wide_B.backward(cut_B.grad)
         self.lap("table update")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from dlrmctl.assembly.optimizers import (
     failed_roots,
 )
 from dlrmctl.console.console import notice, say
+from dlrmctl.console.text import counted
 from dlrmctl.data.reader import Reader
 from dlrmctl.data.source import Source
 from dlrmctl.datasets.open import open_reader, open_source, refuse_equal_labels
@@ -35,15 +36,18 @@ from dlrmctl.rundir.state import RunState, StepSums
 from dlrmctl.scoring.metrics import Metrics, short_text, with_optimum
 from dlrmctl.scoring.scores import evaluate
 from dlrmctl.settings.config import MOST_EPOCHS, Config, resolve
+from dlrmctl.settings.exchange import dense_ratio
 from dlrmctl.tracking.tracking import check_trackers, tracked
 from dlrmctl.training.advice import advice
 from dlrmctl.training.display import TrainingDisplay, averages, introduction, show_placements, thinned
+from dlrmctl.training.exchange import about_exchange, counted_exchange, exchange_results
 from dlrmctl.training.overhead import within_overhead
 from dlrmctl.training.pretrained import PretrainedVectors
 from dlrmctl.training.step import TrainingStep
 from dlrmctl.training.warm_start import WarmStart, stored_inputs
 
 _CLEARLY = 2.0  # standard errors of NE
+_LEFT_OUT = "left out"  # tensors of a checkpoint: gradients that were not sent, by rank
 _FEWEST_LINES = 20  # of progress in a run, so that short runs have a training curve
 
 
@@ -219,7 +223,7 @@ class Trainer:
         refuse_equal_labels(source)
         rooms = check_memory(config, source.schema, ranks) if model is None else (None, None)
         self.config, self.source, self.run, self.ranks = config, source, run, ranks
-        self.start, self.messages = start, list[str]()
+        self.start, self.messages = start, about_exchange(config, ranks)
         self.speaks = ranks.is_main and not quiet
         self.watch = watch
         scoring = config.for_scoring()
@@ -248,6 +252,7 @@ class Trainer:
             config.train.precision,
             seed=config.train.seed,
             sparse_weight_decay=config.optim.sparse_weight_decay,
+            compress_after=config.train.compress_warmup,
         )
         most_steps = (config.train.epochs or MOST_EPOCHS) * reader.num_batches
         self.total_steps = min(most_steps, config.train.max_steps or most_steps)
@@ -392,11 +397,16 @@ class Trainer:
         if self.watch is not None or self.saved_step == self.progress.step:
             return
         with self.display.pause():
-            state = self.progress.to_state(self.config, self.source)
+            state = self._state().to_state(self.config, self.source)
             self.checkpoints.save(self.progress.step, self._tensors(), state)
             self.saved_step = self.progress.step
             if self.ranks.is_main:
                 self.checkpoints.keep(self.config.train.keep_checkpoints, self.progress.best_step)
+
+    def _state(self) -> RunState:
+        """The state with what was counted on all ranks. Every rank must call it."""
+        exchanged = self.progress.exchanged + counted_exchange(self.model, self.ranks)
+        return replace(self.progress, ranks=self.ranks.world_size, exchanged=exchanged)
 
     def _tensors(self) -> dict[str, Any]:
         """The tensors of a checkpoint; loading into them restores the run.
@@ -409,6 +419,9 @@ class Trainer:
             named = dict(self.model.network.named_parameters())
             tensors["network"] = tensors["network"] | self.averaging.averages(named)
             tensors["averaging"] = self.averaging.tensors(named)
+        if self.model.thresholded:
+            mine = self.model.thresholded.tensors()
+            tensors[_LEFT_OUT] = {f"{self.ranks.rank}/{name}": value for name, value in mine.items()}
         return tensors
 
     def _leave(self, request: StopRequest) -> None:
@@ -446,7 +459,13 @@ class Trainer:
             self.begin()
             return
         self.progress = read_state(path).progress_with(self.config, self.source, path)
-        load(path, self._tensors(), self.ranks)
+        tensors, saved_by = self._tensors(), self.progress.ranks
+        if saved_by != self.ranks.world_size and dense_ratio(self.config.train.compress_dense):
+            tensors.pop(_LEFT_OUT, None)
+            if saved_by > 1:
+                left_out = "the gradients that --compress-dense left out so far are dropped"
+                self.messages.append(f"{left_out}: they are of {counted(saved_by, 'rank')}")
+        load(path, tensors, self.ranks)
         if self.averaging:
             self.averaging.train()
         self.schedule = build_schedule(self.config, self.planned_steps, self.progress.steps_before)
@@ -472,6 +491,8 @@ class Trainer:
             "steps": progress.step,
             "best_step": progress.best_step,
         }
+        if exchange := exchange_results(self.config, self._state().exchanged):
+            results["exchange"] = exchange
         if self.watch is not None:
             scores = self.best_metrics.to_dict() if self.best_metrics else {}
             results |= {"validation": scores, "ended_early": self.ended_early}

@@ -17,7 +17,13 @@ from torchrec.distributed.planner.types import (
     TopologyFactory,
     TrainerConfig,
 )
-from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSharding, ShardingPlan, ShardMetadata
+from torchrec.distributed.types import (
+    EmbeddingModuleShardingPlan,
+    ParameterSharding,
+    QuantizedCommCodecs,
+    ShardingPlan,
+    ShardMetadata,
+)
 
 from dlrmctl.embeddings.collection import CompositionalEmbeddings
 from dlrmctl.embeddings.sharding.memory import gib, table_bytes
@@ -62,8 +68,9 @@ class BagSharder(EmbeddingBagCollectionSharder):
         return types if "row_wise" in types else [*types, "row_wise"]
 
 
-def sharders() -> list[Any]:
-    return [BagSharder(), EmbeddingCollectionSharder()]
+def sharders(codecs: dict[str, QuantizedCommCodecs] | None = None) -> list[Any]:
+    """Returns TorchRec's sharders, with the codecs of what ranks exchange."""
+    return [BagSharder(qcomm_codecs_registry=codecs), EmbeddingCollectionSharder(qcomm_codecs_registry=codecs)]
 
 
 def make_plan(

@@ -16,6 +16,7 @@ from torchrec.distributed.types import ShardingEnv, ShardingPlan
 
 from dlrmctl.embeddings.collection import CompositionalEmbeddings, WideTables
 from dlrmctl.embeddings.init import fill_rows
+from dlrmctl.embeddings.sharding.codecs import WHOLE_TABLES_ONLY, TableExchange, check_codec, codec_registry
 from dlrmctl.embeddings.sharding.fused import LearningRates, attach_rowwise_adagrad, kernels
 from dlrmctl.embeddings.sharding.local import LocalBags, LocalWeights
 from dlrmctl.embeddings.sharding.memory import available_bytes
@@ -32,6 +33,7 @@ class Sharded:
         plan: the place of every table.
         bytes_per_rank: bytes of tables and their optimizer state.
         learning_rates: learning rates of the tables on this rank.
+        exchange: the compression of what ranks exchange; None without one.
     """
 
     dmp: DistributedModelParallel
@@ -39,6 +41,7 @@ class Sharded:
     plan: list[Placement]
     bytes_per_rank: list[int]
     learning_rates: LearningRates
+    exchange: TableExchange | None = None
 
     def set_learning_rates(self, *, sparse_lr: float, qr_lr: float) -> None:
         """Sets the learning rates of tables used directly and of combined tables, from the next backward on."""
@@ -58,6 +61,7 @@ def shard(
     memory_bytes: int | None = None,
     local_world_size: int | None = None,
     group: dist.ProcessGroup | None = None,
+    codec: tuple[str, int] | None = None,
 ) -> Sharded:
     """Shards the tables of `model` over the ranks of `group`; every rank must call it.
 
@@ -73,16 +77,22 @@ def shard(
         memory_bytes: memory of each rank for tables; default: the free memory of the device.
         local_world_size: ranks on this host; default: all.
         group: the ranks; default: the world.
+        codec: kind and k of the codec for what ranks exchange, see `codecs.check_codec`; None: none. One rank exchanges
+            nothing. With "auto", tables are kept whole for a codec that needs it.
 
     Raises:
         ValueError: if a setting is out of bounds, or the model does not have exactly one CompositionalEmbeddings.
         PlacementError: if the tables do not fit the memory, before anything is allocated.
+        CodecError: if the codec cannot serve a table.
     """
     group = group or dist.group.WORLD
     if group is None:
         raise ValueError("sharding needs a process group, even for one rank: call torch.distributed.init_process_group")
     world_size = dist.get_world_size(group)
     embeddings = _only_embeddings(model)
+    codec = codec if world_size > 1 else None
+    if codec is not None and codec[0] in WHOLE_TABLES_ONLY and sharding == "auto":
+        sharding = "table_wise"
     attach_rowwise_adagrad(embeddings, sparse_lr=sparse_lr, qr_lr=qr_lr, eps=eps)
     sharding_plan, plan = _agree_on_plan(
         model,
@@ -94,13 +104,20 @@ def shard(
         memory_bytes=memory_bytes,
         local_world_size=local_world_size or world_size,
     )
+    exchange, codecs = None, None
+    if codec is not None:
+        kind, k = codec
+        row_wise = [place.table for place in plan if place.sharding == "row_wise"]
+        check_codec(kind, k, embeddings.tables, row_wise)
+        exchange = TableExchange()
+        codecs = codec_registry(kind, k, embeddings.tables, batch_size, exchange)
     _move_dense(model, embeddings, device)
     dmp = DistributedModelParallel(
         model,
         env=ShardingEnv.from_process_group(group),
         device=device,
         plan=sharding_plan,
-        sharders=sharders(),
+        sharders=sharders(codecs),
         init_parameters=False,
         data_parallel_wrapper=_NoWrapper() if world_size == 1 else DefaultDataParallelWrapper(),
     )
@@ -116,6 +133,7 @@ def shard(
         plan=plan,
         bytes_per_rank=rank_bytes(plan, world_size),
         learning_rates=LearningRates(dmp, embeddings.combined_keys),
+        exchange=exchange,
     )
 
 
