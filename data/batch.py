@@ -24,6 +24,8 @@ class Batch:
         labels_B: float32, 0 or 1.
         keys: F names.
         num_valid: the first `num_valid` examples count; the others are repeats that keep shapes equal.
+        weights_B: float32, at least 0; None if all examples count 1.
+        groups_B: int64, -1 without a group; None without groups.
     """
 
     dense_BI: Tensor
@@ -32,6 +34,8 @@ class Batch:
     labels_B: Tensor
     keys: tuple[str, ...]
     num_valid: int
+    weights_B: Tensor | None = None
+    groups_B: Tensor | None = None
 
     def __len__(self) -> int:
         return self.labels_B.numel()
@@ -44,6 +48,8 @@ class Batch:
             ids=self.ids.to(device, non_blocking=non_blocking),
             lengths_FB=None if self.lengths_FB is None else self.lengths_FB.to(device, non_blocking=non_blocking),
             labels_B=self.labels_B.to(device, non_blocking=non_blocking),
+            weights_B=None if self.weights_B is None else self.weights_B.to(device, non_blocking=non_blocking),
+            groups_B=None if self.groups_B is None else self.groups_B.to(device, non_blocking=non_blocking),
         )
 
 
@@ -58,6 +64,7 @@ class PickedRows:
         lengths_FN: integers, or None for exactly one id each.
         offsets_FN: with lengths, the start of each row's ids in its feature's `ids_F`, and the end of the last row's;
             int64 [F, N + 1].
+        weights_N, groups_N: those of a block.
     """
 
     dense_NI: np.ndarray
@@ -65,6 +72,8 @@ class PickedRows:
     labels_N: np.ndarray
     lengths_FN: np.ndarray | None = None
     offsets_FN: np.ndarray | None = None
+    weights_N: np.ndarray | None = None
+    groups_N: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -78,8 +87,17 @@ def pick_rows(block: Block, rows_N: np.ndarray | slice) -> PickedRows:
 
     A slice must have a start, a stop and the step 1; it copies almost nothing and shares memory with the block.
     """
-    if isinstance(rows_N, slice):
-        return _slice_rows(block, rows_N)
+    picked = _slice_rows(block, rows_N) if isinstance(rows_N, slice) else _take_rows(block, rows_N)
+    if block.weights_N is None and block.groups_N is None:
+        return picked
+    return replace(
+        picked,
+        weights_N=None if block.weights_N is None else block.weights_N[rows_N],
+        groups_N=None if block.groups_N is None else block.groups_N[rows_N],
+    )
+
+
+def _take_rows(block: Block, rows_N: np.ndarray) -> PickedRows:
     # `take` needs about half the time of `[rows_N]`; dense features are transposed first, to be taken in whole rows.
     dense_NI = np.ascontiguousarray(block.dense_IN.T).take(rows_N, axis=0)
     labels_N = block.labels_N.take(rows_N)
@@ -140,7 +158,18 @@ def join_batch(pieces: Sequence[Piece], keys: tuple[str, ...], num_valid: int, *
     for part in parts:
         out[at : at + len(part)] = part
         at += len(part)
-    return Batch(dense_BI, ids, lengths_FB, labels_B, keys, num_valid)
+    weights_B = groups_B = None
+    if pieces[0][0].weights_N is not None:
+        weights_B = torch.empty(num_rows, pin_memory=pin_memory)
+        _join([rows.weights_N[a:b] for rows, a, b in pieces if rows.weights_N is not None], weights_B)
+    if pieces[0][0].groups_N is not None:
+        groups_B = torch.empty(num_rows, dtype=torch.int64, pin_memory=pin_memory)
+        _join([rows.groups_N[a:b].view(np.int64) for rows, a, b in pieces if rows.groups_N is not None], groups_B)
+    return Batch(dense_BI, ids, lengths_FB, labels_B, keys, num_valid, weights_B, groups_B)
+
+
+def _join(parts: Sequence[np.ndarray], out: Tensor) -> None:
+    np.concatenate(parts, out=out.numpy())
 
 
 def _ids_of(piece: Piece, feature: int) -> np.ndarray:

@@ -85,7 +85,8 @@ def encode_rows(rows: RawPiece, encoders: Mapping[str, Encoder], schema: Schema)
             lengths_FN[f] = column.lengths_N
         _check_rows(feature.name, ids, feature.rows)
         ids_F.append(ids)
-    return Block(as_stored(schema, rows.dense_IN), ids_F, rows.labels_N, lengths_FN)
+    dense_IN = as_stored(schema, rows.dense_IN)
+    return Block(dense_IN, ids_F, rows.labels_N, lengths_FN, rows.weights_N, rows.groups_N)
 
 
 def _check_rows(name: str, ids: np.ndarray, rows: int) -> None:

@@ -9,6 +9,7 @@ from dlrmctl.data.errors import DataError
 MISSING_ROW = 0  # the value was empty
 RARE_ROW = 1  # the value is outside the vocabulary
 RESERVED_ROWS = 2
+NO_GROUP = (1 << 64) - 1  # of an example without a group; other groups are hashes of their values
 _Kind = TypeVar("_Kind", int, str, list)
 
 
@@ -45,6 +46,8 @@ class Schema:
         label: name of the target.
         float32: the dense features that a store keeps as float32; the others as float16.
         gaps: the dense features without a value in some training examples.
+        weight: name of the weights of examples; None if all count 1.
+        group: name of what groups examples for gAUC, or None.
     """
 
     dense: tuple[str, ...]
@@ -52,6 +55,8 @@ class Schema:
     label: str = "label"
     float32: tuple[str, ...] = ()
     gaps: tuple[str, ...] = ()
+    weight: str | None = None
+    group: str | None = None
 
     def __post_init__(self) -> None:
         for name in (*self.float32, *self.gaps):
@@ -80,6 +85,8 @@ class Schema:
             "label": self.label,
             **({"float32": list(self.float32)} if self.float32 else {}),
             **({"gaps": list(self.gaps)} if self.gaps else {}),
+            **({"weight": self.weight} if self.weight is not None else {}),
+            **({"group": self.group} if self.group is not None else {}),
         }
 
     @classmethod
@@ -95,7 +102,8 @@ class Schema:
                 for f in _as(list, values["sparse"])
             )
             dense, float32, gaps = (_names(values, key) for key in ("dense", "float32", "gaps"))
-            return cls(dense, sparse, _as(str, values["label"]), float32, gaps)
+            weight, group = (_as(str, values[key]) if key in values else None for key in ("weight", "group"))
+            return cls(dense, sparse, _as(str, values["label"]), float32, gaps, weight, group)
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"not a schema: {error!r}") from error
 

@@ -25,12 +25,16 @@ class Block:
         ids_F: F integer arrays of N ids each, or of as many as the sum of the feature's lengths.
         labels_N: 0 or 1, any number type.
         lengths_FN: ids per feature and example, or None for exactly one each.
+        weights_N: float32, at least 0; None if all examples count 1.
+        groups_N: uint64, see `schema.NO_GROUP`; None without groups.
     """
 
     dense_IN: np.ndarray
     ids_F: Sequence[np.ndarray]
     labels_N: np.ndarray
     lengths_FN: np.ndarray | None = None
+    weights_N: np.ndarray | None = None
+    groups_N: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels_N)

@@ -254,6 +254,7 @@ class NpyInput:
     dense_transform = DenseTransform(None, NONE.formula)
     table_schema = None
     keyed_by = None
+    weight = group = None
 
     def __init__(self, sources: Sequence[str | Path], *, as_rows: bool = True, piece_rows: int = PIECE_ROWS) -> None:
         self._piece_rows, self._as_rows = piece_rows, as_rows

@@ -192,6 +192,7 @@ class CriteoInput:
     dense_transform = DenseTransform(MISSING, LOG.formula)
     table_schema = None
     keyed_by = None
+    weight = group = None
 
     def __init__(self, sources: Sequence[str | Path], *, labelled: bool = True, piece_bytes: int = PIECE_BYTES) -> None:
         names = expand_sources(sources)

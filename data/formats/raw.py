@@ -71,6 +71,7 @@ class RawColumn:
 LABEL_NOT_BINARY, LABEL_WRONG = "label not 0 or 1", "label is wrong or missing"
 LIST_TOO_LONG = "list too long"
 NO_TIME, NOT_A_TIME = "no time", "not a time"
+NOT_A_WEIGHT = "not a weight"
 NO_LABEL = (LABEL_NOT_BINARY, LABEL_WRONG)  # reasons of bad lines
 
 
@@ -141,6 +142,8 @@ class RawPiece:
         bad: the omitted lines, in order.
         kept: the columns that the input was to keep.
         keys: the times or groups, if the input was to read them.
+        weights_N: float32, the weight of each example, if the input has weights.
+        groups_N: uint64, the group of each example, if the input has groups; `NO_GROUP` without one.
     """
 
     lines_N: np.ndarray
@@ -151,6 +154,8 @@ class RawPiece:
     bad: Sequence[BadLine]
     kept: KeptColumns | None = None
     keys: SplitKeys | None = None
+    weights_N: np.ndarray | None = None
+    groups_N: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -165,6 +170,8 @@ class RawPiece:
             dense_IN=self.dense_IN[:, rows],
             sparse=[column.pick(rows) for column in self.sparse],
             keys=keys,
+            weights_N=None if self.weights_N is None else self.weights_N[rows],
+            groups_N=None if self.groups_N is None else self.groups_N[rows],
         )
 
 
@@ -178,18 +185,21 @@ def join_pieces(pieces: Sequence[RawPiece]) -> RawPiece:
         sparse=[_join_columns(some) for some in columns],
         repaired={},
         bad=[],
+        weights_N=_joined([piece.weights_N for piece in pieces]),
+        groups_N=_joined([piece.groups_N for piece in pieces]),
     )
 
 
-def _join_columns(columns: Sequence[RawColumn]) -> RawColumn:
-    def joined(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
-        there = [array for array in arrays if array is not None]
-        return np.concatenate(there) if there else None
+def _joined(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    there = [array for array in arrays if array is not None]
+    return np.concatenate(there) if there else None
 
+
+def _join_columns(columns: Sequence[RawColumn]) -> RawColumn:
     return RawColumn(
         np.concatenate([column.values for column in columns]),
-        present_N=joined([column.present_N for column in columns]),
-        lengths_N=joined([column.lengths_N for column in columns]),
+        present_N=_joined([column.present_N for column in columns]),
+        lengths_N=_joined([column.lengths_N for column in columns]),
         texts=[texts for column in columns for texts in column.texts],
     )
 
@@ -240,6 +250,16 @@ class Input(Protocol):
 
     @property
     def label(self) -> str: ...
+
+    @property
+    def weight(self) -> str | None:
+        """The name of the weights of examples; None if pieces have none."""
+        ...
+
+    @property
+    def group(self) -> str | None:
+        """The name of the groups of examples; None if pieces have none."""
+        ...
 
     @property
     def dense_transform(self) -> DenseTransform: ...

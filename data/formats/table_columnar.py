@@ -82,6 +82,11 @@ def check_types(path: Path, types: dict[str, pl.DataType], schema: TableSchema, 
     """
     if labelled and not (_is_number(types[schema.label]) or _is_text(types[schema.label])):
         raise _wrong(path, schema.label, types[schema.label], "a label is a number, true or false, or a string")
+    weight, group = (schema.weight, schema.group) if labelled else (None, None)
+    if weight is not None and not (_is_number(types[weight]) or _is_text(types[weight])):
+        raise _wrong(path, weight, types[weight], "weights are numbers")
+    if group is not None and types[group].is_nested():
+        raise _wrong(path, group, types[group], "groups are single numbers, strings or dates")
     for dense in schema.dense:
         if dense.since is not None:
             for name in dense.sources:

@@ -4,6 +4,7 @@ Errors name the wrong key.
 """
 
 import difflib
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,13 +25,15 @@ _MADE_BY = ("part", "buckets", "cross")  # how a sparse column is made; at most 
 _MOST_BUCKETS = 128  # edges are interpolated between 129 values
 _TOP_KEYS = (
     *("label", "label_positive", "dense", "sparse", "columns", "transform", "missing", "missing_value"),
-    *("separator", "quote", "list_separator"),
+    *("separator", "quote", "list_separator", "weight", "group", "id"),
 )
 _NEWER = ("column", "clip", "since", "unit", "part", "buckets", "cross")
+_NEWER_TOP = ("times", "weight", "group", "id")
 CANONICAL = "canonical-1"  # the rule of `data.canonical`
 BY_TYPE = "by-type"  # of stores of earlier versions: values are identified by the type of their column
 NOTHING = ("NaN", "nan", "NAN", "null", "Null", "NULL")  # always missing, as is an empty text
 LARGEST_DENSE = 65504.0  # of float16
+PREDICTION_COLUMNS = ("source", "line", "probability", "label", "problem")  # beside which predictions keep others
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,9 @@ class TableSchema:
         separator: None depends on the name of a file.
         values: the rule that identifies values: `CANONICAL`, or `BY_TYPE`.
         times: the columns of times whose sections say something of them.
+        weight: the column of the weights of examples; None if all count 1.
+        group: the column whose values group examples for gAUC, or None.
+        id: columns that identify rows, which predictions keep.
     """
 
     name: str
@@ -143,6 +149,9 @@ class TableSchema:
     list_separator: str = "|"
     values: str = CANONICAL
     times: tuple[TimeColumn, ...] = ()
+    weight: str | None = None
+    group: str | None = None
+    id: tuple[str, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -150,6 +159,17 @@ class TableSchema:
         dense = (source for column in self.dense for source in column.sources)
         sparse = (column.source for column in self.sparse if column.cross is None)
         return tuple(dict.fromkeys((self.label, *dense, *sparse)))
+
+    @property
+    def of_examples(self) -> tuple[str, ...]:
+        """The columns of weight and group, which are read with labels only."""
+        return tuple(name for name in (self.weight, self.group) if name is not None)
+
+    def grouping(self) -> SparseColumn:
+        """How the values of `group` are read: as those of the sparse column, if it is one."""
+        assert self.group is not None
+        same = (c for c in self.sparse if c.name == self.group and c.column is None and not _made(c))
+        return next(same, SparseColumn(self.group, missing=("NA", *NOTHING)))
 
     def time(self, name: str) -> TimeColumn:
         """How the times in a column are read."""
@@ -167,7 +187,7 @@ class TableSchema:
         values = {key: value for key, value in asdict(self).items() if key != "name"}
         for key, kind in (("dense", DenseColumn), ("sparse", SparseColumn)):
             values[key] = tuple(_said(column, kind) for column in values[key])
-        return values if self.times else {key: value for key, value in values.items() if key != "times"}
+        return {key: value for key, value in values.items() if value or key not in _NEWER_TOP}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], name: str) -> "TableSchema":
@@ -193,6 +213,11 @@ class TableSchema:
             return cls(name=name, **_with_tuples(kept))
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"not the schema of a table: {error!r}") from error
+
+
+def _made(column: SparseColumn) -> bool:
+    """Whether the values of a column are made from those of the files."""
+    return column.part is not None or column.buckets is not None or column.cross is not None
 
 
 def _said(column: Mapping[str, Any], kind: type) -> dict[str, Any]:
@@ -238,6 +263,8 @@ def read_schema(content: Mapping[str, Any], name: str, *, values: str = CANONICA
     columns = (*(_sparse(column, own, top, values) for column in sparse), *parts)
     _check_crosses(columns, own)
     _check_lists(columns, own)
+    weight, group, ids = (top.text("weight", "") or None), (top.text("group", "") or None), top.words("id", ())
+    _check_of_examples(top, label, (*dense, *columns), weight=weight, group=group, ids=ids)
     return TableSchema(
         name=name,
         label=label,
@@ -250,7 +277,41 @@ def read_schema(content: Mapping[str, Any], name: str, *, values: str = CANONICA
         list_separator=top.character("list_separator", "|") or "|",
         values=values,
         times=times,
+        weight=weight,
+        group=group,
+        id=ids,
     )
+
+
+def _check_of_examples(
+    top: "Section",
+    label: str,
+    features: Sequence[str | SparseColumn],
+    *,
+    weight: str | None,
+    group: str | None,
+    ids: Sequence[str],
+) -> None:
+    """Checks the columns of weight, group and id."""
+    if weight is not None and (weight == label or weight in features):
+        what = "the label" if weight == label else "dense"
+        hint = f"a feature of the same values has another name: column = {json.dumps(weight)}"
+        raise DataError(f"{top.where}weight = {weight!r} is {what} too", hint if weight != label else None)
+    lists = [c.source for c in features if isinstance(c, SparseColumn) and c.cross is None and c.max_ids > 1]
+    sparse = [c.name for c in features if isinstance(c, SparseColumn)]
+    for key, name in (("weight", weight), ("group", group)):
+        if name in lists or (key == "weight" and name in sparse):
+            raise DataError(
+                f"{top.where}{key} = {name!r} is a column of {'lists' if name in lists else 'ids'}",
+                "weights are numbers" if key == "weight" else "groups are single values",
+            )
+    if group is not None and group in (label, weight):
+        raise DataError(f"{top.where}group = {group!r} is the {'label' if group == label else 'weight'} too")
+    for name in ids:
+        if name in PREDICTION_COLUMNS:
+            raise DataError(f"{top.where}id: predictions have a column {name!r} of their own", "rename the column")
+    if len(set(ids)) < len(ids):
+        raise DataError(f"{top.where}id = {list(ids)!r} repeats a column")
 
 
 def _times(

@@ -18,6 +18,7 @@ from dlrmctl.data.formats.raw import (
     LIST_TOO_LONG,
     NO_TIME,
     NOT_A_TIME,
+    NOT_A_WEIGHT,
     BadLine,
     RawColumn,
     RawPiece,
@@ -28,6 +29,7 @@ from dlrmctl.data.formats.transforms import TRANSFORMS
 from dlrmctl.data.hashed_texts import HashedTexts
 from dlrmctl.data.moments import EXPECTED, SECOND, UNITS, number_keys, time_keys
 from dlrmctl.data.randomness import mix
+from dlrmctl.data.schema import NO_GROUP
 from dlrmctl.data.times import part_of, read_times
 
 _SHOWN = 40  # characters of a wrong value
@@ -107,6 +109,8 @@ def to_piece(
             if feature.truncate != "reject":
                 shortened[f"{feature.name} cut to its {feature.truncate} {feature.max_ids} values"] = short_N
     keys = None if by is None else split_keys(schema, by, frame[by.name], faults)
+    weights_N = _weights(schema.weight, frame, faults) if labelled and schema.weight is not None else None
+    groups_N = _groups(schema, frame) if labelled and schema.group is not None else None
     good_N = np.ones(len(frame), dtype=bool)
     good_N[list(faults.by_row)] = False
     repairs = {reason: int((short_N & good_N).sum()) for reason, short_N in shortened.items()}
@@ -122,6 +126,8 @@ def to_piece(
         repaired={reason: count for reason, count in repairs.items() if count},
         bad=sorted([*bad, *wrong], key=lambda line: line.line),
         keys=keys,
+        weights_N=weights_N,
+        groups_N=groups_N,
     )
     return piece if good_N.all() else piece.pick(np.flatnonzero(good_N))
 
@@ -141,6 +147,21 @@ def split_keys(schema: TableSchema, by: KeyColumn, series: pl.Series, faults: _F
         keys_N, right_N = number_keys(numbers_N), given_N & ~wrong_N
     faults.add(~right_N, by.name, NO_TIME, EXPECTED[by.kind])
     return SplitKeys(keys_N, right_N)
+
+
+def _weights(name: str, frame: pl.DataFrame, faults: _Faults) -> np.ndarray:
+    """Returns float32, 0 where wrong."""
+    numbers_N, given_N, wrong_N = numbers(frame[name], ("NA", *NOTHING))
+    right_N = given_N & ~wrong_N & (numbers_N >= 0) & (numbers_N <= np.finfo(np.float32).max)
+    faults.add(~right_N, name, NOT_A_WEIGHT, "a weight of at least 0")
+    return np.where(right_N, numbers_N, 0).astype(np.float32)
+
+
+def _groups(schema: TableSchema, frame: pl.DataFrame) -> np.ndarray:
+    """Returns uint64: hashes of the values, `NO_GROUP` where there is none."""
+    feature = schema.grouping()
+    words_N, given_N, wrong_N = words(schema, feature, frame[feature.name])
+    return np.where(given_N & ~wrong_N, mix(words_N), np.uint64(NO_GROUP))
 
 
 def _labels(schema: TableSchema, frame: pl.DataFrame, faults: _Faults) -> np.ndarray:

@@ -86,6 +86,9 @@ class TableInput:
         self._paths = paths = [check_file(name) for name in expand_sources(sources)]
         self.sources = tuple(SourceFile(path.name, path.stat().st_size) for path in paths)
         self._names = schema.columns[0 if labelled else 1 :]
+        if labelled:
+            self._names = tuple(dict.fromkeys((*self._names, *schema.of_examples)))
+        self.weight, self.group = (schema.weight, schema.group) if labelled else (None, None)
         self._key = split.column if split else None
         if self._key is not None and self._key not in self._names:
             self._names = (*self._names, self._key)
@@ -252,11 +255,13 @@ class TableInput:
         """
         first = next(read_records(path, "", piece_bytes=self._piece_bytes), None)
         keys = list({key: None for fields in read_objects(first)[0] for key in fields} if first else {})
-        absent = [name for name in self._wanted if name not in keys]
-        others = [key for key in keys if key not in self._wanted]
-        always = [self.table_schema.label, self._key, *self._kept]
+        wanted = list(dict.fromkeys((*self._wanted, *self.table_schema.id)))
+        absent = [name for name in wanted if name not in keys]
+        others = [key for key in keys if key not in wanted]
+        schema = self.table_schema
+        always = [schema.label, self._key, *schema.of_examples, *schema.id, *self._kept]
         for name in absent if keys else []:
-            if name in always or nearest(name, others) or len(absent) == len(self._wanted):
+            if name in always or nearest(name, others) or len(absent) == len(wanted):
                 raise self._no_column(path, name, keys)
 
     def _csv_file(self, path: Path) -> _File:
@@ -291,7 +296,7 @@ class TableInput:
         self._kept = plain
 
     def _check_columns(self, path: Path, header: list[str]) -> None:
-        for name in self._wanted:
+        for name in (*self._wanted, *self.table_schema.id):
             if header.count(name) > 1:
                 raise DataError(f"{path}: two columns are named {name!r}", "give every column its own name")
             if name not in header:
@@ -301,7 +306,7 @@ class TableInput:
         shown = ", ".join(header[:_SHOWN_COLUMNS]) + (", ..." if len(header) > _SHOWN_COLUMNS else "")
         hint = nearest(name, header)
         named = f", which {self.table_schema.name} names"
-        if name not in self.table_schema.columns:
+        if name not in (*self.table_schema.columns, *self.table_schema.of_examples, *self.table_schema.id):
             named = " to split by" if name == self._key else " to keep"
         return DataError(
             f"{path}: no column {name!r}{named}",

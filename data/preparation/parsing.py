@@ -91,6 +91,8 @@ def read_input(
         shown = tally.shown_examples(input)
         first = f"; {shown[0]}" if shown else ""
         raise DataError(f"{input.sources[0].name}: no good row{first}", tally.remedy() or _EXPECTED.get(input.format))
+    if input.weight is not None and not tally.weight:
+        raise DataError(f"all weights in column {input.weight!r} are 0", "a row of weight 0 counts for nothing")
     progress(PrepareProgress("parse", total or done, total or done, tally.rows, begun))
     return tally
 

@@ -1,8 +1,9 @@
 """Parsed rows on disk between the phases of a preparation: numbered files of many rows, written atomically.
 
-A part is stored by column: the keys if rows have them, the labels, the dense features, and for every sparse feature
-one bit per row (is the value present?) or the lengths of the lists, then the values and their texts. A JSON description
-is at its end. The journal beside the parts has the version of their format.
+A part is stored by column: the keys if rows have them, the labels, the weights and groups of examples if they have
+them, the dense features, and for every sparse feature one bit per row (is the value present?) or the lengths of the
+lists, then the values and their texts. A JSON description is at its end. The journal beside the parts has the version
+of their format.
 I dense features, N rows of a part, K texts of a feature in a part.
 """
 
@@ -18,7 +19,7 @@ import numpy as np
 from dlrmctl.data.files import io_errors, read_array, sync_file
 from dlrmctl.data.formats.raw import RawColumn, RawFeature, RawPiece, join_pieces
 from dlrmctl.data.hashed_texts import LENGTH_TYPE, HashedTexts
-from dlrmctl.data.store.layout import LABEL_TYPE, narrowest
+from dlrmctl.data.store.layout import GROUP_TYPE, LABEL_TYPE, WEIGHT_TYPE, narrowest
 
 _ALIGNMENT = 8
 _WORD_TYPE, _TEXT_TYPE = np.dtype("<u8"), np.dtype("u1")
@@ -61,6 +62,7 @@ class Parts:
         sparse: the sparse features.
         infos: descriptions of parts that exist or existed.
         keyed: whether the rows of a part have keys, and are in their order.
+        weighted, grouped: whether rows have weights and groups.
 
     Attributes:
         dense_type: see above.
@@ -76,7 +78,10 @@ class Parts:
         infos: Sequence[PartInfo] = (),
         *,
         keyed: bool = False,
+        weighted: bool = False,
+        grouped: bool = False,
     ) -> None:
+        self._weighted, self._grouped = weighted, grouped
         self.path, self._keyed, self._num_dense, self._sparse = path, keyed, len(dense), tuple(sparse)
         self.dense_type = np.dtype(dense_type)
         self.infos: list[PartInfo] = []
@@ -123,6 +128,10 @@ class Parts:
                 if keys_N is not None:
                     _write_column(file, _WORD_TYPE, [keys_N])
                 _write_column(file, LABEL_TYPE, [piece.labels_N for piece in pieces])
+                if self._weighted:
+                    _write_column(file, WEIGHT_TYPE, [piece.weights_N for piece in pieces if len(piece)])
+                if self._grouped:
+                    _write_column(file, GROUP_TYPE, [piece.groups_N for piece in pieces if len(piece)])
                 for i in range(self._num_dense):
                     _write_column(file, self.dense_type, [piece.dense_IN[i] for piece in pieces])
                 for f, feature in enumerate(self._sparse):
@@ -183,11 +192,21 @@ class Parts:
             sparse=columns,
             repaired={},
             bad=[],
+            weights_N=self.weights(part, start, stop) if self._weighted else None,
+            groups_N=self.groups(part, start, stop) if self._grouped else None,
         )
 
     def labels(self, part: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """uint8 [stop - start]."""
         return self._read(part, ("label", 0), LABEL_TYPE, start, stop)
+
+    def weights(self, part: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """float32 [stop - start], of rows with weights."""
+        return self._read(part, ("weight", 0), WEIGHT_TYPE, start, stop)
+
+    def groups(self, part: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """uint64 [stop - start], of rows with groups."""
+        return self._read(part, ("group", 0), GROUP_TYPE, start, stop)
 
     def dense(self, part: int, start: int, stop: int) -> np.ndarray:
         """[I, stop - start]; NaN where missing."""
@@ -233,6 +252,10 @@ class Parts:
         if self._keyed:
             columns.append((("key", 0), _WORD_TYPE, rows))
         columns.append((("label", 0), LABEL_TYPE, rows))
+        if self._weighted:
+            columns.append((("weight", 0), WEIGHT_TYPE, rows))
+        if self._grouped:
+            columns.append((("group", 0), GROUP_TYPE, rows))
         columns += [(("dense", i), self.dense_type, rows) for i in range(self._num_dense)]
         for f, feature in enumerate(self._sparse):
             if feature.max_ids == 1:
@@ -261,7 +284,7 @@ class Parts:
         return self.path / f"{part:06}.part"
 
 
-def _write_column(file: BinaryIO, dtype: np.dtype, pieces: Sequence[np.ndarray]) -> None:
+def _write_column(file: BinaryIO, dtype: np.dtype, pieces: Sequence[np.ndarray | None]) -> None:
     size = 0
     for piece in pieces:
         content = np.ascontiguousarray(piece, dtype)

@@ -8,7 +8,7 @@ the store's ids.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial as bind
 from pathlib import Path
 
@@ -153,6 +153,8 @@ class _Run:
             self._input.label,
             float32=tuple(column.fitted.name for column in dense if column.float32),
             gaps=tuple(column.fitted.name for column in dense if column.fitted.missing),
+            weight=self._input.weight,
+            group=self._input.group,
         )
         files = [encoder.rows_file(f) for f in range(len(sparse))]
         blocks = Blocks(parts, selection, self._input.sparse, columns, files, schema)
@@ -181,16 +183,21 @@ class _Run:
 
     def _parts(self, part_rows: int) -> tuple[Tally, Parts]:
         """The first phase: all rows on disk, and what was counted."""
-        directory, sparse, state = self._work / "parts", self._input.sparse, self._journal.state
+        directory, state = self._work / "parts", self._journal.state
         infos = [PartInfo.from_dict(info) for info in state.get("parts", ())]
         keyed = keys_of(self._options.split, self._input) is not None
-        parts = Parts(directory, self._input.dense, self._input.dense_type, sparse, infos, keyed=keyed)
+        parts = self._new_parts(directory, infos, keyed=keyed)
         if "parts" not in state:
             tally = read_input(self._input, parts, self._options, self._workers, self._progress, part_rows)
             state["tally"] = tally.to_dict()
             state["parts"] = [info.to_dict() for info in parts.infos]
             self._journal.save()
         return Tally.from_dict(state["tally"]), parts
+
+    def _new_parts(self, directory: Path, infos: Sequence[PartInfo], *, keyed: bool = False) -> Parts:
+        input = self._input
+        extras = {"weighted": input.weight is not None, "grouped": input.group is not None}
+        return Parts(directory, input.dense, input.dense_type, input.sparse, infos, keyed=keyed, **extras)
 
     def _arranged(self, tally: Tally, parts: Parts) -> tuple[Parts, SplitSizes, Mapping[str, tuple[str, str]]]:
         """The parts with training rows first, the rows of the splits, and their first and last times, if they have."""
@@ -199,7 +206,7 @@ class _Run:
             return parts, cut_splits(split, [source.rows for source in tally.sources]), {}
         kept = state.get("arranged")
         infos = [PartInfo.from_dict(info) for info in kept["parts"]] if kept else []
-        target = Parts(self._work / "arranged", self._input.dense, self._input.dense_type, self._input.sparse, infos)
+        target = self._new_parts(self._work / "arranged", infos)
         if kept is None:
             order = KeyOrder(parts)
             kept = cut_by_keys(order, split, self._input.keyed_by).to_dict()

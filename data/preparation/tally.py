@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 
 from dlrmctl.data.errors import DataError
-from dlrmctl.data.formats.raw import LABEL_WRONG, LIST_TOO_LONG, NO_TIME, NOT_A_TIME, Input, RawPiece, unit_of
+from dlrmctl.data.formats.raw import (
+    LABEL_WRONG,
+    LIST_TOO_LONG,
+    NO_TIME,
+    NOT_A_TIME,
+    NOT_A_WEIGHT,
+    Input,
+    RawPiece,
+    unit_of,
+)
 from dlrmctl.data.preparation.dense import EncodedDense
 from dlrmctl.data.preparation.encoding import EncodedColumn
 from dlrmctl.data.preparation.options import PrepareOptions
@@ -30,6 +39,7 @@ _REMEDIES = {
     "max_ids",
     NOT_A_TIME: "if times are numbers, such as seconds since 1970, set epoch = 'seconds' in the section "
     "[columns.NAME] of the schema",
+    NOT_A_WEIGHT: "weights are numbers of at least 0; a row of weight 0 counts for nothing",
     NO_TIME: "rows without a time are in no split by time",
     "not a number": "if it stands for a missing value, list it in the schema: missing = ['NA', '-']; a column of "
     "strings belongs in sparse; for times, see parts and since",
@@ -67,6 +77,7 @@ class Tally:
         rejected: number of omitted lines, by reason.
         examples: the first few of them: source, line, problem.
         largest: largest value of each feature whose values are rows, by name.
+        weight: the largest weight of an example, if they have weights.
     """
 
     sources: list[SourceTally]
@@ -74,6 +85,7 @@ class Tally:
     rejected: Counter[str] = field(default_factory=Counter)
     examples: list[tuple[int, int, str]] = field(default_factory=list)
     largest: dict[str, int] = field(default_factory=dict)
+    weight: float = 0.0
 
     @property
     def rows(self) -> int:
@@ -93,6 +105,8 @@ class Tally:
         self.rejected.update(bad.reason for bad in piece.bad)
         room = SHOWN_BAD_LINES - len(self.examples)
         self.examples += [(source, bad.line, bad.problem) for bad in piece.bad[:room]]
+        if piece.weights_N is not None:
+            self.weight = max(self.weight, float(piece.weights_N.max(initial=0.0)))
         for feature, column in zip(input.sparse, piece.sparse, strict=True):
             if feature.as_rows:
                 largest = int(column.values.max(initial=0))

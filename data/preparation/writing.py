@@ -53,7 +53,12 @@ class Blocks:
     def make(self, start: int, stop: int) -> tuple[bytes, int]:
         """Returns the bytes of the block with the examples from `start` to `stop`, and how many are labelled 1."""
         pieces = list(self._pieces(start, stop))
-        labels_N = np.concatenate([self._of_piece(self._parts.labels(p, a, b), chosen) for p, a, b, chosen in pieces])
+        parts = self._parts
+        labels_N = np.concatenate([self._of_piece(parts.labels(p, a, b), chosen) for p, a, b, chosen in pieces])
+        weights_N, groups_N = (
+            None if named is None else np.concatenate([self._of_piece(read(p, a, b), rows) for p, a, b, rows in pieces])
+            for named, read in ((self._schema.weight, parts.weights), (self._schema.group, parts.groups))
+        )
         dense_IN = np.concatenate(
             [self._of_piece(self._parts.dense(p, a, b), chosen) for p, a, b, chosen in pieces], axis=1
         )
@@ -66,7 +71,7 @@ class Blocks:
                 first, lengths_FN[f] = self._lengths(f, pieces)
                 last = first + int(lengths_FN[f].sum())
             ids_F.append(read_array(self._files[f], dtype, last - first, first * dtype.itemsize))
-        block = Block(dense_IN, ids_F, labels_N, lengths_FN)
+        block = Block(dense_IN, ids_F, labels_N, lengths_FN, weights_N, groups_N)
         return pack(self._schema, block), int(np.count_nonzero(labels_N))
 
     def first_part(self, example: int) -> int:

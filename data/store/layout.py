@@ -1,8 +1,8 @@
 """The layout of the blocks of a split on disk, and of the table of blocks.
 
 A block is stored by column, each in its narrowest type and 8-byte aligned: dense columns as float16, or float32 where
-the schema says so, the labels as uint8, then per sparse feature its ids; for a feature with several ids preceded by the
-lengths.
+the schema says so, the labels as uint8, weights as float32 and groups as uint64 if there are any, then per sparse
+feature its ids; for a feature with several ids preceded by the lengths.
 The table has the size and the checksum of each block, as small records in its own file: a terabyte of clicks has 65,000
 blocks, which would take seconds to read as JSON. Bytes are little-endian.
 """
@@ -20,6 +20,7 @@ from dlrmctl.data.source import Block
 
 DENSE_TYPE, WIDE_DENSE_TYPE = np.dtype("<f2"), np.dtype("<f4")
 LABEL_TYPE = np.dtype("u1")
+WEIGHT_TYPE, GROUP_TYPE = np.dtype("<f4"), np.dtype("<u8")
 _ALIGNMENT = 8
 _RECORD = np.dtype([("bytes", "<u8"), ("crc32", "<u4")])
 RECORD_BYTES = _RECORD.itemsize
@@ -39,6 +40,12 @@ def dense_types(schema: Schema) -> list[np.dtype]:
     return [WIDE_DENSE_TYPE if name in schema.float32 else DENSE_TYPE for name in schema.dense]
 
 
+def _example_types(schema: Schema) -> list[np.dtype]:
+    """The types of label, weight and group, of those that there are."""
+    weights, groups = schema.weight is not None, schema.group is not None
+    return [LABEL_TYPE, *([WEIGHT_TYPE] if weights else ()), *([GROUP_TYPE] if groups else ())]
+
+
 def as_stored(schema: Schema, dense_IN: np.ndarray) -> np.ndarray:
     """Dense values as they come out of a store: each rounded to the type of its column."""
     if not schema.float32:
@@ -56,7 +63,8 @@ def pack(schema: Schema, block: Block) -> bytes:
     columns: list[np.ndarray] = []
     check_block(schema, block)
     columns.extend(dense_N.astype(t) for dense_N, t in zip(block.dense_IN, dense_types(schema), strict=True))
-    columns.append(block.labels_N.astype(LABEL_TYPE))
+    of_examples = (column for column in (block.labels_N, block.weights_N, block.groups_N) if column is not None)
+    columns.extend(column.astype(t) for column, t in zip(of_examples, _example_types(schema), strict=True))
     for f, feature in enumerate(schema.sparse):
         if feature.max_ids > 1:
             assert block.lengths_FN is not None
@@ -71,7 +79,7 @@ def pack(schema: Schema, block: Block) -> bytes:
 
 def block_bytes(schema: Schema, num_rows: int) -> tuple[int, int]:
     """Returns the fewest and the most bytes of a block; they differ if lists of ids have lengths."""
-    sizes = [dtype.itemsize * num_rows for dtype in (*dense_types(schema), LABEL_TYPE)]
+    sizes = [dtype.itemsize * num_rows for dtype in (*dense_types(schema), *_example_types(schema))]
     most = 0
     for feature in schema.sparse:
         id_bytes = narrowest(feature.rows - 1).itemsize * num_rows
@@ -109,6 +117,8 @@ def unpack(schema: Schema, content: np.ndarray, num_rows: int) -> Block:
         stride = _aligned(num_rows * DENSE_TYPE.itemsize) // DENSE_TYPE.itemsize
         dense_IN = column(DENSE_TYPE, num_dense * stride).reshape(num_dense, stride)[:, :num_rows]
     labels_N = column(LABEL_TYPE, num_rows)
+    weights_N = None if schema.weight is None else column(WEIGHT_TYPE, num_rows)
+    groups_N = None if schema.group is None else column(GROUP_TYPE, num_rows)
     ids_F = []
     lengths_FN = None if schema.one_hot else np.ones((len(schema.sparse), num_rows), dtype=np.int32)
     for f, feature in enumerate(schema.sparse):
@@ -120,7 +130,7 @@ def unpack(schema: Schema, content: np.ndarray, num_rows: int) -> Block:
         ids_F.append(column(narrowest(feature.rows - 1), count))
     if at < len(content):
         raise DataError(f"its columns take {at:,} of its {len(content):,} bytes")
-    return Block(dense_IN, ids_F, labels_N, lengths_FN)
+    return Block(dense_IN, ids_F, labels_N, lengths_FN, weights_N, groups_N)
 
 
 def _aligned(size: int) -> int:
@@ -141,6 +151,14 @@ def check_block(schema: Schema, block: Block) -> None:
         )
     if not np.isin(block.labels_N, (0, 1)).all():
         raise DataError("a label is neither 0 nor 1")
+    for name, wanted, there in (
+        ("weights", schema.weight, block.weights_N),
+        ("groups", schema.group, block.groups_N),
+    ):
+        if (wanted is None) != (there is None) or (there is not None and len(there) != num_rows):
+            raise DataError(f"a block must have {name} if, and only if, the schema names them, one for each example")
+    if block.weights_N is not None and not (np.isfinite(block.weights_N).all() and (block.weights_N >= 0).all()):
+        raise DataError("a weight is below 0 or not finite")
     lengths_FN = block.lengths_FN
     if (lengths_FN is None) != schema.one_hot:
         raise DataError("a block must have lengths if, and only if, a feature of the schema may have several ids")

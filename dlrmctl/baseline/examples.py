@@ -22,7 +22,7 @@ from dlrmctl.ranks.group import Ranks
 
 BATCH_ROWS = 1 << 14
 _ENTRY_BYTES = 12  # int32 id and float64 value
-_ROW_BYTES = 16  # offset and label
+_ROW_BYTES = 24  # offset, label and weight
 _MOST_MEMORY = 0.25  # of what is available, for the examples of a split
 
 Tell = Callable[[int, int], None]  # called with the number of batches that were read, and of all batches
@@ -65,7 +65,8 @@ class RowMaker:
             ids, offsets, values = _by_row(dense_NC, values_NC, ids_K, lengths_KN.long())
         examples = SparseRows(ids, offsets, self.num_features, values)
         kept = examples.narrow(0, batch.num_valid) if batch.num_valid < size else examples
-        return LabelledRows(kept, batch.labels_B[: batch.num_valid].double())
+        weights_B = None if batch.weights_B is None else batch.weights_B[: batch.num_valid].double()
+        return LabelledRows(kept, batch.labels_B[: batch.num_valid].double(), weights_B)
 
     @torch.no_grad()
     def store(self, point: Tensor) -> None:
@@ -170,7 +171,8 @@ class SplitExamples:
             if first == 0 and last == part.rows.num_rows:
                 yield part
             elif first < last:
-                yield LabelledRows(part.rows.narrow(first, last), part.labels[first:last])
+                weights = None if part.weights is None else part.weights[first:last]
+                yield LabelledRows(part.rows.narrow(first, last), part.labels[first:last], weights)
             at += self._batch_rows
             if at >= stop:
                 return
@@ -185,4 +187,5 @@ def joined(parts: list[LabelledRows], num_features: int) -> LabelledRows:
     joined = SparseRows(
         torch.cat([each.ids for each in rows]), offsets, num_features, torch.cat(values) if values else None
     )
-    return LabelledRows(joined, torch.cat([part.labels for part in parts]))
+    weights = [part.weights for part in parts if part.weights is not None]
+    return LabelledRows(joined, torch.cat([part.labels for part in parts]), torch.cat(weights) if weights else None)

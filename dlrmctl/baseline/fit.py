@@ -115,7 +115,7 @@ class Fitting:
     ) -> None:
         self._settings, self._ranks, self._display = settings, ranks, display
         self._offset = source.features.logit_offset("validation")
-        self._make_rows = RowMaker(model)
+        self._make_rows, self._weighted = RowMaker(model), source.schema.weight is not None
         started = time.monotonic()
         display.begin("reading train")
         train = SplitExamples(self._make_rows, source, "train", ranks, seed=seed, tell=display.advance_to)
@@ -205,10 +205,12 @@ class Fitting:
 
     def _score(self, point: Tensor) -> Metrics:
         """Returns the metrics on the validation split."""
-        metrics = StreamingMetrics(torch.device("cpu"), self._ranks.world_size)
+        # Groups do not matter for the choice of a penalty.
+        weighted = self._weighted
+        metrics = StreamingMetrics(torch.device("cpu"), self._ranks.world_size, weighted=weighted)
         for part in self._validation.read(0, self._validation.num_rows):
             logits_N = part.rows.times(point[:-1, None])[:, 0] + point[-1] + self._offset
-            metrics.update(logits_N, part.labels)
+            metrics.update(logits_N, part.labels, part.weights)
         return metrics.compute(self._ranks.group)
 
     def _refuse_constant(self, model: DLRM) -> None:

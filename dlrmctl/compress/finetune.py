@@ -211,7 +211,11 @@ class _Student:
 
     def step(self, batch: Batch, factor: float) -> None:
         logits_B = self.model(batch.dense_BI, batch)
-        loss = functional.binary_cross_entropy_with_logits(logits_B, batch.labels_B)
+        if batch.weights_B is None:
+            loss = functional.binary_cross_entropy_with_logits(logits_B, batch.labels_B)
+        else:
+            losses_B = functional.binary_cross_entropy_with_logits(logits_B, batch.labels_B, reduction="none")
+            loss = batch.weights_B @ losses_B / batch.weights_B.sum().clamp(min=torch.finfo(torch.float32).tiny)
         if self.optimizer is not None:
             self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

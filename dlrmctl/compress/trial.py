@@ -48,6 +48,8 @@ class Trial:
                     break
         labels = [batch.labels_B[: batch.num_valid] for batch in self._batches]
         self.labels_N: np.ndarray = torch.cat(labels).numpy() > 0.5
+        weights = [batch.weights_B[: batch.num_valid] for batch in self._batches if batch.weights_B is not None]
+        self.weights_N: np.ndarray | None = torch.cat(weights).numpy() if weights else None
         self.logits_N = self.logits({})
 
     @torch.no_grad()
@@ -60,11 +62,12 @@ class Trial:
 
     def ne_rise(self, replaced: Mapping[str, Compressed]) -> tuple[float, float]:
         """The relative increase of NE over the trained model, and its standard error; see `relative_rise`."""
-        return relative_rise(compare_scores(self.logits_N, self.logits(replaced), self.labels_N))
+        return relative_rise(compare_scores(self.logits_N, self.logits(replaced), self.labels_N, self.weights_N))
 
     def compare(self, logits_b_N: np.ndarray, logits_a_N: np.ndarray | None = None) -> dict[str, Any]:
         """Differences of the metrics of two models as plain values: B minus A, which defaults to the trained model."""
-        found = compare_scores(self.logits_N if logits_a_N is None else logits_a_N, logits_b_N, self.labels_N)
+        a_N = self.logits_N if logits_a_N is None else logits_a_N
+        found = compare_scores(a_N, logits_b_N, self.labels_N, self.weights_N)
         values: dict[str, Any] = {name: difference.to_dict() for name, difference in found.items()}
         values["examples"] = len(self.labels_N)
         values["ne_increase"], values["ne_increase_se"] = relative_rise(found)

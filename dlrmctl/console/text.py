@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from textwrap import wrap
 
 # Names of metrics in messages, by their names in files.
-METRICS = {"log_loss": "log loss", "ne": "NE", "auc": "AUC", "calibration": "calibration", "accuracy": "accuracy"}
+METRICS = {
+    "log_loss": "log loss",
+    "ne": "NE",
+    "auc": "AUC",
+    "gauc": "gAUC",
+    "calibration": "calibration",
+    "accuracy": "accuracy",
+}
 
 _NOT_BROKEN = re.compile(r" (?=[±%])")
 _KEPT_SPACE = "\xa0"  # strings that are printed have none: it is escaped

@@ -15,6 +15,11 @@ missing_value = -1.0         # a missing dense value, if --dense-inputs is raw
 separator = ","              # of text files; a tab in .tsv files
 quote = '"'                  # "" if quotes have no meaning
 list_separator = "|"         # between the values of a list
+weight = "importance"        # how much each row counts in training and
+                             # metrics: a number of at least 0; no default
+group = "user"               # for gAUC, the mean AUC inside each group; no
+                             # default
+id = ["session", "row"]      # columns that predictions keep; no default
 
 [columns.price]              # for one column: transform, missing,
 transform = "none"           # missing_value

@@ -52,6 +52,7 @@ class Sample:
     logits_N: np.ndarray
     labels_N: np.ndarray
     whole: bool
+    weights_N: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -67,7 +68,7 @@ def agreement(sample: Sample, probabilities_N: np.ndarray) -> dict[str, Any]:
     """
     own_N = torch.from_numpy(sample.logits_N).sigmoid().numpy()
     logits_N = torch.from_numpy(probabilities_N).double().logit(eps=_LEAST).numpy()
-    compared = compare_scores(sample.logits_N, logits_N, sample.labels_N)
+    compared = compare_scores(sample.logits_N, logits_N, sample.labels_N, sample.weights_N)
     ne = compared.get("ne")
     rise, rise_se = relative_rise(compared) if ne or sample.whole else (None, None)
     return {
@@ -120,18 +121,22 @@ def score_sample(inference: Inference, reader: Reader, rows: int) -> Sample:
     inputs: list[Inputs] = []
     logits: list[Tensor] = []
     labels: list[Tensor] = []
+    weights: list[Tensor] = []
     left = min(rows, reader.num_examples)
     with closing(reader.batches(epoch=0)) as batches:  # type: ignore[type-var]
         for batch in batches:
             taken = min(batch.num_valid, left)
             logits.append((inference(batch.dense_BI, batch) + offset)[:taken].float())
             labels.append(batch.labels_B[:taken])
+            weights += [] if batch.weights_B is None else [batch.weights_B[:taken]]
             inputs.append(inputs_of(batch, schema).cut(0, taken))
             left -= taken
             if not left:
                 break
     labels_N = torch.cat(labels).numpy() > 0.5
-    return Sample(_joined(inputs), torch.cat(logits).numpy(), labels_N, whole=len(labels_N) == reader.num_examples)
+    weights_N = torch.cat(weights).numpy() if weights else None
+    whole = len(labels_N) == reader.num_examples
+    return Sample(_joined(inputs), torch.cat(logits).numpy(), labels_N, whole, weights_N)
 
 
 def inputs_of(batch: Batch, schema: Schema) -> Inputs:

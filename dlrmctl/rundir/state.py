@@ -23,12 +23,16 @@ _BEFORE = {"qr_layout": "quotient", "averaging": "none", "dense_inputs": "raw", 
 
 @dataclass(frozen=True)
 class StepSums:
-    """Sums over the examples of steps on all ranks: log loss, labels, predicted probabilities."""
+    """Sums over the examples of steps on all ranks: log loss, labels, predicted probabilities, each times its weight.
+
+    `weight` is the sum of the weights, which is the number of examples if all count 1.
+    """
 
     examples: float = 0.0
     loss: float = 0.0
     positives: float = 0.0
     predicted: float = 0.0
+    weight: float = 0.0
 
     @classmethod
     def from_values(cls, values: Values) -> "StepSums":
@@ -44,7 +48,9 @@ class StepSums:
             sums = Values(dict(zip(names, listed, strict=False)), "window.")
         else:
             sums = values.inner("window")
-        return cls(*(sums.number(name) for name in names))
+        # In earlier versions, all examples counted 1.
+        known = {name: sums.number(name) for name in names if name != "weight" or sums.has(name)}
+        return cls(**{"weight": known["examples"], **known})
 
     def __add__(self, other: "StepSums") -> "StepSums":
         return StepSums(
@@ -52,6 +58,7 @@ class StepSums:
             self.loss + other.loss,
             self.positives + other.positives,
             self.predicted + other.predicted,
+            self.weight + other.weight,
         )
 
 

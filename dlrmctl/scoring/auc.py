@@ -4,7 +4,10 @@ Up to `EXACT_SCORES` scores over all ranks, all scores are kept and the AUC is e
 full replaces its scores by about `INTERVALS` intervals between their quantiles, with the number of positives and
 negatives in each. Pairs whose order is unknown count half; `Auc.bound` is their largest possible contribution.
 
-N scores, K intervals, G groups of intervals. Counts of smaller scores are doubled, so that ties count 1.
+With weights, a score counts as its weight (float64), and squares of weights take the place of counts in the variance.
+
+N scores, K intervals, G groups of intervals. Counts of smaller scores are doubled, so that ties count 1. C counts of an
+interval: negatives and positives, and with weights the sums of their squares.
 """
 
 from collections.abc import Iterator
@@ -37,25 +40,30 @@ class _Intervals:
 
     Attributes:
         low_K, high_K: float32, ends of the intervals.
-        counts_2K: int64, number of negatives and positives in each.
+        counts_CK: int64, or float64 with weights.
     """
 
     low_K: Tensor
     high_K: Tensor
-    counts_2K: Tensor
+    counts_CK: Tensor
 
     @classmethod
-    def of_scores(cls, scores_N: Tensor, labels_N: Tensor) -> "_Intervals":
+    def of_scores(cls, scores_N: Tensor, labels_N: Tensor, weights_N: Tensor | None) -> "_Intervals":
         """One interval of zero width per distinct score."""
         values_K, groups_N = torch.unique(scores_N, return_inverse=True)
-        counts_2K = torch.zeros(2, len(values_K), dtype=torch.int64, device=scores_N.device)
-        counts_2K[1].index_add_(0, groups_N, labels_N.long())
-        counts_2K[0].index_add_(0, groups_N, (~labels_N).long())
-        return cls(values_K, values_K, counts_2K)
+        kind = torch.int64 if weights_N is None else torch.float64
+        counted = [~labels_N, labels_N]
+        if weights_N is not None:
+            weights = weights_N.double()
+            counted = [which * number for number in (weights, weights * weights) for which in counted]
+        counts_CK = torch.zeros(len(counted), len(values_K), dtype=kind, device=scores_N.device)
+        for counts_K, counted_N in zip(counts_CK, counted, strict=True):
+            counts_K.index_add_(0, groups_N, counted_N.to(kind))
+        return cls(values_K, values_K, counts_CK)
 
     def __add__(self, other: "_Intervals") -> "_Intervals":
         low_K, high_K = torch.cat([self.low_K, other.low_K]), torch.cat([self.high_K, other.high_K])
-        return _Intervals(low_K, high_K, torch.cat([self.counts_2K, other.counts_2K], dim=1))
+        return _Intervals(low_K, high_K, torch.cat([self.counts_CK, other.counts_CK], dim=1))
 
     def merged(self, number: int) -> "_Intervals":
         """Merges equal intervals, and neighbours until each holds 1 / `number` of the scores if more than that remain.
@@ -67,11 +75,13 @@ class _Intervals:
         order_K = by_high_K[self.low_K[by_high_K].argsort(stable=True)]
         low_K, high_K = self.low_K[order_K], self.high_K[order_K]
         begins_K = _changes(low_K) | _changes(high_K)
-        different = _Intervals(low_K, high_K, self.counts_2K[:, order_K])._joined(begins_K)
+        different = _Intervals(low_K, high_K, self.counts_CK[:, order_K])._joined(begins_K)
         if len(different.low_K) <= number:
             return different
-        sizes_K = different.counts_2K.sum(dim=0)
-        share = -(-int(sizes_K.sum()) // number)
+        sizes_K = different.counts_CK[:2].sum(dim=0)
+        share = -(-sizes_K.sum().item() // number) if not sizes_K.is_floating_point() else sizes_K.sum().item() / number
+        if not share:  # all weights are 0
+            share = 1.0
         large_K = sizes_K >= share
         begins_K = _changes((sizes_K.cumsum(0) - sizes_K) // share) | large_K
         begins_K[1:] |= large_K[:-1]
@@ -81,9 +91,9 @@ class _Intervals:
         """Merges neighbours; `begins_K` marks the first of each group. The lower ends must ascend."""
         groups_K = begins_K.cumsum(0) - 1
         low_G = self.low_K[begins_K]
-        counts_2G = torch.zeros(2, len(low_G), dtype=torch.int64, device=low_G.device)
-        counts_2G.index_add_(1, groups_K, self.counts_2K)
-        return _Intervals(low_G, low_G.scatter_reduce(0, groups_K, self.high_K, "amax"), counts_2G)
+        counts_CG = self.counts_CK.new_zeros(len(self.counts_CK), len(low_G))
+        counts_CG.index_add_(1, groups_K, self.counts_CK)
+        return _Intervals(low_G, low_G.scatter_reduce(0, groups_K, self.high_K, "amax"), counts_CG)
 
 
 def _changes(values_K: Tensor) -> Tensor:
@@ -100,25 +110,37 @@ class StreamingAuc:
         world_size: number of ranks that accumulate.
         exact_scores: number of scores over all ranks up to which the AUC is exact.
         intervals: number that a rank keeps beyond that.
+        weighted: whether scores have weights.
     """
 
     def __init__(
-        self, device: torch.device, world_size: int = 1, *, exact_scores: int = EXACT_SCORES, intervals: int = INTERVALS
+        self,
+        device: torch.device,
+        world_size: int = 1,
+        *,
+        exact_scores: int = EXACT_SCORES,
+        intervals: int = INTERVALS,
+        weighted: bool = False,
     ) -> None:
+        self._weights: list[Tensor] | None = [] if weighted else None
         self._device, self._room, self._number = device, max(exact_scores // world_size, 1), intervals
         self._scores: list[Tensor] = []
         self._labels: list[Tensor] = []
         self._kept = 0
         self._intervals: _Intervals | None = None
 
-    def update(self, scores_B: Tensor, labels_B: Tensor) -> None:
-        """Adds float scores, which are stored as float32, and labels of 0 and 1."""
+    def update(self, scores_B: Tensor, labels_B: Tensor, weights_B: Tensor | None = None) -> None:
+        """Adds float scores, which are stored as float32, labels of 0 and 1, and weights if scores have them."""
+        if self._weights is not None:
+            assert weights_B is not None
+            self._weights.append(weights_B.float())
         self._scores.append(scores_B.detach().float())
         self._labels.append(labels_B > 0.5)
         self._kept += len(scores_B)
         if self._kept > self._room:
             self._intervals = self._all_intervals().merged(self._number)
             self._scores, self._labels, self._kept = [], [], 0
+            self._weights = None if self._weights is None else []
 
     def compute(self, group: dist.ProcessGroup | None = None) -> Auc:
         """The AUC over all ranks of the group; the same on each. Every rank must call it."""
@@ -131,14 +153,18 @@ class StreamingAuc:
             intervals = self._all_intervals()
             negatives, positives = (_Class.of_intervals(intervals, label) for label in (0, 1))
         else:
-            scores_N, labels_N = self._all_scores()
-            negatives, positives = (_Class.of_scores(scores_N[labels_N == label]) for label in (False, True))
+            scores_N, labels_N, weights_N = self._all_scores()
+            negatives, positives = (
+                _Class.of_scores(scores_N[which_N], None if weights_N is None else weights_N[which_N])
+                for which_N in (~labels_N, labels_N)
+            )
         return _auc(negatives, positives, group)
 
-    def _all_scores(self) -> tuple[Tensor, Tensor]:
+    def _all_scores(self) -> tuple[Tensor, Tensor, Tensor | None]:
         # torch.cat needs at least one tensor.
         nothing = torch.empty(0, device=self._device)
-        return torch.cat([nothing, *self._scores]), torch.cat([nothing.bool(), *self._labels])
+        weights_N = None if self._weights is None else torch.cat([nothing, *self._weights])
+        return torch.cat([nothing, *self._scores]), torch.cat([nothing.bool(), *self._labels]), weights_N
 
     def _all_intervals(self) -> _Intervals:
         newest = _Intervals.of_scores(*self._all_scores())
@@ -150,16 +176,24 @@ class _Class:
     """The scores of one class: ascending lower and upper ends, which are the same tensor if scores are exact.
 
     Attributes:
-        low_weights, high_weights: int64, number of scores at each end; None if each is one.
+        low_weights, high_weights: int64, number of scores at each end, or float64, their weight; None if each is one.
+        low_squares, high_squares: with weights, the sums of their squares.
     """
 
     low: Tensor
     high: Tensor
     low_weights: Tensor | None = None
     high_weights: Tensor | None = None
+    low_squares: Tensor | None = None
+    high_squares: Tensor | None = None
 
     @classmethod
-    def of_scores(cls, scores_N: Tensor) -> "_Class":
+    def of_scores(cls, scores_N: Tensor, weights_N: Tensor | None) -> "_Class":
+        if weights_N is not None:
+            some_N = weights_N > 0
+            ascending, order = scores_N[some_N].sort()
+            weights = weights_N[some_N][order].double()
+            return cls(ascending, ascending, weights, weights, weights * weights, weights * weights)
         # NumPy's sort is several times as fast as torch's, which also makes indices of 8 bytes per score.
         on_host = scores_N.device.type == "cpu"
         ascending = torch.from_numpy(np.sort(scores_N.numpy())) if on_host else scores_N.sort().values
@@ -167,15 +201,23 @@ class _Class:
 
     @classmethod
     def of_intervals(cls, intervals: _Intervals, label: int) -> "_Class":
-        weights_K = intervals.counts_2K[label]
+        weights_K = intervals.counts_CK[label]
         some_K = weights_K > 0
         (low, by_low), (high, by_high) = (ends[some_K].sort() for ends in (intervals.low_K, intervals.high_K))
         weights = weights_K[some_K]
-        return cls(low, high, weights[by_low], weights[by_high])
+        if len(intervals.counts_CK) == 2:
+            return cls(low, high, weights[by_low], weights[by_high])
+        squares = intervals.counts_CK[2 + label][some_K]
+        return cls(low, high, weights[by_low], weights[by_high], squares[by_low], squares[by_high])
 
     @property
-    def size(self) -> int:
-        return len(self.low) if self.low_weights is None else int(self.low_weights.sum())
+    def size(self) -> float:
+        return len(self.low) if self.low_weights is None else self.low_weights.sum().item()
+
+    @property
+    def square(self) -> float:
+        """The sum of the squares of the weights; the size without weights."""
+        return self.size if self.low_squares is None else self.low_squares.sum().item()
 
     def of_each_rank(self, group: dist.ProcessGroup | None) -> Iterator["_Class"]:
         """Yields the class of every rank of the group; only one at a time is in memory."""
@@ -202,10 +244,15 @@ def _auc(negatives: _Class, positives: _Class, group: dist.ProcessGroup | None) 
     Source: DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988), for the variance.
     """
     device = negatives.low.device
-    sizes = torch.tensor([negatives.size, positives.size], device=device)
+    weighted = negatives.low_squares is not None
+    sizes = torch.tensor(
+        [negatives.size, positives.size, negatives.square, positives.square],
+        dtype=torch.float64 if weighted else torch.int64,
+        device=device,
+    )
     if group is not None:
         dist.all_reduce(sizes, group=group)
-    num_negatives, num_positives = sizes.tolist()
+    num_negatives, num_positives, square_negatives, square_positives = sizes.tolist()
     pairs = num_negatives * num_positives
     # For each positive the negatives below it, for each negative the positives above it: lower and upper bounds.
     below = _Placements(positives)
@@ -216,7 +263,7 @@ def _auc(negatives: _Class, positives: _Class, group: dist.ProcessGroup | None) 
         above.add(others)
     if not pairs:
         return Auc(None, None)
-    exact = pairs < 1 << 61  # the sums fit int64
+    exact = pairs < 1 << 61 and not weighted  # the sums fit int64
     sums = torch.stack([below.least_sum(exact), below.most_sum(exact)])
     if group is not None:
         dist.all_reduce(sums, group=group)
@@ -227,8 +274,14 @@ def _auc(negatives: _Class, positives: _Class, group: dist.ProcessGroup | None) 
         dist.all_reduce(spreads, group=group)
     of_positives, of_negatives = spreads.tolist()
     variance = 0.0
-    for spread, number in ((of_positives, num_positives), (of_negatives, num_negatives)):
-        variance += spread / (number - 1) / number if number > 1 else 0.0
+    for spread, number, square in (
+        (of_positives, num_positives, square_positives),
+        (of_negatives, num_negatives, square_negatives),
+    ):
+        if not weighted:
+            variance += spread / (number - 1) / number if number > 1 else 0.0
+        elif (effective := number * number / square) > 1:  # a number of examples of equal weight
+            variance += spread / (number * number) * effective / (effective - 1)
     return Auc(value, variance**0.5, bound)
 
 
@@ -239,10 +292,10 @@ class _Placements:
         all_others: total number of others, if scores beat those above them; None if they beat those below them.
     """
 
-    def __init__(self, own: _Class, *, all_others: int | None = None) -> None:
+    def __init__(self, own: _Class, *, all_others: float | None = None) -> None:
         self._own, self._upwards = own, all_others is not None
-        start = 2 * (all_others or 0)
-        self._by_low = torch.full(own.low.shape, start, dtype=torch.int64, device=own.low.device)
+        start, kind = 2 * (all_others or 0), torch.int64 if own.low_squares is None else torch.float64
+        self._by_low = torch.full(own.low.shape, start, dtype=kind, device=own.low.device)
         self._by_high = self._by_low if own.low is own.high else self._by_low.clone()
 
     def add(self, others: _Class) -> None:
@@ -258,17 +311,21 @@ class _Placements:
     def most_sum(self, exact: bool) -> Tensor:
         return _weighted_sum(self._by_high, self._own.high_weights, exact)
 
-    def spread(self, mean: float, others: int) -> Tensor:
-        """Sum of squared deviations of the placements, as fractions of the others, from their mean."""
+    def spread(self, mean: float, others: float) -> Tensor:
+        """Sum of squared deviations of the placements, as fractions of the others, from their mean.
+
+        With weights, each times the square of its weight.
+        """
 
         def squares(counts: Tensor, weights: Tensor | None) -> Tensor:
             distances = counts.double().div_(2 * others).sub_(mean).square_()
             return (distances if weights is None else distances * weights).sum()
 
-        of_least = squares(self._by_low, self._own.low_weights)
+        own, weighted = self._own, self._own.low_squares is not None
+        of_least = squares(self._by_low, own.low_squares if weighted else own.low_weights)
         if self._by_high is self._by_low:
             return of_least
-        return (of_least + squares(self._by_high, self._own.high_weights)) / 2
+        return (of_least + squares(self._by_high, own.high_squares if weighted else own.high_weights)) / 2
 
 
 def _weighted_sum(counts: Tensor, weights: Tensor | None, exact: bool) -> Tensor:
@@ -285,8 +342,8 @@ def _below(scores: Tensor, ascending: Tensor, weights: Tensor | None) -> Tensor:
             first, last = before[first], before[last]
         return first + last
     # Searching the shorter in the longer is faster: counts rise by one at each position, before and after equal values.
-    rises = torch.zeros(len(scores) + 1, dtype=torch.int64, device=scores.device)
     ones = torch.ones_like(ascending, dtype=torch.int64) if weights is None else weights
+    rises = ones.new_zeros(len(scores) + 1)
     for places in _places(ascending, scores):
         rises.index_add_(0, places, ones)
     return rises[:-1].cumsum(0)

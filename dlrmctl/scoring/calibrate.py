@@ -5,12 +5,11 @@ N examples, K parameters.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from dlrmctl.console.console import output, print_table
 from dlrmctl.console.text import METRICS, with_error
@@ -19,7 +18,6 @@ from dlrmctl.ranks.group import Ranks, process_group
 from dlrmctl.rundir.calibration import Calibration, identity_of
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.rundir.opened import open_run
-from dlrmctl.scoring.metrics import StreamingMetrics
 from dlrmctl.scoring.paired import compare_scores, log_losses
 from dlrmctl.scoring.scores import Scores, collect_scores, scoring_display
 from dlrmctl.settings.config import Config, resolve
@@ -39,19 +37,23 @@ class LogitMap:
     bias_se: float
 
 
-def fit_map(logits_N: np.ndarray, labels_N: np.ndarray, method: str) -> LogitMap:
+def fit_map(logits_N: np.ndarray, labels_N: np.ndarray, method: str, weights_N: np.ndarray | None = None) -> LogitMap:
     """Minimizes the log loss of calibrated logits, in float64.
 
     Args:
         logits_N: finite.
         labels_N: bool.
         method: "platt" fits slope and bias, "bias" only the bias.
+        weights_N: at least 0; None if all examples count 1.
 
     Raises:
         UserError: if there is no minimum, or no positive slope reaches it.
 
     Source: Platt, "Probabilistic outputs for support vector machines" (1999), without his prior on the labels.
     """
+    if weights_N is not None:  # an example of weight 0 counts for nothing
+        some_N = weights_N > 0
+        logits_N, labels_N, weights_N = logits_N[some_N], labels_N[some_N], weights_N[some_N].astype(np.float64)
     if not len(labels_N):
         raise UserError("the validation split is empty, and the calibration is fitted on it", "pass other data: --data")
     if labels_N.all() or not labels_N.any():
@@ -59,7 +61,9 @@ def fit_map(logits_N: np.ndarray, labels_N: np.ndarray, method: str) -> LogitMap
     logits_N = logits_N.astype(np.float64)
     ones_N = np.ones_like(logits_N)
     if method == "bias":
-        (bias,), covariance_KK = _newton(ones_N[:, None], logits_N, labels_N, centre=float(np.median(logits_N)))
+        (bias,), covariance_KK = _newton(
+            ones_N[:, None], logits_N, labels_N, centre=float(np.median(logits_N)), weights_N=weights_N
+        )
         return LogitMap(1.0, float(bias), 0.0, math.sqrt(covariance_KK[0, 0]))
     centre, width = float(logits_N.mean()), float(logits_N.std())
     positives, negatives = logits_N[labels_N], logits_N[~labels_N]
@@ -73,7 +77,9 @@ def fit_map(logits_N: np.ndarray, labels_N: np.ndarray, method: str) -> LogitMap
         )
     # Standardized logits: the Hessian is well conditioned whatever their scale.
     standard_N = (logits_N - centre) / width
-    (slope, bias), covariance_KK = _newton(np.stack([standard_N, ones_N], axis=1), 0 * ones_N, labels_N, centre=0.0)
+    (slope, bias), covariance_KK = _newton(
+        np.stack([standard_N, ones_N], axis=1), 0 * ones_N, labels_N, centre=0.0, weights_N=weights_N
+    )
     if slope <= 0:
         raise UserError(
             "the best slope is not positive: on the validation split, the model ranks no better than chance",
@@ -86,7 +92,12 @@ def fit_map(logits_N: np.ndarray, labels_N: np.ndarray, method: str) -> LogitMap
 
 
 def _newton(
-    inputs_NK: np.ndarray, offset_N: np.ndarray, labels_N: np.ndarray, *, centre: float
+    inputs_NK: np.ndarray,
+    offset_N: np.ndarray,
+    labels_N: np.ndarray,
+    *,
+    centre: float,
+    weights_N: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logistic regression by Newton's method; the last input is 1.
 
@@ -97,19 +108,21 @@ def _newton(
     Returns:
         The parameters, and their covariance.
     """
-    rate, count = float(labels_N.mean()), len(labels_N)
+    counts_N = np.ones(len(labels_N)) if weights_N is None else weights_N
+    count = float(counts_N.sum())
+    rate = float(counts_N @ labels_N) / count
     parameters_K = np.zeros(inputs_NK.shape[1])
     parameters_K[-1] = math.log(rate / (1 - rate)) - centre
 
     def loss(parameters_K: np.ndarray) -> float:
-        return float(log_losses(inputs_NK @ parameters_K + offset_N, labels_N).mean())
+        return float(counts_N @ log_losses(inputs_NK @ parameters_K + offset_N, labels_N)) / count
 
     present = loss(parameters_K)
     for _ in range(_MOST_STEPS):
         probabilities_N = _sigmoid(inputs_NK @ parameters_K + offset_N)
-        gradient_K = inputs_NK.T @ (probabilities_N - labels_N) / count
-        weights_N = probabilities_N * (1 - probabilities_N)
-        hessian_KK = (inputs_NK * weights_N[:, None]).T @ inputs_NK / count
+        gradient_K = inputs_NK.T @ (counts_N * (probabilities_N - labels_N)) / count
+        spreads_N = counts_N * probabilities_N * (1 - probabilities_N)
+        hessian_KK = (inputs_NK * spreads_N[:, None]).T @ inputs_NK / count
         step_K = np.linalg.solve(hessian_KK, gradient_K)
         if float(gradient_K @ step_K) <= _CONVERGED:
             parameters_K = parameters_K - step_K  # converges quadratically: this last step is below rounding
@@ -121,7 +134,12 @@ def _newton(
         else:
             break  # no decrease is left in float64
         parameters_K, present = tried_K, lower
-    return parameters_K, np.linalg.inv(hessian_KK) / count
+    inverse_KK = np.linalg.inv(hessian_KK) / count
+    if weights_N is None:
+        return parameters_K, inverse_KK
+    # The gradient's variance, for labels that are drawn with the fitted probabilities.
+    variance_KK = (inputs_NK * (counts_N * spreads_N)[:, None]).T @ inputs_NK
+    return parameters_K, inverse_KK @ variance_KK @ inverse_KK
 
 
 def _sigmoid(logits_N: np.ndarray) -> np.ndarray:
@@ -161,7 +179,8 @@ def calibrate_run(config: Config, run: RunDirectory, ranks: Ranks, *, checkpoint
             scored[split] = collect_scores(opened.model, opened.reader, ranks, tell=tell)
         if split == "validation":  # before the test split is scored, since it may be refused
             offset = opened.features.logit_offset(split)  # of both splits; the calibration comes before it
-            found = fit_map(scored[split].logits_N - offset, scored[split].labels_N, method)
+            fitted = scored[split]
+            found = fit_map(fitted.logits_N - offset, fitted.labels_N, method, fitted.weights_N)
     bias, name = found.bias - offset, opened.checkpoint.name
     result: dict[str, Any] = {
         "run": str(run.path),
@@ -174,35 +193,38 @@ def calibrate_run(config: Config, run: RunDirectory, ranks: Ranks, *, checkpoint
     }
     for split, scores in scored.items():
         after_N = (found.slope * (scores.logits_N.astype(np.float64) - offset) + found.bias).astype(np.float32)
-        result[split] = change_of(scores.logits_N, after_N, scores.labels_N)
+        result[split] = change_of(scores, after_N)
     if run.writes:
         Calibration(method, found.slope, bias, name, identity_of(opened.checkpoint)).save(run)
     return result
 
 
-def change_of(before_N: np.ndarray, after_N: np.ndarray, labels_N: np.ndarray) -> dict[str, Any]:
+def change_of(before: Scores, after_N: np.ndarray) -> dict[str, Any]:
     """Metrics before and after, with `calibration_se`, and the paired changes of log loss and NE, if defined."""
-    changes = compare_scores(before_N, after_N, labels_N) if len(labels_N) else {}
+    counted = len(before.labels_N)
+    changes = compare_scores(before.logits_N, after_N, before.labels_N, before.weights_N) if counted else {}
     return {
-        "before": _metrics(before_N, labels_N),
-        "after": _metrics(after_N, labels_N),
+        "before": _metrics(before),
+        "after": _metrics(replace(before, logits_N=after_N)),
         "change": {name: change.to_dict() for name, change in changes.items() if name in _SHOWN},
     }
 
 
-def _metrics(logits_N: np.ndarray, labels_N: np.ndarray) -> dict[str, Any]:
-    metrics = StreamingMetrics(torch.device("cpu"))
-    metrics.update(torch.from_numpy(logits_N), torch.from_numpy(labels_N).float())
-    found = metrics.compute().to_dict()
-    return found | {"calibration_se": _calibration_se(logits_N, labels_N, found["calibration"])}
+def _metrics(scores: Scores) -> dict[str, Any]:
+    found = scores.metrics().to_dict()
+    return found | {"calibration_se": _calibration_se(scores, found["calibration"])}
 
 
-def _calibration_se(logits_N: np.ndarray, labels_N: np.ndarray, calibration: float | None) -> float | None:
+def _calibration_se(scores: Scores, calibration: float | None) -> float | None:
     """Standard error of predicted over observed positives, by the delta method."""
     if calibration is None:
         return None
-    off_N = _sigmoid(logits_N.astype(np.float64)) - calibration * labels_N  # their mean is 0
-    return float(off_N.std()) / math.sqrt(len(labels_N)) / float(labels_N.mean())
+    labels_N = scores.labels_N
+    off_N = _sigmoid(scores.logits_N.astype(np.float64)) - calibration * labels_N  # their mean is 0
+    if scores.weights_N is None:
+        return float(off_N.std()) / math.sqrt(len(labels_N)) / float(labels_N.mean())
+    weights_N = scores.weights_N.astype(np.float64)
+    return float(np.linalg.norm(weights_N * off_N)) / float(weights_N @ labels_N)
 
 
 def show_calibration(result: Mapping[str, Any]) -> None:

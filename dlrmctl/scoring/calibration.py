@@ -11,8 +11,10 @@ from dlrmctl.console.text import with_error
 _CURVE_POINTS = 500
 
 
-def deciles(logits_N: np.ndarray, labels_N: np.ndarray) -> list[dict[str, Any]]:
+def deciles(logits_N: np.ndarray, labels_N: np.ndarray, weights_N: np.ndarray | None = None) -> list[dict[str, Any]]:
     """Compares predicted probabilities with observed rates in ten equal parts by rising prediction.
+
+    Means and rates are weighted if there are weights; a part without any weight is omitted.
 
     Returns:
         For each non-empty part: "examples", "predicted" (mean probability), "observed" (fraction of positives), "se"
@@ -22,36 +24,44 @@ def deciles(logits_N: np.ndarray, labels_N: np.ndarray) -> list[dict[str, Any]]:
     order = np.argsort(logits_N, kind="stable")
     probabilities = 1 / (1 + np.exp(-logits_N[order].astype(np.float64)))
     labels = labels_N[order].astype(np.float64)
+    weights = np.ones(len(order)) if weights_N is None else weights_N[order].astype(np.float64)
     found = []
     for part in np.array_split(np.arange(len(order)), 10):
-        if not len(part):
+        p, w = probabilities[part], weights[part]
+        whole = float(w.sum())
+        if not whole:
             continue
-        p, observed = probabilities[part], float(labels[part].mean())
+        predicted, observed = float(w @ p) / whole, float(w @ labels[part]) / whole
         found.append(
             {
                 "examples": len(part),
-                "predicted": float(p.mean()),
+                "predicted": predicted,
                 "observed": observed,
-                "se": float(np.sqrt((p * (1 - p)).sum())) / len(part),
-                "calibration": float(p.mean()) / observed if observed else None,
+                "se": float(np.sqrt((w * w * p * (1 - p)).sum())) / whole,
+                "calibration": predicted / observed if observed else None,
             }
         )
     return found
 
 
-def roc_curve(logits_N: np.ndarray, labels_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def roc_curve(
+    logits_N: np.ndarray, labels_N: np.ndarray, weights_N: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """False and true positive rates at every distinct threshold, from (0, 0) to (1, 1)."""
     _, groups_N = np.unique(-logits_N, return_inverse=True)
-    positives = np.bincount(groups_N, weights=labels_N)
-    negatives = np.bincount(groups_N, weights=1 - labels_N.astype(np.float64))
+    weights = 1.0 if weights_N is None else weights_N.astype(np.float64)
+    positives = np.bincount(groups_N, weights=labels_N * weights)
+    negatives = np.bincount(groups_N, weights=(1 - labels_N.astype(np.float64)) * weights)
     false, true = np.cumsum(negatives), np.cumsum(positives)
-    return np.append(0, false / max(false[-1], 1)), np.append(0, true / max(true[-1], 1))
+    return np.append(0, false / (false[-1] or 1)), np.append(0, true / (true[-1] or 1))
 
 
-def draw_calibration_and_roc(logits_N: np.ndarray, labels_N: np.ndarray, title: str, out: Path) -> None:
+def draw_calibration_and_roc(
+    logits_N: np.ndarray, labels_N: np.ndarray, title: str, out: Path, weights_N: np.ndarray | None = None
+) -> None:
     """Draws observed against predicted rates by decile, and the ROC curve with its area."""
-    parts = deciles(logits_N, labels_N)
-    false, true = roc_curve(logits_N, labels_N)
+    parts = deciles(logits_N, labels_N, weights_N)
+    false, true = roc_curve(logits_N, labels_N, weights_N)
     area = float((np.diff(false) * (true[1:] + true[:-1]) / 2).sum())
     shown = np.unique(np.linspace(0, len(false) - 1, _CURVE_POINTS).astype(int))
     predicted, observed = (np.array([part[key] for part in parts]) for key in ("predicted", "observed"))

@@ -18,8 +18,8 @@ from dlrmctl.scoring.scores import Scores, collect_scores, scoring_display
 from dlrmctl.settings.config import Config, resolve
 
 LEVEL = 0.05
-_COMPARED = ("log_loss", "ne", "auc")
-_HIGHER_IS_BETTER = {"auc"}
+_COMPARED = ("log_loss", "ne", "auc", "gauc")
+_HIGHER_IS_BETTER = {"auc", "gauc"}
 
 
 def compare_on_rank(
@@ -87,15 +87,17 @@ def compare_runs(
         scored.append(scores)
         one = len(set(checkpoints)) == 1
         described.append({"run": name, "seeds": len(side), "checkpoint": checkpoints[0] if one else checkpoint})
-    labels_N = scored[0][0].labels_N
+    rows = scored[0][0]
+    labels_N = rows.labels_N
     logits = [[scores.logits_N for scores in side] for side in scored]
+    compared = compare_seeds(logits[0], logits[1], labels_N, rows.weights_N, rows.groups_N)
     return {
         "a": described[0],
         "b": described[1],
         "split": split,
         "examples": len(labels_N),
         "identical": len(logits[0]) == len(logits[1]) and all(map(np.array_equal, *logits)),
-        **{name: found.to_dict() for name, found in compare_seeds(logits[0], logits[1], labels_N).items()},
+        **{name: found.to_dict() for name, found in compared.items()},
     }
 
 

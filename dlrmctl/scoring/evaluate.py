@@ -72,19 +72,19 @@ def evaluate_run(
         with scoring_display(split, ranks) as tell:
             metrics = evaluate(inference, reader, ranks, tell=tell)
         return result | {split: with_optimum(metrics.to_dict(), opened.source, split)}
-    streaming = StreamingMetrics(ranks.device, ranks.world_size)
+    streaming = StreamingMetrics.of(opened.source.schema, ranks.device, ranks.world_size)
     with scoring_display(split, ranks) as tell:
         scores = collect_scores(inference, reader, ranks, feature=feature, metrics=streaming, tell=tell)
     result[split] = with_optimum(streaming.compute(ranks.group).to_dict(), opened.source, split)
     if by_decile:
-        result["deciles"] = deciles(scores.logits_N, scores.labels_N)
+        result["deciles"] = deciles(scores.logits_N, scores.labels_N, scores.weights_N)
     if feature is not None:
         result["slices"] = slices(scores, feature, opened.source)
         result["feature"] = feature
     if plot is not None and ranks.is_main:
         whose = f"{result['checkpoint']} of {run.path.name}{', calibrated' if calibrated else ''}"
         title = f"{whose}, {split} split, {len(scores.labels_N):,} examples"
-        draw_calibration_and_roc(scores.logits_N, scores.labels_N, title, plot)
+        draw_calibration_and_roc(scores.logits_N, scores.labels_N, title, plot, scores.weights_N)
     return result
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dlrmctl.scoring.groups import auc_of_groups
 from dlrmctl.scoring.metrics import entropy
 
 
@@ -51,13 +52,23 @@ def relative_rise(found: Mapping[str, Difference]) -> tuple[float, float]:
     return (found["ne"] if "ne" in found else found["log_loss"]).relative()
 
 
-def compare_scores(logits_a_N: np.ndarray, logits_b_N: np.ndarray, labels_N: np.ndarray) -> dict[str, Difference]:
-    """Differences of "log_loss" and, if both labels occur, of "ne" and "auc" between two runs."""
-    return compare_seeds([logits_a_N], [logits_b_N], labels_N)
+def compare_scores(
+    logits_a_N: np.ndarray,
+    logits_b_N: np.ndarray,
+    labels_N: np.ndarray,
+    weights_N: np.ndarray | None = None,
+    groups_N: np.ndarray | None = None,
+) -> dict[str, Difference]:
+    """Differences of "log_loss" and, if both labels occur, of "ne" and "auc", and "gauc" of groups, of two runs."""
+    return compare_seeds([logits_a_N], [logits_b_N], labels_N, weights_N, groups_N)
 
 
 def compare_seeds(
-    logits_a: Iterable[np.ndarray], logits_b: Iterable[np.ndarray], labels_N: np.ndarray
+    logits_a: Iterable[np.ndarray],
+    logits_b: Iterable[np.ndarray],
+    labels_N: np.ndarray,
+    weights_N: np.ndarray | None = None,
+    groups_N: np.ndarray | None = None,
 ) -> dict[str, Difference]:
     """Like `compare_scores`, for two settings that were each trained with one or more seeds.
 
@@ -69,24 +80,51 @@ def compare_seeds(
 
     Args:
         logits_a, logits_b: float [N] of each seed.
+        weights_N: of the rows, at least 0; None if all count 1.
+        groups_N: int64, the groups of the rows, for "gauc", whose rows are the groups with both labels.
+
+    With weights, a row's contribution is its part of the error of the weighted mean.
 
     Source: DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988), for the contribution of a row to the AUC.
     """
     labels_N = labels_N.astype(bool)
-    both = bool(labels_N.any() and not labels_N.all())
-    a, b = (_Side.of(logits, labels_N, with_auc=both) for logits in (logits_a, logits_b))
+    counts_N = np.ones(len(labels_N)) if weights_N is None else weights_N.astype(np.float64)
+    both = bool(counts_N @ labels_N > 0 and counts_N @ ~labels_N > 0)
+    rows = _Rows(labels_N, None if weights_N is None else counts_N, groups_N)
+    a, b = (_Side.of(logits, rows, with_auc=both) for logits in (logits_a, logits_b))
     variance = _variance_of_rows(a.losses, b.losses)
     found = {"log_loss": _difference(a.losses.means_S, b.losses.means_S, variance)}
     if both:
         # Both NEs share the base rate of these rows, which is random, too (delta method).
-        rate = float(labels_N.mean())
+        rate = float(counts_N @ labels_N) / float(counts_N.sum())
         base = entropy(rate)
         slope = (a.losses.mean - b.losses.mean) / base * math.log((1 - rate) / rate)
-        variance = _variance_of_rows(a.losses, b.losses, slope * labels_N) / base**2
+        variance = _variance_of_rows(a.losses, b.losses, slope * _as_errors(labels_N, rows.weights_N)) / base**2
         found["ne"] = _difference(a.losses.means_S / base, b.losses.means_S / base, variance)
         variance = _variance_of_rows(a.positives, b.positives) + _variance_of_rows(a.negatives, b.negatives)
         found["auc"] = _difference(a.positives.means_S, b.positives.means_S, variance)
+    if both and groups_N is not None and a.has_groups:
+        variance = _variance_of_rows(a.groups, b.groups)
+        found["gauc"] = _difference(a.groups.means_S, b.groups.means_S, variance)
     return found
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Labels (bool), weights (float64, None if all are 1) and groups of the rows, if they have them."""
+
+    labels_N: np.ndarray
+    weights_N: np.ndarray | None
+    groups_N: np.ndarray | None
+
+
+def _as_errors(values_N: np.ndarray, weights_N: np.ndarray | None) -> np.ndarray:
+    """Returns values whose mean is the weighted mean, and whose variance is that of its linear approximation."""
+    if weights_N is None:
+        return values_N
+    shares_N = weights_N * (len(weights_N) / weights_N.sum())
+    mean = float(shares_N @ values_N) / len(values_N)
+    return shares_N * (values_N - mean) + mean
 
 
 class _Values:
@@ -130,21 +168,33 @@ class _Side:
     Attributes:
         losses: log losses.
         positives, negatives: for each positive the fraction of negatives below it, and vice versa.
+        groups: the AUC of each group with both labels.
     """
 
     losses: _Values
     positives: _Values
     negatives: _Values
+    groups: _Values
+
+    @property
+    def has_groups(self) -> bool:
+        return bool(len(self.groups.means_S))
 
     @classmethod
-    def of(cls, logits: Iterable[np.ndarray], labels_N: np.ndarray, *, with_auc: bool) -> "_Side":
-        side = cls(_Values(), _Values(), _Values())
+    def of(cls, logits: Iterable[np.ndarray], rows: _Rows, *, with_auc: bool) -> "_Side":
+        side = cls(_Values(), _Values(), _Values(), _Values())
+        labels_N, weights_N = rows.labels_N, rows.weights_N
+        of_positives, of_negatives = (None if weights_N is None else weights_N[w] for w in (labels_N, ~labels_N))
         for logits_N in logits:
-            side.losses.add(log_losses(logits_N, labels_N))
+            side.losses.add(_as_errors(log_losses(logits_N, labels_N), weights_N))
             if with_auc:
-                placements_N = _placements(logits_N, labels_N)
-                side.positives.add(placements_N[labels_N])
-                side.negatives.add(placements_N[~labels_N])
+                placements_N = _placements(logits_N, labels_N, weights_N)
+                side.positives.add(_as_errors(placements_N[labels_N], of_positives))
+                side.negatives.add(_as_errors(placements_N[~labels_N], of_negatives))
+            if rows.groups_N is not None:
+                found = auc_of_groups(rows.groups_N, logits_N, labels_N, weights_N)
+                if len(found.auc_G):
+                    side.groups.add(_as_errors(found.auc_G, found.weight_G))
         return side
 
 
@@ -199,11 +249,16 @@ def log_losses(logits_N: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
     return np.logaddexp(0.0, np.where(labels_N, -logits_N, logits_N))
 
 
-def _placements(logits_N: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
+def _placements(logits_N: np.ndarray, labels_N: np.ndarray, weights_N: np.ndarray | None) -> np.ndarray:
     """For each positive the fraction of negatives below it; for each negative the fraction of positives above it."""
     _, groups_N, counts = np.unique(logits_N, return_inverse=True, return_counts=True)
-    positives = np.bincount(groups_N, weights=labels_N, minlength=len(counts))
-    negatives = counts - positives
+    if weights_N is None:
+        positives = np.bincount(groups_N, weights=labels_N, minlength=len(counts))
+        negatives = counts - positives
+    else:
+        positives, negatives = (
+            np.bincount(groups_N, weights=weights_N * which, minlength=len(counts)) for which in (labels_N, ~labels_N)
+        )
     below = (np.cumsum(negatives) - negatives / 2) / negatives.sum()
     above = 1 - (np.cumsum(positives) - positives / 2) / positives.sum()
     return np.where(labels_N, below[groups_N], above[groups_N])

@@ -152,7 +152,7 @@ def predict(
         labelled: whether the rows have labels, which adds metrics to the result.
         out: .parquet or .csv; gets a row for every row of the sources, in order: source, line, probability, label if
             any, problem (why there is no probability), and the columns of `keep`.
-        keep: columns of tables to copy to the output.
+        keep: columns of tables to copy to the output, besides those that the schema lists as `id`.
         max_bad_rows: allowed number of rows without a probability; None allows 100 and 1 % of those read.
         from_data: use vocabulary and transforms of the data that the settings name, not of the run.
         calibrated: whether to apply the calibration of the checkpoint.
@@ -173,12 +173,15 @@ def predict(
     if features.input == GENERATED:
         raise UserError("synthetic data has no raw rows to score", "dlrmctl evaluate scores its splits")
     opened = open_model(config, run, ranks, checkpoint=checkpoint, features=features, calibrated=calibrated)
-    raw = _input(features, sources, schema, labelled=labelled, keep=keep)
+    given = _schema_of(features, schema)
+    keep = list(dict.fromkeys([*(given.id if given else ()), *keep]))
+    raw = _input(features, sources, given, labelled=labelled, keep=keep)
     kept = raw.kept_types if isinstance(raw, TableInput) else {}
     _check_kept(keep, out, kept)
     rows = read_new_rows(raw, features.encoders(), features.schema)
     found = _Found(unit_of(raw.format), labelled, max_bad_rows)
-    metrics = StreamingMetrics(torch.device("cpu"))
+    weighted, grouped = raw.weight is not None, raw.group is not None
+    metrics = StreamingMetrics(torch.device("cpu"), weighted=weighted, grouped=grouped)
     scored = _scored(rows, opened.model, features, config.train.batch_size, ranks, found, metrics)
     if ranks.is_main:
         _write(scored, out, _columns(labelled, kept))
@@ -199,9 +202,9 @@ def predict(
 
 
 def _input(
-    features: FeatureSpace, sources: Sequence[str], schema: Path | None, *, labelled: bool, keep: Sequence[str]
+    features: FeatureSpace, sources: Sequence[str], schema: TableSchema | None, *, labelled: bool, keep: Sequence[str]
 ) -> Input:
-    """Opens the sources in the format of the training data."""
+    """Opens the sources in the format of the training data, or as tables with a schema."""
     format = features.input
     for name in keep:
         if name in _COLUMNS:
@@ -212,18 +215,22 @@ def _input(
             "the columns source and line identify rows",
         )
     if schema is not None:
-        rule = features.table_schema.values if features.table_schema else BY_TYPE
-        given = read_schema(read_toml(schema), str(schema), values=rule)
-        return _table(given, sources, labelled=labelled, keep=keep, trained_on=format)
+        return _table(schema, sources, labelled=labelled, keep=keep, trained_on=format)
     if format == "criteo":
         return CriteoInput(sources, labelled=labelled)
     if format == "npy":
         return NpyInput(sources)
     if format is None:
         raise UserError(f"{features.directory} was not made from raw rows, so the format of new ones is unknown")
-    if features.table_schema is None:  # by an earlier version
-        raise UserError(f"{features.directory} was made from tables without keeping their schema", "--schema my.toml")
-    return _table(features.table_schema, sources, labelled=labelled, keep=keep, trained_on=format)
+    raise UserError(f"{features.directory} was made from tables without keeping their schema", "--schema my.toml")
+
+
+def _schema_of(features: FeatureSpace, given: Path | None) -> TableSchema | None:
+    """The given schema of tables, or that of the training data."""
+    if given is None:
+        return features.table_schema
+    rule = features.table_schema.values if features.table_schema else BY_TYPE
+    return read_schema(read_toml(given), str(given), values=rule)
 
 
 def _table(
@@ -265,7 +272,7 @@ def _scored(
         with torch.no_grad():  # for this call: polars may ask for the next frame from another thread
             logits_B = (inference(on_device.dense_BI, on_device) + offset)[: batch.num_valid].float().cpu()
         if found.labelled:
-            metrics.update(logits_B, batch.labels_B[: batch.num_valid])
+            metrics.add(batch, logits_B)
         yield from pieces.scored(logits_B.sigmoid().numpy())
     found.refuse_other_kind()
     yield from pieces.scored(np.empty(0, dtype=np.float32))  # pieces without a good row

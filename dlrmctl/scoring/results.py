@@ -14,6 +14,8 @@ def table_of(splits: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[l
         ("Bayes NE", "bayes_ne"),
     ]
     rows = [["examples", *(f"{m['examples']:,}" for m in splits.values())]]
+    if any("weight" in m for m in splits.values()):
+        rows.append(["weight", *(f"{m['weight']:,.0f}" for m in splits.values())])
     for title, name in lines:
         if any(name in m for m in splits.values()):
             error = f"{name}_se"

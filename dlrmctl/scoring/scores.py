@@ -33,18 +33,35 @@ class Scores:
         logits_N: float32.
         labels_N: bool.
         ids_N: int64, of one sparse feature, if requested.
+        weights_N: float32, if the data has weights.
+        groups_N: int64, if the data has groups.
     """
 
     logits_N: np.ndarray
     labels_N: np.ndarray
     ids_N: np.ndarray | None = None
+    weights_N: np.ndarray | None = None
+    groups_N: np.ndarray | None = None
+
+    def metrics(self, chosen_N: np.ndarray | None = None) -> Metrics:
+        """The metrics of these examples, or of the chosen ones (bool)."""
+        weighted, grouped = self.weights_N is not None, self.groups_N is not None
+        metrics = StreamingMetrics(torch.device("cpu"), weighted=weighted, grouped=grouped)
+        chosen = slice(None) if chosen_N is None else chosen_N
+        metrics.update(
+            torch.from_numpy(self.logits_N[chosen]),
+            torch.from_numpy(self.labels_N[chosen]).float(),
+            None if self.weights_N is None else torch.from_numpy(self.weights_N[chosen]),
+            None if self.groups_N is None else torch.from_numpy(self.groups_N[chosen]),
+        )
+        return metrics.compute()
 
 
 def evaluate(inference: Inference, reader: Reader, ranks: Ranks, *, tell: Tell = _silent) -> Metrics:
     """The metrics of a model on all batches of a reader, over all ranks; the same on each."""
-    metrics = StreamingMetrics(ranks.device, ranks.world_size)
+    metrics = StreamingMetrics.of(reader.source.schema, ranks.device, ranks.world_size)
     for batch, logits_B in scored_batches(inference, reader, ranks, tell=tell):
-        metrics.update(logits_B[: batch.num_valid], batch.labels_B[: batch.num_valid])
+        metrics.add(batch, logits_B)
     return metrics.compute(ranks.group)
 
 
@@ -95,23 +112,28 @@ def collect_scores(
     Raises:
         UserError: if the data has no such feature, or it has lists of ids.
     """
-    column = sliced_column(feature, reader.source.schema) if feature is not None else None
-    none = [np.empty(0, kind) for kind in (np.float32, bool, *([np.int64] if column is not None else []))]
+    schema = reader.source.schema
+    column = sliced_column(feature, schema) if feature is not None else None
+    kinds: dict[str, type] = {"logits_N": np.float32, "labels_N": bool}
+    kinds |= {"ids_N": np.int64} if column is not None else {}
+    kinds |= {"weights_N": np.float32} if schema.weight is not None else {}
+    kinds |= {"groups_N": np.int64} if schema.group is not None else {}
     batches: list[list[np.ndarray]] = []
     for batch, logits_B in scored_batches(inference, reader, ranks, tell=tell):
         if metrics is not None:
-            metrics.update(logits_B[: batch.num_valid], batch.labels_B[: batch.num_valid])
+            metrics.add(batch, logits_B)
         columns = [logits_B.float().cpu().numpy(), batch.labels_B.cpu().numpy() > 0.5]
         if column is not None:
             columns.append(_ids_of(batch, column).cpu().numpy())
+        columns += [extra.cpu().numpy() for extra in (batch.weights_B, batch.groups_B) if extra is not None]
         batches.append(columns)
     if not reader.num_examples:
-        return Scores(*none)
+        return Scores(**{name: np.empty(0, kind) for name, kind in kinds.items()})
     mine = [np.stack(arrays) for arrays in zip(*batches, strict=True)]
     # Rank r has the r-th part of every global batch; padding follows the last example.
     everyone = [ranks.gather_arrays(array) for array in mine]
     whole = [np.stack(parts, axis=1).reshape(-1)[: reader.num_examples] for parts in everyone]
-    return Scores(*whole)
+    return Scores(**dict(zip(kinds, whole, strict=True)))
 
 
 def sliced_column(feature: str, schema: Schema) -> int:

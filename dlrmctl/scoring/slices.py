@@ -3,12 +3,10 @@
 from typing import Any
 
 import numpy as np
-import torch
 
 from dlrmctl.console.text import METRICS, number_text, with_error
 from dlrmctl.data.source import Source
 from dlrmctl.datasets.values import row_names
-from dlrmctl.scoring.metrics import StreamingMetrics
 from dlrmctl.scoring.scores import Scores
 
 SHOWN = 10  # ids with a slice of their own
@@ -47,9 +45,7 @@ def slices(scores: Scores, feature: str, source: Source) -> list[dict[str, Any]]
 
 
 def _metrics(scores: Scores, chosen_N: np.ndarray) -> dict[str, Any]:
-    metrics = StreamingMetrics(torch.device("cpu"))
-    metrics.update(torch.from_numpy(scores.logits_N[chosen_N]), torch.from_numpy(scores.labels_N[chosen_N]).float())
-    return metrics.compute().to_dict()
+    return scores.metrics(chosen_N).to_dict()
 
 
 def slice_rows(found: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

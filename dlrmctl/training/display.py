@@ -120,10 +120,12 @@ class TrainingDisplay(BarDisplay):
 
 def averages(sums: StepSums) -> dict[str, float | None]:
     """Loss, NE and calibration of steps; None where they are not defined."""
-    base = entropy(sums.positives / sums.examples)
+    if not sums.weight:
+        return {"loss": None, "ne": None, "calibration": None}
+    base = entropy(sums.positives / sums.weight)
     return {
-        "loss": sums.loss / sums.examples,
-        "ne": sums.loss / sums.examples / base if base else None,
+        "loss": sums.loss / sums.weight,
+        "ne": sums.loss / sums.weight / base if base else None,
         "calibration": sums.predicted / sums.positives if sums.positives else None,
     }
 

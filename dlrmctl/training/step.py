@@ -92,15 +92,19 @@ class TrainingStep:
         if wide_B is not None:
             cut_B = wide_B.detach().requires_grad_()
             logits_B = logits_B + cut_B
-        loss = functional.binary_cross_entropy_with_logits(logits_B, batch.labels_B)
+        whole = None if batch.weights_B is None else self._mean_weight_of_ranks(batch.weights_B)
+        loss = _mean_loss(logits_B, batch, whole)
         self.lap("dense forward")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.lap("dense backward")
         assert cut_BFD.grad is not None
         if self.sparse_weight_decay:
-            cut_BFD.grad.add_(embeddings_BFD.detach(), alpha=self.sparse_weight_decay / len(batch))
-        agreed = self._agree(loss.detach(), logits_B.detach(), batch.labels_B, cut_BFD.grad, step, stop)
+            decayed = embeddings_BFD.detach()
+            if batch.weights_B is not None and whole is not None:
+                decayed = decayed * (batch.weights_B * (len(batch) / whole))[:, None, None]
+            cut_BFD.grad.add_(decayed, alpha=self.sparse_weight_decay / len(batch))
+        agreed = self._agree(loss.detach(), logits_B.detach(), batch, whole, cut_BFD.grad, step, stop)
         self.lap("check")
         embeddings_BFD.backward(cut_BFD.grad)
         if exchange is not None:
@@ -112,18 +116,39 @@ class TrainingStep:
         self.lap("dense update")
         return agreed
 
+    def _mean_weight_of_ranks(self, weights_B: Tensor) -> Tensor:
+        """The sum of the weights of the global batch over the number of ranks, whose gradients are averaged."""
+        total = weights_B.sum(dtype=torch.float64)
+        if self.ranks.world_size > 1:
+            dist.all_reduce(total, group=self.ranks.group)
+        # A batch without any weight has no gradient.
+        return (total / self.ranks.world_size).clamp(min=torch.finfo(torch.float32).tiny).float()
+
     def _agree(
-        self, loss: Tensor, logits_B: Tensor, labels_B: Tensor, grad_BFD: Tensor, step: int, stop: bool
+        self,
+        loss: Tensor,
+        logits_B: Tensor,
+        batch: Batch,
+        whole: Tensor | None,
+        grad_BFD: Tensor,
+        step: int,
+        stop: bool,
     ) -> tuple[StepSums, bool]:
         """Sums over the ranks with one all-reduce, and raises on every rank if a loss or gradient is not finite."""
         ranks = self.ranks
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         # Euclidean norms, because torch has no fast maximum norm on CPU. They overflow for gradients above 2e19.
         gradient_size = torch.stack([*torch._foreach_norm(gradients), grad_BFD.sum()]).abs().sum()
-        on_device = torch.stack([loss, gradient_size, logits_B.sigmoid().sum(), labels_B.sum()]).double()
-        mean_loss, size, predicted, positives = on_device.tolist()  # waits for the device once
+        predicted_B, labels_B, examples = logits_B.sigmoid(), batch.labels_B, float(len(batch))
+        parts = [loss, gradient_size, predicted_B.sum(), labels_B.sum()]
+        if batch.weights_B is not None and whole is not None:
+            w_B = batch.weights_B
+            parts = [loss, gradient_size, w_B @ predicted_B, w_B @ labels_B, w_B.sum(), whole]
+        on_device = torch.stack(parts).double()
+        mean_loss, size, predicted, positives, *weights = on_device.tolist()  # waits for the device once
+        weight, counted = weights or (examples, examples)
         sums = StepSums(
-            examples=float(len(labels_B)), loss=mean_loss * len(labels_B), positives=positives, predicted=predicted
+            examples=examples, loss=mean_loss * counted, positives=positives, predicted=predicted, weight=weight
         )
         troubles = [_FINE] * ranks.world_size
         if not abs(mean_loss) < torch.inf:
@@ -146,3 +171,11 @@ class TrainingStep:
                     "checkpoint",
                 )
         return sums, stops > 0
+
+
+def _mean_loss(logits_B: Tensor, batch: Batch, whole: Tensor | None) -> Tensor:
+    """The mean log loss of this rank's examples; with weights their weighted sum over `whole`."""
+    if batch.weights_B is None or whole is None:
+        return functional.binary_cross_entropy_with_logits(logits_B, batch.labels_B)
+    losses_B = functional.binary_cross_entropy_with_logits(logits_B, batch.labels_B, reduction="none")
+    return batch.weights_B @ losses_B / whole

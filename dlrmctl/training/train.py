@@ -530,7 +530,11 @@ class Trainer:
 
 def _base_rate(source: Source) -> float | None:
     """The share of label 1 among the first block of training examples; None if all labels are the same."""
-    rate = float(source.read_block("train", 0).labels_N.mean(dtype="float64"))
+    block = source.read_block("train", 0)
+    if block.weights_N is None:
+        rate = float(block.labels_N.mean(dtype="float64"))
+    else:
+        rate = float(block.weights_N @ block.labels_N.astype("float64")) / (float(block.weights_N.sum()) or 1.0)
     return rate if 0 < rate < 1 else None
 
 

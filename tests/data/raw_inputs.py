@@ -40,6 +40,7 @@ class ArrayInput:
     dense_transform = DenseTransform(-1.0, "x")
     table_schema = None
     keyed_by = None
+    weight = group = None
 
     def __init__(
         self, rows: Sequence[int], piece_rows: int = 50, features: Sequence[RawFeature] = FEATURES, seed: int = 0
