@@ -16,7 +16,7 @@ from typing import Any, get_origin, get_type_hints
 import typer.main
 
 import dlrmctl
-from dlrmctl.cli.app import app
+from dlrmctl.cli.app import whole_application
 from dlrmctl.settings.config import BASELINE, SECTIONS
 from dlrmctl.settings.embeddings import ONE_TABLE
 from dlrmctl.settings.setting import default_of, flag_of, plain_type, shown
@@ -36,7 +36,7 @@ def pages() -> dict[str, str]:
 
 
 def command_line_page() -> str:
-    root = typer.main.get_command(app)
+    root = typer.main.get_command(whole_application())
     parts = [
         NOTICE,
         "# Command line",

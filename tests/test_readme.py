@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from dlrmctl.cli.app import app
+from dlrmctl.cli.app import whole_application
 from dlrmctl.settings.config import SECTIONS, resolve
 from tests.dlrmctl.commands import in_process
 
@@ -133,7 +133,7 @@ def test_the_commands_of_a_page_work(page: str, tour: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("command", _only_checked())
 def test_the_options_of_a_command_that_is_not_run_exist(command: str):
     words = shlex.split(command.split("dlrmctl ", 1)[1])
-    target = typer.main.get_command(app)
+    target = typer.main.get_command(whole_application())
     while hasattr(target, "commands"):
         target = target.commands[words.pop(0)]
     given = target.make_context("dlrmctl", words).params

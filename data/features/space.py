@@ -29,18 +29,14 @@ from dlrmctl.data.features.columns import (
 from dlrmctl.data.features.dense import FittedDense, read_fitted
 from dlrmctl.data.features.encoders import Bucketing, Encoder
 from dlrmctl.data.features.kept_array import KeptArray
+from dlrmctl.data.features.kept_schema import FEATURES, FORMAT, read_features
 from dlrmctl.data.files import fresh_directory, io_errors, sync_file
 from dlrmctl.data.formats.table_schema import TableSchema
 from dlrmctl.data.formats.transforms import MISSING, DenseTransform
 from dlrmctl.data.schema import RESERVED_ROWS, Schema
-from dlrmctl.data.sealed import Values, read_sealed, write_sealed
+from dlrmctl.data.sealed import Values, write_sealed
 
-FORMAT = "dlrmctl-features/1"
-FEATURES = "features.json"
 GENERATED = "generated"  # the format of data without raw rows
-_WHAT = "features that were kept of a data set"
-_HOW = "`FeatureSpace.save` writes them"
-_AGAIN = "save them again from the data set"
 MOST_COPIED = 1 << 26  # bytes of the texts of a column
 _CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -199,16 +195,7 @@ class FeatureSpace:
             DataError: if there is nothing at `directory`, or it has another version, was edited or is damaged.
         """
         directory = Path(directory)
-        if not (directory / FEATURES).is_file():
-            raise DataError(f"{directory}: no {FEATURES}, so not {_WHAT}", _HOW)
-        features = read_sealed(
-            directory / FEATURES,
-            (FORMAT,),
-            lambda values: cls._from_values(values, directory),
-            what=_WHAT,
-            hint=_HOW,
-            again=_AGAIN,
-        )
+        features = read_features(directory, lambda values: cls._from_values(values, directory))
         for kept in (kept for column in features.columns for kept in column.files):
             kept.check_size(directory)
         return features

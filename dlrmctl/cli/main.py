@@ -54,7 +54,7 @@ def run_command(arguments: list[str] | None = None) -> int:
 
     import typer
 
-    from dlrmctl.cli.app import app
+    from dlrmctl.cli.app import application, whole_application
     from dlrmctl.cli.mistakes import refuse_urls, unknown_option
     from dlrmctl.console.console import end_notice, say
     from dlrmctl.data.errors import DataError
@@ -64,8 +64,9 @@ def run_command(arguments: list[str] | None = None) -> int:
 
     configure()
     try:
-        refuse_urls(sys.argv[1:] if arguments is None else arguments)
-        status: Any = app(arguments, prog_name="dlrmctl", standalone_mode=False)
+        words = sys.argv[1:] if arguments is None else arguments
+        refuse_urls(words)
+        status: Any = application(words)(arguments, prog_name="dlrmctl", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except RankEnded as error:
         _report(error.message, error.hint)
@@ -76,7 +77,9 @@ def run_command(arguments: list[str] | None = None) -> int:
         if not error.format_message():  # a group without a command: its help was printed
             return EXIT_USER_ERROR
         if (context := getattr(error, "ctx", None)) and hasattr(error, "possibilities"):  # Typer hides the class
-            unknown = unknown_option(getattr(error, "option_name", ""), context)
+            unknown = unknown_option(
+                getattr(error, "option_name", ""), context, typer.main.get_command(whole_application())
+            )
             return _report(unknown.message, unknown.hint)
         return _report(error.format_message(), f"{_command_path(error)} --help")
     except Interrupted as interruption:

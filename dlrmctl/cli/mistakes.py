@@ -78,14 +78,15 @@ def refuse_urls(arguments: Sequence[str]) -> None:
             refuse_url(value)
 
 
-def unknown_option(option: str, context: Any) -> UserError:
+def unknown_option(option: str, context: Any, root: Any) -> UserError:
     """The error for an unknown option.
 
     Args:
         option: as typed, `--lr`.
         context: of the command.
+        root: the group of all commands.
     """
-    command, root = context.command, context.find_root().command
+    command = context.command
     flags = _flags(command)
     found = names_meant(option.lstrip("-"), flags)
     if found:

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -102,8 +102,15 @@ def with_parameters(
     return run
 
 
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+@cache
 def _parameter(section: str, cls: type, item: Any) -> inspect.Parameter:
-    hint = get_type_hints(cls)[item.name]
+    """The option of a setting, made once for all commands."""
+    hint = _hints(cls)[item.name]
     choices = item.metadata["choices"]
     is_switch = plain_type(hint) is bool
     of_type = {int: "N", float: "X", str: "DIR"}.get(plain_type(hint), "W-W-...")

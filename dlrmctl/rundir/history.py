@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrmctl.data.errors import DataError
-from dlrmctl.data.features.space import FeatureSpace
+from dlrmctl.data.features.kept_schema import kept_schema
 from dlrmctl.data.sealed import Values
 from dlrmctl.errors import UserError
 from dlrmctl.rundir.directory import RunDirectory, step_of
@@ -100,7 +100,7 @@ def read_history(path: Path) -> History:
 
 def _tables(config: Config, run: RunDirectory) -> str | None:
     try:
-        schema = FeatureSpace.open(run.features).schema
+        schema = kept_schema(run.features)
     except DataError:  # of an earlier version, or damaged, which `predict` tells
         return None
     return embedding_of(config.embeddings, config.tables, {feature.name: feature.rows for feature in schema.sparse})

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from dlrmctl.cli.app import app
+from dlrmctl.cli.app import whole_application
 from dlrmctl.settings.config import Config
 from dlrmctl.settings.toml import write_settings
 from tests.dlrmctl.commands import in_process
@@ -25,7 +25,7 @@ def _leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
         yield path, command
 
 
-COMMANDS = dict(_leaves(typer.main.get_command(app)))
+COMMANDS = dict(_leaves(typer.main.get_command(whole_application())))
 NAMES = {" ".join(path): command for path, command in COMMANDS.items()}
 
 # For each command a mistake in its own arguments, and what the one line about it must name.
