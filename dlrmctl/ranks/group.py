@@ -17,6 +17,7 @@ import torch.distributed as dist
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.launch import RENDEZVOUS, launch_environment
 from dlrmctl.ranks.watch import watching
+from dlrmctl.ranks.wire import decode, encode
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a checkpoint of large tables may delay the others for long
 TIMEOUT_SECONDS = 300.0  # without a sign of life of a rank's process, however long its work takes
@@ -52,19 +53,26 @@ class Ranks:
         return self.control or self.group
 
     def broadcast(self, value: Any) -> Any:
-        """Returns rank 0's value, on every rank."""
-        box = [value]
-        if self.world_size > 1:
-            dist.broadcast_object_list(box, src=0, group=self.messages)
-        return box[0]
+        """Returns rank 0's value, of the kinds that `wire.encode` takes, on every rank."""
+        if self.world_size == 1:
+            return value
+        content = torch.frombuffer(bytearray(encode(value) if self.is_main else b"-"), dtype=torch.uint8)
+        size = torch.tensor([len(content)])
+        dist.broadcast(size, group=self.messages, group_src=0)
+        box = content if self.is_main else torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(box, group=self.messages, group_src=0)
+        return decode(box.numpy().tobytes())
 
     def gather(self, value: Any) -> list[Any]:
-        """Returns every rank's value, in rank order, on every rank."""
-        everyone: list[Any] = [value]
-        if self.world_size > 1:
-            everyone = [None] * self.world_size
-            dist.all_gather_object(everyone, value, group=self.messages)
-        return everyone
+        """Returns every rank's value, of the kinds that `wire.encode` takes, in rank order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        content = np.frombuffer(encode(value), dtype=np.uint8)
+        sizes = [int(size) for (size,) in self.gather_arrays(np.array([len(content)]))]
+        padded = np.zeros(max(sizes), dtype=np.uint8)
+        padded[: len(content)] = content
+        boxes = self.gather_arrays(padded)
+        return [decode(box[:size].tobytes()) for box, size in zip(boxes, sizes, strict=True)]
 
     def gather_arrays(self, array: np.ndarray) -> list[np.ndarray]:
         """Returns every rank's array, in rank order, on every rank; all have the same shape and type."""

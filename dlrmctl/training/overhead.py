@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 
 import torch
@@ -102,7 +102,7 @@ def choose_overhead(config: Config, schema: Schema, ranks: Ranks) -> tuple[Confi
             candidates.append(OverheadChoice(sides, block, k, f, *shares))
     budget = room = config.optim.shampoo_overhead / 100
     for _ in range(TRIES):
-        estimated = ranks.broadcast(pick(candidates, room))
+        estimated = OverheadChoice(**ranks.broadcast(asdict(pick(candidates, room))))
         settings = _chosen(config.optim, estimated)
         chosen = estimated.corrected(ranks.broadcast(_verified(settings, dense, optimizer, base, ranks)))
         if chosen.claim <= budget or estimated.claim > room:

@@ -506,10 +506,11 @@ class Trainer:
         for split, known in (("validation", self.best_metrics), ("test", None)):
             metrics = known or self._score(split)
             results[split] = with_optimum(metrics.to_dict(), self.source, split)
-        baseline = self.ranks.broadcast(find_baseline(self.run.path, self.source.fingerprint()))
-        if baseline is not None:
-            results["baseline"] = str(baseline.run)
-            for split, ne in baseline.ne.items():
+        baseline = find_baseline(self.run.path, self.source.fingerprint()) if self.ranks.is_main else None
+        found = self.ranks.broadcast(baseline and (str(baseline.run), baseline.ne))
+        if found is not None:
+            results["baseline"], ne_by_split = found
+            for split, ne in ne_by_split.items():
                 results[split]["baseline_ne"] = ne
         results["advice"] = advice(self.config, results, last_ne=progress.last_ne, dead_units=self._dead_units())
         self.run.write_results(results)

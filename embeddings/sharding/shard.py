@@ -1,5 +1,7 @@
 """Shards the tables of a model over ranks, and returns their tensors for checkpoints; the rest is replicated."""
 
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,36 +165,38 @@ def _agree_on_plan(
     local_world_size: int,
     **settings: Any,
 ) -> tuple[ShardingPlan, list[Placement]]:
-    """Returns rank 0's plan, for the smallest memory of any rank, or raises its error, on every rank."""
+    """Returns the plan for the smallest memory of any rank. Every rank makes it, from the same numbers.
+
+    Raises:
+        ValueError: on every rank, if the tables do not fit, or the ranks were given other tables.
+    """
     free = available_bytes(device, local_world_size) if memory_bytes is None else memory_bytes
-    mine = torch.tensor([-1 if free is None else free, device.index or 0], device=device)
+    mine = torch.tensor([-1 if free is None else free, device.index or 0, local_world_size], device=device)
     of_ranks = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     dist.all_gather(of_ranks, mine, group=group)
-    memory, devices = zip(*(numbers.tolist() for numbers in of_ranks), strict=True)
+    memory, devices, per_node = zip(*(numbers.tolist() for numbers in of_ranks), strict=True)
     known = [number for number in memory if number >= 0]
-    outcome: list[Any] = [None]
-    if dist.get_rank(group) == 0:
-        try:
-            outcome = [
-                make_plan(
-                    model,
-                    embeddings,
-                    world_size=len(of_ranks),
-                    local_world_size=local_world_size,
-                    device_type=device.type,
-                    memory_bytes=min(known) if known else None,
-                    **settings,
-                )
-            ]
-        except ValueError as error:
-            outcome = [error]
-    dist.broadcast_object_list(outcome, src=dist.get_global_rank(group, 0), group=group)
-    if isinstance(outcome[0], ValueError):
-        raise outcome[0]
-    plan, placements = outcome[0]
+    plan, placements = make_plan(
+        model,
+        embeddings,
+        world_size=len(of_ranks),
+        local_world_size=per_node[0],
+        device_type=device.type,
+        memory_bytes=min(known) if known else None,
+        **settings,
+    )
+    _check_equal(placements, group, device)
     if device.type == "cuda":
         place_on_devices(plan, devices)
     return plan, placements
+
+
+def _check_equal(placements: Sequence[Placement], group: dist.ProcessGroup, device: torch.device) -> None:
+    checksum = zlib.crc32(repr(placements).encode())
+    extremes = torch.tensor([checksum, -checksum], device=device)
+    dist.all_reduce(extremes, dist.ReduceOp.MAX, group=group)
+    if extremes.tolist() != [checksum, -checksum]:
+        raise ValueError("the ranks place the tables differently: they must have equal settings, data and packages")
 
 
 def _move_dense(model: nn.Module, embeddings: CompositionalEmbeddings, device: torch.device) -> None:
