@@ -21,11 +21,13 @@ class SparseFeature:
         name: unique among the sparse features.
         rows: rows of a full embedding table, including reserved ones; ids are below it.
         max_ids: longest list; 1 means exactly one id in every example.
+        table: name of the ids and the table that the feature shares with others; None if they are its own.
     """
 
     name: str
     rows: int
     max_ids: int = 1
+    table: str | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -62,6 +64,11 @@ class Schema:
         for name in (*self.float32, *self.gaps):
             if name not in self.dense:
                 raise DataError(f"{name!r} is not a dense feature")
+        rows: dict[str, int] = {}
+        for feature in self.sparse:
+            table = feature.table or feature.name
+            if rows.setdefault(table, feature.rows) != feature.rows:
+                raise DataError(f"sparse feature {feature.name}: {feature.rows} rows, its table has {rows[table]}")
         names = [*self.dense, *self.keys, self.label]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -81,7 +88,11 @@ class Schema:
         """Returns plain values for JSON."""
         return {
             "dense": list(self.dense),
-            "sparse": [{"name": f.name, "rows": f.rows, "max_ids": f.max_ids} for f in self.sparse],
+            "sparse": [
+                {"name": f.name, "rows": f.rows, "max_ids": f.max_ids}
+                | ({"table": f.table} if f.table is not None else {})
+                for f in self.sparse
+            ],
             "label": self.label,
             **({"float32": list(self.float32)} if self.float32 else {}),
             **({"gaps": list(self.gaps)} if self.gaps else {}),
@@ -98,7 +109,12 @@ class Schema:
         """
         try:
             sparse = tuple(
-                SparseFeature(_as(str, f["name"]), _as(int, f["rows"]), _as(int, f.get("max_ids", 1)))
+                SparseFeature(
+                    _as(str, f["name"]),
+                    _as(int, f["rows"]),
+                    _as(int, f.get("max_ids", 1)),
+                    _as(str, f["table"]) if "table" in f else None,
+                )
                 for f in _as(list, values["sparse"])
             )
             dense, float32, gaps = (_names(values, key) for key in ("dense", "float32", "gaps"))

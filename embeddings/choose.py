@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from dlrmctl.embeddings.partitions.basic import at_least, ceil_div
-from dlrmctl.embeddings.tables import FeatureTable
+from dlrmctl.embeddings.tables import FeatureTable, distinct_tables
 from dlrmctl.embeddings.words import QR_LAYOUT, QR_THRESHOLD
 
 Feature = tuple[str, int, int]  # name, rows, max_ids
@@ -81,7 +81,7 @@ def check_names(features: Sequence[Feature]) -> None:
 
 def num_parameters(tables: Sequence[FeatureTable], dim: int) -> int:
     """Returns the number of weights in all tables."""
-    return sum(table.rows * table.dim for feature in tables for table in feature.tables(dim))
+    return sum(table.rows * table.dim for table in distinct_tables(tables, dim))
 
 
 class RatioError(ValueError):

@@ -1,6 +1,6 @@
 """The embedding module that is trained: its tables are TorchRec's."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +10,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.modules.embedding_modules import EmbeddingCollection as UnpooledCollection
 
 from dlrmctl.embeddings.combine import Columns
-from dlrmctl.embeddings.ids import SparseBatch, SparseIds
+from dlrmctl.embeddings.ids import RowIds, SparseBatch, SparseIds
 from dlrmctl.embeddings.init import Uniform, fill_rows, table_distributions
 from dlrmctl.embeddings.module import FeatureEmbeddings
 from dlrmctl.embeddings.parts import Bags
@@ -41,13 +41,20 @@ class CompositionalEmbeddings(FeatureEmbeddings):
         super().__init__(features, dim)
         self._pool_bags: Callable[[SparseIds], list[Columns]] | None = None
         target = torch.device(device)
-        tables = {table.name: table for table in self.tables}
-        self.bags = _bags([tables[key] for key in self.bag_ids.keys], target) if self.bag_ids.keys else None
-        rows = [tables[key] for key in self.row_ids.keys]
-        self.rows = _collection([table for table in rows if table.dim == dim], target)
-        self.wide_rows = _collection([table for table in rows if table.dim != dim], target)
+        bags, rows = self._with_keys(self.bag_ids), self._with_keys(self.row_ids)
+        self.bags = _bags(bags, target) if bags else None
+        self.rows = _collection({table: keys for table, keys in rows.items() if table.dim == dim}, target)
+        self.wide_rows = _collection({table: keys for table, keys in rows.items() if table.dim != dim}, target)
         if target.type != "meta":
             self._initialize(seed)
+
+    def _with_keys(self, ids: RowIds) -> dict[Table, list[str]]:
+        """Returns the tables of the ids, in their order, and the keys of each."""
+        tables = {table.name: table for table in self.tables}
+        found: dict[Table, list[str]] = {}
+        for key, name in zip(ids.keys, ids.tables, strict=True):
+            found.setdefault(tables[name], []).append(key)
+        return found
 
     def forward(self, sparse: "SparseIds | SparseBatch | KeyedJaggedTensor") -> Tensor:
         """See `FeatureEmbeddings.forward`."""
@@ -101,7 +108,7 @@ class WideTables(CompositionalEmbeddings):
         return summed_weights(columns)
 
     @property
-    def combined_keys(self) -> set[str]:
+    def combined_tables(self) -> set[str]:
         return set()  # all weights have one learning rate
 
     def distributions(self) -> dict[str, Uniform]:
@@ -113,7 +120,7 @@ def _wait(value: Any) -> Any:
     return value.wait() if hasattr(value, "wait") else value
 
 
-def _bags(tables: Sequence[Table], device: torch.device) -> EmbeddingBagCollection:
+def _bags(tables: Mapping[Table, list[str]], device: torch.device) -> EmbeddingBagCollection:
     return EmbeddingBagCollection(
         device=device,
         tables=[
@@ -121,21 +128,21 @@ def _bags(tables: Sequence[Table], device: torch.device) -> EmbeddingBagCollecti
                 name=t.name,
                 num_embeddings=t.rows,
                 embedding_dim=t.dim,
-                feature_names=[t.name],
+                feature_names=keys,
                 pooling=PoolingType.SUM,
             )
-            for t in tables
+            for t, keys in tables.items()
         ],
     )
 
 
-def _collection(tables: Sequence[Table], device: torch.device) -> UnpooledCollection | None:
+def _collection(tables: Mapping[Table, list[str]], device: torch.device) -> UnpooledCollection | None:
     if not tables:
         return None
     return UnpooledCollection(
         device=device,
         tables=[
-            EmbeddingConfig(name=t.name, num_embeddings=t.rows, embedding_dim=t.dim, feature_names=[t.name])
-            for t in tables
+            EmbeddingConfig(name=t.name, num_embeddings=t.rows, embedding_dim=t.dim, feature_names=keys)
+            for t, keys in tables.items()
         ],
     )

@@ -116,11 +116,12 @@ def _one_each(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 class RowIds(nn.Module):
-    """Maps the ids of features to rows of tables: one key per table, in the order of `keys`.
+    """Maps the ids of features to rows of tables: one key per feature and table, in the order of `keys`.
 
-    Lookups in one table come first, in their order. Lookups in several tables follow, grouped by kind: all their first
-    tables, all their second ones, and so on. So the vectors of the former need not be moved afterwards, and each kind
-    of arithmetic works on long slices. The module has no parameters and moves with the model.
+    `tables` has the table of each key; the keys of a table that features share are adjacent. Lookups in one table come
+    first, in their order. Lookups in several tables follow, grouped by kind: all their first tables, all their second
+    ones, and so on. So the vectors of the former need not be moved afterwards, and each kind of arithmetic works on
+    long slices. The module has no parameters and moves with the model.
 
     Args:
         lookups: the lookups of the features.
@@ -129,6 +130,7 @@ class RowIds(nn.Module):
     def __init__(self, lookups: Sequence[Lookup]) -> None:
         super().__init__()
         self.keys: list[str] = []
+        self.tables: list[str] = []
         self.sources: list[str] = []
         stages: list[Stage | None] = []
         single, joint = _grouped(lookups)
@@ -144,6 +146,7 @@ class RowIds(nn.Module):
 
     def _add(self, group: list[Lookup], parts: int) -> None:
         self.keys += [lookup.keys[part] for part in range(parts) for lookup in group]
+        self.tables += [lookup.tables[part] for part in range(parts) for lookup in group]
         self.sources += [lookup.feature for _ in range(parts) for lookup in group]
 
     def forward(self, sparse: SparseIds) -> SparseIds:
@@ -247,6 +250,8 @@ class IdCheck:
 
 def _grouped(lookups: Sequence[Lookup]) -> tuple[list[list[Lookup]], list[list[Lookup]]]:
     """Groups lookups in one table by runs of the same kind, heads last, and lookups in several by what they compute."""
+    first = {table: place for place, lookup in reversed(list(enumerate(lookups))) for table in lookup.tables}
+    lookups = sorted(lookups, key=lambda lookup: first[lookup.tables[0]])
     single = [lookup for lookup in lookups if len(lookup.keys) == 1]
     single.sort(key=lambda lookup: isinstance(lookup.partition, Head))
     joint: dict[Hashable, list[Lookup]] = {}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dlrmctl.embeddings.combine import Columns, Combiner
 from dlrmctl.embeddings.ids import IdCheck, RowIds, SparseBatch, SparseIds
 from dlrmctl.embeddings.parts import Bags, UnpooledFeatures, feature_parts
-from dlrmctl.embeddings.tables import FeatureTable, Lookup, Table
+from dlrmctl.embeddings.tables import FeatureTable, Lookup, Table, distinct_tables
 
 if TYPE_CHECKING:
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -31,7 +31,7 @@ class FeatureEmbeddings(nn.Module, ABC):
 
     Attributes:
         bag_ids, row_ids: map ids to rows of the tables that are pooled, and of those that are looked up one by one;
-            their `keys` are the names of the tables.
+            their `keys` are those of the columns, their `tables` the names of the tables.
 
     Raises:
         ValueError: if there are no features, names repeat, or D does not fit.
@@ -87,13 +87,13 @@ class FeatureEmbeddings(nn.Module, ABC):
 
     @property
     def tables(self) -> tuple[Table, ...]:
-        """Every table, feature by feature."""
-        return tuple(table for feature in self.features for table in feature.tables(self.dim))
+        """Every table once, feature by feature."""
+        return distinct_tables(self.features, self.dim)
 
     @property
-    def combined_keys(self) -> set[str]:
+    def combined_tables(self) -> set[str]:
         """Names of the tables whose rows are combined with those of another; they have their own learning rate."""
-        return {key for feature in self.features for key in feature.combined_keys}
+        return {name for feature in self.features for name in feature.combined_tables}
 
 
 def _lookups(features: Sequence[FeatureTable]) -> tuple[list[Lookup], list[Lookup]]:

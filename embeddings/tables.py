@@ -1,6 +1,7 @@
 """`FeatureTable`, the configuration of a feature's tables that the rest of this package builds on."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -18,7 +19,7 @@ _MODULES = nn.ModuleDict()
 
 @dataclass(frozen=True)
 class Table:
-    """One embedding table. Its name is also the key of its ids."""
+    """One embedding table."""
 
     name: str
     rows: int
@@ -27,11 +28,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Lookup:
-    """The tables of one feature that share one partition, named by their keys."""
+    """The tables of one feature that share one partition.
+
+    `keys` are those of the feature's rows in each table, the names in `tables` unless other features share the tables.
+    """
 
     feature: str
     keys: tuple[str, ...]
     partition: Partition
+    tables: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,9 @@ class FeatureTable:
         before: the rows of earlier days, ascending, where the tables have grown since. The first of them, instead of
             `rows`, decides moduli, head and initial values, so that every id of an earlier day keeps its rows, and
             tables only become longer. A "head" gives the same share of each day's new ids a row of their own.
+        table: names the tables of several features that share them; they have everything but `name` and `max_ids` in
+            common. None: the feature has tables of its own.
+        most_ids: of shared tables, the largest `max_ids` of their features.
     """
 
     name: str
@@ -72,6 +80,8 @@ class FeatureTable:
     tail: str = "hash"
     headroom: float = 1.0
     before: tuple[int, ...] = ()
+    table: str | None = None
+    most_ids: int = 1
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -104,7 +114,13 @@ class FeatureTable:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the attributes as plain values for JSON."""
-        return asdict(self)
+        shared = {"table": self.table, "most_ids": self.most_ids} if self.table is not None else {}
+        return {name: value for name, value in asdict(self).items() if name not in ("table", "most_ids")} | shared
+
+    @property
+    def table_names(self) -> tuple[str, ...]:
+        """The names of all its tables, in the order of `tables`."""
+        return tuple(name for lookup in self.lookups for name in lookup.tables)
 
     @property
     def first_rows(self) -> int:
@@ -123,26 +139,32 @@ class FeatureTable:
     @property
     def lookups(self) -> tuple[Lookup, ...]:
         """The feature's partitions: one, or one for the head and one for the tail, which share no ids."""
-        name, rows, first, collisions, head = self.name, self.rows, self.first_rows, self.collisions, self.head
+        rows, first, collisions, head = self.rows, self.first_rows, self.collisions, self.head
         if self.embedding == "full":
-            return (Lookup(name, self._key(), Full(rows)),)
+            return (self._lookup((), Full(rows)),)
         if self.embedding == "hash":
-            return (Lookup(name, self._key(), Hash(rows, ceil_div(first, collisions))),)
+            return (self._lookup((), Hash(rows, ceil_div(first, collisions))),)
         if self.embedding == "qr":
-            return (Lookup(name, self._keys("q", "r"), self._quotient_remainder(first, rows)),)
+            return (self._lookup(("q", "r"), self._quotient_remainder(first, rows)),)
         if self.embedding == "double-hash":
-            return (Lookup(name, self._keys("1", "2"), DoubleHash(rows, ceil_div(first, 2 * collisions))),)
+            return (self._lookup(("1", "2"), DoubleHash(rows, ceil_div(first, 2 * collisions))),)
         added = self._added()
         if self.embedding == "head" and self.tail == "hash":
-            return (Lookup(name, self._key(), HeadHash(rows, head, ceil_div(first - head, collisions), added)),)
+            return (self._lookup((), HeadHash(rows, head, ceil_div(first - head, collisions), added)),)
         if self.embedding == "head":
             inner = self._quotient_remainder(first - head, rows - head)
-            head_lookup = Lookup(name, self._keys("h"), Head(rows, head, added))
-            return (head_lookup, Lookup(name, self._keys("q", "r"), Tail(head, inner, added)))
-        keys = self._keys(*map(str, range(1, self.ways + 1)))
+            return (
+                self._lookup(("h",), Head(rows, head, added)),
+                self._lookup(("q", "r"), Tail(head, inner, added)),
+            )
+        parts = tuple(map(str, range(1, self.ways + 1)))
         if self.embedding == "kway":
-            return (Lookup(name, keys, MixedRadix.of(first, self.ways, collisions).grown(rows)),)
-        return (Lookup(name, keys, replace(self._crt(), rows=rows)),)
+            return (self._lookup(parts, MixedRadix.of(first, self.ways, collisions).grown(rows)),)
+        return (self._lookup(parts, replace(self._crt(), rows=rows)),)
+
+    def _lookup(self, parts: tuple[str, ...], partition: Partition) -> Lookup:
+        keys, tables = (_named(name, parts) for name in (self.name, self.table or self.name))
+        return Lookup(self.name, keys, partition, tables)
 
     def _quotient_remainder(self, first: int, rows: int) -> QuotientRemainder:
         return replace(QuotientRemainder.of(first, self.collisions, large=self.qr_layout), rows=rows)
@@ -158,16 +180,8 @@ class FeatureTable:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The names of all its tables, in the order of `tables`."""
+        """The keys of its rows in all its tables, in the order of `tables`."""
         return tuple(key for lookup in self.lookups for key in lookup.keys)
-
-    def _key(self) -> tuple[str]:
-        name = _in_paths(self.name)
-        # Submodules are attributes, and a column may be called like an attribute that modules have, such as "type".
-        return (f"{name}@rows" if hasattr(_MODULES, name) else name,)
-
-    def _keys(self, *parts: str) -> tuple[str, ...]:
-        return tuple(f"{_in_paths(self.name)}@{part}" for part in parts)
 
     @property
     def partition(self) -> Partition:
@@ -182,8 +196,13 @@ class FeatureTable:
 
     @property
     def combined_keys(self) -> tuple[str, ...]:
-        """Keys of the tables whose rows are combined."""
+        """Keys of its rows that are combined."""
         return () if self.combination is None else self.lookups[-1].keys
+
+    @property
+    def combined_tables(self) -> tuple[str, ...]:
+        """Names of the tables whose rows are combined."""
+        return () if self.combination is None else self.lookups[-1].tables
 
     @property
     def value_part(self) -> int:
@@ -199,9 +218,10 @@ class FeatureTable:
     def pools_before_combining(self) -> bool:
         """Whether summing each table over a bag and then combining equals combining per id and then summing.
 
-        It does if the combination is linear, or if there is at most one id to sum over.
+        It does if the combination is linear, or if there is at most one id to sum over. Features that share tables are
+        looked up in the same way.
         """
-        return self.combination not in ("mult", "path") or self.max_ids == 1
+        return self.combination not in ("mult", "path") or max(self.max_ids, self.most_ids) == 1
 
     def tables(self, dim: int) -> tuple[Table, ...]:
         """Returns the feature's tables for an embedding of `dim` columns.
@@ -213,13 +233,14 @@ class FeatureTable:
             raise ValueError(
                 f"{dim=} must be a positive multiple of 4: the embedding kernels move four columns at once"
             )
-        combined, widths = self.combined_keys, dict.fromkeys(self.combined_keys, dim)
+        combined = self.combined_tables
+        widths = dict.fromkeys(combined, dim)
         if self.combination == "concat":
             widths = dict.fromkeys(combined, self._part_width(dim))
         elif self.combination == "path":
             widths[combined[1 - self.value_part]] = map_width(dim)
         rows = [rows for lookup in self.lookups for rows in lookup.partition.table_rows]
-        return tuple(Table(n, r, widths.get(n, dim)) for n, r in zip(self.keys, rows, strict=True))
+        return tuple(Table(n, r, widths.get(n, dim)) for n, r in zip(self.table_names, rows, strict=True))
 
     def _part_width(self, dim: int) -> int:
         parts = len(self.combined_keys)
@@ -230,6 +251,20 @@ class FeatureTable:
             f"feature {self.name}: with operation 'concat' the embedding is {words}={dim / parts:g} columns, which "
             f"must be a multiple of 4; use a dim that is a multiple of {4 * parts} instead of {dim}, or 'mult' or 'add'"
         )
+
+
+def distinct_tables(features: Sequence[FeatureTable], dim: int) -> tuple[Table, ...]:
+    """Returns every table once, feature by feature."""
+    return tuple(dict.fromkeys(table for feature in features for table in feature.tables(dim)))
+
+
+def _named(name: str, parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns names of tables, or of rows in them: one for each part, or a single one."""
+    name = _in_paths(name)
+    if parts:
+        return tuple(f"{name}@{part}" for part in parts)
+    # Submodules are attributes, and a column may be called like an attribute that modules have, such as "type".
+    return (f"{name}@rows" if hasattr(_MODULES, name) else name,)
 
 
 def _in_paths(feature: str) -> str:

@@ -1,7 +1,7 @@
 """First-order weights: one for every id, and one for every bucket of a dense feature. The logit has their sum added.
 
-A feature's weights have the partition of its embedding: ids that share rows share weights, and the weight of an id with
-rows in several tables is the sum of theirs.
+A feature's weights have the partition of its embedding, but tables of their own where features share those of their
+vectors. Ids that share rows share weights, and the weight of an id with rows in several tables is the sum of theirs.
 
 Kernels need four columns, so a weight is the first of `WIDTH` columns, and the others stay 0. Row-wise AdaGrad takes
 the mean of g^2 over all of them, s = (sum of g^2) / WIDTH, which `column_settings` makes up for: the step is that of
@@ -32,7 +32,8 @@ def wide_features(features: Sequence[FeatureTable], bucketed: Sequence[str]) -> 
         features: the sparse features as they are embedded.
         bucketed: names of the dense features with buckets.
     """
-    summed = [feature if feature.combination is None else replace(feature, operation="add") for feature in features]
+    own = [replace(feature, table=None, most_ids=1) for feature in features]
+    summed = [feature if feature.combination is None else replace(feature, operation="add") for feature in own]
     return [*summed, *(FeatureTable(name, 1 + BUCKETS) for name in bucketed)]
 
 

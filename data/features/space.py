@@ -22,6 +22,7 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.features.columns import (
     VOCABULARY,
     ColumnEntry,
+    KeptEncoder,
     columns_fingerprint,
     read_columns,
     reserved_rows,
@@ -116,7 +117,11 @@ class FeatureSpace:
         """
         if not self.columns:
             raise DataError(f"{self._name()} has no vocabulary: its rows were not made from raw values")
-        return {column.name: column.load(self._directory()) for column in self.columns}
+        loaded: dict[KeptEncoder, Encoder] = {}  # features may share one
+        for column in self.columns:
+            if column.encoder not in loaded:
+                loaded[column.encoder] = column.load(self._directory())
+        return {column.name: loaded[column.encoder] for column in self.columns}
 
     def counts(self, name: str) -> np.ndarray | None:
         """Returns the counts of a feature's rows in the training split: uint32 or uint64 [rows].
@@ -177,8 +182,14 @@ class FeatureSpace:
             unfinished = fresh_directory(directory)
             (unfinished / VOCABULARY).mkdir()
         try:
-            columns = tuple(self._bring(column, unfinished) for column in self.columns)
-            write_sealed(unfinished / FEATURES, FORMAT, replace(self, columns=columns)._to_dict())
+            brought: dict[KeptEncoder, ColumnEntry] = {}  # features may share files
+            columns: list[ColumnEntry] = []
+            for column in self.columns:
+                done = brought.get(column.encoder) if isinstance(column.encoder, KeptArray) else None
+                done = done if done is not None and done.counts == column.counts else self._bring(column, unfinished)
+                brought[column.encoder] = done
+                columns.append(replace(done, name=column.name))
+            write_sealed(unfinished / FEATURES, FORMAT, replace(self, columns=tuple(columns))._to_dict())
             with io_errors(directory, "write"):
                 sync_file(unfinished / VOCABULARY)
                 sync_file(unfinished)

@@ -30,6 +30,7 @@ class RawFeature:
         as_rows: whether values already are rows of the table.
         has_texts: whether values are words of `data.canonical`, and columns have the texts of those that are hashes.
         buckets: if values are the bits of float32 numbers: the most buckets that they become.
+        table: name of the ids that the feature shares with others of the input; None if they are its own.
     """
 
     name: str
@@ -38,6 +39,12 @@ class RawFeature:
     as_rows: bool = False
     has_texts: bool = False
     buckets: int | None = None
+    table: str | None = None
+
+    @property
+    def owner(self) -> str:
+        """The name of the vocabulary."""
+        return self.table or self.name
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ TRUNCATIONS = ("reject", "first", "last")
 TYPES = ("string", "integer")
 _OPERATORS = (">=", "<=", ">", "<")
 _DENSE_KEYS = ("transform", "missing", "missing_value", "column", "clip", "since", "unit")
-_SPARSE_KEYS = ("max_ids", "truncate", "type", "missing", "column", "part", "buckets", "cross")
+_SPARSE_KEYS = ("max_ids", "truncate", "type", "missing", "column", "part", "buckets", "cross", "table")
 _TIME_KEYS = ("parts", "epoch", "missing")
 _MADE_BY = ("part", "buckets", "cross")  # how a sparse column is made; at most one of them
 _MOST_BUCKETS = 128  # edges are interpolated between 129 values
@@ -27,7 +27,7 @@ _TOP_KEYS = (
     *("label", "label_positive", "dense", "sparse", "columns", "transform", "missing", "missing_value"),
     *("separator", "quote", "list_separator", "weight", "group", "id"),
 )
-_NEWER = ("column", "clip", "since", "unit", "part", "buckets", "cross")
+_NEWER = ("column", "clip", "since", "unit", "part", "buckets", "cross", "table")
 _NEWER_TOP = ("times", "weight", "group", "id")
 CANONICAL = "canonical-1"  # the rule of `data.canonical`
 BY_TYPE = "by-type"  # of stores of earlier versions: values are identified by the type of their column
@@ -90,6 +90,8 @@ class SparseColumn:
     part: the part of a time that is the value, one of `PARTS`.
     buckets: the most buckets of like counts for the numbers of the column.
     cross: the two sparse columns whose pairs of values are the values.
+    table: names the ids and the table that the column shares with others: those of the same `table`, and the column of
+        that name.
     """
 
     name: str
@@ -101,6 +103,12 @@ class SparseColumn:
     part: str | None = None
     buckets: int | None = None
     cross: tuple[str, ...] | None = None
+    table: str | None = None
+
+    @property
+    def owner(self) -> str:
+        """The name of its ids and its table."""
+        return self.table or self.name
 
     @property
     def source(self) -> str:
@@ -159,6 +167,12 @@ class TableSchema:
         dense = (source for column in self.dense for source in column.sources)
         sparse = (column.source for column in self.sparse if column.cross is None)
         return tuple(dict.fromkeys((self.label, *dense, *sparse)))
+
+    @property
+    def shared(self) -> frozenset[str]:
+        """The names of the tables that several columns share."""
+        owners = [column.owner for column in self.sparse]
+        return frozenset(name for name in owners if owners.count(name) > 1)
 
     @property
     def of_examples(self) -> tuple[str, ...]:
@@ -263,6 +277,7 @@ def read_schema(content: Mapping[str, Any], name: str, *, values: str = CANONICA
     columns = (*(_sparse(column, own, top, values) for column in sparse), *parts)
     _check_crosses(columns, own)
     _check_lists(columns, own)
+    _check_shared(columns, own)
     weight, group, ids = (top.text("weight", "") or None), (top.text("group", "") or None), top.words("id", ())
     _check_of_examples(top, label, (*dense, *columns), weight=weight, group=group, ids=ids)
     return TableSchema(
@@ -281,6 +296,24 @@ def read_schema(content: Mapping[str, Any], name: str, *, values: str = CANONICA
         group=group,
         id=ids,
     )
+
+
+def _check_shared(columns: Sequence[SparseColumn], own: "Section") -> None:
+    """Checks that columns that share a table have the same kind of values."""
+    first: dict[str, SparseColumn] = {}
+    for column in columns:
+        other = first.setdefault(column.owner, column)
+        if other is column:
+            continue
+        shared, plain = (column, other) if column.table else (other, column)
+        where = f"{own.where}{shared.name}.table = {shared.table!r}"
+        if _made(plain):
+            raise DataError(f"{where}: {plain.name!r} is made of others, and cannot share its table")
+        if plain.type != shared.type:
+            raise DataError(
+                f"{where}: {plain.name!r} has other values, of type {plain.type or 'any'}, not {shared.type or 'any'}",
+                "give both the same type",
+            )
 
 
 def _check_of_examples(
@@ -484,7 +517,7 @@ def _sparse(name: str, own: Section, top: Section, values: str) -> SparseColumn:
     if max_ids == 1 and "truncate" in section.values:
         raise DataError(f"{section.where}truncate is for lists", f"set {section.where}max_ids too")
     made_by = [key for key in _MADE_BY if key in section.values]
-    others = [*made_by[1:], *(key for key in ("max_ids", "truncate", "type") if key in section.values)]
+    others = [*made_by[1:], *(key for key in ("max_ids", "truncate", "type", "table") if key in section.values)]
     if made_by and others:
         raise DataError(f"{section.where}{made_by[0]} and {others[0]} contradict", "omit one of the two")
     cross = section.texts("cross", ())
@@ -503,6 +536,7 @@ def _sparse(name: str, own: Section, top: Section, values: str) -> SparseColumn:
         max_ids=max_ids,
         truncate=section.choice("truncate", "reject", TRUNCATIONS) or "reject",
         type=section.choice("type", None, TYPES),
+        table=section.text("table", "") or None,
         missing=_missing(section, top, values),
     )
 

@@ -1,7 +1,7 @@
 """A user's own tables as the input of a preparation: CSV, JSON lines, Parquet or Arrow files."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -104,7 +104,7 @@ class TableInput:
         self.label = schema.label
         self.dense = tuple(column.name for column in schema.dense)
         self.dense_type = np.dtype(np.float32)
-        self.sparse = tuple(_raw_feature(column) for column in schema.sparse)
+        self.sparse = tuple(_raw_feature(column, schema.shared) for column in schema.sparse)
 
     @property
     def dense_transform(self) -> DenseTransform:
@@ -315,10 +315,11 @@ class TableInput:
         )
 
 
-def _raw_feature(column: SparseColumn) -> RawFeature:
+def _raw_feature(column: SparseColumn, shared: Set[str]) -> RawFeature:
     if column.buckets is not None:
         return RawFeature(column.name, "<u4", buckets=column.buckets)
-    return RawFeature(column.name, "<u8", column.max_ids, has_texts=True)
+    table = column.owner if column.owner in shared else None
+    return RawFeature(column.name, "<u8", column.max_ids, has_texts=True, table=table)
 
 
 def check_file(name: str) -> Path:

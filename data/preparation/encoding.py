@@ -212,6 +212,15 @@ def _sums(there_N: np.ndarray, rows: np.ndarray, has_rare: bool) -> IdSums:
     return IdSums(len(there_N), len(rows), len(there_N) - int(np.count_nonzero(there_N)), int(rare))
 
 
+@dataclass(frozen=True)
+class _WrittenRows:
+    """The rows of a column in its file: the ids of each part, and the sums."""
+
+    part_ids: list[int]
+    train: IdSums
+    held_out: IdSums
+
+
 class ColumnEncoder:
     """Encodes columns.
 
@@ -241,28 +250,28 @@ class ColumnEncoder:
         with io_errors(work, "write"):
             work.mkdir(exist_ok=True)
 
-    def encode(self, f: int, feature: RawFeature, largest: int, progress: ShareDone) -> EncodedColumn:
-        """Writes the file of rows of a column, its vocabulary with texts, and its counts.
+    def encode(self, group: Mapping[int, RawFeature], largest: int, progress: ShareDone) -> list[EncodedColumn]:
+        """Writes the files of rows of the columns that share ids, their vocabulary with texts, and its counts.
 
         Args:
-            f: number of the feature.
-            feature: the feature of the input.
-            largest: its largest value, if its values are rows.
+            group: the features of the input by number, of which most have ids of their own.
+            largest: the largest value, if values are rows.
             progress: called with the share that is done.
 
         Raises:
             DataError: if the disk is full, or a reused table has no row for a value.
         """
-        most_ids = self._selection.num_train * feature.max_ids
+        most_ids = self._selection.num_train * sum(feature.max_ids for feature in group.values())
         count_type = np.dtype("<u4") if most_ids < 1 << 32 else np.dtype("<u8")
-        column, ranked = ColumnParts(self._parts, self._selection, f, feature), None
+        columns = [ColumnParts(self._parts, self._selection, f, feature) for f, feature in group.items()]
+        (first, feature), ranked = next(iter(group.items())), None
         if not feature.as_rows and feature.buckets is None and self._options.hash_rows is None:
             with io_errors(self._store / VOCABULARY, "write"):
                 (self._store / VOCABULARY).mkdir(exist_ok=True)
         extended = self._reused if isinstance(self._reused, ExtendedEncoders) else None
         if extended and isinstance(extended.column(feature.name).encoder, KeptArray):
             entry, ranked = self._extend(
-                column, extended, count_type, lambda share: progress(share * _SHARE_OF_COUNTING)
+                columns, extended, count_type, lambda share: progress(share * _SHARE_OF_COUNTING)
             )
             count_type = entry.counts.dtype if entry.counts else count_type
         elif self._reused:
@@ -270,15 +279,15 @@ class ColumnEncoder:
             if extended and extended.total(feature.name) + most_ids >= 1 << 32:
                 count_type = np.dtype("<u8")
         elif feature.buckets is not None:
-            entry = ColumnEntry(feature.name, self._fit_buckets(column, feature.buckets))
+            entry = ColumnEntry(feature.name, self._fit_buckets(columns[0], feature.buckets))
         elif feature.as_rows:
             entry = ColumnEntry(feature.name, AsRows(largest + 1))
         elif self._options.hash_rows is not None:
-            entry = ColumnEntry(feature.name, Hashing(self._options.hash_rows, f))
+            entry = ColumnEntry(feature.name, Hashing(self._options.hash_rows, first))
         else:
-            ranked = self._count_values(column, count_type, lambda share: progress(share * _SHARE_OF_COUNTING))
+            ranked = self._count_values(columns, count_type, lambda share: progress(share * _SHARE_OF_COUNTING))
             values_type = np.dtype(feature.value_type)
-            values = KeptArray.describe(self._store, vocabulary_file(feature.name, values_type), values_type)
+            values = KeptArray.describe(self._store, vocabulary_file(feature.owner, values_type), values_type)
             entry = ColumnEntry(feature.name, values, rare=self._rare(feature) if self._options.keep_rare else None)
         encoder, texts, known_rows = entry.encoder, None, RESERVED_ROWS
         if ranked and feature.has_texts:
@@ -291,12 +300,25 @@ class ColumnEncoder:
         count_rows = ranked is None and (not isinstance(encoder, Hashing) or encoder.rows <= _MOST_COUNTED)
         counter = ValueCounter(row_type, self._work / "runs", self._most) if count_rows else None
         begun = _SHARE_OF_COUNTING if ranked else 0.0
-        part_ids, train, held_out = self._write_rows(
-            column, encoder, row_type, counter, texts, known_rows, lambda share: progress(begun + share * (1 - begun))
-        )
-        counts = counts_file(feature.name)
+
+        def wrote(number: int, share: float) -> None:
+            progress(begun + (number + share) / len(columns) * (1 - begun))
+
+        written = [
+            self._write_rows(
+                columns[number:],
+                encoder,
+                row_type,
+                counter,
+                None if number else texts,
+                known_rows,
+                partial(wrote, number),
+            )
+            for number in range(len(columns))
+        ]
+        counts = counts_file(feature.owner)
         if ranked:
-            missing = train.missing if feature.max_ids == 1 else 0
+            missing = sum(w.train.missing for c, w in zip(columns, written, strict=True) if c.feature.max_ids == 1)
             before, rare = extended.reserved_counts(feature.name) if extended else (0, 0)
             rare += ranked.total - ranked.kept_total
             start_counts(self._store / counts, count_type, before + missing, rare)
@@ -309,16 +331,19 @@ class ColumnEncoder:
         if ranked or counter:
             entry = replace(entry, counts=KeptArray.describe(self._store, counts, count_type))
         if texts:
-            entry = replace(entry, texts=KeptTexts.describe(self._store, *texts_files(feature.name)))
-        return EncodedColumn(
-            entry,
-            cardinality=ranked.distinct if ranked else None,
-            file=self.rows_file(f).name,
-            dtype=row_type,
-            part_ids=part_ids if feature.max_ids > 1 else None,
-            train=train,
-            held_out=held_out,
-        )
+            entry = replace(entry, texts=KeptTexts.describe(self._store, *texts_files(feature.owner)))
+        return [
+            EncodedColumn(
+                replace(entry, name=column.feature.name),
+                cardinality=ranked.distinct if ranked else None,
+                file=self.rows_file(column.f).name,
+                dtype=row_type,
+                part_ids=rows.part_ids if column.feature.max_ids > 1 else None,
+                train=rows.train,
+                held_out=rows.held_out,
+            )
+            for column, rows in zip(columns, written, strict=True)
+        ]
 
     def sync(self, columns: Sequence[EncodedColumn]) -> None:
         """Flushes all files of these columns to disk; `encode` does not.
@@ -352,18 +377,24 @@ class ColumnEncoder:
         # Numbers are float32, and two edges may be one there.
         return Bucketing(tuple(np.unique(np.array(edges, np.float32)).tolist()))
 
-    def _count_values(self, column: ColumnParts, count_type: np.dtype, progress: ShareDone) -> Ranked:
-        """Makes the vocabulary of a column and the counts of its values."""
-        feature, options = column.feature, self._options
-        dtype = np.dtype(feature.value_type)
-        counter = ValueCounter(dtype, self._work / "runs", self._most)
-        for part, counted in enumerate(self._workers.in_order(partial(column.count, p) for p in column)):
+    def _counted(self, columns: Sequence[ColumnParts], progress: ShareDone) -> ValueCounter:
+        """Counts the values of columns in the training examples."""
+        counter = ValueCounter(np.dtype(columns[0].feature.value_type), self._work / "runs", self._most)
+        calls = (partial(column.count, part) for column in columns for part in column)
+        for done, counted in enumerate(self._workers.in_order(calls), 1):
             counter.add(*counted)
-            progress((part + 1) / len(self._parts))
+            progress(done / (len(self._parts) * len(columns)))
+        return counter
+
+    def _count_values(self, columns: Sequence[ColumnParts], count_type: np.dtype, progress: ShareDone) -> Ranked:
+        """Makes the vocabulary of columns and the counts of its values."""
+        feature, options = columns[0].feature, self._options
+        dtype = np.dtype(feature.value_type)
+        counter = self._counted(columns, progress)
         ranked = rank_values(
             counter.ranges,
-            self._store / vocabulary_file(feature.name, dtype),
-            self._store / counts_file(feature.name),
+            self._store / vocabulary_file(feature.owner, dtype),
+            self._store / counts_file(feature.owner),
             count_type=count_type,
             min_count=options.min_count,
             most=None if options.max_rows_per_table is None else options.max_rows_per_table - RESERVED_ROWS,
@@ -375,34 +406,31 @@ class ColumnEncoder:
 
     def _rare(self, feature: RawFeature) -> tuple[KeptArray, KeptArray]:
         """Describes the files of the values without a row."""
-        values, counts = rare_files(feature.name, np.dtype(feature.value_type))
+        values, counts = rare_files(feature.owner, np.dtype(feature.value_type))
         return (
             KeptArray.describe(self._store, values, np.dtype(feature.value_type)),
             KeptArray.describe(self._store, counts, RARE_COUNT_TYPE),
         )
 
     def _rare_files(self, feature: RawFeature) -> tuple[Path, Path]:
-        values, counts = rare_files(feature.name, np.dtype(feature.value_type))
+        values, counts = rare_files(feature.owner, np.dtype(feature.value_type))
         return self._store / values, self._store / counts
 
     def _extend(
-        self, column: ColumnParts, extended: ExtendedEncoders, count_type: np.dtype, progress: ShareDone
+        self, columns: Sequence[ColumnParts], extended: ExtendedEncoders, count_type: np.dtype, progress: ShareDone
     ) -> tuple[ColumnEntry, Ranked]:
-        """Extends the vocabulary of a store and its counts by the values of a column; returns the new ones, ranked.
+        """Extends the vocabulary of a store and its counts by the values of columns; returns the new ones, ranked.
 
         Known values are found piece by piece, so that memory does not depend on their number.
         """
-        feature, options, store = column.feature, self._options, self._store
-        dtype, name = np.dtype(feature.value_type), feature.name
+        feature, options, store = columns[0].feature, self._options, self._store
+        dtype, name, owner = np.dtype(feature.value_type), feature.name, feature.owner
         known = extended.column(name).encoder
         assert isinstance(known, KeptArray)
-        counter = ValueCounter(dtype, self._work / "runs", self._most)
-        for part, counted in enumerate(self._workers.in_order(partial(column.count, p) for p in column)):
-            counter.add(*counted)
-            progress((part + 1) / len(self._parts))
+        counter = self._counted(columns, progress)
         if extended.total(name) + sum(int(counts.sum()) for _, counts in counter.ranges()) >= 1 << 32:
             count_type = np.dtype("<u8")
-        values_file, counts_file_ = store / vocabulary_file(name, dtype), store / counts_file(name)
+        values_file, counts_file_ = store / vocabulary_file(owner, dtype), store / counts_file(owner)
         extended.copy(known, values_file)
         with io_errors(counts_file_, "write"), counts_file_.open("wb") as counts_out:
             counts_out.write(np.zeros(RESERVED_ROWS, count_type).data)
@@ -441,7 +469,7 @@ class ColumnEncoder:
         with io_errors(values_file, "write"), new_values.open("rb") as values_in, values_file.open("ab") as values_out:
             shutil.copyfileobj(values_in, values_out)
         entry = ColumnEntry(name, KeptArray.describe(store, values_file.relative_to(store).as_posix(), dtype))
-        counts = KeptArray.describe(store, counts_file(name), count_type)
+        counts = KeptArray.describe(store, counts_file(owner), count_type)
         all_values = replace(ranked, distinct=ranked.distinct + known.num_values)
         return replace(entry, counts=counts, rare=self._rare(feature)), all_values
 
@@ -460,23 +488,23 @@ class ColumnEncoder:
         return TextWriter(content, ends, self._work / "texts", written=before.texts.arrays[0].num_values)
 
     def _texts_files(self, feature: RawFeature) -> tuple[Path, Path]:
-        content, ends = texts_files(feature.name)
+        content, ends = texts_files(feature.owner)
         return self._store / content, self._store / ends
 
     def _write_rows(
         self,
-        column: ColumnParts,
+        columns: Sequence[ColumnParts],
         encoder: KeptEncoder,
         row_type: np.dtype,
         counter: ValueCounter | None,
         texts: TextWriter | None,
         known_rows: int,
         progress: ShareDone,
-    ) -> tuple[list[int], IdSums, IdSums]:
-        """Writes the file of rows, in one pass per piece of the vocabulary; returns the ids of each part, and the sums.
+    ) -> "_WrittenRows":
+        """Writes the file of rows of the first of some columns, in one pass per piece of the vocabulary.
 
         Args:
-            column: the column to encode.
+            columns: the column to encode, and the others that have texts of its vocabulary.
             encoder: the encoder of the column.
             row_type: type of the rows.
             counter: counts the rows, if needed.
@@ -484,7 +512,7 @@ class ColumnEncoder:
             known_rows: rows whose texts are written already.
             progress: called with the share that is done.
         """
-        train, held_out = IdSums(), IdSums()
+        train, held_out, column = IdSums(), IdSums(), columns[0]
         path, id_starts, passes = self.rows_file(column.f), [0], self._num_passes(encoder)
         with io_errors(path, "write"), path.open("w+b") as file:
             for number, piece in enumerate(self._pieces(encoder)):
@@ -512,15 +540,18 @@ class ColumnEncoder:
                         counter.add(*found.counted)
                     progress((number + (part + 1) / len(self._parts)) / passes)
                 if texts is not None and isinstance(piece, Vocabulary) and piece.rows > known_rows:
-                    self._write_texts(column, piece, texts, known_rows)
+                    self._write_texts(columns, piece, texts, known_rows)
                 file.flush()
-        return np.diff(id_starts).tolist(), train, held_out
+        return _WrittenRows(np.diff(id_starts).tolist(), train, held_out)
 
-    def _write_texts(self, column: ColumnParts, piece: Vocabulary, texts: TextWriter, known_rows: int) -> None:
+    def _write_texts(
+        self, columns: Sequence[ColumnParts], piece: Vocabulary, texts: TextWriter, known_rows: int
+    ) -> None:
         """Writes the texts of a piece of the vocabulary, each at its first occurrence."""
         texts.begin(max(piece.first_row, known_rows) - RESERVED_ROWS, piece.rows - RESERVED_ROWS)
-        calls = (partial(column.text_places, part, piece) for part in column)
-        for part, places in enumerate(self._workers.in_order(calls)):
+        places_of = [(column, part) for column in columns for part in column]
+        calls = (partial(column.text_places, part, piece) for column, part in places_of)
+        for (column, part), places in zip(places_of, self._workers.in_order(calls), strict=True):
             chosen = texts.wanted(places)
             if len(chosen):
                 found = column.texts(part, chosen)

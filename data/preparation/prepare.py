@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors
-from dlrmctl.data.formats.raw import Input
+from dlrmctl.data.formats.raw import Input, RawFeature
 from dlrmctl.data.preparation.arranging import (
     ARRANGED_BY,
     Arranged,
@@ -144,7 +144,7 @@ class _Run:
         )
         columns = self._encode(encoder, tally, save_seconds)
         sparse = [
-            SparseFeature(feature.name, column.entry.rows, feature.max_ids)
+            SparseFeature(feature.name, column.entry.rows, feature.max_ids, feature.table)
             for feature, column in zip(self._input.sparse, columns, strict=True)
         ]
         schema = Schema(
@@ -237,17 +237,30 @@ class _Run:
         """Runs the second phase: encodes the remaining columns."""
         columns = [EncodedColumn.from_dict(values) for values in self._journal.state.get("columns", ())]
         features, begun, saved, saved_at = self._input.sparse, len(columns), len(columns), time.monotonic()
+        groups = _groups(features)
+        order = [f for group in groups for f in group]
 
         def progress(f: int, share: float) -> None:
             done, total = int((f + share) * tally.rows), len(features) * tally.rows
             self._progress(PrepareProgress("encode", done, total, tally.rows, begun * tally.rows))
 
-        for f in range(begun, len(features)):
-            feature = features[f]
-            columns.append(encoder.encode(f, feature, tally.largest.get(feature.name, 0), bind(progress, f)))
-            if f == len(features) - 1 or time.monotonic() - saved_at >= save_seconds:
+        for group in groups:
+            first = features[group[0]]
+            if len(columns) > order.index(group[0]):
+                continue  # by an earlier call
+            of_group = {f: features[f] for f in group}
+            columns += encoder.encode(of_group, tally.largest.get(first.name, 0), bind(progress, len(columns)))
+            if len(columns) == len(features) or time.monotonic() - saved_at >= save_seconds:
                 encoder.sync(columns[saved:])
                 self._journal.state["columns"] = [column.to_dict() for column in columns]
                 self._journal.save()
                 saved, saved_at = len(columns), time.monotonic()
-        return columns
+        return [columns[order.index(f)] for f in range(len(features))]
+
+
+def _groups(features: Sequence[RawFeature]) -> list[list[int]]:
+    """Returns the numbers of the features that share ids, by their first one; most share none."""
+    groups: dict[str, list[int]] = {}
+    for f, feature in enumerate(features):
+        groups.setdefault(f"table {feature.table}" if feature.table else f"own {feature.name}", []).append(f)
+    return list(groups.values())

@@ -233,7 +233,7 @@ def _check_made(path: Path, theirs: TableSchema | None, ours: TableSchema | None
         if (other := before.get(column.name)) is None:
             continue
         made = column.part is not None or column.buckets is not None
-        for key in ("type", "part", "buckets", "cross", *(("source",) if made else ())):
+        for key in ("type", "part", "buckets", "cross", "table", *(("source",) if made else ())):
             there, here = getattr(other, key), getattr(column, key)
             if there != here:
                 named = f"{'column' if key == 'source' else key} = "

@@ -236,7 +236,7 @@ class TrainedModel:
         if not isinstance(inner, DLRM) or not isinstance(inner.embeddings, StoredEmbeddings):
             raise UserError(f"{os.fspath(self.path)} is a baseline, which has no vectors", "load a DLRM")
         whole = inner.embeddings
-        keys = (*whole.bag_ids.keys, *whole.row_ids.keys)
-        tables: dict[str, Any] = dict(zip(keys, (*whole.bags, *whole.rows), strict=True))
+        names = (*whole.bag_ids.tables, *whole.row_ids.tables)
+        tables: dict[str, Any] = dict(zip(names, (*whole.bags, *whole.rows), strict=True))
         described = feature_tables(self.config, self._opened.features.schema)
         return compose([table for table in described if table.name == feature], self.config.embeddings.dim, tables)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dlrmctl.data.schema import Schema
+from dlrmctl.data.schema import Schema, SparseFeature
 from dlrmctl.data.source import Source
 from dlrmctl.embeddings.choose import RatioError, Scheme, fit_ratio, num_parameters
 from dlrmctl.embeddings.tables import FeatureTable
@@ -24,11 +24,14 @@ def feature_tables(config: Config, schema: Schema) -> list[FeatureTable]:
     Raises:
         UserError: if a section matches no table, its settings contradict, or a ratio is out of reach.
     """
-    grown = config.grown
+    grown, of_table = config.grown, dict[str, list[SparseFeature]]()
+    for feature in schema.sparse:
+        of_table.setdefault(feature.table or feature.name, []).append(feature)
+    names = list(of_table)
     features = [
-        (feature.name, grown.get(feature.name, (feature.rows,))[0], feature.max_ids) for feature in schema.sparse
+        (name, grown.get(name, (some[0].rows,))[0], max(feature.max_ids for feature in some))
+        for name, some in of_table.items()
     ]
-    names = [feature.name for feature in schema.sparse]
     check_patterns(config.tables, names)
     changes = [changes_of_table(config.tables, name, names) for name in names]
     each = [replace(config.embeddings, **change) for change in changes]
@@ -54,15 +57,26 @@ def feature_tables(config: Config, schema: Schema) -> list[FeatureTable]:
         else:
             given = ["collisions" in change for change in changes]
             tables = fit_ratio(features, schemes, given, ratio=ratio, dim=dim)
-        return [
-            replace(table, rows=feature.rows, before=grown.get(feature.name, ()))
-            for table, feature in zip(tables, schema.sparse, strict=True)
-        ]
+        by_name = dict(zip(names, tables, strict=True))
+        return [_of_feature(by_name[f.table or f.name], f, grown.get(f.table or f.name, ())) for f in schema.sparse]
     except RatioError as problem:
         hint = _BEYOND if problem.best > 1 else _NONE_IS_LARGE
         raise UserError(f"embeddings.compress_ratio: {problem}", hint) from None
     except ValueError as problem:
         raise UserError(str(problem), "see [embeddings] and [embeddings.tables] of the settings") from None
+
+
+def _of_feature(table: FeatureTable, feature: SparseFeature, before: tuple[int, ...]) -> FeatureTable:
+    """The tables of a feature, which may be shared, with the rows of earlier days."""
+    return replace(
+        table,
+        name=feature.name,
+        max_ids=feature.max_ids,
+        rows=feature.rows,
+        before=before,
+        table=feature.table,
+        most_ids=1 if feature.table is None else table.max_ids,
+    )
 
 
 def unsorted_heads(tables: Sequence[FeatureTable], source: Source) -> list[str]:
@@ -81,6 +95,7 @@ def unsorted_heads(tables: Sequence[FeatureTable], source: Source) -> list[str]:
 def summary(tables: Sequence[FeatureTable], settings: EmbeddingSettings) -> str:
     """Returns one line: the tables, and how much smaller they are than full ones, or why none is smaller."""
     dim, threshold = settings.dim, settings.qr_threshold
+    tables = list({table.table or table.name: table for table in tables}.values())  # of shared ones, one
     full, kept = sum(table.rows * dim for table in tables), num_parameters(tables, dim)
     if full == kept and settings.embedding != "full" and all(table.rows < threshold for table in tables):
         return f"{full:,} weights of embeddings, all tables full: none has {threshold:,} rows (--qr-threshold)"

@@ -23,7 +23,8 @@ class RowCounts:
 
     def __init__(self, source: Source, features: Sequence[FeatureTable]) -> None:
         self._counts = source.features.counts
-        self._features = {key: feature for feature in features for lookup in feature.lookups for key in lookup.keys}
+        # The counts of a vocabulary that features share are those of all of them.
+        self._features = {name: feature for feature in features for name in feature.table_names}
 
     def __call__(self, table: str) -> Tensor | None:
         """float32 [rows], the sums over the ids that share each row; None if the data has no counts.
@@ -43,10 +44,10 @@ def counts_of_rows(counts: np.ndarray, feature: FeatureTable, table: str) -> Ten
 
     Args:
         counts: unsigned [rows of the feature], by id.
-        table: a key of the feature's lookups.
+        table: one of the feature's tables.
     """
-    lookup = next(lookup for lookup in feature.lookups if table in lookup.keys)
-    part = lookup.keys.index(table)
+    lookup = next(lookup for lookup in feature.lookups if table in lookup.tables)
+    part = lookup.tables.index(table)
     if isinstance(lookup.partition, Full):
         return torch.from_numpy(counts.astype(np.float32))
     sums = torch.zeros(lookup.partition.table_rows[part], dtype=torch.float64)  # exact up to 2**53 lookups

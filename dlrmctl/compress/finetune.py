@@ -170,7 +170,7 @@ class Tuner:
         trained: list[Trained] = []
         fixed: list[str] = []
         optim = self._config.optim
-        qr_tables = self._compose(tables).combined_keys
+        qr_tables = self._compose(tables).combined_tables
         for name, table in tables.items():
             sums = self._sums(name)
             assert sums is not None, "checkpoints of runs have sums"

@@ -32,6 +32,8 @@ truncate = "reject"          # longer lists: "reject" the row, or keep the
                              # "first" or the "last" values
 type = "string"              # values as they are, 1.0 is not 1; or
                              # "integer": other values are errors
+table = "genres"             # the ids and the table that it shares with
+                             # others; default: its own
 
 # Columns that are made of others. `column` also gives one column of the files
 # a second name, for another transform or type.

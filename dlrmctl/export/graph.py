@@ -33,9 +33,9 @@ class Lookups(nn.Module):
     def __init__(self, features: Sequence[FeatureTable], tables: Mapping[str, Compressed]) -> None:
         super().__init__()
         self.features = tuple(features)
-        keys = [key for feature in features for lookup in feature.lookups for key in lookup.keys]
-        self._places = {key: place for place, key in enumerate(keys)}
-        self.tables = nn.ModuleList(tables[key] for key in keys)  # names of features may have any characters
+        names = dict.fromkeys(name for feature in features for name in feature.table_names)
+        self._places = {name: place for place, name in enumerate(names)}
+        self.tables = nn.ModuleList(tables[name] for name in names)  # names of features may have any characters
 
     def forward(self, ids: Mapping[str, Tensor]) -> list[Tensor]:
         """Returns vectors [B, D] of the features, in their order.
@@ -69,21 +69,21 @@ class Lookups(nn.Module):
     def _vectors(self, feature: FeatureTable, ids_N: Tensor) -> list[Tensor]:
         """Returns the vectors [N, D] of each id: one, or several for operation "features"."""
         *heads, last = feature.lookups
-        rows = dict(zip(last.keys, self._rows(last.keys, last.partition, ids_N), strict=True))
+        rows = dict(zip(last.keys, self._rows(last.tables, last.partition, ids_N), strict=True))
         if feature.combination in (None, "features"):
             vectors = list(rows.values())
         else:
             vectors = [combined(feature.combination, [rows[key] for key in operand_keys(feature)])]
         for head in heads:  # an id has rows in the head's table, or in the tail's
-            (row_ND,) = self._rows(head.keys, head.partition, ids_N)
+            (row_ND,) = self._rows(head.tables, head.partition, ids_N)
             vectors = [row_ND + vector_ND for vector_ND in vectors]
         return vectors
 
-    def _rows(self, keys: Sequence[str], partition: Partition, ids_N: Tensor) -> list[Tensor]:
+    def _rows(self, names: Sequence[str], partition: Partition, ids_N: Tensor) -> list[Tensor]:
         """Returns the rows of each table; 0 for an id that has none."""
         found = []
-        for key, row_N in zip(keys, partition(ids_N), strict=True):
-            table = self.tables[self._places[key]]
+        for name, row_N in zip(names, partition(ids_N), strict=True):
+            table = self.tables[self._places[name]]
             if isinstance(partition, Head | Tail):
                 found.append(table(row_N.clamp(min=0)) * (row_N >= 0).unsqueeze(-1))
             else:

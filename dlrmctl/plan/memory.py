@@ -153,21 +153,24 @@ def table_exchange(
     A whole table serves the batches of all ranks; of a divided table, every rank has sums for all of them.
     """
     world_size = cluster.world_size
-    longest = {key: feature.max_ids for feature in embeddings.features for key in feature.keys}
-    unpooled = set(embeddings.row_ids.keys)
+    ids_of: dict[str, list[int]] = {}  # by table, for each feature
+    for feature in embeddings.features:
+        for name in feature.table_names:
+            ids_of.setdefault(name, []).append(feature.max_ids)
+    unpooled = set(embeddings.row_ids.tables)
     rows, row_bytes, looked_up, width = ([0.0] * world_size for _ in range(4))
     examples = batch * world_size
     received = ids_of_rank = 0
     for table in placements:
-        ids = longest[table.table]
-        vectors = ids if table.table in unpooled else 1
+        ids, features = sum(ids_of[table.table]), len(ids_of[table.table])
+        vectors = ids if table.table in unpooled else features
         received += batch * vectors * table.dim * _FLOAT * 2
         ids_of_rank += batch * ids * _ID
         share = 1 / len(table.ranks)
         for rank in table.ranks:
             rows[rank] += examples * ids * share
             row_bytes[rank] += examples * ids * share * table.dim * _FLOAT
-            vectors_here = vectors * share if table.table in unpooled else 1
+            vectors_here = vectors * share if table.table in unpooled else features
             looked_up[rank] += examples * (vectors_here * table.dim * _FLOAT * 2 + ids * share * _ID)
             width[rank] += vectors_here * table.dim * _FLOAT
     others = (world_size - 1) / world_size

@@ -37,7 +37,8 @@ class PretrainedVectors:
     def __init__(self, path: Path, config: Config, features: FeatureSpace) -> None:
         self.path, dim, frame = path, config.embeddings.dim, _read(path)
         tables = {table.name: table for table in feature_tables(config, features.schema)}
-        self._vectors: dict[str, tuple[Tensor, Tensor]] = {}  # table -> rows, vectors
+        # table -> rows and vectors, of each feature in the file
+        self._vectors: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self.num_values, self.num_unknown = len(frame), 0
         for (name,), part in frame.group_by("feature", maintain_order=True):
             table = tables.get(str(name))
@@ -52,13 +53,13 @@ class PretrainedVectors:
             rows = _rows(path, features, table.name, part["value"])
             known = rows >= RESERVED_ROWS
             self.num_unknown += int(np.count_nonzero(~known))
-            (key,) = table.keys
-            self._vectors[key] = torch.from_numpy(rows[known]), torch.from_numpy(vectors[known])
+            (key,) = table.table_names
+            self._vectors.setdefault(key, []).append((torch.from_numpy(rows[known]), torch.from_numpy(vectors[known])))
 
     @torch.no_grad()
     def fill(self, tables: Mapping[str, Any]) -> None:
         """Copies the vectors into this rank's tables: "TABLE/weight" -> tensor, see `sharding.shard.sparse_state`."""
-        for name, (rows, vectors) in self._vectors.items():
+        for name, rows, vectors in ((name, *some) for name, each in self._vectors.items() for some in each):
             tensor = tables.get(f"{name}/weight")
             for shard in tensor.local_shards() if isinstance(tensor, ShardedTensor) else ():
                 first = shard.metadata.shard_offsets[0]

@@ -152,7 +152,7 @@ class WarmStart:
         for before, now in days:
             if now.rows > before.rows:
                 known = before.before if before.before and before.embedding != "head" else (*before.before, before.rows)
-                grown[before.name] = known  # only heads depend on more than the first day
+                grown[before.table or before.name] = known  # only heads depend on more than the first day
         config = replace(config, grown=grown)
         feature_tables(config, source.schema)  # raises if one cannot grow
         return config

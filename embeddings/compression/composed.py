@@ -42,9 +42,9 @@ class StoredEmbeddings(FeatureEmbeddings):
                     f"{wanted.rows:,} of {wanted.dim}"
                 )
         # Lists, because names of tables may hold characters that names of modules may not.
-        self.bags = nn.ModuleList(tables[key] for key in self.bag_ids.keys)
-        self.rows = nn.ModuleList(tables[key] for key in self.row_ids.keys)
-        self._widths = [tables[key].dim for key in self.bag_ids.keys]
+        self.bags = nn.ModuleList(tables[name] for name in self.bag_ids.tables)
+        self.rows = nn.ModuleList(tables[name] for name in self.row_ids.tables)
+        self._widths = [tables[name].dim for name in self.bag_ids.tables]
 
     def pool(self, rows: SparseIds) -> list[Columns]:
         found = zip(self.bags, _pieces(rows), strict=True)

@@ -44,7 +44,7 @@ def attach_rowwise_adagrad(
             raise ValueError(f"{name}={value} must be at least 0")
     if not eps > 0:
         raise ValueError(f"{eps=} must be above 0: a row's first gradient may be 0")
-    qr_tables = embeddings.combined_keys
+    qr_tables = embeddings.combined_tables
     for name, weight in embeddings.named_parameters():
         is_qr = name.split(".")[-2] in qr_tables
         settings: dict[str, Any] = {"lr": qr_lr if is_qr else sparse_lr, "eps": eps}

@@ -29,7 +29,7 @@ class LocalBags:
     lookups. State dicts and optimizers remain with the sharded module that owns the kernels.
 
     Args:
-        kernels: kernels with the names of their tables, which are their keys; together they have `keys`.
+        kernels: kernels with the names of their tables; together, their tables have `keys`.
         keys: the keys of batches, in order.
 
     Raises:
@@ -42,11 +42,13 @@ class LocalBags:
         keys: list[str],
     ) -> None:
         self._kernels: list[_Kernel] = []
-        for kernel, names in kernels:
+        for kernel, _ in kernels:
+            tables = kernel.config.embedding_tables
+            names = [key for table in tables for key in table.feature_names]
             first = keys.index(names[0])
             if keys[first : first + len(names)] != names:
                 raise ValueError(f"the kernel with keys {names} needs them in this order, next to each other: {keys}")
-            widths = [table.embedding_dim for table in kernel.config.embedding_tables]
+            widths = [table.embedding_dim for table in tables for _ in table.feature_names]
             self._kernels.append(_Kernel(kernel.emb_module, first, names, widths))
         self._counting: Tensor | None = None
 

@@ -110,7 +110,10 @@ def make_plan(
     tables = embeddings.tables
     _check_sizes(tables, kinds, world_size, memory_bytes)
     cap = _UNLIMITED_BYTES if memory_bytes is None else memory_bytes
-    ids_per_bag = {key: float(f.max_ids) for f in embeddings.features for key in f.keys}
+    ids_per_bag: dict[str, list[float]] = {}  # by table, for each feature
+    for feature in embeddings.features:
+        for name in feature.table_names:
+            ids_per_bag.setdefault(name, []).append(float(feature.max_ids))
     planner = EmbeddingShardingPlanner(
         topology=TopologyFactory.create_topology(
             TrainerConfig(
@@ -131,7 +134,7 @@ def make_plan(
             table.name: ParameterConstraints(
                 sharding_types=kinds,
                 compute_kernels=["fused"],
-                pooling_factors=[ids_per_bag[table.name]],
+                pooling_factors=ids_per_bag[table.name],
             )
             for table in tables
         },

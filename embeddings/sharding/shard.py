@@ -134,7 +134,7 @@ def shard(
         embeddings=embeddings,
         plan=plan,
         bytes_per_rank=rank_bytes(plan, world_size),
-        learning_rates=LearningRates(dmp, embeddings.combined_keys),
+        learning_rates=LearningRates(dmp, embeddings.combined_tables),
         exchange=exchange,
     )
 

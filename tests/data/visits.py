@@ -65,3 +65,11 @@ def write_schema(path: Path, schema: dict[str, Any]) -> Path:
         lines += [f"[columns.{name}]", *(f"{key} = {json.dumps(value)}" for key, value in section.items())]
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+SHARED: dict[str, Any] = {
+    "label": "clicked",
+    "dense": ["price"],
+    "sparse": ["last_item", "user", "item", "history"],
+    "columns": {"history": {"max_ids": 6, "table": "item"}, "last_item": {"table": "item"}},
+}

@@ -51,6 +51,15 @@ MORE_ONE_HOT = [
 MORE_MULTI_HOT = [replace(f, max_ids=4) for f in MORE_ONE_HOT]
 EVERYTHING = [*ONE_HOT[:3], *MORE_MULTI_HOT[:8], *MULTI_HOT[3:], *MORE_ONE_HOT[8:]]
 
+# Tables of every kind that three features share, one of them with lists; other features are between them.
+_SHARED = [ONE_HOT[k] for k in (0, 1, 3, 4)] + [MORE_ONE_HOT[k] for k in (0, 1, 2, 4, 6, 7, 8, 9)]
+SHARED = [
+    *(replace(f, table=f.name, most_ids=4) for f in _SHARED),
+    FeatureTable("own", 30, 3),
+    *(replace(f, name=f"{f.name}-of-4", max_ids=4, table=f.name, most_ids=4) for f in reversed(_SHARED)),
+    *(replace(f, name=f"last-{f.name}", table=f.name, most_ids=4) for f in _SHARED),
+]
+
 
 def make_bags(features: Sequence[FeatureTable], batch_size: int, seed: int) -> Bags:
     """Random ids with many repeats; multi-hot bags may be empty and may repeat an id."""
@@ -96,7 +105,7 @@ def embed(features: Sequence[FeatureTable], tables: dict[str, Tensor], bags: Bag
 
 
 def _vectors(feature: FeatureTable, tables: dict[str, Tensor], id_: int) -> list[Tensor]:
-    name = feature.name
+    name = feature.table or feature.name
     if feature.embedding == "full":
         return [tables[name][id_]]
     if feature.embedding == "hash":

@@ -11,6 +11,7 @@ from tests.embeddings.reference import (
     MORE_ONE_HOT,
     MULTI_HOT,
     ONE_HOT,
+    SHARED,
     embed,
     make_bags,
     to_kjt,
@@ -24,6 +25,7 @@ KINDS = {
     "more-one-hot": MORE_ONE_HOT,
     "more-multi-hot": MORE_MULTI_HOT,
     "everything": EVERYTHING,
+    "shared": SHARED,
 }
 
 

@@ -17,6 +17,7 @@ from tests.embeddings.reference import (
     MORE_ONE_HOT,
     MULTI_HOT,
     ONE_HOT,
+    SHARED,
     make_bags,
     part_of,
     to_kjt,
@@ -30,6 +31,7 @@ LISTS = {
     "multi-hot": MULTI_HOT,
     "more-one-hot": MORE_ONE_HOT,
     "more-multi-hot": MORE_MULTI_HOT,
+    "shared": SHARED,
 }
 
 
