@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -10,22 +10,24 @@ from typing import Any
 
 from dlrmctl.assembly.compressed import DENSE_FILE, REPORT, WIDE_FILE
 from dlrmctl.compress.finetune import Tuned
-from dlrmctl.compress.fitting import SMALL_BYTES, Counts, Kept, TableOptions, fit_all
+from dlrmctl.compress.fitting import SMALL_BYTES, Counts, Kept, TableOptions, find_options, fit_options
 from dlrmctl.compress.request import Request, out_of_reach, split_tables
-from dlrmctl.compress.search import BudgetSearch, Joint, calibrate, realize, within_budget
+from dlrmctl.compress.search import BudgetSearch, Joint, frontier_of, priced, realize
 from dlrmctl.compress.trial import Trial
 from dlrmctl.console.console import finite, warn
 from dlrmctl.console.progress import BarDisplay
 from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.files import io_errors
 from dlrmctl.embeddings.compression.artifact import Writer
-from dlrmctl.embeddings.compression.frontier import Choice, Frontier, predicted_options
+from dlrmctl.embeddings.compression.frontier import Choice, Frontier
 from dlrmctl.embeddings.compression.rules.rows import Compressed, StoredRows
 from dlrmctl.rundir.directory import FEATURES
 from dlrmctl.rundir.stored_tables import CheckpointTables, TableShape, TableSource
 from dlrmctl.settings.toml import write_settings
 
 _MOST_FILE_BYTES = 256 << 20
+_ROUNDS = 4  # of choosing and fitting
+_WORTH_A_FIT = 0.98  # share of the error above which another choice is not tried
 
 
 @dataclass
@@ -56,20 +58,20 @@ class Compression:
     def results(self) -> Iterator[tuple[str, str, Callable[[], Compressed]]]:
         """Yields the name, the method and a function that returns the compressed table, for every table."""
         for table, index in zip(self.tables, self.choice.indices, strict=True):
-            method = table.fitted[index].method
+            method = table.options[index].method
             yield table.name, method, partial(table.table, method)
         for shape in self.kept:
             yield shape.name, "fp32", partial(as_it_is, self.source, shape)
 
     def replaced(self) -> dict[str, Compressed]:
         """The compressed tables by name."""
-        return realize(self.tables, self.choice)
+        return realize(self.tables, self.choice.indices)
 
 
 def compress(
     source: TableSource, request: Request, *, trial: Trial | None, counts: Counts, progress: BarDisplay
 ) -> Compression:
-    """Fits options and chooses among them.
+    """Chooses among the options of tables and fits the chosen ones.
 
     Args:
         trial: on validation examples; needed for a budget.
@@ -82,29 +84,49 @@ def compress(
     total = sum(table.stored_bytes for table in source.tables)
     # A model that is evaluated has all its tables in memory; otherwise only the largest table may need memory.
     working = total if trial is not None else _working_bytes(source)
-    tables = fit_all(source, request, shapes, counts, kept=Kept(working), progress=progress)
-    sizes = [[fitted.num_bytes for fitted in table.fitted] for table in tables]
-    proxies = [[fitted.proxy for fitted in table.fitted] for table in tables]
+    tables = find_options(source, request, shapes, counts, kept=Kept(working), progress=progress)
     fixed = sum(table.num_bytes for table in kept)
-    if request.goal == "budget":
+    if request.budget is not None:
         assert trial is not None
-        assert request.budget is not None
-        search = calibrate(tables, trial, around=request.budget / 2, progress=progress)
-        joint = within_budget(search, trial, request.budget, progress=progress)
+        search = BudgetSearch(tables, partial(_ne_rise, tables, trial, progress), request.budget, progress)
+        joint = search.run()
         compression = Compression(request, source, tables, kept, joint.choice, search.frontier, search, joint)
         _warn_of_nothing(compression, request.budget)
         return compression
-    frontier = Frontier(predicted_options(sizes, proxies, 1.0))
-    if request.goal == "method":
-        last = tuple(len(table.fitted) - 1 for table in tables)
-        choice = Choice(last, sum(s[i] for s, i in zip(sizes, last, strict=True)), 0.0)
-        return Compression(request, source, tables, kept, choice, frontier)
-    assert request.ratio is not None
-    try:
-        choice = frontier.within_bytes(math.floor(total / request.ratio) - fixed)
-    except ValueError:
-        raise out_of_reach(request, total / (int(frontier.num_bytes[0]) + fixed), kept) from None
-    return Compression(request, source, tables, kept, choice, frontier)
+    if request.ratio is None:
+        choice = priced(tables, [len(table.options) - 1 for table in tables])
+        return Compression(request, source, tables, kept, choice, frontier_of(tables))
+    most, least = math.floor(total / request.ratio) - fixed, frontier_of(tables).choice(0).num_bytes
+    if most < least:
+        raise out_of_reach(request, total / (least + fixed), kept)
+    choice = _least_error(tables, most, progress)
+    return Compression(request, source, tables, kept, choice, frontier_of(tables))
+
+
+def _least_error(tables: list[TableOptions], most_bytes: int, progress: BarDisplay) -> Choice:
+    """Fits the choice with the least error within these bytes.
+
+    The first choice is made by estimated errors. Then the measured errors of its options may show that another is
+    better, which is fitted, too.
+    """
+    best: Choice | None = None
+    for _ in range(_ROUNDS):
+        choice = frontier_of(tables).within_bytes(most_bytes)
+        if best is not None and choice.error > _WORTH_A_FIT * best.error:
+            break
+        fit_options(tables, choice.indices, progress=progress)
+        choice = priced(tables, choice.indices)
+        best = choice if best is None or choice.error < best.error else best
+    assert best is not None
+    return best
+
+
+def _ne_rise(
+    tables: list[TableOptions], trial: Trial, progress: BarDisplay, indices: Sequence[int]
+) -> tuple[float, float]:
+    """Fits these options, one of each table, and returns the increase of NE and its standard error."""
+    fit_options(tables, indices, progress=progress)
+    return trial.ne_rise(realize(tables, indices))
 
 
 def _warn_of_nothing(compression: Compression, budget: float) -> None:

@@ -1,7 +1,7 @@
-"""Fits all methods to all chosen tables, with their sizes and errors.
+"""The options of tables: methods with their sizes and errors.
 
-Several tables are fitted at a time if memory allows, and freed memory is returned to the system, so that the peak of a
-long compression is that of its largest step.
+Errors are estimated on samples first; only options that a choice needs are fitted. Freed memory is returned to the
+system, so that the peak of a long compression is that of its largest step.
 """
 
 import ctypes
@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from threading import Condition, Lock
 from typing import Any
 
@@ -19,19 +18,21 @@ from torch import Tensor
 from dlrmctl.compress.request import Request
 from dlrmctl.console.console import warn
 from dlrmctl.console.progress import BarDisplay
-from dlrmctl.embeddings.compression.fits.methods import Method
+from dlrmctl.embeddings.compression.fits.codebook import SAMPLE_ROWS
+from dlrmctl.embeddings.compression.fits.estimates import Estimates
+from dlrmctl.embeddings.compression.fits.methods import Method, least_bytes, most_bytes
 from dlrmctl.embeddings.compression.fits.quality import Quality, measure
 from dlrmctl.embeddings.compression.fits.trained import Importance, TableRows, importance
 from dlrmctl.embeddings.compression.isometry.secants import Progress
 from dlrmctl.embeddings.compression.rules.rows import Compressed, StoredRows
 from dlrmctl.embeddings.compression.rules.sharing import Isometric
-from dlrmctl.embeddings.errors import NonFiniteValueError
 from dlrmctl.errors import UserError
 from dlrmctl.rundir.stored_tables import TableShape, TableSource
 
-_EXACT = Method.parse("fp32")
+EXACT = Method.parse("fp32")
 Counts = Callable[[str], Tensor | None]  # table -> number of lookups of each row in training
 _KINDS = ("adagrad", "counts", "uniform")  # in the order of preference of "auto"
+_LARGE_BYTES = 8 << 20  # tables from this size on are fitted by all cores
 SMALL_BYTES = 32 << 20  # memory for tables at work, and for kept ones, even if the largest table is smaller
 
 
@@ -55,36 +56,43 @@ class Kept:
                 self._tables[name, method] = table
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A table fitted with a method.
+@dataclass
+class Candidate:
+    """A method for a table.
 
     Attributes:
         method: name of the method.
         num_bytes: of all stored parts.
-        quality: difference from the trained table.
-        proxy: squared error weighted by importance; proportional to the increase of the loss.
+        proxy: squared error weighted by importance, proportional to the increase of the loss; an estimate until the
+            method is fitted.
+        quality: difference from the trained table; None until the method is fitted.
         certificate: distance errors of a near-isometric map; None for other methods.
     """
 
     method: str
     num_bytes: int
-    quality: Quality
     proxy: float
+    quality: Quality | None = None
     certificate: dict[str, Any] | None = None
 
 
 @dataclass
 class TableOptions:
-    """A table with its fitted options; `load` reads the rows and importances again."""
+    """A table with its options.
+
+    Attributes:
+        scale: factor of weighted errors that makes them comparable between tables.
+        load: reads the rows and importances; its argument is called on every pass over them.
+    """
 
     name: str
     rows: int
     dim: int
     weights_kind: str
-    load: Callable[[], TableRows]
+    scale: float
+    load: Callable[[Progress], TableRows]
     kept: Kept
-    fitted: list[Fitted] = field(default_factory=list)
+    options: list[Candidate] = field(default_factory=list)
 
     @property
     def num_bytes(self) -> int:
@@ -92,39 +100,57 @@ class TableOptions:
         return 4 * self.rows * self.dim
 
     def table(self, method: str) -> Compressed:
-        """The table compressed with one of the fitted methods."""
-        if method == _EXACT.name:
-            return StoredRows(self.load().weight.float(), self.dim, 32)  # the trained table itself, not a copy
+        """The table compressed with one of the methods."""
+        if method == EXACT.name:
+            return StoredRows(self.load(_silent).weight.float(), self.dim, 32)  # the trained table itself, not a copy
         kept = self.kept.get(self.name, method)
-        return Method.parse(method).fit(self.load()) if kept is None else kept
+        return Method.parse(method).fit(self.load(_silent)) if kept is None else kept
 
-    def add(self, rows: TableRows, method: Method, scale: float, *, must_fit: bool = False) -> Fitted | None:
-        """Fits a method; None if the result would not be smaller than the trained table, or it does not fit the table.
+    def estimate(self, methods: Sequence[Method], *, advance: Callable[[], None]) -> None:
+        """Adds options that are smaller than the trained table, with estimated errors.
 
         Raises:
-            UserError: if the table contains values that are not finite, or the method must fit and does not.
+            UserError: if the table contains values that are not finite.
         """
-        if method == _EXACT:
-            self.fitted.append(Fitted(method.name, self.num_bytes, Quality.exact(), 0.0))
-            return self.fitted[-1]
-        try:
+        with self._errors():
+            found = Estimates(self.load(_silent), methods)
+        _trim_heap()
+        for method in methods:
+            size = most_bytes if found.needs_bitmap(method) else least_bytes
+            num_bytes = size(method, self.rows, self.dim)
+            if method == EXACT:
+                self.options.append(Candidate(EXACT.name, self.num_bytes, 0.0, Quality.exact()))
+            elif num_bytes < self.num_bytes:
+                self.options.append(Candidate(method.name, num_bytes, found.weighted_error(method) * self.scale))
+            advance()
+
+    def fit(self, index: int, progress: Progress) -> None:
+        """Fits an option and measures its error.
+
+        Raises:
+            UserError: if the table contains values that are not finite, or the method does not fit the table.
+        """
+        option = self.options[index]
+        method = Method.parse(option.method)
+        with self._errors():
+            rows = self.load(progress)
             table = method.fit(rows)
-        except ValueError as problem:
-            if must_fit or isinstance(problem, NonFiniteValueError):
-                raise UserError(f"table {self.name}: {problem}".replace(f"table {self.name}: table", "table")) from None
-            return None
-        if table.num_bytes >= self.num_bytes:
-            return None
-        quality = measure(rows, table)
+        option.num_bytes, option.quality = table.num_bytes, measure(rows, table)
+        option.proxy = option.quality.weighted_error * self.scale
+        option.certificate = table.certificate if isinstance(table, Isometric) else None
         if method.kind != "rows":  # rows are quick to round again
             self.kept.put(self.name, method.name, table)
-        certificate = table.certificate if isinstance(table, Isometric) else None
-        fitted = Fitted(method.name, table.num_bytes, quality, quality.weighted_error * scale, certificate)
-        self.fitted.append(fitted)
-        return fitted
+        _trim_heap()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as problem:
+            raise UserError(f"table {self.name}: {problem}".replace(f"table {self.name}: table", "table")) from None
 
 
-def fit_all(
+def find_options(
     source: TableSource,
     request: Request,
     shapes: Sequence[TableShape],
@@ -133,89 +159,134 @@ def fit_all(
     kept: Kept,
     progress: BarDisplay,
 ) -> list[TableOptions]:
-    """Fits the options of these tables, one table per core at a time, and returns them in order.
-
-    Tables that are fitted at the same time are together no larger than the largest table, to limit memory.
+    """Returns the options of these tables, in order: with a requested method fitted, otherwise with estimated errors.
 
     Raises:
-        UserError: see `_fit_options`.
+        UserError: if requested weights are missing, a value is not finite, or the method does not fit a table.
     """
-    turns = _Turns(max(SMALL_BYTES, *(shape.num_bytes for shape in shapes)))
+    tables = [_open(source, shape, request.weights, counts, kept) for shape in shapes]
     methods = {shape.name: request.methods(shape.rows, shape.dim) for shape in shapes}
-    lock, ready = Lock(), 0
+    if request.goal == "method":
+        for table in tables:
+            _, method = methods[table.name]
+            table.options.append(Candidate(EXACT.name, table.num_bytes, 0.0, Quality.exact()))
+            if method != EXACT and least_bytes(method, table.rows, table.dim) < table.num_bytes:
+                table.options.append(Candidate(method.name, 0, 0.0))
+        fit_options(tables, [len(table.options) - 1 for table in tables], progress=progress)
+        for table in tables:
+            if table.options[-1].num_bytes >= table.num_bytes:
+                del table.options[1:]
+    else:
+        ready, lock = 0, Lock()
+        progress.begin("estimating errors", sum(len(found) for found in methods.values()))
 
-    def advance(shape: TableShape, tables: int = 0) -> None:
-        """Counts a method fitted to a table, and complete tables."""
-        nonlocal ready
-        with lock:
-            ready += tables
-            progress.advance(0 if tables else shape.num_bytes, f"{ready} of {len(shapes)} tables")
+        def estimate(table: TableOptions) -> None:
+            def advance() -> None:
+                with lock:
+                    progress.advance(1, f"{ready} of {len(tables)} tables")
 
-    def fit(shape: TableShape) -> TableOptions:
-        context = f"{shape.name} ({shape.rows:,} x {shape.dim})"
-        with turns.take(shape.num_bytes):
-            found = _fit_options(
-                source,
-                shape.name,
-                methods[shape.name],
-                weights=request.weights,
-                counts=counts,
-                progress=partial(progress.rows, context),
-                fitted=partial(advance, shape),
-                kept=kept,
-                must_fit=request.goal == "method",
-            )
-        advance(shape, tables=1)
-        return found
+            nonlocal ready
+            table.estimate(methods[table.name], advance=advance)
+            with lock:
+                ready += 1
 
-    # Large tables first, so that the last one is small. Their products are too small for several threads.
-    order = sorted(shapes, key=lambda shape: -shape.num_bytes)
-    with ThreadPoolExecutor(torch.get_num_threads(), initializer=lambda: torch.set_num_threads(1)) as pool:
-        progress.begin("fitting tables", sum(shape.num_bytes * len(methods[shape.name]) for shape in order))
-        by_name = {table.name: table for table in pool.map(fit, order)}
-    tables = [by_name[shape.name] for shape in shapes]
+        _for_each(tables, estimate)
     _warn(request, tables)
     return tables
 
 
-def _fit_options(
-    source: TableSource,
-    name: str,
-    methods: Sequence[Method],
-    *,
-    weights: str,
-    counts: Counts,
-    progress: Progress,
-    fitted: Callable[[], None],
-    kept: Kept,
-    must_fit: bool = False,
-) -> TableOptions:
-    """Fits all methods to one table.
-
-    Args:
-        weights: "auto" (AdaGrad's sums, else counts, else uniform), "adagrad", "counts" or "uniform".
-        counts: number of lookups of each row in training, if known.
-        fitted: called after each method.
-        kept: cache for fitted tables.
-        must_fit: whether a method that cannot be used on this table is an error; otherwise it is skipped.
+def fit_options(tables: Sequence[TableOptions], indices: Sequence[int], *, progress: BarDisplay) -> None:
+    """Fits one option of each table, unless it is fitted already.
 
     Raises:
-        UserError: if the requested weights are missing, a value is not finite, or a method that must fit does not.
+        UserError: see `TableOptions.fit`.
     """
-    shape = next(table for table in source.tables if table.name == name)
-    found = weigh(source, name, weights, counts)
+    index_of = {
+        table.name: index for table, index in zip(tables, indices, strict=True) if table.options[index].quality is None
+    }
+    chosen = [table for table in tables if table.name in index_of]
+    if not chosen:
+        return
+    work = {table.name: _work(Method.parse(table.options[index_of[table.name]].method), table.rows) for table in chosen}
+    progress.begin("fitting tables", sum(work.values()))
+    lock = Lock()
 
-    def load() -> TableRows:
-        weights_now = weigh(source, name, weights, counts).weights
-        return TableRows(source.weight(name), weights_now, name=name, progress=progress)
+    def fit(table: TableOptions) -> None:
+        index = index_of[table.name]
+        context = f"{table.name} ({table.rows:,} x {table.dim}) by {table.options[index].method}"
+        part = _Part(progress, lock, context, work[table.name], table.rows)
+        table.fit(index, part.passed)
+        part.finish()
 
-    options = TableOptions(name, shape.rows, shape.dim, found.kind, load, kept)
-    rows = TableRows(source.weight(name), found.weights, name=name, progress=progress)
-    for method in methods:
-        options.add(rows, method, found.scale, must_fit=must_fit)
-        fitted()
-        _trim_heap()
-    return options
+    _for_each(chosen, fit)
+
+
+def _for_each(tables: Sequence[TableOptions], function: Callable[[TableOptions], None]) -> None:
+    """Calls a function for each table: the largest one after the other, on all cores; the others one per core.
+
+    Tables at work at the same time are together no larger than the largest one, to limit memory.
+    """
+    ordered = sorted(tables, key=lambda table: -table.num_bytes)  # so that the last one is small
+    turns = _Turns(max(SMALL_BYTES, ordered[0].num_bytes))
+    large = [table for table in ordered if table.num_bytes >= _LARGE_BYTES]
+
+    def take_turn(table: TableOptions) -> None:
+        with turns.take(table.num_bytes):
+            function(table)
+
+    for table in large:
+        function(table)
+    with ThreadPoolExecutor(torch.get_num_threads(), initializer=lambda: torch.set_num_threads(1)) as pool:
+        list(pool.map(take_turn, ordered[len(large) :]))
+
+
+def _open(source: TableSource, shape: TableShape, weights: str, counts: Counts, kept: Kept) -> TableOptions:
+    """A table without options.
+
+    Raises:
+        UserError: see `weigh`.
+    """
+    found = weigh(source, shape.name, weights, counts)
+
+    def load(progress: Progress) -> TableRows:
+        weights_now = weigh(source, shape.name, weights, counts).weights
+        return TableRows(source.weight(shape.name), weights_now, name=shape.name, progress=progress)
+
+    return TableOptions(shape.name, shape.rows, shape.dim, found.kind, found.scale, load, kept)
+
+
+def _work(method: Method, rows: int) -> int:
+    """The time that a fit takes, in an arbitrary unit."""
+    if not method.num_codes:
+        return rows
+    return method.num_codes * (3 * rows + 30 * min(rows, SAMPLE_ROWS))
+
+
+class _Part:
+    """Counts the passes over a table's rows as parts of the work of its fit."""
+
+    _PASSES = 4  # usual number: check, two passes of a fit, measure
+
+    def __init__(self, progress: BarDisplay, lock: Lock, context: str, work: int, rows: int) -> None:
+        self._progress, self._lock, self._context = progress, lock, context
+        self._work, self._expected = work, self._PASSES * rows
+        self._seen, self._last, self._counted = 0, 0, 0
+
+    def passed(self, phase: str, done: int, total: int) -> None:
+        self._seen += done - self._last if done > self._last else done
+        self._last = done
+        self._count(
+            self._work * min(self._seen, self._expected) // self._expected,
+            f"{self._context}: {phase}, {done:,} of {total:,}",
+        )
+
+    def finish(self) -> None:
+        self._count(self._work, self._context)
+
+    def _count(self, done: int, about: str) -> None:
+        with self._lock:
+            self._progress.advance(done - self._counted, about)
+        self._counted = done
 
 
 def weigh(source: TableSource, name: str, asked: str, counts: Counts) -> Importance:
@@ -239,8 +310,8 @@ def weigh(source: TableSource, name: str, asked: str, counts: Counts) -> Importa
 
 def _warn(request: Request, tables: Sequence[TableOptions]) -> None:
     for table in tables:
-        if request.goal == "method" and len(table.fitted) == 1:
-            name = request.methods(table.rows, table.dim)[-1].name
+        name = request.methods(table.rows, table.dim)[-1].name
+        if request.goal == "method" and len(table.options) == 1 and name != EXACT.name:
             warn(f"{table.name}, {table.rows:,} x {table.dim}: {name} is not smaller; the table stays float32")
     if any(table.weights_kind == "uniform" for table in tables) and request.weights != "uniform":
         warn(
@@ -267,6 +338,10 @@ class _Turns:
             with self._condition:
                 self._left += num_bytes
                 self._condition.notify_all()
+
+
+def _silent(phase: str, done: int, total: int) -> None:
+    pass
 
 
 def _trim_heap() -> None:

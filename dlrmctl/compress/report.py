@@ -9,6 +9,7 @@ import numpy as np
 
 from dlrmctl.compress.compression import Compression
 from dlrmctl.compress.finetune import show_finetuning
+from dlrmctl.compress.search import priced
 from dlrmctl.compress.trial import Trial
 from dlrmctl.console.console import output, print_table
 from dlrmctl.console.pictures import picture
@@ -30,21 +31,22 @@ def make_report(compression: Compression, trials: dict[str, Trial]) -> dict[str,
     stored = {shape.name: shape.stored_bytes for shape in compression.source.tables}
     tables: list[dict[str, Any]] = []
     for number, (table, index) in enumerate(zip(compression.tables, compression.choice.indices, strict=True)):
-        fitted = table.fitted[index]
+        option = table.options[index]
+        assert option.quality is not None
         entry: dict[str, Any] = {
             "name": table.name,
             "rows": table.rows,
             "dim": table.dim,
             "bytes_before": stored[table.name],
-            "bytes_after": fitted.num_bytes,
-            "method": fitted.method,
+            "bytes_after": option.num_bytes,
+            "method": option.method,
             "weights": table.weights_kind,
-            **asdict(fitted.quality),
+            **asdict(option.quality),
         }
-        if fitted.certificate is not None:
-            entry["isometry"] = fitted.certificate
+        if option.certificate is not None:
+            entry["isometry"] = option.certificate
         if search is not None:
-            entry["predicted_ne_increase"] = search.constants[number] * fitted.proxy
+            entry["predicted_ne_increase"] = search.constants[number] * option.proxy
             method, rise, se = search.calibrations[number]
             entry["calibration"] = {"method": method, "ne_increase": rise, "se": se}
         tables.append(entry)
@@ -61,7 +63,8 @@ def make_report(compression: Compression, trials: dict[str, Trial]) -> dict[str,
     if compression.request.budget is not None:
         report["max_ne_increase"] = compression.request.budget
     if search is not None and compression.joint is not None:
-        report["predicted_ne_increase"] = compression.joint.predicted
+        predicted = priced(compression.tables, compression.choice.indices, search.constants).error
+        report["predicted_ne_increase"] = predicted
         fixed = sum(shape.num_bytes for shape in compression.kept)
         report["evaluated"] = [
             {
@@ -182,7 +185,7 @@ def _explain(report: dict[str, Any]) -> None:
                 str(number + 1),
                 bytes_text(tried["bytes"]),
                 f"{report['bytes_before'] / tried['bytes']:.1f}",
-                _predicted(tried["predicted_ne_increase"]),
+                "-" if tried["predicted_ne_increase"] is None else _predicted(tried["predicted_ne_increase"]),
                 _rise(tried),
             ]
             for number, tried in enumerate(report["evaluated"])

@@ -4,7 +4,11 @@ Dimensions: N rows, D columns, L codes per row, K rows (centers) of each codeboo
 and D / L for "concat".
 """
 
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,7 +17,11 @@ from torch import Tensor
 from dlrmctl.embeddings.compression.fits.trained import TableRows
 from dlrmctl.embeddings.compression.rules.sharing import code_dtype
 
-_SAMPLE_ROWS = 65_536
+_Given = TypeVar("_Given")
+_Found = TypeVar("_Found")
+
+# 128 rows for each of 256 centers; twice as many take twice as long and lower the error by less than 1 %.
+SAMPLE_ROWS = 32_768
 # Keeps the equations solvable: a constant moved from one codebook to another changes no sum.
 _RIDGE = 1e-6
 # Rows of all codebooks of a sum, the height of the matrix of their equations; 128 MB at this limit.
@@ -23,6 +31,9 @@ _SAMPLE_SWEEPS = 5
 _SCORES = 2**20
 _SEED_ROWS = 16_384
 _LLOYD_STEPS = 25
+_LEVEL_STEPS = 10  # for each codebook of a sum, which is improved together with the others afterwards
+# Lloyd's algorithm ends when rows with less than this share of the weight change their center.
+_SETTLED = 1e-3
 
 
 @dataclass(frozen=True)
@@ -47,13 +58,13 @@ def fit_codes(
     operation: str = "sum",
     *,
     seed: int = 0,
-    sample_rows: int = _SAMPLE_ROWS,
+    sample_rows: int = SAMPLE_ROWS,
     passes: int = 2,
 ) -> FittedCodes:
     """Learns codebooks on a weighted sample, then codes all rows and refits the codebooks to them.
 
-    Coordinate descent in the weighted squared error: codes of a row one at a time given the codebooks, then all
-    codebooks at once, by least squares, given the codes.
+    Coordinate descent in the weighted squared error: on the sample one codebook at a time, its codes and then its rows;
+    on all rows the codes of a row one at a time, then all codebooks at once, by least squares.
 
     Args:
         num_codes: L.
@@ -75,24 +86,43 @@ def fit_codes(
         raise ValueError(f"{num_codes} codebooks of {size} rows are more than {_MOST_EQUATIONS} rows; use smaller ones")
     generator = torch.Generator().manual_seed(seed)
     sample = TableRows(*weighted_sample(table, sample_rows, generator), name=table.name)
-    model = _Codebooks.start(sample, num_codes, size, operation, generator)
+    model = Codebooks.start(sample, num_codes, size, operation, generator)
     if operation == "sum" and num_codes > 1:
-        _alternate(model, sample, torch.empty(sample.num_rows, num_codes, dtype=dtype), _SAMPLE_SWEEPS)
+        model.improve(sample, _SAMPLE_SWEEPS)
     del sample
     codes = torch.empty(table.num_rows, num_codes, dtype=dtype)
-    losses = _alternate(model, table, codes, passes)
+    losses = alternate(model, table, codes, passes)
     return FittedCodes(codes, model.codebooks, losses)
 
 
-def _alternate(model: "_Codebooks", table: TableRows, codes: Tensor, passes: int) -> list[float]:
-    """Codes all rows (into `codes`) and refits the codebooks, several times; the loss after each coding."""
-    losses = []
+def coding_error(model: "Codebooks", table: TableRows) -> float:
+    """Returns the weighted squared error of a table's rows coded with given codebooks."""
+    error = 0.0
+    for _, values, weights in table.chunks("codes"):
+        residual = values - model.decode(model.encode(values, None))
+        error += float((residual.square().sum(1) * weights).sum(dtype=torch.float64))
+    return error
+
+
+def alternate(model: "Codebooks", table: TableRows, codes: Tensor, passes: int) -> list[float]:
+    """Codes all rows (into `codes`) and refits the codebooks, several times.
+
+    Threads of torch code several pieces of the table at a time.
+
+    Returns:
+        The weighted squared error after each coding.
+    """
+    losses: list[float] = []
+
+    def encode(piece: tuple[slice, Tensor, Tensor]) -> tuple[slice, Tensor, Tensor, Tensor]:
+        part, values, weights = piece
+        chosen = model.encode(values, None if not losses else codes[part].long())
+        return part, chosen, values - model.decode(chosen), weights
+
     for number in range(passes):
         sums = _Sums(model)
         loss = torch.zeros((), dtype=torch.float64)
-        for part, values, weights in table.chunks(f"codes, pass {number + 1} of {passes}"):
-            chosen = model.encode(values, None if number == 0 else codes[part].long())
-            residual = values - model.decode(chosen)
+        for part, chosen, residual, weights in _ahead(encode, table.chunks(f"codes, pass {number + 1} of {passes}")):
             loss += (residual.square().sum(1) * weights).sum(dtype=torch.float64)
             sums.add(chosen, residual, weights)
             codes[part] = chosen.to(codes.dtype)
@@ -101,7 +131,24 @@ def _alternate(model: "_Codebooks", table: TableRows, codes: Tensor, passes: int
     return losses
 
 
-class _Codebooks:
+def _ahead(function: Callable[[_Given], _Found], items: Iterable[_Given]) -> Iterator[_Found]:
+    """Yields the results for the items in order, computed by as many threads as torch may use here."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[_Found]] = deque()
+    # The products are too small for several threads each.
+    with ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(1)) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+class Codebooks:
     """The state of a fit: codebooks, float32 [L, K, W]."""
 
     def __init__(self, codebooks: Tensor, operation: str) -> None:
@@ -111,18 +158,38 @@ class _Codebooks:
     @classmethod
     def start(
         cls, sample: TableRows, num_codes: int, size: int, operation: str, generator: torch.Generator
-    ) -> "_Codebooks":
+    ) -> "Codebooks":
         """Fits each codebook to the residuals of those before it."""
         width = sample.dim // num_codes if operation == "concat" else sample.dim
         codebooks = torch.zeros(num_codes, size, width)
         size = min(size, sample.num_rows)
         left = sample.weight.clone()
+        steps = _LEVEL_STEPS if operation == "sum" and num_codes > 1 else _LLOYD_STEPS
         for index in range(num_codes):
             columns = slice(index * width, (index + 1) * width) if operation == "concat" else slice(None)
-            centers = fit_centers(left[:, columns].contiguous(), sample.weights, size, generator)
+            centers = fit_centers(left[:, columns].contiguous(), sample.weights, size, generator, steps=steps)
             codebooks[index, :size] = centers
             left[:, columns] -= centers[nearest(left[:, columns].contiguous(), centers)]
         return cls(codebooks, operation)
+
+    def improve(self, sample: TableRows, sweeps: int) -> float:
+        """Recodes the rows by each codebook of a sum in turn, and moves its rows to the means of what they stand for.
+
+        Returns:
+            The weighted squared error.
+        """
+        left, codes = sample.weight.clone(), []
+        for codebook in self.codebooks:
+            codes.append(nearest(left, codebook))
+            left -= codebook[codes[-1]]
+        for index in list(range(self.num_codes)) * sweeps:
+            codebook = self.codebooks[index]
+            left += codebook[codes[index]]
+            codes[index] = nearest(left, codebook)
+            sums, totals = weighted_sums(left, sample.weights, codes[index], self.size)
+            codebook.copy_(torch.where(totals[:, None] > 0, sums / totals.clamp(min=1e-30)[:, None], codebook))
+            left -= codebook[codes[index]]
+        return float((left.square().sum(1) * sample.weights).sum(dtype=torch.float64))
 
     def encode(self, values: Tensor, codes: Tensor | None) -> Tensor:
         """Returns codes [n, L]: chosen greedily one after the other, or improved from given ones, one at a time."""
@@ -163,7 +230,7 @@ class _Codebooks:
 class _Sums:
     """Sums for least squares: weights of codes and of pairs of codes, and the residual of the rows of each code."""
 
-    def __init__(self, model: _Codebooks) -> None:
+    def __init__(self, model: Codebooks) -> None:
         self.model = model
         height = model.num_codes * model.size
         interact = model.operation == "sum" and model.num_codes > 1
@@ -200,7 +267,15 @@ def nearest(rows_ND: Tensor, centers_KD: Tensor) -> Tensor:
     return torch.from_numpy(found)
 
 
-def fit_centers(rows_ND: Tensor, weights: Tensor, size: int, generator: torch.Generator) -> Tensor:
+def fit_centers(
+    rows_ND: Tensor,
+    weights: Tensor,
+    size: int,
+    generator: torch.Generator,
+    *,
+    start: Tensor | None = None,
+    steps: int = _LLOYD_STEPS,
+) -> Tensor:
     """Returns centers that minimize the weighted squared distance, by Lloyd's algorithm from k-means++.
 
     Args:
@@ -208,12 +283,15 @@ def fit_centers(rows_ND: Tensor, weights: Tensor, size: int, generator: torch.Ge
         weights: [N], >= 0.
         size: K, at most N.
         generator: source of the start.
+        start: centers to start from instead, float32 [K, D].
+        steps: most steps of Lloyd's algorithm.
 
     Returns:
         float32 [K, D]. A center that is nearest to no row moves to the row with the largest error.
     """
-    centers = _spread_out(rows_ND, weights, size, generator)
-    for _ in range(_LLOYD_STEPS):
+    centers = _spread_out(rows_ND, weights, size, generator) if start is None else start
+    before, settled = None, _SETTLED * float(weights.sum())
+    for _ in range(steps):
         codes = nearest(rows_ND, centers)
         sums, totals = weighted_sums(rows_ND, weights, codes, size)
         moved = torch.where(totals[:, None] > 0, sums / totals.clamp(min=1e-30)[:, None], centers)
@@ -223,8 +301,9 @@ def fit_centers(rows_ND: Tensor, weights: Tensor, size: int, generator: torch.Ge
             worst = torch.topk(error, empty.numel())
             gains = worst.values > 0
             moved[empty[gains]] = rows_ND[worst.indices[gains]]
-        done = torch.equal(moved, centers)
-        centers = moved
+        done = before is not None and float(weights[codes != before].sum()) <= settled and not empty.numel()
+        done |= torch.equal(moved, centers)
+        centers, before = moved, codes
         if done:
             break
     return centers
@@ -262,6 +341,16 @@ def _spread_out(rows_ND: Tensor, weights: Tensor, size: int, generator: torch.Ge
 
 
 def weighted_sample(table: TableRows, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draws rows by `sample_ids`.
+
+    Returns:
+        float32 [n, D] and [n].
+    """
+    ids, weights = sample_ids(table, size, generator)
+    return table.take(ids)[0], weights
+
+
+def sample_ids(table: TableRows, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draws at most `size` rows, with weights that keep sums unbiased.
 
     All heavy rows are drawn, with their own weight. The others are drawn with a probability proportional to their
@@ -269,18 +358,17 @@ def weighted_sample(table: TableRows, size: int, generator: torch.Generator) -> 
     drawn systematically, so that every range of ids is represented.
 
     Returns:
-        float32 [n, D] and [n].
+        Positions, int64 [n] in increasing order, and weights, float32 [n].
     """
-    if table.num_rows <= size:
-        return table.take(torch.arange(table.num_rows))
     weights = table.weights if table.index is None else table.weights[table.index]
+    if table.num_rows <= size:
+        return torch.arange(table.num_rows), weights
     threshold = _threshold(weights, size)
     chances = weights.double().div_(threshold).clamp_(max=1.0).cumsum_(0)
     offset = torch.rand((), generator=generator, dtype=torch.float64)
     points = torch.arange(int(chances[-1] - offset) + 1, dtype=torch.float64) + offset
     chosen = torch.searchsorted(chances, points).clamp_(max=table.num_rows - 1).unique()
-    values, own = table.take(chosen)
-    return values, own.clamp(min=threshold)
+    return chosen, weights[chosen].clamp(min=threshold)
 
 
 def _threshold(weights: Tensor, size: int) -> float:

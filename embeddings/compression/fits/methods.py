@@ -4,7 +4,7 @@ The size of a method's table is known before fitting.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -133,10 +133,12 @@ class Method:
             ValueError: if the table has a value that is not finite, or the method does not fit its columns.
         """
         largest = table.largest()
-        heads = round(self.head_share * table.num_rows)
-        if heads == 0 or heads >= table.num_rows:
-            return self._fit(table, largest, seed)
-        return self._fit_headed(table, heads, largest, seed)
+        heads = head_rows(self.head_share, table.num_rows)
+        return self._fit_headed(table, heads, largest, seed) if heads else self._fit(table, largest, seed)
+
+    def without_head(self) -> "Method":
+        """The method of the rows outside the head."""
+        return replace(self, head_share=0.0)
 
     def _fit_headed(self, table: TableRows, heads: int, largest: float, seed: int) -> Headed:
         weights = table.weights if table.index is None else table.weights[table.index]
@@ -172,6 +174,12 @@ class Method:
         return Codes(fitted.codes, codebook, size, operation)
 
 
+def head_rows(share: float, rows: int) -> int:
+    """Returns the number of rows in a head; 0 if it would be none or all of them."""
+    heads = round(share * rows)
+    return heads if heads < rows else 0
+
+
 def default_grid(dim: int) -> list[Method]:
     """Returns methods of all sizes that are worth trying on a table of `dim` columns, the most exact first."""
     names = ["fp32", "fp16", "int8"]
@@ -187,16 +195,14 @@ def least_bytes(method: Method, rows: int, dim: int) -> int:
 
     A head may need a bitmap of its ids, which is not counted here.
     """
-    heads = round(method.head_share * rows)
-    if heads == 0 or heads >= rows:
-        return _bytes(method, rows, dim)
-    return heads * row_bytes(dim, method.head_bits) + _bytes(method, rows - heads, dim)
+    heads = head_rows(method.head_share, rows)
+    return (heads * row_bytes(dim, method.head_bits) if heads else 0) + _bytes(method, rows - heads, dim)
 
 
 def most_bytes(method: Method, rows: int, dim: int) -> int:
     """As `least_bytes`, with a bitmap for the ids of a head."""
-    heads = round(method.head_share * rows)
-    return least_bytes(method, rows, dim) + (bitmap_bytes(rows) if 0 < heads < rows else 0)
+    bitmap = bitmap_bytes(rows) if head_rows(method.head_share, rows) else 0
+    return least_bytes(method, rows, dim) + bitmap
 
 
 def _bytes(method: Method, rows: int, dim: int) -> int:

@@ -36,24 +36,26 @@ def test_several_patterns_choose_the_tensors_that_match_any(small: Path):
 
 
 class _Recorded(BarDisplay):
-    """Keeps the shares of the work that were shown."""
+    """Keeps the shares of the work of every phase that were shown."""
 
     def __init__(self) -> None:
-        self.shares: list[float] = []
+        self.phases: dict[str, list[float]] = {}
         super().__init__()
 
     def show(self, about: str = "", *, line: str | None = None, now: bool = False) -> None:
         if self._total:
-            self.shares.append(self._done / self._total)
+            self.phases.setdefault(self._what, []).append(self._done / self._total)
 
 
-def test_progress_grows_with_every_method_of_a_table(small: Path):
+def test_progress_grows_with_every_method_and_every_pass_over_a_table(small: Path):
     tables = TensorFiles(small.parent / "m.safetensors", "a*")
     request = Request(None, 3.0, None, 0.0, "a*", 1, "auto")
     compress_tables(tables, request, trial=None, counts=lambda table: None, progress=(progress := _Recorded()))
-    assert len(set(progress.shares)) > 5
-    assert progress.shares == sorted(progress.shares)
-    assert progress.shares[-1] == 1
+    assert list(progress.phases) == ["estimating errors", "fitting tables"]
+    for shares in progress.phases.values():
+        assert len(set(shares)) > 3
+        assert shares == sorted(shares)
+        assert shares[-1] == 1
 
 
 def test_a_pattern_that_matches_nothing_is_said_though_another_does(small: Path):
