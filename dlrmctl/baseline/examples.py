@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from dlrmctl.data.batch import Batch
+from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.reader import Reader
-from dlrmctl.data.schema import Schema
+from dlrmctl.data.schema import RARE_ROW, RESERVED_ROWS, Schema
 from dlrmctl.data.source import Source
 from dlrmctl.embeddings.first_order import FirstOrder
 from dlrmctl.embeddings.sharding.memory import available_bytes
@@ -41,6 +42,28 @@ class RowMaker:
         self.sparse, self.network, self.dense = model.embeddings, model.dense, model.dense.dense
         self.num_dense = len(self.dense.weight_C)
         self.num_features = self.num_dense + len(self.sparse.weight_R)
+
+    def name_of(self, feature: int, features: FeatureSpace) -> str:
+        """Returns what a feature of the rows stands for, such as "item = 'a7'"."""
+        if feature < self.num_dense:
+            if not isinstance(self.dense, BucketLogits):
+                return f"dense input {feature}"
+            firsts = self.dense.buckets.first_I
+            column = int(torch.searchsorted(firsts, feature, right=True)) - 1
+            bucket = feature - int(firsts[column])
+            name = features.schema.dense[column]
+            return f"bucket {bucket} of {name}" if bucket else f"a missing {name}"
+        row = feature - self.num_dense
+        names = iter(described.name for described in self.sparse.features)
+        name = next(names)
+        for size in self.sparse.sizes:
+            if row < size:
+                break
+            row, name = row - size, next(names)
+        if row < RESERVED_ROWS:
+            return f"{'a rare' if row == RARE_ROW else 'a missing'} {name}"
+        value = features.values_of(name, [row])[0] if features.sorted_by_frequency(name) else None
+        return f"row {row} of {name}" if value is None else f"{name} = {value!r}"
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> LabelledRows:

@@ -20,7 +20,7 @@ from dlrmctl.datasets.open import open_reader, open_source, refuse_equal_labels
 from dlrmctl.errors import UserError
 from dlrmctl.models import DLRM
 from dlrmctl.models.logistic import LinearLogits
-from dlrmctl.optim.convex.objective import LogisticRegression, RowRanks
+from dlrmctl.optim.convex.objective import LogisticRegression, OneSidedFeatureError, RowRanks
 from dlrmctl.optim.convex.solution import Iteration
 from dlrmctl.ranks.group import Ranks, process_group
 from dlrmctl.rundir.checkpoint import Checkpoints
@@ -127,7 +127,17 @@ class Fitting:
         sharing = RowRanks.of(ranks.group) if ranks.world_size > 1 else None
         self._started = time.monotonic()
         with _fixable():
-            self._objective = LogisticRegression(train, l2=1.0 if settings.l2 is None else settings.l2, ranks=sharing)
+            try:
+                self._objective = LogisticRegression(
+                    train, l2=1.0 if settings.l2 is None else settings.l2, ranks=sharing
+                )
+            except OneSidedFeatureError as problem:
+                name = self._make_rows.name_of(problem.feature, source.features)
+                others = f", like {counted(problem.count - 1, 'other feature')}" if problem.count > 1 else ""
+                raise UserError(
+                    f"--l2 0: there is no optimum: {name} occurs with one label only{others}",
+                    "give a penalty above 0, or omit --l2",
+                ) from None
         self._refuse_constant(model)
         with _fixable():
             self._solver = solver_for(settings, self._objective, ranks)

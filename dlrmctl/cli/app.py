@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from inspect import cleandoc
 from typing import Annotated, Any
 
 import typer
@@ -81,8 +82,17 @@ def _with_commands(*names: str) -> typer.Typer:
             app.add_typer(getattr(module, f"{name}_app"), name=name, cls=Commands, rich_help_panel=command.panel)
         else:
             function = getattr(module, name.replace("-", "_"))
-            app.command(name, no_args_is_help=command.shows_help, rich_help_panel=command.panel)(function)
+            register = app.command(
+                name, help=_joined(function.__doc__), no_args_is_help=command.shows_help, rich_help_panel=command.panel
+            )
+            register(function)
     return app
+
+
+def _joined(text: str) -> str:
+    """A help text with a line for each paragraph, which wraps at any width, but for those that begin with a \\b."""
+    paragraphs = cleandoc(text).split("\n\n")
+    return "\n\n".join(part if part.startswith("\b") else " ".join(part.split("\n")) for part in paragraphs)
 
 
 def dlrmctl(

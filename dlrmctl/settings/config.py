@@ -567,6 +567,11 @@ def _check(config: Config) -> None:
             raise UserError(
                 f"model.{name} = {getattr(model, name)} needs model.interaction = dcn, not {model.interaction}"
             )
+    if not model.wide and optim.wide_lr != OptimSettings.wide_lr:
+        raise UserError(
+            f"optim.wide_lr = {optim.wide_lr:g} is of the first-order weights, which model.wide = false omits",
+            "omit --wide-lr or --no-wide",
+        )
     if model.top_mlp[-1] != 1:
         raise UserError(
             f"model.top_mlp = {shown(model.top_mlp)} must end in 1", f"--top-mlp {shown((*model.top_mlp, 1))}"

@@ -34,6 +34,7 @@ DEFAULT_SPACE = """\
 bottom_mlp = ["512-256-64-dim", "256-64-dim", "64-dim"]
 top_mlp = ["512-256-1", "256-128-1", "128-64-1", "64-1"]
 wide = [false, true]
+dropout = [0.0, 0.1, 0.3]
 
 [embeddings]
 dim = [8, 16, 32, 64]

@@ -27,7 +27,7 @@ from dlrmctl.rundir.seeds import SeedRuns, finished_runs
 from dlrmctl.settings.config import Config, resolve
 from dlrmctl.settings.setting import shown
 from dlrmctl.settings.toml import write_settings
-from dlrmctl.training.seeds import resume_seeds, train_seeds
+from dlrmctl.training.seeds import resume_seeds, show_seeds, train_seeds
 from dlrmctl.tuning.space import DEFAULT, SearchSpace, default_space
 from dlrmctl.tuning.study import Claim, Study, TrialRecord, best_of
 
@@ -285,6 +285,8 @@ def show_tuning(result: Mapping[str, Any]) -> None:
     print_table(f"{result['study']}: {counts}", columns, rows)
     if default and best["trial"] == default["trial"]:
         output.print("No trial was better than the default settings on the validation split.")
+        if result["final"]:
+            show_seeds(result["final"]["default"])
     if result["comparison"]:
         from dlrmctl.scoring.compare import show_comparison
 

@@ -387,16 +387,29 @@ def _losses(logits_N: Tensor, labels_N: Tensor) -> Tensor:
     return softplus(logits_N, threshold=40.0) - labels_N * logits_N  # beyond 40, log(1 + e^z) is z in float64
 
 
+class OneSidedFeatureError(ValueError):
+    """A feature occurs with one label only, so that without a penalty its best weight is infinite.
+
+    Attributes:
+        feature: its number.
+        count: number of such features.
+    """
+
+    def __init__(self, feature: int, count: int) -> None:
+        super().__init__(
+            f"with l2 = 0 there is no optimum: feature {feature} occurs with one label only ({count} such features); "
+            "use an l2 above 0"
+        )
+        self.feature, self.count = feature, count
+
+
 def _refuse_one_sided(sums_3D: Tensor) -> None:
     """Refuse features of one sign that occur with one label only: their best weight is infinite."""
     positive_D, total_D, magnitude_D = sums_3D
     one_sign_D = (total_D.abs() == magnitude_D) & (magnitude_D > 0)
     found = (one_sign_D & ((positive_D == 0) | (positive_D == total_D))).nonzero()[:, 0].tolist()
     if found:
-        raise ValueError(
-            f"with l2 = 0 there is no optimum: feature {found[0]} occurs with one label only "
-            f"({len(found)} such features); use an l2 above 0"
-        )
+        raise OneSidedFeatureError(found[0], len(found))
 
 
 class Rescaled(FiniteSum):
