@@ -15,6 +15,7 @@ from dlrmctl.baseline.path import PathPoint, follow_path
 from dlrmctl.baseline.solvers import solver_for
 from dlrmctl.console.console import say
 from dlrmctl.console.progress import BarDisplay
+from dlrmctl.console.text import counted
 from dlrmctl.data.source import SPLITS, Source
 from dlrmctl.datasets.open import open_reader, open_source, refuse_equal_labels
 from dlrmctl.errors import UserError

@@ -186,7 +186,7 @@ def test_unusable_data_is_refused_in_one_line(tmp_path: Path):
     one = header + "".join(f"1,{n},2,u{n % 3},i,a\n" for n in range(140))
     for name, rows, options, problem in (
         ("same", same, (), "all features are constant"),
-        ("split", split, ("--l2", "0"), "use an l2 above 0"),
+        ("split", split, ("--l2", "0"), "user = '0' occurs with one label only, like 1 other feature"),
         ("one", one, (), "training labels in"),
         ("one", one, ("--solver", "sgd"), "--solver = 'sgd' must be one of"),
         ("split", split, ("--max-features", "2"), "max_features"),
