@@ -26,6 +26,7 @@ class Batch:
         num_valid: the first `num_valid` examples count; the others are repeats that keep shapes equal.
         weights_B: float32, at least 0; None if all examples count 1.
         groups_B: int64, -1 without a group; None without groups.
+        id_weights: float32, the weight of each of `ids`; None if all are 1.
     """
 
     dense_BI: Tensor
@@ -36,6 +37,7 @@ class Batch:
     num_valid: int
     weights_B: Tensor | None = None
     groups_B: Tensor | None = None
+    id_weights: Tensor | None = None
 
     def __len__(self) -> int:
         return self.labels_B.numel()
@@ -50,6 +52,7 @@ class Batch:
             labels_B=self.labels_B.to(device, non_blocking=non_blocking),
             weights_B=None if self.weights_B is None else self.weights_B.to(device, non_blocking=non_blocking),
             groups_B=None if self.groups_B is None else self.groups_B.to(device, non_blocking=non_blocking),
+            id_weights=None if self.id_weights is None else self.id_weights.to(device, non_blocking=non_blocking),
         )
 
 
@@ -65,6 +68,7 @@ class PickedRows:
         offsets_FN: with lengths, the start of each row's ids in its feature's `ids_F`, and the end of the last row's;
             int64 [F, N + 1].
         weights_N, groups_N: those of a block.
+        id_weights_F: those of a block, in the places of `ids_F`.
     """
 
     dense_NI: np.ndarray
@@ -74,6 +78,7 @@ class PickedRows:
     offsets_FN: np.ndarray | None = None
     weights_N: np.ndarray | None = None
     groups_N: np.ndarray | None = None
+    id_weights_F: Sequence[np.ndarray | None] | None = None
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -106,7 +111,7 @@ def _take_rows(block: Block, rows_N: np.ndarray) -> PickedRows:
     num_sparse, num_rows = len(block.ids_F), len(rows_N)
     lengths_FN = np.empty((num_sparse, num_rows), dtype=np.int32)
     offsets_FN = np.empty((num_sparse, num_rows + 1), dtype=np.int64)
-    ids_F = []
+    ids_F, id_weights_F = [], list[np.ndarray | None]()
     for f, ids in enumerate(block.ids_F):
         lengths_FN[f] = block.lengths_FN[f].take(rows_N)
         _running_sum(lengths_FN[f], out=offsets_FN[f])
@@ -115,7 +120,10 @@ def _take_rows(block: Block, rows_N: np.ndarray) -> PickedRows:
         positions = np.repeat(starts_N - offsets_FN[f, :-1], lengths_FN[f])
         positions += np.arange(len(positions))
         ids_F.append(ids.take(positions))
-    return PickedRows(dense_NI, ids_F, labels_N, lengths_FN, offsets_FN)
+        weights = None if block.id_weights_F is None else block.id_weights_F[f]
+        id_weights_F.append(None if weights is None else weights.take(positions))
+    of_ids = None if block.id_weights_F is None else id_weights_F
+    return PickedRows(dense_NI, ids_F, labels_N, lengths_FN, offsets_FN, id_weights_F=of_ids)
 
 
 def _slice_rows(block: Block, rows: slice) -> PickedRows:
@@ -123,7 +131,8 @@ def _slice_rows(block: Block, rows: slice) -> PickedRows:
     if block.lengths_FN is None:
         return PickedRows(dense_NI, [ids[rows] for ids in block.ids_F], labels_N)
     offsets_FN = np.stack([_running_sum(lengths_N)[rows.start : rows.stop + 1] for lengths_N in block.lengths_FN])
-    return PickedRows(dense_NI, block.ids_F, labels_N, block.lengths_FN[:, rows], offsets_FN)
+    lengths_FN = block.lengths_FN[:, rows]
+    return PickedRows(dense_NI, block.ids_F, labels_N, lengths_FN, offsets_FN, id_weights_F=block.id_weights_F)
 
 
 def join_batch(pieces: Sequence[Piece], keys: tuple[str, ...], num_valid: int, *, pin_memory: bool = False) -> Batch:
@@ -158,6 +167,19 @@ def join_batch(pieces: Sequence[Piece], keys: tuple[str, ...], num_valid: int, *
     for part in parts:
         out[at : at + len(part)] = part
         at += len(part)
+    id_weights = None
+    if pieces[0][0].id_weights_F is not None:
+        id_weights = torch.ones(len(ids), pin_memory=pin_memory)
+        at = 0
+        for feature in range(len(keys)):
+            for rows, start, stop in pieces:
+                assert rows.offsets_FN is not None
+                assert rows.id_weights_F is not None
+                first, last = rows.offsets_FN[feature, [start, stop]].tolist()
+                weights = rows.id_weights_F[feature]
+                if weights is not None:
+                    id_weights.numpy()[at : at + last - first] = weights[first:last]
+                at += last - first
     weights_B = groups_B = None
     if pieces[0][0].weights_N is not None:
         weights_B = torch.empty(num_rows, pin_memory=pin_memory)
@@ -165,7 +187,7 @@ def join_batch(pieces: Sequence[Piece], keys: tuple[str, ...], num_valid: int, *
     if pieces[0][0].groups_N is not None:
         groups_B = torch.empty(num_rows, dtype=torch.int64, pin_memory=pin_memory)
         _join([rows.groups_N[a:b].view(np.int64) for rows, a, b in pieces if rows.groups_N is not None], groups_B)
-    return Batch(dense_BI, ids, lengths_FB, labels_B, keys, num_valid, weights_B, groups_B)
+    return Batch(dense_BI, ids, lengths_FB, labels_B, keys, num_valid, weights_B, groups_B, id_weights)
 
 
 def _join(parts: Sequence[np.ndarray], out: Tensor) -> None:

@@ -10,7 +10,7 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.features.encoders import Encoder
 from dlrmctl.data.formats.raw import BadLine, Input, KeptColumns, RawPiece
 from dlrmctl.data.schema import Schema
-from dlrmctl.data.source import Block
+from dlrmctl.data.source import Block, pooled_weights
 from dlrmctl.data.store.layout import as_stored
 
 
@@ -86,7 +86,8 @@ def encode_rows(rows: RawPiece, encoders: Mapping[str, Encoder], schema: Schema)
         _check_rows(feature.name, ids, feature.rows)
         ids_F.append(ids)
     dense_IN = as_stored(schema, rows.dense_IN)
-    return Block(dense_IN, ids_F, rows.labels_N, lengths_FN, rows.weights_N, rows.groups_N)
+    id_weights_F = pooled_weights(schema, [column.weights for column in rows.sparse], lengths_FN)
+    return Block(dense_IN, ids_F, rows.labels_N, lengths_FN, rows.weights_N, rows.groups_N, id_weights_F)
 
 
 def _check_rows(name: str, ids: np.ndarray, rows: int) -> None:

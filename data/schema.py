@@ -22,14 +22,25 @@ class SparseFeature:
         rows: rows of a full embedding table, including reserved ones; ids are below it.
         max_ids: longest list; 1 means exactly one id in every example.
         table: name of the ids and the table that the feature shares with others; None if they are its own.
+        pooling: "sum" or "mean": whether the vector of a list is the sum over its ids, or that over their number.
+        weights: name of the weights that the vectors of its ids are multiplied by; None if there are none.
     """
 
     name: str
     rows: int
     max_ids: int = 1
     table: str | None = None
+    pooling: str = "sum"
+    weights: str | None = None
+
+    @property
+    def weighted(self) -> bool:
+        """Whether ids have weights, which may be one over their number."""
+        return self.weights is not None or self.pooling == "mean"
 
     def __post_init__(self) -> None:
+        if self.pooling not in ("sum", "mean"):
+            raise DataError(f"sparse feature {self.name}: pooling {self.pooling!r} must be sum or mean")
         if not self.name:
             raise DataError("a sparse feature needs a name")
         if self.rows < 1:
@@ -91,6 +102,8 @@ class Schema:
             "sparse": [
                 {"name": f.name, "rows": f.rows, "max_ids": f.max_ids}
                 | ({"table": f.table} if f.table is not None else {})
+                | ({"pooling": f.pooling} if f.pooling != "sum" else {})
+                | ({"weights": f.weights} if f.weights is not None else {})
                 for f in self.sparse
             ],
             "label": self.label,
@@ -114,6 +127,8 @@ class Schema:
                     _as(int, f["rows"]),
                     _as(int, f.get("max_ids", 1)),
                     _as(str, f["table"]) if "table" in f else None,
+                    _as(str, f.get("pooling", "sum")),
+                    _as(str, f["weights"]) if "weights" in f else None,
                 )
                 for f in _as(list, values["sparse"])
             )

@@ -27,6 +27,8 @@ class Block:
         lengths_FN: ids per feature and example, or None for exactly one each.
         weights_N: float32, at least 0; None if all examples count 1.
         groups_N: uint64, see `schema.NO_GROUP`; None without groups.
+        id_weights_F: for each feature float32, the weight of each id, or None if all are 1; None if no feature has any.
+            See `pooled_weights`; those of a block that is written are not divided yet.
     """
 
     dense_IN: np.ndarray
@@ -35,9 +37,26 @@ class Block:
     lengths_FN: np.ndarray | None = None
     weights_N: np.ndarray | None = None
     groups_N: np.ndarray | None = None
+    id_weights_F: Sequence[np.ndarray | None] | None = None
 
     def __len__(self) -> int:
         return len(self.labels_N)
+
+
+def pooled_weights(
+    schema: Schema, weights_F: Sequence[np.ndarray | None], lengths_FN: np.ndarray | None
+) -> list[np.ndarray | None] | None:
+    """Returns the weights of ids: the given ones, divided by the number of ids where the pooling is a mean."""
+    if not any(feature.weighted for feature in schema.sparse):
+        return None
+    assert lengths_FN is not None
+    found: list[np.ndarray | None] = []
+    for feature, weights, lengths_N in zip(schema.sparse, weights_F, lengths_FN, strict=True):
+        if feature.pooling == "mean":
+            shares = np.repeat((1 / np.maximum(lengths_N, 1)).astype(np.float32), lengths_N)
+            weights = shares if weights is None else weights * shares
+        found.append(weights)
+    return found
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,9 @@ class CompositionalEmbeddings(FeatureEmbeddings):
         self._pool_bags: Callable[[SparseIds], list[Columns]] | None = None
         target = torch.device(device)
         bags, rows = self._with_keys(self.bag_ids), self._with_keys(self.row_ids)
-        self.bags = _bags(bags, target) if bags else None
+        # TorchRec weights all bags of a collection or none.
+        self.weighted = any(feature.weighted for feature in self.features)
+        self.bags = _bags(bags, target, weighted=self.weighted) if bags else None
         self.rows = _collection({table: keys for table, keys in rows.items() if table.dim == dim}, target)
         self.wide_rows = _collection({table: keys for table, keys in rows.items() if table.dim != dim}, target)
         if target.type != "meta":
@@ -72,7 +74,7 @@ class CompositionalEmbeddings(FeatureEmbeddings):
         if self._pool_bags is not None:
             return self._pool_bags(rows)
         assert self.bags is not None
-        pooled = _wait(self.bags(rows.kjt()))
+        pooled = _wait(self.bags(rows.kjt(weighted=self.weighted)))
         return [Columns(pooled.values(), pooled.keys(), pooled.length_per_key())]
 
     def look_up(self, rows: SparseIds) -> dict[str, Bags]:
@@ -80,7 +82,10 @@ class CompositionalEmbeddings(FeatureEmbeddings):
         for collection in (self.rows, self.wide_rows):
             if collection is not None:
                 found.update(_wait(collection(kjt)))
-        return {key: Bags(jagged.values(), jagged.lengths()) for key, jagged in found.items()}
+        weights: dict[str, Tensor | None] = dict.fromkeys(rows.keys)
+        if rows.weights is not None:
+            weights = dict(zip(rows.keys, rows.weights.split(rows.values_per_key()), strict=True))
+        return {key: Bags(jagged.values(), jagged.lengths(), weights[key]) for key, jagged in found.items()}
 
     def distributions(self) -> dict[str, Uniform]:
         """Returns the distribution of the initial values of every table, by the table's name."""
@@ -120,9 +125,10 @@ def _wait(value: Any) -> Any:
     return value.wait() if hasattr(value, "wait") else value
 
 
-def _bags(tables: Mapping[Table, list[str]], device: torch.device) -> EmbeddingBagCollection:
+def _bags(tables: Mapping[Table, list[str]], device: torch.device, *, weighted: bool = False) -> EmbeddingBagCollection:
     return EmbeddingBagCollection(
         device=device,
+        is_weighted=weighted,
         tables=[
             EmbeddingBagConfig(
                 name=t.name,

@@ -60,12 +60,14 @@ class SparseIds:
         lengths_KB: integers, values per key and example; None means exactly one each. The batch says so itself: looking
             at the numbers would make a GPU wait, and a loader may refill the same memory.
         batch_size: B.
+        weights: float32, of each value; None if all are 1.
     """
 
     keys: Sequence[str]
     values: Tensor
     lengths_KB: Tensor | None
     batch_size: int
+    weights: Tensor | None = None
 
     @classmethod
     def of(cls, sparse: "SparseIds | SparseBatch | KeyedJaggedTensor") -> "SparseIds":
@@ -73,14 +75,18 @@ class SparseIds:
         if isinstance(sparse, SparseIds):
             return sparse
         if hasattr(sparse, "lengths_FB"):
-            return cls(sparse.keys, sparse.ids, sparse.lengths_FB, len(sparse))
+            return cls(sparse.keys, sparse.ids, sparse.lengths_FB, len(sparse), getattr(sparse, "id_weights", None))
         kjt: Any = sparse
         keys, values, lengths = kjt.keys(), kjt.values(), kjt.lengths()
         one_hot = values.numel() == lengths.numel() and bool((lengths == 1).all())
-        return cls(keys, values, None if one_hot else lengths.view(len(keys), -1), kjt.stride())
+        return cls(keys, values, None if one_hot else lengths.view(len(keys), -1), kjt.stride(), kjt.weights_or_none())
 
-    def kjt(self) -> "KeyedJaggedTensor":
-        """Converts to TorchRec's KeyedJaggedTensor, which shares memory with `values`; imports TorchRec when called."""
+    def kjt(self, *, weighted: bool = False) -> "KeyedJaggedTensor":
+        """Converts to TorchRec's KeyedJaggedTensor, which shares memory with `values`; imports TorchRec when called.
+
+        Args:
+            weighted: whether it has weights.
+        """
         from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
         keys, per_key = list(self.keys), self.values_per_key()
@@ -89,8 +95,20 @@ class SparseIds:
         else:
             lengths, offsets = self.lengths_KB.reshape(-1), None
         return KeyedJaggedTensor(
-            keys, self.values, lengths=lengths, offsets=offsets, stride=self.batch_size, length_per_key=per_key
+            keys,
+            self.values,
+            weights=self.weights_or_ones() if weighted else None,
+            lengths=lengths,
+            offsets=offsets,
+            stride=self.batch_size,
+            length_per_key=per_key,
         )
+
+    def weights_or_ones(self) -> Tensor:
+        """float32: the weights of all values."""
+        if self.weights is not None:
+            return self.weights
+        return torch.ones(len(self.values), device=self.values.device)
 
     def values_per_key(self) -> list[int]:
         """The number of values of each key."""
@@ -166,15 +184,23 @@ class RowIds(nn.Module):
             rows_KB = sparse.values.view(len(names), batch_size).index_select(0, index_K)
             self._compute_rows(rows_KB, [1] * len(indices))
             rows, lengths_KB = rows_KB.view(-1), None
+            weights = sparse.weights
+            if weights is not None:
+                weights = weights.view(len(names), batch_size).index_select(0, index_K).view(-1)
         else:
             per_key = sparse.values_per_key()
             pieces = sparse.values.split(per_key)
             rows = torch.cat([pieces[index] for index in indices])
             self._compute_rows(rows, [per_key[index] for index in indices])
             lengths_KB = sparse.lengths_KB.index_select(0, index_K)
+            weights = sparse.weights
+            if weights is not None:
+                of_key = weights.split(per_key)
+                weights = torch.cat([of_key[index] for index in indices])
         if self.may_miss:
+            weights = None if weights is None else weights[rows >= 0]
             rows, lengths_KB = without_missing(rows, lengths_KB, len(self.keys))
-        return SparseIds(self.keys, rows, lengths_KB, batch_size)
+        return SparseIds(self.keys, rows, lengths_KB, batch_size, weights)
 
     def _compute_rows(self, ids: Tensor, sizes: list[int]) -> None:
         """Turns ids, laid out by table, into rows, in place; `sizes` holds each table's share of dimension 0."""

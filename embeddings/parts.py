@@ -48,10 +48,14 @@ def operand_keys(feature: FeatureTable) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Bags:
-    """The rows of one table, float32 [N, D], bag by bag, and the number of rows of each bag, [B]."""
+    """The rows of one table, float32 [N, D], bag by bag, and the number of rows of each bag, [B].
+
+    `weights_N` multiply what the rows are combined to; None if all are 1.
+    """
 
     rows_ND: Tensor
     lengths_B: Tensor
+    weights_N: Tensor | None = None
 
 
 class UnpooledFeatures:
@@ -85,6 +89,13 @@ class UnpooledFeatures:
             operands = [operand_keys(feature) for feature in group]
             values = [torch.cat([rows[keys[part]].rows_ND for keys in operands]) for part in range(parts)]
             combined_ND = combined(operation, values)
+            weights = [rows[keys[0]].weights_N for keys in operands]
+            if any(weights_N is not None for weights_N in weights):
+                ones = [
+                    rows[keys[0]].rows_ND.new_ones(len(rows[keys[0]].rows_ND)) if weights_N is None else weights_N
+                    for keys, weights_N in zip(operands, weights, strict=True)
+                ]
+                combined_ND = combined_ND * torch.cat(ones)[:, None]
             lengths = torch.cat([rows[keys[0]].lengths_B for keys in operands])
             summed_FBD = segment_sum(combined_ND, lengths).view(len(group), -1, self.dim)
             summed_B.append(summed_FBD.transpose(0, 1).flatten(1))

@@ -66,6 +66,7 @@ class FeatureTable:
         table: names the tables of several features that share them; they have everything but `name` and `max_ids` in
             common. None: the feature has tables of its own.
         most_ids: of shared tables, the largest `max_ids` of their features.
+        weighted: whether batches have weights for its ids, by which their vectors are multiplied.
     """
 
     name: str
@@ -82,6 +83,7 @@ class FeatureTable:
     before: tuple[int, ...] = ()
     table: str | None = None
     most_ids: int = 1
+    weighted: bool = False
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -115,7 +117,9 @@ class FeatureTable:
     def to_dict(self) -> dict[str, Any]:
         """Returns the attributes as plain values for JSON."""
         shared = {"table": self.table, "most_ids": self.most_ids} if self.table is not None else {}
-        return {name: value for name, value in asdict(self).items() if name not in ("table", "most_ids")} | shared
+        shared |= {"weighted": True} if self.weighted else {}
+        newer = ("table", "most_ids", "weighted")
+        return {name: value for name, value in asdict(self).items() if name not in newer} | shared
 
     @property
     def table_names(self) -> tuple[str, ...]:

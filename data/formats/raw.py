@@ -31,6 +31,8 @@ class RawFeature:
         has_texts: whether values are words of `data.canonical`, and columns have the texts of those that are hashes.
         buckets: if values are the bits of float32 numbers: the most buckets that they become.
         table: name of the ids that the feature shares with others of the input; None if they are its own.
+        pooling: "sum" or "mean": how the vectors of a list become one.
+        weights: name of the weights of the values of lists; None if they have none.
     """
 
     name: str
@@ -40,6 +42,8 @@ class RawFeature:
     has_texts: bool = False
     buckets: int | None = None
     table: str | None = None
+    pooling: str = "sum"
+    weights: str | None = None
 
     @property
     def owner(self) -> str:
@@ -56,12 +60,14 @@ class RawColumn:
         present_N: with `max_ids` 1: bool, False where missing.
         lengths_N: with `max_ids` above 1: int32, values per example; 0 where missing.
         texts: at least the texts of the values whose words are hashes.
+        weights: float32, the weight of each value of the lists, if the feature has weights.
     """
 
     values: np.ndarray
     present_N: np.ndarray | None = None
     lengths_N: np.ndarray | None = None
     texts: Sequence[HashedTexts] = ()
+    weights: np.ndarray | None = None
 
     def pick(self, rows: np.ndarray) -> "RawColumn":
         """Returns the values of some examples, by their numbers, in that order, and all texts."""
@@ -72,13 +78,14 @@ class RawColumn:
         starts_N = (np.cumsum(self.lengths_N, dtype=np.int64) - self.lengths_N)[rows]
         ends_N = np.cumsum(lengths_N, dtype=np.int64)
         places = np.repeat(starts_N - (ends_N - lengths_N), lengths_N) + np.arange(ends_N[-1] if len(ends_N) else 0)
-        return replace(self, values=self.values[places], lengths_N=lengths_N)
+        weights = None if self.weights is None else self.weights[places]
+        return replace(self, values=self.values[places], lengths_N=lengths_N, weights=weights)
 
 
 LABEL_NOT_BINARY, LABEL_WRONG = "label not 0 or 1", "label is wrong or missing"
 LIST_TOO_LONG = "list too long"
 NO_TIME, NOT_A_TIME = "no time", "not a time"
-NOT_A_WEIGHT = "not a weight"
+NOT_A_WEIGHT, LISTS_DIFFER = "not a weight", "lists of different lengths"
 NO_LABEL = (LABEL_NOT_BINARY, LABEL_WRONG)  # reasons of bad lines
 
 
@@ -208,6 +215,7 @@ def _join_columns(columns: Sequence[RawColumn]) -> RawColumn:
         present_N=_joined([column.present_N for column in columns]),
         lengths_N=_joined([column.lengths_N for column in columns]),
         texts=[texts for column in columns for texts in column.texts],
+        weights=_joined([column.weights for column in columns]),
     )
 
 

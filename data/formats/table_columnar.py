@@ -118,11 +118,20 @@ def check_types(path: Path, types: dict[str, pl.DataType], schema: TableSchema, 
             raise _wrong(path, sparse.source, found, f"columns.{sparse.name}.max_ids = {sparse.max_ids} is for lists")
         if not (_is_number(inner) or _is_text(inner) or inner in (pl.Date, pl.Datetime, pl.Time)):
             raise _wrong(path, sparse.source, found, "sparse values are numbers, strings or dates, or lists of them")
+        if sparse.weights is not None:
+            _check_weights(path, sparse.weights, types[sparse.weights])
         if inner.is_float() and sparse.type != "integer" and schema.values == BY_TYPE:
             key = f'type = "integer" under [columns.{sparse.name}] accepts whole numbers'
             raise DataError(
                 f"{path}: column {sparse.source!r} is of type {found}, sparse values are not fractions", key
             )
+
+
+def _check_weights(path: Path, name: str, found: pl.DataType) -> None:
+    inner = found.inner if isinstance(found, pl.List | pl.Array) else None
+    numbers = isinstance(inner, pl.DataType) and (_is_number(inner) or _is_text(inner))
+    if not numbers and found not in (pl.String, pl.Null):
+        raise _wrong(path, name, found, "the weights of a list are a list of numbers")
 
 
 def check_key_type(path: Path, name: str, kind: pl.DataType, by: str) -> None:

@@ -17,9 +17,11 @@ from dlrmctl.data.moments import EPOCHS, PARTS, UNITS, moment_of
 
 TRUNCATIONS = ("reject", "first", "last")
 TYPES = ("string", "integer")
+POOLINGS = ("sum", "mean")
 _OPERATORS = (">=", "<=", ">", "<")
 _DENSE_KEYS = ("transform", "missing", "missing_value", "column", "clip", "since", "unit")
-_SPARSE_KEYS = ("max_ids", "truncate", "type", "missing", "column", "part", "buckets", "cross", "table")
+_LIST_KEYS = ("truncate", "pooling", "weights")
+_SPARSE_KEYS = ("max_ids", *_LIST_KEYS, "type", "missing", "column", "part", "buckets", "cross", "table")
 _TIME_KEYS = ("parts", "epoch", "missing")
 _MADE_BY = ("part", "buckets", "cross")  # how a sparse column is made; at most one of them
 _MOST_BUCKETS = 128  # edges are interpolated between 129 values
@@ -27,7 +29,7 @@ _TOP_KEYS = (
     *("label", "label_positive", "dense", "sparse", "columns", "transform", "missing", "missing_value"),
     *("separator", "quote", "list_separator", "weight", "group", "id"),
 )
-_NEWER = ("column", "clip", "since", "unit", "part", "buckets", "cross", "table")
+_NEWER = ("column", "clip", "since", "unit", "part", "buckets", "cross", "table", "pooling", "weights")
 _NEWER_TOP = ("times", "weight", "group", "id")
 CANONICAL = "canonical-1"  # the rule of `data.canonical`
 BY_TYPE = "by-type"  # of stores of earlier versions: values are identified by the type of their column
@@ -92,6 +94,8 @@ class SparseColumn:
     cross: the two sparse columns whose pairs of values are the values.
     table: names the ids and the table that the column shares with others: those of the same `table`, and the column of
         that name.
+    pooling: one of `POOLINGS`: how the vectors of a list become one.
+    weights: the column of lists of numbers that weight the values of a list.
     """
 
     name: str
@@ -104,6 +108,8 @@ class SparseColumn:
     buckets: int | None = None
     cross: tuple[str, ...] | None = None
     table: str | None = None
+    pooling: str = "sum"
+    weights: str | None = None
 
     @property
     def owner(self) -> str:
@@ -166,7 +172,14 @@ class TableSchema:
         """The names of all columns that are read, each once: for the label, dense and sparse columns."""
         dense = (source for column in self.dense for source in column.sources)
         sparse = (column.source for column in self.sparse if column.cross is None)
-        return tuple(dict.fromkeys((self.label, *dense, *sparse)))
+        weights = (column.weights for column in self.sparse if column.weights is not None)
+        return tuple(dict.fromkeys((self.label, *dense, *sparse, *weights)))
+
+    @property
+    def lists(self) -> frozenset[str]:
+        """The columns of lists."""
+        lists = [column for column in self.sparse if column.max_ids > 1]
+        return frozenset(name for column in lists for name in (column.source, column.weights) if name is not None)
 
     @property
     def shared(self) -> frozenset[str]:
@@ -278,6 +291,7 @@ def read_schema(content: Mapping[str, Any], name: str, *, values: str = CANONICA
     _check_crosses(columns, own)
     _check_lists(columns, own)
     _check_shared(columns, own)
+    _check_weights(label, dense, columns, own)
     weight, group, ids = (top.text("weight", "") or None), (top.text("group", "") or None), top.words("id", ())
     _check_of_examples(top, label, (*dense, *columns), weight=weight, group=group, ids=ids)
     return TableSchema(
@@ -296,6 +310,17 @@ def read_schema(content: Mapping[str, Any], name: str, *, values: str = CANONICA
         group=group,
         id=ids,
     )
+
+
+def _check_weights(label: str, dense: Sequence[str], columns: Sequence[SparseColumn], own: "Section") -> None:
+    """Checks that the weights of lists are columns of their own."""
+    others = {label, *dense, *(column.source for column in columns if column.cross is None)}
+    for column in columns:
+        if column.weights in others:
+            raise DataError(
+                f"{own.where}{column.name}.weights = {column.weights!r} is a feature or the label",
+                "weights are lists of numbers in a column of their own",
+            )
 
 
 def _check_shared(columns: Sequence[SparseColumn], own: "Section") -> None:
@@ -514,8 +539,9 @@ def _sparse(name: str, own: Section, top: Section, values: str) -> SparseColumn:
     max_ids = section.values.get("max_ids", 1)
     if type(max_ids) is not int or not 1 <= max_ids < 1 << 16:
         raise DataError(f"{section.where}max_ids = {max_ids!r} must be a whole number from 1 to {(1 << 16) - 1:,}")
-    if max_ids == 1 and "truncate" in section.values:
-        raise DataError(f"{section.where}truncate is for lists", f"set {section.where}max_ids too")
+    for key in _LIST_KEYS if max_ids == 1 else ():
+        if key in section.values:
+            raise DataError(f"{section.where}{key} is for lists", f"set {section.where}max_ids too")
     made_by = [key for key in _MADE_BY if key in section.values]
     others = [*made_by[1:], *(key for key in ("max_ids", "truncate", "type", "table") if key in section.values)]
     if made_by and others:
@@ -537,6 +563,8 @@ def _sparse(name: str, own: Section, top: Section, values: str) -> SparseColumn:
         truncate=section.choice("truncate", "reject", TRUNCATIONS) or "reject",
         type=section.choice("type", None, TYPES),
         table=section.text("table", "") or None,
+        pooling=section.choice("pooling", "sum", POOLINGS) or "sum",
+        weights=section.text("weights", "") or None,
         missing=_missing(section, top, values),
     )
 

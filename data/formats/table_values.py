@@ -16,6 +16,7 @@ from dlrmctl.data.canonical import are_integers, canonical_words, plain_words
 from dlrmctl.data.formats.raw import (
     LABEL_WRONG,
     LIST_TOO_LONG,
+    LISTS_DIFFER,
     NO_TIME,
     NOT_A_TIME,
     NOT_A_WEIGHT,
@@ -105,7 +106,7 @@ def to_piece(
         elif feature.max_ids == 1:
             sparse[feature.name] = _single(schema, feature, series, faults)
         else:
-            sparse[feature.name], short_N = _lists(schema, feature, series, faults)
+            sparse[feature.name], short_N = _lists(schema, feature, frame, faults)
             if feature.truncate != "reject":
                 shortened[f"{feature.name} cut to its {feature.truncate} {feature.max_ids} values"] = short_N
     keys = None if by is None else split_keys(schema, by, frame[by.name], faults)
@@ -279,15 +280,13 @@ def _single(schema: TableSchema, feature: SparseColumn, series: pl.Series, fault
 
 
 def _lists(
-    schema: TableSchema, feature: SparseColumn, series: pl.Series, faults: _Faults
+    schema: TableSchema, feature: SparseColumn, frame: pl.DataFrame, faults: _Faults
 ) -> tuple[RawColumn, np.ndarray]:
     """Returns the lists, and which of them were cut."""
-    if series.dtype == pl.Null:
-        series = series.cast(pl.List(pl.String))
-    elif series.dtype == pl.String:
-        series = series.str.split(schema.list_separator)
-    elif isinstance(series.dtype, pl.Array):
-        series = series.arr.to_list()
+    series = _as_lists(schema, frame[feature.source])
+    weights = None
+    if feature.weights is not None:
+        series, weights = _with_weights(schema, feature.weights, series, frame[feature.weights], faults)
     lengths_N = series.list.len().fill_null(0).to_numpy().astype(np.int64)
     texts: list[HashedTexts] = []
     values, given, wrong = words(schema, feature, series.filter(pl.Series(lengths_N > 0)).explode(), texts)
@@ -296,6 +295,7 @@ def _lists(
     wrong_N[owner[wrong]] = True
     faults.add(wrong_N, feature.name, "not an integer", "integers")
     values, owner = values[given], owner[given]  # an empty place in a list is a missing value
+    weights = None if weights is None else weights[given]
     lengths_N = np.bincount(owner, minlength=len(series))
     long_N = lengths_N > feature.max_ids
     if long_N.any():
@@ -305,8 +305,45 @@ def _lists(
         first = place < feature.max_ids
         last = place >= np.repeat(lengths_N, lengths_N) - feature.max_ids
         values = values[last if feature.truncate == "last" else first]
+        weights = None if weights is None else weights[last if feature.truncate == "last" else first]
         lengths_N = np.minimum(lengths_N, feature.max_ids)
-    return RawColumn(values, lengths_N=lengths_N.astype(np.int32), texts=texts), long_N
+    return RawColumn(values, lengths_N=lengths_N.astype(np.int32), texts=texts, weights=weights), long_N
+
+
+def _as_lists(schema: TableSchema, series: pl.Series) -> pl.Series:
+    if series.dtype == pl.Null:
+        return series.cast(pl.List(pl.String))
+    if series.dtype == pl.String:
+        return series.str.split(schema.list_separator)
+    return series.arr.to_list() if isinstance(series.dtype, pl.Array) else series
+
+
+def _without_empty(series: pl.Series) -> pl.Series:
+    """Returns lists without those of one empty text, which an empty field gives."""
+    if series.dtype != pl.List(pl.String):
+        return series
+    is_empty = (series.list.len() == 1) & (series.list.first() == "")
+    return pl.select(pl.when(~is_empty.fill_null(False)).then(series)).to_series()
+
+
+def _with_weights(
+    schema: TableSchema, name: str, series: pl.Series, weights: pl.Series, faults: _Faults
+) -> tuple[pl.Series, np.ndarray]:
+    """Returns the lists, empty where their weights are wrong, and the weights of all their values, float32."""
+    weights, series = (_without_empty(column) for column in (_as_lists(schema, weights), series))
+    counts_N, wanted_N = (column.list.len().fill_null(0).to_numpy().astype(np.int64) for column in (weights, series))
+    numbers_K, given_K, wrong_K = numbers(weights.filter(pl.Series(counts_N > 0)).explode(), NOTHING)
+    right_K = given_K & ~wrong_K & (np.abs(numbers_K) <= np.finfo(np.float32).max)
+    owner_K = np.repeat(np.arange(len(series)), counts_N)
+    bad_N = counts_N != wanted_N
+    faults.add(bad_N, name, LISTS_DIFFER, "as many weights as values")
+    not_numbers_N = np.zeros(len(series), dtype=bool)
+    not_numbers_N[owner_K[~right_K]] = True
+    faults.add(not_numbers_N, name, "not a number", "numbers")
+    bad_N |= not_numbers_N
+    if bad_N.any():
+        series = pl.select(pl.when(pl.Series(~bad_N)).then(series)).to_series()
+    return series, numbers_K[~bad_N[owner_K]].astype(np.float32)
 
 
 def numbers(series: pl.Series, missing: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

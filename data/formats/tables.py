@@ -151,7 +151,7 @@ class TableInput:
             return self._piece(frame, KeptColumns(lines_N, frame), lines_N, bad)
         objects, lines_N, bad = read_objects(records)
         kept = KeptColumns(lines_N, kept_texts(objects, list(self._kept)))
-        lists = {column.source for column in self.table_schema.sparse if column.max_ids > 1}
+        lists = self.table_schema.lists
         wanted = {name: name in lists for name in self._names}
         frame, good_N, wrong = to_json_frame(objects, lines_N, wanted, self.table_schema.list_separator)
         return self._piece(frame, kept, lines_N[good_N], [*bad, *wrong])
@@ -210,7 +210,7 @@ class TableInput:
             DataError: if it has lists, or must have times and has neither times nor numbers.
         """
         assert self._key is not None
-        lists = [column.source for column in self.table_schema.sparse if column.max_ids > 1]
+        lists = self.table_schema.lists
         file = self._files[0]
         kinds: list[pl.DataType] = [pl.String()]
         if file.format in MAGICS:
@@ -319,7 +319,15 @@ def _raw_feature(column: SparseColumn, shared: Set[str]) -> RawFeature:
     if column.buckets is not None:
         return RawFeature(column.name, "<u4", buckets=column.buckets)
     table = column.owner if column.owner in shared else None
-    return RawFeature(column.name, "<u8", column.max_ids, has_texts=True, table=table)
+    return RawFeature(
+        column.name,
+        "<u8",
+        column.max_ids,
+        has_texts=True,
+        table=table,
+        pooling=column.pooling,
+        weights=column.weights,
+    )
 
 
 def check_file(name: str) -> Path:

@@ -145,6 +145,8 @@ class Parts:
                         info.values[feature.name] = sum(len(column.values) for column in columns)
                         assert sum(int(lengths_N.sum()) for lengths_N in lengths) == info.values[feature.name]
                     _write_column(file, np.dtype(feature.value_type), [column.values for column in columns])
+                    if feature.weights is not None:
+                        _write_column(file, WEIGHT_TYPE, [column.weights for column in columns if len(column.values)])
                     texts = [some for column in columns for some in column.texts]
                     if texts:
                         info.texts[feature.name] = (
@@ -184,7 +186,8 @@ class Parts:
             lengths_N = self.lengths(part, f, 0, stop)
             ends = int(lengths_N[:start].sum()), int(lengths_N.sum())
             values = self._read(part, ("values", f), np.dtype(feature.value_type), *ends)
-            columns.append(RawColumn(values, lengths_N=lengths_N[start:]))
+            weights = None if feature.weights is None else self.id_weights(part, f, *ends)
+            columns.append(RawColumn(values, lengths_N=lengths_N[start:], weights=weights))
         return RawPiece(
             lines_N=np.empty(stop - start, np.int8),
             labels_N=self.labels(part, start, stop),
@@ -230,6 +233,10 @@ class Parts:
         """Returns the first `stop` values of a feature."""
         return self._read(part, ("values", f), np.dtype(self._sparse[f].value_type), 0, stop)
 
+    def id_weights(self, part: int, f: int, start: int, stop: int) -> np.ndarray:
+        """float32: the weights of the values from `start` to `stop` of a feature with weights."""
+        return self._read(part, ("weights", f), WEIGHT_TYPE, start, stop)
+
     def text_words(self, part: int, f: int) -> np.ndarray:
         """Returns uint64 [K]: the words of the texts of a feature, which may be equal."""
         return self._read(part, ("words", f), _WORD_TYPE, 0, None) if ("words", f) in self._places[part] else _NO_WORDS
@@ -263,6 +270,8 @@ class Parts:
             else:
                 columns.append((("lengths", f), narrowest(feature.max_ids), rows))
             columns.append((("values", f), np.dtype(feature.value_type), info.values.get(feature.name, rows)))
+            if feature.weights is not None:
+                columns.append((("weights", f), WEIGHT_TYPE, info.values[feature.name]))
             if feature.name in info.texts:
                 number, num_bytes = info.texts[feature.name]
                 columns.append((("words", f), _WORD_TYPE, number))

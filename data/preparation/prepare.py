@@ -144,7 +144,9 @@ class _Run:
         )
         columns = self._encode(encoder, tally, save_seconds)
         sparse = [
-            SparseFeature(feature.name, column.entry.rows, feature.max_ids, feature.table)
+            SparseFeature(
+                feature.name, column.entry.rows, feature.max_ids, feature.table, feature.pooling, feature.weights
+            )
             for feature, column in zip(self._input.sparse, columns, strict=True)
         ]
         schema = Schema(

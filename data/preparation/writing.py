@@ -71,7 +71,9 @@ class Blocks:
                 first, lengths_FN[f] = self._lengths(f, pieces)
                 last = first + int(lengths_FN[f].sum())
             ids_F.append(read_array(self._files[f], dtype, last - first, first * dtype.itemsize))
-        block = Block(dense_IN, ids_F, labels_N, lengths_FN, weights_N, groups_N)
+        stored = [feature.weights is not None for feature in self._schema.sparse]
+        id_weights_F = [self._id_weights(f, pieces) if there else None for f, there in enumerate(stored)]
+        block = Block(dense_IN, ids_F, labels_N, lengths_FN, weights_N, groups_N, id_weights_F if any(stored) else None)
         return pack(self._schema, block), int(np.count_nonzero(labels_N))
 
     def first_part(self, example: int) -> int:
@@ -94,6 +96,19 @@ class Blocks:
 
     def _of_piece(self, values: np.ndarray, chosen: np.ndarray | None) -> np.ndarray:
         return values if chosen is None else values[..., chosen]
+
+    def _id_weights(self, f: int, pieces: Sequence[tuple[int, int, int, np.ndarray | None]]) -> np.ndarray:
+        """Returns the weights of the ids of a feature."""
+        found = []
+        for part, start, stop, chosen in pieces:
+            lengths_N = self._parts.lengths(part, f, 0, stop).astype(np.int64)
+            weights = self._parts.id_weights(part, f, int(lengths_N[:start].sum()), int(lengths_N.sum()))
+            if chosen is not None:
+                kept_N = np.zeros(stop - start, dtype=bool)
+                kept_N[chosen] = True
+                weights = weights[np.repeat(kept_N, lengths_N[start:])]
+            found.append(weights)
+        return np.concatenate(found)
 
     def _lengths(self, f: int, pieces: Sequence[tuple[int, int, int, np.ndarray | None]]) -> tuple[int, np.ndarray]:
         """Returns the place of the pieces' first id in the file of a feature, and the lengths of all their lists."""

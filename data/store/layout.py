@@ -2,7 +2,7 @@
 
 A block is stored by column, each in its narrowest type and 8-byte aligned: dense columns as float16, or float32 where
 the schema says so, the labels as uint8, weights as float32 and groups as uint64 if there are any, then per sparse
-feature its ids; for a feature with several ids preceded by the lengths.
+feature its ids; for a feature with several ids preceded by the lengths, and followed by the weights if it has some.
 The table has the size and the checksum of each block, as small records in its own file: a terabyte of clicks has 65,000
 blocks, which would take seconds to read as JSON. Bytes are little-endian.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors, open_to_read
 from dlrmctl.data.schema import Schema
-from dlrmctl.data.source import Block
+from dlrmctl.data.source import Block, pooled_weights
 
 DENSE_TYPE, WIDE_DENSE_TYPE = np.dtype("<f2"), np.dtype("<f4")
 LABEL_TYPE = np.dtype("u1")
@@ -70,6 +70,10 @@ def pack(schema: Schema, block: Block) -> bytes:
             assert block.lengths_FN is not None
             columns.append(block.lengths_FN[f].astype(narrowest(feature.max_ids)))
         columns.append(block.ids_F[f].astype(narrowest(feature.rows - 1)))
+        if feature.weights is not None:
+            weights = block.id_weights_F[f] if block.id_weights_F is not None else None
+            assert weights is not None
+            columns.append(weights.astype(WEIGHT_TYPE))
     parts = []
     for column in columns:
         content = column.tobytes()
@@ -88,6 +92,8 @@ def block_bytes(schema: Schema, num_rows: int) -> tuple[int, int]:
         else:
             sizes.append(narrowest(feature.max_ids).itemsize * num_rows)
             most += _aligned(id_bytes * feature.max_ids)
+            if feature.weights is not None:
+                most += _aligned(WEIGHT_TYPE.itemsize * num_rows * feature.max_ids)
     fewest = sum(_aligned(size) for size in sizes)
     return fewest, fewest + most
 
@@ -120,6 +126,7 @@ def unpack(schema: Schema, content: np.ndarray, num_rows: int) -> Block:
     weights_N = None if schema.weight is None else column(WEIGHT_TYPE, num_rows)
     groups_N = None if schema.group is None else column(GROUP_TYPE, num_rows)
     ids_F = []
+    id_weights_F: list[np.ndarray | None] = [None] * len(schema.sparse)
     lengths_FN = None if schema.one_hot else np.ones((len(schema.sparse), num_rows), dtype=np.int32)
     for f, feature in enumerate(schema.sparse):
         count = num_rows
@@ -128,9 +135,12 @@ def unpack(schema: Schema, content: np.ndarray, num_rows: int) -> Block:
             lengths_FN[f] = column(narrowest(feature.max_ids), num_rows)
             count = int(lengths_FN[f].sum())
         ids_F.append(column(narrowest(feature.rows - 1), count))
+        if feature.weights is not None:
+            id_weights_F[f] = column(WEIGHT_TYPE, count)
     if at < len(content):
         raise DataError(f"its columns take {at:,} of its {len(content):,} bytes")
-    return Block(dense_IN, ids_F, labels_N, lengths_FN, weights_N, groups_N)
+    pooled = pooled_weights(schema, id_weights_F, lengths_FN)
+    return Block(dense_IN, ids_F, labels_N, lengths_FN, weights_N, groups_N, pooled)
 
 
 def _aligned(size: int) -> int:
@@ -157,6 +167,12 @@ def check_block(schema: Schema, block: Block) -> None:
     ):
         if (wanted is None) != (there is None) or (there is not None and len(there) != num_rows):
             raise DataError(f"a block must have {name} if, and only if, the schema names them, one for each example")
+    for f, feature in enumerate(schema.sparse):
+        weights = None if block.id_weights_F is None else block.id_weights_F[f]
+        if (feature.weights is not None and weights is None) or (weights is not None and not feature.weighted):
+            raise DataError(f"feature {feature.name}: ids must have weights if, and only if, the schema names them")
+        if weights is not None and not (len(weights) == len(block.ids_F[f]) and np.isfinite(weights).all()):
+            raise DataError(f"feature {feature.name}: its weights are not finite numbers, one for each id")
     if block.weights_N is not None and not (np.isfinite(block.weights_N).all() and (block.weights_N >= 0).all()):
         raise DataError("a weight is below 0 or not finite")
     lengths_FN = block.lengths_FN

@@ -76,6 +76,7 @@ def _of_feature(table: FeatureTable, feature: SparseFeature, before: tuple[int, 
         before=before,
         table=feature.table,
         most_ids=1 if feature.table is None else table.max_ids,
+        weighted=feature.weighted,
     )
 
 

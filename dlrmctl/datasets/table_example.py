@@ -30,6 +30,9 @@ clip = [0, 1000]             # numbers beyond become these, before the
 max_ids = 8                  # longest list
 truncate = "reject"          # longer lists: "reject" the row, or keep the
                              # "first" or the "last" values
+pooling = "sum"              # of the vectors of a list; or "mean"
+weights = "genre_weights"    # a column of as many numbers, which multiply
+                             # the vectors; no default
 type = "string"              # values as they are, 1.0 is not 1; or
                              # "integer": other values are errors
 table = "genres"             # the ids and the table that it shares with

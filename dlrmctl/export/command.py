@@ -29,7 +29,7 @@ from dlrmctl.export.program import place_beside, score, score_file, to_program, 
 from dlrmctl.ranks.group import Ranks
 from dlrmctl.rundir.calibration import Calibration, read_calibration
 from dlrmctl.rundir.directory import RunDirectory
-from dlrmctl.rundir.opened import open_run, other_checkpoint
+from dlrmctl.rundir.opened import open_run, other_checkpoint, run_features
 from dlrmctl.rundir.stored_tables import CheckpointTables, model_weights
 from dlrmctl.settings.baseline import BaselineSettings
 from dlrmctl.settings.config import Config
@@ -70,6 +70,12 @@ def export(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> d
             checkpoint's; no file is written then.
     """
     _check_file(wanted.out)
+    weighted = [] if config.baseline else [f.name for f in run_features(config, run).schema.sparse if f.weighted]
+    if weighted:
+        raise UserError(
+            f"{run.path}: {weighted[0]} has lists that are weighted or averaged, which an exported program cannot take",
+            'score rows with `dlrmctl predict`, or train with pooling = "sum" and without weights',
+        )
     if wanted.precision is not None and is_compressed(run.path):
         raise UserError(
             f"--precision {wanted.precision}: the tables of {run.path} are compressed, and are exported as they are",

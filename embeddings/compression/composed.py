@@ -47,13 +47,19 @@ class StoredEmbeddings(FeatureEmbeddings):
         self._widths = [tables[name].dim for name in self.bag_ids.tables]
 
     def pool(self, rows: SparseIds) -> list[Columns]:
-        found = zip(self.bags, _pieces(rows), strict=True)
-        vectors = [pooled(table(ids), None if rows.lengths_KB is None else lengths) for table, (ids, lengths) in found]
+        found = zip(self.bags, _pieces(rows), _weights(rows), strict=True)
+        vectors = [
+            pooled(
+                table(ids) if weights is None else table(ids) * weights[:, None],
+                None if rows.lengths_KB is None else lengths,
+            )
+            for table, (ids, lengths), weights in found
+        ]
         return [Columns(torch.cat(vectors, dim=1), self.bag_ids.keys, self._widths)]
 
     def look_up(self, rows: SparseIds) -> dict[str, Bags]:
-        found = zip(self.row_ids.keys, self.rows, _pieces(rows), strict=True)
-        return {key: Bags(table(ids), lengths) for key, table, (ids, lengths) in found}
+        found = zip(self.row_ids.keys, self.rows, _pieces(rows), _weights(rows), strict=True)
+        return {key: Bags(table(ids), lengths, weights) for key, table, (ids, lengths), weights in found}
 
 
 class StoredWeights(StoredEmbeddings):
@@ -75,6 +81,11 @@ def _pieces(rows: SparseIds) -> list[tuple[Tensor, Tensor]]:
     """The values (int64) and lengths of each key."""
     pieces = rows.values.long().split(rows.values_per_key())
     return [(ids, rows.lengths_of(key)) for key, ids in enumerate(pieces)]
+
+
+def _weights(rows: SparseIds) -> Sequence[Tensor | None]:
+    """The weights of the values of each key."""
+    return [None] * len(rows.keys) if rows.weights is None else rows.weights.split(rows.values_per_key())
 
 
 def compose(

@@ -54,20 +54,22 @@ class LocalBags:
 
     def __call__(self, rows: SparseIds) -> list[Columns]:
         values, batch_size = rows.values.long(), rows.batch_size
-        one_hot = rows.lengths_KB is None
+        one_hot, weights = rows.lengths_KB is None, rows.weights
         offsets = self._count_to(values.numel(), values.device) if one_hot else self._offsets(rows)
         per_key = rows.values_per_key() if len(self._kernels) > 1 else []
         results = []
         for kernel in self._kernels:
             start, end = kernel.first * batch_size, (kernel.first + len(kernel.keys)) * batch_size
             if one_hot:
-                pooled = kernel.module(values[start:end], offsets[: end - start + 1])
+                mine = None if weights is None else weights[start:end]
+                pooled = kernel.module(values[start:end], offsets[: end - start + 1], mine)
             elif len(self._kernels) == 1:
-                pooled = kernel.module(values, offsets)
+                pooled = kernel.module(values, offsets, weights)
             else:
                 begin = sum(per_key[: kernel.first])
                 stop = begin + sum(per_key[kernel.first : kernel.first + len(kernel.keys)])
-                pooled = kernel.module(values[begin:stop], offsets[start : end + 1] - begin)
+                mine = None if weights is None else weights[begin:stop]
+                pooled = kernel.module(values[begin:stop], offsets[start : end + 1] - begin, mine)
             results.append(Columns(pooled, kernel.keys, kernel.widths))
         return results
 
@@ -107,7 +109,8 @@ class LocalWeights:
             places_N = (rows.values.view(len(rows.keys), -1) + self._firsts_K.unsqueeze(1)).view(-1)
         else:
             places_N = rows.values + self._firsts_K.repeat_interleave(lengths_KB.sum(1))
-        sums_B = _SumWeights.apply(self._kernel.emb_module.weights_host, self, places_N, lengths_KB, rows.batch_size)
+        weights = self._kernel.emb_module.weights_host
+        sums_B = _SumWeights.apply(weights, self, places_N, lengths_KB, rows.batch_size, rows.weights)
         return [Columns(sums_B.unsqueeze(1), ["sum"], [1])]
 
     def update(self, places_N: Tensor, grads_N: Tensor) -> None:
@@ -135,10 +138,18 @@ class _SumWeights(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, weights: Tensor, local: LocalWeights, places_N: Tensor, lengths_KB: Tensor | None, batch_size: int
+        ctx: Any,
+        weights: Tensor,
+        local: LocalWeights,
+        places_N: Tensor,
+        lengths_KB: Tensor | None,
+        batch_size: int,
+        factors_N: Tensor | None,
     ) -> Tensor:
-        ctx.local, ctx.places_N, ctx.lengths_KB = local, places_N, lengths_KB
+        ctx.local, ctx.places_N, ctx.lengths_KB, ctx.factors_N = local, places_N, lengths_KB, factors_N
         found_N = first_column(weights).index_select(0, places_N)
+        if factors_N is not None:
+            found_N = found_N * factors_N
         sums = found_N if lengths_KB is None else segment_sum(found_N, lengths_KB.reshape(-1))
         return sums.view(-1, batch_size).sum(0, dtype=torch.float64)
 
@@ -149,5 +160,5 @@ class _SumWeights(torch.autograd.Function):
             grads_N = grad_B.repeat(len(ctx.places_N) // len(grad_B))
         else:
             grads_N = grad_B.repeat(len(lengths_KB)).repeat_interleave(lengths_KB.reshape(-1))
-        ctx.local.update(ctx.places_N, grads_N)
-        return None, None, None, None, None
+        ctx.local.update(ctx.places_N, grads_N if ctx.factors_N is None else grads_N * ctx.factors_N)
+        return None, None, None, None, None, None

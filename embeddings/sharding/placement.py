@@ -135,6 +135,7 @@ def make_plan(
                 sharding_types=kinds,
                 compute_kernels=["fused"],
                 pooling_factors=ids_per_bag[table.name],
+                is_weighted=embeddings.weighted,
             )
             for table in tables
         },

@@ -73,3 +73,14 @@ SHARED: dict[str, Any] = {
     "sparse": ["last_item", "user", "item", "history"],
     "columns": {"history": {"max_ids": 6, "table": "item"}, "last_item": {"table": "item"}},
 }
+
+
+WEIGHTED: dict[str, Any] = {
+    "label": "clicked",
+    "dense": ["price"],
+    "sparse": ["item", "history", "recent"],
+    "columns": {
+        "history": {"max_ids": 4, "truncate": "last", "weights": "seconds", "table": "item"},
+        "recent": {"column": "history", "max_ids": 3, "truncate": "first", "pooling": "mean", "table": "item"},
+    },
+}

@@ -143,7 +143,8 @@ def test_a_wrong_value_is_shown_with_file_and_row(tables: Path, tmp_path: Path):
 
 def test_the_example_in_the_help_is_a_schema():
     schema = read_schema(tomllib.loads(EXAMPLE), "my.toml")
-    assert schema.columns == ("clicked", "age", "price", "visited", "signed_up", "user", "item", "genres")
+    columns = ("clicked", "age", "price", "visited", "signed_up", "user", "item", "genres", "genre_weights")
+    assert schema.columns == columns
     assert [c.name for c in schema.sparse][-2:] == ["visited_hour", "visited_weekday"]
     assert "[columns.genres]" in in_process("prepare", "--help").out
 

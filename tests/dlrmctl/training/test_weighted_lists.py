@@ -1,0 +1,42 @@
+"""Commands on data with weighted lists and lists that are pooled by their mean."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from tests.data.visits import WEIGHTED, visits, write, write_schema
+from tests.dlrmctl.commands import in_process
+
+MODEL = ["--bottom-mlp", "16-8", "--top-mlp", "16-1", "--dim", "8", "--batch-size", "128", "--epochs", "1"]
+QR = ["--embedding", "qr", "--collisions", "3", "--qr-threshold", "10"]
+
+
+def _done(*arguments: str | Path) -> str:
+    done = in_process(*arguments)
+    assert done.status == 0, done.err
+    return done.out
+
+
+def test_every_command_takes_weighted_lists(tmp_path: Path):
+    schema, table = write_schema(tmp_path / "my.toml", WEIGHTED), write(visits(), tmp_path / "a.csv")
+    _done("prepare", "--schema", schema, table, "-o", tmp_path / "data")
+    for name, more in (("full", []), ("qr", QR)):
+        _done("train", "--data", tmp_path / "data", *MODEL, *more, "--run-dir", tmp_path / name)
+    _done("evaluate", tmp_path / "qr")
+    _done("predict", tmp_path / "full", table, "-o", tmp_path / "1.parquet")
+    # The same lists as another file have the same scores, and other weights have others.
+    arrow = write(visits(), tmp_path / "b.parquet")
+    _done("predict", tmp_path / "full", arrow, "-o", tmp_path / "2.parquet")
+    doubled = visits().with_columns(pl.col("seconds").list.eval(pl.element() * 2))
+    _done("predict", tmp_path / "full", write(doubled, tmp_path / "c.parquet"), "-o", tmp_path / "3.parquet")
+    first, same, other = (pl.read_parquet(tmp_path / f"{n}.parquet")["probability"].to_numpy() for n in (1, 2, 3))
+    assert np.array_equal(first, same)
+    some = np.array([bool(names) for names in visits()["history"].to_list()])
+    assert (np.abs(first - other) > 0)[some].mean() > 0.9
+    assert np.array_equal(first[~some], other[~some])
+    _done("compress-embeddings", tmp_path / "qr", "-o", tmp_path / "small", "--target-ratio", "2x")
+    _done("evaluate", tmp_path / "small")
+    done = in_process("export", tmp_path / "full", "-o", tmp_path / "m.pt2")
+    assert done.status == 2
+    assert "history has lists that are weighted or averaged" in done.err
