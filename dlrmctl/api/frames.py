@@ -128,15 +128,24 @@ class FrameEncoder:
         if len(columns) > 1:
             raise UserError(f"{feature} is made of {' and '.join(columns)}, and has no single values")
         names = [*DENSE, *SPARSE] if self.features.table_schema is None else self.features.table_schema.columns[1:]
-        block = self.encode([dict.fromkeys(names) | {columns[0]: value} for value in values])
+        block = self._unweighted().encode([dict.fromkeys(names) | {columns[0]: value} for value in values])
         return block.ids_F[self.features.schema.keys.index(feature)].astype(np.int64)
+
+    def _unweighted(self) -> "FrameEncoder":
+        """The same encoder for rows whose lists have no weights."""
+        schema, table = self.features.schema, self.features.table_schema
+        if table is None or not any(column.weights for column in table.sparse):
+            return self
+        schema = replace(schema, sparse=tuple(replace(feature, weights=None) for feature in schema.sparse))
+        table = replace(table, sparse=tuple(replace(column, weights=None) for column in table.sparse))
+        return replace(self, features=replace(self.features, schema=schema, table_schema=table))
 
 
 def _table_piece(schema: TableSchema, format: str | None, rows: Frame) -> RawPiece:
     """Reads rows as the columns of a schema; those of a list of dictionaries are read as JSON lines are."""
     names = schema.columns[1:]
     if isinstance(rows, Sequence) and is_frame(rows):
-        lists = {column.source for column in schema.sparse if column.max_ids > 1}
+        lists = schema.lists
         absent = [name for name in names if not any(name in row for row in rows)]
         _refuse_absent(absent, names, sorted({str(key) for row in rows for key in row}))
         rows, numbers_N = [{name: _as_json(row.get(name)) for name in names} for row in rows], np.arange(len(rows))

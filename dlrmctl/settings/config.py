@@ -220,8 +220,8 @@ class TrainSettings:
     )
     init_embeddings: str | None = setting(
         None,
-        "Start rows of full tables with the vectors in this Parquet file, by value: columns feature, value and vector. "
-        "With --init-from, only rows of new values.",
+        "Start rows of full tables with the vectors in this file, by value: Parquet with columns feature, value and "
+        "vector, or safetensors. With --init-from, only rows of new values.",
         metavar="FILE",
     )
     refit_dense: bool = setting(

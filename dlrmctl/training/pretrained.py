@@ -1,5 +1,6 @@
 """Starts rows of tables with vectors from a file, by the values that the rows belong to (`--init-embeddings`)."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
@@ -15,18 +17,20 @@ from dlrmctl.console.text import counted
 from dlrmctl.data.features.space import GENERATED, FeatureSpace
 from dlrmctl.data.formats.table_values import words
 from dlrmctl.data.schema import RESERVED_ROWS
-from dlrmctl.embeddings.tables import FeatureTable
 from dlrmctl.errors import UserError
 from dlrmctl.settings.config import Config
 
 _COLUMNS = ("feature", "value", "vector")
+_VALUES = ".values"
 
 
 class PretrainedVectors:
     """The vectors of a file, as rows of tables.
 
     Args:
-        path: a Parquet file with the columns feature (name), value and vector (a list of `dim` numbers).
+        path: a Parquet file with the columns feature (name), value and vector (a list of `dim` numbers); or a
+            safetensors file with a tensor [K, `dim`] for each feature, by its name, whose K values are a tensor of
+            integers named FEATURE.values, or a JSON list in the metadata entry FEATURE.
         config: settings of the tables; features in the file must have full ones.
         features: of the data.
 
@@ -35,13 +39,14 @@ class PretrainedVectors:
     """
 
     def __init__(self, path: Path, config: Config, features: FeatureSpace) -> None:
-        self.path, dim, frame = path, config.embeddings.dim, _read(path)
+        self.path, dim = path, config.embeddings.dim
+        given = _of_safetensors(path) if path.suffix == ".safetensors" else _of_parquet(path, dim)
         tables = {table.name: table for table in feature_tables(config, features.schema)}
         # table -> rows and vectors, of each feature in the file
         self._vectors: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        self.num_values, self.num_unknown = len(frame), 0
-        for (name,), part in frame.group_by("feature", maintain_order=True):
-            table = tables.get(str(name))
+        self.num_values, self.num_unknown = sum(len(values) for values, _ in given.values()), 0
+        for name, (values, vectors) in given.items():
+            table = tables.get(name)
             if table is None:
                 raise UserError(f"{path}: {name!r} is not a sparse feature of the data")
             if table.embedding != "full":
@@ -49,8 +54,12 @@ class PretrainedVectors:
                     f"{path}: {name} has {table.embedding} tables, where ids share rows, so vectors have no place",
                     f'set embedding = "full" under [embeddings.tables.{name}]',
                 )
-            vectors = _matrix(path, table, part["vector"], dim)
-            rows = _rows(path, features, table.name, part["value"])
+            if vectors.shape != (len(values), dim):
+                shape = "x".join(map(str, vectors.shape))
+                raise UserError(f"{path}: {name} has vectors of shape {shape}, expected {len(values)}x{dim} (--dim)")
+            if not np.isfinite(vectors).all():
+                raise UserError(f"{path}: a vector of {name} has a number that is missing or not finite")
+            rows = _rows(path, features, table.name, values)
             known = rows >= RESERVED_ROWS
             self.num_unknown += int(np.count_nonzero(~known))
             (key,) = table.table_names
@@ -72,6 +81,48 @@ class PretrainedVectors:
         return f"vectors of {counted(self.num_values, 'value')} from {self.path}{unknown}"
 
 
+def _of_parquet(path: Path, dim: int) -> dict[str, tuple[pl.Series, np.ndarray]]:
+    """The values and vectors of each feature."""
+    groups = _read(path).group_by("feature", maintain_order=True)
+    return {str(name): (part["value"], _matrix(path, str(name), part["vector"], dim)) for (name,), part in groups}
+
+
+def _of_safetensors(path: Path) -> dict[str, tuple[pl.Series, np.ndarray]]:
+    """The values and vectors of each feature."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as problem:
+        raise UserError(f"{path}: cannot read as safetensors: {str(problem).splitlines()[0]}") from None
+    found = {}
+    for name, vectors in tensors.items():
+        feature = name.removesuffix(_VALUES)
+        if feature != name and feature in tensors:
+            continue
+        if (values := tensors.get(name + _VALUES)) is not None and values.ndim == 1 and not values.is_floating_point():
+            series = pl.Series(values.numpy())
+        elif name in metadata:
+            series = _listed(path, name, metadata[name])
+        else:
+            raise UserError(
+                f"{path}: the values of {name} are missing",
+                f"add a tensor of integers {name}{_VALUES}, or a JSON list of them as the metadata entry {name}",
+            )
+        found[name] = series, vectors.float().numpy()
+    return found
+
+
+def _listed(path: Path, name: str, text: str) -> pl.Series:
+    try:
+        values = json.loads(text)
+        if not isinstance(values, list):
+            raise ValueError
+        return pl.Series(values, strict=True)
+    except (ValueError, TypeError, pl.exceptions.PolarsError):
+        raise UserError(f"{path}: the metadata entry {name} is not a JSON list of values of one type") from None
+
+
 def _read(path: Path) -> pl.DataFrame:
     try:
         frame = pl.read_parquet(path)
@@ -83,7 +134,7 @@ def _read(path: Path) -> pl.DataFrame:
     return frame
 
 
-def _matrix(path: Path, table: FeatureTable, series: pl.Series, dim: int) -> np.ndarray:
+def _matrix(path: Path, name: str, series: pl.Series, dim: int) -> np.ndarray:
     """The vectors as float32 [K, D]."""
     if isinstance(series.dtype, pl.Array):
         series = series.arr.to_list()
@@ -91,10 +142,10 @@ def _matrix(path: Path, table: FeatureTable, series: pl.Series, dim: int) -> np.
         raise UserError(f"{path}: vector is of type {series.dtype}, expected lists of numbers")
     lengths = series.list.len()
     if wrong := next((length for length in lengths.to_list() if length != dim), None):
-        raise UserError(f"{path}: a vector of {table.name} has {wrong} numbers, expected --dim {dim}")
+        raise UserError(f"{path}: a vector of {name} has {wrong} numbers, expected --dim {dim}")
     flat = series.explode().cast(pl.Float32).to_numpy()
-    if len(flat) != len(series) * dim or not np.isfinite(flat).all():
-        raise UserError(f"{path}: a vector of {table.name} has a number that is missing or not finite")
+    if len(flat) != len(series) * dim:
+        raise UserError(f"{path}: a vector of {name} is missing")
     return np.ascontiguousarray(flat).reshape(len(series), dim)
 
 

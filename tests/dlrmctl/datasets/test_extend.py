@@ -1,11 +1,14 @@
 """`prepare --extend`: ids of earlier days are kept, and values get rows by their counts over all days."""
 
+import json
 import random
 from collections import Counter
 from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from dlrmctl.data.formats.table_schema import read_schema
 from dlrmctl.data.formats.tables import TableInput
@@ -146,6 +149,33 @@ def test_vectors_of_values_start_their_rows(days, tmp_path: Path):
     frame.with_columns(feature=pl.lit("page")).write_parquet(tmp_path / "v.parquet")
     done = in_process("train", "--data", place / "1", "--run-dir", tmp_path / "three", *model, *still)
     assert (done.status, "'page' is not a sparse feature of the data" in done.err) == (2, True), done.err
+
+
+def test_vectors_may_be_safetensors(days, tmp_path: Path):
+    place, _ = days
+    known = _ids(Store(place / "1"), "user")
+    chosen = [known[3], "nobody", known[5]]
+    vectors = {"user": torch.arange(24.0).view(3, 8)}
+    model = ["--bottom-mlp", "16-8", "--top-mlp", "16-1", "--dim", "8", "--embedding", "full", "--max-steps", "1"]
+    still = ["--sparse-lr", "0", "--qr-lr", "0", "--evaluations", "1", "--init-embeddings", tmp_path / "v.safetensors"]
+    train = ["train", "--data", place / "1", *model, *still, "--run-dir"]
+    save_file(vectors, tmp_path / "v.safetensors", {"user": json.dumps(chosen)})
+    done = in_process(*train, tmp_path / "run")
+    assert done.status == 0, done.err
+    assert "vectors of 3 values" in done.err
+    table = read_tensors(tmp_path / "run" / "checkpoints" / "best")["tables.user/weight"]
+    assert torch.equal(table[[5, 7]], vectors["user"][[0, 2]])
+    for metadata, message in (
+        (None, "the values of user are missing"),
+        ({"user": "nobody"}, "the metadata entry user is not a JSON list"),
+        ({"user": '["a"]'}, "user has vectors of shape 3x8, expected 1x8"),
+    ):
+        save_file(vectors, tmp_path / "v.safetensors", metadata)
+        done = in_process(*train, tmp_path / "other")
+        assert (done.status, message in done.err) == (2, True), done.err
+    (tmp_path / "v.safetensors").write_bytes(b"nothing")
+    done = in_process(*train, tmp_path / "other")
+    assert (done.status, "cannot read as safetensors" in done.err) == (2, True), done.err
 
 
 def test_what_cannot_be_extended_is_one_line(days, tmp_path: Path):

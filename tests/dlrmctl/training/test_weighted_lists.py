@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+import dlrmctl
 from tests.data.visits import WEIGHTED, visits, write, write_schema
 from tests.dlrmctl.commands import in_process
 
@@ -35,6 +36,13 @@ def test_every_command_takes_weighted_lists(tmp_path: Path):
     some = np.array([bool(names) for names in visits()["history"].to_list()])
     assert (np.abs(first - other) > 0)[some].mean() > 0.9
     assert np.array_equal(first[~some], other[~some])
+    model = dlrmctl.load(tmp_path / "full")
+    rows = visits().select("price", "item", "history", "seconds")
+    for form in (rows[:50], rows[:50].to_dicts()):
+        assert np.allclose(model.predict(form), first[:50], rtol=0, atol=1e-6)
+    history, item = (model.embedding(name, ["item-1", "item-2"]) for name in ("history", "item"))
+    assert np.array_equal(history, item)  # of one table
+    assert len(model.nearest("history", "item-1", k=3)) == 3
     _done("compress-embeddings", tmp_path / "qr", "-o", tmp_path / "small", "--target-ratio", "2x")
     _done("evaluate", tmp_path / "small")
     done = in_process("export", tmp_path / "full", "-o", tmp_path / "m.pt2")
