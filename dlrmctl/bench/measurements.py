@@ -28,6 +28,10 @@ _DEFAULTS: dict[str, dict[str, tuple[str, str]]] = {
     "embeddings": {"methods": ("full,hash,qr",) * 2, "factors": ("0.3,1,3", "1"), "seeds": ("3", "2")},
     "data": {"rounds": ("3", "2")},
     "baseline": {"rounds": ("3", "1"), "passes": ("40", "10")},
+    "compression": {
+        **{"rows": ("1200000", "20000"), "tables": ("23", "4"), "dim": ("16", "16")},
+        **{"ratio": ("8", "8"), "rounds": ("1", "1")},
+    },
 }
 _CRITEO_LIKE = "110000"  # generated rows to fit
 # Data and MLPs that train in a second, for benchmarks that train whole models.
@@ -275,6 +279,32 @@ class BaselineMeasurement(Measurement):
 
 
 @dataclass(frozen=True)
+class CompressionMeasurement(Measurement):
+    """Measures the compression of generated tables."""
+
+    command = "compression"
+
+    @classmethod
+    def read(cls, texts: Texts, *, quick: bool) -> Self:
+        """Reads "rows", "tables", "dim", "ratio" and "rounds"."""
+        numbers: dict[str, Any] = {
+            name: _whole("compression", name, texts, quick) for name in ("rows", "tables", "dim", "rounds")
+        }
+        ratio = positive_numbers("--ratio", _text("compression", "ratio", texts, quick).removesuffix("x"))[0]
+        return cls([], {**numbers, "ratio": ratio})
+
+    def run(self) -> dict[str, Any] | None:
+        from dlrmctl.compress.bench import bench_compression
+
+        return bench_compression(**self.options)
+
+    def show(self, result: dict[str, Any]) -> None:
+        from dlrmctl.compress.bench import show_bench_compression
+
+        show_bench_compression(result)
+
+
+@dataclass(frozen=True)
 class AllMeasurements(Measurement):
     """Runs all benchmarks, or some, one after the other."""
 
@@ -303,6 +333,7 @@ class AllMeasurements(Measurement):
             "embeddings": lambda: EmbeddingsMeasurement.read(flags, {}, quick=quick),
             "data": lambda: DataMeasurement.read(None, {}, quick=quick),
             "baseline": lambda: BaselineMeasurement.read(flags, {}, quick=quick),
+            "compression": lambda: CompressionMeasurement.read({}, quick=quick),
         }
         listed = list(known) if only is None else names_of("--only", only)
         names = [one_of("--only", name, tuple(known)) for name in listed]

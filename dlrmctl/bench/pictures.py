@@ -162,6 +162,12 @@ def _baseline(result: Mapping[str, Any]) -> list[Panel]:
     ]
 
 
+def _compression(result: Mapping[str, Any]) -> list[Panel]:
+    title = f"Compression of {result['rows']:,} rows, {result['ratio']:.1f} times smaller"
+    names = {"wall clock": "seconds", "CPU": "cpu_seconds"}
+    return [Panel(title, f"s ({_ROUNDS})", list(names), _ranges([result[key] for key in names.values()]))]
+
+
 PANELS: dict[str, Callable[[Mapping[str, Any]], list[Panel]]] = {
     "step": _step,
     "shampoo": _shampoo,
@@ -169,4 +175,5 @@ PANELS: dict[str, Callable[[Mapping[str, Any]], list[Panel]]] = {
     "embeddings": _embeddings,
     "data": _data,
     "baseline": _baseline,
+    "compression": _compression,
 }

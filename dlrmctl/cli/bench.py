@@ -11,6 +11,7 @@ from dlrmctl.bench.delivery import Delivery
 from dlrmctl.bench.measurements import (
     AllMeasurements,
     BaselineMeasurement,
+    CompressionMeasurement,
     ConvergenceMeasurement,
     DataMeasurement,
     EmbeddingsMeasurement,
@@ -190,6 +191,21 @@ def bench_baseline(
 ) -> Measurement:
     """Time the fit of a baseline, compare it with scikit-learn and LightGBM, and compare solvers."""
     return BaselineMeasurement.read(flags, {"rounds": rounds, "passes": passes}, quick=quick)
+
+
+@bench_app.command("compression")
+@_measures
+def bench_compression(
+    rows: Annotated[str | None, _number("Rows of all tables together.", "compression", "rows")] = None,
+    tables: Annotated[str | None, _number("Number of tables.", "compression", "tables")] = None,
+    dim: Annotated[str | None, _number("Columns of the tables.", "compression", "dim")] = None,
+    ratio: Annotated[str | None, _number("Compression ratio.", "compression", "ratio")] = None,
+    rounds: Annotated[str | None, _number("Number of rounds to take medians over.", "compression", "rounds")] = None,
+    quick: Quick = False,
+) -> Measurement:
+    """Time the compression of generated tables to a ratio."""
+    texts = {"rows": rows, "tables": tables, "dim": dim, "ratio": ratio, "rounds": rounds}
+    return CompressionMeasurement.read(texts, quick=quick)
 
 
 @bench_app.command("all")

@@ -27,8 +27,8 @@ _RIDGE = 1e-6
 # Rows of all codebooks of a sum, the height of the matrix of their equations; 128 MB at this limit.
 _MOST_EQUATIONS = 4096
 _SAMPLE_SWEEPS = 5
-# Rows whose scores against all centers are held at once: 4 MB of float32 for 256 centers, to stay in the cache.
-_SCORES = 2**20
+# Scores of rows against centers that are held at once: 512 KB of float32, to stay in the cache of one core.
+_SCORES = 2**17
 _SEED_ROWS = 16_384
 _LLOYD_STEPS = 25
 _LEVEL_STEPS = 10  # for each codebook of a sum, which is improved together with the others afterwards

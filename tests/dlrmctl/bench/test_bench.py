@@ -228,3 +228,15 @@ def test_bench_embeddings_tunes_on_one_seed_and_pairs_the_others(tmp_path: Path)
     # The standard error of two values' mean is half their distance.
     assert pair["se"] == pytest.approx(abs(differences[0] - differences[1]) / 2)
     assert (full["ne_difference"], full["ne_difference_se"]) == (0, 0)
+
+
+def test_bench_compression_reaches_its_ratio(tmp_path: Path):
+    arguments = ("--rows", "3000", "--tables", "2", "--ratio", "5", "--rounds", "2", "--plot", tmp_path / "a.svg")
+    done = in_process("bench", "compression", *arguments, "--json")
+    assert done.status == 0, done.err
+    result = done.json()
+    assert (result["rows"], result["tables"], sum(result["methods"].values())) == (3000, 2, 2)
+    assert 5 <= result["ratio"] < 8
+    assert 0 < result["weighted_relative_error"] < 0.2
+    assert 0 < result["seconds"]["fastest"] <= result["seconds"]["slowest"]
+    assert (tmp_path / "a.svg").is_file()
