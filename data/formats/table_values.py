@@ -12,7 +12,7 @@ from typing import Literal, TypeGuard
 import numpy as np
 import polars as pl
 
-from dlrmctl.data.canonical import are_integers, canonical_words, plain_words
+from dlrmctl.data.canonical.words import are_integers, canonical_words, plain_words
 from dlrmctl.data.formats.raw import (
     LABEL_WRONG,
     LIST_TOO_LONG,

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlrmctl.data.canonical import are_integers, canonical_text, canonical_words, plain_words
+from dlrmctl.data.canonical.texts import canonical_text
+from dlrmctl.data.canonical.words import are_integers, canonical_words, plain_words
 
 BERLIN = dt.timezone(dt.timedelta(hours=2))
 

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from dlrmctl.data.canonical import canonical_text
+from dlrmctl.data.canonical.texts import canonical_text
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.features import space, text_writer
 from dlrmctl.data.features.kept_texts import END_TYPE
