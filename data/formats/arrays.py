@@ -9,18 +9,21 @@ import struct
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import polars as pl
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors
 from dlrmctl.data.formats.raw import (
     LABEL_NOT_BINARY,
     BadLine,
+    KeptColumns,
     Position,
     RawColumn,
     RawFeature,
@@ -257,7 +260,7 @@ class NpyInput:
     weight = group = None
 
     def __init__(self, sources: Sequence[str | Path], *, as_rows: bool = True, piece_rows: int = PIECE_ROWS) -> None:
-        self._piece_rows, self._as_rows = piece_rows, as_rows
+        self._piece_rows, self._as_rows, self._raw = piece_rows, as_rows, False
         self._days = open_triplets(sources)
         first = self._days[0]
         names = [f"cat_{f + 1}" for f in range(len(first.hot))]
@@ -276,6 +279,12 @@ class NpyInput:
         files = [{"name": str(p), "bytes": s.st_size, "mtime_ns": s.st_mtime_ns} for p, s in stats]
         how = {"reader": READER_VERSION, "piece_rows": self._piece_rows, "as_rows": self._as_rows}
         return {"format": self.format, **how, "sources": files}
+
+    def with_raw(self) -> "NpyInput":
+        """Returns the same input, whose pieces keep the numbers and ids."""
+        again = copy(self)
+        again._raw = True
+        return again
 
     def tasks(self, after: Position | None = None) -> Iterator[Task]:
         """Yields the pieces from a position on.
@@ -335,7 +344,20 @@ class NpyInput:
             sparse=[_column(f, ids_NK[good_N]) for f, ids_NK in zip(self.sparse, ids_F, strict=True)],
             repaired={},
             bad=[problems[row] for row in sorted(problems)],
+            kept=self._kept(lines_N[good_N], labels_N[good_N], dense_NI[good_N], [ids[good_N] for ids in ids_F])
+            if self._raw
+            else None,
         )
+
+    def _kept(
+        self, lines_N: np.ndarray, labels_N: np.ndarray, dense_NI: np.ndarray, ids_F: Sequence[np.ndarray]
+    ) -> KeptColumns:
+        columns = {self.label: labels_N.astype(np.uint8), **dict(zip(self.dense, dense_NI.T, strict=True))}
+        for feature, ids_NK in zip(self.sparse, ids_F, strict=True):
+            columns[feature.name] = ids_NK[:, 0] if feature.max_ids == 1 else ids_NK
+        frame = pl.DataFrame(columns)
+        lists = [pl.col(feature.name).arr.to_list() for feature in self.sparse if feature.max_ids > 1]
+        return KeptColumns(lines_N, frame.with_columns(lists))
 
 
 def _column(feature: RawFeature, ids_NK: np.ndarray) -> RawColumn:

@@ -5,11 +5,14 @@ N good rows, I = 13 dense features, F = 26 sparse features.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors
@@ -18,6 +21,7 @@ from dlrmctl.data.formats.lines import MAX_LINE_BYTES, PIECE_BYTES, START, Lines
 from dlrmctl.data.formats.raw import (
     LABEL_NOT_BINARY,
     BadLine,
+    KeptColumns,
     Position,
     RawColumn,
     RawFeature,
@@ -26,7 +30,7 @@ from dlrmctl.data.formats.raw import (
     Task,
 )
 from dlrmctl.data.formats.sources import expand_sources
-from dlrmctl.data.formats.texts import Text, find_texts, open_text
+from dlrmctl.data.formats.texts import Text, find_texts, is_regular, open_text
 from dlrmctl.data.formats.transforms import LOG, MISSING, DenseTransform
 
 LABEL = "label"
@@ -77,6 +81,17 @@ def parse(lines: Lines, *, labelled: bool = True) -> RawPiece:
         repaired={LOST_FIELDS: len(repaired)} if repaired else {},
         bad=sorted(bad, key=lambda line: line.line),
     )
+
+
+def _parse_with_fields(lines: Lines, *, labelled: bool = True) -> RawPiece:
+    """As `parse`, with the fields of good rows; empty ones are missing."""
+    piece = parse(lines, labelled=labelled)
+    names = (LABEL, *DENSE, *SPARSE) if labelled else (*DENSE, *SPARSE)
+    texts = lines.content.decode(errors="replace").split("\n")
+    rows = [texts[line - lines.first].removesuffix("\r").split("\t") for line in piece.lines_N.tolist()]
+    columns = zip(*(fields + [""] * (len(names) - len(fields)) for fields in rows), strict=True)
+    frame = pl.DataFrame(dict(zip(names, columns, strict=True)) if rows else {}, dict.fromkeys(names, pl.String))
+    return replace(piece, kept=KeptColumns(piece.lines_N, frame))
 
 
 def _well_formed(
@@ -197,7 +212,7 @@ class CriteoInput:
     def __init__(self, sources: Sequence[str | Path], *, labelled: bool = True, piece_bytes: int = PIECE_BYTES) -> None:
         names = expand_sources(sources)
         self._texts = [text for name in names for text in find_texts(name, labelled=labelled)]
-        self._labelled, self._piece_bytes = labelled, piece_bytes
+        self._labelled, self._piece_bytes, self._raw = labelled, piece_bytes, False
         self.sources = tuple(SourceFile(text.name, text.num_bytes) for text in self._texts)
 
     def identity(self) -> Mapping[str, Any]:
@@ -212,6 +227,14 @@ class CriteoInput:
             files.append(file)
         reading = {"parser": PARSER_VERSION, "piece_bytes": self._piece_bytes, "labelled": self._labelled}
         return {"format": self.format, **reading, "sources": files}
+
+    def with_raw(self) -> "CriteoInput | None":
+        """Returns the same input, whose pieces keep the fields as strings."""
+        if not all(text.path is not None and is_regular(text.path) for text in self._texts):
+            return None
+        again = copy(self)
+        again._raw = True
+        return again
 
     def tasks(self, after: Position | None = None) -> Iterator[Task]:
         """Yields the pieces from a position on. A text without random access is read up to there, unparsed.
@@ -229,7 +252,7 @@ class CriteoInput:
                     position = {"source": number, "offset": lines.end.offset, "line": lines.end.line}
                     if not text.seekable:
                         position["crc32"] = lines.end.crc32
-                    read = partial(parse, lines, labelled=self._labelled)
+                    read = partial(_parse_with_fields if self._raw else parse, lines, labelled=self._labelled)
                     yield Task(number, position, bytes_before + text.bytes_read(), read)
             start = START
             bytes_before += self.sources[number].num_bytes

@@ -296,6 +296,13 @@ class Input(Protocol):
         """Plain values that identify the sources and the reading; unfinished work continues only if they are equal."""
         ...
 
+    def with_raw(self) -> "Input | None":
+        """Returns the same input, whose pieces keep the raw values of good rows by column, with the label.
+
+        None if it cannot be read again.
+        """
+        ...
+
     def tasks(self, after: Position | None = None) -> Iterator[Task]:
         """Yields the pieces from a position on; iterating is fast, the work is in `Task.read`.
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence, Set
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -83,6 +84,7 @@ class TableInput:
     ) -> None:
         self.table_schema, self._labelled, self._trained_on = schema, labelled, trained_on
         self._piece_bytes, self._piece_rows = piece_bytes, piece_rows
+        self._raw, self._split = False, split
         self._paths = paths = [check_file(name) for name in expand_sources(sources)]
         self.sources = tuple(SourceFile(path.name, path.stat().st_size) for path in paths)
         self._names = schema.columns[0 if labelled else 1 :]
@@ -125,6 +127,18 @@ class TableInput:
         schema = {**self.table_schema.to_dict(), "labelled": self._labelled}
         return {"format": self.format, **how, "schema": schema, "sources": files}
 
+    def with_raw(self) -> "TableInput | None":
+        """Returns the same input, whose pieces keep the columns that it reads."""
+        try:
+            if self.format in MAGICS:
+                return TableInput(self.table_schema, self._paths, keep=self._names, split=self._split)
+        except DataError:  # a column has several types
+            return None
+        again, lists = copy(self), self.table_schema.lists if self.format == "jsonl" else ()
+        again._raw = True
+        again._kept = {name: pl.List(pl.String()) if name in lists else pl.String() for name in self._names}
+        return again
+
     def tasks(self, after: Position | None = None) -> Iterator[Task]:
         """Yields the pieces from a position on.
 
@@ -150,10 +164,13 @@ class TableInput:
             frame, lines_N, bad = to_frame(records, file.header, self._wanted, file.dialect)
             return self._piece(frame, KeptColumns(lines_N, frame), lines_N, bad)
         objects, lines_N, bad = read_objects(records)
-        kept = KeptColumns(lines_N, kept_texts(objects, list(self._kept)))
         lists = self.table_schema.lists
         wanted = {name: name in lists for name in self._names}
         frame, good_N, wrong = to_json_frame(objects, lines_N, wanted, self.table_schema.list_separator)
+        if self._raw:
+            kept = KeptColumns(lines_N[good_N], frame)
+        else:
+            kept = KeptColumns(lines_N, kept_texts(objects, list(self._kept)))
         return self._piece(frame, kept, lines_N[good_N], [*bad, *wrong])
 
     def _piece(

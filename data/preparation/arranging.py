@@ -129,6 +129,14 @@ class KeyOrder:
         """Returns the number of rows whose key is below this one."""
         return sum(int(np.searchsorted(run, np.uint64(key))) for run in self._runs)
 
+    def first_part_with(self, low: int, high: int) -> int:
+        """Returns the first part that has a key in [low, high], which some part has."""
+        return next(
+            part
+            for part, run in enumerate(self._runs)
+            if np.searchsorted(run, np.uint64(low)) < np.searchsorted(run, np.uint64(high), side="right")
+        )
+
     def around(self, rank: int) -> tuple[int, np.ndarray, np.ndarray]:
         """Returns the key of the row at `rank`, and the numbers of rows of each part below it and up to it."""
         low, high = self._low, self._high

@@ -11,6 +11,7 @@ from dlrmctl.data.store.layout import MOST_BLOCK_ROWS
 from dlrmctl.data.store.manifest import check_name
 from dlrmctl.data.store.writer import STORE_BLOCK_ROWS
 
+_BESIDE = ("name", "raw_sample")  # do not affect the examples
 _NEWER = ("extend", "keep_rare")  # so that work of an earlier version can be continued
 
 
@@ -38,6 +39,7 @@ class PrepareOptions:
             validation and test keep everything. Vocabularies count only the kept examples: other values could not be
             learned.
         seed: seed of the sample.
+        raw_sample: number of raw validation rows that the store keeps, to check exported models; at most.
         name: name of the data for the manifest; None lets the reader choose, see `Manifest.called`.
     """
 
@@ -53,6 +55,7 @@ class PrepareOptions:
     limit: int | None = None
     sample_negatives: float = 1.0
     seed: int = 0
+    raw_sample: int = 0
     name: str | None = None
 
     def __post_init__(self) -> None:
@@ -91,8 +94,8 @@ class PrepareOptions:
         return self.hash_rows is None and self.vocabulary_from is None
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain values for JSON of all options that affect the examples, so not the name."""
+        """Returns plain values for JSON of all options that affect the examples, so not the name or the sample."""
         values = {**asdict(self), "split": self.split.to_dict()}
         for name in ("vocabulary_from", "extend"):
             values[name] = None if values[name] is None else str(Path(values[name]).resolve())
-        return {name: value for name, value in values.items() if name != "name" and (name not in _NEWER or value)}
+        return {name: value for name, value in values.items() if name not in _BESIDE and (name not in _NEWER or value)}

@@ -97,10 +97,7 @@ class Parts:
         content: dict[str, Any] = {}
         with io_errors(self.path, "read"):
             while self._file(len(self)).exists():
-                path = self._file(len(self))
-                size = path.stat().st_size
-                length = int(read_array(path, _END, 1, size - _END.itemsize)[0])
-                content = json.loads(read_array(path, np.dtype("u1"), length, size - _END.itemsize - length).tobytes())
+                content = _description(self._file(len(self)))
                 self._add(PartInfo.from_dict(content))
         return content.get("about")
 
@@ -163,6 +160,13 @@ class Parts:
             unfinished.replace(path)
             sync_file(self.path)
         self._add(info)
+
+    def about(self, part: int) -> dict[str, Any]:
+        """Returns the values that were stored with a part."""
+        path = self._file(part)
+        with io_errors(path, "read"):
+            found: dict[str, Any] = _description(path)["about"]
+        return found
 
     def remove(self, part: int) -> None:
         """Frees the space of a part."""
@@ -291,6 +295,16 @@ class Parts:
 
     def _file(self, part: int) -> Path:
         return self.path / f"{part:06}.part"
+
+
+def _description(path: Path) -> dict[str, Any]:
+    """Returns the description at the end of a part."""
+    size = path.stat().st_size
+    length = int(read_array(path, _END, 1, size - _END.itemsize)[0])
+    found: dict[str, Any] = json.loads(
+        read_array(path, np.dtype("u1"), length, size - _END.itemsize - length).tobytes()
+    )
+    return found
 
 
 def _write_column(file: BinaryIO, dtype: np.dtype, pieces: Sequence[np.ndarray | None]) -> None:

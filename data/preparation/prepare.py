@@ -8,13 +8,15 @@ the store's ids.
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from functools import partial as bind
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors
-from dlrmctl.data.formats.raw import Input, RawFeature
+from dlrmctl.data.formats.raw import Input, RawFeature, RawPiece
 from dlrmctl.data.preparation.arranging import (
     ARRANGED_BY,
     Arranged,
@@ -39,6 +41,7 @@ from dlrmctl.data.preparation.workers import Workers
 from dlrmctl.data.preparation.writing import Blocks, write_blocks
 from dlrmctl.data.schema import Schema, SparseFeature
 from dlrmctl.data.store.manifest import read_manifest
+from dlrmctl.data.store.raw_sample import write_raw_sample
 from dlrmctl.data.store.writer import StoreWriter
 
 SAVE_SECONDS = 5.0  # between two entries of the journal
@@ -84,14 +87,14 @@ def prepare(
     begun = partial_path(out) / "journal.json"
     if out.exists() and not begun.exists():
         raise DataError(f"{out} already exists", "choose another output directory, or remove this one")
-    with partial_directory(out) as partial, Workers(workers) as threads:
+    with partial_directory(out) as place, Workers(workers) as threads:
         vocabulary = reused.identity() if reused else None
         task = {"input": dict(input.identity()), "options": {**options.to_dict(), "vocabulary": vocabulary}}
-        journal = Journal(partial, task)
+        journal = Journal(place, task)
         if out.exists() and not journal.state.get("complete"):
             raise DataError(f"{out} already exists", "choose another output directory, or remove this one")
         if not out.exists():
-            run = _Run(input, partial, options, reused, journal, threads, progress or (lambda _: None))
+            run = _Run(input, place, options, reused, journal, threads, progress or (lambda _: None))
             run.to_the_end(part_rows, most_in_memory, save_seconds)
             journal.state["complete"] = True
             journal.save()
@@ -99,7 +102,7 @@ def prepare(
         finished = read_manifest(out).preparation
         assert finished is not None, "the journal says that it is complete"
         report = PrepareReport.from_dict(finished.report)
-        clear(partial)
+        clear(place)
     return report
 
 
@@ -109,17 +112,17 @@ class _Run:
     def __init__(
         self,
         input: Input,
-        partial: Path,
+        place: Path,
         options: PrepareOptions,
         reused: ReusedEncoders | None,
         journal: Journal,
         workers: Workers,
         progress: Progress,
     ) -> None:
-        self.store, self._work = partial / "store", partial / "work"
+        self.store, self._work = place / "store", place / "work"
         self._input, self._options, self._reused, self._journal = input, options, reused, journal
         self._workers, self._progress = workers, progress
-        with io_errors(partial, "write"):
+        with io_errors(place, "write"):
             self.store.mkdir(exist_ok=True)
             self._work.mkdir(exist_ok=True)
 
@@ -205,13 +208,21 @@ class _Run:
         """The parts with training rows first, the rows of the splits, and their first and last times, if they have."""
         split, state = self._options.split, self._journal.state
         if split.by not in ARRANGED_BY:
-            return parts, cut_splits(split, [source.rows for source in tally.sources]), {}
+            cut = cut_splits(split, [source.rows for source in tally.sources])
+            self._keep_raw_sample(parts, cut.train, partial(_between, cut.train, cut.train + cut.validation))
+            return parts, cut, {}
         kept = state.get("arranged")
         infos = [PartInfo.from_dict(info) for info in kept["parts"]] if kept else []
         target = self._new_parts(self._work / "arranged", infos)
         if kept is None:
             order = KeyOrder(parts)
-            kept = cut_by_keys(order, split, self._input.keyed_by).to_dict()
+            arranged = cut_by_keys(order, split, self._input.keyed_by)
+            kept, sizes = arranged.to_dict(), arranged.sizes
+            low, high = (order.around(rank)[0] for rank in (sizes.train, sizes.train + sizes.validation - 1))
+            keys_of_pieces = keys_of(split, self._input)
+            assert keys_of_pieces is not None
+            first_row = sum(info.rows for info in parts.infos[: order.first_part_with(low, high)])
+            self._keep_raw_sample(parts, first_row, partial(_with_keys, keys_of_pieces, low, high))
             arrange(
                 parts,
                 order,
@@ -223,8 +234,32 @@ class _Run:
             self._journal.save()
         for part in range(len(parts)):
             parts.remove(part)
-        arranged = Arranged.from_dict(kept)
-        return target, arranged.sizes, arranged.ends
+        found = Arranged.from_dict(kept)
+        return target, found.sizes, found.ends
+
+    def _keep_raw_sample(self, parts: Parts, row: int, chosen: Callable[[RawPiece, int], np.ndarray]) -> None:
+        """Keeps raw validation rows in the store, once.
+
+        Args:
+            parts: the parts in the order of the input.
+            row: the number of a row, at or before the first row of the validation split.
+            chosen: which rows of a piece are in that split, by the piece and the number of its first row.
+        """
+        state = self._journal.state
+        if self._options.raw_sample and "raw_sample" not in state and "kept" not in state:
+            starts = np.cumsum([0, *(info.rows for info in parts.infos)])
+            part = int(np.searchsorted(starts, row, side="right")) - 1
+            after = parts.about(part - 1)["position"] if part else None
+            state["raw_sample"] = write_raw_sample(
+                self._input,
+                self.store,
+                self._options.raw_sample,
+                chosen,
+                after=after,
+                first_row=int(starts[part]),
+                limit=self._options.limit,
+            )
+            self._journal.save()
 
     def _dense(self, parts: Parts, selection: Selection, most_in_memory: int) -> list[EncodedDense]:
         """The dense features, fitted over the training examples."""
@@ -251,7 +286,7 @@ class _Run:
             if len(columns) > order.index(group[0]):
                 continue  # by an earlier call
             of_group = {f: features[f] for f in group}
-            columns += encoder.encode(of_group, tally.largest.get(first.name, 0), bind(progress, len(columns)))
+            columns += encoder.encode(of_group, tally.largest.get(first.name, 0), partial(progress, len(columns)))
             if len(columns) == len(features) or time.monotonic() - saved_at >= save_seconds:
                 encoder.sync(columns[saved:])
                 self._journal.state["columns"] = [column.to_dict() for column in columns]
@@ -266,3 +301,17 @@ def _groups(features: Sequence[RawFeature]) -> list[list[int]]:
     for f, feature in enumerate(features):
         groups.setdefault(f"table {feature.table}" if feature.table else f"own {feature.name}", []).append(f)
     return list(groups.values())
+
+
+def _between(start: int, stop: int, piece: RawPiece, first: int) -> np.ndarray:
+    """Returns which rows of a piece have a number in [start, stop)."""
+    numbers_N = np.arange(first, first + len(piece))
+    return (numbers_N >= start) & (numbers_N < stop)
+
+
+def _with_keys(
+    keys_of_pieces: Callable[[Sequence[RawPiece], int], np.ndarray], low: int, high: int, piece: RawPiece, first: int
+) -> np.ndarray:
+    """Returns which rows of a piece have a key in [low, high]."""
+    keys_N = keys_of_pieces([piece], first)
+    return (keys_N >= np.uint64(low)) & (keys_N <= np.uint64(high))

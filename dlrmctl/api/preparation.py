@@ -39,6 +39,7 @@ def prepare(
     sample_negatives: float | None = None,
     seed: int | None = None,
     max_bad_rows: int | None = None,
+    raw_sample: bool = True,
 ) -> Prepared:
     """Prepares raw data for training, as `dlrmctl prepare` does; its help describes the options.
 
@@ -75,6 +76,7 @@ def prepare(
         "sample_negatives": _text(sample_negatives),
         "seed": _text(seed),
         "max_bad_rows": _text(max_bad_rows),
+        "raw_sample": raw_sample,
         "name": name,
     }
     check_scratch()

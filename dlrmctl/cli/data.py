@@ -118,6 +118,14 @@ def prepare(
         str | None,
         option("Stop if more rows than this are bad. \\[default: 1 % and 100]", "N", _ROWS_PANEL),
     ] = None,
+    raw_sample: Annotated[
+        bool,
+        typer.Option(
+            "--raw-sample/--no-raw-sample",
+            help="Keep 1,000 raw validation rows in the store, with which `dlrmctl export` checks a bundle.",
+            rich_help_panel=_ROWS_PANEL,
+        ),
+    ] = True,
     json: AsJson = False,
 ) -> None:
     """Prepare raw data for `dlrmctl train --data DIR`.
@@ -155,6 +163,7 @@ def prepare(
             "sample_negatives": sample_negatives,
             "seed": seed,
             "max_bad_rows": max_bad_rows,
+            "raw_sample": raw_sample,
             "name": name,
         },
     )

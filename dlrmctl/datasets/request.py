@@ -16,6 +16,7 @@ from dlrmctl.settings.typed import refuse_missing_store
 
 FORMATS = ("criteo", "npy")
 SPLITS = ("order", "last-file", "random", "time:COLUMN", "group:COLUMN")
+_RAW_SAMPLE = 1000  # validation rows
 _IDS = {"criteo": ("vocabulary", "hash"), "npy": ("rows", "vocabulary", "hash"), "table": ("vocabulary", "hash")}
 
 
@@ -96,6 +97,7 @@ def read_request(words: Sequence[str], given: Mapping[str, Any]) -> PrepareReque
         "sample_negatives": share("--sample-negatives", given["sample_negatives"] or "1", zero=False, one=True),
         "seed": seed,
         "max_bad_rows": _limit(given, "max_bad_rows", at_least=0),
+        "raw_sample": _RAW_SAMPLE if given["raw_sample"] else 0,
         "name": given["name"],
     }
     return PrepareRequest(format, own or files, schema, chosen == "rows", options)

@@ -64,6 +64,9 @@ class ArrayInput:
     def identity(self) -> Mapping[str, Any]:
         return {"rows": self._rows, "seed": self._seed}
 
+    def with_raw(self) -> None:
+        """It cannot be read again."""
+
     def tasks(self, after: Position | None = None) -> Iterator[Task]:
         first = 0
         for number, count in enumerate(self._rows):

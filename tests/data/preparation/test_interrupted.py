@@ -28,7 +28,7 @@ PHASES = ("parse", "encode", "write")
 
 def prepare_small(paths: list[Path], out: Path, progress: Any = None, **changes: Any) -> PrepareReport:
     """In many small steps, each of which is journaled."""
-    options = PrepareOptions(**{"block_rows": 16, "sample_negatives": 0.5, **changes})
+    options = PrepareOptions(**{"block_rows": 16, "sample_negatives": 0.5, "raw_sample": 20, **changes})
     input: Input = CriteoInput(paths, piece_bytes=4000)
     if paths[0].suffix == ".csv":
         schema = read_schema({"label": "clicked", "sparse": ["user", "page"]}, "my.toml")
@@ -298,7 +298,7 @@ def _prepare_with_little_space(paths: list[Path], out: Path, most_bytes: int, an
         answer.put((error.message, error.hint))
 
 
-@pytest.mark.parametrize(("most_bytes", "file"), [(2000, "000000.part"), (9000, "journal.json")])
+@pytest.mark.parametrize(("most_bytes", "file"), [(2000, "000000.part"), (9000, "raw_sample.arrow")])
 def test_where_no_more_can_be_written_the_file_is_named_and_the_work_goes_on_later(
     sources: list[Path], uninterrupted: dict[str, bytes], tmp_path: Path, most_bytes: int, file: str
 ) -> None:
