@@ -16,7 +16,9 @@ PRECISIONS = ("fp32", "int8")
 @with_settings(only=("path", "batch_size"))
 def export(
     run: RunOrCompressed,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Write the model to this file, .pt2.", metavar="FILE")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Write the model to this file: .dlrm or .pt2.", metavar="FILE")
+    ],
     precision: Annotated[str | None, option("Precision of the tables. \\[default: fp32]", "|".join(PRECISIONS))] = None,
     checkpoint: Annotated[str | None, option("Checkpoint to export. \\[default: best]", "|".join(CHECKPOINTS))] = None,
     calibrated: Calibrated = False,
@@ -31,10 +33,15 @@ def export(
     *,
     flags: dict[str, str],
 ) -> None:
-    """Export a trained model to a file that torch.export.load reads without dlrmctl.
+    """Export a trained model for other programs.
 
     \b
+    dlrmctl export runs/first -o model.dlrm
     dlrmctl export runs/first -o model.pt2 --precision int8
+
+    .dlrm: a bundle that scores raw rows, with `dlrmctl serve` or dlrmctl.serving.Scorer.
+
+    .pt2: the graph alone, from ids to probabilities, for torch.export.load without dlrmctl.
     """
     if precision is not None:
         precision = one_of("--precision", precision, PRECISIONS)

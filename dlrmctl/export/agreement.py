@@ -136,7 +136,7 @@ def score_sample(inference: Inference, reader: Reader, rows: int) -> Sample:
     labels_N = torch.cat(labels).numpy() > 0.5
     weights_N = torch.cat(weights).numpy() if weights else None
     whole = len(labels_N) == reader.num_examples
-    return Sample(_joined(inputs), torch.cat(logits).numpy(), labels_N, whole, weights_N)
+    return Sample(joined(inputs), torch.cat(logits).numpy(), labels_N, whole, weights_N)
 
 
 def inputs_of(batch: Batch, schema: Schema) -> Inputs:
@@ -160,7 +160,8 @@ def _padded(ids: Tensor, lengths_B: Tensor) -> Tensor:
     return torch.full(there_BL.shape, PADDING, dtype=ids.dtype).masked_scatter_(there_BL, ids)
 
 
-def _joined(parts: list[Inputs]) -> Inputs:
+def joined(parts: list[Inputs]) -> Inputs:
+    """Returns the rows of several inputs, one after another."""
     lists = {}
     for name in parts[0].lists:
         longest = max(part.lists[name].shape[1] for part in parts)

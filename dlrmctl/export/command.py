@@ -13,28 +13,34 @@ from dlrmctl.assembly.compressed import is_compressed, open_artifact, read_parts
 from dlrmctl.assembly.network import load_network
 from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.assembly.wide import StoredWide, stored_wide
-from dlrmctl.console.console import output, print_table, say
+from dlrmctl.console.console import output, print_table, say, warn
 from dlrmctl.console.text import bytes_text, number_text, with_error
 from dlrmctl.data.files import io_errors
 from dlrmctl.data.source import Source
+from dlrmctl.data.store.raw_sample import read_raw_sample
+from dlrmctl.datasets.place import data_directory
 from dlrmctl.embeddings.compression.rules.pack import pack
 from dlrmctl.embeddings.compression.rules.rows import Compressed, StoredRows
 from dlrmctl.embeddings.first_order import FirstOrder
 from dlrmctl.embeddings.tables import FeatureTable
 from dlrmctl.errors import UserError
 from dlrmctl.export.agreement import Sample, agreement, refuse_disagreement, score_sample
+from dlrmctl.export.bundle import check_features, write_bundle
 from dlrmctl.export.graph import ServedModel, ServedWide
 from dlrmctl.export.metadata import describe
-from dlrmctl.export.program import place_beside, score, score_file, to_program, write_program
+from dlrmctl.export.program import place_beside, score, score_bundle, score_file, to_program, write_program
+from dlrmctl.export.raw_rows import RawRows, raw_agreement, refuse_raw_disagreement, score_raw
 from dlrmctl.ranks.group import Ranks
 from dlrmctl.rundir.calibration import Calibration, read_calibration
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.rundir.opened import open_run, other_checkpoint, run_features
 from dlrmctl.rundir.stored_tables import CheckpointTables, model_weights
+from dlrmctl.serving.bundle import SUFFIX as BUNDLE_SUFFIX
 from dlrmctl.settings.baseline import BaselineSettings
 from dlrmctl.settings.config import Config
 
-SUFFIX = ".pt2"
+SUFFIX = ".pt2"  # of the graph alone
+_ABOUT = ("run", "checkpoint", "precision", "data", "model", "logit_offset", "calibration", "checks")
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Wanted:
 
 
 def export(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> dict[str, Any]:
-    """Writes the model of a run, or a compressed one, as a program of torch.export.
+    """Writes the model of a run, or a compressed one: as a bundle, or as a program of torch.export.
 
     Memory: less than twice the tables; measured with 2.0 GiB of them, 3.7 GiB in all.
 
@@ -88,28 +94,43 @@ def export(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> d
     exact = config.change(precision="fp32")
     if config.train.precision != "fp32":
         say(f"the run computes in {config.train.precision}; the exported model computes in float32")
+    bundled = wanted.out.suffix == BUNDLE_SUFFIX
+    if bundled:
+        check_features(run_features(config, run))
     with place_beside(wanted.out) as place:  # before scoring, so that a directory that cannot be written fails early
-        sample, path, source = _scored(exact, run, ranks, wanted)
+        sample, raw, path, source = _scored(exact, run, ranks, wanted, place if bundled else None)
         gc.collect()  # the tables of evaluation are in reference cycles
         calibration = read_calibration(run, path) if wanted.calibrated else None
         name, model = path.name, _served(exact, run, path, source, wanted.precision, calibration)
         precision = wanted.precision or ("as compressed" if is_compressed(run.path) else "fp32")
         checks = agreement(sample, score(model, sample.inputs))
         refuse_disagreement(checks, name, precision, wanted.max_ne_rise)
+        raw_served = score(model, raw.inputs) if raw else None
         origin = {"run": run.path.name, "checkpoint": name, "precision": precision, "data": source.fingerprint()}
         applied = calibration and {"method": calibration.method, "slope": calibration.slope, "bias": calibration.bias}
         metadata = describe(model, source, config, origin) | {"calibration": applied, "checks": checks}
         file = place / wanted.out.name
         say("tracing the graph and writing it")
         with io_errors(wanted.out, "write"):
-            write_program(to_program(model), file, metadata)
+            program = to_program(model)
+            if bundled:
+                write_bundle(file, program, source.features, {key: metadata[key] for key in _ABOUT})
+            else:
+                write_program(program, file, metadata)
         tables = list(metadata["tables"].values())
-        del model
+        del model, program
         gc.collect()
         say("scoring the rows with the file, in a process that has torch alone")
         with io_errors(wanted.out, "write"):
-            checks = agreement(sample, score_file(file, sample.inputs))
+            if bundled:
+                probabilities, raw_logits = score_bundle(file, sample.inputs, raw.rows if raw else [])
+            else:
+                probabilities = score_file(file, sample.inputs)
+            checks = agreement(sample, probabilities)
             refuse_disagreement(checks, name, precision, wanted.max_ne_rise)
+            if raw is not None and raw_served is not None:
+                checks |= raw_agreement(raw, raw_logits, raw_served)
+                refuse_raw_disagreement(checks, name, precision)
             file.replace(wanted.out)
     return {
         "out": str(wanted.out),
@@ -126,21 +147,37 @@ def export(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> d
 
 
 def _check_file(out: Path) -> None:
-    if out.suffix != SUFFIX:
-        raise UserError(f"{out}: the name of an exported model must end in {SUFFIX}")
+    if out.suffix not in (SUFFIX, BUNDLE_SUFFIX):
+        raise UserError(
+            f"{out}: the name of an exported model must end in {BUNDLE_SUFFIX} or {SUFFIX}",
+            f"{BUNDLE_SUFFIX} scores raw rows, {SUFFIX} is the graph alone",
+        )
     if out.exists():
         raise UserError(f"{out} already exists", "choose another file, or remove this one")
     if not out.resolve().parent.is_dir():
         raise UserError(f"{out.parent}: no such directory", f"mkdir -p {out.parent}")
 
 
-def _scored(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> tuple[Sample, Path, Source]:
-    """Returns some rows as the checkpoint scores them, its name, and the data."""
+def _scored(
+    config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted, place: Path | None
+) -> tuple[Sample, RawRows | None, Path, Source]:
+    """Returns some rows as the checkpoint scores them, its name, and the data.
+
+    Args:
+        place: a directory for files, to score raw rows too; None to omit them. The data may have none.
+    """
     checkpoint = wanted.checkpoint or "best"
     opened = open_run(config, run, ranks, checkpoint=checkpoint, split="validation", calibrated=wanted.calibrated)
     rows = min(wanted.check_rows, opened.reader.num_examples)
     say(f"scoring {rows:,} validation rows with {opened.checkpoint.name}")
-    return score_sample(opened.model, opened.reader, rows), opened.checkpoint, opened.source
+    sample = score_sample(opened.model, opened.reader, rows)
+    raw, directory = None, data_directory(config.data)
+    frame = None if place is None or directory is None else read_raw_sample(directory)
+    if place is not None and frame is None:
+        warn(f"{directory} has no raw rows: the bundle is checked on rows that were already read")
+    if place is not None and frame is not None:
+        raw = score_raw(opened.model, opened.features, frame, place, config.train.batch_size)
+    return sample, raw, opened.checkpoint, opened.source
 
 
 def _served(
@@ -208,7 +245,14 @@ def show_export(result: Mapping[str, Any]) -> None:
         rows.append((what, "", f"{with_error(checks['ne_rise'], checks['ne_rise_se'], '+.4f', scale=100)} %"))
     rows.append(("largest difference of a probability", "", f"{checks['largest_difference']:.1e}"))
     title = f"{result['out']}: {bytes_text(result['bytes'])}, scored {checks['rows']:,} validation rows by torch alone"
+    if "raw_rows" in checks:
+        what = f"largest difference of a logit, of {checks['raw_rows']:,} raw rows"
+        rows.append((what, "", f"{checks['raw_largest_difference']:.1e}"))
     print_table(title, ("", result["checkpoint"], "file"), rows)
+    if result["out"].endswith(BUNDLE_SUFFIX):
+        output.print(f"dlrmctl.serving.Scorer({result['out']!r}).score([{{column: value}}]) gives probabilities")
+        output.print(f"dlrmctl serve {result['out']}")
+        return
     for line in _call_lines(result["inputs"], result["out"]):
         output.print(line)
 

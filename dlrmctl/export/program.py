@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -21,7 +21,7 @@ from torch.export import Dim
 
 from dlrmctl.data.files import io_errors
 from dlrmctl.errors import UserError
-from dlrmctl.export import check
+from dlrmctl.export import check, check_bundle
 from dlrmctl.export.agreement import Inputs
 from dlrmctl.export.graph import ServedModel
 from dlrmctl.ranks.signals import terminable
@@ -129,12 +129,28 @@ def score_file(path: Path, inputs: Inputs) -> np.ndarray:
     Raises:
         UserError: if it cannot be loaded there.
     """
+    found: np.ndarray = _in_new_process(check.__file__, path, inputs).numpy()
+    return found
+
+
+def score_bundle(path: Path, inputs: Inputs, rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns probabilities of inputs and logits of raw rows, float32, of a bundle in a new process.
+
+    Raises:
+        UserError: if it cannot be loaded there, or refuses a row.
+    """
+    raw = json.dumps(rows, default=str)  # of dates and times: clients write them as strings
+    probabilities, logits = _in_new_process(check_bundle.__file__, path, inputs, raw=raw)
+    return probabilities.numpy(), logits.numpy()
+
+
+def _in_new_process(script: str, path: Path, inputs: Inputs, **more: str) -> Any:
+    """Returns what a script saves of the rows, with the file."""
     rows, scores = path.with_name("rows.pt"), path.with_name("scores.pt")
-    torch.save({"dense": inputs.dense, "ids": inputs.ids, "lists": inputs.lists}, rows)
-    command = [sys.executable, "-P", check.__file__, str(path), str(rows), str(scores)]
+    torch.save({"dense": inputs.dense, "ids": inputs.ids, "lists": inputs.lists, **more}, rows)
+    command = [sys.executable, "-P", script, str(path), str(rows), str(scores)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
         raise UserError(f"{path.name}: torch alone could not score rows with the file: {reason}")
-    found: np.ndarray = torch.load(scores, weights_only=True).numpy()
-    return found
+    return torch.load(scores, weights_only=True)

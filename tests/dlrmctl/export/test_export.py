@@ -158,7 +158,7 @@ def test_compressed_tables_stay_as_they_are(with_lists: Path, tmp_path: Path):
     ("arguments", "message"),
     [
         (["run", "-o", "there.pt2"], "there.pt2 already exists"),
-        (["run", "-o", "m.onnx"], "m.onnx: the name of an exported model must end in .pt2"),
+        (["run", "-o", "m.onnx"], "m.onnx: the name of an exported model must end in .dlrm or .pt2"),
         (["run", "-o", "no/m.pt2"], "no: no such directory"),
         (["absent", "-o", "m.pt2"], "absent: no such run directory"),
         (["store", "-o", "m.pt2"], "store is not a run directory"),
