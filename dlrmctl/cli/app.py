@@ -44,6 +44,7 @@ _COMMANDS = {
     "predict": _Command("score", _AFTERWARDS),
     "compress-embeddings": _Command("compress", _AFTERWARDS),
     "export": _Command("export", _AFTERWARDS),
+    "serve": _Command("serve", _AFTERWARDS, shows_help=True),
     "doctor": _Command("tools", _MACHINE),
     "bench": _Command("bench", _MACHINE, is_group=True),
 }

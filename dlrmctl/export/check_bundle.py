@@ -14,7 +14,7 @@ import torch
 
 from dlrmctl.export.check import batches
 from dlrmctl.serving import BundleError, RowError, Scorer
-from dlrmctl.serving.rows import Inputs
+from dlrmctl.serving.rows import ModelInputs
 
 FOREIGN = ("torchrec", "fbgemm_gpu", "typer", "polars", "pyarrow")
 
@@ -33,7 +33,7 @@ def main(model_file: str, rows_file: str, scores_file: str) -> int:
         scores, logits = [], [np.empty(0, np.float32)]
         for part in batches(len(dense)):
             some = {name: values[part].contiguous().numpy() for name, values in lists.items()}
-            scores.append(scorer.probabilities(scorer.run(Inputs(dense[part], ids[part], some))))
+            scores.append(scorer.probabilities(scorer.run(ModelInputs(dense[part], ids[part], some))))
         logits += [scorer.logits(raw[part]) for part in batches(len(raw))]
     except (BundleError, RowError) as problem:
         print(problem, file=sys.stderr)

@@ -30,7 +30,7 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Inputs:
+class ModelInputs:
     """The inputs of a model.
 
     Attributes:
@@ -47,7 +47,7 @@ class Inputs:
         return len(self.dense_BI)
 
 
-def join(parts: Sequence[Inputs]) -> Inputs:
+def join(parts: Sequence[ModelInputs]) -> ModelInputs:
     """Returns the rows of several calls, one after another."""
     if len(parts) == 1:
         return parts[0]
@@ -59,7 +59,7 @@ def join(parts: Sequence[Inputs]) -> Inputs:
             for part in parts
         ]
         lists[name] = np.concatenate(padded)
-    return Inputs(
+    return ModelInputs(
         np.concatenate([part.dense_BI for part in parts]), np.concatenate([part.ids_BF for part in parts]), lists
     )
 
@@ -150,7 +150,7 @@ class RowReader:
         dense = (source for reader in self._dense for source in reader.sources)
         return tuple(dict.fromkeys((*dense, *(source for column in self._sparse for source in column.sources))))
 
-    def read(self, rows: Sequence[Row]) -> Inputs:
+    def read(self, rows: Sequence[Row]) -> ModelInputs:
         """Returns the inputs of at least one row.
 
         Raises:
@@ -167,7 +167,7 @@ class RowReader:
                 ids.append(column.ids(values))
             else:
                 lists[column.name] = column.lists(values)
-        return Inputs(dense_BI, np.stack(ids, 1) if ids else np.empty((len(rows), 0), np.int64), lists)
+        return ModelInputs(dense_BI, np.stack(ids, 1) if ids else np.empty((len(rows), 0), np.int64), lists)
 
 
 def table_reader(schema: Schema, table: TableSchema, encoders: Mapping[str, Encoder]) -> RowReader:

@@ -20,7 +20,7 @@ from dlrmctl.data.sealed import Values
 from dlrmctl.serving.bundle import Bundle, open_bundle
 from dlrmctl.serving.errors import BundleError
 from dlrmctl.serving.program import Program
-from dlrmctl.serving.rows import Inputs, Row, RowReader, array_reader, criteo_reader, table_reader
+from dlrmctl.serving.rows import ModelInputs, Row, RowReader, array_reader, criteo_reader, table_reader
 from dlrmctl.serving.vocabulary import SortedVocabulary
 
 
@@ -84,7 +84,7 @@ class Scorer:
         """Returns the probabilities of logits."""
         return torch.from_numpy(logits_B).sigmoid().numpy()
 
-    def read(self, rows: Sequence[Row]) -> Inputs:
+    def read(self, rows: Sequence[Row]) -> ModelInputs:
         """Returns the inputs of the model for at least one row.
 
         Raises:
@@ -92,7 +92,7 @@ class Scorer:
         """
         return self._reader.read(rows)
 
-    def run(self, inputs: Inputs) -> np.ndarray:
+    def run(self, inputs: ModelInputs) -> np.ndarray:
         """Returns the logits of inputs, float32 [B]."""
         lists = [torch.from_numpy(inputs.lists[name]) for name in self._lists]
         with torch.inference_mode():
