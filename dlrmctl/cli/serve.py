@@ -14,7 +14,7 @@ from dlrmctl.errors import UserError
 from dlrmctl.settings.parse import whole_number
 
 _LOCAL = ("127.0.0.1", "::1", "localhost")
-_LIMITS = "Limits"
+_LIMITS = "RequestLimits"
 
 
 def serve(
@@ -59,7 +59,7 @@ def serve(
     if not model.is_file():
         raise UserError(f"{model}: no such file", "dlrmctl export RUN -o model.dlrm writes one")
     notice("loading PyTorch")
-    from dlrmctl.serving.app import Limits
+    from dlrmctl.serving.app import RequestLimits
     from dlrmctl.serving.server import serve as run
 
     def started(about: dict[str, Any]) -> None:
@@ -74,4 +74,4 @@ def serve(
         if host not in _LOCAL:
             messages.print("other machines may reach it, and it has no authentication", label="warning: ")
 
-    run(model, host=host, port=number, limits=Limits(*most), started=started)
+    run(model, host=host, port=number, limits=RequestLimits(*most), started=started)

@@ -36,7 +36,7 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """What a server accepts.
 
     Attributes:
@@ -77,7 +77,7 @@ class Service:
         BundleError: if the bundle cannot be used.
     """
 
-    def __init__(self, path: Path, limits: Limits) -> None:
+    def __init__(self, path: Path, limits: RequestLimits) -> None:
         self.path, self.limits = path, limits
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)

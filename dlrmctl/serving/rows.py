@@ -75,7 +75,7 @@ class DenseReader:
     def __init__(self, sources: tuple[str, ...], read: Callable[[Any], float]) -> None:
         self.sources, self.read = sources, read
 
-    def numbers(self, columns: "Columns") -> list[float]:
+    def numbers(self, columns: "_RawColumns") -> list[float]:
         """Returns the numbers of all rows.
 
         Raises:
@@ -93,7 +93,7 @@ class DenseReader:
             raise
 
 
-class Columns:
+class _RawColumns:
     """The values of rows by column.
 
     Raises:
@@ -156,7 +156,7 @@ class RowReader:
         Raises:
             RowError: for the first problem that is found.
         """
-        columns = Columns(rows)
+        columns = _RawColumns(rows)
         numbers = [reader.numbers(columns) for reader in self._dense]
         dense_IB = self._transform(np.array(numbers, dtype=np.float64).reshape(len(numbers), len(rows)))
         dense_BI = np.ascontiguousarray(as_stored(self._schema, dense_IB).T, dtype=np.float32)

@@ -11,14 +11,16 @@ import uvicorn
 
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.cores import usable_cores
-from dlrmctl.serving.app import Limits, Service, make_app
+from dlrmctl.serving.app import RequestLimits, Service, make_app
 from dlrmctl.serving.errors import BundleError
 
 _GRACE_SECONDS = 30  # for requests that were accepted before the server was stopped
 _BACKLOG = 2048
 
 
-def serve(path: Path, *, host: str, port: int, limits: Limits, started: Callable[[dict[str, Any]], None]) -> None:
+def serve(
+    path: Path, *, host: str, port: int, limits: RequestLimits, started: Callable[[dict[str, Any]], None]
+) -> None:
     """Serves a bundle until the process is told to stop; requests in progress are answered.
 
     Args:

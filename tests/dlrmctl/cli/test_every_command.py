@@ -52,6 +52,7 @@ MISTAKES = {
     "predict": (["nowhere", "rows.tsv", "-o", "out.csv"], "nowhere"),
     "prepare": (["criteo", "nowhere.tsv", "-o", "store"], "nowhere.tsv"),
     "runs": (["nowhere"], "nowhere"),
+    "serve": (["nowhere.dlrm"], "nowhere.dlrm"),
     "train": (["--epochs", "0"], "--epochs = 0"),
     "tune": (["--trials", "0"], "--trials = 0"),
 }
