@@ -83,7 +83,7 @@ def write_bundle(path: Path, program: ExportedProgram, features: FeatureSpace, a
     with path.open("wb") as file:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             arrays = _Arrays(archive)
-            columns = [_column(features, name, arrays) for name in features.schema.keys]
+            columns = _columns(features, arrays)
             content = {
                 "format": FORMAT,
                 "torch": torch.__version__,
@@ -118,17 +118,24 @@ def _padding(start: int) -> bytes:
     return _PADDING.pack(_PADDING_KIND, length) + bytes(length)
 
 
-def _column(features: FeatureSpace, name: str, arrays: _Arrays) -> dict[str, Any]:
-    column = next(column for column in features.columns if column.name == name)
-    plain = column.to_dict()
-    for key in ("counts", "rare", "texts"):  # a server needs none of them
-        plain.pop(key, None)
-    entry: dict[str, Any] = {"column": plain, "word_type": "<u8"}
-    if isinstance(column.encoder, KeptArray):
-        assert features.directory is not None
-        values = column.encoder.load(features.directory)
-        entry |= {"vocabulary": [arrays.add(part) for part in sort_values(values)], "word_type": values.dtype.str}
-    return entry
+def _columns(features: FeatureSpace, arrays: _Arrays) -> list[dict[str, Any]]:
+    """Returns how the values of each sparse feature get rows; features that share a vocabulary share its arrays."""
+    written: dict[KeptArray, tuple[list[int], str]] = {}
+    found = []
+    for column in features.columns:
+        plain = column.to_dict()
+        for key in ("counts", "rare", "texts"):  # a server needs none of them
+            plain.pop(key, None)
+        entry: dict[str, Any] = {"column": plain, "word_type": "<u8"}
+        encoder = column.encoder
+        if isinstance(encoder, KeptArray):
+            if encoder not in written:
+                assert features.directory is not None
+                values = encoder.load(features.directory)
+                written[encoder] = [arrays.add(part) for part in sort_values(values)], values.dtype.str
+            entry["vocabulary"], entry["word_type"] = written[encoder]
+        found.append(entry)
+    return found
 
 
 def _program(program: ExportedProgram, arrays: _Arrays) -> dict[str, Any]:
