@@ -2,7 +2,8 @@
 
 An epoch is one stream of examples: the blocks of the split in a seeded order, each with its examples in a seeded
 order. Global batch g is the stream's rows [g * G, (g + 1) * G), and rank r of W takes the r-th of W equal parts of it.
-So a position is (epoch, g), for any number of ranks.
+So a position is (epoch, g), for any number of ranks. Where the batch changes in an epoch, it is (epoch, row): batches
+are then counted from that row.
 """
 
 from collections import deque
@@ -75,12 +76,12 @@ class Reader:
         if prefetch < 0:
             raise DataError(f"prefetch={prefetch} must be at least 0")
         self.source, self.split, self.seed, self.shuffle, self.pin_memory = source, split, seed, shuffle, pin_memory
-        self.check = check
+        self.drop_last, self.prefetch, self.check = drop_last, prefetch, check
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.local_batch_size = batch_size // world_size
         self.batches_ahead = -(-prefetch * source.block_rows // batch_size)
         self.num_examples = source.num_examples(split)
-        self.num_batches = self.num_examples // batch_size if drop_last else -(-self.num_examples // batch_size)
+        self.num_batches = self.batches_left(0)
         if self.num_batches == 0:
             raise DataError(
                 f"the {split} split has {self.num_examples:,} examples, not one global batch of {batch_size:,}",
@@ -95,25 +96,60 @@ class Reader:
         Raises:
             DataError: if `epoch` is negative or `start` is outside the epoch.
         """
-        if epoch < 0:
-            raise DataError(f"epoch {epoch} must be at least 0")
         if not 0 <= start <= self.num_batches:
             raise DataError(f"batch {start} is outside the epoch of {self.num_batches} batches")
-        return _ahead(self._batches(epoch, start), self.batches_ahead)
+        return self.batches_from(epoch, start * self.batch_size)
 
-    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+    def batches_from(self, epoch: int, row: int) -> Iterator[Batch]:
+        """Yields this rank's parts of the global batches that follow the first `row` rows of the epoch's stream.
+
+        Raises:
+            DataError: as `batches`.
+        """
+        if epoch < 0:
+            raise DataError(f"epoch {epoch} must be at least 0")
+        if row < 0 or self.batches_left(row) < 0:
+            raise DataError(f"row {row} is outside the epoch of {self.num_examples} examples")
+        return _ahead(self._batches(epoch, row), self.batches_ahead)
+
+    def batches_left(self, row: int) -> int:
+        """The number of global batches of an epoch that follow its first `row` rows."""
+        left = self.num_examples - row
+        return left // self.batch_size if self.drop_last else -(-left // self.batch_size)
+
+    def resized(self, batch_size: int) -> "Reader":
+        """Returns the same reader with another global batch.
+
+        Raises:
+            DataError: if it does not fit.
+        """
+        return Reader(
+            self.source,
+            self.split,
+            batch_size=batch_size,
+            rank=self.rank,
+            world_size=self.world_size,
+            seed=self.seed,
+            shuffle=self.shuffle,
+            drop_last=self.drop_last,
+            prefetch=self.prefetch,
+            pin_memory=self.pin_memory,
+            check=self.check,
+        )
+
+    def _batches(self, epoch: int, first_row: int) -> Iterator[Batch]:
         size = self.local_batch_size
         pieces: list[Piece] = []
-        filled, batch = 0, start
-        for place in self._blocks(epoch, start):
-            rows = self._pick(epoch, start, place)
+        filled, batch = 0, 0
+        for place in self._blocks(epoch, first_row):
+            rows = self._pick(epoch, first_row, place)
             at, count = 0, len(rows)
             while at < count:
                 take = min(size - filled, count - at)
                 pieces.append((rows, at, at + take))
                 at, filled = at + take, filled + take
                 if filled == size:
-                    first = batch * self.batch_size + self.rank * size
+                    first = first_row + batch * self.batch_size + self.rank * size
                     num_valid = min(max(self.num_examples - first, 0), size)
                     joined = join_batch(pieces, self.source.schema.keys, num_valid, pin_memory=self.pin_memory)
                     if self.check is not None:
@@ -121,31 +157,35 @@ class Reader:
                     yield joined
                     pieces, filled, batch = [], 0, batch + 1
 
-    def _blocks(self, epoch: int, start: int) -> list[_StreamBlock]:
-        """Returns the blocks with stream rows from global batch `start` on, in the epoch's order."""
+    def _end(self, first_row: int) -> int:
+        """Returns the row after the last batch of those that start at `first_row`."""
+        return first_row + self.batches_left(first_row) * self.batch_size
+
+    def _blocks(self, epoch: int, first_row: int) -> list[_StreamBlock]:
+        """Returns the blocks with stream rows from `first_row` on, in the epoch's order."""
         block_rows = self.source.block_rows
         num_blocks = -(-self.num_examples // block_rows)
         order = permutation(num_blocks, self.seed, Use.BLOCK_ORDER, epoch) if self.shuffle else np.arange(num_blocks)
-        blocks, at = [], 0
+        blocks, at, end = [], 0, self._end(first_row)
         for block in order.tolist():
             stop = at + min(block_rows, self.num_examples - block * block_rows)
-            if stop > start * self.batch_size and at < self.num_batches * self.batch_size:
+            if stop > first_row and at < end:
                 blocks.append(_StreamBlock(block, at, stop))
             at = stop
         return blocks
 
-    def _pick(self, epoch: int, first_batch: int, place: _StreamBlock) -> PickedRows:
+    def _pick(self, epoch: int, first_row: int, place: _StreamBlock) -> PickedRows:
         """Returns this rank's rows of a block, in the order of the stream."""
         block = self.source.read_block(self.split, place.number)
-        end = self.num_batches * self.batch_size
-        start = max(place.start, first_batch * self.batch_size)
+        end = self._end(first_row)
+        start = max(place.start, first_row)
         # Repeats of the last example of the last block pad the last batch.
         stop = end if place.stop == self.num_examples else min(place.stop, end)
         if not self.shuffle and self.world_size == 1 and stop <= place.stop:
             return pick_rows(block, slice(start - place.start, stop - place.start))
         stream = np.arange(start, stop)
         if self.world_size > 1:
-            stream = stream[stream % self.batch_size // self.local_batch_size == self.rank]
+            stream = stream[(stream - first_row) % self.batch_size // self.local_batch_size == self.rank]
         places = np.minimum(stream, place.stop - 1) - place.start
         if self.shuffle:
             places = permutation(place.stop - place.start, self.seed, Use.ROW_ORDER, epoch, place.number)[places]

@@ -19,6 +19,7 @@ from dlrmctl.settings.embeddings import (
     growth,
     table_changes,
 )
+from dlrmctl.settings.batches import GEOMETRIES, check_batches, largest_batch
 from dlrmctl.settings.exchange import check_exchange
 from dlrmctl.settings.parse import names_of, one_of
 from dlrmctl.settings.setting import checked_values, did_you_mean, flag_of, setting, shown
@@ -203,6 +204,26 @@ class TrainSettings:
         at_most=1 << 24,
         auto=True,
     )
+    batch_schedule: str = setting(
+        "constant",
+        "Keep the batch (constant), or let it grow with the noise of gradients (gns); learning rates then grow by the "
+        "root of the batch.",
+        choices=("constant", "gns"),
+    )
+    gns_geometry: str = setting(
+        "auto",
+        "Norm in which gradients and their noise are compared. auto: that of the dense optimizer.",
+        choices=("auto", *GEOMETRIES),
+    )
+    gns_theta: float | None = setting(
+        None,
+        "Grow the batch until the noise is this multiple of the gradient; smaller values give larger batches. Default: "
+        "0.7 for l1, otherwise 1.",
+        above=0,
+    )
+    batch_max: int | None = setting(
+        None, "Largest batch of --batch-schedule gns. Default: 8 times the first.", at_least=1, at_most=1 << 24
+    )
     epochs: int | None = setting(
         None,
         "Number of passes over the training split. Default: auto, which continues while validation NE falls; 1 for "
@@ -383,6 +404,13 @@ class Config:
         """
         return replace(self, ranks=ranks)
 
+    def at_largest_batch(self) -> "Config":
+        """The configuration at the largest batch that its schedule may reach."""
+        if self.train.batch_schedule == "constant":
+            return self
+        largest = largest_batch(self.train.batch_size, self.train.batch_max, self.ranks)
+        return replace(self, train=replace(self.train, batch_size=largest))
+
     def for_scoring(self) -> "Config":
         """The configuration with a batch of at least `SCORING_BATCH`; smaller ones are slow to score."""
         size = self.train.batch_size
@@ -548,6 +576,16 @@ def _check(config: Config) -> None:
     _check_batch(config)
     _ = config.train.trackers
     check_embeddings(emb, config.tables)
+    size_known = config.examples is not None or "batch_size" not in config.derived
+    check_batches(
+        config.train.batch_schedule,
+        geometry=config.train.gns_geometry,
+        theta=config.train.gns_theta,
+        largest=config.train.batch_max,
+        first=config.train.batch_size if size_known else None,
+        ranks=config.ranks,
+        dense_optimizer=optim.dense_optimizer,
+    )
     check_exchange(
         compress_a2a=config.train.compress_a2a,
         compress_warmup=config.train.compress_warmup,
@@ -598,6 +636,12 @@ def _check(config: Config) -> None:
         raise UserError(
             f"schedule.decay = {schedule.decay} ends with the run, and train.epochs = auto has no planned end",
             "--epochs 1, or the length of the decay with --decay-steps N",
+        )
+    if schedule.decay != "none" and not schedule.decay_steps and config.train.batch_schedule != "constant":
+        raise UserError(
+            f"schedule.decay = {schedule.decay} ends with the run, and train.batch_schedule = "
+            f"{config.train.batch_schedule} has no planned number of steps",
+            "the length of the decay with --decay-steps N",
         )
     if schedule.decay == "none" and schedule.decay_steps:
         raise UserError(

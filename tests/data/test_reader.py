@@ -215,3 +215,21 @@ def test_every_batch_is_checked_before_it_is_passed_on(prefetch: int) -> None:
     assert len([next(batches), next(batches)]) == 2
     with pytest.raises(ValueError, match="feature a: id 7"):
         next(batches)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_batch_that_changes_in_an_epoch_leaves_every_example_once(world_size: int) -> None:
+    readers = [Reader(Counting(103), "train", batch_size=8, rank=r, world_size=world_size) for r in range(world_size)]
+    seen, row = [], 0
+    for size, count in ((8, 3), (12, 2), (20, 2)):
+        readers = [reader.resized(size) for reader in readers]
+        for reader in readers:
+            batches = reader.batches_from(1, row)
+            seen += [n for _ in range(count) for n in numbers(next(batches))]
+        row += size * count
+    assert [reader.batches_left(row) for reader in readers] == [0] * world_size
+    assert len(seen) == len(set(seen)) == 88
+    whole = [n for batch in Reader(Counting(103), "train", batch_size=1).batches(1) for n in numbers(batch)]
+    assert sorted(seen) == sorted(whole[:88])
+    resumed = [numbers(next(reader.batches_from(1, 48))) for reader in readers]
+    assert sorted(n for part in resumed for n in part) == sorted(whole[48:68])
