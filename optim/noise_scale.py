@@ -18,8 +18,8 @@ mean over B = R b examples, which stands for G:
 
 The root of an estimated variance is too small on average by the factor c4(R), which l1 divides out. The signal of l1
 and of spectral contains the noise of g itself: where noise dominates, noise / signal tends to (pi / 2) B for l1, and to
-about B for spectral, so that a batch is never asked to grow much at once. The signal of l2 has it subtracted, and may be
-below 0 in a single estimate.
+about B for spectral, so that a batch is never asked to grow much at once. The signal of l2 has it subtracted, and may
+be below 0 in a single estimate.
 
 Sources: McCandlish et al., arXiv:1812.06162 (l2); Naganuma et al., arXiv:2602.03001 (other norms).
 """

@@ -8,6 +8,7 @@ from typing import Any
 from dlrmctl.data.sealed import Values
 from dlrmctl.data.source import Source
 from dlrmctl.errors import UserError
+from dlrmctl.optim.noise_scale import NoiseAverage
 from dlrmctl.settings.config import Config
 from dlrmctl.settings.embeddings import EmbeddingSettings
 
@@ -16,7 +17,7 @@ _FIXED: dict[str, set[str] | None] = {  # None: all of the section
     "model": None,
     "embeddings": {item.name for item in fields(EmbeddingSettings)} - {"sharding"},
     "optim": {"dense_optimizer", "grafting", "shampoo_block", "shampoo_sides", "momentum", "beta1", "averaging"},
-    "train": {"batch_size", "seed", "compress_dense"},
+    "train": {"batch_size", "seed", "compress_dense", "batch_schedule", "gns_geometry"},
 }
 _BEFORE = {"qr_layout": "quotient", "averaging": "none", "dense_inputs": "raw", "wide": False}
 
@@ -103,6 +104,9 @@ class RunState:
         window: sums since the last line of progress.
         steps_before: steps of the runs that this one started from, one after the other.
         ranks: number of ranks that saved it; 0 if an earlier version did.
+        row: examples of `epoch` so far; None if an earlier version saved it, when batches were constant.
+        batch_size: the global batch of the next step, if it is not that of the settings.
+        noise: averages of the noise of gradients, for a batch that grows.
         exchanged: in all processes of the run so far.
     """
 
@@ -117,6 +121,9 @@ class RunState:
     window: StepSums = field(default_factory=StepSums)
     steps_before: int = 0
     ranks: int = 0
+    row: int | None = 0
+    batch_size: int | None = None
+    noise: NoiseAverage = field(default_factory=NoiseAverage)
     exchanged: Exchanged = field(default_factory=Exchanged)
 
     @classmethod
@@ -139,6 +146,9 @@ class RunState:
             window=StepSums.from_values(values),
             steps_before=values.whole("steps_before") if values.has("steps_before") else 0,
             ranks=values.whole("ranks") if values.has("ranks") else 0,
+            row=values.whole("row") if values.has("row") else None,
+            batch_size=values.whole("batch_size", least=1) if values.has("batch_size") else None,
+            noise=values.optional("noise", _noise) or NoiseAverage(),
             exchanged=values.optional("exchanged", Exchanged.from_values) or Exchanged(),
         )
 
@@ -150,6 +160,10 @@ class RunState:
             "data": source.fingerprint(),
             "vocabulary": source.vocabulary_fingerprint(),
         }
+
+
+def _noise(values: Values) -> NoiseAverage:
+    return NoiseAverage(values.number("noise"), values.number("signal"), values.whole("estimates"))
 
 
 @dataclass(frozen=True)
@@ -196,7 +210,8 @@ class SavedState:
                 f"{path} was trained on other data ({self.data}) than this ({source.fingerprint()})",
                 "pass the same prepared store with --data",
             )
-        return replace(self.progress)
+        # A copy, whose averages are its own.
+        return replace(self.progress, noise=replace(self.progress.noise))
 
 
 def same_shape(ours: Config, saved: dict[str, Any], path: Path, *, sections: Collection[str] = tuple(_FIXED)) -> None:

@@ -3,8 +3,8 @@
 from dlrmctl.errors import UserError
 
 GEOMETRIES = ("l2", "l1", "spectral")
-# Geometries that fit each dense optimizer, its own first. Steps of sgd, signum and muon are steepest descent in the norm
-# whose dual is named; for the others it is a proxy.
+# Geometries that fit each dense optimizer, its own first. Steps of sgd, signum and muon are steepest descent in the
+# norm whose dual is named; for the others it is a proxy.
 _FITTING = {
     "sgd": ("l2",),
     "signum": ("l1",),

@@ -10,6 +10,7 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import refuse_url
 from dlrmctl.errors import UserError
 from dlrmctl.settings.baseline import BaselineSettings
+from dlrmctl.settings.batches import GEOMETRIES, check_batches, largest_batch
 from dlrmctl.settings.embeddings import (
     EmbeddingSettings,
     Growth,
@@ -19,7 +20,6 @@ from dlrmctl.settings.embeddings import (
     growth,
     table_changes,
 )
-from dlrmctl.settings.batches import GEOMETRIES, check_batches, largest_batch
 from dlrmctl.settings.exchange import check_exchange
 from dlrmctl.settings.parse import names_of, one_of
 from dlrmctl.settings.setting import checked_values, did_you_mean, flag_of, setting, shown
@@ -39,7 +39,7 @@ AUTO_PATIENCE = 4
 TRACKERS = ("tensorboard", "mlflow", "wandb")
 SCORING_BATCH = 2048  # a larger one is not faster on CPUs
 # Default learning rate of each dense optimizer.
-DENSE_LR = {"shampoo": 0.004, "adagrad": 0.004, "adamw": 0.001, "sgd": 0.1, "signum": 0.00005, "muon": 0.0005}
+DENSE_LR = {"shampoo": 0.004, "adagrad": 0.004, "adamw": 0.001, "sgd": 0.1, "signum": 0.00003, "muon": 0.0003}
 DCT_REFRESH = 100  # steps
 AVERAGINGS = ("none", "gpa", "ema", "schedule-free")
 

@@ -58,6 +58,10 @@ class TrainingDisplay(BarDisplay):
         """
         self._epoch, self._total = number, total
 
+    def expect(self, total: int) -> None:
+        """Sets the number of steps of the run or the epoch, where it is not known from the beginning."""
+        self._total = total
+
     def _text_left(self) -> str:
         left = super()._text_left()
         return f"{left} in epoch {self._epoch}" if left and self._epoch else left

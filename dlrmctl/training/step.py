@@ -20,6 +20,7 @@ from dlrmctl.errors import UserError
 from dlrmctl.optim.averaging import PrimalAveraging
 from dlrmctl.ranks.group import Ranks
 from dlrmctl.rundir.state import StepSums
+from dlrmctl.training.batches import NoiseProbe
 
 _FINE, _BAD_LOSS, _BAD_GRADIENT = 0.0, 1.0, 2.0
 
@@ -42,6 +43,7 @@ class TrainingStep:
 
     Attributes:
         lap: called with the name of each part at its end; for measurements.
+        probe: estimates the noise of gradients at some steps; None for no estimates.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class TrainingStep:
         self.parameters = list(model.network.parameters())
         self.seed, self.sparse_weight_decay, self.compress_after = seed, sparse_weight_decay, compress_after
         self.lap: Callable[[str], None] = lambda part: None
+        self.probe: NoiseProbe | None = None
 
     def __call__(self, batch: Batch, step: int, *, stop: bool) -> tuple[StepSums, bool]:
         """Runs a step on this rank's part of the global batch.
@@ -106,6 +109,8 @@ class TrainingStep:
             cut_BFD.grad.add_(decayed, alpha=self.sparse_weight_decay / len(batch))
         agreed = self._agree(loss.detach(), logits_B.detach(), batch, whole, cut_BFD.grad, step, stop)
         self.lap("check")
+        if self.probe is not None and self.probe.is_due(step):
+            self.probe.take(batch, embeddings_BFD, wide_B, self.autocast)
         embeddings_BFD.backward(cut_BFD.grad)
         if exchange is not None:
             exchange.active = False  # until the next step: scoring is exact

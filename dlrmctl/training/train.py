@@ -39,6 +39,7 @@ from dlrmctl.settings.config import MOST_EPOCHS, Config, resolve
 from dlrmctl.settings.exchange import dense_ratio
 from dlrmctl.tracking.tracking import check_trackers, tracked
 from dlrmctl.training.advice import advice
+from dlrmctl.training.batches import BatchGrowth
 from dlrmctl.training.display import TrainingDisplay, averages, introduction, show_placements, thinned
 from dlrmctl.training.exchange import about_exchange, counted_exchange, exchange_results
 from dlrmctl.training.overhead import within_overhead
@@ -221,7 +222,7 @@ class Trainer:
         watch: TrialWatch | None = None,
     ) -> None:
         refuse_equal_labels(source)
-        rooms = check_memory(config, source.schema, ranks) if model is None else (None, None)
+        rooms = check_memory(config.at_largest_batch(), source.schema, ranks) if model is None else (None, None)
         self.config, self.source, self.run, self.ranks = config, source, run, ranks
         self.start, self.messages = start, about_exchange(config, ranks)
         self.speaks = ranks.is_main and not quiet
@@ -260,19 +261,36 @@ class Trainer:
         # only the first epoch is certain.
         self.planned_steps = planned_steps = (config.train.epochs or 1) * reader.num_batches
         self.schedule = build_schedule(config, planned_steps)
+        self.growth: BatchGrowth | None = None
         self.checkpoints = Checkpoints(run.checkpoints, ranks)
         self.log_every = max(1, min(config.train.log_every, min(planned_steps, self.total_steps) // _FEWEST_LINES))
         self.lines_thin_out = config.train.epochs is None
         self.progress = RunState()
+        self.last_batch = reader.batch_size
+        self._follow_noise()
         self.saved_step = 0
         self.best_metrics: Metrics | None = None  # on the validation split; None if an earlier process scored the best
         self.ended_early = False
 
+    def _follow_noise(self) -> None:
+        """Lets the batch grow from that of the progress, if it is to grow."""
+        config, progress, reader = self.config, self.progress, self.readers["train"]
+        if progress.row is None:
+            progress.row = progress.batch * reader.batch_size
+        if config.train.batch_schedule == "constant":
+            return
+        self.growth = BatchGrowth(config, self.model.network, self.ranks, reader.num_examples, progress.noise)
+        self.take_step.probe = self.growth.probe
+        if progress.batch_size is not None:
+            self.readers = {**self.readers, "train": reader.resized(progress.batch_size)}
+            self.last_batch = progress.batch_size
+
     def run_to_the_end(self) -> dict[str, Any]:
         progress = self.progress
+        total = self._expected_steps(self.config.train.epochs or MOST_EPOCHS)
         with (
             stop_requests() as request,
-            TrainingDisplay(self.total_steps, progress.step, speaks=self.speaks, trial=self._trial()) as display,
+            TrainingDisplay(total, progress.step, speaks=self.speaks, trial=self._trial()) as display,
         ):
             self.display = display
             self._introduce()
@@ -287,36 +305,86 @@ class Trainer:
 
     def _epoch(self, request: StopRequest) -> None:
         """Trains the rest of the current epoch."""
-        progress, reader, device = self.progress, self.readers["train"], self.ranks.device
-        evaluate_at = _evaluation_points(reader.num_batches, self.config.train.evaluations)
+        progress = self.progress
         if self.config.train.epochs is None:
-            end = (progress.epoch + 1) * reader.num_batches
-            self.display.begin_epoch(progress.epoch + 1, min(self.total_steps, end))
-        with closing(reader.batches(progress.epoch, progress.batch)) as batches:  # type: ignore[type-var]
+            self.display.begin_epoch(progress.epoch + 1, self._expected_steps(progress.epoch + 1))
+        while self._batches_left() and not progress.finished:
+            self._batches_of_one_size(request)
+        if not self._batches_left():
+            progress.epoch, progress.batch, progress.row = progress.epoch + 1, 0, 0
+
+    def _batches_of_one_size(self, request: StopRequest) -> None:
+        """Trains until the batch changes, or the epoch or the training ends."""
+        progress, reader, device = self.progress, self.readers["train"], self.ranks.device
+        with closing(reader.batches_from(progress.epoch, self._row())) as batches:  # type: ignore[type-var]
             for batch in batches:
                 self._set_learning_rates()
                 on_device = batch.to(device, non_blocking=True)
                 sums, stop = self.take_step(on_device, progress.step + 1, stop=bool(request.signal_number))
                 self._advance(sums)
-                last = progress.step == self.total_steps
-                if progress.batch in evaluate_at or last:
+                changed = self._grow()
+                if self._evaluates_now() or self._is_last_step():
                     self._evaluate()
                 elif self.config.train.checkpoint_every and progress.step % self.config.train.checkpoint_every == 0:
                     self._save()
                 if stop:
                     self._leave(request)
-                if progress.finished:
+                if progress.finished or changed:
                     break
-        if progress.batch == reader.num_batches:
-            progress.epoch, progress.batch = progress.epoch + 1, 0
+
+    def _grow(self) -> bool:
+        """Changes the batch of the next step, if the noise of gradients asks for it; returns whether it did."""
+        progress, reader = self.progress, self.readers["train"]
+        if self.growth is None or not self.growth.probe.is_due(progress.step):
+            return False
+        size = self.growth.next_batch(reader.batch_size, reader.num_examples - self._row())
+        if size == reader.batch_size:
+            return False
+        self.display.say(f"step {progress.step}  the batch grows from {reader.batch_size:,} to {size:,}")
+        wanted = self.growth.average.batch_for(self.growth.theta)
+        self.run.record({"kind": "batch", "step": progress.step, "batch_size": size, "wanted": wanted})
+        progress.batch_size = size
+        self.readers = {**self.readers, "train": reader.resized(size)}
+        self.display.expect(self._expected_steps(self.config.train.epochs or progress.epoch + 1))
+        return True
+
+    def _row(self) -> int:
+        """The number of examples of the epoch so far."""
+        assert self.progress.row is not None
+        return self.progress.row
+
+    def _batches_left(self) -> int:
+        return self.readers["train"].batches_left(self._row())
+
+    def _expected_steps(self, epochs: int) -> int:
+        """The number of steps of the run if it has this many epochs, all further ones with the present batch."""
+        further = (epochs - self.progress.epoch - 1) * self.readers["train"].num_batches
+        return min(self.total_steps, self.progress.step + self._batches_left() + further)
+
+    def _evaluates_now(self) -> bool:
+        """Whether an evaluation is due after the last batch."""
+        reader, evaluations = self.readers["train"], self.config.train.evaluations
+        if self.growth is None:
+            return self.progress.batch in _evaluation_points(reader.num_batches, evaluations)
+        if not self._batches_left():
+            return True
+        # Of as many equal parts of the epoch, another one has ended.
+        before, now = self._row() - self.last_batch, self._row()
+        return before * evaluations // reader.num_examples < now * evaluations // reader.num_examples
+
+    def _is_last_step(self) -> bool:
+        ends = self.progress.epoch + 1 >= (self.config.train.epochs or MOST_EPOCHS) and not self._batches_left()
+        return self.progress.step >= self.total_steps or ends
 
     def _advance(self, sums: StepSums) -> None:
         progress = self.progress
         progress.step += 1
         progress.batch += 1
+        self.last_batch = self.readers["train"].batch_size
+        progress.row = self._row() + self.last_batch
         progress.window += sums
         self.display.advance_step(progress.window, sums.examples)
-        if progress.step % self.log_every == 0 or progress.step == self.total_steps:
+        if progress.step % self.log_every == 0 or self._is_last_step():
             self._log()
 
     def _log(self) -> None:
@@ -324,10 +392,12 @@ class Trainer:
         progress, window = self.progress, self.progress.window
         progress.window = StepSums()
         rate = self.display.rate()
-        is_last = progress.step == self.total_steps
+        is_last = self._is_last_step()
         self.display.report(window, rate, as_line=is_last or progress.step % self._line_every() == 0)
         dense_lr = self.optimizer.param_groups[0]["lr"]  # of the step that is recorded
         entry = {"kind": "train", "step": progress.step, **averages(window), "dense_lr": dense_lr}
+        if self.growth is not None:
+            entry |= {"batch_size": self.last_batch, "noise_scale": progress.noise.batch_for(1.0)}
         self.run.record(entry | {"examples_per_second": rate})
 
     def _line_every(self) -> int:
@@ -338,6 +408,8 @@ class Trainer:
 
     def _set_learning_rates(self) -> None:
         factor, optim = self.schedule(self.progress.step), self.config.optim
+        if self.growth is not None:
+            factor *= self.growth.rate_factor(self.readers["train"].batch_size)
         self.model.set_learning_rates(optim, factor)
         for group, lr in zip(self.optimizer.param_groups, self.dense_lrs, strict=True):
             group["lr"] = lr * factor
@@ -365,14 +437,14 @@ class Trainer:
                 progress.evaluations_without_gain += 1
                 if clearly_worse := self._is_clearly_worse(metrics):
                     progress.evaluations_without_gain = max(self.config.train.patience, 1)
-            progress.finished = progress.step == self.total_steps or self._out_of_patience()
+            progress.finished = self._is_last_step() or self._out_of_patience()
             if self.watch is not None and score is not None:
                 ends = self.ranks.broadcast(self.ranks.is_main and self.watch.ends(score))
                 self.ended_early = ends and not progress.finished
                 progress.finished |= ends
             mark = "  best so far" if better else ""
             self.display.say(f"step {progress.step}  validation  {short_text(metrics)}{mark}")
-            if progress.finished and progress.step < self.total_steps:
+            if progress.finished and not self._is_last_step():
                 without = f"{progress.evaluations_without_gain} evaluations without improvement (--patience)"
                 far = "this NE is more than two standard errors above the best"
                 self.display.say(f"step {progress.step}  training ends: {far if clearly_worse else without}")
@@ -389,7 +461,7 @@ class Trainer:
 
     def _out_of_patience(self) -> bool:
         patience, progress = self.config.train.patience, self.progress
-        if self.config.train.epochs is None and progress.step < self.readers["train"].num_batches:
+        if self.config.train.epochs is None and progress.epoch == 0 and self._batches_left():
             return False  # the first pass is made in any case
         return bool(patience) and progress.evaluations_without_gain >= patience
 
@@ -469,8 +541,9 @@ class Trainer:
         if self.averaging:
             self.averaging.train()
         self.schedule = build_schedule(self.config, self.planned_steps, self.progress.steps_before)
+        self._follow_noise()
         self.saved_step = (progress := self.progress).step
-        progress.finished = progress.step >= self.total_steps or self._out_of_patience()
+        progress.finished = self._is_last_step() or self._out_of_patience()
         if self.ranks.broadcast(self.checkpoints.at(progress.best_step)) is None:
             progress.best_score = progress.best_step = None  # its checkpoint was removed
         if self.ranks.is_main:
@@ -478,7 +551,9 @@ class Trainer:
         self.run.forget_after(progress.step)
 
     def _introduce(self) -> None:
-        for line in [*introduction(self.config, self.readers["train"], self.model, self.ranks), *self.messages]:
+        growth = [self.growth.about(self.config)] if self.growth else []
+        reader = self.readers["train"]
+        for line in [*introduction(self.config, reader, self.model, self.ranks), *growth, *self.messages]:
             self.display.say(line)
         resumed = f", resumed at step {self.progress.step:,}" if self.progress.step else ""
         self.display.say(f"run {self.run.path}{resumed}")
@@ -491,6 +566,8 @@ class Trainer:
             "steps": progress.step,
             "best_step": progress.best_step,
         }
+        if self.growth is not None:
+            results["batch"] = {"first": self.growth.first, "last": self.readers["train"].batch_size}
         if exchange := exchange_results(self.config, self._state().exchanged):
             results["exchange"] = exchange
         if self.watch is not None:
