@@ -9,8 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from dlrmctl.bench.preparers import OURS, PARSING, TORCHREC
-from dlrmctl.bench.preparing import measure_preparing
+from dlrmctl.bench.preparing import OURS, PARSING, TORCHREC, measure_preparing
 from dlrmctl.bench.reading import measure_disk, measure_first_read, measure_machine, measure_reading, write_multi_hot
 from dlrmctl.console.console import output, print_table, say, warn
 from dlrmctl.console.text import bytes_text, rate_text

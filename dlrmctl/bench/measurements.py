@@ -26,6 +26,7 @@ _DEFAULTS: dict[str, dict[str, tuple[str, str]]] = {
     "shampoo": {"periods": ("5", "5")},
     "convergence": {"optimizers": ("adagrad,shampoo",) * 2, "lrs": ("0.003,0.01,0.03", "0.01"), "seeds": ("3", "2")},
     "embeddings": {"methods": ("full,hash,qr",) * 2, "factors": ("0.3,1,3", "1"), "seeds": ("3", "2")},
+    "noise": {"steps": ("500", "60")},
     "data": {"rounds": ("3", "2")},
     "baseline": {"rounds": ("3", "1"), "passes": ("40", "10")},
     "compression": {
@@ -48,6 +49,7 @@ _QUICK_SETTINGS: dict[str, dict[str, str]] = {
     "shampoo": {"shampoo_frequency": "10"},
     "convergence": {**_SHORT_TRAINING, "shampoo_frequency": "10"},
     "embeddings": {**_SHORT_TRAINING, "dense_optimizer": "adagrad"},
+    "noise": _SHORT_TRAINING,
     "baseline": {"synthetic_rows": "5000"},
 }
 # Defaults that differ from those of a training. Kinds of tables are compared on small tables too, and variants that are
@@ -57,6 +59,7 @@ _DEFAULT_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "shampoo": {},
     "convergence": {"train": {"epochs": 1}},
     "embeddings": {"embeddings": {"qr_threshold": 200}, "train": {"epochs": 1}},
+    "noise": {},
     "baseline": {"baseline": {}},
 }
 # Settings whose values make variants of a step, and the options that list them.
@@ -227,6 +230,29 @@ class EmbeddingsMeasurement(Measurement):
 
 
 @dataclass(frozen=True)
+class NoiseMeasurement(Measurement):
+    """Measures the noise of gradients in a training."""
+
+    command = "noise"
+
+    @classmethod
+    def read(cls, flags: Flags, texts: Texts, *, quick: bool) -> Self:
+        """Reads "steps"."""
+        return cls([_config("noise", flags, quick)], {"steps": _whole("noise", "steps", texts, quick)})
+
+    def run(self) -> dict[str, Any] | None:
+        from dlrmctl.bench.noise import bench_noise
+
+        config = self.configs[0]
+        return _on_ranks(config, lambda ranks: bench_noise(config, ranks, **self.options))
+
+    def show(self, result: dict[str, Any]) -> None:
+        from dlrmctl.bench.noise import show_bench_noise
+
+        show_bench_noise(result)
+
+
+@dataclass(frozen=True)
 class DataMeasurement(Measurement):
     """Measures reading and preparing a store."""
 
@@ -331,6 +357,7 @@ class AllMeasurements(Measurement):
             "shampoo": lambda: ShampooMeasurement.read(flags, {}, quick=quick),
             "convergence": lambda: ConvergenceMeasurement.read(flags, {}, quick=quick),
             "embeddings": lambda: EmbeddingsMeasurement.read(flags, {}, quick=quick),
+            "noise": lambda: NoiseMeasurement.read(flags, {}, quick=quick),
             "data": lambda: DataMeasurement.read(None, {}, quick=quick),
             "baseline": lambda: BaselineMeasurement.read(flags, {}, quick=quick),
             "compression": lambda: CompressionMeasurement.read({}, quick=quick),
@@ -414,7 +441,7 @@ def measure_on_rank(command: str, configs: Sequence[Mapping[str, Any]], options:
     settings = [resolve(sections, {}, file_name="settings") for sections in configs]
     if command == "step":
         return StepMeasurement(settings, options, dict(zip(options["variants"], settings, strict=True))).run()
-    return ShampooMeasurement(settings, options).run()
+    return (NoiseMeasurement if command == "noise" else ShampooMeasurement)(settings, options).run()
 
 
 def _on_ranks(config: Config, work: Callable[[Any], dict[str, Any]]) -> dict[str, Any] | None:

@@ -142,6 +142,14 @@ def _embeddings(result: Mapping[str, Any]) -> list[Panel]:
     return [Panel("Test NE, lower is better", f"NE minus {base}'s ± standard error", names, values, 0.0)]
 
 
+def _noise(result: Mapping[str, Any]) -> list[Panel]:
+    curves = {
+        name: [(entry["examples"], entry[name]) for entry in result["curve"] if entry[name] is not None]
+        for name in result["batches"]
+    }
+    return [Curves("Gradient noise scale", "examples", "batch", curves)]
+
+
 def _data(result: Mapping[str, Any]) -> list[Panel]:
     reading = result["reading"]
     values = _ranges([row["cpu_ns_per_row"] for row in reading.values()])
@@ -173,6 +181,7 @@ PANELS: dict[str, Callable[[Mapping[str, Any]], list[Panel]]] = {
     "shampoo": _shampoo,
     "convergence": _convergence,
     "embeddings": _embeddings,
+    "noise": _noise,
     "data": _data,
     "baseline": _baseline,
     "compression": _compression,

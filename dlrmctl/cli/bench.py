@@ -16,6 +16,7 @@ from dlrmctl.bench.measurements import (
     DataMeasurement,
     EmbeddingsMeasurement,
     Measurement,
+    NoiseMeasurement,
     ShampooMeasurement,
     StepMeasurement,
     described,
@@ -164,6 +165,20 @@ def bench_embeddings(
 ) -> Measurement:
     """Measure the NE that smaller tables cost, each tuned on one seed and compared on others."""
     return EmbeddingsMeasurement.read(flags, {"methods": methods, "factors": factors, "seeds": seeds}, quick=quick)
+
+
+@bench_app.command("noise")
+@with_settings()
+@_measures
+def bench_noise(
+    steps: Annotated[str | None, _number("Number of training steps.", "noise", "steps")] = None,
+    nproc: Nproc = "1",
+    quick: Quick = False,
+    *,
+    flags: dict[str, str],
+) -> Measurement:
+    """Measure the noise of gradients in the course of a training, and the batch that it suggests."""
+    return NoiseMeasurement.read(flags, {"steps": steps}, quick=quick)
 
 
 @bench_app.command("data")

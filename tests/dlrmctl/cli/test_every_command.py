@@ -36,6 +36,7 @@ MISTAKES = {
     "bench convergence": (["--seeds", "none"], "none"),
     "bench data": (["--rounds", "0"], "--rounds = 0"),
     "bench embeddings": (["--factors", "-1,1"], "-1,1"),
+    "bench noise": (["--steps", "0"], "--steps = 0"),
     "bench shampoo": (["--periods", "x"], "--periods"),
     "bench step": (["--rows-cap", "0"], "--rows-cap = 0"),
     "calibrate": (["nowhere"], "nowhere"),
