@@ -62,7 +62,8 @@ def answer(
     flops: float | None = None,
     memory_bandwidth: float | None = None,
 ) -> Answer:
-    """Plans the memory, estimates the time of a step, and finds what would fit."""
+    """Plans the memory, estimates the time of a step, and finds what would fit; of batches that grow, the largest."""
+    config = config.at_largest_batch()
     plan = plan_memory(config, schema, cluster)
     rates = find_rates(
         cluster,

@@ -240,3 +240,15 @@ def test_bench_compression_reaches_its_ratio(tmp_path: Path):
     assert 0 < result["weighted_relative_error"] < 0.2
     assert 0 < result["seconds"]["fastest"] <= result["seconds"]["slowest"]
     assert (tmp_path / "a.svg").is_file()
+
+
+def test_noise_is_reported_in_every_geometry_and_drawn(tmp_path: Path):
+    arguments = [*SMALL, "--steps", "40", "--dense-optimizer", "muon", "--plot", tmp_path / "a.png", "--json"]
+    done = in_process("bench", "noise", *arguments)
+    assert done.status == 0, done.err
+    result = done.json()
+    assert [entry["step"] for entry in result["curve"]] == [20, 40]
+    for entry in result["curve"]:
+        assert all(entry[geometry] is None or entry[geometry] > 1 for geometry in ("l2", "l1", "spectral"))
+    assert result["own"] == "spectral"
+    assert (tmp_path / "a.png").stat().st_size > 1000
