@@ -17,6 +17,7 @@ from dlrmctl.rundir.state import StepSums
 from dlrmctl.settings.batches import PROXIES, geometry_of, theta_of
 from dlrmctl.settings.config import Config
 from dlrmctl.training.batches import PROBE_EVERY, NoiseProbe
+from dlrmctl.training.display import averages as averaged
 from dlrmctl.training.step import TrainingStep
 
 _LINES = 10
@@ -56,11 +57,11 @@ def bench_noise(config: Config, ranks: Ranks, *, steps: int) -> dict[str, Any]:
             window += sums
             if not step.probe.is_due(number):
                 continue
-            loss, window = window.loss / window.examples, StepSums()
+            loss, window = averaged(window)["loss"], StepSums()
             scales = {geometry: _finite(average.batch_for(1.0)) for geometry, average in averages.items()}
             curve.append({"step": number, "examples": number * size, "loss": loss, **scales})
             if ranks.is_main:
-                say(f"step {number}  loss {loss:.4f}  noise scale {_listed(scales)}")
+                say(f"step {number}  loss {number_text(loss)}  noise scale {_listed(scales)}")
     own = geometry_of("auto", optim.dense_optimizer)
     return {
         "curve": curve,

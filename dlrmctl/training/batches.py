@@ -45,12 +45,15 @@ class NoiseProbe:
     def is_due(self, step: int) -> bool:
         return step % PROBE_EVERY == 0
 
-    def take(self, batch: Batch, embeddings_BFD: Tensor, wide_B: Tensor | None, autocast: Any) -> None:
+    def take(
+        self, batch: Batch, embeddings_BFD: Tensor, wide_B: Tensor | None, autocast: Any, shares_B: Tensor | None
+    ) -> None:
         """Estimates noise and signal of this batch. Every rank must call it.
 
         Args:
             embeddings_BFD, wide_B: what the tables gave for the batch.
             autocast: context of the forward pass.
+            shares_B: weights of the examples, relative to their mean; None for equal ones.
         """
         num = max(1, CHUNKS // self._ranks.world_size)
         size = len(batch) // num
@@ -61,7 +64,8 @@ class NoiseProbe:
                 logits_B = self._network(batch.dense_BI[some], embeddings_BFD[some].detach()).float()
             if wide_B is not None:
                 logits_B = logits_B + wide_B[some].detach()
-            loss = functional.binary_cross_entropy_with_logits(logits_B, batch.labels_B[some])
+            weights_B = None if shares_B is None else shares_B[some]
+            loss = functional.binary_cross_entropy_with_logits(logits_B, batch.labels_B[some], weight=weights_B)
             gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
             pairs = zip(gradients, self._parameters, strict=True)
             chunks.append([torch.zeros_like(p) if g is None else g for g, p in pairs])

@@ -110,7 +110,10 @@ class TrainingStep:
         agreed = self._agree(loss.detach(), logits_B.detach(), batch, whole, cut_BFD.grad, step, stop)
         self.lap("check")
         if self.probe is not None and self.probe.is_due(step):
-            self.probe.take(batch, embeddings_BFD, wide_B, self.autocast)
+            shares_B = None
+            if batch.weights_B is not None and whole is not None:
+                shares_B = batch.weights_B * (len(batch) / whole)
+            self.probe.take(batch, embeddings_BFD, wide_B, self.autocast, shares_B)
         embeddings_BFD.backward(cut_BFD.grad)
         if exchange is not None:
             exchange.active = False  # until the next step: scoring is exact
