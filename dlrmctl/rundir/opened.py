@@ -20,6 +20,7 @@ from dlrmctl.data.reader import Reader
 from dlrmctl.data.source import Source
 from dlrmctl.datasets.open import open_reader, open_source
 from dlrmctl.embeddings.compression.rules.rows import StoredRows
+from dlrmctl.embeddings.largest import cut_rows
 from dlrmctl.errors import UserError
 from dlrmctl.models import DLRM
 from dlrmctl.ranks.group import Ranks
@@ -178,10 +179,13 @@ def _spread(config: Config, features: FeatureSpace, path: Path, ranks: Ranks) ->
     """The model with its tables sharded over the ranks. Every rank must call it."""
     from dlrmctl.assembly.model import build_model  # TorchRec takes seconds to load
 
-    inputs = inputs_like(features, CheckpointTables(path).network())
+    stored = CheckpointTables(path)
+    inputs = inputs_like(features, stored.network())
     batch_size = config.train.batch_size // ranks.world_size
     model = build_model(config, features, ranks, batch_size=batch_size, inputs=inputs)
     load(path, model.tensors(), ranks)
+    if (kept := stored.state.kept_numbers) is not None:
+        cut_rows(model.tensors()["tables"], kept)
     return model.inference
 
 

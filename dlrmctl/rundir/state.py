@@ -11,6 +11,7 @@ from dlrmctl.errors import UserError
 from dlrmctl.optim.noise_scale import NoiseAverage
 from dlrmctl.settings.config import Config
 from dlrmctl.settings.embeddings import EmbeddingSettings
+from dlrmctl.settings.exchange import table_codec
 
 _FIXED: dict[str, set[str] | None] = {  # None: all of the section
     "data": None,
@@ -152,6 +153,11 @@ class RunState:
             exchanged=values.optional("exchanged", Exchanged.from_values) or Exchanged(),
         )
 
+    def kept_numbers(self, compress_a2a: str) -> int | None:
+        """The numbers of every row that the network has seen, with this `--compress-a2a`; None for all."""
+        codec = table_codec(compress_a2a)
+        return codec[1] if codec and codec[0] == "topk" and self.ranks > 1 and self.exchanged.tables_sent else None
+
     def to_state(self, config: Config, source: Source) -> dict[str, Any]:
         """The contents of a checkpoint's state.json."""
         return {
@@ -194,6 +200,11 @@ class SavedState:
             values.text("data"),
             values.text("vocabulary") if values.has("vocabulary") else None,
         )
+
+    @property
+    def kept_numbers(self) -> int | None:
+        """See `RunState.kept_numbers`."""
+        return self.progress.kept_numbers(str(self.settings.get("train", {}).get("compress_a2a", "none")))
 
     def progress_with(self, config: Config, source: Source, path: Path) -> RunState:
         """The state from which a run with these settings and this data continues.

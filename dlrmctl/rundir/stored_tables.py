@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from dlrmctl.embeddings.largest import keep_largest
 from dlrmctl.rundir.checkpoint import read_state, verify
 from dlrmctl.rundir.tensor_files import read_tensor, stored_tensors
 
@@ -51,7 +52,7 @@ class TableSource(Protocol):
 
 
 class CheckpointTables:
-    """The tables of a checkpoint, written on any number of ranks.
+    """The tables of a checkpoint, written on any number of ranks; rows as the network saw them in training.
 
     Args:
         path: directory of the checkpoint.
@@ -71,7 +72,8 @@ class CheckpointTables:
         )
 
     def weight(self, name: str) -> Tensor:
-        return self._read(f"tables.{name}/weight")
+        stored, kept = self._read(f"tables.{name}/weight"), self.state.kept_numbers
+        return stored if kept is None else keep_largest(stored, kept)
 
     def sums(self, name: str) -> Tensor | None:
         key = f"tables.{name}/sum"

@@ -23,6 +23,7 @@ from dlrmctl.data.reader import Reader
 from dlrmctl.data.source import Source
 from dlrmctl.datasets.open import open_reader, open_source, refuse_equal_labels
 from dlrmctl.datasets.place import table_rows
+from dlrmctl.embeddings.largest import rows_cut
 from dlrmctl.errors import Interrupted
 from dlrmctl.plan.check import check_memory
 from dlrmctl.ranks.group import Ranks, process_group
@@ -594,7 +595,9 @@ class Trainer:
         return results
 
     def _score(self, split: str) -> Metrics:
-        return evaluate(self.model.inference, self.readers[split], self.ranks, tell=self.display.scoring(split))
+        kept = self._state().kept_numbers(self.config.train.compress_a2a)
+        with rows_cut(self.model.tensors()["tables"], kept):
+            return evaluate(self.model.inference, self.readers[split], self.ranks, tell=self.display.scoring(split))
 
     def _dead_units(self) -> float:
         """Share of the units of the bottom MLP's last layer that no example of a validation batch activates."""

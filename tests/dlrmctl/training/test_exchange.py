@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dlrmctl.rundir.stored_tables import CheckpointTables
 from tests.dlrmctl.checkpoints import assert_bitwise_equal, read_tensors
 from tests.dlrmctl.commands import SMALL, in_process, run
 
@@ -39,6 +40,16 @@ def test_bytes_are_counted_exactly_and_the_ratio_of_gradients_is_kept(runs: Path
     saved = read_tensors(runs / "whole" / "checkpoints" / f"step-{STEPS}")
     weights = sum(t.numel() for name, t in saved.items() if name.startswith("left out.0/") and name.endswith("/error"))
     assert dense["raw_bytes"] == 2 * 4 * weights * STEPS
+
+
+def test_a_model_is_scored_with_the_numbers_that_it_was_trained_with(runs: Path):
+    results = _results(runs / "whole")
+    evaluated = in_process("evaluate", runs / "whole", "--split", "test", "--json")
+    assert evaluated.status == 0, evaluated.err
+    # Other lookups than in training, so to the rounding of float32; all numbers of a row would change the third digit.
+    assert evaluated.json()["test"]["log_loss"] == pytest.approx(results["test"]["log_loss"], rel=1e-6)
+    rows = CheckpointTables(runs / "whole" / "checkpoints" / f"step-{STEPS}").weight("cat_1")
+    assert ((rows != 0).sum(1) == 2).all()
 
 
 def test_a_run_cut_with_gradients_left_out_ends_like_a_whole_one(runs: Path, tmp_path: Path):

@@ -6,8 +6,9 @@ import torch.distributed as dist
 from torch import nn
 
 from dlrmctl.embeddings.collection import CompositionalEmbeddings
+from dlrmctl.embeddings.largest import rows_cut
 from dlrmctl.embeddings.sharding.codecs import CodecError, TableExchange, TopK
-from dlrmctl.embeddings.sharding.shard import shard
+from dlrmctl.embeddings.sharding.shard import shard, sparse_state
 from dlrmctl.embeddings.tables import FeatureTable
 from tests.embeddings.reference import make_bags, part_of, to_kjt
 from tests.ranks import run_ranks
@@ -118,3 +119,23 @@ def test_a_codec_that_cannot_serve_a_table_names_it(
 def test_one_rank_exchanges_nothing():
     [(_, _, raw, sent)] = run_ranks(_exchanged, 1, ("topk", 2))
     assert raw == sent == 0
+
+
+def _cut() -> tuple[bool, bool]:
+    """Whether rows have two numbers while they are cut, and all of them as before afterwards."""
+    model = nn.Sequential(CompositionalEmbeddings(FEATURES, DIM))
+    sharded = shard(model, device=CPU, sharding="row_wise", batch_size=BATCH, seed=3, sparse_lr=0.1, qr_lr=0.1)
+    tables = sparse_state(sharded.dmp)
+
+    def rows() -> torch.Tensor:
+        shards = [s.tensor for n, t in tables.items() if n.endswith("/weight") for s in t.local_shards()]
+        return torch.cat(shards).clone()
+
+    before = rows()
+    with rows_cut(tables, 2):
+        cut = rows()
+    return bool(((cut != 0).sum(1) == 2).all()), torch.equal(rows(), before)
+
+
+def test_rows_are_cut_for_scoring_and_restored_to_the_bit():
+    assert run_ranks(_cut, 2) == [(True, True)] * 2
