@@ -44,6 +44,8 @@ class TrainingStep:
     Attributes:
         lap: called with the name of each part at its end; for measurements.
         probe: estimates the noise of gradients at some steps; None for no estimates.
+        table_scale: multiplies the gradients of tables. Their AdaGrad sums hold gradients of means over batches, so a
+            batch that has grown c times, in which an example counts 1 / c as much, needs a scale of c to go with them.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class TrainingStep:
         self.seed, self.sparse_weight_decay, self.compress_after = seed, sparse_weight_decay, compress_after
         self.lap: Callable[[str], None] = lambda part: None
         self.probe: NoiseProbe | None = None
+        self.table_scale = 1.0
 
     def __call__(self, batch: Batch, step: int, *, stop: bool) -> tuple[StepSums, bool]:
         """Runs a step on this rank's part of the global batch.
@@ -114,11 +117,14 @@ class TrainingStep:
             if batch.weights_B is not None and whole is not None:
                 shares_B = batch.weights_B * (len(batch) / whole)
             self.probe.take(batch, embeddings_BFD, wide_B, self.autocast, shares_B)
+        if self.table_scale != 1:
+            cut_BFD.grad.mul_(self.table_scale)
         embeddings_BFD.backward(cut_BFD.grad)
         if exchange is not None:
             exchange.active = False  # until the next step: scoring is exact
         if wide_B is not None:
-            wide_B.backward(cut_B.grad)
+            assert cut_B.grad is not None
+            wide_B.backward(cut_B.grad.mul_(self.table_scale))
         self.lap("table update")
         self.optimizer.step()
         self.lap("dense update")

@@ -410,7 +410,9 @@ class Trainer:
     def _set_learning_rates(self) -> None:
         factor, optim = self.schedule(self.progress.step), self.config.optim
         if self.growth is not None:
-            factor *= self.growth.rate_factor(self.readers["train"].batch_size)
+            size = self.readers["train"].batch_size
+            factor *= self.growth.rate_factor(size)
+            self.take_step.table_scale = size / self.growth.first
         self.model.set_learning_rates(optim, factor)
         for group, lr in zip(self.optimizer.param_groups, self.dense_lrs, strict=True):
             group["lr"] = lr * factor
