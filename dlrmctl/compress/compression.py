@@ -83,8 +83,8 @@ def compress(
     shapes, kept = split_tables(source, request)
     total = sum(table.stored_bytes for table in source.tables)
     # A model that is evaluated has all its tables in memory; otherwise only the largest table may need memory.
-    working = total if trial is not None else _working_bytes(source)
-    tables = find_options(source, request, shapes, counts, kept=Kept(working), progress=progress)
+    most_kept = total if trial is not None else max(SMALL_BYTES, max(table.num_bytes for table in source.tables) // 2)
+    tables = find_options(source, request, shapes, counts, kept=Kept(most_kept), progress=progress)
     fixed = sum(table.num_bytes for table in kept)
     if request.budget is not None:
         assert trial is not None
@@ -142,8 +142,8 @@ def _warn_of_nothing(compression: Compression, budget: float) -> None:
         )
 
 
-def _working_bytes(source: TableSource) -> int:
-    """Memory for other tables than the current one, in bytes."""
+def _waiting_bytes(source: TableSource) -> int:
+    """Memory for tables that wait to be written, in bytes."""
     return max(SMALL_BYTES, max(table.num_bytes for table in source.tables) // 4)
 
 
@@ -164,7 +164,7 @@ def write(
         DataError: if the directory cannot be written.
     """
     source = compression.source
-    file_bytes = min(_working_bytes(source), _MOST_FILE_BYTES)
+    file_bytes = min(_waiting_bytes(source), _MOST_FILE_BYTES)
     with io_errors(out, "write"), Writer(out, source=finite(source.describe()), file_bytes=file_bytes) as writer:
         for name, method, fitted in compression.results():
             writer.add(name, tuned.tables[name] if tuned else fitted(), {"method": method})
