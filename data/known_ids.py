@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from dlrmctl.data.features.extension import rows_of_others
 from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.schema import MISSING_ROW, RARE_ROW, Schema
 from dlrmctl.data.source import Bayes, Block, Source
@@ -23,6 +24,8 @@ class KnownIds:
         sparse = tuple(replace(feature, rows=before[feature.name]) for feature in source.schema.sparse)
         self._schema: Schema = replace(source.schema, sparse=sparse)
         schemes = {column.name: column.scheme for column in features.columns}
+        reused = rows_of_others(source.features, features)
+        self._reused = [reused.get(feature.name) for feature in sparse]
         self._others = [RARE_ROW if schemes.get(f.name) == "vocabulary" else MISSING_ROW for f in sparse]
 
     @property
@@ -44,8 +47,13 @@ class KnownIds:
     def read_block(self, split: str, index: int) -> Block:
         """One block; safe to call from several threads."""
         block = self._source.read_block(split, index)
-        known = zip(block.ids_F, self._schema.sparse, self._others, strict=True)
-        ids_F = [np.where(ids < feature.rows, ids, ids.dtype.type(other)) for ids, feature, other in known]
+        known = zip(block.ids_F, self._schema.sparse, self._others, self._reused, strict=True)
+        ids_F = []
+        for ids, feature, other, reused in known:
+            is_known = ids < feature.rows
+            if reused is not None:
+                is_known &= ~np.isin(ids, reused)
+            ids_F.append(np.where(is_known, ids, ids.dtype.type(other)))
         return replace(block, ids_F=ids_F)
 
     def fingerprint(self) -> str:

@@ -23,6 +23,7 @@ _LONGEST_STEM = 200
 _VALUE_TYPES = ("u4", "u8")
 _COUNT_TYPES = ("<u4", "<u8")
 RARE_COUNT_TYPE = np.dtype("<u4")
+UNSEEN_TYPE, REUSED_TYPE = np.dtype("<u2"), np.dtype("<u8")
 
 
 def vocabulary_file(name: str, dtype: np.dtype) -> str:
@@ -43,6 +44,16 @@ def counts_file(name: str) -> str:
 def rare_files(name: str, dtype: np.dtype) -> tuple[str, str]:
     """The files of the values of a column without a row of their own, ascending, and of their counts."""
     return f"{VOCABULARY}/{_stem(name)}.rare-u{dtype.itemsize}", f"{VOCABULARY}/{_stem(name)}.rare-counts"
+
+
+def unseen_file(name: str) -> str:
+    """The file with the number of stores since each value of a column occurred, in the order of their rows."""
+    return f"{VOCABULARY}/{_stem(name)}.unseen"
+
+
+def reused_file(name: str) -> str:
+    """The file of the rows of a column that belonged to other values in earlier stores."""
+    return f"{VOCABULARY}/{_stem(name)}.reused"
 
 
 def _stem(name: str) -> str:
@@ -67,6 +78,8 @@ class ColumnEntry:
         counts: the counts of rows in the training split; None if not kept.
         texts: the texts of a vocabulary's values; None if not kept.
         rare: values that a vocabulary gives no row, ascending, and their counts; None if not kept.
+        unseen: for how many stores each value of a vocabulary did not occur; None if not counted.
+        reused: rows that belonged to other values in stores that this one extends, ascending; None if there are none.
     """
 
     name: str
@@ -74,6 +87,8 @@ class ColumnEntry:
     counts: KeptArray | None = None
     texts: KeptTexts | None = None
     rare: tuple[KeptArray, KeptArray] | None = None
+    unseen: KeptArray | None = None
+    reused: KeptArray | None = None
 
     @property
     def rows(self) -> int:
@@ -89,7 +104,8 @@ class ColumnEntry:
     def files(self) -> list[KeptArray]:
         """Returns the files of the column."""
         arrays = [kept for kept in (self.encoder, self.counts) if isinstance(kept, KeptArray)]
-        return [*arrays, *(self.texts.files if self.texts else ()), *(self.rare or ())]
+        days = [kept for kept in (self.unseen, self.reused) if kept is not None]
+        return [*arrays, *(self.texts.files if self.texts else ()), *(self.rare or ()), *days]
 
     def load(self, directory: Path) -> Encoder:
         """Loads the encoder, which may take long and use much memory.
@@ -119,6 +135,11 @@ class ColumnEntry:
                 "values": values.num_values,
                 "counts": {"file": number.file, "crc32": number.crc32},
             }
+        if self.unseen:
+            entry["unseen"] = {"file": self.unseen.file, "crc32": self.unseen.crc32}
+        if self.reused:
+            reused = self.reused
+            entry["reused"] = {"file": reused.file, "crc32": reused.crc32, "rows": reused.num_values}
         return entry | ({"texts": self.texts.to_dict()} if self.texts else {})
 
     @classmethod
@@ -156,6 +177,12 @@ class ColumnEntry:
             number = rare.whole("values")
             counted = KeptArray.from_values(rare.inner("counts"), RARE_COUNT_TYPE, number)
             entry = replace(entry, rare=(KeptArray.from_values(rare, encoder.dtype, number), counted))
+        if isinstance(encoder, KeptArray) and values.has("unseen"):
+            unseen = KeptArray.from_values(values.inner("unseen"), UNSEEN_TYPE, encoder.num_values)
+            entry = replace(entry, unseen=unseen)
+        if isinstance(encoder, KeptArray) and values.has("reused"):
+            reused = values.inner("reused")
+            entry = replace(entry, reused=KeptArray.from_values(reused, REUSED_TYPE, reused.whole("rows")))
         if not values.has("counts"):
             return entry
         counts = values.inner("counts")

@@ -40,6 +40,32 @@ def check_extends(new: FeatureSpace, old: FeatureSpace) -> None:
             raise DataError(f"ids of {column.name} mean something else than in the run: {moved}", _HINT)
 
 
+def rows_of_others(new: FeatureSpace, old: FeatureSpace) -> dict[str, np.ndarray]:
+    """Returns the rows (int64, ascending) of each feature that belong to other values than in an earlier space.
+
+    Features without such rows are omitted.
+
+    Args:
+        new: extends `old`, see `check_extends`.
+    """
+    found = {}
+    for column, before in zip(new.columns, old.columns, strict=False):
+        if column.reused is None or not isinstance(before.encoder, KeptArray):
+            continue
+        assert isinstance(column.encoder, KeptArray)
+        assert new.directory is not None
+        assert old.directory is not None
+        places = column.reused.load(new.directory).astype(np.int64) - RESERVED_ROWS
+        places = places[places < before.encoder.num_values]
+        ours, theirs = (
+            kept.load(directory)[places]
+            for kept, directory in ((column.encoder, new.directory), (before.encoder, old.directory))
+        )
+        if (ours != theirs).any():
+            found[column.name] = places[ours != theirs] + RESERVED_ROWS
+    return found
+
+
 def _same_names(kind: str, new: Sequence[str], old: Sequence[str]) -> None:
     if missing := [name for name in old if name not in new]:
         raise DataError(f"the new data lacks the {kind} feature {missing[0]} of the run")
@@ -66,12 +92,14 @@ def _moved(new: ColumnEntry, directory: Path, old: ColumnEntry, old_directory: P
     if new.encoder.num_values == count and new.encoder.crc32 == old.encoder.crc32:
         return None
     width = new.encoder.dtype.itemsize
+    reused = np.empty(0, np.int64) if new.reused is None else new.reused.load(directory).astype(np.int64)
     for start in range(0, count, _VALUES):
         ours, theirs = (
             read_array(at / kept.file, kept.dtype, min(_VALUES, count - start), start * width)
             for at, kept in ((directory, new.encoder), (old_directory, old.encoder))
         )
         different = np.flatnonzero(ours != theirs)
+        different = different[~np.isin(different + start + RESERVED_ROWS, reused)]
         if len(different):
             return f"row {RESERVED_ROWS + start + int(different[0]):,} belongs to another value"
     return None

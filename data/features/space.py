@@ -246,7 +246,7 @@ class FeatureSpace:
 
     def _bring(self, column: ColumnEntry, target: Path) -> ColumnEntry:
         """Links or copies the files of a column that scoring needs; returns the column there."""
-        column = replace(column, rare=None)
+        column = replace(column, rare=None, unseen=None, reused=None)
         for kept in replace(column, texts=None).files:
             if not _link(kept, self._directory(), target):
                 _copy(kept, self._directory(), target)

@@ -16,12 +16,16 @@ import numpy as np
 
 from dlrmctl.data.features.columns import (
     RARE_COUNT_TYPE,
+    REUSED_TYPE,
+    UNSEEN_TYPE,
     VOCABULARY,
     ColumnEntry,
     KeptEncoder,
     counts_file,
     rare_files,
+    reused_file,
     texts_files,
+    unseen_file,
     vocabulary_file,
 )
 from dlrmctl.data.features.dense import KEY_TYPE, fit, to_keys
@@ -31,7 +35,7 @@ from dlrmctl.data.features.kept_texts import KeptTexts
 from dlrmctl.data.features.text_writer import TextWriter
 from dlrmctl.data.files import io_errors, read_array, sync_file
 from dlrmctl.data.formats.raw import RawFeature
-from dlrmctl.data.hashed_texts import HashedTexts
+from dlrmctl.data.hashed_texts import HashedTexts, texts_at
 from dlrmctl.data.preparation.counting import (
     Ranked,
     ValueCounter,
@@ -51,6 +55,7 @@ from dlrmctl.data.store.layout import narrowest
 
 _MOST_COUNTED = 1 << 24  # rows of a hashed table whose counts are kept: more are mostly zeros
 _SHARE_OF_COUNTING = 0.5  # of the time for a column
+_NO_ROWS = np.empty(0, np.int64)
 ShareDone = Callable[[float], None]  # called with the share of a column that is done
 
 
@@ -221,6 +226,55 @@ class _WrittenRows:
     held_out: IdSums
 
 
+class _Ages:
+    """For how many stores the values of a vocabulary did not occur: 2 bytes of memory for each.
+
+    Args:
+        forget: from which number on a value is forgotten; None keeps all.
+    """
+
+    def __init__(self, forget: int | None) -> None:
+        self._forget, self._pieces = forget, list[np.ndarray]()
+        self.num_stale = 0
+
+    def add(self, before_V: np.ndarray, seen_V: np.ndarray) -> None:
+        """Adds the next values: their number in the earlier store, and whether they occur in this one."""
+        unseen_V = np.where(seen_V, 0, np.minimum(before_V + 1, np.iinfo(UNSEEN_TYPE).max)).astype(UNSEEN_TYPE)
+        self._pieces.append(unseen_V)
+        if self._forget is not None:
+            self.num_stale += int(np.count_nonzero(unseen_V >= self._forget))
+
+    def free(self, wanted: int) -> np.ndarray:
+        """Returns at most `wanted` rows of forgotten values, ascending, which belong to new values from now on."""
+        unseen_V = np.concatenate(self._pieces) if self._pieces else np.empty(0, UNSEEN_TYPE)
+        stale = _NO_ROWS if self._forget is None else np.flatnonzero(unseen_V >= self._forget)[:wanted]
+        unseen_V[stale] = 0
+        self._pieces = [unseen_V]
+        return stale + RESERVED_ROWS
+
+    def of_rows(self, count: int) -> np.ndarray:
+        """The numbers of all values, after `free`; 0 for new ones."""
+        return np.pad(self._pieces[0], (0, count - len(self._pieces[0])))
+
+
+class _RewrittenTexts(TextWriter):
+    """Writes the texts of all values of a vocabulary, first those of an earlier store whose rows were not freed."""
+
+    def __init__(
+        self, content: Path, ends: Path, spilled: Path, extended: ExtendedEncoders, name: str, freed: np.ndarray
+    ) -> None:
+        self._extended, self._name, self._freed = extended, name, freed
+        super().__init__(content, ends, spilled)
+
+    def begin(self, start: int, stop: int) -> None:
+        super().begin(start, stop)
+        lengths_K, content = self._extended.texts_between(self._name, start, stop)
+        places_K = np.arange(start, start + len(lengths_K))
+        kept = np.flatnonzero((lengths_K > 0) & ~np.isin(places_K + RESERVED_ROWS, self._freed))
+        if len(kept):
+            self.add(places_K[kept], lengths_K[kept], texts_at(content, np.cumsum(lengths_K), kept))
+
+
 class ColumnEncoder:
     """Encodes columns.
 
@@ -264,13 +318,13 @@ class ColumnEncoder:
         most_ids = self._selection.num_train * sum(feature.max_ids for feature in group.values())
         count_type = np.dtype("<u4") if most_ids < 1 << 32 else np.dtype("<u8")
         columns = [ColumnParts(self._parts, self._selection, f, feature) for f, feature in group.items()]
-        (first, feature), ranked = next(iter(group.items())), None
+        (first, feature), ranked, freed = next(iter(group.items())), None, _NO_ROWS
         if not feature.as_rows and feature.buckets is None and self._options.hash_rows is None:
             with io_errors(self._store / VOCABULARY, "write"):
                 (self._store / VOCABULARY).mkdir(exist_ok=True)
         extended = self._reused if isinstance(self._reused, ExtendedEncoders) else None
         if extended and isinstance(extended.column(feature.name).encoder, KeptArray):
-            entry, ranked = self._extend(
+            entry, ranked, freed = self._extend(
                 columns, extended, count_type, lambda share: progress(share * _SHARE_OF_COUNTING)
             )
             count_type = entry.counts.dtype if entry.counts else count_type
@@ -289,9 +343,14 @@ class ColumnEncoder:
             values_type = np.dtype(feature.value_type)
             values = KeptArray.describe(self._store, vocabulary_file(feature.owner, values_type), values_type)
             entry = ColumnEntry(feature.name, values, rare=self._rare(feature) if self._options.keep_rare else None)
-        encoder, texts, known_rows = entry.encoder, None, RESERVED_ROWS
+        encoder, known_rows = entry.encoder, RESERVED_ROWS
+        texts: TextWriter | None = None
         if ranked and feature.has_texts:
-            if extended:
+            if extended and len(freed) and extended.column(feature.name).texts is not None:
+                texts = _RewrittenTexts(
+                    *self._texts_files(feature), self._work / "texts", extended, feature.name, freed
+                )
+            elif extended:
                 known_rows = extended.column(feature.name).rows
                 texts = self._more_texts(feature, extended)
             else:
@@ -418,15 +477,19 @@ class ColumnEncoder:
 
     def _extend(
         self, columns: Sequence[ColumnParts], extended: ExtendedEncoders, count_type: np.dtype, progress: ShareDone
-    ) -> tuple[ColumnEntry, Ranked]:
-        """Extends the vocabulary of a store and its counts by the values of columns; returns the new ones, ranked.
+    ) -> tuple[ColumnEntry, Ranked, np.ndarray]:
+        """Extends the vocabulary of a store and its counts by the values of columns.
 
         Known values are found piece by piece, so that memory does not depend on their number.
+
+        Returns:
+            The column, its new values, ranked, and the rows that they took from forgotten ones.
         """
         feature, options, store = columns[0].feature, self._options, self._store
         dtype, name, owner = np.dtype(feature.value_type), feature.name, feature.owner
         known = extended.column(name).encoder
         assert isinstance(known, KeptArray)
+        ages = None if options.forget is None and extended.column(name).unseen is None else _Ages(options.forget)
         counter = self._counted(columns, progress)
         if extended.total(name) + sum(int(counts.sum()) for _, counts in counter.ranges()) >= 1 << 32:
             count_type = np.dtype("<u8")
@@ -440,12 +503,16 @@ class ColumnEncoder:
                     Vocabulary(values, first_row),
                     ValueCounter(dtype, self._work / f"rest-{number % 2}", self._most),
                 )
+                seen = np.zeros(len(values), dtype=bool)
                 for values_K, counts_K in counter.ranges():
                     rows_K = piece.encode(values_K, None)
                     known_K = rows_K != RARE_ROW
                     before[rows_K[known_K] - first_row] += counts_K[known_K]
+                    seen[rows_K[known_K] - first_row] = True
                     rest.add(values_K[~known_K], counts_K[~known_K])
                 counts_out.write(before.astype(count_type).data)
+                if ages is not None:
+                    ages.add(extended.unseen(name, first_row - RESERVED_ROWS, len(values)), seen)
                 counter.close()
                 counter, first_row = rest, first_row + len(values)
             for rare in extended.rare(name, self._most):
@@ -458,20 +525,44 @@ class ColumnEncoder:
                 new_counts,
                 count_type=count_type,
                 min_count=options.min_count,
-                most=None if most is None else max(0, most - first_row),
+                most=None if most is None else max(0, most - first_row) + (ages.num_stale if ages else 0),
             )
             write_rare(counter.ranges, self._rare_files(feature), RARE_COUNT_TYPE, ranked.last)
             counter.close()
-            skipped = RESERVED_ROWS * count_type.itemsize
+            freed = _NO_ROWS if ages is None else ages.free(ranked.kept)
+            skipped = (RESERVED_ROWS + len(freed)) * count_type.itemsize
             with new_counts.open("rb") as counts_in:
                 counts_in.seek(skipped)
                 shutil.copyfileobj(counts_in, counts_out)
         with io_errors(values_file, "write"), new_values.open("rb") as values_in, values_file.open("ab") as values_out:
+            values_in.seek(len(freed) * dtype.itemsize)
             shutil.copyfileobj(values_in, values_out)
+        if len(freed):
+            for file, source, at, first in (
+                (values_file, new_values, RESERVED_ROWS, 0),
+                (counts_file_, new_counts, 0, RESERVED_ROWS),
+            ):
+                kind = dtype if file == values_file else count_type
+                with io_errors(file, "write"):
+                    whole = np.memmap(file, kind, "r+")
+                    whole[freed - at] = read_array(source, kind, len(freed), first * kind.itemsize)
+                    whole.flush()
         entry = ColumnEntry(name, KeptArray.describe(store, values_file.relative_to(store).as_posix(), dtype))
         counts = KeptArray.describe(store, counts_file(owner), count_type)
         all_values = replace(ranked, distinct=ranked.distinct + known.num_values)
-        return replace(entry, counts=counts, rare=self._rare(feature)), all_values
+        entry = replace(entry, counts=counts, rare=self._rare(feature))
+        if ages is not None:
+            entry = self._keep_days(entry, owner, ages, np.union1d(extended.reused(name), freed.astype(REUSED_TYPE)))
+        return entry, all_values, freed
+
+    def _keep_days(self, entry: ColumnEntry, owner: str, ages: "_Ages", reused_R: np.ndarray) -> ColumnEntry:
+        """Writes for how many stores each value did not occur, and the rows that belonged to other values."""
+        unseen, reused = unseen_file(owner), reused_file(owner)
+        for file, content in ((unseen, ages.of_rows(entry.rows - RESERVED_ROWS)), (reused, reused_R)):
+            with io_errors(self._store / file, "write"):
+                (self._store / file).write_bytes(content.tobytes())
+        entry = replace(entry, unseen=KeptArray.describe(self._store, unseen, UNSEEN_TYPE))
+        return replace(entry, reused=KeptArray.describe(self._store, reused, REUSED_TYPE)) if len(reused_R) else entry
 
     def _more_texts(self, feature: RawFeature, extended: ExtendedEncoders) -> TextWriter | None:
         """Copies the texts of the values of a store; returns the writer of those that follow. None if it has none."""

@@ -12,7 +12,7 @@ from dlrmctl.data.store.manifest import check_name
 from dlrmctl.data.store.writer import STORE_BLOCK_ROWS
 
 _BESIDE = ("name", "raw_sample")  # do not affect the examples
-_NEWER = ("extend", "keep_rare")  # so that work of an earlier version can be continued
+_NEWER = ("extend", "keep_rare", "forget")  # so that work of an earlier version can be continued
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class PrepareOptions:
             training examples and of the new ones together.
         keep_rare: whether to keep the values without a row, and their counts, for stores that extend this one; always
             with `extend`.
+        forget: with `extend`, the number of stores, this one included, after which the row of a value that none of them
+            has in its training rows is free for a new value; None keeps all rows.
         limit: the most good rows; None takes all.
         sample_negatives: probability that a training example labelled 0 is kept; the splits are cut before, and
             validation and test keep everything. Vocabularies count only the kept examples: other values could not be
@@ -52,6 +54,7 @@ class PrepareOptions:
     vocabulary_from: Path | str | None = None
     extend: Path | str | None = None
     keep_rare: bool = False
+    forget: int | None = None
     limit: int | None = None
     sample_negatives: float = 1.0
     seed: int = 0
@@ -84,6 +87,11 @@ class PrepareOptions:
             raise DataError(f"hashed values cannot have {other}", "omit one of the two")
         if self.vocabulary_from is not None and self.max_rows_per_table is not None:
             raise DataError("a vocabulary of another store cannot have a limit of rows per table")
+        if self.forget is not None and not (self.extend is not None and 1 <= self.forget < 1 << 16):
+            raise DataError(
+                f"values are forgotten after {self.forget} days, which must be at least 1 and below 65,536, and need a "
+                "store to extend"
+            )
         if self.extend is not None and (self.vocabulary_from is not None or self.hash_rows is not None):
             other = "fixed to those of another one" if self.vocabulary_from is not None else "hashed anew"
             raise DataError(f"ids that extend those of a store cannot be {other}", "omit one of the two")

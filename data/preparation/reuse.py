@@ -69,7 +69,7 @@ class ReusedEncoders:
         Raises:
             DataError: if a value is outside its table, or the vocabulary was changed.
         """
-        column = replace(self._columns[feature.name], counts=None, rare=None)
+        column = replace(self._columns[feature.name], counts=None, rare=None, unseen=None)
         encoder = column.encoder
         if isinstance(encoder, AsRows) and largest >= encoder.rows:
             raise DataError(f"{feature.name}: row {largest:,} is outside the {encoder.rows:,} of {self._path}")
@@ -183,6 +183,35 @@ class ExtendedEncoders(ReusedEncoders):
                 counted = read_array(self._path / counts.file, counts.dtype, len(values), at).astype(np.int64)
             yield values, counted
             place += len(values)
+
+    def unseen(self, name: str, start: int, count: int) -> np.ndarray:
+        """Returns for how many stores some values did not occur, int64; 0 if that was not counted."""
+        kept = self._columns[name].unseen
+        if kept is None:
+            return np.zeros(count, np.int64)
+        if start == 0:
+            kept.check(self._path)
+        width = kept.dtype.itemsize
+        return read_array(self._path / kept.file, kept.dtype, count, start * width).astype(np.int64)
+
+    def reused(self, name: str) -> np.ndarray:
+        """Returns the rows that belonged to other values in earlier stores."""
+        kept = self._columns[name].reused
+        return np.empty(0, np.uint64) if kept is None else kept.load(self._path)
+
+    def texts_between(self, name: str, start: int, stop: int) -> tuple[np.ndarray, bytes]:
+        """Returns the lengths and the content of the texts of a range of values; shorter if there are fewer."""
+        texts = self._columns[name].texts
+        if texts is None or texts.arrays is None:
+            return np.empty(0, np.int64), b""
+        content, ends = texts.arrays
+        stop, first = min(stop, ends.num_values), max(start - 1, 0)
+        if stop <= start:
+            return np.empty(0, np.int64), b""
+        found = read_array(self._path / ends.file, ends.dtype, stop - first, first * ends.dtype.itemsize)
+        bounds = found.astype(np.int64) if start else np.concatenate(([0], found.astype(np.int64)))
+        text = read_array(self._path / content.file, content.dtype, int(bounds[-1] - bounds[0]), int(bounds[0]))
+        return np.diff(bounds), text.tobytes()
 
     def rare(self, name: str, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields the values of a vocabulary without a row, ascending, and their counts (int64), in pieces; nothing if

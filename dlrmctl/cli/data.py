@@ -69,6 +69,14 @@ def prepare(
             rich_help_panel=_IDS_PANEL,
         ),
     ] = False,
+    forget: Annotated[
+        str | None,
+        option(
+            "With --extend, give rows of values that did not occur for this many stores, one a day, to new values.",
+            "DAYS",
+            _IDS_PANEL,
+        ),
+    ] = None,
     hash_rows: Annotated[
         str | None, option("Hashing: number of rows per table. \\[default: 1000000]", "N", _IDS_PANEL)
     ] = None,
@@ -152,6 +160,7 @@ def prepare(
             "vocabulary_from": vocabulary_from,
             "extend": extend,
             "keep_rare": keep_rare or None,
+            "forget": forget,
             "hash_rows": hash_rows,
             "split": split,
             "fractions": fractions,

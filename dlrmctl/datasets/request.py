@@ -64,6 +64,7 @@ def read_request(words: Sequence[str], given: Mapping[str, Any]) -> PrepareReque
         ("max_rows_per_table", "vocabulary"),
         ("vocabulary_from", "vocabulary"),
         ("keep_rare", "vocabulary"),
+        ("forget", "vocabulary"),
         ("hash_rows", "hash"),
     ):
         if given[name] is not None and chosen != wanted:
@@ -77,6 +78,8 @@ def read_request(words: Sequence[str], given: Mapping[str, Any]) -> PrepareReque
             raise UserError(
                 f"{_flag(name)} and --extend contradict: --extend takes ids from its store", "omit one of the two"
             )
+    if given["forget"] is not None and extend is None:
+        raise UserError("--forget needs --extend: only rows of an earlier store can be reused")
     for store in (given["vocabulary_from"], extend):
         if store is not None:
             refuse_missing_store(store)
@@ -89,6 +92,9 @@ def read_request(words: Sequence[str], given: Mapping[str, Any]) -> PrepareReque
         "vocabulary_from": given["vocabulary_from"],
         "extend": extend,
         "keep_rare": bool(given["keep_rare"]),
+        "forget": None
+        if given["forget"] is None
+        else whole_number("--forget", given["forget"], at_least=1, at_most=(1 << 16) - 1),
         "hash_rows": whole_number("--hash-rows", given["hash_rows"] or "1000000", at_least=2, at_most=1 << 32)
         if chosen == "hash" and extend is None
         else None,

@@ -19,10 +19,11 @@ from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.assembly.wide import EDGES
 from dlrmctl.console.text import counted
 from dlrmctl.data.errors import DataError
-from dlrmctl.data.features.extension import check_extends
+from dlrmctl.data.features.extension import check_extends, rows_of_others
 from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.source import Source
 from dlrmctl.embeddings.compression.rules.rows import Compressed
+from dlrmctl.embeddings.wide import wide_features
 from dlrmctl.errors import UserError
 from dlrmctl.models.inputs import NormalizedInputs
 from dlrmctl.ranks.group import Ranks
@@ -171,38 +172,53 @@ class WarmStart:
         return fitted_inputs(config, own, indicated=indicated)
 
     @torch.no_grad()
-    def fill_tables(self, tensors: Mapping[str, Mapping[str, Any]]) -> int:
+    def fill_tables(
+        self, tensors: Mapping[str, Mapping[str, Any]], config: Config, features: FeatureSpace
+    ) -> tuple[int, int]:
         """Copies the rows of the run into this rank's tables, and the states of their optimizer.
 
         Args:
             tensors: "tables", and "wide" for a model with first-order weights; see `Trainer`.
+            config, features: of this training.
 
         Returns:
-            The number of rows of this rank that the run does not have.
+            The number of rows of this rank that the run does not have, and of those that belong to other values now,
+            which keep their initial values.
 
         Raises:
             UserError: if a table is missing in the run, or has other columns.
         """
-        added = 0
+        added = anew = 0
+        reused = _reused_rows(config, features, self.features)
         for part in ("tables", "wide"):
             for name, tensor in tensors.get(part, {}).items():
-                if isinstance(tensor, ShardedTensor):
-                    new = sum(self._fill(shard, f"{part}.{name}") for shard in tensor.local_shards())
-                    added += new if name.endswith("/weight") and part == "tables" else 0
-        return added
+                if not isinstance(tensor, ShardedTensor):
+                    continue
+                own = reused.get((part, name.rpartition("/")[0]), torch.empty(0, dtype=torch.int64))
+                counts = [self._fill(shard, f"{part}.{name}", own) for shard in tensor.local_shards()]
+                if name.endswith("/weight") and part == "tables":
+                    added += sum(new for new, _ in counts)
+                    anew += sum(other for _, other in counts)
+        return added, anew
 
-    def _fill(self, shard: Shard, name: str) -> int:
-        """Copies the rows of the run into a shard of a table; returns the number of those that it does not have."""
+    def _fill(self, shard: Shard, name: str, reused_R: Tensor) -> tuple[int, int]:
+        """Copies the rows of the run into a shard of a table, but not those that belong to other values now.
+
+        Returns the number of rows that the run does not have, and of those that were not copied.
+        """
         first, live = shard.metadata.shard_offsets[0], shard.tensor
+        kept_R = reused_R[(reused_R >= first) & (reused_R < first + len(live))] - first
+        initial = live[kept_R].clone()
         found = self.weights.rows(name, first, first + len(live))
         if found is None and name.endswith("/sum"):
-            return 0
+            return 0, 0
         if found is None or found.shape[1:].numel() > live.shape[1:].numel():
             raise UserError(f"{self.weights.path} does not fit this model: {name} is missing or has other columns")
         if len(found):
             columns = found.view(len(found), -1)
             live.view(len(live), -1)[: len(found), : columns.shape[1]].copy_(columns)
-        return len(live) - len(found)
+        live[kept_R] = initial
+        return len(live) - len(found), len(kept_R)
 
     @torch.no_grad()
     def fill_dense(self, tensors: Mapping[str, dict[str, Any]], config: Config, ranks: Ranks) -> list[str]:
@@ -240,7 +256,29 @@ class WarmStart:
                 live.copy_(network[name.removesuffix("/z")])
         return messages
 
-    def about(self, added: int) -> str:
-        """One line for people: where the training starts, and the number of new rows."""
+    def about(self, added: int, anew: int) -> str:
+        """One line for people: where the training starts, and the number of new rows and of those of other values."""
         growth = f", with {counted(added, 'new row')} in its tables" if added else ""
+        growth += f", and {counted(anew, 'row')} of new values in place of forgotten ones" if anew else ""
         return f"starts from {self.weights.path}{growth}"
+
+
+def _reused_rows(config: Config, new: FeatureSpace, old: FeatureSpace) -> dict[tuple[str, str], Tensor]:
+    """The rows that belong to single values, other ones than before, by "tables" or "wide" and the name of the table.
+
+    Rows that several ids share keep their weights.
+    """
+    others = rows_of_others(new, old)
+    found: dict[tuple[str, str], Tensor] = {}
+    described = feature_tables(config, new.schema)
+    for part, features in (("tables", described), ("wide", wide_features(described, ()))):
+        for feature in features:
+            if feature.name not in others:
+                continue
+            ids = torch.from_numpy(others[feature.name])
+            if feature.embedding == "head":
+                ids = ids[ids < feature.head]
+            elif feature.embedding != "full":
+                continue
+            found[part, feature.table_names[0]] = ids
+    return found
