@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import reduce
 from typing import TypeVar
 
 import numpy as np
@@ -128,6 +129,7 @@ def alternate(model: "Codebooks", table: TableRows, codes: Tensor, passes: int) 
             codes[part] = chosen.to(codes.dtype)
         losses.append(float(loss))
         model.move(sums)
+        del sums  # before the next ones take as much memory again
     return losses
 
 
@@ -213,8 +215,8 @@ class Codebooks:
         return codes
 
     def decode(self, codes: Tensor) -> Tensor:
-        rows = [codebook.index_select(0, codes[:, i]) for i, codebook in enumerate(self.codebooks)]
-        return torch.cat(rows, 1) if self.operation == "concat" else torch.stack(rows).sum(0)
+        rows = (codebook.index_select(0, codes[:, i]) for i, codebook in enumerate(self.codebooks))
+        return torch.cat(list(rows), 1) if self.operation == "concat" else reduce(Tensor.add_, rows)
 
     def move(self, sums: "_Sums") -> None:
         """Sets the codebooks to the least-squares solution for the codes in `sums`."""
