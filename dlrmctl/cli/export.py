@@ -29,6 +29,10 @@ def export(
         str | None,
         typer.Option(help="With int8, fail if NE increases by more than this. \\[default: 0.1%]", metavar="0.1%"),
     ] = None,
+    vectors: Annotated[
+        str | None,
+        option("Write the vectors of this feature's values instead, to a .parquet or .faiss file.", "FEATURE"),
+    ] = None,
     json: AsJson = False,
     *,
     flags: dict[str, str],
@@ -42,6 +46,8 @@ def export(
     .dlrm: a bundle that scores raw rows, with `dlrmctl serve` or dlrmctl.serving.Scorer.
 
     .pt2: the graph alone, from ids to probabilities, for torch.export.load without dlrmctl.
+
+    --vectors: columns value, row and vector in .parquet; in .faiss an index of inner products, whose ids are the rows.
     """
     if precision is not None:
         precision = one_of("--precision", precision, PRECISIONS)
@@ -49,8 +55,27 @@ def export(
     rise = share("--max-ne-increase", max_ne_increase or "0.1%")
     if max_ne_increase is not None and precision != "int8":
         raise UserError(f"--max-ne-increase {max_ne_increase} needs --precision int8", "omit it")
+    if vectors is not None:
+        given = [
+            ("--precision", precision),
+            ("--calibrated", calibrated or None),
+            ("--max-ne-increase", max_ne_increase),
+        ]
+        for flag, value in given:
+            if value is not None:
+                raise UserError(f"--vectors and {flag} contradict: vectors are written as the run has them")
     directory, settings = settings_of_run(run, flags)
     notice("loading PyTorch")
+    if vectors is not None:
+        from dlrmctl.export.vectors import export_vectors, show_vectors
+        from dlrmctl.ranks.group import process_group
+
+        with process_group("cpu") as ranks:
+            found = export_vectors(
+                settings, directory, ranks, checkpoint=checkpoint or "best", feature=vectors, out=out
+            )
+            print_json(found) if json else show_vectors(found)
+        return
     from dlrmctl.export.command import Wanted, show_export
     from dlrmctl.export.command import export as write
     from dlrmctl.ranks.group import process_group
