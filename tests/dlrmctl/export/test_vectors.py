@@ -40,7 +40,7 @@ def test_vectors_are_those_of_the_model(run: Path, tmp_path: Path):
 
 def test_what_has_no_vectors_is_one_line(run: Path, tmp_path: Path):
     for arguments, message in (
-        (["--vectors", "itme", "-o", "a.parquet"], "has no such sparse feature"),
+        (["--vectors", "itemm", "-o", "a.parquet"], "has no such sparse feature"),
         (["--vectors", "item", "-o", "a.csv"], "must end in .parquet or .faiss"),
         (["--vectors", "item", "-o", "a.parquet", "--precision", "int8"], "--vectors and --precision contradict"),
     ):
