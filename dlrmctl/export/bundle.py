@@ -124,7 +124,7 @@ def _columns(features: FeatureSpace, arrays: _Arrays) -> list[dict[str, Any]]:
     found = []
     for column in features.columns:
         plain = column.to_dict()
-        for key in ("counts", "rare", "texts"):  # a server needs none of them
+        for key in ("counts", "rare", "texts", "unseen", "reused"):  # a server needs none of them
             plain.pop(key, None)
         entry: dict[str, Any] = {"column": plain, "word_type": "<u8"}
         encoder = column.encoder
