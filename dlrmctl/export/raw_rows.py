@@ -4,7 +4,7 @@ Dimensions: N rows.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,8 @@ def raw_input(features: FeatureSpace, frame: pl.DataFrame, place: Path) -> Input
         path = place / "rows.arrow"
         frame.write_ipc(path)
         assert features.table_schema is not None
-        return TableInput(features.table_schema, [path])
+        # The sample has what examples are made of, not the identities of rows.
+        return TableInput(replace(features.table_schema, id=()), [path])
 
 
 def _array_input(features: FeatureSpace, frame: pl.DataFrame, place: Path) -> Input:

@@ -24,7 +24,7 @@ def _done(*arguments: str | Path) -> str:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stores of two days and runs on the first one, with full tables and with quotients and remainders."""
     place = tmp_path_factory.mktemp("shared")
-    schema = write_schema(place / "my.toml", SHARED)
+    schema = write_schema(place / "my.toml", {**SHARED, "weight": "importance", "group": "user", "id": ["session"]})
     first, second = write(visits(), place / "1.csv"), write(visits(seed=1, items=90), place / "2.parquet")
     _done("prepare", "--schema", schema, first, "-o", place / "1", "--keep-rare")
     _done("prepare", "--schema", schema, second, "-o", place / "2", "--extend", place / "1")
@@ -49,7 +49,7 @@ def test_one_table_serves_all_its_columns(place: Path, run: str):
 @pytest.mark.parametrize("run", ["full", "qr"])
 def test_what_is_made_of_a_run_scores_like_it(place: Path, run: str):
     _done("predict", place / run, place / "1.csv", "--labelled", "-o", place / f"{run}.parquet")
-    _done("export", place / run, "-o", place / f"{run}.pt2")
+    _done("export", place / run, "-o", place / f"{run}.dlrm")
     _done("compress-embeddings", place / run, "-o", place / f"{run}-small", "--target-ratio", "2x")
     _done("evaluate", place / f"{run}-small")
     plan = json.loads(
