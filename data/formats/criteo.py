@@ -41,6 +41,7 @@ _HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 _SHOWN = 40  # characters of a wrong value
 _HEAD_BYTES, _HEAD_LINES = 1 << 16, 5
 _TAB, _NEWLINE = ord("\t"), ord("\n")
+_RAW_PIECE_BYTES = 1 << 19  # some thousand rows
 PARSER_VERSION = 1  # changes if the same text gives other examples
 
 
@@ -233,7 +234,7 @@ class CriteoInput:
         if not all(text.path is not None and is_regular(text.path) for text in self._texts):
             return None
         again = copy(self)
-        again._raw = True
+        again._raw, again._piece_bytes = True, min(self._piece_bytes, _RAW_PIECE_BYTES)
         return again
 
     def tasks(self, after: Position | None = None) -> Iterator[Task]:
@@ -252,8 +253,9 @@ class CriteoInput:
                     position = {"source": number, "offset": lines.end.offset, "line": lines.end.line}
                     if not text.seekable:
                         position["crc32"] = lines.end.crc32
-                    read = partial(_parse_with_fields if self._raw else parse, lines, labelled=self._labelled)
-                    yield Task(number, position, bytes_before + text.bytes_read(), read)
+                    read = partial(parse, lines, labelled=self._labelled)
+                    read_raw = partial(_parse_with_fields, lines, labelled=self._labelled) if self._raw else None
+                    yield Task(number, position, bytes_before + text.bytes_read(), read, read_raw)
             start = START
             bytes_before += self.sources[number].num_bytes
 

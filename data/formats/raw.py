@@ -228,12 +228,14 @@ class Task:
         position: where the input continues after it.
         bytes_done: bytes on disk of all sources up to there, to show progress.
         read: makes the piece; raises DataError.
+        read_raw: makes it with its raw values, see `Input.with_raw`, where that takes longer; None if `read` does.
     """
 
     source: int
     position: Position
     bytes_done: int
     read: Callable[[], RawPiece]
+    read_raw: Callable[[], RawPiece] | None = None
 
 
 @dataclass(frozen=True)

@@ -55,11 +55,12 @@ def write_raw_sample(
     found = 0
     for task in again.tasks(after):
         piece = task.read()
-        assert piece.kept is not None
         wanted = np.flatnonzero(chosen(piece, first_row)[: None if limit is None else max(limit - first_row, 0)])
         lines = piece.lines_N[wanted[: rows - found]]
         if len(lines):
-            frames.append(piece.kept.frame[np.searchsorted(piece.kept.lines, lines)])
+            kept = (task.read_raw() if task.read_raw else piece).kept
+            assert kept is not None
+            frames.append(kept.frame[np.searchsorted(kept.lines, lines)])
             found += len(lines)
         first_row += len(piece)
         if found >= rows or (limit is not None and first_row >= limit):
