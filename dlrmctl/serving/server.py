@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import uvicorn
 
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.cores import usable_cores
+from dlrmctl.ranks.process import num_threads
 from dlrmctl.serving.app import RequestLimits, Service, make_app
 from dlrmctl.serving.errors import BundleError
 
@@ -32,8 +32,7 @@ def serve(
     Raises:
         UserError: if the bundle cannot be used, or the port.
     """
-    with _listening(host, port) as listener:
-        torch.set_num_threads(usable_cores())
+    with _listening(host, port) as listener, num_threads(usable_cores()):
         try:
             service = Service(path, limits)
         except BundleError as problem:

@@ -33,6 +33,7 @@ MISTAKES = {
     "baseline": (["--l2", "-1"], "--l2 = -1"),
     "bench all": (["--plot", "picture.gif"], "picture.gif"),
     "bench baseline": (["--passes", "0"], "--passes = 0"),
+    "bench compression": (["--rounds", "0"], "--rounds = 0"),
     "bench convergence": (["--seeds", "none"], "none"),
     "bench data": (["--rounds", "0"], "--rounds = 0"),
     "bench embeddings": (["--factors", "-1,1"], "-1,1"),

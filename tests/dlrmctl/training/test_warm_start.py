@@ -167,7 +167,7 @@ def _rows_on_this_rank(run: str, store: str) -> dict[str, list[tuple[int, Tensor
     config = start.grown(start.config.change(sharding="row_wise"), source)
     inputs = start.inputs(config, source.features)
     tensors = build_model(config, source.features, ranks, batch_size=16, inputs=inputs).tensors(with_sums=True)
-    start.fill_tables(tensors)
+    start.fill_tables(tensors, config, source.features)
     return {
         name: [(s.metadata.shard_offsets[0], s.tensor.detach().clone()) for s in tensor.local_shards()]
         for name, tensor in tensors["tables"].items()
