@@ -72,11 +72,9 @@ def bench_convergence(
 
 
 def _variant(config: Config, optimizer: str, lr: float, seed: int) -> Config:
-    return replace(
-        config,
-        optim=replace(config.optim, dense_optimizer=optimizer, dense_lr=lr, shampoo_overhead=None),
-        train=replace(config.train, seed=seed, keep_checkpoints=1),
-    )
+    config = replace(config, optim=replace(config.optim, shampoo_overhead=None))
+    # `change` keeps a rate that happens to be the default of another optimizer.
+    return config.change(dense_optimizer=optimizer, dense_lr=lr, seed=seed, keep_checkpoints=1)
 
 
 def _train(config: Config, source: Source, ranks: Ranks) -> Curve:

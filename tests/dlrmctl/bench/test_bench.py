@@ -131,9 +131,9 @@ def test_the_peak_of_memory_is_what_was_held_at_once():
 
 
 def test_bench_convergence_compares_at_the_best_rate_of_each(tmp_path: Path):
-    arguments = ["--synthetic-rows", "5000", "--evaluations", "3", "--lrs", "0.0001,0.05", "--seeds", "2", "--json"]
+    arguments = ["--synthetic-rows", "5000", "--evaluations", "3", "--lrs", "0.001,0.004", "--seeds", "2", "--json"]
     done = in_process(
-        "bench", "convergence", *SMALL, *arguments, "--optimizers", "adagrad,sgd", "--plot", tmp_path / "a.png"
+        "bench", "convergence", *SMALL, *arguments, "--optimizers", "adagrad,adamw", "--plot", tmp_path / "a.png"
     )
     assert done.status == 0, done.err
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
@@ -142,6 +142,7 @@ def test_bench_convergence_compares_at_the_best_rate_of_each(tmp_path: Path):
         means = {float(lr): ne for lr, ne in optimizer["ne_by_rate"].items()}
         assert optimizer["ne"] == min(means.values())
         assert means[optimizer["lr"]] == optimizer["ne"]
+        assert len(set(means.values())) == 2  # 0.001 is the default of adamw, 0.004 that of others
     base = result["optimizers"]["adagrad"]
     assert (base["ne_difference"], base["steps_ratio"], base["step_cost"]) == (0, 1, 1)
 
