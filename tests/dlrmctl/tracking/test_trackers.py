@@ -138,7 +138,9 @@ def test_wandb_writes_the_run_offline_and_nothing_of_the_machine(tmp_path: Path,
     arguments = ["train", *SMALL, "--synthetic-rows", 2_000, "--tracker", "wandb", "--run-dir", run]
     assert in_process(*arguments).status == 0
     (file,) = (run / "wandb").glob("offline-run-*/*.wandb")
-    content = file.read_bytes()
+    deadline = time.monotonic() + 60
+    while b"test/auc" not in (content := file.read_bytes()) and time.monotonic() < deadline:
+        time.sleep(0.2)  # wandb's own process writes the file, also after the run has ended
     for name in (b"optim.dense_optimizer", b"validation/ne", b"test/auc"):
         assert name in content
     for name in (str(Path(sys.executable).parent), sys.argv[0]):
