@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from dlrmctl.optim.closure import loss_of
+
 
 @dataclass(frozen=True)
 class GrowingHorizon:
@@ -111,10 +113,7 @@ class PrimalAveraging:
         """
         if not self.training:
             raise RuntimeError("step() after eval(): call train() first, then compute the gradients again")
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         moving = [i for i, p in enumerate(self._parameters) if p.grad is not None]
         shifts = self._step_at_z(moving)
         self._step += 1

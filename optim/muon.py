@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dlrmctl.optim.closure import loss_of
+
 # Of the polynomial a x + b x^3 + c x^5, with a large slope at 0. Five times over, it takes singular values above 0.002
 # of the Frobenius norm into [0.68, 1.21], not to 1, which Jordan et al. found to be no worse.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -106,10 +108,7 @@ class Muon(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes a step; returns the closure's loss. A parameter without a gradient does not change."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:

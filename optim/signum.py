@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dlrmctl.optim.closure import loss_of
+
 
 class Signum(Optimizer):
     """Steps by the sign of an average of gradients.
@@ -46,10 +48,7 @@ class Signum(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes a step; returns the closure's loss. A parameter without a gradient does not change."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
             if not weights:

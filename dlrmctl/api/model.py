@@ -1,7 +1,6 @@
 """A trained model in Python: predictions, metrics, and the vectors of values."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,19 +12,14 @@ from torch import Tensor, nn
 
 from dlrmctl.api.frames import Frame, FrameEncoder
 from dlrmctl.api.training import Run
-from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.data.new_rows import cut_batches
 from dlrmctl.data.schema import RESERVED_ROWS
-from dlrmctl.embeddings.compression.composed import StoredEmbeddings, compose
-from dlrmctl.embeddings.ids import SparseIds
 from dlrmctl.errors import UserError
-from dlrmctl.models import DLRM
 from dlrmctl.ranks.group import process_group
 from dlrmctl.ranks.launch import run_on_ranks
 from dlrmctl.ranks.process import configure
-from dlrmctl.rundir.calibration import CalibratedModel
 from dlrmctl.rundir.directory import RunDirectory
-from dlrmctl.rundir.opened import OpenedModel, open_model
+from dlrmctl.rundir.opened import OpenedModel, open_model, vectors_of
 from dlrmctl.settings.config import Config, resolve
 from dlrmctl.settings.synonyms import nearest as nearest_name
 
@@ -169,7 +163,7 @@ class TrainedModel:
         many = [values] if single else list(values)
         self._check_feature(feature)
         ids_N = self._rows.ids_of(feature, many)
-        vectors_ND = self._vectors(feature, torch.from_numpy(ids_N)).cpu().numpy()
+        vectors_ND = self._vectors(feature)(torch.from_numpy(ids_N)).cpu().numpy()
         found: np.ndarray = vectors_ND[0] if single else vectors_ND
         return found
 
@@ -191,19 +185,19 @@ class TrainedModel:
         if k < 1:
             raise UserError(f"k = {k} must be at least 1")
         rows = features.schema.sparse[self.sparse_features.index(feature)].rows
-        own = -1
+        own, look_up = -1, self._vectors(feature)
         if isinstance(value, np.ndarray) or (isinstance(value, Sequence) and not isinstance(value, str | bytes)):
             query_D = torch.as_tensor(np.asarray(value, dtype=np.float32), device=self._device)
         else:
             own = int(self._rows.ids_of(feature, [value])[0])
-            query_D = self._vectors(feature, torch.tensor([own]))[0]
-        width = self._vectors(feature, torch.tensor([0])).shape[1]
+            query_D = look_up(torch.tensor([own]))[0]
+        width = look_up(torch.tensor([0])).shape[1]
         if query_D.shape != (width,):
             raise UserError(f"the vector has {query_D.numel()} numbers, those of {feature} have {width}")
         best, places = torch.empty(0), torch.empty(0, dtype=torch.int64)
         for start in range(RESERVED_ROWS, rows, _ROWS_AT_ONCE):
             ids_N = torch.arange(start, min(start + _ROWS_AT_ONCE, rows))
-            near_N = nn.functional.cosine_similarity(self._vectors(feature, ids_N), query_D[None], dim=1).cpu()
+            near_N = nn.functional.cosine_similarity(look_up(ids_N), query_D[None], dim=1).cpu()
             near_N[ids_N == own] = -torch.inf
             best, order = torch.cat([best, near_N]).topk(min(k, len(best) + len(near_N)))
             places = torch.cat([places, ids_N])[order]
@@ -222,21 +216,7 @@ class TrainedModel:
             some = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
             raise UserError(f"no sparse feature {feature!r}", f"did you mean {close!r}?" if close else f"one of {some}")
 
-    def _vectors(self, feature: str, ids_N: Tensor) -> Tensor:
-        """Returns float32 [N, D], the vectors of ids."""
-        module = self._module(feature)
-        with torch.no_grad():
-            vectors_N1D: Tensor = module(SparseIds((feature,), ids_N.to(self._device), None, len(ids_N)))
-        return vectors_N1D.flatten(1)
-
-    def _module(self, feature: str) -> StoredEmbeddings:
-        """The embedding module of one feature; it shares the tables of the model's."""
-        model = self._opened.model
-        inner = model.model if isinstance(model, CalibratedModel) else model
-        if not isinstance(inner, DLRM) or not isinstance(inner.embeddings, StoredEmbeddings):
-            raise UserError(f"{os.fspath(self.path)} is a baseline, which has no vectors", "load a DLRM")
-        whole = inner.embeddings
-        names = (*whole.bag_ids.tables, *whole.row_ids.tables)
-        tables: dict[str, Any] = dict(zip(names, (*whole.bags, *whole.rows), strict=True))
-        described = feature_tables(self.config, self._opened.features.schema)
-        return compose([table for table in described if table.name == feature], self.config.embeddings.dim, tables)
+    def _vectors(self, feature: str) -> Callable[[Tensor], Tensor]:
+        """Returns the function from ids, [N], to their vectors, float32 [N, D]."""
+        look_up = vectors_of(self._opened, self.path, feature)
+        return lambda ids_N: look_up(ids_N.to(self._device))

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dlrmctl.data.files import check_scratch
 from dlrmctl.datasets.prepare import Prepared
 from dlrmctl.errors import UserError
 from dlrmctl.rundir.directory import RunDirectory
@@ -68,7 +67,6 @@ def train(
         UserError, DataError: for a mistake that you can fix, with its hint.
         Interrupted: if a signal ended the training; its state is in the run directory.
     """
-    check_scratch()
     if data is not None:
         path = data.path if isinstance(data, Prepared) else Path(data)
         refuse_missing_store(path)

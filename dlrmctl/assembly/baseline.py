@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dlrmctl.assembly.inputs import check_fitted, standard_inputs
+from dlrmctl.console.text import last_line
 from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.schema import Schema
 from dlrmctl.embeddings.first_order import FirstOrder
@@ -97,6 +98,5 @@ def load_baseline(
     try:
         model.load_state_dict(dict(weights))
     except RuntimeError as problem:
-        reason = str(problem).strip().splitlines()[-1].strip()
-        raise UserError(f"{where} does not fit this data: {reason}") from None
+        raise UserError(f"{where} does not fit this data: {last_line(problem)}") from None
     return model

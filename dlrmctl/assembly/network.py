@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dlrmctl.assembly.inputs import DenseInputs, inputs_like, unfitted_inputs
 from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.assembly.wide import OTHER_MODEL, stored_wide
+from dlrmctl.console.text import last_line
 from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.schema import Schema
 from dlrmctl.embeddings.compression.composed import compose
@@ -123,6 +124,5 @@ def load_network(config: Config, features: FeatureSpace, weights: Mapping[str, T
     try:
         network.load_state_dict(dict(weights))
     except RuntimeError as problem:
-        reason = str(problem).strip().splitlines()[-1].strip()
-        raise UserError(f"{where} does not fit this model: {reason}", OTHER_MODEL) from None
+        raise UserError(f"{where} does not fit this model: {last_line(problem)}", OTHER_MODEL) from None
     return network

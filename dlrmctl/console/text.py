@@ -127,3 +127,8 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def last_line(problem: BaseException) -> str:
+    """The last line of the message of an error; its class if there is no message."""
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[-1].strip()

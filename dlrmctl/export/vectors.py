@@ -3,7 +3,6 @@
 N values, D columns.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,14 @@ import numpy as np
 import polars as pl
 import torch
 
-from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.console.console import output
 from dlrmctl.console.text import bytes_text
 from dlrmctl.data.files import io_errors, whole_file
 from dlrmctl.data.schema import RESERVED_ROWS
-from dlrmctl.embeddings.compression.composed import StoredEmbeddings, compose
-from dlrmctl.embeddings.module import SparseIds
 from dlrmctl.errors import UserError
-from dlrmctl.models import DLRM
 from dlrmctl.ranks.group import Ranks
 from dlrmctl.rundir.directory import RunDirectory
-from dlrmctl.rundir.opened import OpenedModel, open_model
+from dlrmctl.rundir.opened import open_model, vectors_of
 from dlrmctl.settings.config import Config
 from dlrmctl.settings.synonyms import nearest
 
@@ -64,8 +59,8 @@ def export_vectors(
     if not features.sorted_by_frequency(feature):
         raise UserError(f"--vectors {feature}: it has no vocabulary, so its rows have no values")
     rows = next(column.rows for column in features.columns if column.name == feature)
-    vectors_ND = np.concatenate(list(_vectors(config, run, opened, feature, rows)))
-    ids_N = np.arange(RESERVED_ROWS, rows)
+    look_up, ids_N = vectors_of(opened, run.path, feature), np.arange(RESERVED_ROWS, rows)
+    vectors_ND = np.concatenate([look_up(ids).numpy() for ids in torch.from_numpy(ids_N).split(_ROWS_AT_ONCE)])
     if faiss is not None:
         index = faiss.IndexIDMap2(faiss.IndexFlatIP(vectors_ND.shape[1]))
         index.add_with_ids(vectors_ND, ids_N)
@@ -94,22 +89,6 @@ def show_vectors(result: dict[str, Any]) -> None:
     """Prints the file on standard output."""
     what = f"{result['vectors']:,} vectors of {result['feature']} with {result['dim']} columns"
     output.print(f"wrote {result['out']}: {what}, {bytes_text(result['bytes'])}")
-
-
-def _vectors(config: Config, run: RunDirectory, opened: OpenedModel, feature: str, rows: int) -> Iterator[np.ndarray]:
-    """Yields the vectors of all rows but the reserved ones, float32 [N, D]."""
-    model = opened.model
-    if not isinstance(model, DLRM) or not isinstance(model.embeddings, StoredEmbeddings):
-        raise UserError(f"{run.path} is a baseline, which has no vectors")
-    whole = model.embeddings
-    names = (*whole.bag_ids.tables, *whole.row_ids.tables)
-    tables: dict[str, Any] = dict(zip(names, (*whole.bags, *whole.rows), strict=True))
-    described = feature_tables(config, opened.features.schema)
-    module = compose([table for table in described if table.name == feature], config.embeddings.dim, tables)
-    with torch.no_grad():
-        for start in range(RESERVED_ROWS, rows, _ROWS_AT_ONCE):
-            ids_N = torch.arange(start, min(start + _ROWS_AT_ONCE, rows))
-            yield module(SparseIds((feature,), ids_N, None, len(ids_N))).flatten(1).float().numpy()
 
 
 def _faiss() -> Any:

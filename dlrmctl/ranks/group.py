@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from dlrmctl.console.text import last_line
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.launch import RENDEZVOUS, launch_environment
 from dlrmctl.ranks.watch import watching
@@ -146,7 +147,7 @@ def process_group(device: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> I
             "a smaller --batch-size, smaller tables or more ranks; `dlrmctl plan` with the same flags shows each part",
         ) from None
     except dist.DistBackendError as problem:
-        raise UserError(f"rank {environment.rank}: {chosen.type} communication failed: {_last_line(problem)}") from None
+        raise UserError(f"rank {environment.rank}: {chosen.type} communication failed: {last_line(problem)}") from None
     except RuntimeError as problem:
         if any(words in str(problem) for words in _LOST_PEER):
             raise UserError(
@@ -238,10 +239,6 @@ def _check_address() -> None:
             f"MASTER_ADDR = {name} has no address on this machine: {problem.strerror}",
             "set it to a name or an address of the machine of rank 0",
         ) from None
-
-
-def _last_line(problem: Exception) -> str:
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[-1]
 
 
 def _rendezvous_error(problem: Exception) -> UserError:

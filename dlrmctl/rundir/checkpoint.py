@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dlrmctl.console.text import last_line
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import file_crc32, sync_file, write_whole
 from dlrmctl.data.sealed import Values
@@ -91,8 +92,7 @@ class Checkpoints:
         # torch reports a short write in its own words and drops the reason.
         if full or any("unexpected pos" in str(cause) or "PytorchStreamWriter" in str(cause) for cause in causes):
             return UserError(f"{path}: cannot save: no space left on the disk; {stays}", "free space, then --resume")
-        reason = str(causes[0]).strip().splitlines()[-1] if str(causes[0]).strip() else type(causes[0]).__name__
-        return UserError(f"{path}: cannot save: {reason}; {stays}")
+        return UserError(f"{path}: cannot save: {last_line(causes[0])}; {stays}")
 
     def newest(self) -> Path | None:
         """The complete checkpoint with the highest step, or None."""

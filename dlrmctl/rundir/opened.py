@@ -1,9 +1,11 @@
 """Opening a run for scoring: the model of a checkpoint and a split of the data."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from dlrmctl.assembly.baseline import load_baseline
 from dlrmctl.assembly.compressed import is_compressed, load_model, open_artifact
@@ -19,7 +21,9 @@ from dlrmctl.data.known_ids import KnownIds
 from dlrmctl.data.reader import Reader
 from dlrmctl.data.source import Source
 from dlrmctl.datasets.open import open_reader, open_source
+from dlrmctl.embeddings.compression.composed import StoredEmbeddings
 from dlrmctl.embeddings.compression.rules.rows import StoredRows
+from dlrmctl.embeddings.ids import SparseIds
 from dlrmctl.embeddings.largest import cut_rows
 from dlrmctl.errors import UserError
 from dlrmctl.models import DLRM
@@ -129,6 +133,30 @@ def open_model(
     calibration = read_calibration(run, path) if calibrated else None  # before the tables, which may take long
     model: nn.Module = (_compressed if compressed else _trained)(config, features, path, ranks)
     return OpenedModel(path, CalibratedModel(model, calibration) if calibration else model, features)
+
+
+def vectors_of(opened: OpenedModel, run: Path, feature: str) -> Callable[[Tensor], Tensor]:
+    """Returns the function from ids of a feature, int64 [N] on the model's device, to their vectors, float32 [N, D].
+
+    Args:
+        opened: on a single rank.
+        run: its directory, for messages.
+        feature: name of a sparse feature.
+
+    Raises:
+        UserError: if the model is a baseline.
+    """
+    model = opened.model.model if isinstance(opened.model, CalibratedModel) else opened.model
+    if not isinstance(model, DLRM) or not isinstance(model.embeddings, StoredEmbeddings):
+        raise UserError(f"{run} is a baseline, which has no vectors")
+    module = model.embeddings.alone(feature)
+
+    @torch.no_grad()
+    def look_up(ids_N: Tensor) -> Tensor:
+        vectors_N1D: Tensor = module(SparseIds((feature,), ids_N, None, len(ids_N)))
+        return vectors_N1D.flatten(1)
+
+    return look_up
 
 
 def other_checkpoint(run: RunDirectory, checkpoint: str) -> UserError:

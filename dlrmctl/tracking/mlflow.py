@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dlrmctl.console.console import warn
+from dlrmctl.console.text import last_line
 from dlrmctl.errors import UserError
 from dlrmctl.tracking.tracker import PROJECT, TrackedRun, scalars
 
@@ -45,7 +46,7 @@ def _refusals() -> Iterator[None]:
     except (MlflowException, OSError, ImportError) as problem:
         where = os.environ.get("MLFLOW_TRACKING_URI", "local files")
         system = re.search(r"\[Errno \d+\] ([\w ]+)", str(problem))
-        reason = system[1].lower() if system else str(problem).strip().splitlines()[-1]
+        reason = system[1].lower() if system else last_line(problem)
         raise UserError(f"MLflow at {where} does not answer: {reason}", "check MLFLOW_TRACKING_URI") from None
 
 
@@ -113,7 +114,7 @@ class MlflowTracker:
             except Exception as error:  # of any library below MLflow
                 problem = error
         if problem is not None:
-            reason = str(problem).strip().splitlines()[-1]
+            reason = problem if isinstance(problem, str) else last_line(problem)
             warn(f"MLflow did not get everything: {reason}; {self._run.path / 'metrics.jsonl'} has all of it")
 
     def _send(self) -> None:

@@ -65,21 +65,21 @@ def flat_settings(config: Config) -> dict[str, Any]:
 
 def scalars(entry: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a line of metrics.jsonl, as "train/ne"."""
-    return {
-        f"{entry['kind']}/{name}": float(value)
-        for name, value in entry.items()
-        if name not in ("kind", "step") and isinstance(value, int | float) and finite(value) is not None
-    }
+    return _numbers({f"{entry['kind']}/{name}": value for name, value in entry.items() if name not in ("kind", "step")})
 
 
 def summary_of(results: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of results.json, as "test/auc"."""
     found = {"best_step": results["best_step"], "steps": results["steps"]}
-    for split in ("validation", "test"):
-        for name, value in (results.get(split) or {}).items():
-            found[f"{split}/{name}" if split == "test" else f"best/{name}"] = value
+    for split, place in (("validation", "best"), ("test", "test")):
+        found |= {f"{place}/{name}": value for name, value in (results.get(split) or {}).items()}
+    return _numbers(found)
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Those values that are finite numbers."""
     return {
         name: float(value)
-        for name, value in found.items()
+        for name, value in values.items()
         if isinstance(value, int | float) and finite(value) is not None
     }

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dlrmctl.console.console import warn
+from dlrmctl.console.text import last_line
 from dlrmctl.errors import UserError
 from dlrmctl.tracking.tracker import PROJECT, TrackedRun, scalars
 
@@ -51,8 +52,9 @@ class WandbTracker:
                 settings=quiet,
             )
         except (wandb.Error, OSError) as problem:
-            reason = str(problem).strip().splitlines()[-1]
-            raise UserError(f"wandb refuses the run: {reason}", "wandb login, or WANDB_MODE=offline") from None
+            raise UserError(
+                f"wandb refuses the run: {last_line(problem)}", "wandb login, or WANDB_MODE=offline"
+            ) from None
         self.identity = self._run.id
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
@@ -81,4 +83,4 @@ class WandbTracker:
                 self._run.save(str(file), base_path=str(self._tracked.path), policy="now")
             self._run.finish(exit_code=int(failed))
         except Exception as problem:  # of any library below wandb
-            warn(f"wandb did not get everything: {str(problem).strip().splitlines()[-1]}")
+            warn(f"wandb did not get everything: {last_line(problem)}")

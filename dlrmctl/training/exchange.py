@@ -23,7 +23,7 @@ def counted_exchange(model: Model, ranks: Ranks) -> Exchanged:
         numbers=dense.numbers if dense else 0,
         kept=dense.kept if dense else 0,
     )
-    return Exchanged(*map(sum, zip(*ranks.gather(astuple(mine)), strict=True)))
+    return sum((Exchanged(*sums) for sums in ranks.gather(astuple(mine))), Exchanged())
 
 
 def exchange_results(config: Config, exchanged: Exchanged) -> dict[str, Any]:

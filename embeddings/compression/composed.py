@@ -6,6 +6,7 @@ Dimensions: B examples, D columns of a table, N ids of multi-hot bags.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,12 @@ class StoredEmbeddings(FeatureEmbeddings):
         self.bags = nn.ModuleList(tables[name] for name in self.bag_ids.tables)
         self.rows = nn.ModuleList(tables[name] for name in self.row_ids.tables)
         self._widths = [tables[name].dim for name in self.bag_ids.tables]
+
+    def alone(self, name: str) -> "StoredEmbeddings":
+        """Returns the module of one feature, over the same tables."""
+        names = (*self.bag_ids.tables, *self.row_ids.tables)
+        tables: dict[str, Any] = dict(zip(names, (*self.bags, *self.rows), strict=True))
+        return StoredEmbeddings([feature for feature in self.features if feature.name == name], self.dim, tables)
 
     def pool(self, rows: SparseIds) -> list[Columns]:
         found = zip(self.bags, _pieces(rows), _weights(rows), strict=True)

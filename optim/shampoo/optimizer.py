@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from dlrmctl.optim.closure import loss_of
 from dlrmctl.optim.shampoo import state
 from dlrmctl.optim.shampoo.configs import AdaGradGrafting, Grafting, Preconditioner, RootInverse
 from dlrmctl.optim.shampoo.costs import ParameterCost, PartTimes, StepCost, Timed, untimed
@@ -162,10 +163,7 @@ class DistributedShampoo(Optimizer):
         Raises:
             NonFiniteGradientError: before anything is changed, if a gradient holds NaN or infinity.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         timed: Timed = self.part_times or untimed
         with timed("gradients"):
             grads = checked_gradients(self.param_groups)
