@@ -41,12 +41,37 @@ _READ_AHEAD_ROWS = 2 * 65_536  # a block of the store being shuffled and one of 
 
 
 @dataclass(frozen=True)
+class Exchange:
+    """The rows that one rank looks up, and the bytes that it exchanges, in a step.
+
+    Attributes:
+        rows, row_bytes: rows it reads from its tables, and their bytes.
+        looked_up: bytes of ids, sums and their gradients that belong to its tables.
+        received: bytes of the vectors of its examples and their gradients; 0 on a single rank.
+        sent: bytes of sums that go to other ranks; as many gradients come back.
+        sent_ids: bytes of ids that go to other ranks.
+    """
+
+    rows: float
+    row_bytes: float
+    looked_up: int
+    received: int
+    sent: int
+    sent_ids: int
+
+
+NO_EXCHANGE = Exchange(rows=0.0, row_bytes=0.0, looked_up=0, received=0, sent=0, sent_ids=0)
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     """The memory that every rank needs and has.
 
     Attributes:
         parts: name -> bytes per rank, the names of `PARTS`.
         placements: placement of every table; if they do not fit, in equal parts, or as set.
+        exchanges, wide_exchanges: what each rank looks up and exchanges in a step, of tables, and of first-order
+            weights; the latter empty if there are none.
         table_room, wide_room: bytes of each rank for tables and their lookups, and for first-order weights; None if
             unknown.
         problem: the planner's reason why the tables do not fit, or None.
@@ -57,6 +82,8 @@ class MemoryPlan:
     embeddings: CompositionalEmbeddings
     parts: dict[str, tuple[int, ...]]
     placements: list[Placement]
+    exchanges: list[Exchange]
+    wide_exchanges: list[Exchange]
     table_room: int | None
     wide_room: int | None
     problem: str | None
@@ -107,45 +134,36 @@ def plan_memory(config: Config, schema: Schema, cluster: Cluster, *, sharding: s
     if cluster.memory_bytes is not None:
         room = cluster.memory_bytes - fixed
         wide_room = _share_of_weights(weights, embeddings, room)
-    parts["first-order"], wide_lookups, wide_problem = _first_order(
+    parts["first-order"], wide_exchanges, wide_problem = _first_order(
         config, weights, cluster, batch, wide_room, sharding
     )
+    wide_lookups = [_allocated(one.looked_up + one.received, cluster) for one in wide_exchanges] or [0] * world_size
     if room is not None:
         room -= max(map(sum, zip(parts["first-order"], wide_lookups, strict=True)))
     placements, problem = _placements(config, embeddings, cluster, batch, room, sharding)
     parts["tables"] = _per_rank(placements, world_size, weights=True)
     parts["table state"] = _per_rank(placements, world_size, weights=False)
-    lookups = table_exchange(embeddings, placements, cluster, batch)
+    exchanges = _exchanges(embeddings, placements, cluster, batch)
     scratch = _CUDA_ID_BYTES if cluster.device_type == "cuda" else 0
     parts["lookups"] = tuple(
         _allocated(both.looked_up + both.received, cluster) + int(both.rows) * scratch + theirs
-        for both, theirs in zip(lookups, wide_lookups, strict=True)
+        for both, theirs in zip(exchanges, wide_lookups, strict=True)
     )
-    parts = {name: parts[name] for name in PARTS}
-    return MemoryPlan(cluster, dense, embeddings, parts, placements, room, wide_room, problem or wide_problem)
+    return MemoryPlan(
+        cluster=cluster,
+        dense=dense,
+        embeddings=embeddings,
+        parts={name: parts[name] for name in PARTS},
+        placements=placements,
+        exchanges=exchanges,
+        wide_exchanges=wide_exchanges,
+        table_room=room,
+        wide_room=wide_room,
+        problem=problem or wide_problem,
+    )
 
 
-@dataclass(frozen=True)
-class Exchange:
-    """The rows that one rank looks up, and the bytes that it exchanges, in a step.
-
-    Attributes:
-        rows, row_bytes: rows it reads from its tables, and their bytes.
-        looked_up: bytes of ids, sums and their gradients that belong to its tables.
-        received: bytes of the vectors of its examples and their gradients; 0 on a single rank.
-        sent: bytes of sums that go to other ranks; as many gradients come back.
-        sent_ids: bytes of ids that go to other ranks.
-    """
-
-    rows: float
-    row_bytes: float
-    looked_up: int
-    received: int
-    sent: int
-    sent_ids: int
-
-
-def table_exchange(
+def _exchanges(
     embeddings: CompositionalEmbeddings, placements: Sequence[Placement], cluster: Cluster, batch: int
 ) -> list[Exchange]:
     """Computes the exchange of each rank.
@@ -217,17 +235,16 @@ def _first_order(
     batch: int,
     room: int | None,
     sharding: str | None,
-) -> tuple[tuple[int, ...], tuple[int, ...], str | None]:
-    """Returns the bytes of first-order weights with their optimizer state on each rank, those of their lookups, and the
+) -> tuple[tuple[int, ...], list[Exchange], str | None]:
+    """Returns the bytes of first-order weights with their optimizer state on each rank, their exchanges, and the
     planner's reason why they do not fit, or None."""
     if weights is None:
-        return (0,) * cluster.world_size, (0,) * cluster.world_size, None
+        return (0,) * cluster.world_size, [], None
     placements, problem = _placements(config, weights, cluster, batch, room, sharding)
     kept = rank_bytes(placements, cluster.world_size)
     if cluster.world_size == 1 and cluster.device_type == "cpu":  # a gradient for every row
         kept = [kept[0] + sum(state_bytes(table.rows) for table in placements)]
-    lookups = table_exchange(weights, placements, cluster, batch)
-    return tuple(kept), tuple(_allocated(both.looked_up + both.received, cluster) for both in lookups), problem
+    return tuple(kept), _exchanges(weights, placements, cluster, batch), problem
 
 
 def refuse_wide_rows(tables: Sequence[Table]) -> None:

@@ -14,7 +14,7 @@ import torch
 from dlrmctl.embeddings.sharding.placement import CPU_BYTES_PER_SECOND
 from dlrmctl.plan.cluster import Cluster
 from dlrmctl.plan.dense import RUN, SHORT_RUN, DenseNeed
-from dlrmctl.plan.memory import MemoryPlan, activation_floats, table_exchange
+from dlrmctl.plan.memory import NO_EXCHANGE, Exchange, MemoryPlan, activation_floats
 from dlrmctl.ranks.cores import usable_cores
 from dlrmctl.ranks.process import matmul_precision, num_threads
 from dlrmctl.settings.config import Config
@@ -95,16 +95,17 @@ class Rates:
 
 def estimate(config: Config, plan: MemoryPlan, rates: Rates) -> StepTime:
     """Estimates a step, taking the slowest rank for each part."""
-    cluster, dense, size = plan.cluster, plan.dense, plan.cluster.world_size
+    dense, size = plan.dense, plan.cluster.world_size
     batch = config.train.batch_size // size
-    exchanges = table_exchange(plan.embeddings, plan.placements, cluster, batch)
     N, D = plan.embeddings.num_vectors + 1, config.embeddings.dim
     interaction = N * N * D if config.model.interaction == "dot" else 0
     flop = 2 * 3 * batch * (dense.products + interaction)  # forward, and the gradients of both factors
     activations = batch * activation_floats(config, N - 1) * _FLOAT * _PASSES
     averaging = 0 if config.optim.averaging == "none" else _AVERAGING
     elementwise = (_ELEMENTWISE[config.optim.dense_optimizer] + averaging) * dense.weights
-    gathered = max(3 * one.row_bytes + one.looked_up / 2 for one in exchanges)  # read; read and written in the update
+    weights = plan.wide_exchanges or [NO_EXCHANGE] * size
+    both = list(zip(plan.exchanges, weights, strict=True))
+    gathered = max(_gathered(vectors) + _gathered(scalars) for vectors, scalars in both)
     optimizer, early = (
         _sum(_over(2 * max(products), rates.flops), _over(elementwise, rates.memory))
         for products in (dense.optimizer_products, dense.early_products)
@@ -116,9 +117,9 @@ def estimate(config: Config, plan: MemoryPlan, rates: Rates) -> StepTime:
         "optimizer": optimizer,
     }
     if size > 1:
-        # Ids out, sums back, gradients out; a ring sends gradients of the MLPs twice; directions of other ranks.
+        # A ring sends gradients of the MLPs twice; directions of other ranks.
         share = bytes_share(config.train.compress_a2a, D)
-        tables = max(max(one.sent, one.received / 2) * 2 * share + one.sent_ids for one in exchanges)
+        tables = max(_exchanged(vectors, share) + _exchanged(scalars, 1.0) for vectors, scalars in both)
         others = (size - 1) / size
         parts["exchange of tables"] = _sent(tables, plan, rates)
         ratio = dense_ratio(config.train.compress_dense)
@@ -126,6 +127,16 @@ def estimate(config: Config, plan: MemoryPlan, rates: Rates) -> StepTime:
         gradients = 2 * dense.gradients if ratio is None else 2 * dense.gradients / ratio * size
         parts["exchange of MLPs"] = _sent((gradients + dense.exchanged) * others, plan, rates)
     return StepTime(parts, early)
+
+
+def _gathered(one: Exchange) -> float:
+    """Bytes of rows that are read for a lookup, and read and written in the update."""
+    return 3 * one.row_bytes + one.looked_up / 2
+
+
+def _exchanged(one: Exchange, share: float) -> float:
+    """Bytes of ids out, sums back and gradients out; `share` of those of sums and gradients with a codec."""
+    return max(one.sent, one.received / 2) * 2 * share + one.sent_ids
 
 
 def _sent(num_bytes: float, plan: MemoryPlan, rates: Rates) -> float | None:

@@ -181,10 +181,10 @@ def _first_order(model: Model) -> list[str]:
     ]
 
 
-def show_placements(plan: Sequence[Placement]) -> None:
-    """Prints the placement of the tables, to standard error."""
+def show_placements(title: str, plan: Sequence[Placement]) -> None:
+    """Prints the placement of tables, to standard error."""
     print_table(
-        "plan",
+        title,
         ["table", "rows", "dim", "bytes", "sharding", "ranks"],
         [
             [t.table, f"{t.rows:,}", str(t.dim), bytes_text(t.bytes), t.sharding, ",".join(map(str, t.ranks))]

@@ -173,7 +173,9 @@ def train(
             run.keep_features(source.features)
         run.write_plan([asdict(table) for table in trainer.model.sharded.plan])
         if print_plan and ranks.is_main:
-            show_placements(trainer.model.sharded.plan)
+            show_placements("plan", trainer.model.sharded.plan)
+            if trainer.model.wide is not None:
+                show_placements("plan of the first-order weights", trainer.model.wide.sharded.plan)
         finish = None
         if config.train.trackers and ranks.is_main and watch is None:
             first_step = trainer.progress.step + 1 if resume else 0

@@ -310,3 +310,12 @@ def test_rows_wider_than_a_gpu_can_look_up_are_refused_before_the_training():
     with pytest.raises(UserError, match=r"has rows of 2,112 columns; on a GPU at most 2,048"):
         plan_memory(config, schema, described(1, 1, "cuda", 40 * GIB))
     plan_memory(config, schema, described(1, 1, "cpu", 40 * GIB))
+
+
+def test_first_order_weights_take_time():
+    given = ["plan", "--preset", "kaggle", "--embedding", "full", "--world-size", "2", "--intra-bw", "1GB/s"]
+    given += ["--flops", "1T", "--memory-bw", "10GB/s", "--hbm", "80GiB", "--json"]
+    seconds = [in_process(*given, flag).json()["step"]["parts_seconds"] for flag in ("--wide", "--no-wide")]
+    for part in ("lookups", "exchange of tables"):
+        assert seconds[0][part] > seconds[1][part]
+    assert seconds[0]["MLPs"] == seconds[1]["MLPs"]
