@@ -4,7 +4,7 @@
 N good rows, I = 13 dense features, F = 26 sparse features.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -30,7 +30,7 @@ from dlrmctl.data.formats.raw import (
     Task,
 )
 from dlrmctl.data.formats.sources import expand_sources
-from dlrmctl.data.formats.texts import Text, find_texts, is_regular, open_text
+from dlrmctl.data.formats.texts import Text, TextSource, find_texts, is_regular, open_text
 from dlrmctl.data.formats.transforms import LOG, MISSING, DenseTransform
 
 LABEL = "label"
@@ -247,17 +247,49 @@ class CriteoInput:
         bytes_before = sum(source.num_bytes for source in self.sources[:first])
         for number in range(first, len(self._texts)):
             with open_text(self._texts[number]) as text:
+                offset = start.offset
                 for lines in _lines_from(text, start, self._piece_bytes):
                     if lines.first == 1:
                         _refuse_other_tables(lines.content, self._texts[number].name)
                     position = {"source": number, "offset": lines.end.offset, "line": lines.end.line}
                     if not text.seekable:
                         position["crc32"] = lines.end.crc32
-                    read = partial(parse, lines, labelled=self._labelled)
+                    read: Callable[[], RawPiece] = partial(parse, lines, labelled=self._labelled)
+                    if text.seekable and lines.ended and offset + len(lines.content) == lines.end.offset:
+                        read = _Reread(self._texts[number], offset, lines, labelled=self._labelled)
+                    offset = lines.end.offset
                     read_raw = partial(_parse_with_fields, lines, labelled=self._labelled) if self._raw else None
                     yield Task(number, position, bytes_before + text.bytes_read(), read, read_raw)
             start = START
             bytes_before += self.sources[number].num_bytes
+
+
+class _Reread:
+    """Parses the lines of a piece; another process reads them itself, instead of receiving them.
+
+    Args:
+        text: a text with random access.
+        offset: of the lines in it, which are unchanged.
+        lines: the lines.
+        labelled: as for `parse`.
+    """
+
+    def __init__(self, text: TextSource, offset: int, lines: Lines, *, labelled: bool) -> None:
+        self._text, self._offset, self._labelled = text, offset, labelled
+        self._size, self._lines = len(lines.content), lines
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_lines": replace(self._lines, content=b"")}
+
+    def __call__(self) -> RawPiece:
+        lines = self._lines
+        if not lines.content:
+            with open_text(self._text) as text:
+                text.seek(self._offset)
+                lines = replace(lines, content=text.read(self._size))
+            if len(lines.content) < self._size or not lines.content.endswith(b"\n"):
+                raise DataError(f"{self._text.name}: the file has changed while it was read", "start again")
+        return parse(lines, labelled=self._labelled)
 
 
 def _refuse_other_tables(content: bytes, name: str) -> None:

@@ -17,12 +17,12 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.formats.raw import Input, RawPiece, join_pieces
 from dlrmctl.data.formats.table_schema import nearest
 from dlrmctl.data.moments import parse_moment, shown_key
-from dlrmctl.data.preparation.parts import Parts
+from dlrmctl.data.preparation.parts import PartInfo, Parts
 from dlrmctl.data.preparation.selection import SplitSizes, check_sizes
-from dlrmctl.data.preparation.workers import Workers
 from dlrmctl.data.randomness import mix
 from dlrmctl.data.source import SPLITS
 from dlrmctl.data.splits import Split
+from dlrmctl.data.workers.pool import Shared, Workers
 
 _BITS = 53  # of a draw
 _SALT = 0x5DEECE66D5B0C1F7  # apart from the draws of a sample of the negatives
@@ -247,25 +247,26 @@ def arrange(
     """
     target.load()
     begun = sum(info.rows for info in target.infos)
-    for piece in workers.in_order(_gathering(parts, order, len(target))):
-        target.write([piece], {})
+    for info in workers.in_order(_gathering(parts, order, target)):
+        target.add(info)
         progress(sum(info.rows for info in target.infos), begun)
 
 
-def _gathering(parts: Parts, order: KeyOrder, first: int) -> Iterator[Callable[[], RawPiece]]:
-    number = len(parts)
+def _gathering(parts: Parts, order: KeyOrder, target: Parts) -> Iterator[Callable[[], PartInfo]]:
+    number, first, shared = len(parts), len(target), Shared((parts, target))
     starts_P = order.places(first * order.rows // number)
     for part in range(first, number):
         stops_P = order.places((part + 1) * order.rows // number)
-        yield partial(_gather, parts, part, starts_P, stops_P)
+        yield partial(_gather, shared, part, starts_P, stops_P)
         starts_P = stops_P
 
 
-def _gather(parts: Parts, number: int, starts_P: np.ndarray, stops_P: np.ndarray) -> RawPiece:
-    """Returns the rows from some places to others in every part, in order, with the texts of one part."""
+def _gather(shared: Shared[tuple[Parts, Parts]], number: int, starts_P: np.ndarray, stops_P: np.ndarray) -> PartInfo:
+    """Writes the rows from some places to others in every part, in order, with the texts of one part."""
+    parts, target = shared.get()
     from_parts = np.flatnonzero(starts_P < stops_P).tolist()
     keys = [parts.keys(part)[starts_P[part] : stops_P[part]] for part in from_parts]
     pieces = [parts.rows(part, int(starts_P[part]), int(stops_P[part])) for part in from_parts]
     piece = join_pieces(pieces).pick(np.argsort(np.concatenate(keys), kind="stable"))
     columns = [replace(column, texts=parts.some_texts(number, f)) for f, column in enumerate(piece.sparse)]
-    return replace(piece, sparse=columns)
+    return target.write(number, [replace(piece, sparse=columns)], {})

@@ -24,8 +24,8 @@ from dlrmctl.data.preparation.counting import ValueCounter, merge_counts
 from dlrmctl.data.preparation.parts import Parts
 from dlrmctl.data.preparation.report import DenseReport
 from dlrmctl.data.preparation.selection import Selection
-from dlrmctl.data.preparation.workers import Workers
 from dlrmctl.data.sealed import Values
+from dlrmctl.data.workers.pool import Alone, Shared, Workers
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class DenseFitter:
     Args:
         parts, selection: the rows, and which of them are training examples.
         work: directory for what does not fit into memory.
-        workers: threads for parts.
+        workers: threads for parts, or processes for columns.
         most_in_memory: distinct values in memory at a time; affects only the speed.
     """
 
@@ -74,10 +74,13 @@ class DenseFitter:
         Raises:
             DataError: if the disk is full.
         """
-        return [self._fit(i, name) for i, name in enumerate(names)]
+        if not self._workers.apart:
+            return [self._fit(i, name) for i, name in enumerate(names)]
+        alone = Shared(DenseFitter(self._parts, self._selection, self._work, Alone(), self._most))
+        return list(self._workers.in_order(partial(_fit_alone, alone, i, name) for i, name in enumerate(names)))
 
     def _fit(self, i: int, name: str) -> EncodedDense:
-        train, others = self._counter("train"), self._counter("others")
+        train, others = self._counter(f"{i}-train"), self._counter(f"{i}-others")
         missing_train = missing_others = 0
         for of_train, of_others in self._workers.in_order(partial(self._count, i, p) for p in range(len(self._parts))):
             train.add(*of_train[0])
@@ -87,7 +90,7 @@ class DenseFitter:
         fitted, float32 = fit(name, train.ranges, missing_train), self._parts.dense_type.itemsize == 4
         if float32 and float16_suffices(fitted, train.ranges):
             float32 = False
-            train, others = self._rounded(train, "rounded"), self._rounded(others, "other-rounded")
+            train, others = self._rounded(train, f"{i}-rounded"), self._rounded(others, f"{i}-other-rounded")
             fitted = fit(name, train.ranges, missing_train)
         report = _report(name, (train, others), missing_train + missing_others)
         for counter in (train, others):
@@ -114,6 +117,10 @@ class DenseFitter:
 
     def _counter(self, name: str) -> ValueCounter:
         return ValueCounter(KEY_TYPE, self._work / name, self._most)
+
+
+def _fit_alone(fitter: Shared[DenseFitter], i: int, name: str) -> EncodedDense:
+    return fitter.get()._fit(i, name)
 
 
 def _report(name: str, counters: Sequence[ValueCounter], missing: int) -> DenseReport:

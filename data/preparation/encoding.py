@@ -7,6 +7,7 @@ N examples of a part; a feature with lists may have more or fewer ids.
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -48,10 +49,10 @@ from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.parts import Parts
 from dlrmctl.data.preparation.reuse import ExtendedEncoders, ReusedEncoders
 from dlrmctl.data.preparation.selection import Selection
-from dlrmctl.data.preparation.workers import Workers
 from dlrmctl.data.schema import RARE_ROW, RESERVED_ROWS
 from dlrmctl.data.sealed import Values
 from dlrmctl.data.store.layout import narrowest
+from dlrmctl.data.workers.pool import Alone, Shared, Workers
 
 _MOST_COUNTED = 1 << 24  # rows of a hashed table whose counts are kept: more are mostly zeros
 _SHARE_OF_COUNTING = 0.5  # of the time for a column
@@ -284,7 +285,7 @@ class ColumnEncoder:
         work: directory for the rows of columns, and for what does not fit into memory.
         options: how values become rows.
         reused: encoders of another store.
-        workers: threads for parts.
+        workers: threads for parts, or processes for columns.
         most_in_memory: values of a vocabulary in memory at a time; affects only the speed.
     """
 
@@ -301,8 +302,30 @@ class ColumnEncoder:
     ) -> None:
         self._parts, self._selection, self._store, self._work = parts, selection, store, work
         self._options, self._reused, self._workers, self._most = options, reused, workers, most_in_memory
+        self._scratch = work
         with io_errors(work, "write"):
             work.mkdir(exist_ok=True)
+
+    def encode_all(
+        self, groups: Sequence[tuple[Mapping[int, RawFeature], int]], progress: Callable[[int, float], None]
+    ) -> Iterator[list[EncodedColumn]]:
+        """Yields the encoded columns of groups, in order; other processes encode several groups at a time.
+
+        Args:
+            groups: the arguments of `encode`.
+            progress: called with the number of a group, and the share of it that is done.
+        """
+        if not self._workers.apart:
+            for number, (group, largest) in enumerate(groups):
+                yield self.encode(group, largest, partial(progress, number))
+            return
+        alone = copy(self)
+        alone._workers = Alone()
+        shared = Shared(alone)
+        calls = [partial(_encode_alone, shared, group, largest) for group, largest in groups]
+        for number, found in enumerate(self._workers.in_order(calls, ahead=len(calls))):
+            progress(number, 1.0)
+            yield found
 
     def encode(self, group: Mapping[int, RawFeature], largest: int, progress: ShareDone) -> list[EncodedColumn]:
         """Writes the files of rows of the columns that share ids, their vocabulary with texts, and its counts.
@@ -319,6 +342,9 @@ class ColumnEncoder:
         count_type = np.dtype("<u4") if most_ids < 1 << 32 else np.dtype("<u8")
         columns = [ColumnParts(self._parts, self._selection, f, feature) for f, feature in group.items()]
         (first, feature), ranked, freed = next(iter(group.items())), None, _NO_ROWS
+        self._scratch = self._work / f"{first:04}.work"
+        with io_errors(self._scratch, "write"):
+            self._scratch.mkdir(exist_ok=True)
         if not feature.as_rows and feature.buckets is None and self._options.hash_rows is None:
             with io_errors(self._store / VOCABULARY, "write"):
                 (self._store / VOCABULARY).mkdir(exist_ok=True)
@@ -348,16 +374,16 @@ class ColumnEncoder:
         if ranked and feature.has_texts:
             if extended and len(freed) and extended.column(feature.name).texts is not None:
                 texts = _RewrittenTexts(
-                    *self._texts_files(feature), self._work / "texts", extended, feature.name, freed
+                    *self._texts_files(feature), self._scratch / "texts", extended, feature.name, freed
                 )
             elif extended:
                 known_rows = extended.column(feature.name).rows
                 texts = self._more_texts(feature, extended)
             else:
-                texts = TextWriter(*self._texts_files(feature), self._work / "texts")
+                texts = TextWriter(*self._texts_files(feature), self._scratch / "texts")
         row_type = narrowest(entry.rows - 1)
         count_rows = ranked is None and (not isinstance(encoder, Hashing) or encoder.rows <= _MOST_COUNTED)
-        counter = ValueCounter(row_type, self._work / "runs", self._most) if count_rows else None
+        counter = ValueCounter(row_type, self._scratch / "runs", self._most) if count_rows else None
         begun = _SHARE_OF_COUNTING if ranked else 0.0
 
         def wrote(number: int, share: float) -> None:
@@ -391,6 +417,8 @@ class ColumnEncoder:
             entry = replace(entry, counts=KeptArray.describe(self._store, counts, count_type))
         if texts:
             entry = replace(entry, texts=KeptTexts.describe(self._store, *texts_files(feature.owner)))
+        with io_errors(self._scratch, "write"):
+            shutil.rmtree(self._scratch)
         return [
             EncodedColumn(
                 replace(entry, name=column.feature.name),
@@ -426,7 +454,7 @@ class ColumnEncoder:
 
     def _fit_buckets(self, column: ColumnParts, most: int) -> Bucketing:
         """Chooses the edges of buckets of like counts among the training examples."""
-        counter = ValueCounter(KEY_TYPE, self._work / "runs", self._most)
+        counter = ValueCounter(KEY_TYPE, self._scratch / "runs", self._most)
         for values_K, counts_K in self._workers.in_order(partial(column.count, part) for part in column):
             keys_K = to_keys(values_K.view(np.float32))
             order = np.argsort(keys_K)
@@ -438,7 +466,7 @@ class ColumnEncoder:
 
     def _counted(self, columns: Sequence[ColumnParts], progress: ShareDone) -> ValueCounter:
         """Counts the values of columns in the training examples."""
-        counter = ValueCounter(np.dtype(columns[0].feature.value_type), self._work / "runs", self._most)
+        counter = ValueCounter(np.dtype(columns[0].feature.value_type), self._scratch / "runs", self._most)
         calls = (partial(column.count, part) for column in columns for part in column)
         for done, counted in enumerate(self._workers.in_order(calls), 1):
             counter.add(*counted)
@@ -501,7 +529,7 @@ class ColumnEncoder:
             for number, (values, before) in enumerate(extended.vocabulary(name, self._most)):
                 piece, rest = (
                     Vocabulary(values, first_row),
-                    ValueCounter(dtype, self._work / f"rest-{number % 2}", self._most),
+                    ValueCounter(dtype, self._scratch / f"rest-{number % 2}", self._most),
                 )
                 seen = np.zeros(len(values), dtype=bool)
                 for values_K, counts_K in counter.ranges():
@@ -517,7 +545,7 @@ class ColumnEncoder:
                 counter, first_row = rest, first_row + len(values)
             for rare in extended.rare(name, self._most):
                 counter.add(*rare)
-            new_values, new_counts = self._work / "new.values", self._work / "new.counts"
+            new_values, new_counts = self._scratch / "new.values", self._scratch / "new.counts"
             most = options.max_rows_per_table
             ranked = rank_values(
                 counter.ranges,
@@ -570,13 +598,13 @@ class ColumnEncoder:
         if before.texts is None:
             return None
         if before.texts.arrays is None:  # all values are integers so far
-            writer = TextWriter(content, ends, self._work / "texts")
+            writer = TextWriter(content, ends, self._scratch / "texts")
             writer.begin(0, before.rows - RESERVED_ROWS)
             writer.end()
             return writer
         for kept, file in zip(before.texts.arrays, (content, ends), strict=True):
             extended.copy(kept, file)
-        return TextWriter(content, ends, self._work / "texts", written=before.texts.arrays[0].num_values)
+        return TextWriter(content, ends, self._scratch / "texts", written=before.texts.arrays[0].num_values)
 
     def _texts_files(self, feature: RawFeature) -> tuple[Path, Path]:
         content, ends = texts_files(feature.owner)
@@ -662,3 +690,8 @@ class ColumnEncoder:
             count = min(self._most, encoder.num_values - start)
             values = read_array(self._store / encoder.file, encoder.dtype, count, start * encoder.dtype.itemsize)
             yield Vocabulary(values, RESERVED_ROWS + start)
+
+
+def _encode_alone(encoder: Shared[ColumnEncoder], group: Mapping[int, RawFeature], largest: int) -> list[EncodedColumn]:
+    # A copy, since threads of a Dask worker may encode several groups at a time.
+    return copy(encoder.get()).encode(group, largest, lambda _: None)

@@ -1,6 +1,7 @@
-"""The first phase of a preparation: threads parse the input, and write its rows to disk as parts, in order."""
+"""The first phase of a preparation: workers parse the input, and write its rows to disk as parts, in order."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,12 +13,13 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.formats.raw import Input, Position, RawPiece, Task
 from dlrmctl.data.preparation.arranging import keys_of
 from dlrmctl.data.preparation.options import PrepareOptions
-from dlrmctl.data.preparation.parts import Parts
+from dlrmctl.data.preparation.parts import PartInfo, Parts
 from dlrmctl.data.preparation.report import PrepareProgress, Progress
 from dlrmctl.data.preparation.tally import SourceTally, Tally
-from dlrmctl.data.preparation.workers import Workers
+from dlrmctl.data.workers.pool import Shared, Workers
 
 PART_ROWS = 1 << 18
+_PIECES_OF_PART = 4  # that a worker writes: about as many rows
 _MOST_TEXT_BYTES = 1 << 26  # of values that wait for the next part
 _EXPECTED = {
     "criteo": "a row of Criteo has a label, 13 integers and 26 categoricals, with tabs between them",
@@ -27,13 +29,13 @@ _EXPECTED = {
 
 
 @dataclass(frozen=True)
-class ReadSoFar:
-    """The state of the reading at the end of a part.
+class Read:
+    """What was read for a part.
 
     Attributes:
-        tally: tally of everything read.
+        tally: tally of its pieces.
         position: where reading continues; None at the end of the input.
-        bytes_done: bytes on disk of the sources that were read.
+        bytes_done: bytes on disk of the sources up to there.
     """
 
     tally: Tally
@@ -42,16 +44,10 @@ class ReadSoFar:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON."""
-        ended = self.position is None
-        return {
-            "tally": self.tally.to_dict(),
-            "position": self.position,
-            "bytes_done": self.bytes_done,
-            "ended": ended,
-        }
+        return {"tally": self.tally.to_dict(), "position": self.position, "bytes_done": self.bytes_done}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ReadSoFar":
+    def from_dict(cls, values: Mapping[str, Any]) -> "Read":
         """Parses what `to_dict` returned."""
         return cls(Tally.from_dict(values["tally"]), values["position"], values["bytes_done"])
 
@@ -67,26 +63,21 @@ def read_input(
     known = [source.num_bytes for source in input.sources]
     total = sum(known) if all(known) else 0
     tally, position, begun, ended = Tally([SourceTally() for _ in input.sources]), None, 0, False
-    if about := parts.load():
-        so_far = ReadSoFar.from_dict(about)
-        tally, position, begun, ended = so_far.tally, so_far.position, so_far.bytes_done, so_far.position is None
-    done, waiting = begun, _Waiting()
-    writing = _Writing(parts, workers, keys_of(options.split, input))
-    try:
-        for task, whole in () if ended else _pieces(input, position, tally.rows, options.limit, workers):
-            piece = _up_to(options.limit, tally.rows, whole)
-            tally.add(input, task.source, piece)
-            tally.check_rejected(input, options.max_bad_rows)
-            done = task.bytes_done
-            waiting.add(piece)
-            if waiting.rows >= part_rows or waiting.text_bytes >= _MOST_TEXT_BYTES:
-                writing.start(waiting.take(), ReadSoFar(tally, task.position, done))
-            progress(PrepareProgress("parse", done, total, tally.rows, begun))
-        if waiting.rows:
-            writing.start(waiting.take(), ReadSoFar(tally, None, done))
-        writing.finish()
-    finally:
-        writing.wait()
+    for about in parts.load():
+        read = Read.from_dict(about)
+        tally.merge(read.tally)
+        position, begun, ended = read.position, read.bytes_done, read.position is None
+    done = begun
+
+    def report(at: int) -> None:
+        progress(PrepareProgress("parse", at, total, tally.rows, begun))
+
+    report(begun)
+    # Keys that depend on the number of a row are made here: workers do not know how many rows are before theirs.
+    by_workers = workers.apart and options.split.by not in ("random", "group")
+    if not ended:
+        read_parts = _parts_by_workers if by_workers else _parts_here
+        done = read_parts(input, parts, options, workers, report, part_rows, tally, position, begun)
     if tally.rows == 0:
         shown = tally.shown_examples(input)
         first = f"; {shown[0]}" if shown else ""
@@ -97,21 +88,142 @@ def read_input(
     return tally
 
 
+def _parts_here(
+    input: Input,
+    parts: Parts,
+    options: PrepareOptions,
+    workers: Workers,
+    report: Callable[[int], None],
+    part_rows: int,
+    tally: Tally,
+    position: Position | None,
+    done: int,
+) -> int:
+    """Reads pieces in workers, and writes their parts here; returns the bytes of the sources that were read."""
+    waiting, of_part = _Waiting(), tally.empty()
+    writing = _Writing(parts, workers, keys_of(options.split, input))
+    try:
+        for task, whole in _pieces(input, position, tally.rows, options.limit, workers):
+            piece = _up_to(options.limit, tally.rows, whole)
+            for counts in (tally, of_part):
+                counts.add(input, task.source, piece)
+            tally.check_rejected(input, options.max_bad_rows)
+            done = task.bytes_done
+            waiting.add(piece)
+            if waiting.rows >= part_rows or waiting.text_bytes >= _MOST_TEXT_BYTES:
+                writing.start(waiting.take(), Read(of_part, task.position, done))
+                of_part = tally.empty()
+            report(done)
+        if waiting.rows:
+            writing.start(waiting.take(), Read(of_part, None, done))
+        writing.finish()
+    finally:
+        writing.wait()
+    return done
+
+
+def _parts_by_workers(
+    input: Input,
+    parts: Parts,
+    options: PrepareOptions,
+    workers: Workers,
+    report: Callable[[int], None],
+    part_rows: int,
+    tally: Tally,
+    position: Position | None,
+    done: int,
+) -> int:
+    """As `_parts_here`; but workers write the parts, of a fixed number of pieces."""
+    shared, limit, first = Shared((input, parts, options)), options.limit, len(parts)
+    groups: deque[tuple[list[Task], bool]] = deque()
+
+    def calls() -> Iterator[Callable[[], tuple[PartInfo, list[Tally]]]]:
+        for number, group in enumerate(_grouped(input.tasks(position)), first):
+            groups.append(group)
+            yield partial(_write_part, shared, number, *group, limit)
+
+    if limit is not None and tally.rows >= limit:
+        return done
+    for number, (info, tallies) in enumerate(workers.in_order(calls()), first):
+        tasks, _ = groups.popleft()
+        left = None if limit is None else limit - tally.rows
+        if left is not None and info.rows >= left:
+            info, tallies = _write_part(shared, number, tasks, True, left)
+        for of_piece in tallies:
+            tally.merge(of_piece)
+            tally.check_rejected(input, options.max_bad_rows)
+        parts.add(info)
+        done = tasks[-1].bytes_done
+        report(done)
+        if limit is not None and tally.rows >= limit:
+            break
+    return done
+
+
+def _grouped(tasks: Iterable[Task]) -> Iterator[tuple[list[Task], bool]]:
+    """Yields the tasks of each part, and whether they are the last."""
+    group: list[Task] = []
+    for task in tasks:
+        if len(group) == _PIECES_OF_PART:
+            yield group, False
+            group = []
+        group.append(replace(task, read_raw=None))
+    if group:
+        yield group, True
+
+
+def _write_part(
+    shared: Shared[tuple[Input, Parts, PrepareOptions]],
+    number: int,
+    tasks: Sequence[Task],
+    ended: bool,
+    limit: int | None,
+) -> tuple[PartInfo, list[Tally]]:
+    """Reads pieces and writes them as a part; returns its description and what was counted in each piece.
+
+    Args:
+        shared: the input, its parts and the options.
+        number: of the part.
+        tasks: read the pieces.
+        ended: whether the input ends with them.
+        limit: the most rows.
+    """
+    input, parts, options = shared.get()
+    tallies, pieces, of_part = [], list[RawPiece](), Tally([SourceTally() for _ in input.sources])
+    for task in tasks:
+        if limit is not None and of_part.rows >= limit:
+            break
+        piece = _up_to(limit, of_part.rows, task.read())
+        of_piece = of_part.empty()
+        of_piece.add(input, task.source, piece)
+        of_part.merge(of_piece)
+        tallies.append(of_piece)
+        pieces.append(piece)
+    about = Read(of_part, None if ended else tasks[-1].position, tasks[-1].bytes_done)
+    keys = keys_of(options.split, input)
+    return parts.write(number, pieces, about.to_dict(), keys and keys(pieces, 0)), tallies
+
+
 def _pieces(
     input: Input, position: Position | None, rows: int, limit: int | None, workers: Workers
 ) -> Iterator[tuple[Task, RawPiece]]:
     """Yields the pieces after a position, until there are enough rows."""
 
-    def read(task: Task) -> tuple[Task, RawPiece]:
-        return task, task.read()
-
     if limit is not None and rows >= limit:
         return
-    for task, piece in workers.in_order(partial(read, task) for task in input.tasks(position)):
+    for task, piece in workers.in_order(partial(_read, replace(task, read_raw=None)) for task in input.tasks(position)):
         yield task, piece
         rows += len(piece)
         if limit is not None and rows >= limit:
             return
+
+
+def _read(task: Task) -> tuple[Task, RawPiece]:
+    return replace(task, read=_done), task.read()
+
+
+def _done() -> RawPiece:
+    raise AssertionError("the piece of this task was read")
 
 
 def _up_to(limit: int | None, rows: int, piece: RawPiece) -> RawPiece:
@@ -154,14 +266,15 @@ class _Writing:
         self._parts, self._workers, self._keys = parts, workers, keys
         self._now: Future[None] | None = None
 
-    def start(self, pieces: list[RawPiece], so_far: ReadSoFar) -> None:
+    def start(self, pieces: list[RawPiece], read: Read) -> None:
         """Begins a part when the previous one is done."""
         self.finish()
-        self._now = self._workers.submit(partial(self._write, pieces, so_far.to_dict()))
+        self._now = self._workers.submit_here(partial(self._write, pieces, read.to_dict()))
 
     def _write(self, pieces: list[RawPiece], about: dict[str, Any]) -> None:
         first = sum(info.rows for info in self._parts.infos)
-        self._parts.write(pieces, about, self._keys and self._keys(pieces, first))
+        number, keys_N = len(self._parts), self._keys and self._keys(pieces, first)
+        self._parts.add(self._parts.write(number, pieces, about, keys_N))
 
     def finish(self) -> None:
         now, self._now = self._now, None

@@ -9,6 +9,7 @@ I dense features, N rows of a part, K texts of a feature in a part.
 
 import json
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,24 +88,34 @@ class Parts:
         self.infos: list[PartInfo] = []
         self._places: list[dict[tuple[str, int], tuple[int, int]]] = []  # of each column: offset and count
         for info in infos:
-            self._add(info)
+            self.add(info)
 
     def __len__(self) -> int:
         return len(self.infos)
 
-    def load(self) -> dict[str, Any] | None:
-        """Adds the complete parts up to the first missing one; returns the `about` of the last one."""
-        content: dict[str, Any] = {}
+    def load(self) -> list[dict[str, Any]]:
+        """Adds the complete parts up to the first missing one; returns what was stored with each.
+
+        Later ones, which workers finished before it, are removed: they will be written again.
+        """
+        found = []
         with io_errors(self.path, "read"):
             while self._file(len(self)).exists():
                 content = _description(self._file(len(self)))
-                self._add(PartInfo.from_dict(content))
-        return content.get("about")
+                found.append(content["about"])
+                self.add(PartInfo.from_dict(content))
+            for later in self.path.glob("*.part"):
+                if later.name >= self._file(len(self)).name:
+                    later.unlink()
+        return found
 
-    def write(self, pieces: Sequence[RawPiece], about: Mapping[str, Any], keys_N: np.ndarray | None = None) -> None:
-        """Writes the next part and flushes it to disk.
+    def write(
+        self, number: int, pieces: Sequence[RawPiece], about: Mapping[str, Any], keys_N: np.ndarray | None = None
+    ) -> PartInfo:
+        """Writes a part and flushes it to disk; returns its description for `add`.
 
         Args:
+            number: number of the part; written again if it exists.
             pieces: consecutive pieces of the input.
             about: values that are stored with the part.
             keys_N: uint64, the keys of the rows, if they have keys.
@@ -117,8 +128,8 @@ class Parts:
             order_N = np.argsort(keys_N, kind="stable")
             pieces, keys_N = [join_pieces(pieces).pick(order_N)], keys_N[order_N]
         info = PartInfo(sum(len(piece) for piece in pieces))
-        path = self._file(len(self))
-        unfinished = path.with_suffix(".tmp")
+        path = self._file(number)
+        unfinished = path.with_suffix(f".{secrets.token_hex(4)}.tmp")  # a task that was given up may still run
         with io_errors(path, "write"):
             self.path.mkdir(exist_ok=True)
             with unfinished.open("wb") as file:
@@ -159,7 +170,7 @@ class Parts:
                 os.fsync(file.fileno())
             unfinished.replace(path)
             sync_file(self.path)
-        self._add(info)
+        return info
 
     def about(self, part: int) -> dict[str, Any]:
         """Returns the values that were stored with a part."""
@@ -257,7 +268,8 @@ class Parts:
         """Returns the texts of a feature, if it has some."""
         return [self.texts(part, f)] if ("texts", f) in self._places[part] else []
 
-    def _add(self, info: PartInfo) -> None:
+    def add(self, info: PartInfo) -> None:
+        """Adds the next part, which is written."""
         rows = info.rows
         columns: list[tuple[tuple[str, int], np.dtype, int]] = []
         if self._keyed:

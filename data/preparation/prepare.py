@@ -9,6 +9,7 @@ the store's ids.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -37,12 +38,12 @@ from dlrmctl.data.preparation.reuse import ExtendedEncoders, ReusedEncoders
 from dlrmctl.data.preparation.selection import Selection, SplitSizes, cut_splits
 from dlrmctl.data.preparation.tally import Tally, describe_preparation, summarize
 from dlrmctl.data.preparation.unfinished import Journal, clear, partial_directory, partial_path, publish
-from dlrmctl.data.preparation.workers import Workers
 from dlrmctl.data.preparation.writing import Blocks, write_blocks
 from dlrmctl.data.schema import Schema, SparseFeature
 from dlrmctl.data.store.manifest import read_manifest
 from dlrmctl.data.store.raw_sample import write_raw_sample
 from dlrmctl.data.store.writer import StoreWriter
+from dlrmctl.data.workers.pool import Workers
 
 SAVE_SECONDS = 5.0  # between two entries of the journal
 
@@ -53,7 +54,7 @@ def prepare(
     options: PrepareOptions | None = None,
     progress: Progress | None = None,
     *,
-    workers: int | None = None,
+    workers: int | Workers | None = None,
     part_rows: int = PART_ROWS,
     most_in_memory: int = MOST_IN_MEMORY,
     save_seconds: float = SAVE_SECONDS,
@@ -68,7 +69,7 @@ def prepare(
         out: directory of the new store.
         options: the options; None means the defaults.
         progress: called with the progress, in the calling thread.
-        workers: threads; None means one per core. The result does not depend on it.
+        workers: number of threads, None means one per core; or a pool. The result does not depend on it.
         part_rows: the least rows of a part, unless their texts are long.
         most_in_memory: values of a column's vocabulary in memory at a time. The result does not depend on it.
         save_seconds: seconds of work that a kill may lose, besides the current part or column.
@@ -87,7 +88,8 @@ def prepare(
     begun = partial_path(out) / "journal.json"
     if out.exists() and not begun.exists():
         raise DataError(f"{out} already exists", "choose another output directory, or remove this one")
-    with partial_directory(out) as place, Workers(workers) as threads:
+    pool = nullcontext(workers) if isinstance(workers, Workers) else Workers(workers)
+    with partial_directory(out) as place, pool as threads:
         vocabulary = reused.identity() if reused else None
         task = {"input": dict(input.identity()), "options": {**options.to_dict(), "vocabulary": vocabulary}}
         journal = Journal(place, task)
@@ -174,6 +176,7 @@ class _Run:
                 writer,
                 self._journal,
                 self._workers,
+                work=self._work / "blocks",
                 progress=lambda done: self._progress(PrepareProgress("write", done, num_examples, tally.rows, begun)),
                 save_seconds=save_seconds,
             )
@@ -281,12 +284,11 @@ class _Run:
             done, total = int((f + share) * tally.rows), len(features) * tally.rows
             self._progress(PrepareProgress("encode", done, total, tally.rows, begun * tally.rows))
 
-        for group in groups:
-            first = features[group[0]]
-            if len(columns) > order.index(group[0]):
-                continue  # by an earlier call
-            of_group = {f: features[f] for f in group}
-            columns += encoder.encode(of_group, tally.largest.get(first.name, 0), partial(progress, len(columns)))
+        todo = [group for group in groups if len(columns) <= order.index(group[0])]  # not by an earlier call
+        firsts = [order.index(group[0]) for group in todo]
+        given = [({f: features[f] for f in g}, tally.largest.get(features[g[0]].name, 0)) for g in todo]
+        for found in encoder.encode_all(given, lambda number, share: progress(firsts[number], share)):
+            columns += found
             if len(columns) == len(features) or time.monotonic() - saved_at >= save_seconds:
                 encoder.sync(columns[saved:])
                 self._journal.state["columns"] = [column.to_dict() for column in columns]

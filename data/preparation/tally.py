@@ -112,6 +112,23 @@ class Tally:
                 largest = int(column.values.max(initial=0))
                 self.largest[feature.name] = max(self.largest.get(feature.name, 0), largest)
 
+    def empty(self) -> "Tally":
+        """Returns a tally of nothing, for the same sources."""
+        return Tally([SourceTally() for _ in self.sources])
+
+    def merge(self, later: "Tally") -> None:
+        """Adds the counts of what was read after this."""
+        for ours, theirs in zip(self.sources, later.sources, strict=True):
+            ours.lines += theirs.lines
+            ours.rows += theirs.rows
+            ours.positives += theirs.positives
+        self.repaired.update(later.repaired)
+        self.rejected.update(later.rejected)
+        self.examples += later.examples[: SHOWN_BAD_LINES - len(self.examples)]
+        self.weight = max(self.weight, later.weight)
+        for name, largest in later.largest.items():
+            self.largest[name] = max(self.largest.get(name, 0), largest)
+
     def check_rejected(self, input: Input, limit: int | None) -> None:
         """Checks that not more lines than allowed were rejected.
 
@@ -153,6 +170,7 @@ class Tally:
             Counter(values["rejected"]),
             [(source, line, problem) for source, line, problem in values["examples"]],
             dict(values["largest"]),
+            values["weight"],
         )
 
 

@@ -13,10 +13,11 @@ from typing import Any
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import held_lock, io_errors, refuse_links, remove_leftovers, sync_file, write_whole
+from dlrmctl.data.workers.pool import WorkersLost
 
 _LOCK = "unfinished.lock"
 CONTINUES = "the same command continues from there"
-_FORMAT = "dlrmctl-prepare/3"
+_FORMAT = "dlrmctl-prepare/4"
 _SHOWN = 80  # the most characters of a value that differs
 
 
@@ -52,7 +53,7 @@ def partial_directory(out: Path) -> Iterator[Path]:
         except OtherPreparation:
             raise
         except DataError as error:
-            if not _is_of_the_system(error):
+            if not isinstance(error, WorkersLost) and not _is_of_the_system(error):
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
             kept = f"{partial} is kept: {CONTINUES}"

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from dlrmctl.data.files import read_array
+from dlrmctl.data.files import io_errors, read_array
 from dlrmctl.data.formats.raw import RawFeature
 from dlrmctl.data.preparation.encoding import EncodedColumn
 from dlrmctl.data.preparation.parts import Parts
 from dlrmctl.data.preparation.selection import Selection
 from dlrmctl.data.preparation.unfinished import Journal
-from dlrmctl.data.preparation.workers import Workers
 from dlrmctl.data.schema import Schema
 from dlrmctl.data.source import SPLITS, Block
 from dlrmctl.data.store.layout import pack
 from dlrmctl.data.store.writer import StoreWriter
+from dlrmctl.data.workers.pool import Shared, Workers
 
 
 class Blocks:
@@ -76,6 +76,13 @@ class Blocks:
         block = Block(dense_IN, ids_F, labels_N, lengths_FN, weights_N, groups_N, id_weights_F if any(stored) else None)
         return pack(self._schema, block), int(np.count_nonzero(labels_N))
 
+    def write(self, start: int, stop: int, file: Path) -> int:
+        """Writes the bytes of a block to a file; returns how many examples are labelled 1."""
+        content, num_positives = self.make(start, stop)
+        with io_errors(file, "write"):
+            file.write_bytes(content)
+        return num_positives
+
     def first_part(self, example: int) -> int:
         """Returns the part of an example; the number of parts for one after the last."""
         return int(np.searchsorted(self._selection.starts, example, side="right")) - 1
@@ -129,6 +136,7 @@ def write_blocks(
     journal: Journal,
     workers: Workers,
     *,
+    work: Path,
     progress: Callable[[int], None],
     save_seconds: float,
 ) -> dict[str, int]:
@@ -140,7 +148,8 @@ def write_blocks(
         parts: the parts that `blocks` reads.
         writer: a writer at the journal's position "written".
         journal: is updated.
-        workers: threads for blocks.
+        workers: workers for blocks.
+        work: directory for blocks that are made in other processes.
         progress: called with the number of examples that are written.
         save_seconds: seconds between two entries in the journal.
 
@@ -157,7 +166,7 @@ def write_blocks(
         of_split = selection.split(split)
         rest = range(of_split.start + state[split]["examples"], of_split.stop, writer.block_rows)
         todo += [(split, start, min(start + writer.block_rows, of_split.stop)) for start in rest]
-    made = workers.in_order(partial(blocks.make, start, stop) for _, start, stop in todo)
+    made = _made(blocks, [(start, stop) for _, start, stop in todo], workers, work)
     removed = 0
     for (split, start, stop), (content, num_positives) in zip(todo, made, strict=True):
         writer.add_encoded(split, stop - start, content)
@@ -172,3 +181,26 @@ def write_blocks(
             removed = blocks.first_part(stop)
         progress(stop)
     return positives
+
+
+def _made(
+    blocks: Blocks, ranges: Sequence[tuple[int, int]], workers: Workers, work: Path
+) -> Iterator[tuple[bytes, int]]:
+    """Yields the bytes of blocks, and how many of their examples are labelled 1."""
+    if not workers.apart:
+        yield from workers.in_order(partial(blocks.make, start, stop) for start, stop in ranges)
+        return
+    with io_errors(work, "write"):
+        work.mkdir(exist_ok=True)
+    shared = Shared(blocks)
+    calls = (partial(_write_block, shared, start, stop, work / f"{start}.block") for start, stop in ranges)
+    for (start, _), num_positives in zip(ranges, workers.in_order(calls), strict=True):
+        file = work / f"{start}.block"
+        with io_errors(file, "read"):
+            content = file.read_bytes()
+            file.unlink()
+        yield content, num_positives
+
+
+def _write_block(blocks: Shared[Blocks], start: int, stop: int, file: Path) -> int:
+    return blocks.get().write(start, stop, file)

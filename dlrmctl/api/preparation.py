@@ -41,6 +41,8 @@ def prepare(
     seed: int | None = None,
     max_bad_rows: int | None = None,
     raw_sample: bool = True,
+    workers: int | None = None,
+    scheduler: str | None = None,
 ) -> Prepared:
     """Prepares raw data for training, as `dlrmctl prepare` does; its help describes the options.
 
@@ -79,6 +81,8 @@ def prepare(
         "seed": _text(seed),
         "max_bad_rows": _text(max_bad_rows),
         "raw_sample": raw_sample,
+        "workers": _text(workers),
+        "scheduler": scheduler,
         "name": name,
     }
     check_scratch()

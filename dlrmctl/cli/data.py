@@ -15,7 +15,7 @@ from dlrmctl.settings.config import LARGEST_SEED, MOST_SYNTHETIC_ROWS, SYNTHETIC
 from dlrmctl.settings.parse import one_of, share, whole_number
 from dlrmctl.settings.typed import refuse_missing_store
 
-_IDS_PANEL, _ROWS_PANEL, _SPLITS_PANEL = "Ids", "Rows", "Splits"
+_IDS_PANEL, _ROWS_PANEL, _SPLITS_PANEL, _WORK_PANEL = "Ids", "Rows", "Splits", "Workers"
 data_app = typer.Typer(help="Show and generate data.", no_args_is_help=True)
 
 
@@ -134,6 +134,18 @@ def prepare(
             rich_help_panel=_ROWS_PANEL,
         ),
     ] = True,
+    workers: Annotated[
+        str | None,
+        option("Number of processes. \\[default: one per core; threads for small files]", "N", _WORK_PANEL),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        option(
+            "Run the work on this Dask cluster; its workers must see the same files. Needs dlrmctl\\[cluster].",
+            "ADDRESS",
+            _WORK_PANEL,
+        ),
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Prepare raw data for `dlrmctl train --data DIR`.
@@ -174,6 +186,8 @@ def prepare(
             "max_bad_rows": max_bad_rows,
             "raw_sample": raw_sample,
             "name": name,
+            "workers": workers,
+            "scheduler": scheduler,
         },
     )
     notice("loading")

@@ -67,14 +67,14 @@ def walk(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 
 
 def refuse_urls(arguments: Sequence[str]) -> None:
-    """Refuses arguments that are URLs, but for that of a database.
+    """Refuses arguments that are URLs, but for those of a database and of a scheduler.
 
     Raises:
         DataError: if an argument, or the value after `=`, is a URL.
     """
     for before, argument in zip(["", *arguments], arguments, strict=False):
         flag, _, value = argument.partition("=") if argument.startswith("--") else (before, "", argument)
-        if flag != "--storage":
+        if flag not in ("--storage", "--scheduler"):
             refuse_url(value)
 
 

@@ -1,8 +1,10 @@
 """Prepares raw data as a store and reports on it (`dlrmctl prepare`)."""
 
+import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from dlrmctl.data.formats.criteo import LOST_FIELDS, CriteoInput
 from dlrmctl.data.formats.raw import Input
 from dlrmctl.data.formats.table_schema import TableSchema, read_schema
 from dlrmctl.data.formats.tables import TableInput
+from dlrmctl.data.formats.texts import STANDARD_INPUT
 from dlrmctl.data.formats.transforms import TRANSFORMS
 from dlrmctl.data.moments import EPOCHS, SECOND
 from dlrmctl.data.preparation.options import PrepareOptions
@@ -28,6 +31,9 @@ from dlrmctl.data.schema import RESERVED_ROWS
 from dlrmctl.data.splits import Split
 from dlrmctl.data.store.manifest import name_of_directory, read_manifest
 from dlrmctl.data.store.store import Store
+from dlrmctl.data.workers.cluster import ClusterWorkers
+from dlrmctl.data.workers.pool import Workers
+from dlrmctl.data.workers.processes import ProcessWorkers
 from dlrmctl.datasets.request import PrepareRequest
 from dlrmctl.datasets.show import show_most_frequent, show_report
 from dlrmctl.errors import Interrupted, UserError
@@ -39,6 +45,7 @@ _PHASES = {"parse": "reading", "arrange": "ordering", "encode": "numbering ids",
 _MOSTLY, _FEWEST_HELD_OUT = 0.9, 20  # share of rare and new values, and number of values, that call for a warning
 _FROM_YEAR, _TO_YEAR = 946_684_800, 2_208_988_800  # seconds from 1970 to 2000 and to 2040
 _ROUNDING = 1e-3  # of values in float16
+_FEW_BYTES = 1 << 27  # of sources, for which starting processes takes as long as they save
 _LOOKED_AT = 100  # most frequent values of a column that are searched for list separators
 
 
@@ -75,6 +82,8 @@ def prepare(request: PrepareRequest, out: Path) -> Prepared:
     """
     if not out.resolve().parent.is_dir():
         raise UserError(f"{out.parent}: no such directory", f"mkdir -p {out.parent}")
+    if request.scheduler is not None:  # workers have another working directory
+        request, out = replace(request, sources=_absolute(request.sources)), out.absolute()
     split = Split.parse(**request.options["split"])
     files = [source for source in request.sources if isinstance(source, str)]
     if not files:
@@ -84,8 +93,8 @@ def prepare(request: PrepareRequest, out: Path) -> Prepared:
     decisions = _decided({**request.options, "split": split}, out)
     source = _open_input(request, files, split)
     try:
-        with _interruptions(out), _Display() as display:
-            report = run_preparation(source, out, decisions, display.update, workers=usable_cores())
+        with _interruptions(out), _workers(request, source, out) as workers, _Display() as display:
+            report = run_preparation(source, out, decisions, display.update, workers=workers)
     except TooManyBadRows as error:
         raise UserError(error.message, f"{error.counts}; --max-bad-rows N allows more") from None
     unknown: list[str] = []
@@ -106,6 +115,33 @@ def prepare(request: PrepareRequest, out: Path) -> Prepared:
         _warn_of_joined_lists(source, Store(out).features)
         _warn_of_timestamps(source.table_schema, report)
     return Prepared(out, decisions.name or name_of_directory(out), decisions.split, report)
+
+
+def _absolute(sources: Sequence[str] | Sequence[Sequence[str]]) -> list[Any]:
+    return [
+        source
+        if source == STANDARD_INPUT
+        else str(Path(source).expanduser().absolute())
+        if isinstance(source, str)
+        else _absolute(source)
+        for source in sources
+    ]
+
+
+def _workers(request: PrepareRequest, source: Input, out: Path) -> Workers:
+    """Threads for small inputs; else processes, or those of a cluster."""
+    if request.scheduler is not None:
+        # Versions are checked, and what is lost is told in one line.
+        warnings.filterwarnings("ignore", module="distributed")
+        warnings.filterwarnings("ignore", message="Sending large graph")
+        cluster = ClusterWorkers(request.scheduler)
+        files = [file for file in request.sources if isinstance(file, str) and Path(file).exists()]
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)
+        cluster.check_files([out.resolve().parent, *map(Path, files)])
+        return cluster
+    number = request.workers or usable_cores()
+    small = request.workers is None and 0 < sum(file.num_bytes for file in source.sources) < _FEW_BYTES
+    return Workers(number) if number == 1 or small else ProcessWorkers(number)
 
 
 def show_prepared(prepared: Prepared) -> None:

@@ -16,6 +16,7 @@ from dlrmctl.settings.typed import refuse_missing_store
 
 FORMATS = ("criteo", "npy")
 SPLITS = ("order", "last-file", "random", "time:COLUMN", "group:COLUMN")
+_MOST_WORKERS = 1024
 _RAW_SAMPLE = 1000  # validation rows
 _IDS = {"criteo": ("vocabulary", "hash"), "npy": ("rows", "vocabulary", "hash"), "table": ("vocabulary", "hash")}
 
@@ -31,6 +32,8 @@ class PrepareRequest:
         ids_are_rows: whether the ids of npy files are used as rows.
         options: arguments of `PrepareOptions`; a name of None means the name of the directory, and the split has the
             arguments of `Split.parse`.
+        workers: number of processes; None means one per core, or threads for small files.
+        scheduler: address of a Dask scheduler whose workers do the work.
     """
 
     format: str
@@ -38,6 +41,8 @@ class PrepareRequest:
     schema: Path | Mapping[str, Any] | None
     ids_are_rows: bool
     options: Mapping[str, Any]
+    workers: int | None = None
+    scheduler: str | None = None
 
 
 def read_request(words: Sequence[str], given: Mapping[str, Any]) -> PrepareRequest:
@@ -106,7 +111,12 @@ def read_request(words: Sequence[str], given: Mapping[str, Any]) -> PrepareReque
         "raw_sample": _RAW_SAMPLE if given["raw_sample"] else 0,
         "name": given["name"],
     }
-    return PrepareRequest(format, own or files, schema, chosen == "rows", options)
+    workers, scheduler = _limit(given, "workers", at_least=1), given["scheduler"]
+    if workers is not None and scheduler is not None:
+        raise UserError("--workers and --scheduler contradict: a cluster has its own workers", "omit one of the two")
+    if workers is not None and workers > _MOST_WORKERS:
+        raise UserError(f"--workers {workers} must be at most {_MOST_WORKERS}")
+    return PrepareRequest(format, own or files, schema, chosen == "rows", options, workers, scheduler)
 
 
 def _flag(name: str) -> str:

@@ -122,7 +122,7 @@ def test_many_parts_are_merged_like_one(tmp_path: Path) -> None:
     input, keys = ArrayInput([200], piece_rows=20), draw.integers(0, 9, 200).astype(np.uint64)
     keys[50] = np.iinfo(np.uint64).max
     for number, task in enumerate(input.tasks()):
-        parts.write([task.read()], {}, keys[20 * number : 20 * (number + 1)])
+        parts.add(parts.write(number, [task.read()], {}, keys[20 * number : 20 * (number + 1)]))
     order, ranks = KeyOrder(parts), np.argsort(keys, kind="stable")
     for rank in (0, 1, 57, 120, 199, 200):
         expected = np.bincount(ranks[:rank] // 20, minlength=10)

@@ -1,0 +1,146 @@
+"""Runs calls on the workers of an existing Dask scheduler: each thread of the pool waits for one call there."""
+
+import os
+import pickle
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from dlrmctl.data.errors import DataError
+from dlrmctl.data.workers.pool import Workers, WorkersLost, run_packed, unpacked
+
+_Result = TypeVar("_Result")
+_CONNECT_SECONDS = 10
+_POLL_SECONDS = 1.0
+_MOST_AT_ONCE = 256  # calls
+_SAME = ("dlrmctl", "numpy", "polars", "distributed")
+
+
+class ClusterWorkers(Workers):
+    """The workers of a Dask cluster. A call whose worker is lost runs again on another one.
+
+    Args:
+        address: of the scheduler, such as "tcp://host:8786".
+
+    Raises:
+        DataError: if `distributed` is missing, the scheduler does not answer, or it has no workers or other versions.
+    """
+
+    apart = True
+
+    def __init__(self, address: str) -> None:
+        try:
+            from distributed import Client
+        except ImportError:
+            raise DataError("a cluster needs the package distributed", 'pip install "dlrmctl[cluster]"') from None
+        try:
+            self._client: Any = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0] if isinstance(error, ValueError) else "no answer"
+            raise DataError(
+                f"{address}: cannot connect to the scheduler: {reason}",
+                "start one with `dask scheduler`, and give the address that it prints",
+            ) from None
+        self._address, self._stopping, self._running = address, False, set[Any]()
+        try:
+            threads = self._client.nthreads()
+            if not threads:
+                raise DataError(f"{address}: the scheduler has no workers", f"start some with `dask worker {address}`")
+            self._check_versions()
+        except BaseException:
+            self._client.close()
+            raise
+        super().__init__(min(2 * sum(threads.values()), _MOST_AT_ONCE))
+
+    def _check_versions(self) -> None:
+        ours = _versions()
+        for worker, theirs in self._client.run(_packed_versions).items():
+            for name, found in pickle.loads(theirs).items():
+                if found != ours[name]:
+                    raise DataError(
+                        f"worker {worker} has {name} {found}, this machine has {ours[name]}",
+                        "install the same versions everywhere",
+                    )
+
+    def check_files(self, paths: Iterable[Path]) -> None:
+        """Checks that all workers see these files and directories.
+
+        Raises:
+            DataError: naming the first that a worker does not see.
+        """
+        for path in paths:
+            for worker, exists in self._client.run(os.path.exists, str(path)).items():
+                if not exists:
+                    raise DataError(
+                        f"worker {worker} does not see {path}",
+                        "sources and store must be on a file system that all workers share, under the same path",
+                    )
+
+    def submit(self, call: Callable[[], _Result]) -> "Future[_Result]":
+        """Starts one call on the cluster."""
+        return self._pool.submit(partial(self._run, call))
+
+    def in_order(self, calls: Iterable[Callable[[], _Result]], *, ahead: int | None = None) -> Iterator[_Result]:
+        self._stopping = False
+        return super().in_order(calls, ahead=ahead)
+
+    def _run(self, call: Callable[[], Any]) -> Any:
+        from distributed import CancelledError as Lost
+        from distributed import KilledWorker
+
+        if self._stopping:
+            raise CancelledError
+        lost = WorkersLost(f"{self._address}: the scheduler was lost", "start it again, with its workers")
+        try:
+            future = self._client.submit(run_packed, pickle.dumps(call), pure=False)
+            self._running.add(future)
+            while True:
+                try:
+                    return unpacked(future.result(timeout=_POLL_SECONDS))
+                except TimeoutError:
+                    if self._stopping:
+                        raise CancelledError from None
+                    if self._client.status != "running":
+                        raise lost from None
+                finally:
+                    if future.done():
+                        self._running.discard(future)
+        except KilledWorker:
+            raise WorkersLost(
+                f"{self._address}: workers were killed again and again at the same task, maybe for lack of memory",
+                "give them more memory, or fewer threads each",
+            ) from None
+        except (Lost, OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and self._client.status == "running":
+                raise
+            raise lost from None
+
+    def _stop(self) -> None:
+        self._stopping = True
+        if self._client.status == "running":
+            self._client.cancel(list(self._running), asynchronous=False)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is not None:
+            self._stop()
+        super().__exit__(kind, error, _)
+        self._client.close(timeout=_POLL_SECONDS)
+
+
+def _versions() -> dict[str, str]:
+    found = {"Python": ".".join(platform.python_version_tuple()[:2])}
+    for name in _SAME:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def _packed_versions() -> bytes:
+    return pickle.dumps(_versions())
