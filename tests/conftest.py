@@ -10,6 +10,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("POLARS_MAX_THREADS", "2")
 
 
+# Files that take longest. They begin first, so that no process is left alone with one of them at the end.
+_LONGEST = (
+    *("tests/test_readme.py", "tests/dlrmctl/training/", "tests/dlrmctl/rundir/", "tests/dlrmctl/compress/"),
+    *("tests/dlrmctl/cli/", "tests/dlrmctl/bench/", "tests/dlrmctl/doctor/", "tests/test_shadowing.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONGEST))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Hides GPUs, unless only tests with the marker `gpu` were asked for: `--device auto` would choose them."""
     marks = config.getoption("markexpr") or "not slow"

@@ -71,6 +71,7 @@ def test_a_wheel_holds_every_file_of_the_program_and_its_libraries_and_no_other(
     assert not (tree / "build").exists()
 
 
+@pytest.mark.slow
 def test_a_wheel_trains_away_from_the_clone(wheel: Path, tmp_path: Path):
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -239,7 +239,13 @@ def test_a_job_that_was_ended_before_the_settings_were_written_begins_again(
     assert done.status == 0, done.err
 
 
-@pytest.mark.parametrize("given", [[], ["--run-dir", "runs/given"]], ids=["named after the job", "given"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param([], id="named after the job", marks=pytest.mark.slow),
+        pytest.param(["--run-dir", "runs/given"], id="given"),
+    ],
+)
 def test_torchrun_starts_a_run_again_where_it_was(tmp_path: Path, given: list[str]):
     """A rank that is killed once: the second attempt of the launcher continues the run of the first."""
     program = (

@@ -35,7 +35,10 @@ def averaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("nproc", "flags"),
     [
         (1, ["--averaging", "gpa"]),
-        (2, ["--averaging", "gpa", "--shampoo-schedule", "doubling", "--shampoo-statistics", "1"]),
+        pytest.param(
+            *(2, ["--averaging", "gpa", "--shampoo-schedule", "doubling", "--shampoo-statistics", "1"]),
+            marks=pytest.mark.slow,
+        ),
         (1, ["--averaging", "ema", "--dense-optimizer", "sgd"]),
         (1, ["--averaging", "schedule-free", "--dense-optimizer", "adamw"]),
         (1, ["--averaging", "ema", "--dense-optimizer", "muon"]),

@@ -63,6 +63,7 @@ def test_a_number_of_epochs_is_kept_to(store: Path, tmp_path: Path):
     assert found["steps"] == 3 * (2400 // 64)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_like_one_that_was_never_killed(store: Path, tmp_path: Path):
     slow = ["--sparse-lr", "0.05", "--qr-lr", "0.05", "--checkpoint-every", "10", "--keep-checkpoints", "100"]
     arguments = ["train", *MODEL, *slow, "--data", store]
