@@ -4,7 +4,7 @@
 N good rows, I = 13 dense features, F = 26 sparse features.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -254,42 +254,25 @@ class CriteoInput:
                     position = {"source": number, "offset": lines.end.offset, "line": lines.end.line}
                     if not text.seekable:
                         position["crc32"] = lines.end.crc32
-                    read: Callable[[], RawPiece] = partial(parse, lines, labelled=self._labelled)
-                    if text.seekable and lines.ended and offset + len(lines.content) == lines.end.offset:
-                        read = _Reread(self._texts[number], offset, lines, labelled=self._labelled)
+                    read, elsewhere, size = partial(parse, lines, labelled=self._labelled), None, len(lines.content)
+                    if text.seekable and lines.ended and offset + size == lines.end.offset:
+                        there, without = self._texts[number], replace(lines, content=b"")
+                        elsewhere = partial(_parse_at, there, offset, size, without, labelled=self._labelled)
                     offset = lines.end.offset
                     read_raw = partial(_parse_with_fields, lines, labelled=self._labelled) if self._raw else None
-                    yield Task(number, position, bytes_before + text.bytes_read(), read, read_raw)
+                    yield Task(number, position, bytes_before + text.bytes_read(), read, read_raw, elsewhere)
             start = START
             bytes_before += self.sources[number].num_bytes
 
 
-class _Reread:
-    """Parses the lines of a piece; another process reads them itself, instead of receiving them.
-
-    Args:
-        text: a text with random access.
-        offset: of the lines in it, which are unchanged.
-        lines: the lines.
-        labelled: as for `parse`.
-    """
-
-    def __init__(self, text: TextSource, offset: int, lines: Lines, *, labelled: bool) -> None:
-        self._text, self._offset, self._labelled = text, offset, labelled
-        self._size, self._lines = len(lines.content), lines
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_lines": replace(self._lines, content=b"")}
-
-    def __call__(self) -> RawPiece:
-        lines = self._lines
-        if not lines.content:
-            with open_text(self._text) as text:
-                text.seek(self._offset)
-                lines = replace(lines, content=text.read(self._size))
-            if len(lines.content) < self._size or not lines.content.endswith(b"\n"):
-                raise DataError(f"{self._text.name}: the file has changed while it was read", "start again")
-        return parse(lines, labelled=self._labelled)
+def _parse_at(text: TextSource, offset: int, size: int, lines: Lines, *, labelled: bool) -> RawPiece:
+    """As `parse`, for the lines in `size` bytes of a text with random access."""
+    with open_text(text) as opened:
+        opened.seek(offset)
+        content = opened.read(size)
+    if len(content) < size or not content.endswith(b"\n"):
+        raise DataError(f"{text.name}: the file has changed while it was read", "start again")
+    return parse(replace(lines, content=content), labelled=labelled)
 
 
 def _refuse_other_tables(content: bytes, name: str) -> None:

@@ -229,6 +229,8 @@ class Task:
         bytes_done: bytes on disk of all sources up to there, to show progress.
         read: makes the piece; raises DataError.
         read_raw: makes it with its raw values, see `Input.with_raw`, where that takes longer; None if `read` does.
+        read_elsewhere: makes it from the source itself, so that another process need not receive the text; None if
+            `read` has no text, or it cannot be read from its middle.
     """
 
     source: int
@@ -236,6 +238,11 @@ class Task:
     bytes_done: int
     read: Callable[[], RawPiece]
     read_raw: Callable[[], RawPiece] | None = None
+    read_elsewhere: Callable[[], RawPiece] | None = None
+
+    def elsewhere(self) -> "Task":
+        """Returns the task for another process."""
+        return replace(self, read=self.read_elsewhere or self.read, read_raw=None, read_elsewhere=None)
 
 
 @dataclass(frozen=True)

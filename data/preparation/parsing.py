@@ -167,7 +167,7 @@ def _grouped(tasks: Iterable[Task]) -> Iterator[tuple[list[Task], bool]]:
         if len(group) == _PIECES_OF_PART:
             yield group, False
             group = []
-        group.append(replace(task, read_raw=None))
+        group.append(task.elsewhere())
     if group:
         yield group, True
 
