@@ -136,7 +136,9 @@ def _workers(request: PrepareRequest, source: Input, out: Path) -> Workers:
         warnings.filterwarnings("ignore", message="Sending large graph")
         cluster = ClusterWorkers(request.scheduler)
         files = [file for file in request.sources if isinstance(file, str) and Path(file).exists()]
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)
+        for name in ("distributed", "distributed.client", "distributed.utils"):
+            logging.getLogger(name).handlers = [logging.NullHandler()]
+            logging.getLogger(name).propagate = False
         cluster.check_files([out.resolve().parent, *map(Path, files)])
         return cluster
     number = request.workers or usable_cores()
