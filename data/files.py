@@ -52,7 +52,7 @@ SCRATCH_HINT = "export TMPDIR=DIR, a directory that you can write to, on a disk 
 
 
 @contextmanager
-def io_errors(path: Path, doing: str) -> Iterator[None]:
+def io_errors(path: object, doing: str) -> Iterator[None]:
     """Turns errors of the system about `path` into a DataError.
 
     Args:
@@ -85,7 +85,7 @@ def refuse_url(name: str) -> None:
     copy = _COPY.get(match[1])
     hint = "copy it to this machine, or mount it, and give the file's path"
     raise DataError(
-        f"{name}: only files on this machine are read and written",
+        f"{name}: only files on this machine can be given here",
         hint if copy is None else f"{hint}: {copy.format(url=name)}",
     )
 

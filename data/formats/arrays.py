@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from dlrmctl.data.errors import DataError
-from dlrmctl.data.files import io_errors
+from dlrmctl.data.files import io_errors, refuse_url
 from dlrmctl.data.formats.raw import (
     LABEL_NOT_BINARY,
     BadLine,
@@ -170,6 +170,7 @@ def open_triplets(sources: Sequence[str | Path]) -> list[Triplet]:
     """
     found: dict[Path, set[str]] = {}
     for name in expand_sources(sources):
+        refuse_url(name)
         path = Path(name)
         files = sorted(path.iterdir(), key=lambda file: natural(file.name)) if path.is_dir() else [path]
         known = [file for file in files if file.name.endswith(_SUFFIXES)]

@@ -32,6 +32,7 @@ from dlrmctl.data.formats.raw import (
 from dlrmctl.data.formats.sources import expand_sources
 from dlrmctl.data.formats.texts import Text, TextSource, find_texts, is_regular, open_text
 from dlrmctl.data.formats.transforms import LOG, MISSING, DenseTransform
+from dlrmctl.data.remote import RemoteFile, file_identity
 
 LABEL = "label"
 DENSE = tuple(f"int_{i}" for i in range(1, 14))
@@ -223,8 +224,7 @@ class CriteoInput:
             file: dict[str, Any] = {"name": text.name}
             if text.path is not None:
                 with io_errors(text.path, "read"):
-                    status = text.path.stat()
-                file |= {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+                    file |= file_identity(text.path)
             files.append(file)
         reading = {"parser": PARSER_VERSION, "piece_bytes": self._piece_bytes, "labelled": self._labelled}
         return {"format": self.format, **reading, "sources": files}
@@ -255,7 +255,8 @@ class CriteoInput:
                     if not text.seekable:
                         position["crc32"] = lines.end.crc32
                     read, elsewhere, size = partial(parse, lines, labelled=self._labelled), None, len(lines.content)
-                    if text.seekable and lines.ended and offset + size == lines.end.offset:
+                    is_here = not isinstance(text.source.path, RemoteFile)  # others are read once, by this process
+                    if text.seekable and is_here and lines.ended and offset + size == lines.end.offset:
                         there, without = self._texts[number], replace(lines, content=b"")
                         elsewhere = partial(_parse_at, there, offset, size, without, labelled=self._labelled)
                     offset = lines.end.offset

@@ -9,6 +9,7 @@ from pathlib import Path
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import refuse_url
 from dlrmctl.data.formats.texts import MEMBER_MARK, STANDARD_INPUT, split_member
+from dlrmctl.data.remote import is_remote, remote_names, without_secrets
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MAGIC = re.compile(r"[*?\[]")
@@ -31,15 +32,19 @@ def expand_sources(sources: Sequence[str | Path]) -> list[str]:
         raise DataError("no file is given", "give files, patterns in quotes, or - for standard input")
     seen: dict[str, str] = {}
     for name in names:
-        path, member = split_member(name)
-        key = name if name == STANDARD_INPUT else f"{path.resolve()}{MEMBER_MARK}{member or ''}"
+        key = name
+        if name != STANDARD_INPUT and not is_remote(name):
+            path, member = split_member(name)
+            key = f"{path.resolve()}{MEMBER_MARK}{member or ''}"
         if key in seen:
-            raise DataError(f"{name} is given twice", "its examples would be in two splits")
+            raise DataError(f"{without_secrets(name)} is given twice", "its examples would be in two splits")
         seen[key] = name
     return names
 
 
 def _expand(source: str) -> list[str]:
+    if is_remote(source):
+        return [match for name in _ranges(source) for match in _remote(name)]
     path, member = split_member(source)
     if source == STANDARD_INPUT or path.exists():
         return [source]
@@ -48,6 +53,11 @@ def _expand(source: str) -> list[str]:
     names = _ranges(pattern)
     found = [match for name in names for match in _matches(name, source)]
     return [name + suffix for name in found]
+
+
+def _remote(name: str) -> list[str]:
+    found = remote_names(name)
+    return [name] if found is None else sorted(found, key=natural)
 
 
 def _ranges(pattern: str) -> list[str]:

@@ -9,6 +9,7 @@ import polars as pl
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors
 from dlrmctl.data.formats.table_schema import BY_TYPE, TableSchema
+from dlrmctl.data.remote import RemoteFile, local_copy
 from dlrmctl.data.times import is_moment
 
 MAGICS = {"parquet": b"PAR1", "ipc": b"ARROW1"}
@@ -16,7 +17,7 @@ _NAMES = {"parquet": "Parquet", "ipc": "Arrow"}
 _STREAM, _FEATHER_1 = b"\xff\xff\xff\xff", b"FEA1"
 
 
-def columnar_format(path: Path, head: bytes) -> str | None:
+def columnar_format(path: Path | RemoteFile, head: bytes) -> str | None:
     """Returns "parquet" or "ipc" for a file that begins with `head`; None for any other.
 
     Raises:
@@ -28,34 +29,34 @@ def columnar_format(path: Path, head: bytes) -> str | None:
     return next((format for format, magic in MAGICS.items() if head.startswith(magic)), None)
 
 
-def read_types(path: Path, format: str) -> dict[str, pl.DataType]:
+def read_types(path: Path | RemoteFile, format: str) -> dict[str, pl.DataType]:
     """Returns the columns of a file and their types.
 
     Raises:
         DataError: if it is cut short or damaged.
     """
-    with _damage(path, format):
-        return dict(_scan(path, format).collect_schema())
+    with _damage(path, format), local_copy(path, whole=False) as file:
+        return dict(_scan(file, format).collect_schema())
 
 
-def count_rows(path: Path, format: str) -> int:
+def count_rows(path: Path | RemoteFile, format: str) -> int:
     """Returns the number of rows of a file.
 
     Raises:
         DataError: if it is cut short or damaged.
     """
-    with _damage(path, format):
-        return int(_scan(path, format).select(pl.len()).collect().item())
+    with _damage(path, format), local_copy(path, whole=format == "ipc") as file:
+        return int(_scan(file, format).select(pl.len()).collect().item())
 
 
-def read_rows(path: Path, format: str, names: Sequence[str], start: int, count: int) -> pl.DataFrame:
+def read_rows(path: Path | RemoteFile, format: str, names: Sequence[str], start: int, count: int) -> pl.DataFrame:
     """Reads some columns of a range of rows; other pages of the file are not decoded.
 
     Raises:
         DataError: if the file is damaged.
     """
-    with _damage(path, format):
-        return _scan(path, format).select(names).slice(start, count).collect()
+    with _damage(path, format), local_copy(path, whole=True) as file:
+        return _scan(file, format).select(names).slice(start, count).collect()
 
 
 def _scan(path: Path, format: str) -> pl.LazyFrame:
@@ -64,7 +65,7 @@ def _scan(path: Path, format: str) -> pl.LazyFrame:
 
 
 @contextmanager
-def _damage(path: Path, format: str) -> Iterator[None]:
+def _damage(path: Path | RemoteFile, format: str) -> Iterator[None]:
     try:
         with io_errors(path, "read"):
             yield
@@ -74,7 +75,7 @@ def _damage(path: Path, format: str) -> Iterator[None]:
         raise DataError(f"{path}: the {name} file is cut short or damaged: {detail}", "write it again") from error
 
 
-def check_types(path: Path, types: dict[str, pl.DataType], schema: TableSchema, *, labelled: bool) -> None:
+def check_types(path: Path | RemoteFile, types: dict[str, pl.DataType], schema: TableSchema, *, labelled: bool) -> None:
     """Checks that the types of the columns fit the schema.
 
     Raises:
@@ -127,14 +128,14 @@ def check_types(path: Path, types: dict[str, pl.DataType], schema: TableSchema, 
             )
 
 
-def _check_weights(path: Path, name: str, found: pl.DataType) -> None:
+def _check_weights(path: Path | RemoteFile, name: str, found: pl.DataType) -> None:
     inner = found.inner if isinstance(found, pl.List | pl.Array) else None
     numbers = isinstance(inner, pl.DataType) and (_is_number(inner) or _is_text(inner))
     if not numbers and found not in (pl.String, pl.Null):
         raise _wrong(path, name, found, "the weights of a list are a list of numbers")
 
 
-def check_key_type(path: Path, name: str, kind: pl.DataType, by: str) -> None:
+def check_key_type(path: Path | RemoteFile, name: str, kind: pl.DataType, by: str) -> None:
     """Checks the type of the column of a split.
 
     Args:
@@ -150,7 +151,7 @@ def check_key_type(path: Path, name: str, kind: pl.DataType, by: str) -> None:
         raise _wrong(path, name, kind, "times are dates, dates with times, strings or numbers")
 
 
-def check_texts(path: Path, types: dict[str, pl.DataType], schema: TableSchema) -> None:
+def check_texts(path: Path | RemoteFile, types: dict[str, pl.DataType], schema: TableSchema) -> None:
     """Checks that a model whose data was prepared by an earlier version knows the values by their type.
 
     Raises:
@@ -168,7 +169,7 @@ def check_texts(path: Path, types: dict[str, pl.DataType], schema: TableSchema) 
             )
 
 
-def _check_times(path: Path, name: str, kind: pl.DataType, schema: TableSchema) -> None:
+def _check_times(path: Path | RemoteFile, name: str, kind: pl.DataType, schema: TableSchema) -> None:
     if is_moment(kind) or _is_text(kind) or (kind.is_numeric() and schema.time(name).epoch is not None):
         return
     rule = f"times are dates, dates with times, or strings; for numbers, set epoch = 'seconds' under [columns.{name}]"
@@ -183,5 +184,5 @@ def _is_text(kind: pl.DataType) -> bool:
     return kind in (pl.String, pl.Null) or isinstance(kind, pl.Categorical | pl.Enum)
 
 
-def _wrong(path: Path, name: str, kind: pl.DataType, rule: str) -> DataError:
+def _wrong(path: Path | RemoteFile, name: str, kind: pl.DataType, rule: str) -> DataError:
     return DataError(f"{path}: column {name!r} is of type {kind}", rule)

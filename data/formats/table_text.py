@@ -20,6 +20,7 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors
 from dlrmctl.data.formats.raw import BadLine
 from dlrmctl.data.formats.streams import GZIP_MARK, damage
+from dlrmctl.data.remote import RemoteFile
 
 MAX_RECORD_BYTES = 1 << 20
 PIECE_BYTES = 1 << 22
@@ -66,7 +67,7 @@ class Records:
 
 
 def read_records(
-    path: Path, quote: str, after: Place | None = None, piece_bytes: int = PIECE_BYTES
+    path: Path | RemoteFile, quote: str, after: Place | None = None, piece_bytes: int = PIECE_BYTES
 ) -> Iterator[Records]:
     """Yields the records of a file from a position on, about `piece_bytes` at a time; detects gzip.
 
@@ -165,7 +166,7 @@ class Dialect:
     quote: str
 
 
-def read_header(path: Path, dialect: Dialect) -> list[str]:
+def read_header(path: Path | RemoteFile, dialect: Dialect) -> list[str]:
     """Reads the names of the columns of a file.
 
     Raises:

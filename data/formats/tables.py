@@ -32,6 +32,7 @@ from dlrmctl.data.formats.table_text import PIECE_BYTES, Dialect, Place, Records
 from dlrmctl.data.formats.table_values import KeyColumn, to_piece
 from dlrmctl.data.formats.texts import HEAD_BYTES, STANDARD_INPUT, is_regular, is_tar, is_zip, refuse_others
 from dlrmctl.data.formats.transforms import ColumnTransform, DenseTransform
+from dlrmctl.data.remote import RemoteFile, file_identity, is_remote, locate
 from dlrmctl.data.splits import Split
 from dlrmctl.data.times import order_kind, order_kind_of_texts
 
@@ -46,7 +47,7 @@ _KINDS = {"csv": "a text table", "jsonl": "JSON lines", "parquet": "a Parquet fi
 class _File:
     """A source: its path and format, and its number of rows (Parquet, Arrow) or header (CSV)."""
 
-    path: Path
+    path: Path | RemoteFile
     format: str
     dialect: Dialect
     rows: int = 0
@@ -85,7 +86,8 @@ class TableInput:
         self.table_schema, self._labelled, self._trained_on = schema, labelled, trained_on
         self._piece_bytes, self._piece_rows = piece_bytes, piece_rows
         self._raw, self._split = False, split
-        self._paths = paths = [check_file(name) for name in expand_sources(sources)]
+        self._given = expand_sources(sources)
+        self._paths = paths = [check_file(name) for name in self._given]
         self.sources = tuple(SourceFile(path.name, path.stat().st_size) for path in paths)
         self._names = schema.columns[0 if labelled else 1 :]
         if labelled:
@@ -119,10 +121,7 @@ class TableInput:
 
     def identity(self) -> Mapping[str, Any]:
         """The schema; names, sizes and modification times of the sources; and how they are read."""
-        files = [
-            {"name": str(file.path), "bytes": source.num_bytes, "mtime_ns": file.path.stat().st_mtime_ns}
-            for file, source in zip(self._files, self.sources, strict=True)
-        ]
+        files = [{"name": str(file.path), **file_identity(file.path)} for file in self._files]
         how = {"reader": READER_VERSION, "piece_bytes": self._piece_bytes, "piece_rows": self._piece_rows}
         schema = {**self.table_schema.to_dict(), "labelled": self._labelled}
         return {"format": self.format, **how, "schema": schema, "sources": files}
@@ -131,7 +130,7 @@ class TableInput:
         """Returns the same input, whose pieces keep the columns that it reads."""
         try:
             if self.format in MAGICS:
-                return TableInput(self.table_schema, self._paths, keep=self._names, split=self._split)
+                return TableInput(self.table_schema, self._given, keep=self._names, split=self._split)
         except DataError:  # a column has several types
             return None
         again, lists = copy(self), self.table_schema.lists if self.format == "jsonl" else ()
@@ -200,7 +199,7 @@ class TableInput:
         lines_N = np.arange(start + 1, start + count + 1)
         return self._piece(frame, KeptColumns(lines_N, frame), lines_N)
 
-    def _open(self, path: Path) -> _File:
+    def _open(self, path: Path | RemoteFile) -> _File:
         with io_errors(path, "read"), path.open("rb") as file:
             head = file.read(HEAD_BYTES)
         format = columnar_format(path, head)
@@ -264,7 +263,7 @@ class TableInput:
         objects, lines_N, _ = read_objects(records)
         return to_json_frame(objects, lines_N, {self._key: False}, ",")[0][self._key]
 
-    def _check_keys(self, path: Path) -> None:
+    def _check_keys(self, path: Path | RemoteFile) -> None:
         """Checks the keys of the first piece. A key may be missing in all objects, unless they have a similar one.
 
         Raises:
@@ -281,7 +280,7 @@ class TableInput:
             if name in always or nearest(name, others) or len(absent) == len(wanted):
                 raise self._no_column(path, name, keys)
 
-    def _csv_file(self, path: Path) -> _File:
+    def _csv_file(self, path: Path | RemoteFile) -> _File:
         dialect = self._dialect(path)
         header = read_header(path, dialect)
         other = next((c for c in ",;\t|" if c in header[0]), None) if len(header) == 1 else None
@@ -293,11 +292,11 @@ class TableInput:
         self._check_columns(path, header)
         return _File(path, "csv", dialect, header=tuple(header))
 
-    def _dialect(self, path: Path) -> Dialect:
+    def _dialect(self, path: Path | RemoteFile) -> Dialect:
         by_name = "\t" if path.name.lower().endswith(_TAB_SUFFIXES) else ","
         return Dialect(self.table_schema.separator or by_name, self.table_schema.quote)
 
-    def _keep_types(self, path: Path, types: Mapping[str, pl.DataType]) -> None:
+    def _keep_types(self, path: Path | RemoteFile, types: Mapping[str, pl.DataType]) -> None:
         """Columns of categories are kept as strings, since every file has its own categories."""
         plain = {name: types[name] for name in self._kept}
         for name, kind in plain.items():
@@ -312,14 +311,14 @@ class TableInput:
                     )
         self._kept = plain
 
-    def _check_columns(self, path: Path, header: list[str]) -> None:
+    def _check_columns(self, path: Path | RemoteFile, header: list[str]) -> None:
         for name in (*self._wanted, *self.table_schema.id):
             if header.count(name) > 1:
                 raise DataError(f"{path}: two columns are named {name!r}", "give every column its own name")
             if name not in header:
                 raise self._no_column(path, name, header)
 
-    def _no_column(self, path: Path, name: str, header: list[str]) -> DataError:
+    def _no_column(self, path: Path | RemoteFile, name: str, header: list[str]) -> DataError:
         shown = ", ".join(header[:_SHOWN_COLUMNS]) + (", ..." if len(header) > _SHOWN_COLUMNS else "")
         hint = nearest(name, header)
         named = f", which {self.table_schema.name} names"
@@ -347,18 +346,20 @@ def _raw_feature(column: SparseColumn, shared: Set[str]) -> RawFeature:
     )
 
 
-def check_file(name: str) -> Path:
+def check_file(name: str) -> Path | RemoteFile:
     """Checks the path of a source.
 
     Raises:
         DataError: if it is not a file, or empty.
     """
-    path = Path(name)
+    path = locate(name) if is_remote(name) else Path(name)
     if name == STANDARD_INPUT:
         raise DataError("tables cannot be read from standard input", "give files")
     with io_errors(path, "read"):
         if path.is_dir():
             raise DataError(f"{path}: a directory, expected a file", f"give the files inside it: '{path}/*'")
+        if isinstance(path, RemoteFile) and not path.ranges:
+            raise DataError(f"{path}: the server cannot send parts of a file, which tables need", "download it first")
         if not is_regular(path):
             raise DataError(f"{path}: a pipe, expected a file: a table is read more than once", "write it to a file")
         if path.stat().st_size == 0:

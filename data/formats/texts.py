@@ -26,6 +26,7 @@ from dlrmctl.data.formats.streams import (
     damage,
     discard,
 )
+from dlrmctl.data.remote import RemoteFile, is_remote, locate
 
 STANDARD_INPUT = "-"
 HEAD_BYTES = 512  # of a tar file: its first header
@@ -60,7 +61,7 @@ class TextSource:
     """
 
     name: str
-    path: Path | None
+    path: Path | RemoteFile | None
     num_bytes: int
     zip_member: str | None = None
     start: int = 0
@@ -146,14 +147,17 @@ def open_text(source: TextSource) -> Iterator[Text]:
         DataError: if it cannot be read, or is known not to be text.
     """
     with ExitStack() as opened:
-        with io_errors(source.path or Path(source.name), "read"):
-            # Standard input must stay open.
-            file = opened.enter_context(open(source.path or 0, "rb", closefd=source.path is not None))
+        with io_errors(source.path or source.name, "read"):
+            file: BinaryIO
+            if source.path is None:
+                file = opened.enter_context(open(0, "rb", closefd=False))  # standard input must stay open
+            else:
+                file = opened.enter_context(source.path.open("rb"))
             text = Text(source, file)
         yield text
 
 
-def is_regular(path: Path) -> bool:
+def is_regular(path: Path | RemoteFile) -> bool:
     """Returns whether it can be read repeatedly, unlike a pipe."""
     return stat.S_ISREG(path.stat().st_mode)
 
@@ -225,9 +229,9 @@ def find_texts(source: str, *, labelled: bool = True) -> list[TextSource]:
     """
     if source == STANDARD_INPUT:
         return [TextSource("standard input", None, 0)]
-    path, wanted = split_member(source)
+    path, wanted = source_path(source)
     usual = "train.txt" if labelled else "test.txt"
-    if path.is_dir():
+    if isinstance(path, Path) and path.is_dir():
         return [text for file in _of_directory(path, usual) for text in find_texts(str(file), labelled=labelled)]
     with io_errors(path, "read"):
         if not is_regular(path):
@@ -282,13 +286,25 @@ def _of_directory(path: Path, usual: str) -> list[Path]:
     return [path / name for name in found]
 
 
+def source_path(source: str) -> tuple[Path | RemoteFile, str | None]:
+    """Returns the file of a source, and the member in it, if one is named.
+
+    Raises:
+        DataError: if it is on another machine and cannot be found.
+    """
+    if not is_remote(source):
+        return split_member(source)
+    url, mark, member = source.partition(MEMBER_MARK)
+    return locate(url), member if mark else None
+
+
 def split_member(source: str) -> tuple[Path, str | None]:
     """Splits a path from the member after it, if there is one."""
     path, mark, member = source.partition(MEMBER_MARK)
     return (Path(path), member) if mark and not Path(source).exists() else (Path(source), None)
 
 
-def _choose(members: Iterable[_Member], path: Path, wanted: str | None, usual: str) -> list[_Member]:
+def _choose(members: Iterable[_Member], path: Path | RemoteFile, wanted: str | None, usual: str) -> list[_Member]:
     """Finds the members to read; stops early, since listing a packed archive takes as long as reading it."""
     seen: list[_Member] = []
     for member in members:

@@ -7,9 +7,11 @@ import typer
 from typer.core import TyperGroup
 
 from dlrmctl.data.files import refuse_url
+from dlrmctl.data.remote import is_remote
 from dlrmctl.errors import UserError
 from dlrmctl.settings.synonyms import names_meant, nearest
 
+_LOCAL = ("-o", "--out", "--schema", "--vocabulary-from", "--extend", "--data", "--config")  # take paths only
 _COMMANDS = {
     "benchmark": "bench",
     "check": "doctor",
@@ -67,14 +69,16 @@ def walk(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 
 
 def refuse_urls(arguments: Sequence[str]) -> None:
-    """Refuses arguments that are URLs, but for those of a database and of a scheduler.
+    """Refuses arguments that are URLs, but for those of a database, of a scheduler, and of raw rows that are read.
 
     Raises:
         DataError: if an argument, or the value after `=`, is a URL.
     """
     for before, argument in zip(["", *arguments], arguments, strict=False):
         flag, _, value = argument.partition("=") if argument.startswith("--") else (before, "", argument)
-        if flag not in ("--storage", "--scheduler"):
+        reads_rows = arguments[0] == "prepare" or (arguments[0] == "predict" and before != "predict")
+        is_rows = reads_rows and flag not in _LOCAL and is_remote(value)
+        if flag not in ("--storage", "--scheduler") and not is_rows:
             refuse_url(value)
 
 

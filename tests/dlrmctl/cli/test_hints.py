@@ -90,10 +90,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("train --config optimizer.toml", "[optimizer] is not a section", "[optim]"),
         ("train --config store.toml", "data.dataset = 'clicks'", "--data DIR"),
         # Paths.
-        ("prepare criteo s3://b/train.txt -o out", "only files on this machine", "aws s3 cp s3://b/train.txt ."),
+        ("prepare criteo a.txt -o s3://b/store", "only files on this machine", "aws s3 cp s3://b/store ."),
         ("train --data gs://b/store", "only files on this machine", "gcloud storage cp"),
         ("train --data=hdfs://b/store", "only files on this machine", "hdfs dfs -get"),
-        ("predict r https://x.org/rows.csv -o p.csv", "only files on this machine", "curl -LO"),
+        ("predict r rows.csv -o https://x.org/p.csv", "only files on this machine", "curl -LO"),
         ("runs abfs://b", "only files on this machine", "mount it"),
         ("evaluate file:///runs/first", "a URL, expected a path", "/runs/first"),
         (
