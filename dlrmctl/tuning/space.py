@@ -33,6 +33,7 @@ DEFAULT_SPACE = """\
 [model]
 bottom_mlp = ["512-256-64-dim", "256-64-dim", "64-dim"]
 top_mlp = ["512-256-1", "256-128-1", "128-64-1", "64-1"]
+interaction = ["dot", "dcn"]
 wide = [false, true]
 dropout = [0.0, 0.1, 0.3]
 

@@ -38,7 +38,8 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[ProcessWorkers]:
-    with ProcessWorkers(2) as workers:
+    with pytest.MonkeyPatch.context() as patch, ProcessWorkers(2) as workers:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))  # calls of this file are found in its processes
         yield workers
 
 
