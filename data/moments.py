@@ -43,6 +43,11 @@ def moment_of(text: str) -> int | None:
     return days * DAY + (clock - offset) * SECOND + int((found["fraction"] or "").ljust(6, "0")[:6])
 
 
+def year_of(moment: int) -> int:
+    """Returns the year of a time in microseconds since 1970."""
+    return date.fromordinal(moment // DAY + date(1970, 1, 1).toordinal()).year
+
+
 def time_keys(microseconds_N: np.ndarray) -> np.ndarray:
     """Returns uint64 with the order of int64."""
     return microseconds_N.astype(np.int64).view(np.uint64) ^ _TOP

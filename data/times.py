@@ -1,11 +1,14 @@
 """Times in columns of tables, as microseconds since 1970 in UTC, given as texts or as an Arrow type. N values."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
-from dlrmctl.data.moments import DAY, EPOCHS, FIRST_MOMENT, ISO_FORM, LAST_MOMENT, SECOND, OrderKind
+from dlrmctl.data.moments import DAY, EPOCHS, FIRST_MOMENT, ISO_FORM, LAST_MOMENT, SECOND, OrderKind, year_of
+
+_LIKELY = (315_532_800 * SECOND, 4_102_444_800 * SECOND)  # from 1980 to 2100
 
 
 def is_moment(kind: pl.DataType) -> bool:
@@ -73,6 +76,47 @@ def read_times(
         right_N = right_N | scaled.is_not_null().to_numpy()
     right_N = right_N & (found_N >= FIRST_MOMENT) & (found_N < LAST_MOMENT)
     return np.where(given_N & right_N, found_N, 0), given_N, given_N & ~right_N
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A number in a column of times whose unit is probably another one.
+
+    Attributes:
+        shown: the number, and for a declared unit what it is in that unit: "1700000000 (1970 in milliseconds)".
+        unit: the key of `EPOCHS` in which it is a time from 1980 to 2100.
+        unusable: whether the number is no time in the declared unit.
+    """
+
+    shown: str
+    unit: str
+    unusable: bool
+
+
+def doubt_of(series: pl.Series, epoch: str | None, missing: Sequence[str] = ()) -> Doubt | None:
+    """Checks the unit of a column of times by its median; None if it is likely, or none is likelier.
+
+    Args:
+        series: values of any type. Only numbers, also as texts, are looked at.
+        epoch: the declared unit, a key of `EPOCHS`; None if there is none.
+        missing: texts of missing values.
+    """
+    if is_moment(series.dtype) or series.dtype.is_nested():
+        return None
+    if series.dtype == pl.String:
+        series = series.filter(~series.is_in(["", *missing]).fill_null(True))
+    numbers_N = series.cast(pl.Float64, strict=False).to_numpy()
+    numbers_N = numbers_N[np.isfinite(numbers_N)]
+    if 2 * len(numbers_N) <= len(series) - series.null_count():
+        return None
+    middle = float(np.sort(numbers_N)[len(numbers_N) // 2]) if len(numbers_N) else 0.0
+    unit = next((unit for unit, scale in EPOCHS.items() if _LIKELY[0] <= middle * scale < _LIKELY[1]), None)
+    if unit is None or unit == epoch or (epoch and _LIKELY[0] <= middle * EPOCHS[epoch] < _LIKELY[1]):
+        return None
+    moment = round(middle * EPOCHS[epoch or unit])
+    there = FIRST_MOMENT <= moment < LAST_MOMENT
+    as_read = "" if epoch is None else f" ({year_of(moment) if there else 'beyond the year 9999'} in {epoch})"
+    return Doubt(f"{middle:.16g}{as_read}", unit, not there or epoch is None)
 
 
 def _since_1970(series: pl.Series, unit: int) -> pl.Series:

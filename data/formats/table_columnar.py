@@ -10,10 +10,11 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors
 from dlrmctl.data.formats.table_schema import BY_TYPE, TableSchema
 from dlrmctl.data.remote import RemoteFile, local_copy
-from dlrmctl.data.times import is_moment
+from dlrmctl.data.times import doubt_of, is_moment
 
 MAGICS = {"parquet": b"PAR1", "ipc": b"ARROW1"}
 _NAMES = {"parquet": "Parquet", "ipc": "Arrow"}
+_LOOKED_AT = 1000  # rows of a column of times without a unit
 _STREAM, _FEATHER_1 = b"\xff\xff\xff\xff", b"FEA1"
 
 
@@ -75,8 +76,22 @@ def _damage(path: Path | RemoteFile, format: str) -> Iterator[None]:
         raise DataError(f"{path}: the {name} file is cut short or damaged: {detail}", "write it again") from error
 
 
-def check_types(path: Path | RemoteFile, types: dict[str, pl.DataType], schema: TableSchema, *, labelled: bool) -> None:
+def check_types(
+    path: Path | RemoteFile,
+    types: dict[str, pl.DataType],
+    schema: TableSchema,
+    *,
+    labelled: bool,
+    format: str | None = None,
+) -> None:
     """Checks that the types of the columns fit the schema.
+
+    Args:
+        path: of the file, for messages.
+        types: of its columns.
+        schema: of the table.
+        labelled: whether there is a label.
+        format: of the file; None if the rows are in no file.
 
     Raises:
         DataError: naming the column, its type and the key of the schema.
@@ -91,7 +106,7 @@ def check_types(path: Path | RemoteFile, types: dict[str, pl.DataType], schema: 
     for dense in schema.dense:
         if dense.since is not None:
             for name in dense.sources:
-                _check_times(path, name, types[name], schema)
+                _check_times(path, name, types[name], schema, format)
             continue
         found = types[dense.sources[0]]
         if not (_is_number(found) or _is_text(found)):
@@ -102,7 +117,7 @@ def check_types(path: Path | RemoteFile, types: dict[str, pl.DataType], schema: 
             continue
         found = types[sparse.source]
         if sparse.part is not None:
-            _check_times(path, sparse.source, found, schema)
+            _check_times(path, sparse.source, found, schema, format)
             continue
         if sparse.buckets is not None:
             if not (_is_number(found) or _is_text(found)):
@@ -169,10 +184,17 @@ def check_texts(path: Path | RemoteFile, types: dict[str, pl.DataType], schema: 
             )
 
 
-def _check_times(path: Path | RemoteFile, name: str, kind: pl.DataType, schema: TableSchema) -> None:
+def _check_times(
+    path: Path | RemoteFile, name: str, kind: pl.DataType, schema: TableSchema, format: str | None
+) -> None:
     if is_moment(kind) or _is_text(kind) or (kind.is_numeric() and schema.time(name).epoch is not None):
         return
-    rule = f"times are dates, dates with times, or strings; for numbers, set epoch = 'seconds' under [columns.{name}]"
+    doubt = None
+    if format is not None and kind.is_numeric():
+        doubt = doubt_of(read_rows(path, format, [name], 0, _LOOKED_AT)[name], None)
+    unit, such_as = (doubt.unit, f" such as {doubt.shown}") if doubt else ("seconds", "")
+    key = f"epoch = '{unit}' under [columns.{name}]"
+    rule = f"times are dates, dates with times, or strings; for numbers{such_as}, set {key}"
     raise _wrong(path, name, kind, rule)
 
 

@@ -182,6 +182,12 @@ class TableSchema:
         return frozenset(name for column in lists for name in (column.source, column.weights) if name is not None)
 
     @property
+    def moments(self) -> tuple[str, ...]:
+        """The columns that are read as times, each once."""
+        dense = (source for column in self.dense if column.since is not None for source in column.sources)
+        return tuple(dict.fromkeys((*dense, *(column.source for column in self.sparse if column.part is not None))))
+
+    @property
     def shared(self) -> frozenset[str]:
         """The names of the tables that several columns share."""
         owners = [column.owner for column in self.sparse]

@@ -34,7 +34,7 @@ from dlrmctl.data.formats.texts import HEAD_BYTES, STANDARD_INPUT, is_regular, i
 from dlrmctl.data.formats.transforms import ColumnTransform, DenseTransform
 from dlrmctl.data.remote import RemoteFile, file_identity, is_remote, locate
 from dlrmctl.data.splits import Split
-from dlrmctl.data.times import order_kind, order_kind_of_texts
+from dlrmctl.data.times import doubt_of, order_kind, order_kind_of_texts
 
 PIECE_ROWS = 1 << 16
 READER_VERSION = 2  # changes if the same files give other examples
@@ -105,6 +105,7 @@ class TableInput:
                 raise DataError(f"{file.path}: {_KINDS[file.format]}, but {paths[0]} is {_KINDS[self.format]}")
         self._by = KeyColumn(self._key, self._kind_of_keys(split)) if split and self._key is not None else None
         self.keyed_by = self._by.kind if self._by else None
+        self.doubts = self._check_units()
         self.label = schema.label
         self.dense = tuple(column.name for column in schema.dense)
         self.dense_type = np.dtype(np.float32)
@@ -206,7 +207,7 @@ class TableInput:
         if format is not None:
             types = read_types(path, format)
             self._check_columns(path, list(types))
-            check_types(path, types, self.table_schema, labelled=self._labelled)
+            check_types(path, types, self.table_schema, labelled=self._labelled, format=format)
             if self._trained_on == "csv":
                 check_texts(path, types, self.table_schema)
             self._keep_types(path, types)
@@ -242,7 +243,7 @@ class TableInput:
         orders = {order_kind(kind) for kind in kinds}
         if len(orders) > 1:
             raise DataError(f"column {self._key!r} has times in some files and numbers in others", "use one type")
-        kind = orders.pop() or order_kind_of_texts(self._first_keys(file))
+        kind = orders.pop() or order_kind_of_texts(self._first_rows(file, [self._key])[self._key].cast(pl.String))
         if kind is None:
             raise DataError(
                 f"{file.path}: column {self._key!r} has neither times nor numbers in its first rows",
@@ -250,18 +251,43 @@ class TableInput:
             )
         return kind
 
-    def _first_keys(self, file: _File) -> pl.Series:
-        """Returns the column of a split in the first rows of a file, as texts."""
-        assert self._key is not None
+    def _check_units(self) -> list[str]:
+        """Returns warnings of columns whose times probably have another unit than the declared one, by the first rows.
+
+        Raises:
+            DataError: if a column has numbers that are no times in its unit, or no unit.
+        """
+        names = list(self.table_schema.moments)
+        if self.keyed_by == "time" and self._key not in names:
+            names.append(str(self._key))
+        first = self._first_rows(self._files[0], names) if names else pl.DataFrame()
+        doubts = []
+        for name in names:
+            time = self.table_schema.time(name)
+            epoch, doubt = time.epoch, doubt_of(first[name], time.epoch, time.missing)
+            if doubt is None:
+                continue
+            said = f"{name} has numbers such as {doubt.shown}"
+            remedy = f"set epoch = {doubt.unit!r} under [columns.{name}] in {self.table_schema.name}"
+            if not self._labelled or self._trained_on is not None:
+                remedy = f"give them in {epoch}, as in the training data"
+            if doubt.unusable:
+                what = " without a unit" if epoch is None else ""
+                raise DataError(f"{self._files[0].path}: {said}{what}: probably {doubt.unit} since 1970", remedy)
+            doubts.append(f"{said}: probably {doubt.unit} since 1970; {remedy}")
+        return doubts
+
+    def _first_rows(self, file: _File, names: list[str]) -> pl.DataFrame:
+        """Returns columns of the first rows of a file, as texts where the file has texts."""
         if file.format in MAGICS:
-            return read_rows(file.path, file.format, [self._key], 0, self._piece_rows)[self._key].cast(pl.String)
+            return read_rows(file.path, file.format, names, 0, self._piece_rows)
         records = next(read_records(file.path, file.dialect.quote, piece_bytes=self._piece_bytes), None)
         if records is None:
-            return pl.Series(dtype=pl.String)
+            return pl.DataFrame(schema=dict.fromkeys(names, pl.String))
         if file.format == "csv":
-            return to_frame(records, file.header, [self._key], file.dialect)[0][self._key]
+            return to_frame(records, file.header, names, file.dialect)[0]
         objects, lines_N, _ = read_objects(records)
-        return to_json_frame(objects, lines_N, {self._key: False}, ",")[0][self._key]
+        return to_json_frame(objects, lines_N, dict.fromkeys(names, False), ",")[0]
 
     def _check_keys(self, path: Path | RemoteFile) -> None:
         """Checks the keys of the first piece. A key may be missing in all objects, unless they have a similar one.

@@ -393,6 +393,7 @@ def step_variants(flags: Flags, lists: Mapping[str, str]) -> dict[str, Config]:
     Raises:
         UserError: for a value that the setting does not accept, naming the option of the list.
     """
+    _refuse_start(flags)
     given = _DEFAULT_SETTINGS["step"]
     configs = {"base": resolve_typed(given, flags)}
     for name, text in lists.items():
@@ -423,7 +424,16 @@ def _quick_settings(command: str, flags: Flags) -> dict[str, str]:
 
 
 def _config(command: str, flags: Flags, quick: bool) -> Config:
+    _refuse_start(flags)
     return resolve_typed(_DEFAULT_SETTINGS[command], _quick_settings(command, flags) if quick else flags)
+
+
+def _refuse_start(flags: Flags) -> None:
+    """Measurements do not depend on trained weights."""
+    for name in ("init_from", "init_embeddings"):
+        if name in flags:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"bench measures new models, and does not take {flag}", f"omit {flag}")
 
 
 def _text(command: str, name: str, texts: Texts, quick: bool) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from dlrmctl.cli.options import AsJson, SettingsFile, option, with_settings
+from dlrmctl.cli.train import training_settings
 from dlrmctl.console.console import notice
 from dlrmctl.errors import UserError
 from dlrmctl.plan.amounts import bandwidth_of, rate_of
@@ -54,11 +55,6 @@ def plan(
     dlrmctl plan --data DIR --nproc 2
     dlrmctl plan --preset mlperf --world-size 8 --hbm 80GiB
     """
-    if "init_from" in flags:
-        raise UserError(
-            "plan does not take --init-from",
-            "plan the settings of the run, on the new data: --config RUN/run.toml --data DIR",
-        )
     if preset is not None:
         preset = one_of("--preset", preset, tuple(PRESETS))
     named = {"--preset": preset, "--rows": rows, "--tables": tables, "--data": flags.get("path")}
@@ -67,6 +63,9 @@ def plan(
     whose = [flag for flag, value in named.items() if value is not None]
     if len(whose) > 1:
         raise UserError(f"{whose[0]} and {whose[1]} both choose the tables", f"omit {whose[0]} or {whose[1]}")
+    of_data = preset is None and rows is None and tables is None
+    if "init_from" in flags and not of_data:
+        raise UserError(f"--init-from needs the data that its tables grow with, not {whose[0]}", "--data DIR")
     settings = _settings(config, preset, flags)
     speeds = {
         "flops": None if flops is None else rate_of("--flops", flops),
@@ -83,8 +82,11 @@ def plan(
         inter_bw=inter_bw,
     )
     notice("loading PyTorch")
+    if of_data and settings.train.init_from is not None and not settings.grown:
+        from dlrmctl.training.warm_start import grown_settings
+
+        settings = grown_settings(settings)
     schema, source = chosen_schema(settings, preset=preset, rows=rows, tables=tables)
-    of_data = preset is None and rows is None and tables is None
     examples = num_examples(settings) if of_data else None
     if ranks.memory_bytes is None:
         _load_what_a_rank_loads()
@@ -95,9 +97,11 @@ def plan(
 
 
 def _settings(config: Path | None, preset: str | None, flags: dict[str, str]) -> Config:
+    if preset is None:
+        return training_settings(config, flags)
     if config is not None:
         return resolve_typed(read_settings(config), flags, file_name=str(config))
-    return resolve_typed(PRESET_SETTINGS[preset] if preset else {}, flags, file_name=f"--preset {preset}")
+    return resolve_typed(PRESET_SETTINGS[preset], flags, file_name=f"--preset {preset}")
 
 
 def _load_what_a_rank_loads() -> None:

@@ -97,11 +97,11 @@ def train(
             results = resume_seeds(group, settings, nproc=ranks, command_line=sys.argv[1:])
         else:
             number = whole_number("--seeds", str(seeds), at_least=2, at_most=MOST_SEEDS)
-            settings = _settings(config, flags)
+            settings = training_settings(config, flags)
             results = train_seeds(settings, number, run_dir=run_dir, nproc=ranks, command_line=sys.argv[1:])
         print_json(results) if json else show_seeds(results)
         return
-    settings = _settings(config, flags) if resume is None else settings_of_run(resume, flags, scoring=False)[1]
+    settings = training_settings(config, flags) if resume is None else settings_of_run(resume, flags, scoring=False)[1]
     if start_or_resume and is_main():
         warn_of_kept_settings(run_dir, settings, flags)
     results = run_training(
@@ -116,7 +116,8 @@ def train(
         print_json(results) if json else show_results(results)
 
 
-def _settings(config: Path | None, flags: dict[str, str]) -> Config:
+def training_settings(config: Path | None, flags: dict[str, str]) -> Config:
+    """Returns the settings of a training, completed by those of the run that it starts from, if there is one."""
     file = {} if config is None else read_settings(config)
     name = {} if config is None else {"file_name": str(config)}
     given = file.get("train")

@@ -92,6 +92,8 @@ def prepare(request: PrepareRequest, out: Path) -> Prepared:
         split, files = Split("files", sources=(counts[0], counts[1])), [file for of_split in own for file in of_split]
     decisions = _decided({**request.options, "split": split}, out)
     source = _open_input(request, files, split)
+    for doubt in source.doubts if isinstance(source, TableInput) else ():
+        warn(doubt)
     try:
         with _interruptions(out), _workers(request, source, out) as workers, _Display() as display:
             report = run_preparation(source, out, decisions, display.update, workers=workers)

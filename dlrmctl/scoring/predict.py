@@ -237,11 +237,14 @@ def _table(
     schema: TableSchema, sources: Sequence[str], *, labelled: bool, keep: Sequence[str], trained_on: str | None
 ) -> Input:
     try:
-        return TableInput(schema, sources, labelled=labelled, keep=keep, trained_on=trained_on)
+        table = TableInput(schema, sources, labelled=labelled, keep=keep, trained_on=trained_on)
     except DataError as problem:
         if labelled and problem.missing_column == schema.label:
             raise UserError(str(problem), _UNLABELLED) from None
         raise
+    for doubt in table.doubts:
+        warn(doubt)
+    return table
 
 
 def _scored(

@@ -22,11 +22,12 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.features.extension import check_extends, rows_of_others
 from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.source import Source
+from dlrmctl.datasets.open import open_source
 from dlrmctl.embeddings.compression.rules.rows import Compressed
 from dlrmctl.embeddings.wide import wide_features
 from dlrmctl.errors import UserError
 from dlrmctl.models.inputs import NormalizedInputs
-from dlrmctl.ranks.group import Ranks
+from dlrmctl.ranks.group import Ranks, process_group
 from dlrmctl.rundir.checkpoint import Checkpoints, load, read_state
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.rundir.opened import find_checkpoint, run_features
@@ -261,6 +262,17 @@ class WarmStart:
         growth = f", with {counted(added, 'new row')} in its tables" if added else ""
         growth += f", and {counted(anew, 'row')} of new values in place of forgotten ones" if anew else ""
         return f"starts from {self.weights.path}{growth}"
+
+
+def grown_settings(config: Config) -> Config:
+    """The settings of a training that starts from a run, with the rows of earlier days; for a single process.
+
+    Raises:
+        UserError, DataError: as `WarmStart.open` and `WarmStart.grown`.
+    """
+    with process_group("cpu") as ranks:
+        start = WarmStart.open(Path(str(config.train.init_from)), ranks, refit=config.train.refit_dense)
+    return start.grown(config, open_source(config.data, verify=()))
 
 
 def _reused_rows(config: Config, new: FeatureSpace, old: FeatureSpace) -> dict[tuple[str, str], Tensor]:

@@ -167,6 +167,36 @@ def test_wrong_times_are_named_with_the_remedy(tmp_path: Path):
     assert "epoch = 'seconds' under [columns.at]" in str(error.value.hint)
 
 
+@pytest.mark.parametrize(
+    ("epoch", "scale", "said"),
+    [
+        ("seconds", 1, None),
+        ("milliseconds", 1000, None),
+        ("seconds", 1000, "such as 1767225600000 (beyond the year 9999 in seconds): probably milliseconds since 1970"),
+        ("milliseconds", 1, "such as 1767225600 (1970 in milliseconds): probably seconds since 1970"),
+        ("microseconds", 1000, "such as 1767225600000 (1970 in microseconds): probably milliseconds since 1970"),
+        (None, 1000, "such as 1767225600000 without a unit: probably milliseconds since 1970"),
+    ],
+)
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_another_unit_than_the_declared_one_is_named(
+    epoch: str | None, scale: int, said: str | None, form: str, tmp_path: Path
+):
+    if epoch is None and form == "parquet":
+        pytest.skip("refused by its type, see above")
+    frame = pl.DataFrame({"clicked": [1, 0, 1], "at": [1_767_225_600 * scale, None, 1_767_225_600 * scale]})
+    write = {"csv": frame.write_csv, "jsonl": frame.write_ndjson, "parquet": frame.write_parquet}
+    write[form](tmp_path / f"t.{form}")
+    at = {"parts": ["hour"]} | ({"epoch": epoch} if epoch else {})
+    schema = read_schema({"label": "clicked", "sparse": [], "columns": {"at": at}}, "my.toml")
+    try:
+        found = TableInput(schema, [tmp_path / f"t.{form}"]).doubts
+    except DataError as error:
+        found = [f"{error.message}; {error.hint}"]
+    assert len(found) == (said is not None)
+    assert said is None or (said in found[0] and "set epoch = '" in found[0] and found[0].count("at has") == 1)
+
+
 def test_a_plain_schema_is_written_as_before():
     schema = read_schema({"label": "clicked", "dense": ["age"], "sparse": ["user"]}, "my.toml")
     written = schema.to_dict()

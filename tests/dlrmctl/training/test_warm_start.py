@@ -158,6 +158,17 @@ def test_what_does_not_fit_is_one_line(place: Path, flags: list[str], status: in
     assert done.err.count("error:") == 1
 
 
+def test_the_plan_of_a_warm_start_is_that_of_its_run(place: Path):
+    store = place / "day-2" / "store"
+    done = in_process("plan", "--init-from", place / "run-1", "--data", store, "--json")
+    assert done.status == 0, done.err
+    planned = {table["table"]: table["rows"] for table in json.loads(done.out)["tables"]}
+    trained = {table["table"]: table["rows"] for table in json.loads((place / "run-2" / "plan.json").read_text())}
+    assert planned == {name: rows for name, rows in trained.items() if name in planned}
+    refused = in_process("bench", "step", "--init-from", place / "run-1")
+    assert (refused.status, "does not take --init-from" in refused.err) == (2, True)
+
+
 def _rows_on_this_rank(run: str, store: str) -> dict[str, list[tuple[int, Tensor]]]:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     group = dist.group.WORLD
