@@ -27,6 +27,7 @@ from dlrmctl.data.preparation.prepare import prepare as run_preparation
 from dlrmctl.data.preparation.report import PrepareProgress, PrepareReport
 from dlrmctl.data.preparation.tally import TooManyBadRows
 from dlrmctl.data.preparation.unfinished import CONTINUES, partial_path
+from dlrmctl.data.remote import is_remote
 from dlrmctl.data.schema import RESERVED_ROWS
 from dlrmctl.data.splits import Split
 from dlrmctl.data.store.manifest import name_of_directory, read_manifest
@@ -120,14 +121,14 @@ def prepare(request: PrepareRequest, out: Path) -> Prepared:
 
 
 def _absolute(sources: Sequence[str] | Sequence[Sequence[str]]) -> list[Any]:
-    return [
-        source
-        if source == STANDARD_INPUT
-        else str(Path(source).expanduser().absolute())
-        if isinstance(source, str)
-        else _absolute(source)
-        for source in sources
-    ]
+    """The sources with the whole paths of files; the text from standard input and URLs are what they are."""
+
+    def whole(source: str) -> str:
+        if source == STANDARD_INPUT or is_remote(source):
+            return source
+        return str(Path(source).expanduser().absolute())
+
+    return [whole(source) if isinstance(source, str) else _absolute(source) for source in sources]
 
 
 def _workers(request: PrepareRequest, source: Input, out: Path) -> Workers:
