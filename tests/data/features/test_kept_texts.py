@@ -27,7 +27,7 @@ from dlrmctl.data.formats.tables import TableInput
 from dlrmctl.data.hashed_texts import MOST_TEXT_BYTES, HashedTexts
 from dlrmctl.data.preparation import parsing
 from dlrmctl.data.preparation.options import PrepareOptions
-from dlrmctl.data.preparation.parts import Parts
+from dlrmctl.data.preparation.parts import PartInfo, Parts
 from dlrmctl.data.preparation.prepare import prepare
 from dlrmctl.data.sealed import write_sealed
 from dlrmctl.data.store.manifest import FORMAT, MANIFEST
@@ -160,9 +160,9 @@ def test_texts_that_wait_for_a_part_are_bounded(tmp_path: Path, monkeypatch: pyt
     parts: list[int] = []
     write_part = Parts.write
 
-    def counted(self: Parts, pieces: Sequence[RawPiece], *more: Any) -> None:
+    def counted(self: Parts, number: int, pieces: Sequence[RawPiece], *more: Any) -> PartInfo:
         parts.append(len(pieces))
-        write_part(self, pieces, *more)
+        return write_part(self, number, pieces, *more)
 
     monkeypatch.setattr(Parts, "write", counted)
     second = prepare_values(values, tmp_path / "b")
