@@ -15,7 +15,7 @@ from dlrmctl.data.preparation.arranging import keys_of
 from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.parts import PartInfo, Parts
 from dlrmctl.data.preparation.report import PrepareProgress, Progress
-from dlrmctl.data.preparation.tally import SourceTally, Tally
+from dlrmctl.data.preparation.tally import Tally
 from dlrmctl.data.workers.pool import Shared, Workers
 
 PART_ROWS = 1 << 18
@@ -62,102 +62,102 @@ def read_input(
     """
     known = [source.num_bytes for source in input.sources]
     total = sum(known) if all(known) else 0
-    tally, position, begun, ended = Tally([SourceTally() for _ in input.sources]), None, 0, False
+    tally, position, begun, ended = Tally.of_nothing(len(input.sources)), None, 0, False
     for about in parts.load():
         read = Read.from_dict(about)
         tally.merge(read.tally)
         position, begun, ended = read.position, read.bytes_done, read.position is None
-    done = begun
 
     def report(at: int) -> None:
         progress(PrepareProgress("parse", at, total, tally.rows, begun))
 
     report(begun)
+    reading = _Reading(input, parts, options, workers, report, tally, position, begun)
     # Keys that depend on the number of a row are made here: workers do not know how many rows are before theirs.
     by_workers = workers.apart and options.split.by not in ("random", "group")
     if not ended:
-        read_parts = _parts_by_workers if by_workers else _parts_here
-        done = read_parts(input, parts, options, workers, report, part_rows, tally, position, begun)
+        reading.by_workers() if by_workers else reading.here(part_rows)
     if tally.rows == 0:
         shown = tally.shown_examples(input)
         first = f"; {shown[0]}" if shown else ""
         raise DataError(f"{input.sources[0].name}: no good row{first}", tally.remedy() or _EXPECTED.get(input.format))
     if input.weight is not None and not tally.weight:
         raise DataError(f"all weights in column {input.weight!r} are 0", "a row of weight 0 counts for nothing")
-    progress(PrepareProgress("parse", total or done, total or done, tally.rows, begun))
+    end = total or reading.done
+    progress(PrepareProgress("parse", end, end, tally.rows, begun))
     return tally
 
 
-def _parts_here(
-    input: Input,
-    parts: Parts,
-    options: PrepareOptions,
-    workers: Workers,
-    report: Callable[[int], None],
-    part_rows: int,
-    tally: Tally,
-    position: Position | None,
-    done: int,
-) -> int:
-    """Reads pieces in workers, and writes their parts here; returns the bytes of the sources that were read."""
-    waiting, of_part = _Waiting(), tally.empty()
-    writing = _Writing(parts, workers, keys_of(options.split, input))
-    try:
-        for task, whole in _pieces(input, position, tally.rows, options.limit, workers):
-            piece = _up_to(options.limit, tally.rows, whole)
-            for counts in (tally, of_part):
-                counts.add(input, task.source, piece)
-            tally.check_rejected(input, options.max_bad_rows)
-            done = task.bytes_done
-            waiting.add(piece)
-            if waiting.rows >= part_rows or waiting.text_bytes >= _MOST_TEXT_BYTES:
-                writing.start(waiting.take(), Read(of_part, task.position, done))
-                of_part = tally.empty()
-            report(done)
-        if waiting.rows:
-            writing.start(waiting.take(), Read(of_part, None, done))
-        writing.finish()
-    finally:
-        writing.wait()
-    return done
+@dataclass
+class _Reading:
+    """Makes parts of the input from a position on.
 
+    Attributes:
+        input, parts, options, workers: what is read, into which parts, how and by whom.
+        report: called with the bytes of the sources that were read.
+        tally: what was counted so far.
+        position: where reading begins; None for the beginning of the input.
+        done: bytes of the sources that were read so far.
+    """
 
-def _parts_by_workers(
-    input: Input,
-    parts: Parts,
-    options: PrepareOptions,
-    workers: Workers,
-    report: Callable[[int], None],
-    part_rows: int,
-    tally: Tally,
-    position: Position | None,
-    done: int,
-) -> int:
-    """As `_parts_here`; but workers write the parts, of a fixed number of pieces."""
-    shared, limit, first = Shared((input, parts, options)), options.limit, len(parts)
-    groups: deque[tuple[list[Task], bool]] = deque()
+    input: Input
+    parts: Parts
+    options: PrepareOptions
+    workers: Workers
+    report: Callable[[int], None]
+    tally: Tally
+    position: Position | None
+    done: int
 
-    def calls() -> Iterator[Callable[[], tuple[PartInfo, list[Tally]]]]:
-        for number, group in enumerate(_grouped(input.tasks(position)), first):
-            groups.append(group)
-            yield partial(_write_part, shared, number, *group, limit)
+    def here(self, part_rows: int) -> None:
+        """Reads pieces in workers, and writes their parts, of at least `part_rows` rows, here."""
+        input, tally, options = self.input, self.tally, self.options
+        waiting, of_part = _Waiting(), Tally.of_nothing(len(input.sources))
+        writing = _Writing(self.parts, self.workers, keys_of(options.split, input))
+        try:
+            for task, whole in _pieces(input, self.position, tally.rows, options.limit, self.workers):
+                piece = _up_to(options.limit, tally.rows, whole)
+                for counts in (tally, of_part):
+                    counts.add(input, task.source, piece)
+                tally.check_rejected(input, options.max_bad_rows)
+                self.done = task.bytes_done
+                waiting.add(piece)
+                if waiting.rows >= part_rows or waiting.text_bytes >= _MOST_TEXT_BYTES:
+                    writing.start(waiting.take(), Read(of_part, task.position, self.done))
+                    of_part = Tally.of_nothing(len(input.sources))
+                self.report(self.done)
+            if waiting.rows:
+                writing.start(waiting.take(), Read(of_part, None, self.done))
+            writing.finish()
+        finally:
+            writing.wait()
 
-    if limit is not None and tally.rows >= limit:
-        return done
-    for number, (info, tallies) in enumerate(workers.in_order(calls()), first):
-        tasks, _ = groups.popleft()
-        left = None if limit is None else limit - tally.rows
-        if left is not None and info.rows >= left:
-            info, tallies = _write_part(shared, number, tasks, True, left)
-        for of_piece in tallies:
-            tally.merge(of_piece)
-            tally.check_rejected(input, options.max_bad_rows)
-        parts.add(info)
-        done = tasks[-1].bytes_done
-        report(done)
+    def by_workers(self) -> None:
+        """Lets workers read pieces and write parts of a fixed number of them."""
+        input, tally, limit, first = self.input, self.tally, self.options.limit, len(self.parts)
+        shared = Shared((input, self.parts, self.options))
+        groups: deque[tuple[list[Task], bool]] = deque()
+
+        def calls() -> Iterator[Callable[[], tuple[PartInfo, list[Tally]]]]:
+            for number, group in enumerate(_grouped(input.tasks(self.position)), first):
+                groups.append(group)
+                yield partial(_write_part, shared, number, *group, limit)
+
         if limit is not None and tally.rows >= limit:
-            break
-    return done
+            return
+        for number, (info, tallies) in enumerate(self.workers.in_order(calls()), first):
+            tasks, _ = groups.popleft()
+            left = None if limit is None else limit - tally.rows
+            if left is not None and info.rows >= left:
+                info, tallies = _write_part(shared, number, tasks, True, left)
+            for of_piece in tallies:
+                tally.merge(of_piece)
+                tally.check_rejected(input, self.options.max_bad_rows)
+            self.parts.add(info)
+            self.done = tasks[-1].bytes_done
+            self.report(self.done)
+            if limit is not None and tally.rows >= limit:
+                break
 
 
 def _grouped(tasks: Iterable[Task]) -> Iterator[tuple[list[Task], bool]]:
@@ -189,12 +189,12 @@ def _write_part(
         limit: the most rows.
     """
     input, parts, options = shared.get()
-    tallies, pieces, of_part = [], list[RawPiece](), Tally([SourceTally() for _ in input.sources])
+    tallies, pieces, of_part = [], list[RawPiece](), Tally.of_nothing(len(input.sources))
     for task in tasks:
         if limit is not None and of_part.rows >= limit:
             break
         piece = _up_to(limit, of_part.rows, task.read())
-        of_piece = of_part.empty()
+        of_piece = Tally.of_nothing(len(input.sources))
         of_piece.add(input, task.source, piece)
         of_part.merge(of_piece)
         tallies.append(of_piece)

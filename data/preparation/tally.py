@@ -112,9 +112,10 @@ class Tally:
                 largest = int(column.values.max(initial=0))
                 self.largest[feature.name] = max(self.largest.get(feature.name, 0), largest)
 
-    def empty(self) -> "Tally":
-        """Returns a tally of nothing, for the same sources."""
-        return Tally([SourceTally() for _ in self.sources])
+    @classmethod
+    def of_nothing(cls, num_sources: int) -> "Tally":
+        """Returns a tally of so many sources, before any of them is read."""
+        return cls([SourceTally() for _ in range(num_sources)])
 
     def merge(self, later: "Tally") -> None:
         """Adds the counts of what was read after this."""
