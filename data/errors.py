@@ -15,3 +15,13 @@ class DataError(ValueError):
         self.message = message
         self.hint = hint
         self.missing_column = missing_column
+
+
+def system_error(error: BaseException | None) -> OSError | None:
+    """Returns the error of the system, with a number, that an error is or was caused by; None if there is none.
+
+    It may not occur again with the same data. Errors of damaged gzip files have no number.
+    """
+    while error is not None and not (isinstance(error, OSError) and error.errno is not None):
+        error = error.__cause__
+    return error

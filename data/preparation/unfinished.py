@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dlrmctl.data.errors import DataError
+from dlrmctl.data.errors import DataError, system_error
 from dlrmctl.data.files import held_lock, io_errors, refuse_links, remove_leftovers, sync_file, write_whole
 from dlrmctl.data.workers.pool import WorkersLost
 
@@ -53,7 +53,7 @@ def partial_directory(out: Path) -> Iterator[Path]:
         except OtherPreparation:
             raise
         except DataError as error:
-            if not isinstance(error, WorkersLost) and not _is_of_the_system(error):
+            if not isinstance(error, WorkersLost) and system_error(error) is None:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
             kept = f"{partial} is kept: {CONTINUES}"
@@ -84,15 +84,6 @@ def clear(partial: Path) -> None:
                 path.unlink()
         (partial / _LOCK).unlink()
         partial.rmdir()
-
-
-def _is_of_the_system(error: BaseException | None) -> bool:
-    """Returns whether it is a system error, which may not occur again with the same data."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno is not None:  # errors of damaged gzip files have no number
-            return True
-        error = error.__cause__
-    return False
 
 
 class OtherPreparation(DataError):

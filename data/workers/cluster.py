@@ -3,18 +3,16 @@
 import os
 import pickle
 import platform
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Future
-from functools import partial
+from collections.abc import Callable, Iterable
+from concurrent.futures import CancelledError
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.workers.pool import Workers, WorkersLost, run_packed, unpacked
 
-_Result = TypeVar("_Result")
 _CONNECT_SECONDS = 10
 _POLL_SECONDS = 1.0
 _MOST_AT_ONCE = 256  # calls
@@ -46,7 +44,7 @@ class ClusterWorkers(Workers):
                 f"{address}: cannot connect to the scheduler: {reason}",
                 "start one with `dask scheduler`, and give the address that it prints",
             ) from None
-        self._address, self._stopping, self._running = address, False, set[Any]()
+        self._address, self._running = address, set[Any]()
         try:
             threads = self._client.nthreads()
             if not threads:
@@ -81,14 +79,6 @@ class ClusterWorkers(Workers):
                         "sources and store must be on a file system that all workers share, under the same path",
                     )
 
-    def submit(self, call: Callable[[], _Result]) -> "Future[_Result]":
-        """Starts one call on the cluster."""
-        return self._pool.submit(partial(self._run, call))
-
-    def in_order(self, calls: Iterable[Callable[[], _Result]], *, ahead: int | None = None) -> Iterator[_Result]:
-        self._stopping = False
-        return super().in_order(calls, ahead=ahead)
-
     def _run(self, call: Callable[[], Any]) -> Any:
         from distributed import CancelledError as Lost
         from distributed import KilledWorker
@@ -121,13 +111,11 @@ class ClusterWorkers(Workers):
             raise lost from None
 
     def _stop(self) -> None:
-        self._stopping = True
+        super()._stop()
         if self._client.status == "running":
             self._client.cancel(list(self._running), asynchronous=False)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if kind is not None:
-            self._stop()
         super().__exit__(kind, error, _)
         self._client.close(timeout=_POLL_SECONDS)
 

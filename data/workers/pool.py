@@ -7,10 +7,11 @@ import traceback
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from types import TracebackType
 from typing import Any, ClassVar, Generic, TypeVar
 
-from dlrmctl.data.errors import DataError
+from dlrmctl.data.errors import DataError, system_error
 
 _Result = TypeVar("_Result")
 _MOST_KEPT = 4  # objects that a process keeps for later calls
@@ -35,10 +36,16 @@ class Workers:
     def __init__(self, number: int | None = None) -> None:
         self.number = number or len(os.sched_getaffinity(0))
         self._pool = ThreadPoolExecutor(self.number, thread_name_prefix="prepare")
+        self._stopping = False
 
     def submit(self, call: Callable[[], _Result]) -> "Future[_Result]":
         """Starts one call."""
-        return self._pool.submit(call)
+        self._stopping = False
+        return self._pool.submit(partial(self._run, call))
+
+    def _run(self, call: Callable[[], Any]) -> Any:
+        """Returns the result of a call, in a thread of the pool."""
+        return call()
 
     def submit_here(self, call: Callable[[], _Result]) -> "Future[_Result]":
         """Starts one call in a thread of this process."""
@@ -70,12 +77,15 @@ class Workers:
             wait(started)
 
     def _stop(self) -> None:
-        """Ends running calls, if that is possible."""
+        """Ends running calls, where that is possible: not in threads."""
+        self._stopping = True
 
     def __enter__(self) -> "Workers":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is not None:
+            self._stop()
         self._pool.shutdown(cancel_futures=True)
 
 
@@ -119,9 +129,7 @@ def run_packed(content: bytes) -> bytes:
     try:
         return pickle.dumps((pickle.loads(content)(), None, None))
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not (isinstance(cause, OSError) and cause.errno is not None):
-            cause = cause.__cause__
+        cause = system_error(error)
         system = None if cause is None else OSError(cause.errno, cause.strerror)
         if not isinstance(error, DataError):
             error.add_note(traceback.format_exc())

@@ -6,15 +6,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
-from functools import partial
+from concurrent.futures import CancelledError
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from dlrmctl.data.workers.child import SIZE_BYTES
 from dlrmctl.data.workers.pool import Workers, WorkersLost, unpacked
 
-_Result = TypeVar("_Result")
 _TRIES = 3  # of a call whose process was killed
 
 
@@ -33,12 +31,6 @@ class ProcessWorkers(Workers):
         super().__init__(number)
         self._own, self._lock = threading.local(), threading.Lock()
         self._children: set[subprocess.Popen[bytes]] = set()
-        self._stopping = False
-
-    def submit(self, call: Callable[[], _Result]) -> "Future[_Result]":
-        """Starts one call in a process."""
-        self._stopping = False
-        return self._pool.submit(partial(self._run, call))
 
     def _run(self, call: Callable[[], Any]) -> Any:
         content = pickle.dumps(call)
@@ -70,13 +62,11 @@ class ProcessWorkers(Workers):
 
     def _stop(self) -> None:
         with self._lock:
-            self._stopping = True
+            super()._stop()
             for child in self._children:
                 child.kill()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if kind is not None:
-            self._stop()
         super().__exit__(kind, error, _)
         for child in list(self._children):
             self._drop(child)
