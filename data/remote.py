@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +25,8 @@ _URL = re.compile(r"(s3a?|gs|gcs|sftp|ssh|https?)://")
 _USER = re.compile(r"^(\w+://)([^/@]*)@")
 _MAGIC = re.compile(r"[*?\[]")
 _HTTP, _SFTP = ("http://", "https://"), ("sftp://", "ssh://")
-_TAGS = (
-    "generation",
-    "ETag",
-    "etag",
-    "mtime",
-    "LastModified",
-    "Last-Modified",
-)  # what changes with the content of a file
+# What changes with the content of a file.
+_TAGS = ("generation", "ETag", "etag", "mtime", "LastModified", "Last-Modified")
 _RANGE_BYTES, _LEAST_BYTES = 1 << 23, 1 << 16  # of a request: less after a failure, so that any line makes progress
 _BUFFER_BYTES = 1 << 20
 _ATTEMPTS = 6  # in a row without a byte
@@ -161,8 +155,7 @@ def locate(url: str) -> RemoteFile:
     size = info.get("size")
     if size is None:
         raise DataError(f"{without_secrets(url)}: the server does not tell the size of the file", "download it first")
-    tag = next((str(info[key]) for key in _TAGS if info.get(key)), "")
-    return RemoteFile(url, int(size), tag, not url.startswith(_HTTP) or _has_ranges(url, int(size)))
+    return RemoteFile(url, int(size), _tag(info), not url.startswith(_HTTP) or _has_ranges(url, int(size)))
 
 
 def _has_ranges(url: str, size: int) -> bool:
@@ -223,6 +216,10 @@ def _info(url: str, *, again: bool = False) -> dict[str, Any]:
     filesystem, path = _connect(url, again=again)
     filesystem.invalidate_cache()
     return dict(filesystem.info(path))
+
+
+def _tag(info: Mapping[str, Any]) -> str:
+    return next((str(info[key]) for key in _TAGS if info.get(key)), "")
 
 
 class _Stream(io.RawIOBase):
@@ -299,8 +296,7 @@ class _Stream(io.RawIOBase):
         """Raises DataError if the file is not the one that was found."""
         failed, self._failed = self._failed, False
         now = _info(self._remote.url, again=failed)
-        tag = next((str(now[key]) for key in _TAGS if now.get(key)), "")
-        if (now.get("size"), tag) != (self._remote.size, self._remote.tag):
+        if (now.get("size"), _tag(now)) != (self._remote.size, self._remote.tag):
             raise DataError(f"{self._remote}: the file has changed while it was read", _CHANGED)
 
     def _drop(self) -> None:
@@ -326,23 +322,22 @@ def _errors(url: str) -> Iterator[None]:
         raise _explained(url, error) from error
 
 
-def _names(error: BaseException) -> list[str]:
-    """The classes of an error, of their bases, and of its causes."""
-    found: list[str] = []
+def _with_causes(error: BaseException) -> Iterator[BaseException]:
     one: BaseException | None = error
     while one is not None:
-        found += [cls.__name__ for cls in type(one).__mro__]
+        yield one
         one = one.__cause__ or one.__context__
-    return found
+
+
+def _names(error: BaseException) -> list[str]:
+    """The names of the classes of an error and of its causes, with their bases."""
+    return [cls.__name__ for one in _with_causes(error) for cls in type(one).__mro__]
 
 
 def _status(error: BaseException) -> int | None:
-    one: BaseException | None = error
-    while one is not None:
-        if isinstance(status := getattr(one, "status", None), int):
-            return status
-        one = one.__cause__ or one.__context__
-    return None
+    """The status of HTTP that an error, or a cause of it, tells."""
+    statuses = (getattr(one, "status", None) for one in _with_causes(error))
+    return next((status for status in statuses if isinstance(status, int)), None)
 
 
 def _is_final(error: BaseException) -> bool:

@@ -34,6 +34,7 @@ from dlrmctl.data.formats.raw import (
 from dlrmctl.data.formats.sources import expand_sources, natural
 from dlrmctl.data.formats.streams import damage
 from dlrmctl.data.formats.transforms import NONE, DenseTransform
+from dlrmctl.data.remote import file_identity
 
 _DENSE, _LABELS, _ONE_HOT, _MULTI_HOT = "_dense.npy", "_labels.npy", "_sparse.npy", "_sparse_multi_hot.npz"
 _SUFFIXES = (_DENSE, _LABELS, _ONE_HOT, _MULTI_HOT)
@@ -276,8 +277,7 @@ class NpyInput:
 
     def identity(self) -> Mapping[str, Any]:
         """Names, sizes and modification times of all files, and how they are read."""
-        stats = [(path, path.stat()) for day in self._days for path in day.paths]
-        files = [{"name": str(p), "bytes": s.st_size, "mtime_ns": s.st_mtime_ns} for p, s in stats]
+        files = [{"name": str(path), **file_identity(path)} for day in self._days for path in day.paths]
         how = {"reader": READER_VERSION, "piece_rows": self._piece_rows, "as_rows": self._as_rows}
         return {"format": self.format, **how, "sources": files}
 
