@@ -16,7 +16,7 @@ import typer.main
 
 from dlrmctl.cli.app import whole_application
 from dlrmctl.settings.config import SECTIONS, resolve
-from tests.dlrmctl.commands import in_process
+from tests.dlrmctl.commands import Done, in_process
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -87,32 +87,35 @@ def _only_checked() -> list[str]:
     return sorted({part for part in parts if re.search(r"(^|--no-python )dlrmctl ", part)})
 
 
+def _in_shell(command: str, directory: Path) -> Done:
+    # The installed command stands beside the interpreter that runs the tests.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    ended = subprocess.run(
+        ["bash", "-c", command],
+        cwd=directory,
+        env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return Done(ended.returncode, ended.stdout, ended.stderr)
+
+
 @pytest.fixture(scope="module")
 def tour(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory after the README's tour, which begins with a `train.txt`; and files that the pages begin with."""
     directory = tmp_path_factory.mktemp("tour")
     made = in_process("data", "synthesize", "--rows", "4000", "-o", directory / "train.txt")
     assert made.status == 0, made.err
-    # The installed command stands beside the interpreter that runs the tests.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for command in _marked("README.md", *TOUR):
         if command.startswith("dlrmctl ") and "--nproc" not in command:  # .ci/run takes the tour in processes
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(directory)
-                here = in_process(*shlex.split(command)[1:])
-            assert here.status == 0, f"{command}\n{here.err}"
-            assert here.out.strip() or command.startswith("dlrmctl plot"), command  # a picture is its answer
-            continue
-        done = subprocess.run(
-            ["bash", "-c", command],
-            cwd=directory,
-            env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
-        assert done.stdout.strip(), command
+                done = in_process(*shlex.split(command)[1:])
+        else:
+            done = _in_shell(command, directory)
+        assert done.status == 0, f"{command}\n{done.err}"
+        assert done.out.strip() or command.startswith("dlrmctl plot"), command  # a picture is its answer
     for number in (1, 2):
         rows = [f"{n % 3 // 2},{n / 4},{20 + n % 50},book-{n % 17},drama|crime" for n in range(400)]
         (directory / f"visits-{number}.csv").write_text("\n".join(["clicked,price,age,item,genres", *rows]) + "\n")

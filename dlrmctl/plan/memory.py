@@ -60,7 +60,7 @@ class Exchange:
     sent_ids: int
 
 
-NO_EXCHANGE = Exchange(rows=0.0, row_bytes=0.0, looked_up=0, received=0, sent=0, sent_ids=0)
+_NO_EXCHANGE = Exchange(rows=0.0, row_bytes=0.0, looked_up=0, received=0, sent=0, sent_ids=0)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class MemoryPlan:
         parts: name -> bytes per rank, the names of `PARTS`.
         placements: placement of every table; if they do not fit, in equal parts, or as set.
         exchanges, wide_exchanges: what each rank looks up and exchanges in a step, of tables, and of first-order
-            weights; the latter empty if there are none.
+            weights.
         table_room, wide_room: bytes of each rank for tables and their lookups, and for first-order weights; None if
             unknown.
         problem: the planner's reason why the tables do not fit, or None.
@@ -137,7 +137,7 @@ def plan_memory(config: Config, schema: Schema, cluster: Cluster, *, sharding: s
     parts["first-order"], wide_exchanges, wide_problem = _first_order(
         config, weights, cluster, batch, wide_room, sharding
     )
-    wide_lookups = [_allocated(one.looked_up + one.received, cluster) for one in wide_exchanges] or [0] * world_size
+    wide_lookups = [_allocated(one.looked_up + one.received, cluster) for one in wide_exchanges]
     if room is not None:
         room -= max(map(sum, zip(parts["first-order"], wide_lookups, strict=True)))
     placements, problem = _placements(config, embeddings, cluster, batch, room, sharding)
@@ -239,7 +239,7 @@ def _first_order(
     """Returns the bytes of first-order weights with their optimizer state on each rank, their exchanges, and the
     planner's reason why they do not fit, or None."""
     if weights is None:
-        return (0,) * cluster.world_size, [], None
+        return (0,) * cluster.world_size, [_NO_EXCHANGE] * cluster.world_size, None
     placements, problem = _placements(config, weights, cluster, batch, room, sharding)
     kept = rank_bytes(placements, cluster.world_size)
     if cluster.world_size == 1 and cluster.device_type == "cpu":  # a gradient for every row

@@ -14,7 +14,7 @@ import torch
 from dlrmctl.embeddings.sharding.placement import CPU_BYTES_PER_SECOND
 from dlrmctl.plan.cluster import Cluster
 from dlrmctl.plan.dense import RUN, SHORT_RUN, DenseNeed
-from dlrmctl.plan.memory import NO_EXCHANGE, Exchange, MemoryPlan, activation_floats
+from dlrmctl.plan.memory import Exchange, MemoryPlan, activation_floats
 from dlrmctl.ranks.cores import usable_cores
 from dlrmctl.ranks.process import matmul_precision, num_threads
 from dlrmctl.settings.config import Config
@@ -103,8 +103,7 @@ def estimate(config: Config, plan: MemoryPlan, rates: Rates) -> StepTime:
     activations = batch * activation_floats(config, N - 1) * _FLOAT * _PASSES
     averaging = 0 if config.optim.averaging == "none" else _AVERAGING
     elementwise = (_ELEMENTWISE[config.optim.dense_optimizer] + averaging) * dense.weights
-    weights = plan.wide_exchanges or [NO_EXCHANGE] * size
-    both = list(zip(plan.exchanges, weights, strict=True))
+    both = list(zip(plan.exchanges, plan.wide_exchanges, strict=True))
     gathered = max(_gathered(vectors) + _gathered(scalars) for vectors, scalars in both)
     optimizer, early = (
         _sum(_over(2 * max(products), rates.flops), _over(elementwise, rates.memory))
