@@ -5,6 +5,8 @@ import os
 import pytest
 from _pytest.mark.expression import Expression
 
+from tests.servers import https, s3, served, sftp  # noqa: F401 (fixtures)
+
 # Tests run side by side: threads of one that wait busily would hold up the others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("POLARS_MAX_THREADS", "2")

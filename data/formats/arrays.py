@@ -34,7 +34,7 @@ from dlrmctl.data.formats.raw import (
 from dlrmctl.data.formats.sources import expand_sources, natural
 from dlrmctl.data.formats.streams import damage
 from dlrmctl.data.formats.transforms import NONE, DenseTransform
-from dlrmctl.data.remote import file_identity
+from dlrmctl.data.remote.files import file_identity
 
 _DENSE, _LABELS, _ONE_HOT, _MULTI_HOT = "_dense.npy", "_labels.npy", "_sparse.npy", "_sparse_multi_hot.npz"
 _SUFFIXES = (_DENSE, _LABELS, _ONE_HOT, _MULTI_HOT)

@@ -32,7 +32,7 @@ from dlrmctl.data.formats.raw import (
 from dlrmctl.data.formats.sources import expand_sources
 from dlrmctl.data.formats.texts import Text, TextSource, find_texts, is_regular, open_text
 from dlrmctl.data.formats.transforms import LOG, MISSING, DenseTransform
-from dlrmctl.data.remote import RemoteFile, file_identity
+from dlrmctl.data.remote.files import RemoteFile, file_identity
 
 LABEL = "label"
 DENSE = tuple(f"int_{i}" for i in range(1, 14))

@@ -9,7 +9,8 @@ from pathlib import Path
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import refuse_url
 from dlrmctl.data.formats.texts import MEMBER_MARK, STANDARD_INPUT, split_member
-from dlrmctl.data.remote import is_remote, remote_names, without_secrets
+from dlrmctl.data.remote.files import remote_names
+from dlrmctl.data.remote.urls import is_remote, without_secrets
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MAGIC = re.compile(r"[*?\[]")

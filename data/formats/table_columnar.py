@@ -9,7 +9,8 @@ import polars as pl
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors
 from dlrmctl.data.formats.table_schema import BY_TYPE, TableSchema
-from dlrmctl.data.remote import RemoteFile, local_copy
+from dlrmctl.data.remote.copies import local_copy
+from dlrmctl.data.remote.files import RemoteFile
 from dlrmctl.data.times import doubt_of, is_moment
 
 MAGICS = {"parquet": b"PAR1", "ipc": b"ARROW1"}

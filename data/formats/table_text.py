@@ -20,7 +20,7 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors
 from dlrmctl.data.formats.raw import BadLine
 from dlrmctl.data.formats.streams import GZIP_MARK, damage
-from dlrmctl.data.remote import RemoteFile
+from dlrmctl.data.remote.files import RemoteFile
 
 MAX_RECORD_BYTES = 1 << 20
 PIECE_BYTES = 1 << 22

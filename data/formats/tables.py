@@ -32,7 +32,8 @@ from dlrmctl.data.formats.table_text import PIECE_BYTES, Dialect, Place, Records
 from dlrmctl.data.formats.table_values import KeyColumn, to_piece
 from dlrmctl.data.formats.texts import HEAD_BYTES, STANDARD_INPUT, is_regular, is_tar, is_zip, refuse_others
 from dlrmctl.data.formats.transforms import ColumnTransform, DenseTransform
-from dlrmctl.data.remote import RemoteFile, file_identity, is_remote, locate
+from dlrmctl.data.remote.files import RemoteFile, file_identity, locate
+from dlrmctl.data.remote.urls import is_remote
 from dlrmctl.data.splits import Split
 from dlrmctl.data.times import doubt_of, order_kind, order_kind_of_texts
 

@@ -26,7 +26,8 @@ from dlrmctl.data.formats.streams import (
     damage,
     discard,
 )
-from dlrmctl.data.remote import RemoteFile, is_remote, locate
+from dlrmctl.data.remote.files import RemoteFile, locate
+from dlrmctl.data.remote.urls import is_remote
 
 STANDARD_INPUT = "-"
 HEAD_BYTES = 512  # of a tar file: its first header

@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from dlrmctl.data.files import refuse_url
-from dlrmctl.data.remote import is_remote
+from dlrmctl.data.remote.urls import is_remote
 from dlrmctl.errors import UserError
 from dlrmctl.settings.synonyms import names_meant, nearest
 

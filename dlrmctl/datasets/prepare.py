@@ -27,7 +27,7 @@ from dlrmctl.data.preparation.prepare import prepare as run_preparation
 from dlrmctl.data.preparation.report import PrepareProgress, PrepareReport
 from dlrmctl.data.preparation.tally import TooManyBadRows
 from dlrmctl.data.preparation.unfinished import CONTINUES, partial_path
-from dlrmctl.data.remote import is_remote
+from dlrmctl.data.remote.urls import is_remote
 from dlrmctl.data.schema import RESERVED_ROWS
 from dlrmctl.data.splits import Split
 from dlrmctl.data.store.manifest import name_of_directory, read_manifest
