@@ -7,7 +7,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class Delivery:
         out: a file to write, or a pipe, or /dev/stdout.
         plot: a picture to write.
         against: a file that an earlier run wrote; read at once, since `out` may be the same.
+        others: files that the measurement itself writes, by option.
 
     Raises:
         UserError, DataError: if a file cannot be written, or `against` is not a result of this command.
@@ -40,18 +41,26 @@ class Delivery:
     out: Path | None
     plot: Path | None
     against: Path | None
+    others: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.plot is not None:
             check_writable(check_picture(self.plot))
-        if self.out is not None and not self.out.parent.is_dir():
-            raise UserError(f"{self.out.parent}: no such directory", f"mkdir -p {self.out.parent}")
-        if self.out is not None and self.out.is_dir():
-            raise UserError(f"{self.out} is a directory; --out takes a file")
-        if self.out is not None and not is_stream(self.out):
-            check_writable(self.out)
-            if self.plot is not None and self.out.resolve() == self.plot.resolve():
-                raise UserError(f"{self.out}: --out and --plot name the same file")
+        written = {**self.others, **({} if self.out is None else {"--out": self.out})}
+        for option, path in written.items():
+            if not path.parent.is_dir():
+                raise UserError(f"{path.parent}: no such directory", f"mkdir -p {path.parent}")
+            if path.is_dir():
+                raise UserError(f"{path} is a directory; {option} takes a file")
+            if option != "--out" or not is_stream(path):
+                check_writable(path)
+        if self.plot is not None:
+            written["--plot"] = self.plot
+        options: dict[Path, str] = {}
+        for option, path in written.items():
+            first = options.setdefault(path.resolve(), option)
+            if first != option and not is_stream(path):
+                raise UserError(f"{path}: {first} and {option} name the same file")
         self._earlier = None if self.against is None else read_result(self.against, self.command)
 
     def deliver(

@@ -86,6 +86,11 @@ class Measurement(ABC):
     configs: Sequence[Config]
     options: dict[str, Any]
 
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files that the measurement itself writes, by option."""
+        return {}
+
     def check_ranks(self, number: int) -> None:
         """Checks that this number of ranks can share the batches of all variants.
 
@@ -124,24 +129,36 @@ class Measurement(ABC):
 
 @dataclass(frozen=True)
 class StepMeasurement(Measurement):
-    """Measures the training step of the settings and of variants of them."""
+    """Measures the training step of the settings and of variants of them.
+
+    Attributes:
+        trace: a file for the profiler's trace of some steps, whose waits are then counted.
+    """
 
     command = "step"
     variants: Mapping[str, Config]
+    trace: Path | None = None
 
     @classmethod
-    def read(cls, flags: Flags, texts: Texts, *, quick: bool) -> Self:
+    def read(cls, flags: Flags, texts: Texts, *, quick: bool, trace: Path | None = None) -> Self:
         """Reads "rounds", "steps", "rows_cap", and lists of values of settings by the setting's name."""
         options: dict[str, Any] = {name: _whole("step", name, texts, quick) for name in _DEFAULTS["step"]}
         lists = {name: text for name in _LISTS if (text := texts.get(name)) is not None}
         variants = step_variants(_quick_settings("step", flags) if quick else flags, lists)
-        return cls(list(variants.values()), {"variants": list(variants), **options}, variants)
+        return cls(list(variants.values()), {"variants": list(variants), **options}, variants, trace)
+
+    @property
+    def files(self) -> dict[str, Path]:
+        return {} if self.trace is None else {"--trace": self.trace}
+
+    def values(self) -> dict[str, Any]:
+        return super().values() | {"trace": None if self.trace is None else str(self.trace)}
 
     def run(self) -> dict[str, Any] | None:
         from dlrmctl.bench.step import bench_step
 
         numbers = {name: self.options[name] for name in _DEFAULTS["step"]}
-        return _on_ranks(self.configs[0], lambda ranks: bench_step(self.variants, ranks, **numbers))
+        return _on_ranks(self.configs[0], lambda ranks: bench_step(self.variants, ranks, trace=self.trace, **numbers))
 
     def show(self, result: dict[str, Any]) -> None:
         from dlrmctl.bench.step import show_bench_step
@@ -446,11 +463,14 @@ def _whole(command: str, name: str, texts: Texts, quick: bool) -> int:
     return whole_number(f"--{name.replace('_', '-')}", _text(command, name, texts, quick), at_least=1)
 
 
-def measure_on_rank(command: str, configs: Sequence[Mapping[str, Any]], options: dict[str, Any]) -> Any:
+def measure_on_rank(
+    command: str, configs: Sequence[Mapping[str, Any]], options: dict[str, Any], trace: str | None = None
+) -> Any:
     """Runs a measurement, made from its `values`, on a rank that was started for it."""
     settings = [resolve(sections, {}, file_name="settings") for sections in configs]
     if command == "step":
-        return StepMeasurement(settings, options, dict(zip(options["variants"], settings, strict=True))).run()
+        variants = dict(zip(options["variants"], settings, strict=True))
+        return StepMeasurement(settings, options, variants, None if trace is None else Path(trace)).run()
     return (NoiseMeasurement if command == "noise" else ShampooMeasurement)(settings, options).run()
 
 

@@ -10,6 +10,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
+from pathlib import Path
+from shutil import copyfileobj
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from dlrmctl.bench.timing import alternate, collective_milliseconds, peak_bytes,
 from dlrmctl.bench.variants import PARTS, Variant
 from dlrmctl.console.console import output, print_table, say
 from dlrmctl.console.text import bytes_text, counted, rate_text
-from dlrmctl.data.files import scratch_directory
+from dlrmctl.data.files import scratch_directory, whole_file
 from dlrmctl.data.store.store import Store
 from dlrmctl.data.store.writer import write_store
 from dlrmctl.data.synthetic.cardinalities import KAGGLE
@@ -29,10 +31,17 @@ from dlrmctl.settings.config import Config
 
 _PARTED = "base, by part"
 _MOST_STORED = 1 << 20  # examples in the store; longer rounds read them again
+_TRACED_STEPS = 10
 
 
 def bench_step(
-    configs: Mapping[str, Config], ranks: Ranks, *, rounds: int, steps: int, rows_cap: int
+    configs: Mapping[str, Config],
+    ranks: Ranks,
+    *,
+    rounds: int,
+    steps: int,
+    rows_cap: int,
+    trace: Path | None = None,
 ) -> dict[str, Any]:
     """Times rounds of training steps of every variant, each after a round of its floor, after one round of warm-up.
 
@@ -41,11 +50,12 @@ def bench_step(
         rounds: number of rounds, of which medians are taken.
         steps: steps of the first variant per round; the others see as many examples.
         rows_cap: the most rows of a table.
+        trace: a file for a trace of the first variant, on rank 0, in Chrome's format; then waits are counted.
 
     Returns:
         Plain values: "limits" of the machine, "variants" with times, shares of the floor, ratios and bytes, and of the
         first variant "parts_ms", measured in rounds of their own, "step_of_parts_ms", the whole step in these rounds,
-        "floor_parts_ms", "against_limits" and "communication_ms".
+        "floor_parts_ms", "against_limits" and "communication_ms"; with `trace` also "waits" of all variants.
     """
     configs = {name: config.fitted(None, ranks.world_size) for name, config in configs.items()}
     base_name, base_config = next(iter(configs.items()))
@@ -75,6 +85,10 @@ def bench_step(
         seconds = alternate(works, rounds=rounds, device=ranks.device)
         parts, floor_parts = all_parts[1:], base.floor_parts[1:]  # without the warm-up
         communication = collective_milliseconds(base.train, base.steps) if ranks.world_size > 1 else {}
+        waits = {}
+        if trace is not None:
+            _tell(ranks, "tracing")
+            waits = {name: _waits(variant, trace if variant is base else None) for name, variant in variants.items()}
         measured = {
             name: _variant(variant, name, seconds, cpu, base, seconds[base_name]) for name, variant in variants.items()
         }
@@ -85,6 +99,7 @@ def bench_step(
         "step_of_parts_ms": spread([s * 1e3 / base.steps for s in seconds[_PARTED]]),
         "floor_parts_ms": {part: spread([each[part] for each in floor_parts]) for part in PARTS},
         "communication_ms": communication,
+        **({"waits": waits} if waits else {}),
         "ranks": ranks.world_size,
         "rows": rows,
         "settings": base_config.to_dict(),
@@ -117,6 +132,27 @@ def _variant(
         "to_base": spread_of_rates([ahead * b / s for s, b in zip(seconds[name], base_seconds, strict=True)]),
         "held_bytes": variant.held_bytes(),
         "step_bytes": step_bytes,
+    }
+
+
+def _waits(variant: Variant, trace: Path | None) -> dict[str, Any]:
+    """Returns what steps wait for, per step; on rank 0 it writes their trace."""
+    steps = _TRACED_STEPS
+    with scratch_directory() as scratch:
+        file = scratch / "trace.json" if trace is not None and variant.ranks.is_main else None
+        waits = variant.waits(steps, file)
+        if file is not None and trace is not None:
+            with file.open("rb") as made, whole_file(trace) as kept:
+                copyfileobj(made, kept)
+            say(f"wrote {trace}")
+    calls, reads = waits.synchronizations, waits.host_reads
+    return {
+        "steps": steps,
+        # CPUs are not waited for, so only a GPU has a number.
+        "synchronizations_per_step": sum(calls.values()) / steps if variant.ranks.device.type == "cuda" else None,
+        "synchronizations": {name: calls[name] / steps for name in sorted(calls)},
+        "host_reads_per_step": sum(reads.values()) / steps,
+        "host_reads": {name: reads[name] / steps for name in sorted(reads)},
     }
 
 
@@ -195,6 +231,20 @@ def show_bench_step(result: dict[str, Any]) -> None:
             ["", "ms"],
             [[name, f"{ms:.2f}"] for name, ms in result["communication_ms"].items()],
         )
+    if "waits" in result:
+        _show_waits(result["waits"])
+
+
+def _show_waits(waits: Mapping[str, Any]) -> None:
+    rows = []
+    for name, figures in waits.items():
+        for kind in ("synchronizations", "host_reads"):
+            if figures[f"{kind}_per_step"] is not None:
+                rows.append([f"{name}, {kind.replace('_', ' ')}", f"{figures[f'{kind}_per_step']:.1f}"])
+                rows += [[f"  {what}", f"{per_step:.1f}"] for what, per_step in figures[kind].items()]
+    print_table(
+        "waits, traced; a host read needs values of a tensor, for which a GPU is waited", ["", "per step"], rows
+    )
 
 
 def _show_machine(result: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""Measures works: time without warm-up, variants alternated, the device waited for; memory and collectives.
+"""Measures works: time without warm-up, variants alternated, the device waited for; memory, collectives and waits.
 
-Memory and collectives are read from a trace. Tracing slows a step down, so it is separate from the timing.
+Memory, collectives and waits are read from a trace. Tracing slows a step down, so it is separate from the timing.
 """
 
 import math
@@ -9,18 +9,31 @@ import re
 import statistics
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity, profile, record_function
 
 _GLOO = "gloo:"
 _NCCL_KERNEL = re.compile(r"nccl\w*?Kernel_([A-Za-z]+)")
 _WARMUP_ROUNDS = 1
+# Calls of CUDA's runtime in which the host waits; copies to memory that is not pinned wait as well.
+_SYNCHRONIZATIONS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
+_BLOCKING_COPY = re.compile(r"Memcpy DtoH \(Device -> Pageable\)")
+_TRACED, _READ, _ON_HOST = "traced steps", "host read: ", "read of a tensor of the host"
+# Methods that give the host a tensor's values, and operators that do so inside.
+_READS = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "cpu", "nonzero", "unique", "equal"}
+_READING_OPERATORS = {"aten::_local_scalar_dense", "aten::nonzero"}
+# Kernels for CPU alone, which read counters and learning rates.
+_CPU_KERNELS = re.compile(r"aten::_fused_|autograd::.*<SplitLookupFunction_")
 
 
 def now(device: torch.device) -> float:
@@ -117,8 +130,7 @@ def collective_milliseconds(work: Callable[[], None], steps: int) -> dict[str, f
     Args:
         work: takes `steps` steps.
     """
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_initialized() else [])]
-    with _hushed(), profile(activities=activities) as trace:
+    with _hushed(), profile(activities=_activities()) as trace:
         work()
     total: dict[str, float] = defaultdict(float)
     for event in trace.events():
@@ -137,6 +149,113 @@ def collective_kind(event: str, *, on_gpu: bool) -> str | None:
         kernel = _NCCL_KERNEL.match(event)
         return None if kernel is None else re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kernel[1]).lower()
     return event.removeprefix(_GLOO).replace("_", " ") if event.startswith(_GLOO) else None
+
+
+@dataclass(frozen=True)
+class Waits:
+    """How often the host stopped in a trace, by name: in CUDA's runtime, and where values of tensors were read."""
+
+    synchronizations: Mapping[str, int]
+    host_reads: Mapping[str, int]
+
+
+def traced_waits(
+    work: Callable[[], None],
+    device: torch.device,
+    *,
+    on_host: Collection[Tensor] = (),
+    cpu_only: Collection[Any] = (),
+    file: Path | None = None,
+) -> Waits:
+    """Counts the synchronizations of a work, and the places where it reads values of tensors.
+
+    On CPU there are only the latter: a read of a tensor waits for the device on CUDA, and costs nothing here.
+
+    Args:
+        work: only what runs in this thread is seen.
+        on_host: tensors that are not on the device even on CUDA, such as counters of steps.
+        cpu_only: functions that read nothing on CUDA.
+        file: to write the trace to, in Chrome's format.
+    """
+    with _hushed():
+        marks = _ReadMarks(device, on_host, cpu_only)
+        with profile(activities=_activities()) as trace, record_function(_TRACED), marks:
+            work()
+        if file is not None:
+            trace.export_chrome_trace(str(file))
+    events = trace.events()
+    (whole,) = [event for event in events if event.name == _TRACED and event.device_type == DeviceType.CPU]
+    synchronizations, reads = Counter[str](), Counter[str]()
+    for event in events:
+        if event.name in _SYNCHRONIZATIONS or _BLOCKING_COPY.match(event.name):
+            # The profiler itself waits at its end.
+            synchronizations[event.name] += whole.time_range.start <= event.time_range.start <= whole.time_range.end
+        elif event.name.startswith(_READ) and event.device_type == DeviceType.CPU:
+            reads[event.name.removeprefix(_READ)] += 1
+        elif event.name in _READING_OPERATORS:
+            callers = _callers(event)
+            outermost = [event.name, *(name for name in callers if "::" in name)][-1]
+            marked = any(caller.startswith((_READ, _ON_HOST)) for caller in callers)
+            reads[outermost] += not marked and not _CPU_KERNELS.match(outermost)
+    return Waits(dict(+synchronizations), dict(+reads))  # without those that are 0
+
+
+def _callers(event: Any) -> list[str]:
+    """Returns the names of the events that an event is in, from the inside to the outside."""
+    names = []
+    while event.cpu_parent is not None:
+        event = event.cpu_parent
+        names.append(event.name)
+    return names
+
+
+class _ReadMarks(TorchFunctionMode):
+    """Marks in a trace where Python code reads values of tensors of the device, by the name of the line."""
+
+    def __init__(self, device: torch.device, on_host: Collection[Tensor], cpu_only: Collection[Any]) -> None:
+        super().__init__()
+        self._device, self._cpu_only = device.type, {function.__code__ for function in cpu_only}
+        self._on_host = {tensor.untyped_storage().data_ptr() for tensor in on_host}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if not _reads(name, args, kwargs):
+            return func(*args, **kwargs)
+        read = next((arg for arg in args if isinstance(arg, Tensor)), None)
+        frame = _caller()
+        on_host = frame.f_code in self._cpu_only
+        if read is not None:
+            on_host |= read.device.type != self._device or read.untyped_storage().data_ptr() in self._on_host
+        line = f"{frame.f_globals['__name__']}:{frame.f_lineno}"
+        with record_function(_ON_HOST if on_host else f"{_READ}{name.strip('_')}, {line}"):
+            return func(*args, **kwargs)
+
+
+def _reads(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Returns whether a call needs values of a tensor on the host, or gives the device a list of the host."""
+    if name == "__getitem__":
+        indices = args[1] if isinstance(args[1], tuple) else (args[1],)
+        return any(isinstance(index, Tensor) and index.dtype == torch.bool for index in indices)
+    if name == "repeat_interleave":
+        return isinstance(args[-1], Tensor) and len(args) > 1 and kwargs.get("output_size") is None
+    if name == "segment_reduce":
+        return not kwargs.get("unsafe")
+    if name in ("tensor", "as_tensor"):
+        return kwargs.get("device") is not None and not isinstance(args[0], Tensor)
+    return name in _READS
+
+
+def _caller() -> Any:
+    """Returns the frame that called torch."""
+    frame: Any = sys._getframe(2)
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == "torch":
+        frame = frame.f_back
+    return frame
+
+
+def _activities() -> list[ProfilerActivity]:
+    return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_initialized() else [])]
 
 
 @contextmanager

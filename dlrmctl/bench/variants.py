@@ -7,6 +7,7 @@ Dimensions: B examples, F vectors of D columns, N = F + 1, R rows of all tables 
 
 from collections.abc import Generator, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +15,14 @@ from torch import Tensor
 
 from dlrmctl.assembly.model import build_model
 from dlrmctl.assembly.optimizers import build_averaging, build_dense_optimizer
-from dlrmctl.bench.timing import Laps
+from dlrmctl.bench.timing import Laps, Waits, traced_waits
 from dlrmctl.data.batch import Batch
 from dlrmctl.data.source import Source
 from dlrmctl.data.store.store import Store
 from dlrmctl.datasets.open import open_reader
+from dlrmctl.embeddings.ids import IdCheck
+from dlrmctl.embeddings.sharding.fused import kernels
+from dlrmctl.embeddings.sharding.shard import Sharded
 from dlrmctl.models import DenseNetwork
 from dlrmctl.models.interaction import DotInteraction
 from dlrmctl.ranks.group import Ranks
@@ -95,6 +99,23 @@ class Variant:
                 hook.remove()
         return laps.take(self.steps)
 
+    def waits(self, steps: int, file: Path | None = None) -> Waits:
+        """Returns what this rank waits for in `steps` steps; writes their trace to `file`."""
+        state = [*_tensors([*self.optimizer.state.values()]), *_tensors(self.optimizer.param_groups)]
+        state += _tensors(self.averaging.state_dict() if self.averaging else {})
+        on_host = [counter for counter in state if counter.dim() == 0]
+        for part in self._sharded():
+            for kernel, _ in kernels(part.dmp):
+                module: Any = kernel.emb_module
+                on_host += [module.iter_cpu, module.learning_rate_tensor, module.feature_dims]
+        return traced_waits(
+            partial(self.train, steps=steps),
+            self.ranks.device,
+            on_host=on_host,
+            cpu_only=[IdCheck.__call__],
+            file=file,
+        )
+
     def held_bytes(self) -> int:
         """Returns the bytes that this rank holds between two steps: tables, MLPs, the state of both optimizers."""
         parameters = list(self.model.network.parameters())
@@ -102,9 +123,11 @@ class Variant:
         if self.averaging:
             named = dict(self.model.network.named_parameters())
             state += [*self.averaging.averages(named).values(), *self.averaging.tensors(named).values()]
-        sharded = [self.model.sharded] if self.model.wide is None else [self.model.sharded, self.model.wide.sharded]
-        tables = sum(part.bytes_per_rank[self.ranks.rank] for part in sharded)
+        tables = sum(part.bytes_per_rank[self.ranks.rank] for part in self._sharded())
         return tables + sum(t.nbytes for t in (*parameters, *state))
+
+    def _sharded(self) -> list[Sharded]:
+        return [self.model.sharded] if self.model.wide is None else [self.model.sharded, self.model.wide.sharded]
 
     def close(self) -> None:
         """Ends the reader's thread."""

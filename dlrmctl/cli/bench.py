@@ -59,7 +59,7 @@ def _measures(command: Callable[..., Measurement]) -> Callable[..., None]:
 
     def run(*, json: bool, out: Path | None, plot: Path | None, against: Path | None, **values: Any) -> None:
         work = command(**values)
-        delivery = Delivery(work.command, json, out, plot, against)
+        delivery = Delivery(work.command, json, out, plot, against, work.files)
         ranks = 1
         if work.configs:
             nproc = values.get("nproc", "1")
@@ -90,6 +90,9 @@ def bench_step(
     rounds: Annotated[str | None, _number("Number of rounds to take medians over.", "step", "rounds")] = None,
     steps: Annotated[str | None, _number("Number of steps per round.", "step", "steps")] = None,
     rows_cap: Annotated[str | None, _number("Limit tables to this many rows.", "step", "rows_cap")] = None,
+    trace: Annotated[
+        Path | None, _file("--trace", "Write a trace of some steps for Chrome, and count what they wait for.", "JSON")
+    ] = None,
     nproc: Nproc = "1",
     quick: Quick = False,
     *,
@@ -107,7 +110,7 @@ def bench_step(
         "compress_a2a": exchanges,
     }
     numbers = {"rounds": rounds, "steps": steps, "rows_cap": rows_cap}
-    return StepMeasurement.read(flags, lists | numbers, quick=quick)
+    return StepMeasurement.read(flags, lists | numbers, quick=quick, trace=trace)
 
 
 @bench_app.command("shampoo")

@@ -1,5 +1,6 @@
 """Benchmarks run and report all their figures."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -25,10 +26,18 @@ STEP_PARTS = {
 }
 
 
-def test_bench_step_accounts_for_its_time():
-    done = in_process("bench", "step", *TINY, *SHORT, "--json")
+def test_bench_step_accounts_for_its_time_and_its_waits(tmp_path: Path):
+    trace = tmp_path / "trace.json"
+    done = in_process("bench", "step", *TINY, *SHORT, "--dense-optimizer", "adagrad", "--json", "--trace", trace)
     assert done.status == 0, done.err
     result = done.json()
+    assert json.loads(trace.read_text())["traceEvents"]
+    waits = result["waits"]["base"]
+    assert (waits["synchronizations_per_step"], waits["synchronizations"]) == (None, {})  # on CPU
+    # The sums of a step, once for metrics and the check.
+    (name,) = waits["host_reads"]
+    assert name.startswith("tolist, dlrmctl.training.step:")
+    assert waits["host_reads"][name] == waits["host_reads_per_step"] == 1
     assert (result["command"], result["options"]["rounds"]) == ("step", 2)
     assert set(result["parts_ms"]) == STEP_PARTS
     assert set(result["floor_parts_ms"]) == set(PARTS)

@@ -66,6 +66,10 @@ def test_files_that_cannot_be_written_are_one_line_before_the_work(tmp_path: Pat
     same = tmp_path / "a.png"
     assert _is_one_line(in_process(*STEP, "-o", same, "--plot", same), "--out and --plot name the same file")
     assert not same.exists()
+    assert _is_one_line(in_process(*STEP, "--trace", nowhere / "a.json"), f"{nowhere}: no such directory")
+    assert _is_one_line(in_process(*STEP, "--trace", tmp_path), "is a directory; --trace takes a file")
+    assert _is_one_line(in_process(*STEP, "--trace", "/dev/full"), "/dev/full is not a file")
+    assert _is_one_line(in_process(*STEP, "--trace", same, "-o", same), "--trace and --out name the same file")
 
 
 def test_a_hint_never_names_the_file_that_is_refused(tmp_path: Path):
