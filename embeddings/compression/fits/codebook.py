@@ -194,8 +194,12 @@ class Codebooks:
         return float((left.square().sum(1) * sample.weights).sum(dtype=torch.float64))
 
     def encode(self, values: Tensor, codes: Tensor | None) -> Tensor:
-        """Returns codes [n, L]: chosen greedily one after the other, or improved from given ones, one at a time."""
-        if self.operation == "concat":
+        """Returns codes [n, L]: chosen greedily one after the other, then improved one at a time.
+
+        Args:
+            codes: codes to improve instead of choosing them; parts of a concatenation, and single codes, need none.
+        """
+        if self.operation == "concat" or self.num_codes == 1:
             parts = values.view(-1, self.num_codes, self.width)
             found = [nearest(parts[:, i].contiguous(), self.codebooks[i]) for i in range(self.num_codes)]
             return torch.stack(found, 1)
@@ -208,10 +212,9 @@ class Codebooks:
         else:
             left = values - self.decode(codes)
         for index, codebook in enumerate(self.codebooks):
-            if self.num_codes > 1:
-                left += codebook[codes[:, index]]
-                codes[:, index] = nearest(left, codebook)
-                left -= codebook[codes[:, index]]
+            left += codebook[codes[:, index]]
+            codes[:, index] = nearest(left, codebook)
+            left -= codebook[codes[:, index]]
         return codes
 
     def decode(self, codes: Tensor) -> Tensor:

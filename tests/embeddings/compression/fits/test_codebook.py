@@ -1,7 +1,17 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
-from dlrmctl.embeddings.compression.fits.codebook import fit_centers, fit_codes, nearest, weighted_sample
+from dlrmctl.embeddings.compression.fits.codebook import (
+    Codebooks,
+    alternate,
+    coding_error,
+    fit_centers,
+    fit_codes,
+    nearest,
+    weighted_sample,
+)
 from dlrmctl.embeddings.compression.fits.methods import Method
 from dlrmctl.embeddings.compression.fits.trained import TableRows
 from tests.embeddings.compression.tables import table_rows, weighted_error
@@ -70,6 +80,22 @@ def test_the_loss_never_rises(operation: str):
     assert all(after <= before * (1 + 1e-6) for before, after in pairs)
     if operation == "sum":  # means of clusters have converged on the sample, which holds all heavy rows
         assert fitted.losses[-1] < 0.99 * fitted.losses[0]
+
+
+def test_a_single_code_is_chosen_anew_in_each_pass():
+    table = table_rows(3000)
+    model = Codebooks(torch.randn(1, 16, table.dim, generator=torch.Generator().manual_seed(0)), "sum")  # far from all
+    bad = torch.zeros(3000, 1, dtype=torch.int64)
+    assert torch.equal(model.encode(table.weight, bad), model.encode(table.weight, None))
+    codes, losses = torch.empty(3000, 1, dtype=torch.uint8), []
+    for _ in range(5):
+        best = coding_error(model, table)
+        losses += alternate(model, table, codes, 2)
+        assert losses[-2] == pytest.approx(best)
+    # Codebooks are rounded to float32 after each pass.
+    assert all(after <= before * (1 + 1e-6) for before, after in pairwise(losses))
+    assert losses[1] < 0.9 * losses[0]
+    assert losses[-1] < 0.9 * losses[1]
 
 
 def test_the_loss_is_that_of_the_codes():
