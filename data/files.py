@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _GZIP_LEVEL = 1  # higher levels hardly compress random digits better
 _PIECE_BYTES = 1 << 22  # small, since a checkpoint is checksummed beside tables that fill the memory
-_FRESH = ".dlrmctl-new-"  # prefix of the names of incomplete files
+FRESH = ".dlrmctl-new-"  # prefix of the names of incomplete files
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://")
 _COPY = {
     "s3": "aws s3 cp {url} .",
@@ -71,8 +71,11 @@ def io_errors(path: object, doing: str) -> Iterator[None]:
         raise DataError(f"{path}: cannot {doing}: {reason}", hint) from error
 
 
-def refuse_url(name: str) -> None:
+def refuse_url(name: str, *, writes: bool = False) -> None:
     """Checks that a name is that of a file on this machine.
+
+    Args:
+        writes: whether the file is written.
 
     Raises:
         DataError: if it is a URL, with the command that downloads it.
@@ -82,6 +85,8 @@ def refuse_url(name: str) -> None:
         return
     if match[1] == "file":
         raise DataError(f"{name}: a URL, expected a path", name[match.end() :])
+    if writes:
+        raise DataError(f"{name}: this can only be written on this machine", "choose a name here, and copy it then")
     copy = _COPY.get(match[1])
     hint = "copy it to this machine, or mount it, and give the file's path"
     raise DataError(
@@ -254,7 +259,7 @@ def scratch_error(problem: BaseException) -> DataError | None:
 
 
 def _fresh_name() -> str:
-    return f"{_FRESH}{secrets.token_hex(8)}"
+    return f"{FRESH}{secrets.token_hex(8)}"
 
 
 def _refuse_special(path: Path) -> None:
@@ -286,10 +291,10 @@ def remove_leftovers(directory: Path) -> None:
     Call it only where no other process writes.
     """
     for place, directories, files in os.walk(directory):
-        for name in [name for name in directories if name.startswith(_FRESH)]:
+        for name in [name for name in directories if name.startswith(FRESH)]:
             directories.remove(name)
             shutil.rmtree(Path(place) / name, ignore_errors=True)
-        for name in [name for name in files if name.startswith(_FRESH)]:
+        for name in [name for name in files if name.startswith(FRESH)]:
             (Path(place) / name).unlink(missing_ok=True)
 
 

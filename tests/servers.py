@@ -11,6 +11,7 @@ import ssl
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -47,9 +48,12 @@ def s3(served: Path) -> Iterator[str]:
     pytest.importorskip("s3fs")
     server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=_free_port())
     server.start()
+    endpoint = "http://{}:{}".format(*server.get_host_and_port())
+    # The buckets are those of the process.
+    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-api/reset", method="POST")).close()
     patch = pytest.MonkeyPatch()
     for name, value in {
-        "AWS_ENDPOINT_URL": "http://{}:{}".format(*server.get_host_and_port()),
+        "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -124,9 +128,10 @@ def sftp(served: Path, tmp_path: Path) -> Iterator[str]:
 
 
 class CuttingProxy:
-    """A proxy that cuts its first connections after some bytes."""
+    """A proxy that cuts its first connections after some bytes, of those received or sent."""
 
-    def __init__(self, target: int, cuts: int, after: int) -> None:
+    def __init__(self, target: int, cuts: int, after: int, *, sent: bool = False) -> None:
+        self._sent = sent
         self.cut, self._target, self._cuts, self._after = 0, target, cuts, after
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._socket.getsockname()[1])
@@ -136,8 +141,8 @@ class CuttingProxy:
         while True:
             client, _ = self._socket.accept()
             server = socket.create_connection(("127.0.0.1", self._target))
-            threading.Thread(target=self._pump, args=(client, server, False), daemon=True).start()
-            threading.Thread(target=self._pump, args=(server, client, True), daemon=True).start()
+            threading.Thread(target=self._pump, args=(client, server, self._sent), daemon=True).start()
+            threading.Thread(target=self._pump, args=(server, client, not self._sent), daemon=True).start()
 
     def _pump(self, source: socket.socket, target: socket.socket, counted: bool) -> None:
         sent = 0

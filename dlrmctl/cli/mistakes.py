@@ -6,12 +6,20 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import refuse_url
-from dlrmctl.data.remote.urls import is_remote
+from dlrmctl.data.remote.urls import is_remote, refuse_web
 from dlrmctl.errors import UserError
 from dlrmctl.settings.synonyms import names_meant, nearest
 
-_LOCAL = ("-o", "--out", "--schema", "--vocabulary-from", "--extend", "--data", "--config")  # take paths only
+# Options and commands by what they take.
+_OF_SERVICES = ("--storage", "--scheduler")
+_OUTPUTS, _STORES = ("-o", "--out"), ("--vocabulary-from", "--extend", "--data", "--finetune-data")
+_RUNS = ("--resume", "--run-dir", "--init-from", "--study")
+_OF_RUNS = ("runs", "plot", "evaluate", "compare", "calibrate", "predict", "compress-embeddings", "export")
+_LOCAL = (*_RUNS, "--schema", "--config")
+_WRITTEN = (*_OUTPUTS, "--plot")
+_MOUNT = "give a directory on this machine, or on a disk that is mounted here"
 _COMMANDS = {
     "benchmark": "bench",
     "check": "doctor",
@@ -69,17 +77,34 @@ def walk(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 
 
 def refuse_urls(arguments: Sequence[str]) -> None:
-    """Refuses arguments that are URLs, but for those of a database, of a scheduler, and of raw rows that are read.
+    """Refuses arguments that are URLs where only this machine is meant.
 
     Raises:
-        DataError: if an argument, or the value after `=`, is a URL.
+        DataError: if an argument, or the value after `=`, is such a URL.
     """
     for before, argument in zip(["", *arguments], arguments, strict=False):
         flag, _, value = argument.partition("=") if argument.startswith("--") else (before, "", argument)
-        reads_rows = arguments[0] == "prepare" or (arguments[0] == "predict" and before != "predict")
-        is_rows = reads_rows and flag not in _LOCAL and is_remote(value)
-        if flag not in ("--storage", "--scheduler") and not is_rows:
-            refuse_url(value)
+        if flag in _OF_SERVICES:
+            continue
+        if is_remote(value) and _takes_urls(arguments[0], flag):
+            if flag in _OUTPUTS:
+                refuse_web(value)
+            continue
+        is_word = not flag.startswith("-")
+        if is_remote(value) and (flag in _RUNS or (is_word and arguments[0] in _OF_RUNS) or arguments[0] == "daily"):
+            raise DataError(f"{value}: runs are kept on a file system, which can lock and rename", _MOUNT)
+        refuse_url(value, writes=flag in _WRITTEN)
+
+
+def _takes_urls(command: str, flag: str) -> bool:
+    """Whether a command reads or writes files on other machines.
+
+    Args:
+        flag: before the URL; or the word before it.
+    """
+    if command == "predict":
+        return flag not in ("predict", *_LOCAL)
+    return command == "prepare" and flag not in (*_OUTPUTS, *_STORES, *_LOCAL)
 
 
 def unknown_option(option: str, context: Any, root: Any) -> UserError:

@@ -170,7 +170,10 @@ def predict(
         list[str], typer.Argument(help="Files of rows, in the format of the training data.", metavar="SRC...")
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Write the predictions to this file, .parquet or .csv.", metavar="FILE")
+        str,
+        typer.Option(
+            "--out", "-o", help="Write the predictions to this file or URL, .parquet or .csv.", metavar="FILE"
+        ),
     ],
     labelled: Annotated[
         bool, typer.Option("--labelled/--unlabelled", help="Read a label from each row and report metrics.")

@@ -17,13 +17,14 @@ from dlrmctl.console.console import output, say, warn
 from dlrmctl.console.text import few
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.features.space import GENERATED, FeatureSpace
-from dlrmctl.data.files import whole_file
 from dlrmctl.data.formats.arrays import NpyInput
 from dlrmctl.data.formats.criteo import CriteoInput
 from dlrmctl.data.formats.raw import NO_LABEL, Input, unit_of
 from dlrmctl.data.formats.table_schema import BY_TYPE, TableSchema, read_schema
 from dlrmctl.data.formats.tables import TableInput
 from dlrmctl.data.new_rows import NewRows, cut_batches, read_new_rows
+from dlrmctl.data.remote.outputs import check_writable_at, exists, new_file
+from dlrmctl.data.remote.urls import is_remote
 from dlrmctl.data.schema import MISSING_ROW, RARE_ROW
 from dlrmctl.datasets.open import open_source
 from dlrmctl.datasets.prepare import warn_of_lost_fields
@@ -137,7 +138,7 @@ def predict(
     sources: Sequence[str],
     schema: Path | None,
     labelled: bool,
-    out: Path,
+    out: Path | str,
     keep: Sequence[str] = (),
     max_bad_rows: int | None = None,
     from_data: bool = False,
@@ -150,8 +151,8 @@ def predict(
         sources: files in the format of the training data.
         schema: of tables; None for the schema of the training data.
         labelled: whether the rows have labels, which adds metrics to the result.
-        out: .parquet or .csv; gets a row for every row of the sources, in order: source, line, probability, label if
-            any, problem (why there is no probability), and the columns of `keep`.
+        out: .parquet or .csv, here or at a URL; gets a row for every row of the sources, in order: source, line,
+            probability, label if any, problem (why there is no probability), and the columns of `keep`.
         keep: columns of tables to copy to the output, besides those that the schema lists as `id`.
         max_bad_rows: allowed number of rows without a probability; None allows 100 and 1 % of those read.
         from_data: use vocabulary and transforms of the data that the settings name, not of the run.
@@ -163,12 +164,7 @@ def predict(
     Raises:
         UserError, DataError: if something is missing or does not fit.
     """
-    if out.suffix not in SUFFIXES:
-        raise UserError(f"{out}: the name must end in {' or '.join(SUFFIXES)}")
-    if out.exists():
-        raise UserError(f"{out} already exists", "choose another file, or remove this one")
-    if not out.resolve().parent.is_dir():
-        raise UserError(f"{out.parent}: no such directory", f"mkdir -p {out.parent}")
+    _check_output(out)
     features = open_source(config.data, verify=()).features if from_data else run_features(config, run)
     if features.input == GENERATED:
         raise UserError("synthetic data has no raw rows to score", "dlrmctl evaluate scores its splits")
@@ -199,6 +195,24 @@ def predict(
         "examples": found.examples,
     }
     return result | ({"metrics": metrics.compute().to_dict()} if labelled else {})
+
+
+def _check_output(out: Path | str) -> None:
+    """Checks that a file can be written, and that there is none.
+
+    Raises:
+        UserError, DataError: if it cannot, or there is one.
+    """
+    if Path(out).suffix not in SUFFIXES:
+        raise UserError(f"{out}: the name must end in {' or '.join(SUFFIXES)}")
+    far = is_remote(str(out))
+    if far:
+        check_writable_at(str(out))
+    if exists(str(out)) if far else Path(out).exists():
+        raise UserError(f"{out} already exists", "choose another file, or remove this one")
+    parent = Path(out).parent
+    if not far and not parent.resolve().is_dir():
+        raise UserError(f"{parent}: no such directory", f"mkdir -p {parent}")
 
 
 def _input(
@@ -319,18 +333,18 @@ def _columns(labelled: bool, kept: Mapping[str, pl.DataType] | None = None) -> d
     return own | dict(kept or {})
 
 
-def _check_kept(keep: Sequence[str], out: Path, kinds: Mapping[str, pl.DataType]) -> None:
+def _check_kept(keep: Sequence[str], out: Path | str, kinds: Mapping[str, pl.DataType]) -> None:
     """Checks the columns of `keep`.
 
     Raises:
         UserError: if a column cannot be written to the output.
     """
     for name in keep:
-        if out.suffix == ".csv" and kinds[name].is_nested():
+        if Path(out).suffix == ".csv" and kinds[name].is_nested():
             raise UserError(f"--keep {name}: a CSV file cannot hold {kinds[name]}", "-o FILE.parquet")
 
 
-def _write(frames: Iterator[pl.DataFrame], out: Path, columns: Mapping[str, Any]) -> None:
+def _write(frames: Iterator[pl.DataFrame], out: Path | str, columns: Mapping[str, Any]) -> None:
     """Streams the frames to a file, atomically."""
     problems: list[BaseException] = []
 
@@ -341,9 +355,9 @@ def _write(frames: Iterator[pl.DataFrame], out: Path, columns: Mapping[str, Any]
             problems.append(problem)
 
     lazy = register_io_source(stream, schema=columns)
-    with whole_file(out) as file:
+    with new_file(out) as file:
         try:
-            lazy.sink_parquet(file) if out.suffix == ".parquet" else lazy.sink_csv(file)
+            lazy.sink_parquet(file) if Path(out).suffix == ".parquet" else lazy.sink_csv(file)
         except (OSError, pl.exceptions.PolarsError) as problem:  # polars gives errors of the disk as strings
             said = re.search(r"\(os error (\d+)\)", str(problem))
             if said is None:

@@ -90,11 +90,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("train --config optimizer.toml", "[optimizer] is not a section", "[optim]"),
         ("train --config store.toml", "data.dataset = 'clicks'", "--data DIR"),
         # Paths.
-        ("prepare criteo a.txt -o s3://b/store", "only files on this machine", "aws s3 cp s3://b/store ."),
+        ("prepare criteo a.txt -o s3://b/store", "only be written on this machine", "copy it then"),
+        ("data show s3://b/store", "only files on this machine", "aws s3 cp s3://b/store ."),
         ("train --data gs://b/store", "only files on this machine", "gcloud storage cp"),
         ("train --data=hdfs://b/store", "only files on this machine", "hdfs dfs -get"),
-        ("predict r rows.csv -o https://x.org/p.csv", "only files on this machine", "curl -LO"),
+        (
+            "predict runs/first rows.csv -o https://x.org/p.csv",
+            "web servers are only read from",
+            "s3://, gs:// or sftp://",
+        ),
+        ("export runs/first -o s3://b/model.dlrm", "only be written on this machine", "copy it then"),
         ("runs abfs://b", "only files on this machine", "mount it"),
+        ("runs s3://b/runs", "runs are kept on a file system", "mounted here"),
+        ("evaluate sftp://host/run", "runs are kept on a file system", "mounted here"),
+        ("train --run-dir=gs://b/run", "runs are kept on a file system", "mounted here"),
         ("evaluate file:///runs/first", "a URL, expected a path", "/runs/first"),
         (
             "predict dac/train.txt runs/first -o p.csv",
