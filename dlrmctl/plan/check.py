@@ -1,5 +1,9 @@
 """Checks by the numbers of `dlrmctl plan`, before memory is allocated, that a training fits its ranks."""
 
+from dataclasses import dataclass, replace
+
+import torch
+
 from dlrmctl.console.text import bytes_text
 from dlrmctl.data.schema import Schema
 from dlrmctl.errors import UserError
@@ -9,32 +13,63 @@ from dlrmctl.ranks.group import Ranks
 from dlrmctl.settings.config import Config
 from dlrmctl.settings.setting import shown
 
+_COPY = "checkpoint copy"
 _SMALLER_TABLES = (
     "--embedding qr with a larger --compress-ratio, a smaller --dim, or more ranks; `dlrmctl plan` with the same flags "
     "shows every table and what would fit"
 )
 
 
-def check_memory(config: Config, schema: Schema, ranks: Ranks) -> tuple[int | None, int | None]:
-    """Returns the bytes of each rank for tables with their lookups, and for first-order weights; None if unknown.
+@dataclass(frozen=True)
+class Rooms:
+    """What the memory of each rank has room for.
 
-    Every rank must call it.
+    Attributes:
+        tables: bytes for tables with their lookups; None if unknown.
+        wide: bytes for first-order weights; None if unknown.
+        copy: whether checkpoints are written from a copy of the state, while training continues.
+    """
+
+    tables: int | None = None
+    wide: int | None = None
+    copy: bool = False
+
+
+def check_memory(config: Config, schema: Schema, ranks: Ranks) -> Rooms:
+    """Returns the room for each part. Every rank must call it.
 
     Raises:
         UserError: on every rank, if the training does not fit, before anything is allocated.
     """
     cluster = these_ranks(ranks)
-    outcome: tuple[int | None, int | None] | UserError = (None, None)
+    host = None
+    if ranks.device.type == "cuda":
+        host = these_ranks(replace(ranks, device=torch.device("cpu"))).memory_bytes
+    outcome: tuple[int | None, int | None, bool] | UserError = (None, None, False)
     if ranks.is_main:
         try:
             plan = plan_memory(config, schema, cluster)
-            outcome = (plan.table_room, plan.wide_room) if plan.fits else _refusal(config, plan)
+            if not plan.fits:
+                outcome = _refusal(config, plan)
+            elif host is not None and max(plan.copy) > host:
+                outcome = _no_copy(plan, host)
+            else:
+                outcome = plan.table_room, plan.wide_room, plan.copies
         except UserError as problem:
             outcome = problem
     outcome = ranks.broadcast(outcome)
     if isinstance(outcome, UserError):
         raise outcome
-    return outcome
+    return Rooms(*outcome)
+
+
+def _no_copy(plan: MemoryPlan, room: int) -> UserError:
+    """Returns the error for a copy that checkpoints should be written from, and that does not fit."""
+    return UserError(
+        f"train.checkpoint_async = true needs {bytes_text(max(plan.copy))} of host memory on a rank, which has "
+        f"{bytes_text(room)}",
+        "--no-checkpoint-async, or more memory",
+    )
 
 
 def _refusal(config: Config, plan: MemoryPlan) -> UserError:
@@ -43,6 +78,9 @@ def _refusal(config: Config, plan: MemoryPlan) -> UserError:
     if plan.problem is not None and max(plan.totals) <= (cluster.memory_bytes or 0):
         return UserError(plan.problem, _SMALLER_TABLES)  # the planner counts more for lookups than this does
     assert cluster.memory_bytes is not None
+    without_copy = max(sum(parts) for parts in zip(*(plan.parts[n] for n in PARTS if n != _COPY), strict=True))
+    if without_copy <= cluster.memory_bytes:
+        return _no_copy(plan, cluster.memory_bytes - without_copy)
     rank = max(range(cluster.world_size), key=lambda r: plan.totals[r])
     needs = {name: plan.parts[name][rank] for name in PARTS if plan.parts[name][rank]}
     listed = ", ".join(f"{name} {bytes_text(needs[name])}" for name in sorted(needs, key=lambda name: -needs[name])[:4])

@@ -3,7 +3,7 @@
     tables and their row-wise AdaGrad, as placed by TorchRec's planner       (exact)
     first-order weights and their AdaGrad, likewise                          (exact)
     MLPs, their gradients, their optimizer's state and scratch               (exact)
-    on a CPU the tables again, while a checkpoint is written                 (measured: torch's writer copies them all)
+    a copy of weights and state, from which checkpoints are written          (exact; in host memory, also of GPUs)
     batches, lookups, activations, exchanges between ranks                   (from shapes; an estimate)
 
 Nothing is allocated, and no rank is needed. `dlrmctl plan` shows this; `dlrmctl train` refuses what does not fit.
@@ -29,8 +29,9 @@ from dlrmctl.settings.exchange import sharding_with
 
 PARTS = (
     *("process", "tables", "table state", "first-order", "MLPs", "gradients", "optimizer"),
-    *("batches", "lookups", "activations"),
+    *("batches", "lookups", "activations", "checkpoint copy"),
 )
+TABLES = ("tables", "table state", "first-order")
 _FLOAT, _ID = 4, 8
 _CUDA_WIDEST = 2048  # columns of a row in FBGEMM's CUDA kernels
 # The CPU allocator keeps memory and cannot always reuse it: measured 0.9 to 1.7 times what is counted.
@@ -69,6 +70,8 @@ class MemoryPlan:
 
     Attributes:
         parts: name -> bytes per rank, the names of `PARTS`.
+        copy: bytes of each rank for a copy of its state in host memory, from which checkpoints are written while
+            training continues; 0 if it waits for them. On CPUs also one of `parts`.
         placements: placement of every table; if they do not fit, in equal parts, or as set.
         exchanges, wide_exchanges: what each rank looks up and exchanges in a step, of tables, and of first-order
             weights.
@@ -81,6 +84,7 @@ class MemoryPlan:
     dense: DenseNeed
     embeddings: CompositionalEmbeddings
     parts: dict[str, tuple[int, ...]]
+    copy: tuple[int, ...]
     placements: list[Placement]
     exchanges: list[Exchange]
     wide_exchanges: list[Exchange]
@@ -94,6 +98,11 @@ class MemoryPlan:
         return tuple(map(sum, zip(*self.parts.values(), strict=True)))
 
     @property
+    def copies(self) -> bool:
+        """Whether checkpoints are written from a copy, while training continues."""
+        return any(self.copy)
+
+    @property
     def fits(self) -> bool:
         limit = self.cluster.memory_bytes
         return self.problem is None and (limit is None or max(self.totals) <= limit)
@@ -101,7 +110,7 @@ class MemoryPlan:
     @property
     def fixed_bytes(self) -> int:
         """The most bytes that any rank needs besides what depends on the rows of tables."""
-        names = [name for name in PARTS if name not in ("tables", "table state", "first-order", "lookups")]
+        names = [name for name in PARTS if name not in (*TABLES, "lookups", "checkpoint copy")]
         return max(map(sum, zip(*(self.parts[name] for name in names), strict=True)))
 
 
@@ -149,11 +158,14 @@ def plan_memory(config: Config, schema: Schema, cluster: Cluster, *, sharding: s
         _allocated(both.looked_up + both.received, cluster) + int(both.rows) * scratch + theirs
         for both, theirs in zip(exchanges, wide_lookups, strict=True)
     )
+    copy = _copy_of_state(config, cluster, dense, parts)
+    parts["checkpoint copy"] = copy if cluster.device_type == "cpu" else (0,) * world_size
     return MemoryPlan(
         cluster=cluster,
         dense=dense,
         embeddings=embeddings,
         parts={name: parts[name] for name in PARTS},
+        copy=copy,
         placements=placements,
         exchanges=exchanges,
         wide_exchanges=wide_exchanges,
@@ -161,6 +173,20 @@ def plan_memory(config: Config, schema: Schema, cluster: Cluster, *, sharding: s
         wide_room=wide_room,
         problem=problem or wide_problem,
     )
+
+
+def _copy_of_state(
+    config: Config, cluster: Cluster, dense: DenseNeed, parts: dict[str, tuple[int, ...]]
+) -> tuple[int, ...]:
+    """Returns `MemoryPlan.copy`. If the settings leave it open, there is one if it fits, and not yet on GPUs."""
+    tables = map(sum, zip(*(parts[name] for name in TABLES), strict=True))
+    copy = tuple(of_tables + dense.weights + state for of_tables, state in zip(tables, dense.state, strict=True))
+    wanted = config.train.checkpoint_async
+    if wanted is None:
+        rest = map(sum, zip(*parts.values(), strict=True))
+        most = max(kept + added for kept, added in zip(rest, copy, strict=True))
+        wanted = cluster.device_type == "cpu" and (cluster.memory_bytes is None or most <= cluster.memory_bytes)
+    return copy if wanted else (0,) * cluster.world_size
 
 
 def _exchanges(

@@ -12,7 +12,7 @@ from dlrmctl.embeddings.choose import num_parameters
 from dlrmctl.embeddings.compression.rules.quantize import row_bytes
 from dlrmctl.errors import UserError
 from dlrmctl.plan.cluster import Cluster
-from dlrmctl.plan.memory import MemoryPlan, plan_memory
+from dlrmctl.plan.memory import TABLES, MemoryPlan, plan_memory
 from dlrmctl.settings.config import Config
 from dlrmctl.settings.setting import shown
 
@@ -50,7 +50,18 @@ def remedies(config: Config, schema: Schema, plan: MemoryPlan) -> list[Remedy]:
     else:
         found = [_cut(config, schema, plan), _compressed(config, schema, plan), _more_ranks(config, schema, plan)]
         found.append(_served(plan, limit))
+    found.insert(0, _without_copy(config, schema, plan))
     return [remedy for remedy in found if remedy is not None]
+
+
+def _without_copy(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | None:
+    """Returns the same training without the copy that checkpoints are written from, if there is one."""
+    if not plan.copies:
+        return None
+    smaller = _planned(replace(config, train=replace(config.train, checkpoint_async=False)), schema, plan.cluster)
+    if not smaller.fits:
+        return None
+    return Remedy("training that waits for checkpoints", "--no-checkpoint-async", max(smaller.totals))
 
 
 def _smaller_batch(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | None:
@@ -117,7 +128,7 @@ def _worth_trying(plan: MemoryPlan) -> Iterator[float]:
 
 
 def _table_bytes(plan: MemoryPlan) -> int:
-    return sum(sum(plan.parts[name]) for name in ("tables", "table state", "first-order"))
+    return sum(sum(plan.parts[name]) for name in TABLES)
 
 
 def _room(plan: MemoryPlan) -> int:

@@ -28,6 +28,7 @@ _COLUMNS = {
     "MLPs, gradients": ("MLPs", "gradients"),
     "optimizer": ("optimizer",),
     "batch, lookups, activations": ("batches", "lookups", "activations"),
+    "copy for checkpoints": ("checkpoint copy",),
     "process": ("process",),
 }
 
@@ -114,6 +115,10 @@ def _show_ranks(plan: MemoryPlan) -> None:
     ]
     has = "" if limit is None else f" of {bytes_text(limit)}"
     print_table(f"memory per rank{has}", ["", *per_rank, "used"], rows)
+    if plan.copies and plan.cluster.device_type == "cuda":
+        output.print(
+            f"host memory per rank, for the copy that checkpoints are written from: {bytes_text(max(plan.copy))}"
+        )
 
 
 def _ranks(plan: MemoryPlan) -> range:

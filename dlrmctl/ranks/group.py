@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -83,6 +83,12 @@ class Ranks:
         everyone = [torch.empty_like(mine) for _ in range(self.world_size)]
         dist.all_gather(everyone, mine, group=self.messages)
         return [part.numpy().view(array.dtype) for part in everyone]
+
+    def apart(self) -> "Ranks":
+        """Returns the same ranks with new groups, whose messages do not mix with these. Every rank must call it."""
+        group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+        assert group is not None
+        return replace(self, control=group)
 
     def barrier(self) -> None:
         """Waits for every rank."""

@@ -12,9 +12,9 @@ import errno
 import json
 import resource
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dlrmctl.console.text import last_line
 from dlrmctl.data.errors import DataError
@@ -30,6 +30,7 @@ from dlrmctl.rundir.tensor_files import DISTRUST, METADATA
 FORMAT = "dlrmctl-checkpoint/1"
 _STATE, _COMPLETE = "state.json", "complete.json"
 _OTHER_TENSORS = ("Missing key", "Size mismatch")  # how torch's messages begin if the files are good
+_Result = TypeVar("_Result")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -51,36 +52,45 @@ class Checkpoints:
         A step can be saved only once.
 
         Raises:
-            UserError: if it cannot be written. Earlier checkpoints are kept.
+            UserError: on every rank, if one cannot write. Earlier checkpoints are kept.
         """
         from dlrmctl.rundir.tensor_exchange import ExchangeError, write_tensors
 
         final = self.directory / f"step-{step}"
         partial = self.directory / f"step-{step}.partial"
         try:
+            self._on_main(final, lambda: _make_anew(partial))
+            try:
+                write_tensors(partial, tensors, self.ranks.messages)
+            except ExchangeError as problem:
+                raise self._save_error(final, problem.causes, _reached_limit(partial)) from None
+            mine = self._attempt(final, lambda: _checksums(partial, f"__{self.ranks.rank}_"))
+            files: dict[str, list[int]] = {}
+            for found in self.ranks.gather(mine):
+                if isinstance(found, UserError):
+                    raise found
+                files |= found
+            complete = {"format": FORMAT, "step": step, "files": files}
+            self._on_main(final, lambda: _complete(partial, final, complete, state))
+        except UserError:
             if self.ranks.is_main:
                 shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-            self.ranks.barrier()
-            write_tensors(partial, tensors, self.ranks.messages)
-            mine = _checksums(partial, f"__{self.ranks.rank}_")
-            files = {name: entry for of_rank in self.ranks.gather(mine) for name, entry in of_rank.items()}
-            if self.ranks.is_main:
-                write_whole(partial / _STATE, json.dumps(state, indent=1).encode())
-                files |= _checksums(partial, METADATA) | _checksums(partial, _STATE)
-                complete = {"format": FORMAT, "step": step, "files": files}
-                write_whole(partial / _COMPLETE, json.dumps(complete, indent=1).encode())
-                sync_file(partial)
-                partial.rename(final)
-                sync_file(self.directory)
-            self.ranks.barrier()
-        except (OSError, DataError, ExchangeError) as problem:
-            too_large = _reached_limit(partial)
-            if self.ranks.is_main:
-                shutil.rmtree(partial, ignore_errors=True)
-            causes = problem.causes if isinstance(problem, ExchangeError) else [problem.__cause__ or problem]
-            raise self._save_error(final, causes, too_large) from None
+            raise
         return final
+
+    def _on_main(self, final: Path, work: Callable[[], None]) -> None:
+        """Does a part of a save on rank 0, while the others wait; its error is raised on every rank."""
+        problem = self.ranks.broadcast(self._attempt(final, work) if self.ranks.is_main else None)
+        if problem is not None:
+            raise problem
+
+    def _attempt(self, final: Path, work: Callable[[], _Result]) -> _Result | UserError:
+        """Does a part of a save; returns the error instead of raising it."""
+        try:
+            return work()
+        except (OSError, DataError) as problem:
+            too_large = _reached_limit(final.with_name(f"{final.name}.partial"))
+            return self._save_error(final, [problem.__cause__ or problem], too_large)
 
     def _save_error(self, path: Path, causes: Sequence[BaseException], too_large: bool) -> UserError:
         kept = self.newest()
@@ -92,7 +102,9 @@ class Checkpoints:
         # torch reports a short write in its own words and drops the reason.
         if full or any("unexpected pos" in str(cause) or "PytorchStreamWriter" in str(cause) for cause in causes):
             return UserError(f"{path}: cannot save: no space left on the disk; {stays}", "free space, then --resume")
-        return UserError(f"{path}: cannot save: {last_line(causes[0])}; {stays}")
+        first = causes[0]
+        reason = first.strerror.lower() if isinstance(first, OSError) and first.strerror else last_line(first)
+        return UserError(f"{path}: cannot save: {reason}; {stays}")
 
     def newest(self) -> Path | None:
         """The complete checkpoint with the highest step, or None."""
@@ -216,6 +228,21 @@ def _damaged(path: Path, what: str) -> UserError:
 
 def _remove(path: Path) -> str:
     return f"remove {path.name} to resume from the previous checkpoint"
+
+
+def _make_anew(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+
+
+def _complete(partial: Path, final: Path, complete: dict[str, Any], state: dict[str, Any]) -> None:
+    """Writes what rank 0 writes last, and gives the checkpoint its name."""
+    write_whole(partial / _STATE, json.dumps(state, indent=1).encode())
+    files = complete["files"] | _checksums(partial, METADATA) | _checksums(partial, _STATE)
+    write_whole(partial / _COMPLETE, json.dumps(complete | {"files": files}, indent=1).encode())
+    sync_file(partial)
+    partial.rename(final)
+    sync_file(final.parent)
 
 
 def _reached_limit(directory: Path) -> bool:

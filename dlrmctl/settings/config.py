@@ -275,6 +275,12 @@ class TrainSettings:
         at_least=0,
     )
     checkpoint_every: int = setting(0, "Write a checkpoint every N steps; 0 means at every evaluation.", at_least=0)
+    checkpoint_async: bool | None = setting(
+        None,
+        "Write checkpoints while training continues, from a copy of weights and states in host memory. Default: auto, "
+        "on a CPU if the memory suffices; on a GPU training waits.",
+        auto=True,
+    )
     keep_checkpoints: int = setting(2, "Number of latest checkpoints to keep, besides the best.", at_least=1)
     log_every: int = setting(100, "Print progress at least every N steps; short runs print about 20 lines.", at_least=1)
     tracker: str | None = setting(

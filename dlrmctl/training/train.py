@@ -25,11 +25,12 @@ from dlrmctl.datasets.open import open_reader, open_source, refuse_equal_labels
 from dlrmctl.datasets.place import table_rows
 from dlrmctl.embeddings.largest import rows_cut
 from dlrmctl.errors import Interrupted
-from dlrmctl.plan.check import check_memory
+from dlrmctl.plan.check import Rooms, check_memory
 from dlrmctl.ranks.group import Ranks, process_group
 from dlrmctl.ranks.process import matmul_precision
 from dlrmctl.ranks.signals import StopRequest, stop_requests
 from dlrmctl.rundir.baselines import find_baseline
+from dlrmctl.rundir.behind import CheckpointWriter
 from dlrmctl.rundir.checkpoint import Checkpoints, load, read_state
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.rundir.names import named_after_data, part_of_job, place_of_run
@@ -225,7 +226,7 @@ class Trainer:
         watch: TrialWatch | None = None,
     ) -> None:
         refuse_equal_labels(source)
-        rooms = check_memory(config.at_largest_batch(), source.schema, ranks) if model is None else (None, None)
+        rooms = check_memory(config.at_largest_batch(), source.schema, ranks) if model is None else Rooms()
         self.config, self.source, self.run, self.ranks = config, source, run, ranks
         self.start, self.messages = start, about_exchange(config, ranks)
         self.speaks = ranks.is_main and not quiet
@@ -242,7 +243,7 @@ class Trainer:
             source.features,
             ranks,
             batch_size=reader.local_batch_size,
-            memory_bytes=rooms,
+            memory_bytes=(rooms.tables, rooms.wide),
             inputs=inputs,
             base_rate=_base_rate(source) if config.model.wide else None,
         )
@@ -265,7 +266,8 @@ class Trainer:
         self.planned_steps = planned_steps = (config.train.epochs or 1) * reader.num_batches
         self.schedule = build_schedule(config, planned_steps)
         self.growth: BatchGrowth | None = None
-        self.checkpoints = Checkpoints(run.checkpoints, ranks)
+        self.writer = CheckpointWriter(run.checkpoints, ranks, keep=config.train.keep_checkpoints, behind=rooms.copy)
+        self.checkpoints = self.writer.checkpoints
         self.log_every = max(1, min(config.train.log_every, min(planned_steps, self.total_steps) // _FEWEST_LINES))
         self.lines_thin_out = config.train.epochs is None
         self.progress = RunState()
@@ -294,6 +296,7 @@ class Trainer:
         with (
             stop_requests() as request,
             TrainingDisplay(total, progress.step, speaks=self.speaks, trial=self._trial()) as display,
+            self.writer.finishing(),
         ):
             self.display = display
             self._introduce()
@@ -301,6 +304,7 @@ class Trainer:
                 self._epoch(request)
             if progress.window.examples:
                 self._log()
+            self.writer.finish()
             return self._results()
 
     def _trial(self) -> tuple[str, str] | None:
@@ -323,7 +327,8 @@ class Trainer:
             for batch in batches:
                 self._set_learning_rates()
                 on_device = batch.to(device, non_blocking=True)
-                sums, stop = self.take_step(on_device, progress.step + 1, stop=bool(request.signal_number))
+                ends = bool(request.signal_number) or self.writer.has_failed
+                sums, stop = self.take_step(on_device, progress.step + 1, stop=ends)
                 self._advance(sums)
                 changed = self._grow()
                 if self._evaluates_now() or self._is_last_step():
@@ -470,15 +475,14 @@ class Trainer:
             return False  # the first pass is made in any case
         return bool(patience) and progress.evaluations_without_gain >= patience
 
-    def _save(self) -> None:
+    def _save(self, *, at_once: bool = False) -> None:
         if self.watch is not None or self.saved_step == self.progress.step:
             return
         with self.display.pause():
             state = self._state().to_state(self.config, self.source)
-            self.checkpoints.save(self.progress.step, self._tensors(), state)
-            self.saved_step = self.progress.step
-            if self.ranks.is_main:
-                self.checkpoints.keep(self.config.train.keep_checkpoints, self.progress.best_step)
+            step, best = self.progress.step, self.progress.best_step
+            self.writer.save(step, self._tensors(), state, best, at_once=at_once or self.progress.finished)
+            self.saved_step = step
 
     def _state(self) -> RunState:
         """The state with what was counted on all ranks. Every rank must call it."""
@@ -502,7 +506,9 @@ class Trainer:
         return tensors
 
     def _leave(self, request: StopRequest) -> None:
-        self._save()
+        """Saves and raises Interrupted; if a checkpoint could not be written, raises that error."""
+        self.writer.finish()
+        self._save(at_once=True)
         number = request.signal_number or 15  # 15 if another rank got the signal
         self.display.say(f"step {self.progress.step}  saved; continue with: dlrmctl train --resume {self.run.path}")
         raise Interrupted(number)

@@ -62,6 +62,25 @@ def test_the_numbers_are_the_same_as_json():
     assert plan["step"]["parts_seconds"]["exchange of tables"] > 0
 
 
+def test_the_copy_for_checkpoints_is_counted_and_made_if_the_memory_suffices():
+    schema, given = schema_of_rows([40_000_000]), {"embedding": "full", "wide": "false"}
+    tables = 40_000_000 * 68
+
+    def planned(memory: int, **flags: str) -> Any:
+        return answer(resolve({}, given | flags), schema, described(1, 1, "cpu", memory), source="given")
+
+    roomy, short = planned(16 * GIB).memory, planned(4 * GIB).memory
+    assert roomy.fits
+    assert roomy.parts["checkpoint copy"] == roomy.copy
+    assert roomy.copy[0] == tables + roomy.dense.weights + roomy.dense.state[0]
+    assert short.fits
+    assert short.copy == (0,)
+    asked = planned(4 * GIB, checkpoint_async="true")
+    assert not asked.memory.fits
+    assert asked.remedies[0].flags == "--no-checkpoint-async"
+    assert not planned(16 * GIB, checkpoint_async="false").memory.copies
+
+
 def test_what_does_not_fit_has_status_one_and_ways_out():
     done = in_process(*FULL, "--hbm", "4GiB")
     assert done.status == 1, done.err

@@ -63,6 +63,38 @@ def test_a_killed_run_ends_like_one_that_was_never_killed(whole: Path, tmp_path:
     assert _results(path) == _results(whole)
 
 
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(whole: Path, tmp_path: Path):
+    path = tmp_path / "run"
+    process = start("train", *RUN, "--run-dir", path, cwd=tmp_path)
+    wait_for_checkpoint(path, process)
+    while True:  # stopped, so that what is seen is what the kill meets
+        process.send_signal(signal.SIGSTOP)
+        unfinished = list(path.glob("checkpoints/step-*.partial"))
+        if unfinished:
+            break
+        process.send_signal(signal.SIGCONT)
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert unfinished[0].is_dir()
+    done = in_process("train", "--resume", path)
+    assert done.status == 0, done.err
+    assert "resumed at step" in done.err
+    assert not list(path.glob("checkpoints/step-*.partial"))
+    assert_bitwise_equal(path / "checkpoints" / f"step-{STEPS}", whole / "checkpoints" / f"step-{STEPS}")
+    assert _lines(path) == _lines(whole)
+
+
+def test_training_that_waits_for_its_checkpoints_is_the_same(whole: Path, tmp_path: Path):
+    done = in_process("train", *RUN, "--run-dir", tmp_path / "run", "--no-checkpoint-async")
+    assert done.status == 0, done.err
+    for checkpoint in (whole / "checkpoints").iterdir():
+        assert_bitwise_equal(tmp_path / "run" / "checkpoints" / checkpoint.name, checkpoint)
+    assert _lines(tmp_path / "run") == _lines(whole)
+    assert _results(tmp_path / "run") == _results(whole)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_leaves(whole: Path, tmp_path: Path, number: signal.Signals):
     path = tmp_path / "run"
