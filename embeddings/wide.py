@@ -96,8 +96,10 @@ class Wide(nn.Module):
     def _with_buckets(self, dense_BI: Tensor, sparse: SparseIds) -> SparseIds:
         if not self.bucketed:
             return sparse
-        ids_IB, lengths_KB = bucket_ids(dense_BI, self.edges_IE), sparse.lengths_KB
+        ids_IB, lengths_KB, weights = bucket_ids(dense_BI, self.edges_IE), sparse.lengths_KB, sparse.weights
         if lengths_KB is not None:
             lengths_KB = torch.cat([lengths_KB, lengths_KB.new_ones(ids_IB.shape)])
+        if weights is not None:
+            weights = torch.cat([weights, weights.new_ones(ids_IB.numel())])
         ids = torch.cat([sparse.values, ids_IB.flatten().to(sparse.values.dtype)])
-        return SparseIds((*sparse.keys, *self.bucketed), ids, lengths_KB, sparse.batch_size)
+        return SparseIds((*sparse.keys, *self.bucketed), ids, lengths_KB, sparse.batch_size, weights)

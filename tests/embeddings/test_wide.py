@@ -1,5 +1,7 @@
 """First-order weights: the steps of tables with one column, and the buckets of dense features."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -7,6 +9,7 @@ import torch.distributed as dist
 from dlrmctl.embeddings.collection import WideTables
 from dlrmctl.embeddings.compression.composed import StoredWeights
 from dlrmctl.embeddings.compression.rules.rows import StoredRows
+from dlrmctl.embeddings.ids import SparseIds
 from dlrmctl.embeddings.sharding.shard import shard, sparse_state
 from dlrmctl.embeddings.wide import BUCKETS, WIDTH, Wide, bucket_ids, column_settings, padded_edges, wide_features
 from tests.embeddings.reference import EVERYTHING, ONE_HOT, embed, make_bags, part_of, rowwise_adagrad, to_kjt
@@ -108,6 +111,10 @@ def test_buckets_are_one_more_id_each_beside_one_hot_and_multi_hot_features() ->
         assert (found.lengths_KB is None) == (features is ONE_HOT)
         if found.lengths_KB is not None:
             assert found.lengths_KB.flatten().tolist() == [*kjt.lengths().tolist(), 1, 1, 1, 1]
+        assert found.weights is None
+        weights = torch.rand(len(kjt.values()))
+        found = wide(dense, replace(SparseIds.of(kjt), weights=weights))
+        assert found.weights.tolist() == [*weights.tolist(), 1, 1, 1, 1]
 
 
 def test_a_feature_has_no_more_rows_than_buckets() -> None:
