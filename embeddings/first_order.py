@@ -13,7 +13,7 @@ from dlrmctl.embeddings.tables import FeatureTable
 
 
 class FirstOrder(nn.Module):
-    """Sums the weights of the ids of each feature; an id counts as often as it occurs.
+    """Sums the weights of the ids of each feature; an id counts as often as it occurs, or by its weights in the batch.
 
     Args:
         features: with one table each ("full" or "hash"), in the order of the output.
@@ -53,11 +53,13 @@ class FirstOrder(nn.Module):
         rows = self._row_ids(ids)
         counts_F = torch.tensor(rows.values_per_key(), device=rows.values.device)
         first_N = self.first_F.repeat_interleave(counts_F)
-        return SparseIds(rows.keys, rows.values + first_N, rows.lengths_KB, rows.batch_size)
+        return SparseIds(rows.keys, rows.values + first_N, rows.lengths_KB, rows.batch_size, rows.weights)
 
     def forward(self, sparse: SparseIds | SparseBatch) -> Tensor:
         rows = self.rows(sparse)
         weights_N = self.weight_R[rows.values]
+        if rows.weights is not None:
+            weights_N = weights_N * rows.weights
         if rows.lengths_KB is None:
             return weights_N.view(-1, rows.batch_size).T.unsqueeze(2)
         bags_N = torch.arange(rows.lengths_KB.numel(), device=weights_N.device)

@@ -85,7 +85,7 @@ class RowMaker:
                 ones_NF = values_NC.new_ones(size, ids_NF.shape[1] - self.num_dense)
                 values = torch.cat([values_NC, ones_NF], 1).reshape(-1)
         else:
-            ids, offsets, values = _by_row(dense_NC, values_NC, ids_K, lengths_KN.long())
+            ids, offsets, values = _by_row(dense_NC, values_NC, ids_K, rows.weights, lengths_KN.long())
         examples = SparseRows(ids, offsets, self.num_features, values)
         kept = examples.narrow(0, batch.num_valid) if batch.num_valid < size else examples
         weights_B = None if batch.weights_B is None else batch.weights_B[: batch.num_valid].double()
@@ -102,7 +102,7 @@ class RowMaker:
 
 
 def _by_row(
-    dense_NC: Tensor, values_NC: Tensor | None, ids_K: Tensor, lengths_FN: Tensor
+    dense_NC: Tensor, values_NC: Tensor | None, ids_K: Tensor, weights_K: Tensor | None, lengths_FN: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Returns ids, offsets and values row by row, from the ids of lists feature by feature."""
     num_dense = dense_NC.shape[1]
@@ -114,11 +114,15 @@ def _by_row(
     ids = ids_K.new_empty(int(offsets[-1]))
     dense_places = (offsets[:-1, None] + torch.arange(num_dense)).reshape(-1)
     ids[dense_places] = dense_NC.reshape(-1).int()
-    ids[starts_FN.reshape(-1).repeat_interleave(flat) + within] = ids_K
-    if values_NC is None:
+    places_K = starts_FN.reshape(-1).repeat_interleave(flat) + within
+    ids[places_K] = ids_K
+    if values_NC is None and weights_K is None:
         return ids, offsets, None
     values = torch.ones(len(ids), dtype=torch.float64)
-    values[dense_places] = values_NC.reshape(-1)
+    if values_NC is not None:
+        values[dense_places] = values_NC.reshape(-1)
+    if weights_K is not None:
+        values[places_K] = weights_K.double()
     return ids, offsets, values
 
 

@@ -16,6 +16,9 @@ def test_an_id_counts_as_often_as_it_occurs_and_hashed_ids_share_a_weight():
     lengths_FB = torch.tensor([[1, 1, 1], [3, 0, 2]])
     sums = module(SparseIds(("a", "b"), torch.tensor([2, 0, 1, 4, 1, 1, 0, 3]), lengths_FB, 3))
     assert sums.squeeze(2).tolist() == [[4.0, 60.0], [1.0, 0.0], [2.0, 20.0]]
+    weights = torch.tensor([1.0, 1, 1, 0.5, 2, 1, 0, 3])
+    sums = module(SparseIds(("a", "b"), torch.tensor([2, 0, 1, 4, 1, 1, 0, 3]), lengths_FB, 3, weights))
+    assert sums.squeeze(2).tolist() == [[4.0, 70.0], [1.0, 0.0], [2.0, 30.0]]
     assert {name: weight.tolist() for name, weight in module.tables().items()}["a"] == [[1.0], [2.0], [4.0]]
 
 

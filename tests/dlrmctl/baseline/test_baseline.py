@@ -20,6 +20,7 @@ from dlrmctl.ranks.group import Ranks
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.settings.baseline import BaselineSettings
 from dlrmctl.settings.config import resolve
+from tests.data.visits import WEIGHTED, visits, write, write_schema
 from tests.dlrmctl.commands import in_process
 from tests.dlrmctl.small_tables import SCHEMA, TRAIN, rows_of_a_table
 from tests.ranks import run_ranks
@@ -70,23 +71,50 @@ def _whole(examples: SplitExamples) -> tuple[np.ndarray, np.ndarray]:
     return rows_ND[order], labels_N[order]
 
 
+def _optimum(rows_ND: np.ndarray, labels_N: np.ndarray, l2: float) -> float:
+    """The log loss of the best weights, found by Newton's method in float64."""
+    design = np.column_stack([rows_ND, np.ones(len(rows_ND))])
+    penalty = np.diag([l2] * rows_ND.shape[1] + [0.0])
+    point = np.zeros(design.shape[1])
+    for _ in range(20):
+        probability_N = 1 / (1 + np.exp(-design @ point))
+        gradient = design.T @ (probability_N - labels_N) + penalty @ point
+        curvature_N = probability_N * (1 - probability_N)
+        point -= np.linalg.solve(design.T @ (curvature_N[:, None] * design) + penalty, gradient)
+    return float(np.logaddexp(0, design @ point).mean() - labels_N @ (design @ point) / len(labels_N))
+
+
 def test_the_fit_is_the_optimum_of_a_dense_newton_iteration(store: Path):
     for dense in ("buckets", "raw"):
         path = store.parent / "runs" / dense
         done = in_process("baseline", "--data", store, "--l2", "3", "--dense", dense, "--run-dir", path, "--json")
         assert done.status == 0, done.err
-        rows_ND, labels_N = _whole(_examples(store, BaselineSettings(dense=dense)))
-        design = np.column_stack([rows_ND, np.ones(len(rows_ND))])
-        penalty = np.diag([3.0] * rows_ND.shape[1] + [0.0])
-        point = np.zeros(design.shape[1])
-        for _ in range(20):
-            probability_N = 1 / (1 + np.exp(-design @ point))
-            gradient = design.T @ (probability_N - labels_N) + penalty @ point
-            curvature_N = probability_N * (1 - probability_N)
-            point -= np.linalg.solve(design.T @ (curvature_N[:, None] * design) + penalty, gradient)
-        loss = np.logaddexp(0, design @ point).mean() - labels_N @ (design @ point) / len(labels_N)
+        loss = _optimum(*_whole(_examples(store, BaselineSettings(dense=dense))), 3.0)
         # The solver stops within 1e-6 of the optimum, and scores are float32.
         assert done.json()["train"]["log_loss"] == pytest.approx(loss, abs=2e-6)
+
+
+def test_lists_count_by_their_weights_and_averaged_ones_by_their_share(tmp_path: Path):
+    schema = write_schema(tmp_path / "my.toml", WEIGHTED | {"dense": []})
+    table, store = write(visits(700), tmp_path / "a.csv"), tmp_path / "store"
+    for command in (
+        ("prepare", "--schema", schema, table, "-o", store, "--min-count", "1"),
+        ("baseline", "--data", store, "--l2", "3", "--run-dir", tmp_path / "run", "--json"),
+    ):
+        done = in_process(*command)
+        assert done.status == 0, done.err
+    rows = visits(700)[:600]  # the training split
+    columns = {item: number for number, item in enumerate({*rows["item"], *rows["history"].explode()})}
+    design_FNC = np.zeros((3, len(rows), len(columns)))
+    for row, (item, history, seconds) in enumerate(rows.select("item", "history", "seconds").iter_rows()):
+        design_FNC[0, row, columns[item]] = 1
+        for value, weight in list(zip(history, seconds, strict=True))[-4:]:
+            design_FNC[1, row, columns[value]] += weight
+        for value in history[:3]:
+            design_FNC[2, row, columns[value]] += 1 / len(history[:3])
+    loss = _optimum(np.concatenate(design_FNC, 1), rows["clicked"].to_numpy(), 3.0)
+    assert done.json()["train"]["log_loss"] == pytest.approx(loss, abs=2e-6)  # as above
+    assert in_process("export", tmp_path / "run", "-o", tmp_path / "m.dlrm").status == 0  # it compares the scores
 
 
 def test_rows_have_counts_of_ids_and_one_active_bucket_per_dense_feature(store: Path):
