@@ -4,7 +4,7 @@ Both score a sample: rows of the validation split in the form that a served mode
 Dimensions: N rows, I dense features, F features with one id each, L ids of the longest list.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,15 +33,17 @@ class Inputs:
     dense: Tensor
     ids: Tensor
     lists: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
 
-    def arguments(self) -> tuple[Tensor, ...] | tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Returns the tensors in the order of the call; a model without lists is called without them."""
-        return (self.dense, self.ids, self.lists) if self.lists else (self.dense, self.ids)
+    def arguments(self) -> tuple[Any, ...]:
+        """Returns the tensors in the order of the call; a model without lists or weights is called without them."""
+        return (self.dense, self.ids, *(given for given in (self.lists, self.weights) if given))
 
     def cut(self, start: int, stop: int) -> "Inputs":
         """Returns rows [start, stop)."""
         part = slice(start, stop)
-        return Inputs(self.dense[part], self.ids[part], {name: ids[part] for name, ids in self.lists.items()})
+        lists, weights = ({name: each[part] for name, each in given.items()} for given in (self.lists, self.weights))
+        return Inputs(self.dense[part], self.ids[part], lists, weights)
 
 
 @dataclass(frozen=True)
@@ -147,24 +149,55 @@ def inputs_of(batch: Batch, schema: Schema) -> Inputs:
     pieces = batch.ids.split(batch.lengths_FB.sum(1).tolist())
     ones = [ids for ids, feature in zip(pieces, schema.sparse, strict=True) if feature.max_ids == 1]
     lists = {
-        feature.name: _padded(ids, lengths_B)
+        feature.name: _padded(ids, lengths_B, PADDING)
         for feature, ids, lengths_B in zip(schema.sparse, pieces, batch.lengths_FB, strict=True)
         if feature.max_ids > 1
     }
-    return Inputs(batch.dense_BI, torch.stack(ones, 1) if ones else batch.ids.new_empty(size, 0), lists)
+    return Inputs(
+        batch.dense_BI,
+        torch.stack(ones, 1) if ones else batch.ids.new_empty(size, 0),
+        lists,
+        _given_weights(batch, schema, [len(ids) for ids in pieces]),
+    )
 
 
-def _padded(ids: Tensor, lengths_B: Tensor) -> Tensor:
+def _given_weights(batch: Batch, schema: Schema, counts: list[int]) -> dict[str, Tensor]:
+    """Returns the weights of lists as the served model takes them: not divided where lists are averaged."""
+    if batch.id_weights is None:
+        return {}
+    assert batch.lengths_FB is not None
+    found = {}
+    for feature, weights, lengths_B in zip(
+        schema.sparse, batch.id_weights.split(counts), batch.lengths_FB, strict=True
+    ):
+        if feature.weights is not None:
+            if feature.pooling == "mean":  # to one rounding of what was given
+                weights = weights * lengths_B.repeat_interleave(lengths_B)
+            found[feature.name] = _padded(weights, lengths_B, 0.0)
+    return found
+
+
+def _padded(values: Tensor, lengths_B: Tensor, padding: float) -> Tensor:
     """Returns [B, L]: the padded list of each example."""
     there_BL = torch.arange(max(int(lengths_B.max()), 1)) < lengths_B[:, None]
-    return torch.full(there_BL.shape, PADDING, dtype=ids.dtype).masked_scatter_(there_BL, ids)
+    return torch.full(there_BL.shape, padding, dtype=values.dtype).masked_scatter_(there_BL, values)
 
 
 def joined(parts: list[Inputs]) -> Inputs:
     """Returns the rows of several inputs, one after another."""
-    lists = {}
-    for name in parts[0].lists:
-        longest = max(part.lists[name].shape[1] for part in parts)
-        ids = [part.lists[name] for part in parts]
-        lists[name] = torch.cat([torch.nn.functional.pad(i, (0, longest - i.shape[1]), value=PADDING) for i in ids])
-    return Inputs(torch.cat([part.dense for part in parts]), torch.cat([part.ids for part in parts]), lists)
+    return Inputs(
+        torch.cat([part.dense for part in parts]),
+        torch.cat([part.ids for part in parts]),
+        _joined_lists([part.lists for part in parts], PADDING),
+        _joined_lists([part.weights for part in parts], 0.0),
+    )
+
+
+def _joined_lists(parts: Sequence[Mapping[str, Tensor]], padding: float) -> dict[str, Tensor]:
+    joined = {}
+    for name in parts[0]:
+        longest = max(part[name].shape[1] for part in parts)
+        joined[name] = torch.cat(
+            [torch.nn.functional.pad(part[name], (0, longest - part[name].shape[1]), value=padding) for part in parts]
+        )
+    return joined

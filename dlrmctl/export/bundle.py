@@ -5,7 +5,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,23 +160,17 @@ def _program(program: ExportedProgram, arrays: _Arrays) -> dict[str, Any]:
             numbers[node] = len(numbers)
     for step in steps:
         assert all(type(value) is int for value in values_in(step["args"]))
-    lists = [node.name for node in inputs[2:]]
-    names = list(_list_names(program))
-    assert len(lists) == len(names)
+    assert program.example_inputs is not None
+    arguments, _ = program.example_inputs
+    lists, weighted = (list(arguments[place]) if len(arguments) > place else [] for place in (2, 3))
+    assert len(inputs) == 2 + len(lists) + len(weighted)
     return {
         "tensors": [arrays.add(tensor.detach().contiguous().numpy()) for _, tensor in weights],
-        "lists": names,
+        "lists": lists,
+        "weights": weighted,
         "steps": steps,
         "output": numbers[result],
     }
-
-
-def _list_names(program: ExportedProgram) -> Iterator[str]:
-    """Yields the names of the lists, in the order of the graph's inputs."""
-    assert program.example_inputs is not None
-    arguments, _ = program.example_inputs
-    if len(arguments) > 2:
-        yield from arguments[2]
 
 
 def _placeholders(program: ExportedProgram) -> tuple[list[tuple[fx.Node, Tensor]], list[fx.Node]]:

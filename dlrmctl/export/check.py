@@ -59,11 +59,12 @@ def main(model_file: str, rows_file: str, scores_file: str) -> int:
         print(problem, file=sys.stderr)
         return 2
     rows = torch.load(rows_file, weights_only=True)
-    dense, ids, lists = rows["dense"], rows["ids"], rows["lists"]
+    dense, ids = rows["dense"], rows["ids"]
+    lists = [given for given in (rows["lists"], rows["weights"]) if given]
     scores = []
     with torch.no_grad():
         for part in batches(len(dense)):
-            more = [{name: values[part] for name, values in lists.items()}] if lists else []
+            more = [{name: values[part] for name, values in given.items()} for given in lists]
             scores.append(model(dense[part], ids[part], *more))
     present = [name for name in FOREIGN if name in sys.modules]
     if present:

@@ -26,14 +26,14 @@ def main(model_file: str, rows_file: str, scores_file: str) -> int:
         The exit status.
     """
     given = torch.load(rows_file, weights_only=True)
-    dense, ids, lists = given["dense"].numpy(), given["ids"].numpy(), given["lists"]
+    dense, ids, lists = given["dense"].numpy(), given["ids"].numpy(), (given["lists"], given["weights"])
     raw = json.loads(given["raw"])
     try:
         scorer = Scorer(model_file)
         scores, logits = [], [np.empty(0, np.float32)]
         for part in batches(len(dense)):
-            some = {name: values[part].contiguous().numpy() for name, values in lists.items()}
-            scores.append(scorer.probabilities(scorer.run(ModelInputs(dense[part], ids[part], some))))
+            some = [{name: values[part].contiguous().numpy() for name, values in each.items()} for each in lists]
+            scores.append(scorer.probabilities(scorer.run(ModelInputs(dense[part], ids[part], *some))))
         logits += [scorer.logits(raw[part]) for part in batches(len(raw))]
     except (BundleError, RowError) as problem:
         print(problem, file=sys.stderr)

@@ -76,12 +76,6 @@ def export(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> d
             checkpoint's; no file is written then.
     """
     _check_file(wanted.out)
-    weighted = [] if config.baseline else [f.name for f in run_features(config, run).schema.sparse if f.weighted]
-    if weighted:
-        raise UserError(
-            f"{run.path}: {weighted[0]} has lists that are weighted or averaged, which an exported program cannot take",
-            'score rows with `dlrmctl predict`, or train with pooling = "sum" and without weights',
-        )
     if wanted.precision is not None and is_compressed(run.path):
         raise UserError(
             f"--precision {wanted.precision}: the tables of {run.path} are compressed, and are exported as they are",
@@ -203,10 +197,18 @@ def _served(
             weights, first_order = stored.network(), stored.wide()
         network = load_network(config, source.features, weights, path)
         wide = _served_wide(stored_wide(config, source.features, first_order, path))
-    num_dense, offset = len(source.schema.dense), source.features.logit_offset()
     slope, bias = (calibration.slope, calibration.bias) if calibration else (1.0, 0.0)
     return ServedModel(
-        features, tables, network, num_dense=num_dense, logit_offset=offset, wide=wide, slope=slope, bias=bias
+        features,
+        tables,
+        network,
+        num_dense=len(source.schema.dense),
+        logit_offset=source.features.logit_offset(),
+        averaged=[feature.name for feature in source.schema.sparse if feature.pooling == "mean"],
+        weighted=[feature.name for feature in source.schema.sparse if feature.weights is not None],
+        wide=wide,
+        slope=slope,
+        bias=bias,
     ).eval()
 
 
@@ -266,3 +268,7 @@ def _call_lines(inputs: Mapping[str, Any], file: str) -> Iterator[str]:
         one, *more = inputs["lists"]
         others = f" and {len(more)} more" if more else ""
         yield f"  lists: {{{one!r}: int64 [batch, longest]}}{others}; pad shorter lists with -1"
+    if "weights" in inputs:
+        one, *more = inputs["weights"]
+        others = f" and {len(more)} more" if more else ""
+        yield f"  weights: {{{one!r}: float32 [batch, longest]}}{others}; in the places of lists"

@@ -37,13 +37,18 @@ class Lookups(nn.Module):
         self._places = {name: place for place, name in enumerate(names)}
         self.tables = nn.ModuleList(tables[name] for name in names)  # names of features may have any characters
 
-    def forward(self, ids: Mapping[str, Tensor]) -> list[Tensor]:
+    def forward(self, ids: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[Tensor]:
         """Returns vectors [B, D] of the features, in their order.
 
         Args:
             ids: int64 by feature, [B] or, of a list, [B, L] padded with -1.
+            weights: float32 [B, L] by feature, of the vectors of lists where they are not all 1.
         """
-        return [vector for feature in self.features for vector in self._of(feature, ids[feature.name])]
+        return [
+            vector
+            for feature in self.features
+            for vector in self._of(feature, ids[feature.name], weights.get(feature.name))
+        ]
 
     def named_tables(self) -> Iterator[tuple[str, Compressed]]:
         """Returns every table with its name."""
@@ -51,11 +56,11 @@ class Lookups(nn.Module):
             assert isinstance(table, Compressed)
             yield key, table
 
-    def _of(self, feature: FeatureTable, ids: Tensor) -> list[Tensor]:
-        return self._vectors(feature, ids) if feature.max_ids == 1 else self._summed(feature, ids)
+    def _of(self, feature: FeatureTable, ids: Tensor, weights: Tensor | None) -> list[Tensor]:
+        return self._vectors(feature, ids) if feature.max_ids == 1 else self._summed(feature, ids, weights)
 
-    def _summed(self, feature: FeatureTable, ids_BL: Tensor) -> list[Tensor]:
-        """Returns vectors [B, D]: the sums over the ids of each list, 0 for an empty one."""
+    def _summed(self, feature: FeatureTable, ids_BL: Tensor, weights_BL: Tensor | None) -> list[Tensor]:
+        """Returns vectors [B, D]: the weighted sums over the ids of each list, 0 for an empty one."""
         there_BL = ids_BL != PADDING
         torch.ops.aten._assert_async.msg(
             ((ids_BL >= PADDING) & (ids_BL < feature.rows)).all(),
@@ -64,6 +69,9 @@ class Lookups(nn.Module):
         # Padding may be any row, since its vector is multiplied by 0.
         vectors = self._vectors(feature, ids_BL.clamp(min=0).flatten())
         shape = (*ids_BL.shape, -1)
+        if weights_BL is not None:  # of padding, they may be any number
+            weights_BL = weights_BL.masked_fill(~there_BL, 0.0)
+            return [(vector_ND.view(shape) * weights_BL.unsqueeze(-1)).sum(1) for vector_ND in vectors]
         return [(vector_ND.view(shape) * there_BL.unsqueeze(-1)).sum(1) for vector_ND in vectors]
 
     def _vectors(self, feature: FeatureTable, ids_N: Tensor) -> list[Tensor]:
@@ -100,6 +108,8 @@ class ServedModel(nn.Module):
         network: maps dense features and the vectors of all features to logits.
         num_dense: I.
         logit_offset: added to the logit; corrects for negative sampling.
+        averaged: names of the lists whose vectors are averaged.
+        weighted: names of the lists whose values have weights.
         wide: the first-order part, if any.
         slope, bias: calibrate the logit before the offset is added.
 
@@ -117,6 +127,8 @@ class ServedModel(nn.Module):
         *,
         num_dense: int,
         logit_offset: float = 0.0,
+        averaged: Sequence[str] = (),
+        weighted: Sequence[str] = (),
         wide: "ServedWide | None" = None,
         slope: float = 1.0,
         bias: float = 0.0,
@@ -125,18 +137,26 @@ class ServedModel(nn.Module):
         self.features, self.network = tuple(features), network.requires_grad_(False)
         self.num_dense, self.logit_offset = num_dense, logit_offset
         self.slope, self.bias = slope, bias
+        self.averaged, self.weighted = tuple(averaged), tuple(weighted)
         self.one_hot = tuple(feature.name for feature in features if feature.max_ids == 1)
         self.lookups, self.wide = Lookups(features, tables), wide
         rows = [feature.rows for feature in features if feature.max_ids == 1]
         self.register_buffer("rows_F", torch.tensor(rows, dtype=torch.int64), persistent=False)
 
-    def forward(self, dense: Tensor, ids: Tensor, lists: dict[str, Tensor] | None = None) -> Tensor:
+    def forward(
+        self,
+        dense: Tensor,
+        ids: Tensor,
+        lists: dict[str, Tensor] | None = None,
+        weights: dict[str, Tensor] | None = None,
+    ) -> Tensor:
         """Scores rows.
 
         Args:
             dense: float32 [B, I], transformed as the training data was.
             ids: int64 [B, F], 0 <= id < rows, of the features with one id each, in their order.
             lists: int64 [B, L] of every other feature by its name, shorter lists padded with -1.
+            weights: float32 [B, L] of the values of every list that has weights, in the places of `lists`.
 
         Returns:
             float32 [B], probabilities.
@@ -145,11 +165,20 @@ class ServedModel(nn.Module):
             ((ids >= 0) & (ids < self.rows_F)).all(), "an id is below 0, or not below the rows of its feature"
         )
         columns = dict(zip(self.one_hot, ids.unbind(1), strict=True)) | (lists or {})
-        logits_B = self.network(dense, torch.stack(self.lookups(columns), 1))
+        factors = self._factors(lists or {}, weights or {})
+        logits_B = self.network(dense, torch.stack(self.lookups(columns, factors), 1))
         if self.wide is not None:
-            logits_B = logits_B + self.wide(dense, columns)
+            logits_B = logits_B + self.wide(dense, columns, factors)
         logits_B = self.slope * logits_B + (self.bias + self.logit_offset)
         return logits_B.sigmoid()
+
+    def _factors(self, lists: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns what the vectors of lists are multiplied by, as `data.source.pooled_weights`."""
+        factors = {name: weights[name] for name in self.weighted}
+        for name in self.averaged:
+            shares_B1 = 1 / (lists[name] != PADDING).sum(1, keepdim=True).clamp(min=1).float()
+            factors[name] = factors[name] * shares_B1 if name in factors else shares_B1.expand_as(lists[name])
+        return factors
 
 
 class ServedWide(nn.Module):
@@ -175,9 +204,9 @@ class ServedWide(nn.Module):
         self.lookups, self.bucketed = Lookups(features, tables), tuple(bucketed)
         self.register_buffer("edges_IE", edges_IE)
 
-    def forward(self, dense: Tensor, columns: Mapping[str, Tensor]) -> Tensor:
-        """Returns float32 [B]; `columns` are ids by feature, as for `Lookups`."""
+    def forward(self, dense: Tensor, columns: Mapping[str, Tensor], factors: Mapping[str, Tensor]) -> Tensor:
+        """Returns float32 [B]; `columns` and `factors` are ids and weights by feature, as for `Lookups`."""
         if self.bucketed:
             buckets = bucket_ids(dense, self.edges_IE).unbind(0)
             columns = {**columns, **dict(zip(self.bucketed, buckets, strict=True))}
-        return torch.cat(self.lookups(columns), 1).sum(1)
+        return torch.cat(self.lookups(columns, factors), 1).sum(1)

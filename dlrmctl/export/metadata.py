@@ -71,6 +71,12 @@ def _inputs(schema: Schema) -> dict[str, Any]:
             }
             for feature in lists
         }
+    weighted = [feature for feature in lists if feature.weights is not None]
+    if weighted:
+        inputs["weights"] = {
+            feature.name: {"shape": ["batch", f"1 to {feature.max_ids}"], "type": "float32", "column": feature.weights}
+            for feature in weighted
+        }
     return inputs
 
 

@@ -49,10 +49,11 @@ def to_program(model: ServedModel) -> torch.export.ExportedProgram:
         dense,
         torch.zeros(_EXAMPLES, len(model.one_hot), dtype=torch.int64),
         {name: torch.zeros(_EXAMPLES, longest, dtype=torch.int64) for name, longest in most.items()},
+        {name: torch.ones(_EXAMPLES, most[name]) for name in model.weighted},
     )
-    if most:
-        lengths = {name: Dim(f"list_{i}", min=1, max=longest) for i, (name, longest) in enumerate(most.items())}
-        shapes.append({name: {0: batch, 1: length} for name, length in lengths.items()})
+    lengths = {name: Dim(f"list_{i}", min=1, max=longest) for i, (name, longest) in enumerate(most.items())}
+    named = (most, model.weighted)
+    shapes += [{name: {0: batch, 1: lengths[name]} for name in names} for names in named if names]
     program = torch.export.export(model, example.arguments(), dynamic_shapes=tuple(shapes), strict=False)
     for node in program.graph.nodes:  # source lines of nodes take half of the graph's bytes
         node.meta.pop("stack_trace", None)
@@ -147,7 +148,8 @@ def score_bundle(path: Path, inputs: Inputs, rows: Sequence[Mapping[str, Any]]) 
 def _in_new_process(script: str, path: Path, inputs: Inputs, **more: str) -> Any:
     """Returns what a script saves of the rows, with the file."""
     rows, scores = path.with_name("rows.pt"), path.with_name("scores.pt")
-    torch.save({"dense": inputs.dense, "ids": inputs.ids, "lists": inputs.lists, **more}, rows)
+    given = {"dense": inputs.dense, "ids": inputs.ids, "lists": inputs.lists, "weights": inputs.weights}
+    torch.save(given | more, rows)
     command = [sys.executable, "-P", script, str(path), str(rows), str(scores)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

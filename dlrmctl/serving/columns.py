@@ -10,12 +10,14 @@ import numpy as np
 
 from dlrmctl.data.features.encoders import AsRows, Encoder
 from dlrmctl.data.schema import MISSING_ROW
-from dlrmctl.serving.errors import RowError, ValueProblem
-from dlrmctl.serving.values import JsonNumber
+from dlrmctl.serving.errors import RowError, ValueProblem, shown
+from dlrmctl.serving.values import JsonNumber, NumberReader
 
 MOST_KEPT = 1 << 16  # values of a column whose rows are kept in memory
 _PLAIN = (str, int, JsonNumber)  # equal values of these types are equal in every way
 _WORD = 1 << 64
+_NUMBERS = NumberReader(())
+_MOST_WEIGHT = float(np.finfo(np.float32).max)
 
 Word = Callable[[Any], int | None]
 _Read = TypeVar("_Read")
@@ -53,6 +55,26 @@ def _plain(value: Any) -> bool:
     return type(value) in _PLAIN or (type(value) is tuple and all(type(one) in _PLAIN for one in value))
 
 
+def _not_empty(items: Sequence[Any]) -> Sequence[Any]:
+    """Returns a list with weights: one empty text, which an empty field gives, is no value."""
+    return () if len(items) == 1 and items[0] == "" else items
+
+
+def _weight(row: int, column: str, value: Any) -> float:
+    try:
+        number = _NUMBERS(value)
+    except ValueProblem as problem:
+        raise RowError(row, column, str(problem)) from None
+    if not abs(number) <= _MOST_WEIGHT:  # nor NaN
+        raise RowError(row, column, f"{shown(value)} is not a finite number")
+    return number
+
+
+def _padded(rows: Sequence[list[Any]], padding: float, dtype: type) -> np.ndarray:
+    longest = max(1, *map(len, rows))
+    return np.array([row + [padding] * (longest - len(row)) for row in rows], dtype=dtype)
+
+
 class IdColumn:
     """One sparse feature.
 
@@ -64,6 +86,7 @@ class IdColumn:
         word_type: of the words, uint32 or uint64.
         max_ids: longest list; 1 for single values.
         truncate: "reject", "first" or "last", for longer lists.
+        weights: the column of the weights of lists, if any.
         separator: between the values of a list that is one string; None if a string is no list.
         missing: whether a value may be missing; missing values of lists are dropped then.
     """
@@ -78,14 +101,20 @@ class IdColumn:
         word_type: np.dtype,
         max_ids: int = 1,
         truncate: str = "reject",
+        weights: str | None = None,
         separator: str | None = None,
         missing: bool = True,
     ) -> None:
-        self.name, self.sources, self.max_ids = name, sources, max_ids
+        self.name, self.sources, self.max_ids, self.weights = name, sources, max_ids, weights
         self._word, self._encoder, self._type = word, encoder, word_type
         self._largest = encoder.rows if isinstance(encoder, AsRows) else None
         self._truncate, self._separator, self._missing = truncate, separator, missing
         self._kept: dict[Any, int] = {}
+
+    @property
+    def all_sources(self) -> tuple[str, ...]:
+        """The columns that are read, with that of weights."""
+        return self.sources if self.weights is None else (*self.sources, self.weights)
 
     def ids(self, values: Sequence[Any]) -> np.ndarray:
         """Returns the ids of single values, int64 [B].
@@ -106,36 +135,56 @@ class IdColumn:
         Raises:
             RowError: for a wrong value, or a list that is too long.
         """
-        flat: list[Any] = []
-        owners: list[int] = []
-        for row, value in enumerate(values):
-            items = self._items(row, value)
-            flat += items
-            owners += [row] * len(items)
+        items_B = [self._items(row, value, self.sources[0]) for row, value in enumerate(values)]
+        rows = [self._cut(row, kept) for row, kept in enumerate(self._present(items_B))]
+        return _padded([[id for id, _ in row] for row in rows], -1, np.int64)
+
+    def weighted_lists(self, values: Sequence[Any], weights: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the ids of lists, as `lists`, and the weights of their values, float32 [B, L] padded with 0.
+
+        Raises:
+            RowError: as `lists`, and for weights that are not as many finite numbers as there are values.
+        """
+        assert self.weights is not None
+        items_B = [_not_empty(self._items(row, value, self.sources[0])) for row, value in enumerate(values)]
+        numbers_B = []
+        for row, (items, given) in enumerate(zip(items_B, weights, strict=True)):
+            numbers = [_weight(row, self.weights, one) for one in _not_empty(self._items(row, given, self.weights))]
+            if len(numbers) != len(items):
+                raise RowError(row, self.weights, f"{len(numbers)} weights for {len(items)} values")
+            numbers_B.append(numbers)
+        rows = [self._cut(row, kept) for row, kept in enumerate(self._present(items_B))]
+        ids_BL = _padded([[id for id, _ in row] for row in rows], -1, np.int64)
+        weights_B = [[numbers[place] for _, place in row] for row, numbers in zip(rows, numbers_B, strict=True)]
+        return ids_BL, _padded(weights_B, 0.0, np.float32)
+
+    def _present(self, items_B: Sequence[Sequence[Any]]) -> list[list[tuple[int, int]]]:
+        """Returns the ids of lists, each with its place, without missing values."""
+        flat = [item for items in items_B for item in items]
+        owners = [row for row, items in enumerate(items_B) for _ in items]
         kept = self._kept
         found = [kept.get(value, -1) if _plain(value) else -1 for value in flat]
         new = [place for place, id in enumerate(found) if id < 0]
         if new:
             self._find([flat[place] for place in new], found, new, [owners[place] for place in new])
-        rows: list[list[int]] = [[] for _ in values]
-        for row, id in zip(owners, found, strict=True):
-            if id != MISSING_ROW or not self._missing:
-                rows[row].append(id)
-        for row, ids in enumerate(rows):
-            if len(ids) > self.max_ids:
-                if self._truncate == "reject":
-                    raise RowError(row, self.sources[0], f"{len(ids)} values, at most {self.max_ids} are allowed")
-                rows[row] = ids[-self.max_ids :] if self._truncate == "last" else ids[: self.max_ids]
-        longest = max(1, *map(len, rows))
-        return np.array([ids + [-1] * (longest - len(ids)) for ids in rows], dtype=np.int64)
+        ids = iter(found)
+        listed = ([(next(ids), place) for place in range(len(items))] for items in items_B)
+        return [[pair for pair in row if pair[0] != MISSING_ROW or not self._missing] for row in listed]
 
-    def _items(self, row: int, value: Any) -> Sequence[Any]:
+    def _cut(self, row: int, values: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        if len(values) <= self.max_ids:
+            return values
+        if self._truncate == "reject":
+            raise RowError(row, self.sources[0], f"{len(values)} values, at most {self.max_ids} are allowed")
+        return values[-self.max_ids :] if self._truncate == "last" else values[: self.max_ids]
+
+    def _items(self, row: int, value: Any, column: str) -> Sequence[Any]:
         if value is None:
             return ()
         if isinstance(value, list | tuple | np.ndarray):
             return list(value)
         if self._separator is None:
-            raise RowError(row, self.sources[0], f"{value!r:.60} is not a list")
+            raise RowError(row, column, f"{value!r:.60} is not a list")
         return value.split(self._separator) if isinstance(value, str) else (value,)
 
     def _find(self, values: list[Any], found: list[int], places: list[int], rows: list[int]) -> None:

@@ -6,7 +6,7 @@ B rows, I dense features, F features with one id each, L ids of the longest list
 import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
@@ -37,11 +37,13 @@ class ModelInputs:
         dense_BI: float32, NaN where missing.
         ids_BF: int64, of the features with one id each, in their order.
         lists: int64 [B, L] by feature, padded with -1.
+        weights: float32 [B, L] of the features whose values have weights, padded with 0.
     """
 
     dense_BI: np.ndarray
     ids_BF: np.ndarray
     lists: Mapping[str, np.ndarray]
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.dense_BI)
@@ -51,17 +53,25 @@ def join(parts: Sequence[ModelInputs]) -> ModelInputs:
     """Returns the rows of several calls, one after another."""
     if len(parts) == 1:
         return parts[0]
-    lists = {}
-    for name in parts[0].lists:
-        longest = max(part.lists[name].shape[1] for part in parts)
-        padded = [
-            np.pad(part.lists[name], ((0, 0), (0, longest - part.lists[name].shape[1])), constant_values=-1)
-            for part in parts
-        ]
-        lists[name] = np.concatenate(padded)
     return ModelInputs(
-        np.concatenate([part.dense_BI for part in parts]), np.concatenate([part.ids_BF for part in parts]), lists
+        np.concatenate([part.dense_BI for part in parts]),
+        np.concatenate([part.ids_BF for part in parts]),
+        _joined([part.lists for part in parts], -1),
+        _joined([part.weights for part in parts], 0),
     )
+
+
+def _joined(parts: Sequence[Mapping[str, np.ndarray]], padding: int) -> dict[str, np.ndarray]:
+    joined = {}
+    for name in parts[0]:
+        longest = max(part[name].shape[1] for part in parts)
+        joined[name] = np.concatenate(
+            [
+                np.pad(part[name], ((0, 0), (0, longest - part[name].shape[1])), constant_values=padding)
+                for part in parts
+            ]
+        )
+    return joined
 
 
 class DenseReader:
@@ -148,7 +158,8 @@ class RowReader:
     def columns(self) -> tuple[str, ...]:
         """The columns that every row must have."""
         dense = (source for reader in self._dense for source in reader.sources)
-        return tuple(dict.fromkeys((*dense, *(source for column in self._sparse for source in column.sources))))
+        sparse = (source for column in self._sparse for source in column.all_sources)
+        return tuple(dict.fromkeys((*dense, *sparse)))
 
     def read(self, rows: Sequence[Row]) -> ModelInputs:
         """Returns the inputs of at least one row.
@@ -160,14 +171,17 @@ class RowReader:
         numbers = [reader.numbers(columns) for reader in self._dense]
         dense_IB = self._transform(np.array(numbers, dtype=np.float64).reshape(len(numbers), len(rows)))
         dense_BI = np.ascontiguousarray(as_stored(self._schema, dense_IB).T, dtype=np.float32)
-        ids, lists = [], {}
+        ids, lists, weights = [], {}, {}
         for column in self._sparse:
             values = columns.of(column.sources)
             if column.max_ids == 1:
                 ids.append(column.ids(values))
-            else:
+            elif column.weights is None:
                 lists[column.name] = column.lists(values)
-        return ModelInputs(dense_BI, np.stack(ids, 1) if ids else np.empty((len(rows), 0), np.int64), lists)
+            else:
+                lists[column.name], weights[column.name] = column.weighted_lists(values, columns.of((column.weights,)))
+        ids_BF = np.stack(ids, 1) if ids else np.empty((len(rows), 0), np.int64)
+        return ModelInputs(dense_BI, ids_BF, lists, weights)
 
 
 def table_reader(schema: Schema, table: TableSchema, encoders: Mapping[str, Encoder]) -> RowReader:
@@ -189,6 +203,7 @@ def table_reader(schema: Schema, table: TableSchema, encoders: Mapping[str, Enco
             word_type=np.dtype("<u4") if column.buckets else _WORDS,
             max_ids=column.max_ids,
             truncate=column.truncate,
+            weights=column.weights,
             separator=table.list_separator,
         )
         for column in table.sparse

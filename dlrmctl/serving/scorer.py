@@ -14,7 +14,7 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.features.columns import ColumnEntry
 from dlrmctl.data.features.encoders import Encoder
 from dlrmctl.data.features.kept_array import KeptArray
-from dlrmctl.data.formats.table_schema import TableSchema
+from dlrmctl.data.formats.table_schema import SparseColumn, TableSchema
 from dlrmctl.data.schema import Schema
 from dlrmctl.data.sealed import Values
 from dlrmctl.serving.bundle import Bundle, open_bundle
@@ -49,8 +49,9 @@ class Scorer:
             self._reader = _reader(bundle, self._schema, self._table, self._encoders)
             program = bundle.content["program"]
             tensors = [torch.from_numpy(bundle.arrays[number]) for number in program["tensors"]]
-            self._lists = tuple(program["lists"])
-            self._program = Program(tensors, 2 + len(self._lists), program["steps"], program["output"])
+            self._lists, self._weights = tuple(program["lists"]), tuple(program.get("weights", ()))
+            num_inputs = 2 + len(self._lists) + len(self._weights)
+            self._program = Program(tensors, num_inputs, program["steps"], program["output"])
             self.input_format: str = bundle.content["input"]
         except (KeyError, TypeError, IndexError, DataError) as problem:
             raise BundleError(f"{path}: damaged, or of another version: {problem!r:.200}; export it again") from None
@@ -94,10 +95,10 @@ class Scorer:
 
     def run(self, inputs: ModelInputs) -> np.ndarray:
         """Returns the logits of inputs, float32 [B]."""
-        lists = [torch.from_numpy(inputs.lists[name]) for name in self._lists]
+        lists = [inputs.lists[name] for name in self._lists] + [inputs.weights[name] for name in self._weights]
+        arrays = (inputs.dense_BI, inputs.ids_BF, *lists)
         with torch.inference_mode():
-            logits_B = self._program(torch.from_numpy(inputs.dense_BI), torch.from_numpy(inputs.ids_BF), *lists)
-        return logits_B.numpy()
+            return self._program(*map(torch.from_numpy, arrays)).numpy()
 
     def describe(self) -> dict[str, Any]:
         """Returns the columns of a row and what the model is, as plain values for JSON."""
@@ -119,9 +120,18 @@ class Scorer:
         for sparse in self._table.sparse:
             if sparse.cross is None:
                 what = "time" if sparse.part else "number" if sparse.buckets else sparse.type or "string or number"
-                what = f"list of at most {sparse.max_ids} values" if sparse.max_ids > 1 else what
+                what = _of_lists(sparse) if sparse.max_ids > 1 else what
                 found.setdefault(sparse.source, {"name": sparse.source, "values": what})
+            if sparse.weights is not None:
+                what = f"list of numbers, one for each value of {sparse.source}"
+                found.setdefault(sparse.weights, {"name": sparse.weights, "values": what})
         return [found[name] for name in self.columns]
+
+
+def _of_lists(column: SparseColumn) -> str:
+    if column.truncate == "reject":
+        return f"list of at most {column.max_ids} values"
+    return f"list of values, of which the {column.truncate} {column.max_ids} count"
 
 
 def _table_schema(bundle: Bundle) -> TableSchema | None:

@@ -62,6 +62,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "mlflow": ("tracker mlflow",),
     "tensorboard": ("tracker tensorboard",),
     "wandb": ("tracker wandb",),
+    "out": ("run_dir",),
     "output": ("out", "run_dir"),
     "output_dir": ("out", "run_dir"),
     "over_arch_layer_sizes": ("top_mlp",),

@@ -1,5 +1,7 @@
 """The served graph: every kind of table gives what TorchRec's lookups give, through one program for all batch sizes."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,8 +47,10 @@ def _lists(*names: str) -> list[FeatureTable]:
 class Pair:
     """The same weights as TorchRec looks them up, and as a served model."""
 
-    def __init__(self, features: list[FeatureTable], bits: int) -> None:
-        self.features = features
+    def __init__(
+        self, features: list[FeatureTable], bits: int, averaged: Sequence[str] = (), weighted: Sequence[str] = ()
+    ) -> None:
+        self.features = features = [replace(f, weighted=f.name in (*averaged, *weighted)) for f in features]
         self.embeddings = CompositionalEmbeddings(features, DIM, device="cpu", seed=1)
         network = DenseNetwork(
             num_dense=DENSE,
@@ -66,7 +70,10 @@ class Pair:
                 for name, weight in weights.items():
                     weight.copy_(tables[name].expand())
         self.trained = DLRM(self.embeddings, network)
-        self.served = ServedModel(features, tables, network, num_dense=DENSE, logit_offset=OFFSET)
+        self.averaged, self.weighted = averaged, weighted
+        self.served = ServedModel(
+            features, tables, network, num_dense=DENSE, logit_offset=OFFSET, averaged=averaged, weighted=weighted
+        )
 
     @torch.no_grad()
     def expected(self, inputs: Inputs) -> Tensor:
@@ -76,9 +83,17 @@ class Pair:
             keys=[feature.name for feature in self.features],
             values=torch.cat([ids_BL[ids_BL != PADDING] for ids_BL in ids]),
             lengths=torch.cat([(ids_BL != PADDING).sum(1).int() for ids_BL in ids]),
+            weights=torch.cat([self._weights(f.name, i, inputs) for f, i in zip(self.features, ids, strict=True)]),
             stride=len(inputs.dense),
         )
         return (self.trained(inputs.dense, kjt) + OFFSET).sigmoid()
+
+    def _weights(self, name: str, ids_BL: Tensor, inputs: Inputs) -> Tensor:
+        there_BL = ids_BL != PADDING
+        weights_BL = inputs.weights.get(name, torch.ones(ids_BL.shape))
+        if name in self.averaged:
+            weights_BL = weights_BL / there_BL.sum(1, keepdim=True)
+        return weights_BL[there_BL]
 
     def draw(self, rows: int, longest: int = LONGEST) -> Inputs:
         draw = torch.Generator().manual_seed(rows + longest)
@@ -90,7 +105,8 @@ class Pair:
                 lengths = torch.randint(0, longest + 1, (rows, 1), generator=draw)
                 lists[feature.name] = ids_BL.masked_fill_(torch.arange(longest) >= lengths, PADDING)
         dense = torch.randn(rows, DENSE, generator=draw)
-        return Inputs(dense, torch.cat(ids, 1) if ids else torch.empty(rows, 0, dtype=torch.int64), lists)
+        weights = {name: torch.randn(rows, longest, generator=draw) for name in self.weighted}
+        return Inputs(dense, torch.cat(ids, 1) if ids else torch.empty(rows, 0, dtype=torch.int64), lists, weights)
 
 
 def test_every_kind_of_table_in_one_program_scores_as_the_trained_model_does_for_any_batch():
@@ -118,6 +134,18 @@ def test_lists_of_any_length_are_summed_and_an_empty_one_is_nothing(tmp_path: Pa
     assert torch.allclose(program(*nothing.arguments()), pair.expected(nothing), rtol=0, atol=ROUNDING)
     backwards = dict(reversed(list(inputs.lists.items())))
     assert torch.equal(program(inputs.dense, inputs.ids, backwards), program(*inputs.arguments()))
+
+
+def test_lists_are_weighted_and_averaged():
+    features = [*_lists(*KINDS_OF_LISTS), _every_kind()["hash"]]
+    names = [feature.name for feature in features[:-1]]
+    pair = Pair(features, 32, averaged=names[::2], weighted=names[1:4])
+    program = to_program(pair.served).module()
+    for rows, longest in ((1, 1), (7, 2), (1000, 3)):
+        inputs = pair.draw(rows, longest)
+        assert torch.allclose(program(*inputs.arguments()), pair.expected(inputs), rtol=0, atol=ROUNDING)
+    nothing = replace(inputs, lists={name: torch.full((1000, 3), PADDING) for name in inputs.lists})
+    assert torch.allclose(program(*nothing.arguments()), pair.expected(nothing), rtol=0, atol=ROUNDING)
 
 
 def test_ids_that_have_no_row_and_batches_that_do_not_fit_are_refused_by_the_program():

@@ -8,7 +8,7 @@ from typing import Any
 
 SCHEMA = """label = "clicked"
 dense = ["age", "price", "tenure", "days", "score"]
-sparse = ["user", "item", "code", "tags", "age_bucket", "user_hour", "item2"]
+sparse = ["user", "item", "code", "tags", "tags2", "age_bucket", "user_hour", "item2"]
 list_separator = "|"
 [columns.price]
 transform = "sqrt"
@@ -35,13 +35,19 @@ column = "item"
 [columns.tags]
 max_ids = 3
 truncate = "last"
+[columns.tags2]
+column = "tags"
+max_ids = 2
+truncate = "first"
+pooling = "mean"
+weights = "tag_weights"
 [columns.age_bucket]
 column = "age"
 buckets = 5
 [columns.user_hour]
 cross = ["user", "visited_hour"]
 """
-COLUMNS = ("age", "price", "visited", "joined", "score", "user", "item", "code", "tags")
+COLUMNS = ("age", "price", "visited", "joined", "score", "user", "item", "code", "tags", "tag_weights")
 AGES = ("", "33", "33.0", "3.3e1", "0", "-2", "NA", "null", "true", "+7", ".5", "00012", "1e-400", "90")
 PRICES = ("", "1", "9.99", "1000", "5e4", "-3", "0.1", "65504", "NaN")
 SCORES = ("", "-1", "-1.0", "none", "0.25", "-3.75", "1e3", "false")
@@ -80,13 +86,16 @@ MORE_USERS = (
 )
 ITEMS = ("", "1", "1.0", "-5", "18446744073709551615", "9223372036854775808", "1e+2", "100", "true")
 CODES = ("", "1", "1.0", "01", "true", "True", "é", "NA")
+WEIGHTS = ("0", "1", "-2.5", "1e-3", "0.1", "30")
 TAGS = ("", "a", "a|b", "a|b|c|d", "1|1.0|2", "|a||", "NA|a", "x|y")
 
 
 def random_row(random_: random.Random) -> dict[str, str]:
     """Returns a row as fields of a text file."""
     choices = (AGES, PRICES, VISITS, JOINED, SCORES, (*USERS, *MORE_USERS), ITEMS, CODES, TAGS)
-    return {name: random_.choice(values) for name, values in zip(COLUMNS, choices, strict=True)}
+    row = {name: random_.choice(values) for name, values in zip(COLUMNS, choices, strict=False)}
+    count = len(row["tags"].split("|")) if row["tags"] else 0
+    return {**row, "tag_weights": "|".join(random_.choice(WEIGHTS) for _ in range(count))}
 
 
 def write_rows(path: Path, count: int, seed: int = 0) -> None:
@@ -113,6 +122,7 @@ def as_json(row: dict[str, str], random_: random.Random) -> dict[str, Any]:
         return number if str(number) == text and random_.random() < 0.7 else text
 
     found = {name: value(text) for name, text in row.items()}
-    if row["tags"] and random_.random() < 0.7:
-        found["tags"] = [value(text) for text in row["tags"].split("|")]
+    for name in ("tags", "tag_weights"):
+        if row[name] and random_.random() < 0.7:
+            found[name] = [value(text) for text in row[name].split("|")]
     return found

@@ -21,7 +21,7 @@ from tests.dlrmctl.serving.rows import COLUMNS, as_json, random_row, write_rows
 
 GOOD = {
     **{"age": 33, "price": 9.5, "visited": "2024-05-29T16:26:40", "joined": "2024-05-29", "score": 0.25},
-    **{"user": "u1", "item": 1, "code": "1", "tags": ["a", "b"]},
+    **{"user": "u1", "item": 1, "code": "1", "tags": ["a", "b"], "tag_weights": [1, 2.5]},
 }
 
 
@@ -65,6 +65,7 @@ def test_rows_that_predict_refuses_are_refused_by_row_and_column(place: Path, sc
         "item": ("1.5", "abc", "1e30"),
         "visited": ("yesterday", "2024-13-01", "1e300"),
         "joined": ("12", "2024-02-30"),
+        "tag_weights": ("1",),
     }
     cases = [(column, value) for column, values in wrong.items() for value in values]
     rows = [{**GOOD, column: value} for column, value in cases]
@@ -89,6 +90,9 @@ def test_rows_that_predict_refuses_are_refused_by_row_and_column(place: Path, sc
         ({**GOOD, "user": {"id": 1}}, r"row 0, column 'user': \{'id': 1\} is not a string or a number"),
         ({**GOOD, "user": ["u1"]}, r"row 0, column 'user': \['u1'\] is not"),
         ({**GOOD, "tags": [["a"]]}, r"row 0, column 'tags': \['a'\] is not"),
+        ({**GOOD, "tag_weights": [1]}, "row 0, column 'tag_weights': 1 weights for 2 values"),
+        ({**GOOD, "tag_weights": "1|x"}, "row 0, column 'tag_weights': 'x' is not a number"),
+        ({**GOOD, "tag_weights": [1, None]}, "row 0, column 'tag_weights': None is not a finite number"),
         ({**GOOD, "age": [1]}, r"row 0, column 'age': \[1\] is not a number"),
         ({**GOOD, "visited": {}}, r"row 0, column 'visited': \{\} is not seconds since 1970"),
         ("user", "row 0: 'user' is not an object"),
@@ -105,7 +109,7 @@ def test_values_of_python_are_read_like_their_texts(scorer: Scorer):
         GOOD,
         {**GOOD, "visited": moment, "joined": date(2024, 5, 29), "item": np.int64(1), "age": np.float32(33)},
         {**GOOD, "visited": 1717000000, "tags": ("a", "b"), "item": 1.0, "price": np.float64(9.5), "unknown": object()},
-        {**GOOD, "tags": "a|b", "age": "33.0", "item": True},
+        {**GOOD, "tags": "a|b", "age": "33.0", "item": True, "tag_weights": "1.0|2.5"},
     ]
     assert len(set(scorer.score(same).tolist())) == 1
     assert scorer.score([]).shape == (0,)

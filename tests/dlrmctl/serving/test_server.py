@@ -88,7 +88,7 @@ def test_a_bad_request_is_told_what_is_wrong(
 def test_the_server_tells_of_itself(client: httpx.Client):
     assert client.get("/health").json()["status"] == "ok"
     schema = client.get("/schema").json()
-    assert {"name": "tags", "values": "list of at most 3 values"} in schema["columns"]
+    assert {"name": "tags", "values": "list of values, of which the last 3 count"} in schema["columns"]
     assert [column["name"] for column in schema["columns"]][:3] == ["age", "price", "visited"]
     client.post("/score", json=[GOOD])
     metrics = client.get("/metrics").text

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 import dlrmctl
+from dlrmctl.serving import Scorer
 from tests.data.visits import WEIGHTED, visits, write, write_schema
 from tests.dlrmctl.commands import in_process
 
@@ -45,6 +46,9 @@ def test_every_command_takes_weighted_lists(tmp_path: Path):
     assert len(model.nearest("history", "item-1", k=3)) == 3
     _done("compress-embeddings", tmp_path / "qr", "-o", tmp_path / "small", "--target-ratio", "2x")
     _done("evaluate", tmp_path / "small")
-    done = in_process("export", tmp_path / "full", "-o", tmp_path / "m.pt2")
-    assert done.status == 2
-    assert "history has lists that are weighted or averaged" in done.err
+    given = visits().select("price", "item", "history", "seconds").to_dicts()
+    for name in ("full", "qr", "small"):  # `export` compares the graph, and the logits of raw rows, with the model's
+        _done("export", tmp_path / name, "-o", tmp_path / f"{name}.dlrm")
+    _done("export", tmp_path / "full", "-o", tmp_path / "full.pt2")
+    # float32 probabilities of moderate logits.
+    assert np.allclose(Scorer(tmp_path / "full.dlrm").score(given), first, rtol=0, atol=3e-7)
