@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from dlrmctl.embeddings.partitions.basic import DoubleHash, Full, Hash, Partition, QuotientRemainder, ceil_div
-from dlrmctl.embeddings.partitions.heads import Head, HeadHash, HeadTail, Tail
+from dlrmctl.embeddings.partitions.heads import Head, HeadHash, HeadTail, Tail, places_of_added
 from dlrmctl.embeddings.partitions.radix import ChineseRemainder, MixedRadix
 from dlrmctl.embeddings.path import map_width
 from dlrmctl.embeddings.words import EMBEDDINGS, OPERATIONS, OPERATIONS_OF, QR_LAYOUT, QR_LAYOUTS, TAILS
@@ -226,6 +226,20 @@ class FeatureTable:
         looked up in the same way.
         """
         return self.combination not in ("mult", "path") or max(self.max_ids, self.most_ids) == 1
+
+    def own_rows(self, ids: Tensor) -> tuple[str, Tensor] | None:
+        """Returns a table, and the rows in it, int64, of those ids (int64) whose row no other id has.
+
+        None for an embedding in which all rows are shared, such as "hash" and "qr"; a few of their rows may have a
+        single id by chance.
+        """
+        first = self.lookups[0]
+        if self.embedding == "full":
+            return first.tables[0], ids
+        if self.embedding != "head":
+            return None
+        own = ids[(ids < self.head) | (places_of_added(ids, self._added()) >= 0)]
+        return first.tables[0], first.partition(own)[0]
 
     def tables(self, dim: int) -> tuple[Table, ...]:
         """Returns the feature's tables for an embedding of `dim` columns.

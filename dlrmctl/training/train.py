@@ -526,11 +526,10 @@ class Trainer:
         if self.start is None:
             return
         filled = self.ranks.gather(self.start.fill_tables(tensors, self.config, self.source.features))
-        added, anew = (sum(numbers) for numbers in zip(*filled, strict=True))
         messages = self.start.fill_dense(tensors, self.config, self.ranks)
         if self.averaging:
             self.averaging.train()
-        self.messages += [self.start.about(added, anew), *messages]
+        self.messages += [*self.start.about(filled), *messages]
         self.progress.steps_before = self.start.steps
         self.schedule = build_schedule(self.config, self.planned_steps, self.start.steps)
 

@@ -173,24 +173,18 @@ class WarmStart:
         return fitted_inputs(config, own, indicated=indicated)
 
     @torch.no_grad()
-    def fill_tables(
-        self, tensors: Mapping[str, Mapping[str, Any]], config: Config, features: FeatureSpace
-    ) -> tuple[int, int]:
+    def fill_tables(self, tensors: Mapping[str, Mapping[str, Any]], config: Config, features: FeatureSpace) -> "Filled":
         """Copies the rows of the run into this rank's tables, and the states of their optimizer.
 
         Args:
             tensors: "tables", and "wide" for a model with first-order weights; see `Trainer`.
             config, features: of this training.
 
-        Returns:
-            The number of rows of this rank that the run does not have, and of those that belong to other values now,
-            which keep their initial values.
-
         Raises:
             UserError: if a table is missing in the run, or has other columns.
         """
         added = anew = 0
-        reused = _reused_rows(config, features, self.features)
+        reused, sharing = _reused_rows(config, features, self.features)
         for part in ("tables", "wide"):
             for name, tensor in tensors.get(part, {}).items():
                 if not isinstance(tensor, ShardedTensor):
@@ -200,7 +194,7 @@ class WarmStart:
                 if name.endswith("/weight") and part == "tables":
                     added += sum(new for new, _ in counts)
                     anew += sum(other for _, other in counts)
-        return added, anew
+        return Filled(added, anew, sharing)
 
     def _fill(self, shard: Shard, name: str, reused_R: Tensor) -> tuple[int, int]:
         """Copies the rows of the run into a shard of a table, but not those that belong to other values now.
@@ -257,11 +251,35 @@ class WarmStart:
                 live.copy_(network[name.removesuffix("/z")])
         return messages
 
-    def about(self, added: int, anew: int) -> str:
-        """One line for people: where the training starts, and the number of new rows and of those of other values."""
+    def about(self, filled: "Sequence[Filled]") -> list[str]:
+        """Lines for people: where the training starts, and what happens to rows.
+
+        Args:
+            filled: of each rank.
+        """
+        added, anew = (sum(numbers) for numbers in zip(*((each.added, each.anew) for each in filled), strict=True))
         growth = f", with {counted(added, 'new row')} in its tables" if added else ""
         growth += f", and {counted(anew, 'row')} of new values in place of forgotten ones" if anew else ""
-        return f"starts from {self.weights.path}{growth}"
+        lines = [f"starts from {self.weights.path}{growth}"]
+        if sharing := filled[0].sharing:
+            what = "new values in place of forgotten ones share rows with other values: these rows keep their weights"
+            lines.append(f"{sharing:,} {what}")
+        return lines
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What was copied into the tables of a rank.
+
+    Attributes:
+        added: rows of this rank that the run does not have.
+        anew: rows of this rank that belong to other values now, and keep their initial values.
+        sharing: ids of all tables that belong to other values now, and share their rows, which were copied.
+    """
+
+    added: int
+    anew: int
+    sharing: int
 
 
 def grown_settings(config: Config) -> Config:
@@ -275,22 +293,25 @@ def grown_settings(config: Config) -> Config:
     return start.grown(config, open_source(config.data, verify=()))
 
 
-def _reused_rows(config: Config, new: FeatureSpace, old: FeatureSpace) -> dict[tuple[str, str], Tensor]:
-    """The rows that belong to single values, other ones than before, by "tables" or "wide" and the name of the table.
+def _reused_rows(config: Config, new: FeatureSpace, old: FeatureSpace) -> tuple[dict[tuple[str, str], Tensor], int]:
+    """Returns the rows that belong to single values, other ones than before, by "tables" or "wide" and the table.
 
-    Rows that several ids share keep their weights.
+    Rows that several ids share keep their weights. The number of ids in such rows, of other values than before, is the
+    second result.
     """
     others = rows_of_others(new, old)
     found: dict[tuple[str, str], Tensor] = {}
+    sharing: dict[str, int] = {}
     described = feature_tables(config, new.schema)
     for part, features in (("tables", described), ("wide", wide_features(described, ()))):
         for feature in features:
             if feature.name not in others:
                 continue
             ids = torch.from_numpy(others[feature.name])
-            if feature.embedding == "head":
-                ids = ids[ids < feature.head]
-            elif feature.embedding != "full":
-                continue
-            found[part, feature.table_names[0]] = ids
-    return found
+            own = feature.own_rows(ids)
+            if own is not None:
+                table, rows = own
+                found[part, table] = rows
+            if part == "tables":
+                sharing[feature.table or feature.name] = len(ids) - (0 if own is None else len(own[1]))
+    return found, sum(sharing.values())

@@ -1,6 +1,8 @@
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +32,25 @@ def test_tables_of_each_kind():
         "a", 1000, embedding="head", collisions=40, head=200, tail="qr", operation="concat", qr_layout="quotient"
     )
     assert both.tables(8) == (Table("a@h", 200, 8), Table("a@q", 20, 4), Table("a@r", 40, 4))
+
+
+@pytest.mark.parametrize("feature", EVERYTHING, ids=lambda feature: feature.name)
+def test_own_rows_are_those_of_a_single_id_and_all_ids_of_full_tables_and_heads_have_one(feature):
+    head = 7 if feature.embedding == "head" else 0
+    for days, added in (((), 0), ((20,), 7), ((20, 26, 30), 2 + 1 + 3)):
+        grown = replace(feature, rows=40, before=days, collisions=3, head=head, headroom=3)
+        ids = torch.arange(40)
+        own = grown.own_rows(ids)
+        if grown.embedding not in ("full", "head"):
+            assert own is None
+            continue
+        table, rows = own
+        place = grown.table_names.index(table)
+        all_rows = grown.partition(ids)[place].tolist()
+        assert [all_rows.count(row) for row in rows.tolist()] == [1] * len(rows)
+        assert len(rows) == (7 + added if head else 40)
+        some = torch.tensor([0, 6, 12, 21, 39])
+        assert set(grown.own_rows(some)[1].tolist()) == {all_rows[i] for i in some.tolist()} & set(rows.tolist())
 
 
 @pytest.mark.parametrize(("layout", "widths"), [("quotient", [8, 128]), ("remainder", [128, 8])])
