@@ -95,6 +95,12 @@ def compress_embeddings(
         str | None, _option("--finetune-lr", "Initial learning rate, as a multiple of the run's.", "X", TUNE)
     ] = None,
     freeze_mlps: Annotated[bool, _switch("--freeze-mlps", "Train only the tables.", TUNE)] = False,
+    train_codes: Annotated[
+        bool, _switch("--train-codes", "Train the codes of rows, not only their codebooks.", TUNE)
+    ] = False,
+    train_rounded: Annotated[
+        bool, _switch("--train-rounded", "Compute with rows as they are stored: int8, int4, int2.", TUNE)
+    ] = False,
     dry_run: Annotated[bool, _switch("--dry-run", "Print the report and write nothing.", WHERE)] = False,
     explain: Annotated[bool, _switch("--explain", "Show all evaluations that led to the choice.", WHERE)] = False,
     plot: Annotated[
@@ -118,7 +124,13 @@ def compress_embeddings(
         "--vectors": vectors,
     }
     goal = _only_one(goals)
-    tuning = {"--finetune-steps": finetune_steps, "--finetune-lr": finetune_lr, "--freeze-mlps": freeze_mlps}
+    tuning = {
+        "--finetune-steps": finetune_steps,
+        "--finetune-lr": finetune_lr,
+        "--freeze-mlps": freeze_mlps,
+        "--train-codes": train_codes,
+        "--train-rounded": train_rounded,
+    }
     texts = {
         "--keep-head": keep_head,
         "--tables": tables,
@@ -158,7 +170,9 @@ def compress_embeddings(
     if method is not None:
         parse_method(method, 16, head)
     request = Request(method, ratio, budget, head, chosen["--tables"], rows, chosen["--weights"])
-    finetune = None if finetune_data is None else FineTuneRequest(finetune_data, steps, lr_factor, not freeze_mlps)
+    finetune = None
+    if finetune_data is not None:
+        finetune = FineTuneRequest(finetune_data, steps, lr_factor, not freeze_mlps, train_codes, train_rounded)
     compress_embeddings(
         Given(source, out, chosen["--checkpoint"], flags, dry_run, explain, plot, json, finetune), request
     )

@@ -123,7 +123,7 @@ def _compress_run(given: Given, request: Request, run: RunDirectory, config: Con
         progress.begin("scoring the result")
         report, tuned = make_report(compression, trials), None
         if fresh is not None:
-            tuner = Tuner(together, tables.sums, network, wide, config, checkpoint, ranks)
+            tuner = Tuner(together, original, tables.sums, network, wide, config, checkpoint, ranks)
             tuned = fine_tune(tuner, fresh, trials, original, compression.replaced(), report, progress)
     _finish(given, compression, report, tuned, source.features)
 

@@ -26,6 +26,7 @@ from dlrmctl.data.source import Source
 from dlrmctl.data.store.store import Store
 from dlrmctl.datasets.open import open_reader
 from dlrmctl.embeddings.compression.adagrad import RowwiseAdagrad, Trained, shared_state
+from dlrmctl.embeddings.compression.latent import LatentCodes, latent_state, with_latent_rows
 from dlrmctl.embeddings.compression.rules.pack import stored_like
 from dlrmctl.embeddings.compression.rules.rows import Compressed
 from dlrmctl.embeddings.module import FeatureEmbeddings
@@ -50,6 +51,8 @@ class FineTuning:
         steps: at most one pass.
         lr_factor: factor of the run's learning rates at the first step; it decays linearly to 0.
         mlps: whether to train the dense network.
+        codes: whether to train the codes of rows, and not their codebooks alone.
+        rounded: whether to compute with rows of few bits as they are stored.
         fresh: whether the model was not trained on this data.
     """
 
@@ -57,6 +60,8 @@ class FineTuning:
     steps: int
     lr_factor: float
     mlps: bool
+    codes: bool
+    rounded: bool
     fresh: bool
 
 
@@ -111,7 +116,7 @@ def open_fresh(request: FineTuneRequest, config: Config, trained_on: SavedState,
             f"--finetune-steps {steps:,}: {request.data} has {reader.num_batches:,} batches of {reader.batch_size:,}",
             "use fewer steps or a smaller --batch-size; examples are not repeated",
         )
-    return FineTuning(reader, steps, request.lr_factor, request.mlps, fresh)
+    return FineTuning(reader, steps, request.lr_factor, request.mlps, request.codes, request.rounded, fresh)
 
 
 class Tuner:
@@ -119,6 +124,7 @@ class Tuner:
 
     Args:
         compose: returns the embedding module of tables by name.
+        original: all tables of the trained model.
         sums: state of row-wise AdaGrad by table.
         network: the trained dense network; copied.
         wide: the first-order part, which is not trained; None if the model has none.
@@ -129,6 +135,7 @@ class Tuner:
     def __init__(
         self,
         compose: Compose,
+        original: Mapping[str, Compressed],
         sums: Sums,
         network: nn.Module,
         wide: nn.Module | None,
@@ -137,7 +144,7 @@ class Tuner:
         ranks: Ranks,
     ) -> None:
         self._compose, self._sums, self._network, self._wide = compose, sums, network, wide
-        self._config, self._checkpoint, self._ranks = config, checkpoint, ranks
+        self._original, self._config, self._checkpoint, self._ranks = original, config, checkpoint, ranks
 
     def tune(
         self, models: Mapping[str, Mapping[str, Compressed]], how: FineTuning, progress: BarDisplay
@@ -178,10 +185,16 @@ class Tuner:
                 twins[name] = table
                 fixed.append(name)
                 continue
-            twins[name] = table.trainable(sparse=True)
+            twin = twins[name] = table.trainable(sparse=True, rounded=how.rounded)
             lr = how.lr_factor * (optim.qr_lr if name in qr_tables else optim.sparse_lr)
             states = shared_state(table, sums)
-            trained += [Trained(value, states[key], lr) for key, value in twins[name].named_parameters()]
+            trained += [Trained(value, states[key], lr) for key, value in twin.named_parameters()]
+            if how.codes:
+                twin = twins[name] = with_latent_rows(twin, self._original[name])
+                for codes in twin.modules():
+                    if isinstance(codes, LatentCodes):
+                        state = latent_state(twin, sums)
+                        trained.append(Trained(codes.latent, state, lr, codes.code_again))
         network = copy.deepcopy(self._network).train()
         optimizer = None
         if how.mlps:
@@ -265,6 +278,8 @@ def fine_tune(
         "batch_size": how.reader.batch_size,
         "lr_factor": how.lr_factor,
         "mlps": how.mlps,
+        "codes": how.codes,
+        "rounded": how.rounded,
         "fresh": how.fresh,
         "fixed": list(student.fixed),
         "log_loss": {name: model.loss for name, model in tuned.items()},
@@ -295,6 +310,10 @@ def show_finetuning(report: Mapping[str, Any]) -> None:
     title = f"NE after {part['steps']:,} steps of {part['batch_size']:,} {examples}"
     if not part["mlps"]:
         title += ", MLPs fixed"
+    if part["codes"]:
+        title += ", codes trained"
+    if part["rounded"]:
+        title += ", rows rounded"
     if part["fixed"]:
         title += f"; not trained: {', '.join(part['fixed'])}"
     print_table(title, ["", "compressed", "fine-tuned", "control", "fine-tuned to control"], rows)

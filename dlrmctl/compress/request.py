@@ -70,12 +70,16 @@ class FineTuneRequest:
         steps: number of steps; None for one pass.
         lr_factor: factor of the run's learning rates at the first step.
         mlps: whether to train the dense network.
+        codes: whether to train the codes of rows, and not their codebooks alone.
+        rounded: whether to compute with rows of few bits as they are stored.
     """
 
     data: Path
     steps: int | None
     lr_factor: float
     mlps: bool
+    codes: bool
+    rounded: bool
 
 
 def parse_method(name: str, dim: int, keep_head: float = 0.0) -> Method:

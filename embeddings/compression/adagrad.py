@@ -4,7 +4,7 @@ A row that many ids share gets the sum of their gradients, so it begins with the
 first steps would be as long as those of a new table, and undo the fit. Dimensions: n ids, D columns.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -75,11 +75,16 @@ def _state(states: dict[str, Tensor], name: str, rows: int) -> Tensor:
 
 @dataclass
 class Trained:
-    """A parameter with its state, one number per row (one for a vector), and its learning rate."""
+    """A parameter with its state, one number per row (one for a vector), and its learning rate.
+
+    Attributes:
+        moved: called after each step with the rows that had a sparse gradient.
+    """
 
     parameter: nn.Parameter
     state: Tensor
     lr: float
+    moved: Callable[[Tensor], None] | None = None
 
 
 class RowwiseAdagrad:
@@ -96,6 +101,7 @@ class RowwiseAdagrad:
     @torch.no_grad()
     def step(self, factor: float = 1.0) -> None:
         """Takes a step at `factor` times the learning rates, and forgets the gradients."""
+        touched: list[tuple[Trained, Tensor]] = []
         for trained in self.parameters:
             weight, grad = trained.parameter, trained.parameter.grad
             if grad is None:
@@ -108,7 +114,11 @@ class RowwiseAdagrad:
                 trained.state.index_copy_(0, rows, state)
                 step = values / (state.sqrt() + self.eps)[:, None]
                 weight.index_add_(0, rows, step, alpha=-factor * trained.lr)
+                touched.append((trained, rows))
             else:
                 grad, matrix = grad.view(len(trained.state), -1), weight.view(len(trained.state), -1)
                 trained.state += grad.square().mean(1)
                 matrix -= factor * trained.lr * grad / (trained.state.sqrt() + self.eps)[:, None]
+        for trained, rows in touched:
+            if trained.moved is not None:
+                trained.moved(rows)

@@ -72,8 +72,8 @@ def stored_like(trained: Compressed, before: Compressed) -> Compressed:
             assert isinstance(found, StoredRows)
             now.values = _rounded(was, found.values)
         elif isinstance(was, Compressed):
-            for name, parameter in found.named_parameters(recurse=False):
-                getattr(now, name).copy_(parameter)
+            for name, buffer in now.named_buffers(recurse=False):
+                buffer.copy_(getattr(found, name))
     return after
 
 

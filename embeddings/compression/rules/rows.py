@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dlrmctl.embeddings.compression.rules.quantize import INTEGER_BITS, decode_rows, row_bytes
+from dlrmctl.embeddings.compression.rules.quantize import INTEGER_BITS, decode_rows, encode_rows, row_bytes
 
 _RULES: dict[str, type["Compressed"]] = {}
 _MOST_EXPONENT = 64
+_LARGEST_HALF = torch.finfo(torch.float16).max
 
 
 class Compressed(nn.Module, ABC):
@@ -34,7 +35,8 @@ class Compressed(nn.Module, ABC):
     dim: int
 
     def __init_subclass__(cls) -> None:
-        _RULES[cls.rule] = cls
+        if "rule" in cls.__dict__:
+            _RULES[cls.rule] = cls
 
     def __init__(self, num_rows: int, dim: int) -> None:
         super().__init__()
@@ -77,18 +79,21 @@ class Compressed(nn.Module, ABC):
         """Whether `trainable` has something to train; a map with a certificate stays fixed."""
         return not any(isinstance(module, Compressed) and module._fixed for module in self.modules())
 
-    def trainable(self, *, sparse: bool = False) -> "Compressed":
+    def trainable(self, *, sparse: bool = False, rounded: bool = False) -> "Compressed":
         """Returns a copy whose numbers are float32 parameters; codes and bitmaps stay as they are.
 
         Args:
             sparse: make gradients of rows sparse tensors, which hold only the rows that were looked up.
+            rounded: look up rows of 8, 4 or 2 bits as they would be stored, each over its own present range. Gradients
+                pass through the rounding unchanged.
         """
         twin = copy.deepcopy(self)
         for module in twin.modules():
-            if isinstance(module, Compressed):
-                module._make_trainable()
             if isinstance(module, StoredRows):
                 module.sparse = sparse
+                module.rounding = (module.bits, module.exponent) if rounded and module.bits in INTEGER_BITS else None
+            if isinstance(module, Compressed):
+                module._make_trainable()
         return twin
 
     def _make_trainable(self) -> None:
@@ -147,6 +152,10 @@ class StoredRows(Compressed):
         bits: of a value.
         exponent: values are stored times 2**exponent. It is 0 unless a table's values are too small or large for
             float16.
+
+    Attributes:
+        sparse, rounding: of a trainable copy: whether gradients are sparse, and bits and exponent that rows are
+            rounded to when they are looked up.
     """
 
     rule = "rows"
@@ -160,6 +169,7 @@ class StoredRows(Compressed):
         expect(values.dtype == dtype, f"{values.dtype} for {bits} bits")
         expect(abs(exponent) <= _MOST_EXPONENT, f"{exponent=}")
         self.bits, self.exponent, self.sparse = bits, exponent, False
+        self.rounding: tuple[int, int] | None = None
         self.register_buffer("values", values)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -167,6 +177,8 @@ class StoredRows(Compressed):
             rows = decode_rows(self.values.index_select(0, ids), self.bits, self.dim)
         else:
             rows = nn.functional.embedding(ids, self.values, sparse=self.sparse).float()
+        if self.rounding is not None:
+            rows = _round_trip(rows.detach(), *self.rounding) + (rows - rows.detach())
         return rows * 2.0**-self.exponent if self.exponent else rows
 
     def spec(self) -> dict[str, Any]:
@@ -188,6 +200,12 @@ class StoredRows(Compressed):
         values = self.expand()
         self.bits, self.exponent = 32, 0
         self._into_parameter("values", values)
+
+
+def _round_trip(rows_ND: Tensor, bits: int, exponent: int) -> Tensor:
+    """Returns the rows as they would be read after storing them."""
+    scaled = (rows_ND * 2.0**exponent).clamp(-_LARGEST_HALF, _LARGEST_HALF)
+    return decode_rows(encode_rows(scaled, bits), bits, rows_ND.shape[1]) * 2.0**-exponent
 
 
 def rows_at(spec: Mapping[str, Any], parts: Mapping[str, Tensor], child: str, *, rows: int, dim: int) -> StoredRows:

@@ -108,6 +108,20 @@ def test_mlps_can_stay_what_they_were(work: Path, tmp_path: Path):
     assert all(torch.equal(value, dense[1][name]) for name, value in dense[0].items())
 
 
+def test_codes_can_be_trained_and_the_size_stays(work: Path, tmp_path: Path):
+    arguments = ("--method", "rq1x16", "--finetune-data", work / "fresh", "--finetune-steps", 20, "--json")
+    found = [
+        report_of(compress(work, tmp_path / str(n), *arguments, *more))
+        for n, more in enumerate([(), ("--train-codes",)])
+    ]
+    assert [report["finetune"]["codes"] for report in found] == [False, True]
+    assert found[0]["bytes_after"] == found[1]["bytes_after"]
+    fixed, trained = (in_process("evaluate", tmp_path / name, "--json").json()["test"]["ne"] for name in "01")
+    assert trained != fixed
+    assert trained == pytest.approx(found[1]["test"]["ne"]["b"], rel=1e-9)
+    assert trained == pytest.approx(fixed, rel=0.01)
+
+
 def test_the_training_data_of_the_run_is_warned_of(work: Path, tmp_path: Path):
     arguments = ("--method", "int8", "--finetune-data", work / "base", "--finetune-steps", 2, "--dry-run")
     done = compress(work, tmp_path / "x", *arguments)
@@ -171,6 +185,7 @@ def test_a_budget_needs_a_validation_split_and_a_method_does_not(work: Path, tmp
         (["--finetune-data", "fresh", "--finetune-lr", "1e9"], "--finetune-lr 1e+09: training diverges"),
         (["--finetune-data", "fresh", "--batch-size", "90000"], "--finetune-data fresh has 25,"),
         (["--freeze-mlps"], "--freeze-mlps needs --finetune-data"),
+        (["--train-codes"], "--train-codes needs --finetune-data"),
         (
             ["--finetune-data", "other"],
             "--finetune-data other has other ids than",
