@@ -162,7 +162,7 @@ class Floor:
     the least time for the arithmetic and the memory traffic that the step must have.
 
     - products: of every linear layer `x W^T` forward, and backward `g^T x` and, but for the first layer, `g W`;
-    - interaction: with "dot", `V V^T` forward and one product of its size with V backward; with "cat", nothing;
+    - interaction: with "dot", `V V^T` forward and one product of its size with V backward; with others, nothing;
     - gather and scatter: one row of D float32 for every id of a real batch, from full tables and back into them,
       whatever tables the variant has.
 

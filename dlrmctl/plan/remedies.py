@@ -157,9 +157,10 @@ def _more_ranks(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | No
 
 
 def _planned(config: Config, schema: Schema, cluster: Cluster) -> MemoryPlan:
-    """Plans equal parts if tables may be divided, which is the least for the fullest rank, and fast."""
+    """Plans the tables as a run would place them, if equal parts of them, which is the least and fast, fit."""
     kept_whole = config.embeddings.sharding == "table_wise" or cluster.world_size == 1
-    return plan_memory(config, schema, cluster, sharding="table_wise" if kept_whole else "row_wise")
+    least = plan_memory(config, schema, cluster, sharding="table_wise" if kept_whole else "row_wise")
+    return least if kept_whole or not least.fits else plan_memory(config, schema, cluster)
 
 
 def _served(plan: MemoryPlan, limit: int) -> Remedy | None:

@@ -33,7 +33,7 @@ PRESET_IDS = {"mlperf-dcnv2": _MLPERF_IDS}
 # The model of the benchmark's tables, unless other flags are given.
 PRESET_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "mlperf": {
-        "model": {"bottom_mlp": [512, 256, 128], "top_mlp": [1024, 1024, 512, 256, 1]},
+        "model": {"bottom_mlp": [512, 256, 128], "top_mlp": [1024, 1024, 512, 256, 1], "interaction": "dot"},
         "embeddings": {"dim": 128},
         "train": {"batch_size": 16384},
     },

@@ -78,10 +78,10 @@ class ModelSettings:
     )
     top_mlp: tuple[int, ...] = setting((512, 256, 1), "Layer widths of the top MLP; the last must be 1.", at_least=1)
     interaction: str = setting(
-        "dot",
-        "Combine dense and sparse vectors by dot products (dot), concatenation (cat), or cross layers of low rank over "
-        "the concatenation (dcn).",
-        choices=("dot", "cat", "dcn"),
+        "dcn",
+        "Combine dense and sparse vectors by cross layers of low rank over their concatenation (dcn), by dot products "
+        "of all pairs (dot), or by concatenation alone (cat).",
+        choices=("dcn", "dot", "cat"),
     )
     cross_layers: int | None = setting(
         None, f"Number of cross layers of --interaction dcn. Default: {CROSS_LAYERS}.", at_least=1

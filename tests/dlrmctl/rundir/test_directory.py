@@ -345,7 +345,7 @@ def test_resume_auto_starts_a_run_or_continues_it(tmp_path: Path):
     again = in_process(*train, "--interaction", "cat")
     assert "resumed at step 9" in again.err
     assert again.json() == first.json()
-    assert f"warning: {tmp_path / 'run'} exists and keeps its settings: model.interaction = dot (not cat)" in again.err
+    assert f"warning: {tmp_path / 'run'} exists and keeps its settings: model.interaction = dcn (not cat)" in again.err
     late = in_process("train", "--resume", tmp_path / "run", "--init-from", tmp_path / "run")
     _refused(late, "--init-from contradict: the run has started")
     _refused(in_process(*TRAIN, "--resume", "auto"), "--resume auto needs the directory of the run")

@@ -102,6 +102,6 @@ def test_weight_decay_moves_the_rows_of_a_batch_by_how_often_they_occur():
 
 @pytest.mark.parametrize("name", ["cross_layers", "cross_rank"])
 def test_settings_of_cross_layers_need_them(name: str):
-    done = in_process("train", *SMALL, f"--{name.replace('_', '-')}", "2")
+    done = in_process("train", *SMALL, "--interaction", "dot", f"--{name.replace('_', '-')}", "2")
     assert done.status == 2
     assert f"model.{name} = 2 needs model.interaction = dcn, not dot" in done.err
