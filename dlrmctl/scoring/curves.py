@@ -60,7 +60,8 @@ def plot_runs(paths: Sequence[Path], out: Path, *, metric: str | None = None) ->
             optimum = (history.results or {}).get("validation", {}).get(f"bayes_{metric}")
             axes.plot(*training, color=colour, **_TRAINING)
             axes.plot(*validation, color=colour, **_VALIDATION)
-            heights += [*validation[1], *_settled(training)]
+            # Several runs are compared by their validation; training values waver more.
+            heights += validation[1] if len(histories) > 1 else [*validation[1], *_settled(training)]
             if optimum is not None:
                 axes.axhline(optimum, color=colour, **_OPTIMUM)
                 heights.append(optimum)
