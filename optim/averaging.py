@@ -192,6 +192,10 @@ class PrimalAveraging:
         state = {f"{name}/z": z for name, _, z in self._named(named)}
         return state | {"step": self._step, "weight_sum": self._weight_sum}
 
+    def live_tensors(self) -> list[Tensor]:
+        """Returns x, z and the counters of steps."""
+        return [*self._x, *self._z, self._step, self._weight_sum]
+
     def _named(self, named: Mapping[str, Parameter]) -> Iterator[tuple[str, Tensor, Tensor]]:
         names = {id(p): name for name, p in named.items()}
         return ((names[id(p)], x, z) for p, x, z in zip(self._parameters, self._x, self._z, strict=True))
@@ -220,6 +224,6 @@ class PrimalAveraging:
             )
         self.optimizer.load_state_dict(state_dict["optimizer"])
         saved = [*state_dict["x"], *state_dict["z"], state_dict["step"], state_dict["weight_sum"]]
-        for live, value in zip([*self._x, *self._z, self._step, self._weight_sum], saved, strict=True):
+        for live, value in zip(self.live_tensors(), saved, strict=True):
             live.copy_(value)
         self.train() if state_dict["training"] else self.eval()

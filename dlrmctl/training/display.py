@@ -74,12 +74,16 @@ class TrainingDisplay(BarDisplay):
             examples: number in the step.
         """
         self._done += 1
-        self._examples += examples
+        self.add_examples(examples)
         now = time.monotonic()
         if self.shown and now - self._shown_at >= _REFRESH_SECONDS:
             self._shown_at = now
             # The sums of few steps are noisy, so those of the last report are added.
             self._show_step(averages(self._last + window), self._last_rate or self._examples / self.seconds)
+
+    def add_examples(self, number: float) -> None:
+        """Counts examples of steps."""
+        self._examples += number
 
     def rate(self) -> float:
         """Examples per second since the last call, without pauses."""

@@ -3,11 +3,13 @@
 The backward pass is split at the embeddings, because FBGEMM updates the tables inside their backward: first the
 backward of the dense network runs; then the ranks check that loss and gradients are finite; only then the backward of
 the tables and the dense optimizer change weights.
+
+On CPU the host reads the result of the check before the updates. A GPU would be idle meanwhile: there the updates are
+enqueued at once, change nothing where the check has failed, and the host reads the result some steps later.
 """
 
 import zlib
 from collections.abc import Callable
-from dataclasses import astuple
 
 import torch
 import torch.distributed as dist
@@ -18,11 +20,14 @@ from dlrmctl.assembly.model import Model
 from dlrmctl.data.batch import Batch
 from dlrmctl.errors import UserError
 from dlrmctl.optim.averaging import PrimalAveraging
+from dlrmctl.optim.guarded import GuardedSteps
+from dlrmctl.optim.shampoo import DistributedShampoo
 from dlrmctl.ranks.group import Ranks
 from dlrmctl.rundir.state import StepSums
 from dlrmctl.training.batches import NoiseProbe
+from dlrmctl.training.outcomes import Outcomes
 
-_FINE, _BAD_LOSS, _BAD_GRADIENT = 0.0, 1.0, 2.0
+_LAG = 2  # steps that a GPU may have before it while their results are not read
 
 
 class NotFiniteError(UserError):
@@ -40,8 +45,10 @@ class TrainingStep:
         seed: of dropout, with the step and the rank.
         sparse_weight_decay: adds this multiple of an example's embeddings to their gradient.
         compress_after: number of steps before the exchange of embeddings is compressed, if it is.
+        deferred: whether the host reads the results of a step later; default: on a GPU.
 
     Attributes:
+        stopping: whether any rank was asked to stop, in the steps whose results were read.
         lap: called with the name of each part at its end; for measurements.
         probe: estimates the noise of gradients at some steps; None for no estimates.
         table_scale: multiplies the gradients of tables. Their AdaGrad sums hold gradients of means over batches, so a
@@ -58,6 +65,7 @@ class TrainingStep:
         seed: int = 0,
         sparse_weight_decay: float = 0.0,
         compress_after: int = 0,
+        deferred: bool | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -68,6 +76,17 @@ class TrainingStep:
         self.lap: Callable[[str], None] = lambda part: None
         self.probe: NoiseProbe | None = None
         self.table_scale = 1.0
+        self.stopping = False
+        base = optimizer.optimizer if isinstance(optimizer, PrimalAveraging) else optimizer
+        if isinstance(base, DistributedShampoo):
+            base.check_gradients = False  # all gradients are checked here
+        deferred = ranks.device.type == "cuda" if deferred is None else deferred
+        self._outcomes = Outcomes(_LAG if deferred else 0)
+        self._guarded = GuardedSteps(optimizer, most_undone=_LAG + 1) if deferred else None
+        self._failed = torch.zeros((), dtype=torch.bool, device=ranks.device)  # in this step or an earlier one
+        self._checked = 0  # number of steps
+        self._constants: dict[float, Tensor] = {}
+        self._sums = StepSums()  # of the steps whose results were read, and not yet returned
 
     def __call__(self, batch: Batch, step: int, *, stop: bool) -> tuple[StepSums, bool]:
         """Runs a step on this rank's part of the global batch.
@@ -77,10 +96,12 @@ class TrainingStep:
             stop: whether this rank was asked to stop.
 
         Returns:
-            The sums of the step over all ranks, and whether any rank was asked to stop; the same on each rank.
+            The sums over all ranks, and `stopping`; the same on each rank. They are of this step, or, if results are
+            read later, of earlier ones.
 
         Raises:
-            NotFiniteError: on every rank, before any weight is changed, if a loss or gradient is not finite.
+            NotFiniteError: on every rank if a loss or gradient is not finite: in this step, or in one before it whose
+                result is read now. That step and later ones have changed no weight and no state.
         """
         exchange = self.model.sharded.exchange
         if exchange is not None:
@@ -110,25 +131,45 @@ class TrainingStep:
             if batch.weights_B is not None and whole is not None:
                 decayed = decayed * (batch.weights_B * (len(batch) / whole))[:, None, None]
             cut_BFD.grad.add_(decayed, alpha=self.sparse_weight_decay / len(batch))
-        agreed = self._agree(loss.detach(), logits_B.detach(), batch, whole, cut_BFD.grad, step, stop)
+        self._check(loss.detach(), logits_B.detach(), batch, whole, cut_BFD.grad, step, stop)
         self.lap("check")
         if self.probe is not None and self.probe.is_due(step):
+            self._read(all_of_them=True)
             shares_B = None
             if batch.weights_B is not None and whole is not None:
                 shares_B = batch.weights_B * (len(batch) / whole)
             self.probe.take(batch, embeddings_BFD, wide_B, self.autocast, shares_B)
         if self.table_scale != 1:
             cut_BFD.grad.mul_(self.table_scale)
-        embeddings_BFD.backward(cut_BFD.grad)
+        embeddings_BFD.backward(self._unless_failed(cut_BFD.grad))
         if exchange is not None:
             exchange.active = False  # until the next step: scoring is exact
         if wide_B is not None:
             assert cut_B.grad is not None
-            wide_B.backward(cut_B.grad.mul_(self.table_scale))
+            wide_B.backward(self._unless_failed(cut_B.grad.mul_(self.table_scale)))
         self.lap("table update")
-        self.optimizer.step()
+        if self._guarded is None:
+            self.optimizer.step()
+        else:
+            self._guarded.step(self._failed)
+            self._read(all_of_them=False)
         self.lap("dense update")
-        return agreed
+        sums, self._sums = self._sums, StepSums()
+        return sums, self.stopping
+
+    def finish(self) -> StepSums:
+        """Reads the results of all steps so far; every rank must call it. Returns the sums that no step has returned.
+
+        Raises:
+            NotFiniteError: as a step.
+        """
+        self._read(all_of_them=True)
+        sums, self._sums = self._sums, StepSums()
+        return sums
+
+    def _unless_failed(self, gradient: Tensor) -> Tensor:
+        """Returns the gradient of tables; 0 where the step has failed, since row-wise AdaGrad then changes nothing."""
+        return gradient if self._guarded is None else gradient.masked_fill_(self._failed, 0.0)
 
     def _mean_weight_of_ranks(self, weights_B: Tensor) -> Tensor:
         """The sum of the weights of the global batch over the number of ranks, whose gradients are averaged."""
@@ -138,7 +179,7 @@ class TrainingStep:
         # A batch without any weight has no gradient.
         return (total / self.ranks.world_size).clamp(min=torch.finfo(torch.float32).tiny).float()
 
-    def _agree(
+    def _check(
         self,
         loss: Tensor,
         logits_B: Tensor,
@@ -147,8 +188,8 @@ class TrainingStep:
         grad_BFD: Tensor,
         step: int,
         stop: bool,
-    ) -> tuple[StepSums, bool]:
-        """Sums over the ranks with one all-reduce, and raises on every rank if a loss or gradient is not finite."""
+    ) -> None:
+        """Sums over the ranks with one all-reduce, and finds out whether all losses and gradients are finite."""
         ranks = self.ranks
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         # Euclidean norms, because torch has no fast maximum norm on CPU. They overflow for gradients above 2e19.
@@ -158,33 +199,55 @@ class TrainingStep:
         if batch.weights_B is not None and whole is not None:
             w_B = batch.weights_B
             parts = [loss, gradient_size, w_B @ predicted_B, w_B @ labels_B, w_B.sum(), whole]
-        on_device = torch.stack(parts).double()
-        mean_loss, size, predicted, positives, *weights = on_device.tolist()  # waits for the device once
-        weight, counted = weights or (examples, examples)
-        sums = StepSums(
-            examples=examples, loss=mean_loss * counted, positives=positives, predicted=predicted, weight=weight
-        )
-        troubles = [_FINE] * ranks.world_size
-        if not abs(mean_loss) < torch.inf:
-            troubles[ranks.rank] = _BAD_LOSS
-        elif not size < torch.inf:
-            troubles[ranks.rank] = _BAD_GRADIENT
-        stops = float(stop)
+        mean_loss, size, predicted, positives, *weights = torch.stack(parts).double().unbind()
+        weight, counted = weights or (self._constant(examples), examples)
+        # What each rank has seen, in places of its own, which name the rank of a trouble.
+        seen = [self._constant(0.0)] * (2 * ranks.world_size)
+        seen[2 * ranks.rank : 2 * ranks.rank + 2] = mean_loss, size
+        sums = [self._constant(examples), mean_loss * counted, positives, predicted, weight]
+        shared = torch.stack([self._constant(float(stop)), *sums, *seen])
         if ranks.world_size > 1:
-            shared = torch.tensor([stops, *astuple(sums), *troubles], dtype=torch.float64, device=ranks.device)
             dist.all_reduce(shared, group=ranks.group)
-            stops, *numbers = shared.tolist()
-            sums, troubles = StepSums(*numbers[: -ranks.world_size]), numbers[-ranks.world_size :]
-        # Averaged gradients spread a bad loss of one rank to all ranks, so losses, which name the rank, come first.
-        for trouble, what in ((_BAD_LOSS, "loss"), (_BAD_GRADIENT, "gradient")):
-            if trouble in troubles:
-                raise NotFiniteError(
-                    f"step {step}: the {what} on rank {troubles.index(trouble)} is not finite; "
-                    "this step changed no weights",
-                    "lower --dense-lr, --sparse-lr or --qr-lr, or add --warmup-steps; --resume continues from the last "
-                    "checkpoint",
-                )
-        return sums, stops > 0
+        self._checked += 1
+        self._outcomes.add(step, shared)
+        if self._guarded is None:
+            self._read(all_of_them=True)
+        else:
+            self._failed |= ~shared[-2 * ranks.world_size :].sum().isfinite()
+
+    def _read(self, *, all_of_them: bool) -> None:
+        """Reads results of steps.
+
+        Raises:
+            NotFiniteError: for the first step that failed.
+        """
+        for step, (stops, *numbers) in self._outcomes.read(all_of_them=all_of_them):
+            seen = numbers[-2 * self.ranks.world_size :]
+            # Averaged gradients spread a bad loss of one rank to all ranks, so losses, which name the rank, come first.
+            for what, values in (("loss", seen[::2]), ("gradient", seen[1::2])):
+                for rank, value in enumerate(values):
+                    if not abs(value) < torch.inf:
+                        self._refuse(step, what, rank)
+            self._sums += StepSums(*numbers[: -len(seen)])
+            self.stopping |= stops > 0
+
+    def _constant(self, value: float) -> Tensor:
+        """float64 on the device, made once."""
+        if value not in self._constants:
+            self._constants[value] = torch.tensor(value, dtype=torch.float64, device=self.ranks.device)
+        return self._constants[value]
+
+    def _refuse(self, step: int, what: str, rank: int) -> None:
+        if self._guarded is not None:
+            later = len(self._outcomes)  # steps after the failed one
+            self._guarded.undo(self._guarded.taken - (self._checked - 1 - later))
+            self._failed.zero_()
+        self._outcomes.clear()
+        raise NotFiniteError(
+            f"step {step}: the {what} on rank {rank} is not finite; this step changed no weights",
+            "lower --dense-lr, --sparse-lr or --qr-lr, or add --warmup-steps; --resume continues from the last "
+            "checkpoint",
+        )
 
 
 def _mean_loss(logits_B: Tensor, batch: Batch, whole: Tensor | None) -> Tensor:

@@ -302,6 +302,7 @@ class Trainer:
             self._introduce()
             while not progress.finished:
                 self._epoch(request)
+            self._catch_up()
             if progress.window.examples:
                 self._log()
             self.writer.finish()
@@ -328,14 +329,14 @@ class Trainer:
                 self._set_learning_rates()
                 on_device = batch.to(device, non_blocking=True)
                 ends = bool(request.signal_number) or self.writer.has_failed
-                sums, stop = self.take_step(on_device, progress.step + 1, stop=ends)
+                sums, _ = self.take_step(on_device, progress.step + 1, stop=ends)
                 self._advance(sums)
                 changed = self._grow()
                 if self._evaluates_now() or self._is_last_step():
                     self._evaluate()
                 elif self.config.train.checkpoint_every and progress.step % self.config.train.checkpoint_every == 0:
                     self._save()
-                if stop:
+                if self.take_step.stopping:
                     self._leave(request)
                 if progress.finished or changed:
                     break
@@ -395,8 +396,15 @@ class Trainer:
         if progress.step % self.log_every == 0 or self._is_last_step():
             self._log()
 
+    def _catch_up(self) -> None:
+        """Reads the results of all steps; raises if one of them was not finite."""
+        sums = self.take_step.finish()
+        self.progress.window += sums
+        self.display.add_examples(sums.examples)
+
     def _log(self) -> None:
         """Records and prints a line about the steps since the last one."""
+        self._catch_up()
         progress, window = self.progress, self.progress.window
         progress.window = StepSums()
         rate = self.display.rate()
@@ -426,6 +434,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """Scores the validation split, saves a checkpoint, and marks it if it is the best so far."""
+        self._catch_up()
         progress = self.progress
         with self.display.pause():
             with self.averaging.averaged() if self.averaging else nullcontext():
@@ -478,6 +487,7 @@ class Trainer:
     def _save(self, *, at_once: bool = False) -> None:
         if self.watch is not None or self.saved_step == self.progress.step:
             return
+        self._catch_up()
         with self.display.pause():
             state = self._state().to_state(self.config, self.source)
             step, best = self.progress.step, self.progress.best_step

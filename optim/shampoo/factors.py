@@ -152,9 +152,13 @@ class FactorStack(ABC):
     def direction(self, filtered_KS: Tensor, settings: RootSettings, *, out: Tensor) -> None:
         """Writes the direction to `out`, which is aligned and has the shape of `filtered_KS`."""
 
+    def live_tensors(self) -> list[Tensor]:
+        """Returns the state of all blocks, without the root status."""
+        return [*self.factors, *self.made]
+
     def allocated(self) -> list[Tensor]:
         """Returns all tensors that were allocated here."""
-        return [*self.factors, *self.made, self._scratch_KS]
+        return [*self.live_tensors(), self._scratch_KS]
 
     def block_state(self, row: int) -> dict[str, Tensor]:
         """Returns live views of one block's state."""

@@ -26,14 +26,14 @@ def parameter_name(group: dict[str, Any], position: int, group_index: int) -> st
     return f"parameter {position} of group {group_index} (shape {tuple(group['params'][position].shape)})"
 
 
-def checked_gradients(param_groups: Sequence[dict[str, Any]]) -> list[list[Tensor | None]]:
+def gradients(param_groups: Sequence[dict[str, Any]], *, check: bool = True) -> list[list[Tensor | None]]:
     """Returns the gradients, `[group][position]`, None where there is none.
 
-    A finite norm, one fused call per device and type, means finite gradients. Since a norm can overflow where no
-    gradient does, each gradient is checked only if the norm is not finite.
+    With `check`, they must be finite. A finite norm, one fused call per device and type, means finite gradients. Since
+    a norm can overflow where no gradient does, each gradient is checked only if the norm is not finite.
 
     Raises:
-        NonFiniteGradientError: if one holds NaN or infinity.
+        NonFiniteGradientError: if one that is checked holds NaN or infinity.
         ValueError: if one is sparse.
     """
     grads = [[p.grad for p in group["params"]] for group in param_groups]
@@ -46,6 +46,8 @@ def checked_gradients(param_groups: Sequence[dict[str, Any]]) -> list[list[Tenso
                 name = parameter_name(param_groups[g], i, g)
                 raise ValueError(f"gradient of {name} has layout {grad.layout}; Shampoo needs dense gradients")
             by_kind[grad.device, grad.dtype].append(grad)
+    if not check:
+        return grads
     norms = [torch.stack(torch._foreach_norm(tensors)).sum() for tensors in by_kind.values()]
     if not all(math.isfinite(float(norm)) for norm in norms):
         _refuse_non_finite(param_groups, grads)

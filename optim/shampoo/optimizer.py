@@ -23,7 +23,7 @@ from dlrmctl.optim.shampoo.configs import AdaGradGrafting, Grafting, Preconditio
 from dlrmctl.optim.shampoo.costs import ParameterCost, PartTimes, StepCost, Timed, untimed
 from dlrmctl.optim.shampoo.division import Division
 from dlrmctl.optim.shampoo.factors import FAILED, ExponentOverride
-from dlrmctl.optim.shampoo.gradients import checked_gradients, parameter_name
+from dlrmctl.optim.shampoo.gradients import gradients, parameter_name
 from dlrmctl.optim.shampoo.settings import checked_group
 
 _NUM_NAMED = 3  # blocks that a report of failures lists
@@ -72,6 +72,8 @@ class DistributedShampoo(Optimizer):
     Attributes:
         num_failed_roots: refreshes of blocks that failed so far, on this rank; such a block keeps its last good roots,
             or uses grafting alone. `failed_roots_report` lists them.
+        check_gradients: whether to refuse gradients that are not finite, which reads their norm; a caller that checks
+            them itself sets it to False.
         part_times: None, or the timer of the parts of a step (see `costs.PartTimes`).
 
     Raises:
@@ -138,6 +140,7 @@ class DistributedShampoo(Optimizer):
             "use_float32_scalars": use_float32_scalars,
         }
         self._process_group = process_group
+        self.check_gradients = True
         self._division = Division(process_group, communication_dtype)
         self.part_times: PartTimes | None = None
         super().__init__(params, defaults)
@@ -161,12 +164,12 @@ class DistributedShampoo(Optimizer):
         A parameter without a gradient does not change. With a process group every rank must call it.
 
         Raises:
-            NonFiniteGradientError: before anything is changed, if a gradient holds NaN or infinity.
+            NonFiniteGradientError: before anything is changed, if a gradient holds NaN or infinity and is checked.
         """
         loss = loss_of(closure)
         timed: Timed = self.part_times or untimed
         with timed("gradients"):
-            grads = checked_gradients(self.param_groups)
+            grads = gradients(self.param_groups, check=self.check_gradients)
         for group in self.param_groups:
             group["step"] += 1  # even without gradients, so that ranks agree
         self._division.compute(self.param_groups, grads, timed)
@@ -175,6 +178,10 @@ class DistributedShampoo(Optimizer):
         with timed("weights"):
             self._division.move(self.param_groups)
         return loss
+
+    def live_tensors(self) -> list[Tensor]:
+        """Returns the state of this rank's blocks, in whole buffers with their padding."""
+        return [tensor for shard in self._division.shards.values() for tensor in shard.live_tensors()]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)

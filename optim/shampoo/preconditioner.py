@@ -95,8 +95,8 @@ class EigendecomposedStack(_RootedStack):
         super().__init__(shape, dims, config, root_status=root_status, dtype=dtype, device=device)
         self.eigenvalues = [torch.ones_like(basis_KNN[..., 0]) for basis_KNN in self.made]
 
-    def allocated(self) -> list[Tensor]:
-        return super().allocated() + self.eigenvalues
+    def live_tensors(self) -> list[Tensor]:
+        return super().live_tensors() + self.eigenvalues
 
     def _roots(self, settings: RootSettings) -> list[Tensor]:
         pairs = enumerate(zip(self.eigenvalues, self.made, strict=True))
@@ -138,8 +138,11 @@ class EigenStack(FactorStack):
         self.config: EigenvalueCorrected = config
         self.eigenvalues_KS, self._seen_KS = self._buffer(), self._buffer()
 
+    def live_tensors(self) -> list[Tensor]:
+        return [*super().live_tensors(), self.eigenvalues_KS]
+
     def allocated(self) -> list[Tensor]:
-        return [*super().allocated(), self.eigenvalues_KS, self._seen_KS]
+        return [*super().allocated(), self._seen_KS]
 
     def _make(
         self, i: int, index: Index, corrected_KNN: Tensor, settings: RootSettings

@@ -115,6 +115,11 @@ class Shard:
             for kind, count in kinds.items()
         )
 
+    def live_tensors(self) -> list[Tensor]:
+        """Returns the state of all blocks in whole buffers."""
+        flat = [tensor for tensor in (self._second_moment, self._filtered_grad, self._momentum) if tensor.numel()]
+        return [*flat, self._root_status, *(tensor for part in self._parts for tensor in part.stack.live_tensors())]
+
     def allocated_bytes(self) -> int:
         """The bytes of all memory allocated here: state, scratch and padding, without the directions."""
         held = [self._second_moment, self._filtered_grad, self._momentum, self._grad, self._grafted, self._root_status]
