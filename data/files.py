@@ -104,13 +104,16 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: "bytes | memoryview", *, sync: bool = True) -> None:
     """Writes a file atomically; replaces another file or link of the name.
+
+    Args:
+        sync: False if the content may be lost when the machine fails, though not the name.
 
     Raises:
         DataError: if the disk is full or the file may not be written.
     """
-    with _fresh_file(path) as file:
+    with _fresh_file(path, sync=sync) as file:
         file.write(content)
 
 
@@ -153,7 +156,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _fresh_file(path: Path) -> Iterator[BinaryIO]:
+def _fresh_file(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     """Context manager for a file under another name, renamed to `path` at the end."""
     with io_errors(path, "write"):
         _refuse_special(path)
@@ -164,9 +167,11 @@ def _fresh_file(path: Path) -> Iterator[BinaryIO]:
             with open(descriptor, "wb") as file:
                 yield file
                 file.flush()
-                os.fsync(descriptor)
+                if sync:
+                    os.fsync(descriptor)
             temporary.replace(path)
-            sync_file(path.parent)
+            if sync:
+                sync_file(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -81,7 +81,8 @@ def connection_errors(url: str, doing: str = "read") -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:
-        raise explained(url, error, doing) from error
+        problem = explained(url, error, doing)
+        raise problem from problem.__cause__
 
 
 def pause_after(url: str, error: Exception, failures: int, doing: str) -> None:
@@ -96,7 +97,8 @@ def pause_after(url: str, error: Exception, failures: int, doing: str) -> None:
         DataError: if another attempt is in vain.
     """
     if failures >= _ATTEMPTS or _is_final(error):
-        raise explained(url, error, doing) from error
+        problem = explained(url, error, doing)
+        raise problem from problem.__cause__
     time.sleep(0.05 * 4 ** min(failures - 1, 3))
 
 
@@ -133,6 +135,25 @@ def explained(url: str, error: Exception, doing: str) -> DataError:
     """The one line about an error; its cause has a number, so that a preparation is kept and can continue."""
     if isinstance(error, DataError):
         return error
+    problem = _told(url, error, doing)
+    if problem.__cause__ is None:
+        problem.__cause__ = error
+    return problem
+
+
+def is_missing(problem: DataError) -> bool:
+    """Returns whether the problem is that there is no such file."""
+    cause = problem.__cause__
+    return cause is not None and (isinstance(cause, FileNotFoundError) or _status(cause) == 404)
+
+
+def is_denied(problem: DataError) -> bool:
+    """Returns whether the problem is that access is denied; some servers deny access to files that do not exist."""
+    cause = problem.__cause__
+    return cause is not None and (_status(cause) in (401, 403) or "PermissionError" in _names(cause))
+
+
+def _told(url: str, error: Exception, doing: str) -> DataError:
     names, status = _names(error), _status(error)
     start = f"{without_secrets(url)}: cannot {doing}"
     if status in (401, 403) or any(name in names for name in _DENIED_CLASSES):

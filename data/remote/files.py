@@ -68,7 +68,7 @@ class RemoteFile:
             DataError: if it cannot be read.
         """
         assert mode == "rb"
-        return cast(BinaryIO, io.BufferedReader(_Stream(self), _BUFFER_BYTES))
+        return cast(BinaryIO, io.BufferedReader(RemoteStream(self), _BUFFER_BYTES))
 
 
 def file_identity(path: Path | RemoteFile) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def _has_ranges(url: str, size: int) -> bool:
             return False
 
 
-class _Stream(io.RawIOBase):
+class RemoteStream(io.RawIOBase):
     """The bytes of a remote file, from any position if it has ranges."""
 
     def __init__(self, file: RemoteFile) -> None:

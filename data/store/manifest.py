@@ -25,6 +25,7 @@ from dlrmctl.data.store.layout import MOST_BLOCK_ROWS, block_bytes, table_file
 FORMAT = "dlrmctl-store/3"
 FORMATS = ("dlrmctl-store/2", FORMAT)  # before, a missing dense value was a number, and nothing was fitted
 MANIFEST = "manifest.json"
+RAW_SAMPLE = "raw_sample.arrow"  # beside it
 PREPARE_AGAIN = "prepare it again from the raw files"
 _HOW = "`prepare` makes a store from raw files"
 _NAME = re.compile(r"\w[\w.-]{0,63}")

@@ -14,8 +14,8 @@ import polars as pl
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors, read_file, write_whole
 from dlrmctl.data.formats.raw import Input, Position, RawPiece
+from dlrmctl.data.store.manifest import RAW_SAMPLE
 
-FILE = "raw_sample.arrow"
 _MOST_BYTES = 1 << 28
 _MOST_UNPACKED = 1 << 30  # bytes of a packed text that are unpacked again to reach the rows
 
@@ -69,7 +69,7 @@ def write_raw_sample(
         return 0
     content = io.BytesIO()
     pl.concat(frames, how="vertical_relaxed").rechunk().write_ipc(content, compression="zstd")
-    write_whole(store / FILE, content.getvalue())
+    write_whole(store / RAW_SAMPLE, content.getvalue())
     return found
 
 
@@ -79,7 +79,7 @@ def read_raw_sample(store: Path) -> pl.DataFrame | None:
     Raises:
         DataError: if the file cannot be read or is damaged.
     """
-    path = store / FILE
+    path = store / RAW_SAMPLE
     with io_errors(path, "read"):
         if not path.is_file():
             return None

@@ -6,8 +6,6 @@ bytes that were verified might not be those that are used.
 
 import hashlib
 import json
-import os
-import weakref
 import zlib
 from pathlib import Path
 
@@ -15,21 +13,21 @@ import numpy as np
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.features.space import FeatureSpace
-from dlrmctl.data.files import descriptor_to_read, io_errors
 from dlrmctl.data.source import SPLITS, Bayes, Block, check_split
 from dlrmctl.data.store.layout import BlockTable, check_block, table_file, unpack
 from dlrmctl.data.store.manifest import PREPARE_AGAIN, Manifest, read_manifest, split_file
+from dlrmctl.data.store.places import BlockFile, LocalPlace, RemotePlace, Stamp
 
 
 class Store:
     """A source that reads the files written by a preparation or `write_store`.
 
     Args:
-        path: the directory.
+        path: the directory; or the place of one on another machine.
         verify: verify the checksum of each block when this process first reads it, and again after its file changed.
 
     Attributes:
-        path: the directory.
+        path: the directory; of a store on another machine, of its files without the blocks.
         manifest: the content of `manifest.json`.
         name: name of the data.
         schema, block_rows: those of the blocks.
@@ -40,14 +38,15 @@ class Store:
             missing or cut short.
     """
 
-    def __init__(self, path: Path | str, verify: bool = True) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path | str | RemotePlace, verify: bool = True) -> None:
+        place = path if isinstance(path, RemotePlace) else LocalPlace(Path(path))
+        self.path, self._place = place.path, place
         self.manifest = read_manifest(self.path)
-        self.name = self.manifest.called(self.path)
+        self.name = self.manifest.called(Path(str(place)))
         self._verify = verify
         self.schema, self.block_rows = self.manifest.schema, self.manifest.block_rows
         self.features: FeatureSpace = self.manifest.features(self.path, self.fingerprint())
-        self._splits = {split: _Split(self.path, self.manifest, split) for split in SPLITS}
+        self._splits = {split: _Split(place, self.manifest, split) for split in SPLITS}
 
     def num_examples(self, split: str) -> int:
         """The number of examples of the split."""
@@ -63,7 +62,7 @@ class Store:
         check_split(split)
         table = self._splits[split].table
         if not 0 <= index < len(table):
-            raise DataError(f"the {split} split of {self.path} has no block {index}")
+            raise DataError(f"the {split} split of {self._place} has no block {index}")
         return self._splits[split].read(index, verify=self._verify)
 
     def verify(self, split: str) -> None:
@@ -98,13 +97,13 @@ class Store:
 class _Split:
     """The open file with the blocks of one split."""
 
-    def __init__(self, store: Path, manifest: Manifest, split: str) -> None:
+    def __init__(self, place: LocalPlace | RemotePlace, manifest: Manifest, split: str) -> None:
         entry = manifest.splits[split]
-        self.path = store / split_file(split)
+        self.path = f"{place}/{split_file(split)}"
         self._schema = manifest.schema
         try:
             self.table = BlockTable(
-                store / table_file(split),
+                place.path / table_file(split),
                 manifest.schema,
                 block_rows=manifest.block_rows,
                 examples=entry.examples,
@@ -113,13 +112,11 @@ class _Split:
             )
         except DataError as error:
             raise DataError(error.message, error.hint or PREPARE_AGAIN) from error
-        with io_errors(self.path, "read"):
-            self._file = descriptor_to_read(self.path)
-            weakref.finalize(self, os.close, self._file)
-            found, _ = self._stamp_now()
+        self._file: BlockFile = place.blocks(split)
+        found = self._file.num_bytes
         if found != entry.bytes:
             raise DataError(f"{self.path}: {found:,} bytes, the manifest says {entry.bytes:,}", PREPARE_AGAIN)
-        self._compared: dict[int, tuple[int, int]] = {}  # block -> the stamp of its file at that time
+        self._compared: dict[int, Stamp | None] = {}  # block -> the stamp of its file at that time
 
     def read(self, index: int, *, verify: bool) -> Block:
         """Reads a block.
@@ -129,15 +126,11 @@ class _Split:
         """
         start, stop = self.table.offsets[index : index + 2].tolist()
         content = np.empty(stop - start, dtype=np.uint8)
-        with io_errors(self.path, "read"):
-            at = 0
-            while count := os.preadv(self._file, [content[at:].data], start + at):
-                at += count
-            stamp = self._stamp_now()
+        at, stamp = self._file.read(start, content)
         if at < len(content):
             raise DataError(f"{self.path}, block {index}: cut short", PREPARE_AGAIN)
-        is_new = verify and self._compared.get(index) != stamp
-        if is_new and zlib.crc32(content.data) != self.table.checksums[index]:
+        is_new = verify and (index not in self._compared or self._compared[index] != stamp)
+        if is_new and not self._is_right(index, content) and not self._is_right_again(index, content):
             raise DataError(f"{self.path}, block {index}: changed since it was prepared", PREPARE_AGAIN)
         try:
             block = unpack(self._schema, content, self.table.rows(index))
@@ -152,10 +145,13 @@ class _Split:
     def verify(self) -> None:
         """Verifies blocks that were not verified yet, or whose file was changed since."""
         for index in range(len(self.table)):
-            if self._compared.get(index) != self._stamp_now():
+            now = self._file.stamp(int(self.table.offsets[index]))
+            if index not in self._compared or now not in (None, self._compared[index]):
                 self.read(index, verify=True)
 
-    def _stamp_now(self) -> tuple[int, int]:
-        """Returns the size and modification time, in nanoseconds."""
-        found = os.fstat(self._file)
-        return found.st_size, found.st_mtime_ns
+    def _is_right(self, index: int, content: np.ndarray) -> bool:
+        return zlib.crc32(content.data) == self.table.checksums[index]
+
+    def _is_right_again(self, index: int, content: np.ndarray) -> bool:
+        """Whether a wrong block is right when it is read from its server, and not from the cache."""
+        return self._file.read_again(int(self.table.offsets[index]), content) and self._is_right(index, content)

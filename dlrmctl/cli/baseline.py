@@ -13,7 +13,7 @@ from dlrmctl.settings.config import BASELINE, SECTIONS, resolve
 from dlrmctl.settings.parse import whole_number
 from dlrmctl.settings.toml import read_settings
 
-_DATA = ("dataset", "path", "synthetic_size", "synthetic_rows", "synthetic_seed")
+_DATA = ("dataset", "path", "cache_dir", "cache_size", "synthetic_size", "synthetic_rows", "synthetic_seed")
 
 
 @with_settings(only=(*_DATA, "solver", "sketch", "l2", "max_features", "dense"), sections=SECTIONS | BASELINE)

@@ -35,7 +35,7 @@ def _switch(flag: str, help: str, panel: str) -> Any:
     return typer.Option(flag, help=help, rich_help_panel=panel)
 
 
-@with_settings(only=("path", "batch_size"))
+@with_settings(only=("path", "cache_dir", "cache_size", "batch_size"))
 def compress_embeddings(
     source: Annotated[
         Path,
@@ -83,7 +83,7 @@ def compress_embeddings(
     ] = None,
     checkpoint: Annotated[str | None, _option("--checkpoint", "Checkpoint to compress.", "|".join(CHECKPOINTS))] = None,
     finetune_data: Annotated[
-        Path | None,
+        str | None,
         _option(
             "--finetune-data", "Fine-tune on this store of new examples, prepared with --vocabulary-from.", "DIR", TUNE
         ),

@@ -56,9 +56,9 @@ def prepare(
     max_rows_per_table: Annotated[
         str | None, option("Vocabulary: keep only the most frequent values.", "N", _IDS_PANEL)
     ] = None,
-    vocabulary_from: Annotated[Path | None, option("Vocabulary: use that of this store.", "STORE", _IDS_PANEL)] = None,
+    vocabulary_from: Annotated[str | None, option("Vocabulary: use that of this store.", "STORE", _IDS_PANEL)] = None,
     extend: Annotated[
-        Path | None,
+        str | None,
         option("Keep the ids of this store, and add rows for new values. Counts include its own.", "STORE", _IDS_PANEL),
     ] = None,
     keep_rare: Annotated[
@@ -205,8 +205,10 @@ prepare.__doc__ = f"{cleandoc(prepare.__doc__ or '')}\n\n\b\n" + EXAMPLE.replace
 @data_app.command("show")
 def show(
     store: Annotated[
-        Path,
-        typer.Argument(help="Store written by `dlrmctl prepare`.", metavar="DIR", autocompletion=completion.stores),
+        str,
+        typer.Argument(
+            help="Store written by `dlrmctl prepare`, or its URL.", metavar="DIR", autocompletion=completion.stores
+        ),
     ],
     plot: Annotated[Path | None, option("Draw the frequencies of ids to this file, .png or .svg.", "FILE")] = None,
     json: AsJson = False,

@@ -13,7 +13,7 @@ from dlrmctl.settings.parse import one_of, share, whole_number
 PRECISIONS = ("fp32", "int8")
 
 
-@with_settings(only=("path", "batch_size"))
+@with_settings(only=("path", "cache_dir", "cache_size", "batch_size"))
 def export(
     run: RunOrCompressed,
     out: Annotated[

@@ -91,7 +91,7 @@ def refuse_urls(arguments: Sequence[str]) -> None:
                 refuse_web(value)
             continue
         is_word = not flag.startswith("-")
-        if is_remote(value) and (flag in _RUNS or (is_word and arguments[0] in _OF_RUNS) or arguments[0] == "daily"):
+        if is_remote(value) and (flag in _RUNS or (is_word and arguments[0] in _OF_RUNS)):
             raise DataError(f"{value}: runs are kept on a file system, which can lock and rename", _MOUNT)
         refuse_url(value, writes=flag in _WRITTEN)
 
@@ -102,6 +102,8 @@ def _takes_urls(command: str, flag: str) -> bool:
     Args:
         flag: before the URL; or the word before it.
     """
+    if (flag in _STORES and command != "bench") or (command == "data" and flag == "show"):
+        return True
     if command == "predict":
         return flag not in ("predict", *_LOCAL)
     return command == "prepare" and flag not in (*_OUTPUTS, *_STORES, *_LOCAL)

@@ -9,9 +9,9 @@ from dlrmctl.cli.options import AsJson, SettingsFile, option, with_settings
 from dlrmctl.cli.train import training_settings
 from dlrmctl.console.console import notice
 from dlrmctl.errors import UserError
-from dlrmctl.plan.amounts import bandwidth_of, rate_of
 from dlrmctl.plan.request import ClusterRequest
 from dlrmctl.plan.tables import PRESET_SETTINGS, PRESETS, chosen_schema, num_examples
+from dlrmctl.settings.amounts import bandwidth_of, rate_of
 from dlrmctl.settings.config import Config
 from dlrmctl.settings.parse import one_of
 from dlrmctl.settings.toml import read_settings

@@ -36,6 +36,7 @@ from dlrmctl.ranks.group import Ranks
 from dlrmctl.rundir.checkpoint import load
 from dlrmctl.rundir.state import SavedState
 from dlrmctl.settings.config import Config
+from dlrmctl.settings.stores import store_place
 
 _MOST_GROWTH = 10  # factor of the loss since the first step above which training diverges
 Sums = Callable[[str], Tensor | None]
@@ -91,7 +92,7 @@ def open_fresh(request: FineTuneRequest, config: Config, trained_on: SavedState,
     Raises:
         UserError, DataError: if it is missing, has other ids, or too few examples.
     """
-    source: Source = Store(request.data)
+    source: Source = Store(store_place(request.data, config.data))
     if source.vocabulary_fingerprint() != trained_on.vocabulary:
         raise UserError(
             f"--finetune-data {request.data} has other ids than the training data of the run",

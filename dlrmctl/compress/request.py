@@ -74,7 +74,7 @@ class FineTuneRequest:
         rounded: whether to compute with rows of few bits as they are stored.
     """
 
-    data: Path
+    data: Path | str
     steps: int | None
     lr_factor: float
     mlps: bool

@@ -8,7 +8,7 @@ from dlrmctl.data.source import Source
 from dlrmctl.data.store.store import Store
 from dlrmctl.data.synthetic.cardinalities import SIZES
 from dlrmctl.data.synthetic.synthetic import Synthetic
-from dlrmctl.datasets.place import data_directory
+from dlrmctl.datasets.place import data_place
 from dlrmctl.embeddings.ids import IdCheck
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.group import Ranks
@@ -25,8 +25,8 @@ def open_source(settings: DataSettings, *, verify: Sequence[str] = ("validation"
     Raises:
         UserError, DataError: if the data is missing or unusable.
     """
-    directory = data_directory(settings)
-    if directory is None:
+    place = data_place(settings)
+    if place is None:
         held_out = max(50_000, settings.synthetic_rows // 20)
         return Synthetic(
             settings.synthetic_seed,
@@ -35,7 +35,7 @@ def open_source(settings: DataSettings, *, verify: Sequence[str] = ("validation"
             held_out,
             cardinalities=SIZES[settings.synthetic_size],
         )
-    store = Store(directory)
+    store = Store(place)
     for split in verify:
         store.verify(split)
     return store

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import platformdirs
 
@@ -9,22 +10,27 @@ from dlrmctl.data.schema import RESERVED_ROWS
 from dlrmctl.data.synthetic.cardinalities import SIZES
 from dlrmctl.errors import UserError
 from dlrmctl.settings.config import DataSettings
+from dlrmctl.settings.stores import described_in, store_place
+
+if TYPE_CHECKING:
+    from dlrmctl.data.store.places import RemotePlace
 
 ENVIRONMENT = "DLRMCTL_DATA"
 
 
-def data_directory(settings: DataSettings) -> Path | None:
-    """The directory of the prepared store; None for generated data.
+def data_place(settings: DataSettings) -> "Path | RemotePlace | None":
+    """The directory of the prepared store, or its place on another machine; None for generated data.
 
     Raises:
         UserError: if no store is found.
+        DataError: if one on another machine cannot be read.
     """
     if settings.dataset == "synthetic":
         return None
     if settings.path is not None:
-        return Path(settings.path)
+        return store_place(settings.path, settings)
     if os.environ.get(ENVIRONMENT):
-        return Path(os.environ[ENVIRONMENT])
+        return store_place(os.environ[ENVIRONMENT], settings)
     cached = Path(platformdirs.user_cache_dir("dlrmctl")) / settings.dataset
     if cached.is_dir():
         return cached
@@ -43,9 +49,9 @@ def table_rows(settings: DataSettings) -> dict[str, int]:
     Raises:
         UserError, DataError: if there is no store, or it is damaged.
     """
-    directory = data_directory(settings)
-    if directory is None:
+    place = data_place(settings)
+    if place is None:
         return {f"cat_{number}": ids + RESERVED_ROWS for number, ids in enumerate(SIZES[settings.synthetic_size], 1)}
     from dlrmctl.data.store.manifest import read_manifest
 
-    return {feature.name: feature.rows for feature in read_manifest(directory).schema.sparse}
+    return {feature.name: feature.rows for feature in read_manifest(described_in(place)).schema.sparse}

@@ -11,6 +11,7 @@ from typing import Any
 
 from dlrmctl.errors import UserError
 from dlrmctl.settings.parse import one_of, share, whole_number
+from dlrmctl.settings.stores import described_in, store_place
 from dlrmctl.settings.synonyms import nearest, same_word
 from dlrmctl.settings.typed import refuse_missing_store
 
@@ -85,16 +86,14 @@ def read_request(words: Sequence[str], given: Mapping[str, Any]) -> PrepareReque
             )
     if given["forget"] is not None and extend is None:
         raise UserError("--forget needs --extend: only rows of an earlier store can be reused")
-    for store in (given["vocabulary_from"], extend):
-        if store is not None:
-            refuse_missing_store(store)
+    known, extend = (None if name is None else _described(name) for name in (given["vocabulary_from"], extend))
     if extend is not None and ids is not None:
-        _refuse_other_ids(Path(extend), chosen)
+        _refuse_other_ids(extend, chosen)
     seed = whole_number("--seed", given["seed"] or "0", at_least=0)
     options = {
         "min_count": _limit(given, "min_count", at_least=1),
         "max_rows_per_table": _limit(given, "max_rows_per_table", at_least=2),
-        "vocabulary_from": given["vocabulary_from"],
+        "vocabulary_from": known,
         "extend": extend,
         "keep_rare": bool(given["keep_rare"]),
         "forget": None
@@ -117,6 +116,16 @@ def read_request(words: Sequence[str], given: Mapping[str, Any]) -> PrepareReque
     if workers is not None and workers > _MOST_WORKERS:
         raise UserError(f"--workers {workers} must be at most {_MOST_WORKERS}")
     return PrepareRequest(format, own or files, schema, chosen == "rows", options, workers, scheduler)
+
+
+def _described(store: Path | str) -> Path:
+    """The directory with the ids of a store.
+
+    Raises:
+        DataError: if there is no store.
+    """
+    refuse_missing_store(store)
+    return described_in(store_place(store))
 
 
 def _flag(name: str) -> str:

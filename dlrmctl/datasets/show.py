@@ -19,6 +19,7 @@ from dlrmctl.data.source import SPLITS
 from dlrmctl.data.splits import Split
 from dlrmctl.data.store.store import Store
 from dlrmctl.datasets.values import row_names
+from dlrmctl.settings.stores import store_place
 
 _SHARES = (0.001, 0.01, 0.1, 0.5)  # of a table's rows
 _BLOCKS = "·▁▂▃▄▅▆▇█"
@@ -81,13 +82,13 @@ class Frequencies:
         return "".join(_BLOCKS[min(math.ceil(count / top * most), most)] for count in counts)
 
 
-def show_data(path: Path, *, plot: Path | None, as_json: bool) -> None:
+def show_data(path: Path | str, *, plot: Path | None, as_json: bool) -> None:
     """Prints the contents of a store and draws its id frequencies.
 
     Raises:
         DataError: if there is no store, or it has no counts to draw.
     """
-    store = Store(path)
+    store = Store(store_place(path))
     preparation = store.manifest.preparation
     frequencies = list(read_frequencies(store))
     if plot is not None:
@@ -101,7 +102,7 @@ def show_data(path: Path, *, plot: Path | None, as_json: bool) -> None:
     if preparation is None:
         _show_schema(store)
     else:
-        if store.name != path.name:
+        if store.name != Path(path).name:
             output.print(f"name: {store.name}")
         show_report(PrepareReport.from_dict(preparation.report), preparation.split, str(path))
     if frequencies:

@@ -18,7 +18,7 @@ from dlrmctl.console.text import bytes_text, number_text, with_error
 from dlrmctl.data.files import io_errors
 from dlrmctl.data.source import Source
 from dlrmctl.data.store.raw_sample import read_raw_sample
-from dlrmctl.datasets.place import data_directory
+from dlrmctl.datasets.place import data_place, described_in
 from dlrmctl.embeddings.compression.rules.pack import pack
 from dlrmctl.embeddings.compression.rules.rows import Compressed, StoredRows
 from dlrmctl.embeddings.first_order import FirstOrder
@@ -165,10 +165,10 @@ def _scored(
     rows = min(wanted.check_rows, opened.reader.num_examples)
     say(f"scoring {rows:,} validation rows with {opened.checkpoint.name}")
     sample = score_sample(opened.model, opened.reader, rows)
-    raw, directory = None, data_directory(config.data)
-    frame = None if place is None or directory is None else read_raw_sample(directory)
+    raw, stored = None, data_place(config.data)
+    frame = None if place is None or stored is None else read_raw_sample(described_in(stored))
     if place is not None and frame is None:
-        warn(f"{directory} has no raw rows: the bundle is checked on rows that were already read")
+        warn(f"{stored} has no raw rows: the bundle is checked on rows that were already read")
     if place is not None and frame is not None:
         raw = score_raw(opened.model, opened.features, frame, place, config.train.batch_size)
     return sample, raw, opened.checkpoint, opened.source

@@ -10,11 +10,11 @@ from dlrmctl.console.text import bytes_text
 from dlrmctl.data.schema import Schema
 from dlrmctl.embeddings.sharding.memory import state_bytes, weight_bytes
 from dlrmctl.embeddings.sharding.placement import Placement
-from dlrmctl.plan.amounts import bandwidth_text, flops_text, time_text
 from dlrmctl.plan.cluster import Cluster
 from dlrmctl.plan.memory import MemoryPlan
 from dlrmctl.plan.plan import Answer, answer
 from dlrmctl.plan.steptime import Rate, Rates
+from dlrmctl.settings.amounts import bandwidth_text, flops_text, time_text
 from dlrmctl.settings.config import Config
 
 _MANY_RANKS = 32  # from this number on the planner takes seconds

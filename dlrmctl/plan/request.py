@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from dlrmctl.errors import UserError
-from dlrmctl.plan.amounts import bandwidth_of, size_of
+from dlrmctl.settings.amounts import bandwidth_of, size_of
 from dlrmctl.settings.parse import whole_number
 
 if TYPE_CHECKING:

@@ -94,15 +94,15 @@ def schema_of_data(config: Config) -> Schema:
         gaps = [name for column, name in enumerate(schema.dense) if missing_twentieths(column)]
         return replace(schema, gaps=tuple(gaps))
     from dlrmctl.data.store.store import Store
-    from dlrmctl.datasets.place import data_directory
+    from dlrmctl.datasets.place import data_place
 
     try:
-        directory = data_directory(config.data)
+        place = data_place(config.data)
     except UserError as problem:
         others = "without data: --preset " + "|".join(PRESETS) + ", --rows 40M,39060,... or --tables FILE.toml"
         raise UserError(problem.message, f"{others}; with data: --data DIR, or --dataset synthetic") from None
-    assert directory is not None
-    return Store(directory).schema
+    assert place is not None
+    return Store(place).schema
 
 
 def schema_of_rows(rows: Sequence[int], max_ids: Sequence[int] | None = None) -> Schema:

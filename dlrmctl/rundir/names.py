@@ -17,6 +17,7 @@ from pathlib import Path
 from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.settings.config import Config
 from dlrmctl.settings.embeddings import embedding_of
+from dlrmctl.settings.stores import described_in, store_place
 
 _LONGEST = 40  # characters of a job's name
 _NO_JOB = "none"  # torchrun's name for a job without --rdzv-id
@@ -32,8 +33,8 @@ def named_after_data(config: Config) -> Config:
         return config
     from dlrmctl.data.store.manifest import read_manifest
 
-    path = Path(config.data.path)
-    return config.change(dataset=read_manifest(path).called(path))
+    manifest = read_manifest(described_in(store_place(config.data.path, config.data)))
+    return config.change(dataset=manifest.called(Path(config.data.path)))
 
 
 def place_of_run(

@@ -239,7 +239,7 @@ def same_shape(ours: Config, saved: dict[str, Any], path: Path, *, sections: Col
             continue
         for item in fields(getattr(ours, section)):
             name, value = item.name, getattr(getattr(ours, section), item.name)
-            if section == "data" and name in ("path", "dataset"):
+            if section == "data" and name in ("path", "dataset", "cache_dir", "cache_size"):
                 continue  # data is compared by its fingerprint, not by its path or name
             value, default = (list(v) if isinstance(v, tuple) else v for v in (value, item.default))
             # A setting that an older checkpoint lacks had its default, or the value in _BEFORE.

@@ -8,7 +8,9 @@ from typing import Any
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import refuse_url
+from dlrmctl.data.remote.urls import is_remote, refuse_password
 from dlrmctl.errors import UserError
+from dlrmctl.settings.amounts import size_of
 from dlrmctl.settings.baseline import BaselineSettings
 from dlrmctl.settings.batches import GEOMETRIES, check_batches, largest_batch
 from dlrmctl.settings.embeddings import (
@@ -40,6 +42,7 @@ TRACKERS = ("tensorboard", "mlflow", "wandb")
 SCORING_BATCH = 2048  # a larger one is not faster on CPUs
 # Default learning rate of each dense optimizer.
 DENSE_LR = {"shampoo": 0.004, "adagrad": 0.004, "adamw": 0.001, "sgd": 0.1, "signum": 0.00003, "muon": 0.0003}
+_SMALLEST_CACHE = 1 << 26
 DCT_REFRESH = 100  # steps
 AVERAGINGS = ("none", "gpa", "ema", "schedule-free")
 
@@ -53,7 +56,15 @@ class DataSettings:
         choices=DATASETS,
         open=True,
     )
-    path: str | None = setting(None, "Use the prepared data in this directory (see `dlrmctl prepare`).", flag="--data")
+    path: str | None = setting(
+        None, "Use the prepared data in this directory or at this URL (see `dlrmctl prepare`).", flag="--data"
+    )
+    cache_dir: str | None = setting(
+        None, "Keep parts of data at a URL in this directory. Default: one in the cache directory of the user."
+    )
+    cache_size: str = setting(
+        "10GiB", "Keep at most this much of data at URLs, for all processes of this machine together.", metavar="SIZE"
+    )
     synthetic_size: str = setting(
         "small",
         "Ids per synthetic table: up to 10,000 (small), up to 200,000 (medium), or as in Criteo's Kaggle data.",
@@ -354,8 +365,9 @@ class Config:
         self._set("tables", table_changes(self.tables, "embeddings.tables"))
         self._set("grown", growth(self.grown, "embeddings.grown"))
         if self.data.path is not None:  # a run can be resumed from any directory
-            _refuse_url(self.data.path)
-            self._set("data", replace(self.data, path=str(Path(self.data.path).resolve())))
+            self._set("data", replace(self.data, path=_whole_path(self.data.path)))
+        if self.data.cache_dir is not None:
+            self._set("data", replace(self.data, cache_dir=str(Path(self.data.cache_dir).resolve())))
         if self.train.init_from is not None:
             self._set("train", replace(self.train, init_from=str(Path(self.train.init_from).resolve())))
         if self.train.init_embeddings is not None:
@@ -536,11 +548,16 @@ def resolve(file: Mapping[str, Any], flags: Mapping[str, Any], *, file_name: str
     return Config(**sections, tables=tables, grown=grown)
 
 
-def _refuse_url(path: str) -> None:
+def _whole_path(path: str) -> str:
+    """The absolute path of a store, or its URL."""
     try:
+        if is_remote(path):
+            refuse_password(path)
+            return path.rstrip("/")
         refuse_url(path)
     except DataError as problem:
         raise UserError(f"data.path = {problem.message}", problem.hint) from None
+    return str(Path(path).resolve())
 
 
 def not_a_section(name: str, value: Any, file_name: str) -> UserError:
@@ -656,6 +673,8 @@ def _check(config: Config) -> None:
 
 
 def _check_data(data: DataSettings) -> None:
+    if size_of("data.cache_size", data.cache_size) < _SMALLEST_CACHE:
+        raise UserError(f"data.cache_size = {data.cache_size} must be at least 64MiB", "--cache-size 64MiB")
     if data.dataset == "synthetic" and data.path is not None:
         raise UserError(
             f"data.dataset = synthetic contradicts data.path = {data.path}: synthetic data is generated",

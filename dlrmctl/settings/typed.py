@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from dlrmctl.data.errors import DataError
-from dlrmctl.settings.config import Config, resolve
+from dlrmctl.data.remote.urls import is_remote
+from dlrmctl.settings.config import Config, DataSettings, resolve
+from dlrmctl.settings.stores import store_place
 from dlrmctl.settings.synonyms import nearest
 
 
@@ -18,18 +20,25 @@ def resolve_typed(file: Mapping[str, Any], flags: Mapping[str, Any], *, file_nam
     """
     config = resolve(file, flags, file_name=file_name)
     if "path" in flags:  # the settings have its absolute path
-        refuse_missing_store(flags["path"])
+        refuse_missing_store(flags["path"], config.data)
     return config
 
 
-def refuse_missing_store(path: Path | str) -> None:
-    """Checks that there is a store in this directory.
+def refuse_missing_store(path: Path | str, settings: DataSettings | None = None) -> None:
+    """Checks that there is a store in this directory, or at this URL.
+
+    Args:
+        path: of the store.
+        settings: with the cache for a store at a URL.
 
     Raises:
         DataError: if there is none; the hint names a store beside it whose name is similar.
     """
     from dlrmctl.data.store.manifest import read_manifest
 
+    if is_remote(str(path)):
+        store_place(path, settings)
+        return
     path = Path(path)
     try:
         read_manifest(path)

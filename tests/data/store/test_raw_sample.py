@@ -16,7 +16,8 @@ from dlrmctl.data.formats.tables import TableInput
 from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.prepare import prepare
 from dlrmctl.data.splits import Split
-from dlrmctl.data.store.raw_sample import FILE, read_raw_sample
+from dlrmctl.data.store.manifest import RAW_SAMPLE as FILE
+from dlrmctl.data.store.raw_sample import read_raw_sample
 from dlrmctl.data.store.store import Store
 from tests.data.criteo_files import as_text, make_rows
 

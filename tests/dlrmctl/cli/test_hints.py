@@ -91,8 +91,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("train --config store.toml", "data.dataset = 'clicks'", "--data DIR"),
         # Paths.
         ("prepare criteo a.txt -o s3://b/store", "only be written on this machine", "copy it then"),
-        ("data show s3://b/store", "only files on this machine", "aws s3 cp s3://b/store ."),
-        ("train --data gs://b/store", "only files on this machine", "gcloud storage cp"),
+        ("daily s3://b/monday -o w", "only files on this machine", "aws s3 cp s3://b/monday ."),
+        ("train --data s3://key:secret@b/store", "a URL with credentials would be recorded", "configuration"),
+        ("train --dataset synthetic --cache-size 10MiB", "must be at least 64MiB", "--cache-size 64MiB"),
+        ("bench data --data gs://b/store", "only files on this machine", "gcloud storage cp"),
         ("train --data=hdfs://b/store", "only files on this machine", "hdfs dfs -get"),
         (
             "predict runs/first rows.csv -o https://x.org/p.csv",

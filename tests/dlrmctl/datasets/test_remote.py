@@ -1,5 +1,7 @@
 """Predictions and stores on other machines, which run: S3 and sftp."""
 
+import json
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -7,6 +9,7 @@ import pytest
 
 from tests.dlrmctl.cli.test_errors import criteo_lines
 from tests.dlrmctl.commands import SMALL, in_process
+from tests.servers import CuttingProxy
 
 fsspec = pytest.importorskip("fsspec")
 MODEL = [*SMALL[2:], "--batch-size", "64"]
@@ -17,6 +20,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows, a store made of them, and a run on it."""
     directory = tmp_path_factory.mktemp("place")
     (directory / "train.txt").write_text(criteo_lines(1400))
+    (directory / "other.txt").write_text("".join(criteo_lines(1400).splitlines(keepends=True)[::-1]))
     assert in_process("prepare", "criteo", directory / "train.txt", "-o", directory / "store").status == 0
     done = in_process("train", *MODEL, "--data", directory / "store", "--run-dir", directory / "run")
     assert done.status == 0, done.err
@@ -54,3 +58,57 @@ def test_predictions_that_cannot_be_written_are_refused_before_rows_are_read(s3:
         done = in_process("predict", place / "run", place / "no-rows.txt", "-o", out)
         assert done.status == 2
         assert problem in done.err
+
+
+def _upload(address: str, store: Path, served: Path, name: str) -> str:
+    """Puts a store on a server, whose directory is `served` unless it is S3."""
+    if address.startswith("s3"):
+        fsspec.filesystem("s3").put(f"{store}/", f"bucket/{name}/", recursive=True)
+    else:
+        shutil.copytree(store, served / name, dirs_exist_ok=True)
+    return f"{address}/{name}"
+
+
+def _train(data: Path | str, run: Path, cache: Path, *more: str | Path) -> dict[str, object]:
+    done = in_process("train", *MODEL, "--data", data, "--cache-dir", cache, "--run-dir", run, *more)
+    assert done.status == 0, done.err
+    results = json.loads((run / "results.json").read_text())
+    return {split: results[split] for split in ("validation", "test")}
+
+
+def test_a_store_elsewhere_trains_the_same_model_and_the_run_goes_on_with_it(s3: str, place: Path, tmp_path: Path):
+    there, run = _upload(s3, place / "store", Path(), "store"), tmp_path / "run"
+    here = json.loads((place / "run" / "results.json").read_text())
+    assert _train(there, run, tmp_path / "cache")["test"] == here["test"]
+    assert f'path = "{there}"' in (run / "run.toml").read_text()
+    done = in_process("evaluate", run, "--json")
+    assert done.status == 0, done.err
+    assert json.loads(done.out)["test"]["ne"] == here["test"]["ne"]
+    assert in_process("compare", place / "run", run).status == 0
+    assert in_process("data", "show", there).status == 0
+    done = in_process("prepare", "criteo", place / "other.txt", "-o", tmp_path / "next", "--extend", there)
+    assert done.status == 0, done.err
+    _upload(s3, tmp_path / "next", Path(), "store")
+    done = in_process("train", "--resume", run, "--epochs", "2")
+    assert done.status == 2
+    assert "was trained on other data" in done.err
+
+
+@pytest.mark.parametrize("kind", ["sftp", "https"])
+def test_training_goes_on_after_dropped_connections(
+    kind: str, request: pytest.FixtureRequest, place: Path, served: Path, tmp_path: Path
+):
+    address = request.getfixturevalue(kind)
+    port = address.split(":")[2].partition("/")[0]
+    proxy = CuttingProxy(int(port), cuts=3, after=30_000)
+    there = _upload(address, place / "store", served, "store").replace(port, str(proxy.port), 1)
+    here = json.loads((place / "run" / "results.json").read_text())
+    assert _train(there, tmp_path / "run", tmp_path / "cache")["test"] == here["test"]
+    assert proxy.cut == 3
+
+
+@pytest.mark.slow
+def test_two_ranks_share_the_cache(s3: str, place: Path, tmp_path: Path):
+    there = _upload(s3, place / "store", Path(), "shared")
+    near = _train(place / "store", tmp_path / "near", tmp_path / "cache", "--nproc", "2")
+    assert _train(there, tmp_path / "far", tmp_path / "cache", "--nproc", "2") == near

@@ -3,7 +3,7 @@
 import pytest
 
 from dlrmctl.errors import UserError
-from dlrmctl.plan.amounts import bandwidth_of, rate_of, size_of
+from dlrmctl.settings.amounts import bandwidth_of, rate_of, size_of
 
 
 @pytest.mark.parametrize(
