@@ -102,11 +102,26 @@ def graft(parts: Sequence[BlockGroup], root_status_K: Tensor) -> None:
     lost_K = root_status_K == FAILED
     if not finite:
         lost_K = lost_K | (own_K + ratio_K).isfinite().logical_not().cpu()
-    if lost_K.any():
+    if not finite or FAILED in root_status_K.tolist():
         places = [(part, row) for part in parts for row in range(part.stack.num_blocks)]
         for k in lost_K.nonzero().flatten().tolist():
             part, row = places[k]
             part.out_KS[row] = part.grafted_KS[row]
+
+
+def graft_on_device(parts: Sequence[BlockGroup], root_status_K: Tensor) -> None:
+    """Does what `graft` does without reading a number from the device; lengths are float64 in any case."""
+    own_K = _lengths([part.out_KS.double() for part in parts])
+    wanted_K = _lengths([part.grafted_KS.double() for part in parts])
+    ratio_K = (wanted_K / (own_K + 1e-16)).to(parts[0].out_KS.dtype)
+    lost_K = (own_K + ratio_K).isfinite().logical_not()
+    if FAILED in root_status_K.tolist():  # on the CPU
+        lost_K |= (root_status_K == FAILED).to(lost_K.device)
+    numbers = [part.stack.num_blocks for part in parts]
+    for part, part_ratio_K, part_lost_K in zip(parts, ratio_K.split(numbers), lost_K.split(numbers), strict=True):
+        shape = (-1, *[1] * len(part.stack.shape))
+        part.out_KS.mul_(part_ratio_K.view(shape))
+        torch.where(part_lost_K.view(shape), part.grafted_KS, part.out_KS, out=part.out_KS)
 
 
 def stop_lost(parts: Sequence[BlockGroup]) -> None:

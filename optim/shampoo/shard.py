@@ -20,6 +20,7 @@ from dlrmctl.optim.shampoo.grafting import (
     BlockGroup,
     filter_gradient,
     graft,
+    graft_on_device,
     grafted_step,
     has_second_moment,
     stop_lost,
@@ -259,8 +260,10 @@ class Shard:
             part.stack.direction(part.grad_KS, root_settings, out=part.out_KS)
         if not self._parts:
             return
-        if grafting is not None:
+        if grafting is not None and self._grad.device.type == "cpu":
             graft(self._parts, self._root_status)
+        elif grafting is not None:
+            graft_on_device(self._parts, self._root_status)
         else:
             stop_lost(self._parts)
 
