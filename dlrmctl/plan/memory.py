@@ -145,9 +145,10 @@ def plan_memory(config: Config, schema: Schema, cluster: Cluster, *, sharding: s
     if cluster.memory_bytes is not None:
         room = cluster.memory_bytes - fixed
         wide_room = _share_of_weights(weights, embeddings, room)
-    parts["first-order"], wide_exchanges, wide_problem = _first_order(
+    wide_kept, wide_gradient, wide_exchanges, wide_problem = _first_order(
         config, weights, cluster, batch, wide_room, sharding
     )
+    parts["first-order"] = tuple(map(sum, zip(wide_kept, wide_gradient, strict=True)))
     wide_lookups = [_allocated(one.looked_up + one.received, cluster) for one in wide_exchanges]
     if room is not None:
         room -= max(map(sum, zip(parts["first-order"], wide_lookups, strict=True)))
@@ -160,7 +161,12 @@ def plan_memory(config: Config, schema: Schema, cluster: Cluster, *, sharding: s
         _allocated(both.looked_up + both.received, cluster) + int(both.rows) * scratch + theirs
         for both, theirs in zip(exchanges, wide_lookups, strict=True)
     )
-    copy = _copy_of_state(config, cluster, dense, parts)
+    kept = parts | {"first-order": wide_kept}
+    copy = tuple(
+        sum(kept[name][rank] for name in TABLES) + dense.weights + dense.state[rank] for rank in range(world_size)
+    )
+    if not _copies(config, cluster, parts, copy):
+        copy = (0,) * world_size
     parts["checkpoint copy"] = copy if cluster.device_type == "cpu" else (0,) * world_size
     return MemoryPlan(
         cluster=cluster,
@@ -177,18 +183,13 @@ def plan_memory(config: Config, schema: Schema, cluster: Cluster, *, sharding: s
     )
 
 
-def _copy_of_state(
-    config: Config, cluster: Cluster, dense: DenseNeed, parts: dict[str, tuple[int, ...]]
-) -> tuple[int, ...]:
-    """Returns `MemoryPlan.copy`. If the settings leave it open, there is one if it fits, and not yet on GPUs."""
-    tables = map(sum, zip(*(parts[name] for name in TABLES), strict=True))
-    copy = tuple(of_tables + dense.weights + state for of_tables, state in zip(tables, dense.state, strict=True))
-    wanted = config.train.checkpoint_async
-    if wanted is None:
-        rest = map(sum, zip(*parts.values(), strict=True))
-        most = max(kept + added for kept, added in zip(rest, copy, strict=True))
-        wanted = cluster.device_type == "cpu" and (cluster.memory_bytes is None or most <= cluster.memory_bytes)
-    return copy if wanted else (0,) * cluster.world_size
+def _copies(config: Config, cluster: Cluster, parts: dict[str, tuple[int, ...]], copy: tuple[int, ...]) -> bool:
+    """Returns whether to make the copy of the state: as set, otherwise if it fits, and not yet on GPUs."""
+    if config.train.checkpoint_async is not None:
+        return config.train.checkpoint_async
+    if cluster.device_type != "cpu" or cluster.memory_bytes is None:
+        return cluster.device_type == "cpu"
+    return max(map(sum, zip(*parts.values(), copy, strict=True))) <= cluster.memory_bytes
 
 
 def _exchanges(
@@ -263,16 +264,18 @@ def _first_order(
     batch: int,
     room: int | None,
     sharding: str | None,
-) -> tuple[tuple[int, ...], list[Exchange], str | None]:
-    """Returns the bytes of first-order weights with their optimizer state on each rank, their exchanges, and the
-    planner's reason why they do not fit, or None."""
+) -> tuple[tuple[int, ...], tuple[int, ...], list[Exchange], str | None]:
+    """Returns the bytes of first-order weights with their optimizer state on each rank, those of their gradient, their
+    exchanges, and the planner's reason why they do not fit, or None."""
+    nothing = (0,) * cluster.world_size
     if weights is None:
-        return (0,) * cluster.world_size, [_NO_EXCHANGE] * cluster.world_size, None
+        return nothing, nothing, [_NO_EXCHANGE] * cluster.world_size, None
     placements, problem = _placements(config, weights, cluster, batch, room, sharding)
-    kept = rank_bytes(placements, cluster.world_size)
-    if cluster.world_size == 1 and cluster.device_type == "cpu":  # a gradient for every row
-        kept = [kept[0] + sum(state_bytes(table.rows) for table in placements)]
-    return tuple(kept), _exchanges(weights, placements, cluster, batch), problem
+    gradient = nothing
+    if cluster.world_size == 1 and cluster.device_type == "cpu":  # of every row
+        gradient = (sum(state_bytes(table.rows) for table in placements),)
+    kept = tuple(rank_bytes(placements, cluster.world_size))
+    return kept, gradient, _exchanges(weights, placements, cluster, batch), problem
 
 
 def refuse_wide_rows(tables: Sequence[Table]) -> None:
