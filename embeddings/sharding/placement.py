@@ -132,7 +132,7 @@ def make_plan(
         storage_reservation=FixedPercentageStorageReservation(0.0),
         constraints={
             table.name: ParameterConstraints(
-                sharding_types=kinds,
+                sharding_types=["table_wise"] if sharding == "auto" and _leaves_ranks_out(table, world_size) else kinds,
                 compute_kernels=["fused"],
                 pooling_factors=ids_per_bag[table.name],
                 is_weighted=embeddings.weighted,
@@ -147,6 +147,11 @@ def make_plan(
             raise
         raise _does_not_fit(tables, world_size, memory_bytes, "with the inputs and outputs of lookups") from error
     return plan, describe(plan, tables)
+
+
+def _leaves_ranks_out(table: Table, world_size: int) -> bool:
+    """Whether the last rank would have no row if the table was cut. FBGEMM cannot look up in tables without any row."""
+    return -(-table.rows // world_size) * (world_size - 1) >= table.rows
 
 
 def _planner_bandwidths(bandwidths: tuple[float, float] | None, device_type: str) -> BasicCommsBandwidths | None:

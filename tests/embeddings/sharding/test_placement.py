@@ -50,6 +50,14 @@ def test_fewer_rows_than_ranks_can_be_cut():
     assert sum(placements[0].rank_rows) == 3
 
 
+def test_no_rank_is_left_without_a_row_of_a_cut_table():
+    """FBGEMM looks up on the wrong device in a group of tables without any row."""
+    features = [FeatureTable(f"t{rows}", rows) for rows in (1, 3, 4, 10, 57)]
+    for bandwidths in (None, (300e9, 300e9)):  # slow networks keep tables whole, fast ones cut them
+        for table in _plan(features, world_size=8, device_type="cpu", batch_size=64, bandwidths=bandwidths):
+            assert table.sharding == "table_wise" or min(table.rank_rows) > 0, table
+
+
 def test_one_rank_holds_everything_whole():
     placements = _plan([FeatureTable("a", 30)], sharding="row_wise", world_size=1, local_world_size=1)
     assert (placements[0].sharding, placements[0].ranks, placements[0].rank_rows) == ("table_wise", (0,), (30,))
