@@ -54,6 +54,9 @@ def fill_tensors(directory: Path, tensors: dict[str, Any], group: dist.ProcessGr
         UserError: if a file cannot be trusted.
         ExchangeError: if the checkpoint does not contain these tensors.
     """
+    # On a rank that has no part of a table, torch takes the checkpoint for one of an earlier version, in which an empty
+    # dictionary, such as the state of SGD, has an entry of its own.
+    tensors = {name: value for name, value in tensors.items() if value != {}}
     try:
         dcp.load(tensors, storage_reader=_Reader(directory), process_group=group)
     except CheckpointException as failure:

@@ -24,7 +24,7 @@ def _save_and_go_on(directory: str) -> list[float]:
     """Changes the tensors at once, and sums over the ranks beside the writer; returns what was stored, and the sums."""
     ranks = _ranks()
     writer = CheckpointWriter(Path(directory), ranks, keep=2, behind=True)
-    weights = {"network": {"w": torch.zeros(500_000), "n": torch.tensor(0)}}
+    weights = {"network": {"w": torch.zeros(500_000)}, "left out": {f"{ranks.rank}/x": torch.ones(2)}, "optimizer": {}}
     found = []
     with writer.finishing():
         for step in (1, 2, 3):
