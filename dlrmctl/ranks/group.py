@@ -1,9 +1,11 @@
 """This process among the ranks: its device and process group."""
 
 import os
+import secrets
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -23,6 +25,7 @@ from dlrmctl.ranks.wire import decode, encode
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a checkpoint of large tables may delay the others for long
 TIMEOUT_SECONDS = 300.0  # without a sign of life of a rank's process, however long its work takes
 _ABORT_SECONDS = 5.0
+_ASK_AGAIN_SECONDS = 0.01
 # Messages of gloo, NCCL and the store when a peer has died.
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
@@ -122,8 +125,7 @@ def process_group(device: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> I
             store, _, _ = next(
                 dist.rendezvous(place, environment.rank, environment.world_size, timeout=COLLECTIVE_TIMEOUT)
             )
-            # torchrun keeps its store when it restarts ranks; the old addresses must not be read.
-            store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+            store = _of_this_attempt(store, environment.rank, environment.world_size)
             if chosen.type == "cuda":
                 refuse_shared_gpus(_gpus_of_all(store, environment.rank, environment.world_size, chosen))
             dist.init_process_group(
@@ -169,6 +171,36 @@ def process_group(device: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> I
                 dist.destroy_process_group()
         else:
             _abort()
+
+
+def _of_this_attempt(store: dist.Store, rank: int, world_size: int) -> dist.Store:
+    """Returns a part of the store that is the same on all ranks, and that no earlier attempt has written to.
+
+    torchrun keeps its store when it restarts ranks, and old addresses must not be read. Its count of restarts does not
+    name the attempt: where an agent loses its rank, it counts, and where it restarts because another does, it does not.
+    So rank 0 numbers the attempt, and tells it to each rank, whose process has a name that is new.
+    """
+    if rank == 0:
+        number = str(store.add("attempts", 1))
+        missing = list(range(1, world_size))
+        while missing:
+            missing = [other for other in missing if not _has_agreed(store, other, number)]
+            time.sleep(_ASK_AGAIN_SECONDS if missing else 0)
+    else:
+        name = secrets.token_hex(8)
+        store.set(f"name-{rank}", name)
+        number = store.get(f"attempt-of-{name}").decode()
+        store.set(f"agreed-{name}", number)
+    return dist.PrefixStore(f"attempt-{number}", store)
+
+
+def _has_agreed(store: dist.Store, rank: int, number: str) -> bool:
+    """Tells the number to the process that last took this rank, and returns whether it has read it."""
+    if not store.check([f"name-{rank}"]):
+        return False
+    name = store.get(f"name-{rank}").decode()
+    store.set(f"attempt-of-{name}", number)
+    return store.check([f"agreed-{name}"]) and store.get(f"agreed-{name}").decode() == number
 
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:

@@ -1,10 +1,13 @@
 """Joining ranks: the device of each, and errors that end a group."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
+import torch.distributed as dist
 
 from dlrmctl.errors import UserError
-from dlrmctl.ranks.group import process_group, refuse_shared_gpus
+from dlrmctl.ranks.group import _of_this_attempt, process_group, refuse_shared_gpus
 
 
 def test_ranks_that_share_a_gpu_are_named():
@@ -26,3 +29,18 @@ def test_a_master_address_that_does_not_resolve_is_one_line_at_once(monkeypatch:
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=r"MASTER_ADDR = nowhere\.invalid has no address"), process_group("cpu"):
         pass
+
+
+def test_an_attempt_does_not_read_what_earlier_ones_left_in_the_store():
+    store = dist.HashStore()
+
+    def attempt(world_size: int) -> list[dist.Store]:
+        with ThreadPoolExecutor(world_size) as ranks:
+            parts = [ranks.submit(_of_this_attempt, store, rank, world_size) for rank in range(world_size)]
+        return [part.result() for part in parts]
+
+    for number, world_size in enumerate((4, 3, 1, 3)):
+        parts = attempt(world_size)
+        assert not parts[-1].check(["address"])
+        parts[0].set("address", str(number))
+        assert [part.get("address") for part in parts] == [str(number).encode()] * world_size
