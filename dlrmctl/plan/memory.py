@@ -161,9 +161,9 @@ def plan_memory(config: Config, schema: Schema, cluster: Cluster, *, sharding: s
         _allocated(both.looked_up + both.received, cluster) + int(both.rows) * scratch + theirs
         for both, theirs in zip(exchanges, wide_lookups, strict=True)
     )
-    kept = parts | {"first-order": wide_kept}
+    of_tables = [parts["tables"], parts["table state"], wide_kept]
     copy = tuple(
-        sum(kept[name][rank] for name in TABLES) + dense.weights + dense.state[rank] for rank in range(world_size)
+        sum(part[rank] for part in of_tables) + dense.weights + dense.state[rank] for rank in range(world_size)
     )
     if not _copies(config, cluster, parts, copy):
         copy = (0,) * world_size
