@@ -75,6 +75,7 @@ class TrainedModel:
     ) -> None:
         self.path, self.config = path, config
         self._opened, self._checkpoint, self._calibrated, self._device = opened, checkpoint, calibrated, device
+        self._indexes: dict[str, Any] = {}
 
     def __repr__(self) -> str:
         return f"TrainedModel({str(self.path)!r}, {self._opened.checkpoint.name})"
@@ -170,6 +171,8 @@ class TrainedModel:
     def nearest(self, feature: str, value: Any, k: int = 10) -> list[Neighbor]:
         """Returns the values whose vectors are nearest to that of a value, by cosine similarity.
 
+        With `faiss` installed, the first call makes an index of all vectors of the feature, which is kept in memory.
+
         Args:
             feature: name of a feature with a vocabulary.
             value: a value of it, or a vector of D numbers.
@@ -194,16 +197,17 @@ class TrainedModel:
         width = look_up(torch.tensor([0])).shape[1]
         if query_D.shape != (width,):
             raise UserError(f"the vector has {query_D.numel()} numbers, those of {feature} have {width}")
-        best, places = torch.empty(0), torch.empty(0, dtype=torch.int64)
-        for start in range(RESERVED_ROWS, rows, _ROWS_AT_ONCE):
-            ids_N = torch.arange(start, min(start + _ROWS_AT_ONCE, rows))
-            near_N = nn.functional.cosine_similarity(look_up(ids_N), query_D[None], dim=1).cpu()
-            near_N[ids_N == own] = -torch.inf
-            best, order = torch.cat([best, near_N]).topk(min(k, len(best) + len(near_N)))
-            places = torch.cat([places, ids_N])[order]
-        kept = best > -torch.inf
-        values = features.values_of(feature, places[kept].tolist())
-        return [Neighbor(str(name), near) for name, near in zip(values, best[kept].tolist(), strict=True)]
+        if feature not in self._indexes:
+            self._indexes[feature] = _unit_index(look_up, rows)
+        index = self._indexes[feature]
+        if index is not None:
+            near, found = index.search(_unit(query_D[None]).cpu().numpy(), min(k + 1, index.ntotal))
+            best, places = torch.from_numpy(near[0]), torch.from_numpy(found[0]) + RESERVED_ROWS
+            best, places = best[places != own][:k], places[places != own][:k]
+        else:
+            best, places = _search(look_up, rows, query_D, own, k)
+        values = features.values_of(feature, places.tolist())
+        return [Neighbor(str(name), near) for name, near in zip(values, best.tolist(), strict=True)]
 
     @cached_property
     def _rows(self) -> FrameEncoder:
@@ -220,3 +224,34 @@ class TrainedModel:
         """Returns the function from ids, [N], to their vectors, float32 [N, D]."""
         look_up = vectors_of(self._opened, self.path, feature)
         return lambda ids_N: look_up(ids_N.to(self._device))
+
+
+def _search(look_up: Callable[[Tensor], Tensor], rows: int, query_D: Tensor, own: int, k: int) -> tuple[Tensor, Tensor]:
+    """Returns the largest cosines of a vector and those of rows with values, and the rows, without `own`."""
+    best, places = torch.empty(0), torch.empty(0, dtype=torch.int64)
+    for start in range(RESERVED_ROWS, rows, _ROWS_AT_ONCE):
+        ids_N = torch.arange(start, min(start + _ROWS_AT_ONCE, rows))
+        near_N = nn.functional.cosine_similarity(look_up(ids_N), query_D[None], dim=1).cpu()
+        near_N[ids_N == own] = -torch.inf
+        best, order = torch.cat([best, near_N]).topk(min(k, len(best) + len(near_N)))
+        places = torch.cat([places, ids_N])[order]
+    kept = best > -torch.inf
+    return best[kept], places[kept]
+
+
+def _unit_index(look_up: Callable[[Tensor], Tensor], rows: int) -> Any | None:
+    """Returns an index of faiss of the rows with values, scaled to length 1; None without faiss or such rows."""
+    if rows <= RESERVED_ROWS:
+        return None
+    try:
+        import faiss
+    except ImportError:
+        return None
+    index = faiss.IndexFlatIP(look_up(torch.tensor([0])).shape[1])
+    for ids_N in torch.arange(RESERVED_ROWS, rows).split(_ROWS_AT_ONCE):
+        index.add(_unit(look_up(ids_N)).cpu().numpy())
+    return index
+
+
+def _unit(vectors_ND: Tensor) -> Tensor:
+    return nn.functional.normalize(vectors_ND.float(), dim=1, eps=1e-8)  # as in `cosine_similarity`

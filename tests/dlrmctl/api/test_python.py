@@ -85,6 +85,26 @@ def test_neighbors_are_sorted_by_the_cosine_of_their_vectors(model: dlrmctl.Trai
     assert len(model.nearest("user", "u1", k=10**6)) == 59
 
 
+def test_neighbors_by_faiss_are_those_of_the_whole_table(place: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("faiss")
+    indexed = dlrmctl.load(place / "run")
+    wanted = {}
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "faiss", None)
+        plain = dlrmctl.load(place / "run")
+        for value in ("u1", "u2", indexed.embedding("user", "u3"), "nobody"):
+            for k in (1, 7, 10**6):
+                wanted[str(value), k] = plain.nearest("user", value, k=k)
+    for value in ("u1", "u2", indexed.embedding("user", "u3"), "nobody"):
+        for k in (1, 7, 10**6):
+            found = indexed.nearest("user", value, k=k)
+            assert [n.value for n in found] == [n.value for n in wanted[str(value), k]]
+            # Sums of 8 products in float32, in another order.
+            assert [n.similarity for n in found] == pytest.approx(
+                [n.similarity for n in wanted[str(value), k]], abs=1e-6
+            )
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
