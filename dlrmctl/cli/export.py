@@ -11,6 +11,7 @@ from dlrmctl.errors import UserError
 from dlrmctl.settings.parse import one_of, share, whole_number
 
 PRECISIONS = ("fp32", "int8")
+FORMATS = ("plain", "aoti")
 
 
 @with_settings(only=("path", "cache_dir", "cache_size", "batch_size"))
@@ -29,6 +30,10 @@ def export(
         str | None,
         typer.Option(help="With int8, fail if NE increases by more than this. \\[default: 0.1%]", metavar="0.1%"),
     ] = None,
+    format: Annotated[
+        str | None,
+        option("aoti adds native code for this machine to a bundle. \\[default: plain]", "|".join(FORMATS)),
+    ] = None,
     vectors: Annotated[
         str | None,
         option("Write the vectors of this feature's values instead, to a .parquet or .faiss file.", "FEATURE"),
@@ -45,12 +50,16 @@ def export(
 
     .dlrm: a bundle that scores raw rows, with `dlrmctl serve` or dlrmctl.serving.Scorer.
 
+    --format aoti: with native code of AOTInductor, which is faster and needs a C++ compiler here.
+
     .pt2: the graph alone, from ids to probabilities, for torch.export.load without dlrmctl.
 
     --vectors: columns value, row and vector in .parquet; in .faiss an index of inner products, whose ids are the rows.
     """
     if precision is not None:
         precision = one_of("--precision", precision, PRECISIONS)
+    if format is not None:
+        format = one_of("--format", format, FORMATS)
     rows = whole_number("--check-rows", check_rows, at_least=1)
     rise = share("--max-ne-increase", max_ne_increase or "0.1%")
     if max_ne_increase is not None and precision != "int8":
@@ -60,6 +69,7 @@ def export(
             ("--precision", precision),
             ("--calibrated", calibrated or None),
             ("--max-ne-increase", max_ne_increase),
+            ("--format", format),
         ]
         for flag, value in given:
             if value is not None:
@@ -81,5 +91,6 @@ def export(
     from dlrmctl.ranks.group import process_group
 
     with process_group("cpu") as ranks:
-        result = write(settings, directory, ranks, Wanted(out, checkpoint, precision, rows, rise, calibrated))
+        wanted = Wanted(out, checkpoint, precision, rows, rise, calibrated, compiled=format == "aoti")
+        result = write(settings, directory, ranks, wanted)
         print_json(result) if json else show_export(result)

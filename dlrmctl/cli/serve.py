@@ -29,6 +29,9 @@ def serve(
     batch_rows: Annotated[
         str, option("Score at most this many rows of waiting requests at once.", "N", _LIMITS)
     ] = "1024",
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Run the native code in the bundle. Only for files that you trust.")
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """Serve a bundle over HTTP: raw rows in, probabilities out.
@@ -74,4 +77,4 @@ def serve(
         if host not in _LOCAL:
             messages.print("other machines may reach it, and it has no authentication", label="warning: ")
 
-    run(model, host=host, port=number, limits=RequestLimits(*most), started=started)
+    run(model, host=host, port=number, limits=RequestLimits(*most), started=started, compiled=compiled)

@@ -20,6 +20,7 @@ from dlrmctl.data.features.kept_array import KeptArray
 from dlrmctl.data.features.space import GENERATED, FeatureSpace
 from dlrmctl.data.formats.table_schema import BY_TYPE
 from dlrmctl.errors import UserError
+from dlrmctl.export.compile import compile_program
 from dlrmctl.serving.bundle import ALIGNMENT, FORMAT, MANIFEST, seal
 from dlrmctl.serving.program import ATEN, PYTHON, values_in
 from dlrmctl.serving.vocabulary import sort_values
@@ -67,14 +68,22 @@ class _Arrays:
         return number
 
 
-def write_bundle(path: Path, program: ExportedProgram, features: FeatureSpace, about: Mapping[str, Any]) -> None:
+def write_bundle(
+    path: Path,
+    program: ExportedProgram,
+    features: FeatureSpace,
+    about: Mapping[str, Any],
+    *,
+    compiled: bool = False,
+) -> None:
     """Writes a bundle.
 
     Args:
         path: of the new file.
-        program: the exported model, whose output is probabilities.
+        program: the exported model, whose output is probabilities; changed if it is compiled.
         features: of the run.
         about: plain values for JSON.
+        compiled: whether to add native code for this machine.
 
     Raises:
         DataError: if a file of the features is missing or was changed.
@@ -84,6 +93,11 @@ def write_bundle(path: Path, program: ExportedProgram, features: FeatureSpace, a
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             arrays = _Arrays(archive)
             columns = _columns(features, arrays)
+            steps, weights = _program(program, arrays)
+            code = None
+            if compiled:
+                package, code = compile_program(program, weights, path.parent)
+                code["array"] = arrays.add(np.frombuffer(package, np.uint8))
             content = {
                 "format": FORMAT,
                 "torch": torch.__version__,
@@ -92,7 +106,8 @@ def write_bundle(path: Path, program: ExportedProgram, features: FeatureSpace, a
                 "schema": features.schema.to_dict(),
                 "table_schema": features.table_schema.to_dict() if features.table_schema else None,
                 "columns": columns,
-                "program": _program(program, arrays),
+                "program": steps,
+                "compiled": code,
                 "arrays": arrays.entries,
             }
             _write_member(archive, MANIFEST, memoryview(seal(json.loads(json.dumps(content)))))
@@ -138,16 +153,21 @@ def _columns(features: FeatureSpace, arrays: _Arrays) -> list[dict[str, Any]]:
     return found
 
 
-def _program(program: ExportedProgram, arrays: _Arrays) -> dict[str, Any]:
-    """Returns a graph as steps, without the checks of its inputs and without the final sigmoid."""
+def _program(program: ExportedProgram, arrays: _Arrays) -> tuple[dict[str, Any], dict[str, int]]:
+    """Writes the weights of a graph.
+
+    Returns:
+        The graph as steps, without the checks of its inputs and without the final sigmoid; and the numbers of its
+        weights by name.
+    """
     nodes = [node for node in program.graph.nodes if node.op == "call_function"]
     (result,) = next(node for node in program.graph.nodes if node.op == "output").args[0]
     assert result.target is torch.ops.aten.sigmoid.default, "the model ends with the sigmoid"
     result = result.args[0]
     tensors, inputs = _placeholders(program)
     used = _needed(nodes, result)
-    weights = [(node, tensor) for node, tensor in tensors if node in used]
-    numbers: dict[fx.Node, int] = {node: place for place, (node, _) in enumerate(weights)}
+    weights = [(name, node, tensor) for name, node, tensor in tensors if node in used]
+    numbers: dict[fx.Node, int] = {node: place for place, (_, node, _) in enumerate(weights)}
     for node in inputs:
         numbers[node] = len(numbers)
     steps = []
@@ -164,17 +184,18 @@ def _program(program: ExportedProgram, arrays: _Arrays) -> dict[str, Any]:
     arguments, _ = program.example_inputs
     lists, weighted = (list(arguments[place]) if len(arguments) > place else [] for place in (2, 3))
     assert len(inputs) == 2 + len(lists) + len(weighted)
+    places = {name: arrays.add(tensor.detach().contiguous().numpy()) for name, _, tensor in weights}
     return {
-        "tensors": [arrays.add(tensor.detach().contiguous().numpy()) for _, tensor in weights],
+        "tensors": list(places.values()),
         "lists": lists,
         "weights": weighted,
         "steps": steps,
         "output": numbers[result],
-    }
+    }, places
 
 
-def _placeholders(program: ExportedProgram) -> tuple[list[tuple[fx.Node, Tensor]], list[fx.Node]]:
-    """Returns the nodes of weights and constants with their tensors, and the nodes of the inputs, in order."""
+def _placeholders(program: ExportedProgram) -> tuple[list[tuple[str, fx.Node, Tensor]], list[fx.Node]]:
+    """Returns the names, nodes and tensors of weights and constants, and the nodes of the inputs, in order."""
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     known: dict[str, Any] = {**program.state_dict, **program.constants}
     tensors, inputs = [], []
@@ -184,7 +205,7 @@ def _placeholders(program: ExportedProgram) -> tuple[list[tuple[fx.Node, Tensor]
             inputs.append(node)
         else:
             assert spec.target is not None
-            tensors.append((node, known[spec.target]))
+            tensors.append((spec.target, node, known[spec.target]))
     return tensors, inputs
 
 

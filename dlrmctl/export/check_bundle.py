@@ -29,7 +29,7 @@ def main(model_file: str, rows_file: str, scores_file: str) -> int:
     dense, ids, lists = given["dense"].numpy(), given["ids"].numpy(), (given["lists"], given["weights"])
     raw = json.loads(given["raw"])
     try:
-        scorer = Scorer(model_file)
+        scorer = Scorer(model_file, compiled=given["compiled"])
         scores, logits = [], [np.empty(0, np.float32)]
         for part in batches(len(dense)):
             some = [{name: values[part].contiguous().numpy() for name, values in each.items()} for each in lists]

@@ -26,6 +26,7 @@ from dlrmctl.embeddings.tables import FeatureTable
 from dlrmctl.errors import UserError
 from dlrmctl.export.agreement import Sample, agreement, refuse_disagreement, score_sample
 from dlrmctl.export.bundle import check_features, write_bundle
+from dlrmctl.export.compile import check_compiler
 from dlrmctl.export.graph import ServedModel, ServedWide
 from dlrmctl.export.metadata import describe
 from dlrmctl.export.program import place_beside, score, score_bundle, score_file, to_program, write_program
@@ -53,6 +54,7 @@ class Wanted:
         check_rows: the most rows of the validation split that are compared.
         max_ne_rise: the largest relative increase of NE by "int8".
         calibrated: whether to apply the calibration of the checkpoint.
+        compiled: whether a bundle gets native code, too.
     """
 
     out: Path
@@ -61,6 +63,7 @@ class Wanted:
     check_rows: int
     max_ne_rise: float
     calibrated: bool = False
+    compiled: bool = False
 
 
 def export(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> dict[str, Any]:
@@ -75,7 +78,7 @@ def export(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> d
         UserError, DataError: if something is missing or does not fit, or the file's scores differ from the
             checkpoint's; no file is written then.
     """
-    _check_file(wanted.out)
+    _check_file(wanted)
     if wanted.precision is not None and is_compressed(run.path):
         raise UserError(
             f"--precision {wanted.precision}: the tables of {run.path} are compressed, and are exported as they are",
@@ -104,11 +107,12 @@ def export(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> d
         applied = calibration and {"method": calibration.method, "slope": calibration.slope, "bias": calibration.bias}
         metadata = describe(model, source, config, origin) | {"calibration": applied, "checks": checks}
         file = place / wanted.out.name
-        say("tracing the graph and writing it")
+        say("tracing the graph, compiling and writing it" if wanted.compiled else "tracing the graph and writing it")
         with io_errors(wanted.out, "write"):
             program = to_program(model)
             if bundled:
-                write_bundle(file, program, source.features, {key: metadata[key] for key in _ABOUT})
+                about = {key: metadata[key] for key in _ABOUT}
+                write_bundle(file, program, source.features, about, compiled=wanted.compiled)
             else:
                 write_program(program, file, metadata)
         tables = list(metadata["tables"].values())
@@ -116,15 +120,17 @@ def export(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> d
         gc.collect()
         say("scoring the rows with the file, in a process that has torch alone")
         with io_errors(wanted.out, "write"):
-            if bundled:
-                probabilities, raw_logits = score_bundle(file, sample.inputs, raw.rows if raw else [])
-            else:
-                probabilities = score_file(file, sample.inputs)
-            checks = agreement(sample, probabilities)
-            refuse_disagreement(checks, name, precision, wanted.max_ne_rise)
-            if raw is not None and raw_served is not None:
-                checks |= raw_agreement(raw, raw_logits, raw_served)
-                refuse_raw_disagreement(checks, name, precision)
+            for compiled in (False, True) if wanted.compiled else (False,):
+                if bundled:
+                    rows = raw.rows if raw else []
+                    probabilities, raw_logits = score_bundle(file, sample.inputs, rows, compiled=compiled)
+                else:
+                    probabilities = score_file(file, sample.inputs)
+                checks = agreement(sample, probabilities)
+                refuse_disagreement(checks, name, precision, wanted.max_ne_rise)
+                if raw is not None and raw_served is not None:
+                    checks |= raw_agreement(raw, raw_logits, raw_served)
+                    refuse_raw_disagreement(checks, name, precision, compiled=compiled)
             file.replace(wanted.out)
     return {
         "out": str(wanted.out),
@@ -132,6 +138,7 @@ def export(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> d
         "checkpoint": name,
         "precision": precision,
         "calibrated": wanted.calibrated,
+        "compiled": wanted.compiled,
         "bytes": wanted.out.stat().st_size,
         "table_bytes_before": 4 * sum(table["rows"] * table["dim"] for table in tables),
         "table_bytes": sum(table["bytes"] for table in tables),
@@ -140,7 +147,8 @@ def export(config: Config, run: RunDirectory, ranks: Ranks, wanted: Wanted) -> d
     }
 
 
-def _check_file(out: Path) -> None:
+def _check_file(wanted: Wanted) -> None:
+    out = wanted.out
     if out.suffix not in (SUFFIX, BUNDLE_SUFFIX):
         raise UserError(
             f"{out}: the name of an exported model must end in {BUNDLE_SUFFIX} or {SUFFIX}",
@@ -150,6 +158,10 @@ def _check_file(out: Path) -> None:
         raise UserError(f"{out} already exists", "choose another file, or remove this one")
     if not out.resolve().parent.is_dir():
         raise UserError(f"{out.parent}: no such directory", f"mkdir -p {out.parent}")
+    if wanted.compiled and out.suffix != BUNDLE_SUFFIX:
+        raise UserError(f"--format aoti adds code to a bundle, and {out} is a graph", f"-o {out.stem}{BUNDLE_SUFFIX}")
+    if wanted.compiled:
+        check_compiler()
 
 
 def _scored(
@@ -252,8 +264,9 @@ def show_export(result: Mapping[str, Any]) -> None:
         rows.append((what, "", f"{checks['raw_largest_difference']:.1e}"))
     print_table(title, ("", result["checkpoint"], "file"), rows)
     if result["out"].endswith(BUNDLE_SUFFIX):
-        output.print(f"dlrmctl.serving.Scorer({result['out']!r}).score([{{column: value}}]) gives probabilities")
-        output.print(f"dlrmctl serve {result['out']}")
+        more, flag = (", compiled=True", " --compiled") if result["compiled"] else ("", "")
+        output.print(f"dlrmctl.serving.Scorer({result['out']!r}{more}).score([{{column: value}}]) gives probabilities")
+        output.print(f"dlrmctl serve {result['out']}{flag}")
         return
     for line in _call_lines(result["inputs"], result["out"]):
         output.print(line)

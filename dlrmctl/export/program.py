@@ -134,18 +134,23 @@ def score_file(path: Path, inputs: Inputs) -> np.ndarray:
     return found
 
 
-def score_bundle(path: Path, inputs: Inputs, rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+def score_bundle(
+    path: Path, inputs: Inputs, rows: Sequence[Mapping[str, Any]], *, compiled: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns probabilities of inputs and logits of raw rows, float32, of a bundle in a new process.
+
+    Args:
+        compiled: whether to run its compiled code.
 
     Raises:
         UserError: if it cannot be loaded there, or refuses a row.
     """
     raw = json.dumps(rows, default=str)  # of dates and times: clients write them as strings
-    probabilities, logits = _in_new_process(check_bundle.__file__, path, inputs, raw=raw)
+    probabilities, logits = _in_new_process(check_bundle.__file__, path, inputs, raw=raw, compiled=compiled)
     return probabilities.numpy(), logits.numpy()
 
 
-def _in_new_process(script: str, path: Path, inputs: Inputs, **more: str) -> Any:
+def _in_new_process(script: str, path: Path, inputs: Inputs, **more: str | bool) -> Any:
     """Returns what a script saves of the rows, with the file."""
     rows, scores = path.with_name("rows.pt"), path.with_name("scores.pt")
     given = {"dense": inputs.dense, "ids": inputs.ids, "lists": inputs.lists, "weights": inputs.weights}

@@ -72,13 +72,14 @@ class Service:
     Args:
         path: the bundle.
         limits: what is accepted.
+        compiled: whether to run the native code of the bundle.
 
     Raises:
         BundleError: if the bundle cannot be used.
     """
 
-    def __init__(self, path: Path, limits: RequestLimits) -> None:
-        self.path, self.limits = path, limits
+    def __init__(self, path: Path, limits: RequestLimits, *, compiled: bool = False) -> None:
+        self.path, self.limits, self._compiled = path, limits, compiled
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._answered = Counter(
@@ -101,7 +102,7 @@ class Service:
         self._waiting = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._batcher = Batcher(
-            Scorer(path),
+            Scorer(path, compiled=compiled),
             self._deliver,
             most_rows=limits.batch_rows,
             observe=lambda rows, _: self._batches.observe(rows),
@@ -131,7 +132,7 @@ class Service:
         """
         with self._reloading:
             try:
-                scorer = Scorer(self.path)
+                scorer = Scorer(self.path, compiled=self._compiled)
                 if missing := [column for column in scorer.columns if column not in self.scorer.columns]:
                     say(f"{self.path}: the new model has the column {missing[0]!r}, which the earlier one did not have")
                 self._batcher.scorer = scorer

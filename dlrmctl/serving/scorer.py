@@ -18,6 +18,7 @@ from dlrmctl.data.formats.table_schema import SparseColumn, TableSchema
 from dlrmctl.data.schema import Schema
 from dlrmctl.data.sealed import Values
 from dlrmctl.serving.bundle import Bundle, open_bundle
+from dlrmctl.serving.compiled import CompiledProgram
 from dlrmctl.serving.errors import BundleError
 from dlrmctl.serving.program import Program
 from dlrmctl.serving.rows import ModelInputs, Row, RowReader, array_reader, criteo_reader, table_reader
@@ -30,15 +31,18 @@ class Scorer:
     Args:
         path: a bundle that `dlrmctl export RUN -o model.dlrm` wrote.
         verify: whether to take the checksums of tables and vocabularies, at about 2 GB/s.
+        compiled: run the native code of the bundle, which `--format aoti` adds. It can do all that this process may:
+            ask for it only where you trust whoever made the file.
 
     Attributes:
         about: run, checkpoint, precision, calibration and results of the check, as the bundle has them.
 
     Raises:
-        BundleError: if it cannot be read, or is something else, damaged, or of another version.
+        BundleError: if it cannot be read, or is something else, damaged, or of another version; or has no compiled
+            code for this machine.
     """
 
-    def __init__(self, path: Path | str, *, verify: bool = True) -> None:
+    def __init__(self, path: Path | str, *, verify: bool = True, compiled: bool = False) -> None:
         bundle = open_bundle(path, verify=verify)
         self.path, self.mapped = bundle.path, bundle.mapped
         try:
@@ -51,7 +55,11 @@ class Scorer:
             tensors = [torch.from_numpy(bundle.arrays[number]) for number in program["tensors"]]
             self._lists, self._weights = tuple(program["lists"]), tuple(program.get("weights", ()))
             num_inputs = 2 + len(self._lists) + len(self._weights)
-            self._program = Program(tensors, num_inputs, program["steps"], program["output"])
+            self._program: Program | CompiledProgram
+            if compiled:
+                self._program = _compiled(bundle)
+            else:
+                self._program = Program(tensors, num_inputs, program["steps"], program["output"])
             self.input_format: str = bundle.content["input"]
         except (KeyError, TypeError, IndexError, DataError) as problem:
             raise BundleError(f"{path}: damaged, or of another version: {problem!r:.200}; export it again") from None
@@ -132,6 +140,16 @@ def _of_lists(column: SparseColumn) -> str:
     if column.truncate == "reject":
         return f"list of at most {column.max_ids} values"
     return f"list of values, of which the {column.truncate} {column.max_ids} count"
+
+
+def _compiled(bundle: Bundle) -> CompiledProgram:
+    about = bundle.content.get("compiled")
+    if about is None:
+        raise BundleError(f"{bundle.path}: it has no compiled code; `dlrmctl export RUN --format aoti` adds it")
+    try:
+        return CompiledProgram(bundle.arrays[about["array"]], about, bundle.arrays)
+    except BundleError as problem:
+        raise BundleError(f"{bundle.path}: {problem}") from None
 
 
 def _table_schema(bundle: Bundle) -> TableSchema | None:

@@ -19,7 +19,13 @@ _BACKLOG = 2048
 
 
 def serve(
-    path: Path, *, host: str, port: int, limits: RequestLimits, started: Callable[[dict[str, Any]], None]
+    path: Path,
+    *,
+    host: str,
+    port: int,
+    limits: RequestLimits,
+    started: Callable[[dict[str, Any]], None],
+    compiled: bool = False,
 ) -> None:
     """Serves a bundle until the process is told to stop; requests in progress are answered.
 
@@ -28,13 +34,14 @@ def serve(
         host, port: where to listen; port 0 takes a free one.
         limits: what is accepted.
         started: called once requests are accepted, with the URL, the model, and its columns.
+        compiled: whether to run the native code of the bundle.
 
     Raises:
         UserError: if the bundle cannot be used, or the port.
     """
     with _listening(host, port) as listener, num_threads(usable_cores()):
         try:
-            service = Service(path, limits)
+            service = Service(path, limits, compiled=compiled)
         except BundleError as problem:
             raise UserError(*str(problem).split("; ", 1)) from None
         bound, number = listener.getsockname()[:2]
