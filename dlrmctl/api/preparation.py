@@ -88,14 +88,14 @@ def prepare(
     check_scratch()
     if sources is None or not is_frame(sources):
         words = [*([] if format is None else [format]), *_paths(sources)]
-        return run_preparation(read_request(words, given), Path(out))
+        return run_preparation(read_request(words, given), out)
     if schema is None:
         raise UserError("a frame needs a schema of its columns", "schema='clicks.toml', or a dictionary")
     with tempfile.TemporaryDirectory(prefix="dlrmctl-") as place:
         file = Path(place) / "frame.parquet"
         with io_errors(file, "write"):
             to_frame(sources).write_parquet(file)
-        return run_preparation(read_request([str(file)], given), Path(out))
+        return run_preparation(read_request([str(file)], given), out)
 
 
 def _text(value: float | None) -> str | None:

@@ -68,7 +68,7 @@ def train(
         Interrupted: if a signal ended the training; its state is in the run directory.
     """
     if data is not None:
-        path = data.path if isinstance(data, Prepared) else Path(data)
+        path = data.path if isinstance(data, Prepared) else data
         refuse_missing_store(path)
         settings["path"] = str(path)
     if resume is True:

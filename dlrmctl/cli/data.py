@@ -20,7 +20,7 @@ data_app = typer.Typer(help="Show and generate data.", no_args_is_help=True)
 
 
 def prepare(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Write the store to this directory.", metavar="DIR")],
+    out: Annotated[str, typer.Option("--out", "-o", help="Write the store to this directory or URL.", metavar="DIR")],
     sources: Annotated[
         list[str] | None,
         typer.Argument(

@@ -106,7 +106,7 @@ def _takes_urls(command: str, flag: str) -> bool:
         return True
     if command == "predict":
         return flag not in ("predict", *_LOCAL)
-    return command == "prepare" and flag not in (*_OUTPUTS, *_STORES, *_LOCAL)
+    return command == "prepare" and flag not in (*_STORES, *_LOCAL)
 
 
 def unknown_option(option: str, context: Any, root: Any) -> UserError:

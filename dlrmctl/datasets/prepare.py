@@ -1,6 +1,9 @@
 """Prepares raw data as a store and reports on it (`dlrmctl prepare`)."""
 
+import hashlib
+import json
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import platformdirs
 
 from dlrmctl.console.console import say, warn
 from dlrmctl.console.progress import BarDisplay
 from dlrmctl.console.text import few
 from dlrmctl.data.features.space import FeatureSpace
+from dlrmctl.data.files import io_errors, write_whole
 from dlrmctl.data.formats.arrays import NpyInput
 from dlrmctl.data.formats.criteo import LOST_FIELDS, CriteoInput
 from dlrmctl.data.formats.raw import Input
@@ -27,11 +32,12 @@ from dlrmctl.data.preparation.prepare import prepare as run_preparation
 from dlrmctl.data.preparation.report import PrepareProgress, PrepareReport
 from dlrmctl.data.preparation.tally import TooManyBadRows
 from dlrmctl.data.preparation.unfinished import CONTINUES, partial_path
-from dlrmctl.data.remote.urls import is_remote
+from dlrmctl.data.remote.urls import is_remote, refuse_web
 from dlrmctl.data.schema import RESERVED_ROWS
 from dlrmctl.data.splits import Split
 from dlrmctl.data.store.manifest import name_of_directory, read_manifest
 from dlrmctl.data.store.store import Store
+from dlrmctl.data.store.upload import check_new_store, upload
 from dlrmctl.data.workers.cluster import ClusterWorkers
 from dlrmctl.data.workers.pool import Workers
 from dlrmctl.data.workers.processes import ProcessWorkers
@@ -40,6 +46,7 @@ from dlrmctl.datasets.show import show_most_frequent, show_report
 from dlrmctl.errors import Interrupted, UserError
 from dlrmctl.ranks.cores import usable_cores
 from dlrmctl.ranks.signals import terminable
+from dlrmctl.settings.stores import store_place
 from dlrmctl.settings.toml import read_toml
 
 _PHASES = {"parse": "reading", "arrange": "ordering", "encode": "numbering ids", "write": "writing"}
@@ -55,13 +62,13 @@ class Prepared:
     """A store that was prepared.
 
     Attributes:
-        path: its directory.
+        path: its directory, or its URL.
         name: of the data.
         split: the rule of its splits.
         report: counts of rows, splits and columns.
     """
 
-    path: Path
+    path: Path | str
     name: str
     split: Split
     report: PrepareReport
@@ -71,11 +78,55 @@ class Prepared:
         return {"store": str(self.path), "name": self.name, **self.report.to_dict()}
 
 
-def prepare(request: PrepareRequest, out: Path) -> Prepared:
+def prepare(request: PrepareRequest, out: Path | str) -> Prepared:
     """Prepares data, with messages of progress and warnings.
 
     Args:
-        out: directory of the new store.
+        out: directory of the new store; or its URL, where it is uploaded after it was prepared on this machine.
+
+    Raises:
+        UserError, DataError: if something is missing or does not fit.
+    """
+    if not is_remote(str(out)):
+        return _prepare_here(request, Path(out))
+    url = str(out).rstrip("/")
+    refuse_web(url)
+    check_new_store(url)
+    place = Path(platformdirs.user_cache_dir("dlrmctl")) / "uploads" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    store = place / Path(url).name
+    with io_errors(place, "write"):
+        place.mkdir(parents=True, exist_ok=True)
+    decided = {**request.options, "name": request.options.get("name") or name_of_directory(store)}
+    task, begun = _task(request), place / "task"
+    if begun.exists() and begun.read_text() != task:
+        raise UserError(
+            f"{url}: an upload was begun with other sources or options",
+            f"give the same ones to continue it, or remove {place} to start over",
+        )
+    write_whole(begun, task.encode())
+    if (store / "manifest.json").exists():
+        say("the store was prepared before: the upload continues")
+        made = read_manifest(store).preparation
+        assert made is not None
+        prepared = Prepared(store, decided["name"], made.split, PrepareReport.from_dict(made.report))
+    else:
+        prepared = _prepare_here(replace(request, options=decided), store)
+    with terminable():
+        upload(store, url, place / "uploaded.json", lambda name: say(f"uploading {name}"))
+    shutil.rmtree(place)
+    return replace(prepared, path=url)
+
+
+def _task(request: PrepareRequest) -> str:
+    """Changes with the sources and the options."""
+    files = [file for some in request.sources for file in ([some] if isinstance(some, str) else some)]
+    identity = dict(_open_input(request, files).identity())
+    plain = json.dumps([identity, request.sources, request.options], default=str, sort_keys=True)
+    return hashlib.sha256(plain.encode()).hexdigest()
+
+
+def _prepare_here(request: PrepareRequest, out: Path) -> Prepared:
+    """Prepares data on this machine.
 
     Raises:
         DataError: if the files or the options are wrong.
@@ -152,7 +203,7 @@ def _workers(request: PrepareRequest, source: Input, out: Path) -> Workers:
 def show_prepared(prepared: Prepared) -> None:
     """Prints the report, and the most frequent values of each column."""
     show_report(prepared.report, prepared.split, str(prepared.path))
-    show_most_frequent(Store(prepared.path).features)
+    show_most_frequent(Store(store_place(prepared.path)).features)
 
 
 def _decided(options: dict[str, Any], out: Path) -> PrepareOptions:

@@ -90,7 +90,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("train --config optimizer.toml", "[optimizer] is not a section", "[optim]"),
         ("train --config store.toml", "data.dataset = 'clicks'", "--data DIR"),
         # Paths.
-        ("prepare criteo a.txt -o s3://b/store", "only be written on this machine", "copy it then"),
+        ("prepare criteo a.txt -o https://b.org/store", "web servers are only read from", "s3://, gs:// or sftp://"),
         ("daily s3://b/monday -o w", "only files on this machine", "aws s3 cp s3://b/monday ."),
         ("train --data s3://key:secret@b/store", "a URL with credentials would be recorded", "configuration"),
         ("train --dataset synthetic --cache-size 10MiB", "must be at least 64MiB", "--cache-size 64MiB"),

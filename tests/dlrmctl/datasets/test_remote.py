@@ -7,6 +7,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from dlrmctl.data.remote.outputs import exists
+from dlrmctl.data.store.upload import upload
 from tests.dlrmctl.cli.test_errors import criteo_lines
 from tests.dlrmctl.commands import SMALL, in_process
 from tests.servers import CuttingProxy
@@ -112,3 +114,45 @@ def test_two_ranks_share_the_cache(s3: str, place: Path, tmp_path: Path):
     there = _upload(s3, place / "store", Path(), "shared")
     near = _train(place / "store", tmp_path / "near", tmp_path / "cache", "--nproc", "2")
     assert _train(there, tmp_path / "far", tmp_path / "cache", "--nproc", "2") == near
+
+
+@pytest.mark.parametrize("kind", ["s3", "sftp"])
+def test_a_store_is_prepared_for_another_machine(
+    kind: str, request: pytest.FixtureRequest, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    there = f"{request.getfixturevalue(kind)}/made/store"
+    command = ["prepare", "criteo", place / "train.txt", "--name", "clicks", "-o"]
+    assert in_process(*command, tmp_path / "near").status == 0
+    done = in_process(*command, there)
+    assert done.status == 0, done.err
+    assert not list((tmp_path / "dlrmctl" / "uploads").iterdir())
+    filesystem, path = fsspec.core.url_to_fs(there)
+    for file in (file for file in (tmp_path / "near").rglob("*") if file.is_file()):
+        assert filesystem.cat_file(f"{path}/{file.relative_to(tmp_path / 'near')}") == file.read_bytes()
+    done = in_process(*command, there)
+    assert (done.status, "already exists" in done.err) == (2, True)
+
+
+def test_an_upload_that_was_interrupted_continues_and_the_manifest_is_last(s3: str, place: Path, tmp_path: Path):
+    names: list[str] = []
+
+    def until_the_fifth(name: str) -> None:
+        names.append(name)
+        if len(names) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        upload(place / "store", f"{s3}/part", tmp_path / "journal", until_the_fifth)
+    assert not exists(f"{s3}/part/manifest.json")
+    later: list[str] = []
+    upload(place / "store", f"{s3}/part", tmp_path / "journal", later.append)
+    assert later[0] == names[-1]
+    assert later[-1] == "manifest.json"
+    assert sorted({*names, *later}) == sorted(names[:4] + later)
+
+
+def test_a_store_that_cannot_be_written_is_refused_before_rows_are_read(place: Path, s3: str):
+    done = in_process("prepare", "criteo", place / "no-rows.txt", "-o", "s3://none/store")
+    assert done.status == 2
+    assert "s3://none/store/manifest.json: cannot write: no such directory or bucket" in done.err
