@@ -135,6 +135,47 @@ def _slice_rows(block: Block, rows: slice) -> PickedRows:
     return PickedRows(dense_NI, block.ids_F, labels_N, lengths_FN, offsets_FN, id_weights_F=block.id_weights_F)
 
 
+def reorder(pieces: Sequence[Piece], order_N: np.ndarray | None) -> PickedRows:
+    """Joins consecutive pieces, and takes their rows in an order; a row may be repeated.
+
+    Args:
+        pieces: rows, all with lengths or all without; at least one.
+        order_N: places in the joined rows; None keeps all in their order.
+    """
+    whole = _as_block(pieces)
+    return pick_rows(whole, slice(0, len(whole)) if order_N is None else order_N)
+
+
+def _as_block(pieces: Sequence[Piece]) -> Block:
+    def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+    rows, starts, stops = zip(*pieces, strict=True)
+    slices = [slice(start, stop) for start, stop in zip(starts, stops, strict=True)]
+
+    def of_rows(columns: Sequence[np.ndarray | None]) -> np.ndarray | None:
+        there = [column[some] for column, some in zip(columns, slices, strict=True) if column is not None]
+        return joined(there) if there else None
+
+    lengths_FN = id_weights_F = None
+    if rows[0].lengths_FN is not None:
+        lengths_FN = np.concatenate([each.lengths_FN[:, some] for each, some in zip(rows, slices, strict=True)], axis=1)
+    if rows[0].id_weights_F is not None:
+        id_weights_F = [
+            None if weights is None else joined([_id_weights_of(piece, f) for piece in pieces])
+            for f, weights in enumerate(rows[0].id_weights_F)
+        ]
+    return Block(
+        joined([each.dense_NI[some] for each, some in zip(rows, slices, strict=True)]).T,
+        [joined([_ids_of(piece, f) for piece in pieces]) for f in range(len(rows[0].ids_F))],
+        joined([each.labels_N[some] for each, some in zip(rows, slices, strict=True)]),
+        lengths_FN,
+        of_rows([each.weights_N for each in rows]),
+        of_rows([each.groups_N for each in rows]),
+        id_weights_F,
+    )
+
+
 def join_batch(pieces: Sequence[Piece], keys: tuple[str, ...], num_valid: int, *, pin_memory: bool = False) -> Batch:
     """Copies consecutive pieces into one batch.
 
@@ -199,6 +240,15 @@ def _ids_of(piece: Piece, feature: int) -> np.ndarray:
     if rows.offsets_FN is not None:
         start, stop = rows.offsets_FN[feature, start], rows.offsets_FN[feature, stop]
     return rows.ids_F[feature][start:stop]
+
+
+def _id_weights_of(piece: Piece, feature: int) -> np.ndarray:
+    rows, start, stop = piece
+    assert rows.offsets_FN is not None
+    assert rows.id_weights_F is not None
+    weights = rows.id_weights_F[feature]
+    assert weights is not None
+    return weights[rows.offsets_FN[feature, start] : rows.offsets_FN[feature, stop]]
 
 
 def _running_sum(lengths_N: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:

@@ -32,6 +32,7 @@ class Store:
         name: name of the data.
         schema, block_rows: those of the blocks.
         features: how raw rows become examples like these.
+        bytes_read: bytes of blocks that this process read, by split.
 
     Raises:
         DataError: if there is no store at `path`, it has another version, its manifest was changed, or a file is
@@ -65,8 +66,12 @@ class Store:
             raise DataError(f"the {split} split of {self._place} has no block {index}")
         return self._splits[split].read(index, verify=self._verify)
 
-    def verify(self, split: str) -> None:
-        """Verifies the checksums of all blocks of a split now.
+    @property
+    def bytes_read(self) -> dict[str, int]:
+        return {name: split.bytes_read for name, split in self._splits.items()}
+
+    def verify(self, split: str, *, rank: int = 0, world_size: int = 1) -> None:
+        """Verifies the checksums of the blocks of a split now: of all, or of the rank's share of its rows.
 
         Skips blocks that this process verified before; ignores `verify=False` of the constructor.
 
@@ -74,7 +79,8 @@ class Store:
             DataError: the one that reading the first wrong block would raise.
         """
         check_split(split)
-        self._splits[split].verify()
+        first, end = (self.num_examples(split) * part // world_size for part in (rank, rank + 1))
+        self._splits[split].verify(first // self.block_rows, -(-end // self.block_rows))
 
     def fingerprint(self) -> str:
         """Depends on the schema and on the checksums of all blocks."""
@@ -116,6 +122,7 @@ class _Split:
         found = self._file.num_bytes
         if found != entry.bytes:
             raise DataError(f"{self.path}: {found:,} bytes, the manifest says {entry.bytes:,}", PREPARE_AGAIN)
+        self.bytes_read = 0
         self._compared: dict[int, Stamp | None] = {}  # block -> the stamp of its file at that time
 
     def read(self, index: int, *, verify: bool) -> Block:
@@ -127,6 +134,7 @@ class _Split:
         start, stop = self.table.offsets[index : index + 2].tolist()
         content = np.empty(stop - start, dtype=np.uint8)
         at, stamp = self._file.read(start, content)
+        self.bytes_read += at
         if at < len(content):
             raise DataError(f"{self.path}, block {index}: cut short", PREPARE_AGAIN)
         is_new = verify and (index not in self._compared or self._compared[index] != stamp)
@@ -142,9 +150,9 @@ class _Split:
             self._compared[index] = stamp
         return block
 
-    def verify(self) -> None:
-        """Verifies blocks that were not verified yet, or whose file was changed since."""
-        for index in range(len(self.table)):
+    def verify(self, first: int, end: int) -> None:
+        """Verifies those of the blocks [first, end) that were not verified yet, or whose file was changed since."""
+        for index in range(first, end):
             now = self._file.stamp(int(self.table.offsets[index]))
             if index not in self._compared or now not in (None, self._compared[index]):
                 self.read(index, verify=True)

@@ -16,7 +16,7 @@ from dlrmctl.data.source import SPLITS, Block, Source
 from dlrmctl.data.store.layout import MOST_BLOCK_ROWS, RECORD_BYTES, block_record, pack, table_file
 from dlrmctl.data.store.manifest import Manifest, Preparation, SplitEntry, split_file, write_manifest
 
-STORE_BLOCK_ROWS = 65_536
+STORE_BLOCK_ROWS = 8192  # a shuffled epoch has 32 of them open, which ranks share
 
 
 @dataclass

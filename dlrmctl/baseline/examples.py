@@ -161,8 +161,7 @@ class SplitExamples:
             seed=seed,
             drop_last=False,
         )
-        whole, rest = divmod(self._reader.num_examples, self._reader.batch_size)
-        self.num_rows = whole * self._batch_rows + min(max(rest - ranks.rank * self._batch_rows, 0), self._batch_rows)
+        self.num_rows = self._reader.num_own_examples()
         if most_bytes is None:
             available = available_bytes(torch.device("cpu"), ranks.local_world_size)
             most_bytes = int(_MOST_MEMORY * available) if available else 1 << 62

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from dlrmctl.data.errors import DataError
 from dlrmctl.data.preparation.report import PrepareReport
 from dlrmctl.data.reader import Reader
 from dlrmctl.data.source import Source
@@ -15,12 +16,15 @@ from dlrmctl.ranks.group import Ranks
 from dlrmctl.settings.config import Config, DataSettings
 
 
-def open_source(settings: DataSettings, *, verify: Sequence[str] = ("validation", "test")) -> Source:
+def open_source(
+    settings: DataSettings, *, verify: Sequence[str] = ("validation", "test"), ranks: Ranks | None = None
+) -> Source:
     """Opens the data that the settings name.
 
     Args:
         verify: splits whose checksums are verified now. A reader verifies what it reads; but a damaged test split
             should be found before the training, not after it.
+        ranks: those that share the verification, each of the rows that it will score. Every rank must call it then.
 
     Raises:
         UserError, DataError: if the data is missing or unusable.
@@ -36,13 +40,30 @@ def open_source(settings: DataSettings, *, verify: Sequence[str] = ("validation"
             cardinalities=SIZES[settings.synthetic_size],
         )
     store = Store(place)
-    for split in verify:
-        store.verify(split)
+    problem = None
+    try:
+        for split in verify:
+            store.verify(split, rank=ranks.rank if ranks else 0, world_size=ranks.world_size if ranks else 1)
+    except DataError as error:
+        problem = error
+    for found in ranks.gather(problem) if ranks and verify else [problem]:
+        if found is not None:
+            raise found
     return store
 
 
+def bytes_read(source: Source, ranks: Ranks) -> dict[str, list[int]] | None:
+    """The bytes of blocks that each rank read of each split; None if the data is generated. Every rank must call it."""
+    if not isinstance(source, Store):
+        return None
+    of_ranks = ranks.gather(source.bytes_read)
+    return {split: [of_rank[split] for of_rank in of_ranks] for split in source.bytes_read}
+
+
 def open_reader(config: Config, source: Source, split: str, ranks: Ranks, *, training: bool) -> Reader:
-    """Reads this rank's batches of a split: shuffled full batches for training, otherwise all examples in order.
+    """Reads this rank's batches of a split: shuffled full batches for training, otherwise all examples.
+
+    Without shuffling, each rank has consecutive examples, in order: rank 0 the first ones.
 
     A model on a GPU cannot check ids without a wait, so the reader does.
     """
@@ -58,6 +79,7 @@ def open_reader(config: Config, source: Source, split: str, ranks: Ranks, *, tra
         drop_last=training,
         pin_memory=on_gpu,
         check=IdCheck(source.schema.sparse) if on_gpu else None,
+        lanes=None if training else ranks.world_size,
     )
 
 

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 
 from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.assembly.wide import unfitted_wide_features
+from dlrmctl.data.reader import MOST_ROWS_HELD, WINDOW_ROWS
 from dlrmctl.data.schema import Schema
+from dlrmctl.data.store.layout import narrowest
 from dlrmctl.embeddings.collection import CompositionalEmbeddings, WideTables
 from dlrmctl.embeddings.sharding.fused import attach_rowwise_adagrad
 from dlrmctl.embeddings.sharding.memory import state_bytes, table_bytes, weight_bytes
@@ -33,12 +35,12 @@ PARTS = (
 )
 TABLES = ("tables", "table state", "first-order")
 _FLOAT, _ID = 4, 8
+_LIST = 12  # length and offset
 _CUDA_WIDEST = 2048  # columns of a row in FBGEMM's CUDA kernels
 # The CPU allocator keeps memory and cannot always reuse it: measured 0.9 to 1.7 times what is counted.
 _CPU_ALLOCATOR = 1.7
 _CUDA_ID_BYTES = 40  # FBGEMM's backward sorts the ids, with copies and positions; not measured
 _CPU_LEFT_OVER = 20 * 2**20  # and for initial values of tables: measured 10 to 40 MiB
-_READ_AHEAD_ROWS = 2 * 65_536  # a block of the store being shuffled and one of waiting batches, over all ranks
 
 
 @dataclass(frozen=True)
@@ -335,8 +337,12 @@ def _per_rank(placements: Sequence[Placement], world_size: int, *, weights: bool
 def _batches(schema: Schema, cluster: Cluster, batch: int) -> int:
     """Returns the bytes of the current batch and the next one; on a CPU also of those that the reader holds."""
     example = _FLOAT * (len(schema.dense) + 1) + sum(_ID * feature.max_ids + _FLOAT for feature in schema.sparse)
-    ahead = _READ_AHEAD_ROWS // cluster.world_size if cluster.device_type == "cpu" else 0
-    return example * (2 * batch + ahead)
+    if cluster.device_type != "cpu":
+        return example * 2 * batch
+    of_ids = sum(narrowest(feature.rows - 1).itemsize * feature.max_ids for feature in schema.sparse)
+    of_lists = 0 if schema.one_hot else _LIST * len(schema.sparse)
+    picked = _FLOAT * (len(schema.dense) + 1) + of_ids + of_lists
+    return example * 2 * batch + (example * WINDOW_ROWS + picked * MOST_ROWS_HELD) // cluster.world_size
 
 
 def _activations(config: Config, embeddings: CompositionalEmbeddings, cluster: Cluster, batch: int) -> int:

@@ -6,7 +6,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from dlrmctl.console.text import last_line
+from dlrmctl.data.errors import DataError
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.launch import RENDEZVOUS, launch_environment
 from dlrmctl.ranks.watch import watching
@@ -93,10 +94,48 @@ class Ranks:
         assert group is not None
         return replace(self, control=group)
 
+    def join_arrays(self, array: np.ndarray, lengths: Sequence[int]) -> np.ndarray | None:
+        """Returns the arrays of all ranks, one after the other, on rank 0, and None on the others.
+
+        Args:
+            array: one-dimensional, of the same type on every rank.
+            lengths: of the arrays, by rank.
+        """
+        if self.world_size == 1:
+            return array
+        if not self.is_main:
+            if len(array):
+                dist.send(_bytes_of(np.ascontiguousarray(array)), group=self.messages, group_dst=0)
+            return None
+        whole = np.empty(sum(lengths), dtype=array.dtype)
+        whole[: lengths[0]], at = array, lengths[0]
+        for rank in range(1, self.world_size):
+            if lengths[rank]:
+                dist.recv(_bytes_of(whole[at : at + lengths[rank]]), group=self.messages, group_src=rank)
+            at += lengths[rank]
+        return whole
+
+    def from_main(self, work: Callable[[], Any]) -> Any:
+        """Runs `work` on rank 0, and returns its result on every rank. Errors for users are raised on every rank."""
+        found = None
+        if self.is_main:
+            try:
+                found = work()
+            except (UserError, DataError) as error:
+                found = error
+        found = self.broadcast(found)
+        if isinstance(found, UserError | DataError):
+            raise found
+        return found
+
     def barrier(self) -> None:
         """Waits for every rank."""
         if self.world_size > 1:
             dist.barrier(group=self.messages)
+
+
+def _bytes_of(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.view(np.uint8))
 
 
 @contextmanager

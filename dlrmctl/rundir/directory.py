@@ -5,6 +5,7 @@ environment.json    versions, ranks, device, command line, job
 plan.json           placement of the tables
 metrics.jsonl       one line per interval and evaluation
 results.json        validation and test of the best checkpoint
+reading.json        bytes that each rank read of a prepared store
 calibration.json    see `calibration`
 features/           features of the data, needed to score raw rows
 checkpoints/        see `checkpoint`
@@ -248,6 +249,11 @@ class RunDirectory:
     def write_results(self, results: dict[str, Any]) -> None:
         if self.writes:
             self._write("results.json", finite(results))
+
+    def write_reading(self, bytes_read: dict[str, list[int]]) -> None:
+        """Writes the bytes that the ranks of this process's job read, see `datasets.open.bytes_read`."""
+        if self.writes:
+            self._write("reading.json", {"bytes_read": bytes_read})
 
     def _write(self, name: str, value: Any) -> None:
         write_whole(self.path / name, (json.dumps(value, indent=2) + "\n").encode())

@@ -5,6 +5,7 @@ from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from dlrmctl.data.reader import STREAM_ORDER
 from dlrmctl.data.sealed import Values
 from dlrmctl.data.source import Source
 from dlrmctl.errors import UserError
@@ -109,6 +110,7 @@ class RunState:
         batch_size: the global batch of the next step, if it is not that of the settings.
         noise: averages of the noise of gradients, for a batch that grows.
         exchanged: in all processes of the run so far.
+        order: version of the order of examples in an epoch, see `data.reader.STREAM_ORDER`.
     """
 
     step: int = 0
@@ -126,6 +128,7 @@ class RunState:
     batch_size: int | None = None
     noise: NoiseAverage = field(default_factory=NoiseAverage)
     exchanged: Exchanged = field(default_factory=Exchanged)
+    order: int = STREAM_ORDER
 
     @classmethod
     def from_values(cls, values: Values) -> "RunState":
@@ -151,6 +154,7 @@ class RunState:
             batch_size=values.whole("batch_size", least=1) if values.has("batch_size") else None,
             noise=values.optional("noise", _noise) or NoiseAverage(),
             exchanged=values.optional("exchanged", Exchanged.from_values) or Exchanged(),
+            order=values.whole("order") if values.has("order") else 1,
         )
 
     def kept_numbers(self, compress_a2a: str) -> int | None:

@@ -5,7 +5,7 @@ N examples, K parameters.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from dlrmctl.errors import UserError
 from dlrmctl.ranks.group import Ranks, process_group
 from dlrmctl.rundir.calibration import Calibration, identity_of
 from dlrmctl.rundir.directory import RunDirectory
-from dlrmctl.rundir.opened import open_run
+from dlrmctl.rundir.opened import OpenedRun, open_run
 from dlrmctl.scoring.paired import compare_scores, log_losses
 from dlrmctl.scoring.scores import Scores, collect_scores, scoring_display
 from dlrmctl.settings.config import Config, resolve
@@ -172,15 +172,17 @@ def calibrate_run(config: Config, run: RunDirectory, ranks: Ranks, *, checkpoint
     Raises:
         UserError, DataError: if something is missing or does not fit, or no calibration fits best.
     """
-    scored: dict[str, Scores] = {}
-    for split in ("validation", "test"):
+
+    def scores_of(split: str) -> tuple[OpenedRun, Scores | None]:
         opened = open_run(config, run, ranks, checkpoint=checkpoint, split=split)
         with scoring_display(split, ranks) as tell:
-            scored[split] = collect_scores(opened.model, opened.reader, ranks, tell=tell)
-        if split == "validation":  # before the test split is scored, since it may be refused
-            offset = opened.features.logit_offset(split)  # of both splits; the calibration comes before it
-            fitted = scored[split]
-            found = fit_map(fitted.logits_N - offset, fitted.labels_N, method, fitted.weights_N)
+            return opened, collect_scores(opened.model, opened.reader, ranks, tell=tell)
+
+    opened, validation = scores_of("validation")
+    offset = opened.features.logit_offset("validation")  # of both splits; the calibration comes before it
+    # Before the test split is scored, since it may be refused.
+    found = LogitMap(*ranks.from_main(lambda: astuple(_fitted(validation, offset, method))))
+    _, test = scores_of("test")
     bias, name = found.bias - offset, opened.checkpoint.name
     result: dict[str, Any] = {
         "run": str(run.path),
@@ -191,12 +193,22 @@ def calibrate_run(config: Config, run: RunDirectory, ranks: Ranks, *, checkpoint
         "bias": bias,
         "bias_se": found.bias_se,
     }
-    for split, scores in scored.items():
-        after_N = (found.slope * (scores.logits_N.astype(np.float64) - offset) + found.bias).astype(np.float32)
-        result[split] = change_of(scores, after_N)
+    result["validation"] = ranks.from_main(lambda: _changed(validation, found, offset))
+    result["test"] = ranks.from_main(lambda: _changed(test, found, offset))
     if run.writes:
         Calibration(method, found.slope, bias, name, identity_of(opened.checkpoint)).save(run)
     return result
+
+
+def _fitted(scores: Scores | None, offset: float, method: str) -> LogitMap:
+    assert scores is not None
+    return fit_map(scores.logits_N - offset, scores.labels_N, method, scores.weights_N)
+
+
+def _changed(scores: Scores | None, found: LogitMap, offset: float) -> dict[str, Any]:
+    assert scores is not None
+    after_N = (found.slope * (scores.logits_N.astype(np.float64) - offset) + found.bias).astype(np.float32)
+    return change_of(scores, after_N)
 
 
 def change_of(before: Scores, after_N: np.ndarray) -> dict[str, Any]:

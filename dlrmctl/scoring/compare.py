@@ -84,21 +84,21 @@ def compare_runs(
                     f"{data[1]} and {run.path} were trained on different data", "pass the data for both with --data"
                 )
             data = (fingerprint, run.path)
-        scored.append(scores)
+        scored.append([of_run for of_run in scores if of_run is not None])
         one = len(set(checkpoints)) == 1
         described.append({"run": name, "seeds": len(side), "checkpoint": checkpoints[0] if one else checkpoint})
-    rows = scored[0][0]
-    labels_N = rows.labels_N
-    logits = [[scores.logits_N for scores in side] for side in scored]
-    compared = compare_seeds(logits[0], logits[1], labels_N, rows.weights_N, rows.groups_N)
-    return {
-        "a": described[0],
-        "b": described[1],
-        "split": split,
-        "examples": len(labels_N),
-        "identical": len(logits[0]) == len(logits[1]) and all(map(np.array_equal, *logits)),
-        **{name: found.to_dict() for name, found in compared.items()},
-    }
+
+    def compared() -> dict[str, Any]:
+        rows = scored[0][0]
+        logits = [[scores.logits_N for scores in side] for side in scored]
+        found = compare_seeds(logits[0], logits[1], rows.labels_N, rows.weights_N, rows.groups_N)
+        return {
+            "examples": len(rows.labels_N),
+            "identical": len(logits[0]) == len(logits[1]) and all(map(np.array_equal, *logits)),
+            **{name: difference.to_dict() for name, difference in found.items()},
+        }
+
+    return {"a": described[0], "b": described[1], "split": split, **ranks.from_main(compared)}
 
 
 def show_comparison(result: dict[str, Any]) -> None:

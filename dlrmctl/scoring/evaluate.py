@@ -76,16 +76,21 @@ def evaluate_run(
     with scoring_display(split, ranks) as tell:
         scores = collect_scores(inference, reader, ranks, feature=feature, metrics=streaming, tell=tell)
     result[split] = with_optimum(streaming.compute(ranks.group).to_dict(), opened.source, split)
-    if by_decile:
-        result["deciles"] = deciles(scores.logits_N, scores.labels_N, scores.weights_N)
-    if feature is not None:
-        result["slices"] = slices(scores, feature, opened.source)
-        result["feature"] = feature
-    if plot is not None and ranks.is_main:
-        whose = f"{result['checkpoint']} of {run.path.name}{', calibrated' if calibrated else ''}"
-        title = f"{whose}, {split} split, {len(scores.labels_N):,} examples"
-        draw_calibration_and_roc(scores.logits_N, scores.labels_N, title, plot, scores.weights_N)
-    return result
+
+    def views() -> dict[str, Any]:
+        assert scores is not None
+        found: dict[str, Any] = {}
+        if by_decile:
+            found["deciles"] = deciles(scores.logits_N, scores.labels_N, scores.weights_N)
+        if feature is not None:
+            found |= {"slices": slices(scores, feature, opened.source), "feature": feature}
+        if plot is not None:
+            whose = f"{result['checkpoint']} of {run.path.name}{', calibrated' if calibrated else ''}"
+            title = f"{whose}, {split} split, {len(scores.labels_N):,} examples"
+            draw_calibration_and_roc(scores.logits_N, scores.labels_N, title, plot, scores.weights_N)
+        return found
+
+    return result | ranks.from_main(views)
 
 
 def show_evaluation(result: dict[str, Any]) -> None:

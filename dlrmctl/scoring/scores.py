@@ -99,12 +99,12 @@ def collect_scores(
     feature: str | None = None,
     metrics: StreamingMetrics | None = None,
     tell: Tell = _silent,
-) -> Scores:
-    """Scores all batches of a reader, over all ranks; the result is the same on each.
+) -> Scores | None:
+    """Scores all batches of a reader, over all ranks; returns the scores on rank 0, and None on the others.
 
     Args:
         inference: a model.
-        reader: not shuffled, with all examples.
+        reader: of `open_reader`, not for training: each rank has consecutive examples.
         feature: a sparse feature with one id per example, whose ids are returned.
         metrics: updated with every batch.
         tell: called with the progress.
@@ -118,22 +118,22 @@ def collect_scores(
     kinds |= {"ids_N": np.int64} if column is not None else {}
     kinds |= {"weights_N": np.float32} if schema.weight is not None else {}
     kinds |= {"groups_N": np.int64} if schema.group is not None else {}
-    batches: list[list[np.ndarray]] = []
+    parts: list[list[np.ndarray]] = [[] for _ in kinds]
     for batch, logits_B in scored_batches(inference, reader, ranks, tell=tell):
         if metrics is not None:
             metrics.add(batch, logits_B)
-        columns = [logits_B.float().cpu().numpy(), batch.labels_B.cpu().numpy() > 0.5]
-        if column is not None:
-            columns.append(_ids_of(batch, column).cpu().numpy())
-        columns += [extra.cpu().numpy() for extra in (batch.weights_B, batch.groups_B) if extra is not None]
-        batches.append(columns)
-    if not reader.num_examples:
-        return Scores(**{name: np.empty(0, kind) for name, kind in kinds.items()})
-    mine = [np.stack(arrays) for arrays in zip(*batches, strict=True)]
-    # Rank r has the r-th part of every global batch; padding follows the last example.
-    everyone = [ranks.gather_arrays(array) for array in mine]
-    whole = [np.stack(parts, axis=1).reshape(-1)[: reader.num_examples] for parts in everyone]
-    return Scores(**dict(zip(kinds, whole, strict=True)))
+        columns = [logits_B.float(), batch.labels_B > 0.5]
+        columns += [_ids_of(batch, column)] if column is not None else []
+        columns += [extra for extra in (batch.weights_B, batch.groups_B) if extra is not None]
+        for part, values in zip(parts, columns, strict=True):
+            part.append(values[: batch.num_valid].cpu().numpy().copy())  # without the memory of the rest of the batch
+    mine: list[np.ndarray] = [
+        np.concatenate(part, dtype=kind) for part, kind in zip(parts, kinds.values(), strict=True)
+    ]
+    lengths = ranks.gather(len(mine[0]))
+    whole = [ranks.join_arrays(array, lengths) for array in mine]
+    there = {name: array for name, array in zip(kinds, whole, strict=True) if array is not None}
+    return Scores(**there) if ranks.is_main else None
 
 
 def sliced_column(feature: str, schema: Schema) -> int:

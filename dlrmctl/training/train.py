@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from dlrmctl.assembly.inputs import DenseInputs, with_dense_inputs
@@ -19,12 +20,12 @@ from dlrmctl.assembly.optimizers import (
 )
 from dlrmctl.console.console import notice, say
 from dlrmctl.console.text import counted
-from dlrmctl.data.reader import Reader
+from dlrmctl.data.reader import STREAM_ORDER, Reader
 from dlrmctl.data.source import Source
-from dlrmctl.datasets.open import open_reader, open_source, refuse_equal_labels
+from dlrmctl.datasets.open import bytes_read, open_reader, open_source, refuse_equal_labels
 from dlrmctl.datasets.place import table_rows
 from dlrmctl.embeddings.largest import rows_cut
-from dlrmctl.errors import Interrupted
+from dlrmctl.errors import Interrupted, UserError
 from dlrmctl.plan.check import Rooms, check_memory
 from dlrmctl.ranks.group import Ranks, process_group
 from dlrmctl.ranks.process import matmul_precision
@@ -49,6 +50,7 @@ from dlrmctl.training.pretrained import PretrainedVectors
 from dlrmctl.training.step import TrainingStep
 from dlrmctl.training.warm_start import WarmStart, stored_inputs
 
+_BASE_RATE_ROWS = 65_536  # examples that give the first bias
 _CLEARLY = 2.0  # standard errors of NE
 _LEFT_OUT = "left out"  # tensors of a checkpoint: gradients that were not sent, by rank
 _FEWEST_LINES = 20  # of progress in a run, so that short runs have a training curve
@@ -149,7 +151,7 @@ def train(
                 check_trackers(config)
             notice("building the model")
         if source is None:
-            source = open_source(config.data) if watch is None else open_source(config.data, verify=())
+            source = open_source(config.data, **({"ranks": ranks} if watch is None else {"verify": ()}))
         config = _with_dense_inputs(config, source, ranks)
         start, inputs = None, None
         if config.train.init_from is not None:
@@ -245,7 +247,7 @@ class Trainer:
             batch_size=reader.local_batch_size,
             memory_bytes=(rooms.tables, rooms.wide),
             inputs=inputs,
-            base_rate=_base_rate(source) if config.model.wide else None,
+            base_rate=base_rate(source, ranks) if config.model.wide else None,
         )
         self.optimizer = optimizer or build_dense_optimizer(config.optim, self.model.network, ranks.group)
         self.dense_lrs = [group["lr"] for group in self.optimizer.param_groups]
@@ -565,11 +567,27 @@ class Trainer:
         self._follow_noise()
         self.saved_step = (progress := self.progress).step
         progress.finished = self._is_last_step() or self._out_of_patience()
+        self._continue_in_order(path)
         if self.ranks.broadcast(self.checkpoints.at(progress.best_step)) is None:
             progress.best_score = progress.best_step = None  # its checkpoint was removed
         if self.ranks.is_main:
             self.checkpoints.keep(self.config.train.keep_checkpoints, progress.best_step)
         self.run.forget_after(progress.step)
+
+    def _continue_in_order(self, checkpoint: Path) -> None:
+        """Refuses to continue in the middle of an epoch whose examples another version took in another order.
+
+        Raises:
+            UserError: if the run would see examples of the epoch twice, and others never.
+        """
+        progress, row = self.progress, self._row()
+        if progress.order != STREAM_ORDER and row > 0 and self._batches_left() and not progress.finished:
+            raise UserError(
+                f"{checkpoint} is {row:,} examples into an epoch that another version of dlrmctl shuffled in another "
+                "order",
+                f"start a new run from its weights: dlrmctl train --init-from {self.run.path}",
+            )
+        progress.order = STREAM_ORDER
 
     def _introduce(self) -> None:
         growth = [self.growth.about(self.config)] if self.growth else []
@@ -610,6 +628,9 @@ class Trainer:
             results["baseline"], ne_by_split = found
             for split, ne in ne_by_split.items():
                 results[split]["baseline_ne"] = ne
+        # Not a result: a run that was resumed has the same results, but reads some blocks again.
+        if (read := bytes_read(self.source, self.ranks)) is not None:
+            self.run.write_reading(read)
         results["advice"] = advice(self.config, results, last_ne=progress.last_ne, dead_units=self._dead_units())
         self.run.write_results(results)
         return results
@@ -629,13 +650,21 @@ class Trainer:
         return sum(together) / len(together) if together else 0.0
 
 
-def _base_rate(source: Source) -> float | None:
-    """The share of label 1 among the first block of training examples; None if all labels are the same."""
-    block = source.read_block("train", 0)
-    if block.weights_N is None:
-        rate = float(block.labels_N.mean(dtype="float64"))
-    else:
-        rate = float(block.weights_N @ block.labels_N.astype("float64")) / (float(block.weights_N.sum()) or 1.0)
+def base_rate(source: Source, ranks: Ranks) -> float | None:
+    """The share of label 1 among the first training examples, by their weights; None if all labels are the same.
+
+    Ranks share the blocks. Every rank must call it, and all get the same number.
+    """
+    num_blocks = -(-min(source.num_examples("train"), _BASE_RATE_ROWS) // source.block_rows)
+    mine = {}
+    for index in range(ranks.rank, num_blocks, ranks.world_size):
+        block = source.read_block("train", index)
+        weights_N = np.ones(len(block)) if block.weights_N is None else block.weights_N.astype(np.float64)
+        mine[str(index)] = [float(weights_N.sum()), float(weights_N @ block.labels_N)]
+    by_block = {index: sums for of_rank in ranks.gather(mine) for index, sums in of_rank.items()}
+    # In the order of the blocks, so that rounding does not depend on the number of ranks.
+    weight, positives = (sum(sums) for sums in zip(*(by_block[str(index)] for index in range(num_blocks)), strict=True))
+    rate = positives / (weight or 1.0)
     return rate if 0 < rate < 1 else None
 
 

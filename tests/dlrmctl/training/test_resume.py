@@ -22,6 +22,7 @@ from dlrmctl.settings.config import resolve
 from dlrmctl.training.train import Trainer
 from tests.dlrmctl.checkpoints import assert_bitwise_equal, read_tensors
 from tests.dlrmctl.commands import SMALL, environment, in_process, run, start, wait_for_checkpoint
+from tests.dlrmctl.damages import seal
 from tests.ranks import run_ranks
 
 RUN = [*SMALL, "--synthetic-rows", "30000", "--checkpoint-every", "9", "--evaluations", "2"]
@@ -171,6 +172,28 @@ def test_a_run_goes_on_with_the_settings_it_was_resumed_with(whole: Path, tmp_pa
     done = in_process("train", "--resume", path, "--json")
     assert done.status == 0, done.err
     assert done.json()["steps"] == 3 * STEPS
+
+
+def test_a_run_of_another_order_of_examples_continues_between_epochs_only(whole: Path, tmp_path: Path):
+    path = Path(shutil.copytree(whole, tmp_path / "run", symlinks=True))
+    for file in (path / "checkpoints").glob("step-*/state.json"):
+        state = json.loads(file.read_text())
+        del state["progress"]["order"]  # as in checkpoints of versions with the first order
+        file.write_text(json.dumps(state))
+    seal(path)
+    between = Path(shutil.copytree(path, tmp_path / "between", symlinks=True))
+    done = in_process("train", "--resume", between, "--epochs", "2", "--max-steps", STEPS + 3, "--json")
+    assert done.status == 0, done.err
+    assert done.json()["steps"] == STEPS + 3
+    shutil.rmtree(path / "checkpoints" / f"step-{STEPS}")
+    newest = max((path / "checkpoints").glob("step-*"), key=lambda p: int(p.name[5:]))
+    done = in_process("train", "--resume", path)
+    assert done.status == 2
+    assert done.err.splitlines()[-2:] == [
+        f"error: {newest} is {256 * int(newest.name[5:]):,} examples into an epoch that another version of dlrmctl "
+        "shuffled in another order",
+        f"hint: start a new run from its weights: dlrmctl train --init-from {path}",
+    ]
 
 
 def test_saved_on_two_ranks_resumed_on_one(tmp_path: Path):
