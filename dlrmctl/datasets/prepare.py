@@ -289,7 +289,8 @@ def _warn_of_joined_lists(source: TableInput, features: FeatureSpace) -> None:
     schema = source.table_schema
     rows_of = {feature.name: feature.rows for feature in features.schema.sparse}
     joined = {}
-    for name in (c.name for c in schema.sparse if source.format == "csv" and c.max_ids == 1 and c.type is None):
+    single = [c for c in schema.sparse if c.max_ids == 1 and c.type is None and c.cross is None and c.part is None]
+    for name in (column.name for column in single if source.format == "csv"):
         if features.sorted_by_frequency(name):
             last = min(rows_of[name], RESERVED_ROWS + _LOOKED_AT)
             values = features.values_of(name, range(RESERVED_ROWS, last))
