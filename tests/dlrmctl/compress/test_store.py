@@ -53,7 +53,7 @@ def test_counts_weigh_rows_as_well_as_the_state_of_adagrad_does(work: Path, tmp_
     }
     for kind, report in reports.items():
         assert {table["weights"] for table in report["tables"] if "weights" in table} == {kind}
-    # The sign and size of so small a change of NE are chance. Its standard error is how far the losses of examples move.
+    # So small a change of NE is chance. Its standard error is how far the losses of examples move.
     moved = {kind: report["validation"]["ne_increase_se"] for kind, report in reports.items()}
     assert max(moved["counts"], moved["adagrad"]) < moved["uniform"]
 
