@@ -41,6 +41,7 @@ PIECE_ROWS = 1 << 16
 READER_VERSION = 2  # changes if the same files give other examples
 _TAB_SUFFIXES = (".tsv", ".tab", ".tsv.gz", ".tab.gz")
 _SHOWN_COLUMNS = 12
+_FIRST_BYTES, _FIRST_ROWS = 1 << 18, 1 << 12  # of each file, to recognize times
 _KINDS = {"csv": "a text table", "jsonl": "JSON lines", "parquet": "a Parquet file", "ipc": "an Arrow file"}
 
 
@@ -104,9 +105,11 @@ class TableInput:
         for file in self._files:
             if file.format != self.format:
                 raise DataError(f"{file.path}: {_KINDS[file.format]}, but {paths[0]} is {_KINDS[self.format]}")
-        self._by = KeyColumn(self._key, self._kind_of_keys(split)) if split and self._key is not None else None
+        timed = set(schema.moments) | ({str(self._key)} if split and split.by == "time" else set())
+        first = [self._first_rows(file, sorted(timed)) for file in self._files] if timed else []
+        self._by = KeyColumn(self._key, self._kind_of_keys(split, first)) if split and self._key is not None else None
         self.keyed_by = self._by.kind if self._by else None
-        self.doubts = self._check_units()
+        self.doubts = self._check_units(first)
         self.label = schema.label
         self.dense = tuple(column.name for column in schema.dense)
         self.dense_type = np.dtype(np.float32)
@@ -221,8 +224,8 @@ class TableInput:
             return _File(path, "jsonl", Dialect(separator=",", quote=""))
         return self._csv_file(path)
 
-    def _kind_of_keys(self, split: Split) -> Literal["time", "number", "group"]:
-        """Returns what the column of a split holds: groups, or times or numbers, by the first rows.
+    def _kind_of_keys(self, split: Split, first: Sequence[pl.DataFrame]) -> Literal["time", "number", "group"]:
+        """Returns what the column of a split holds: groups, or times or numbers, by the first rows of each file.
 
         Raises:
             DataError: if it has lists, or must have times and has neither times nor numbers.
@@ -241,10 +244,14 @@ class TableInput:
             return "group"
         if self.table_schema.time(self._key).epoch is not None:
             return "time"
-        orders = {order_kind(kind) for kind in kinds}
-        if len(orders) > 1:
+        if file.format in MAGICS and len({order_kind(kind) for kind in kinds}) > 1:
             raise DataError(f"column {self._key!r} has times in some files and numbers in others", "use one type")
-        kind = orders.pop() or order_kind_of_texts(self._first_rows(file, [self._key])[self._key].cast(pl.String))
+        texts = (frame[self._key].cast(pl.String) for frame in first)
+        orders = {order_kind(kinds[0])} if order_kind(kinds[0]) else {order_kind_of_texts(some) for some in texts}
+        orders -= {None}
+        if len(orders) > 1:
+            raise DataError(f"column {self._key!r} has times in some files and numbers in others", "use one form")
+        kind = next(iter(orders), None)
         if kind is None:
             raise DataError(
                 f"{file.path}: column {self._key!r} has neither times nor numbers in its first rows",
@@ -252,8 +259,13 @@ class TableInput:
             )
         return kind
 
-    def _check_units(self) -> list[str]:
-        """Returns warnings of columns whose times probably have another unit than the declared one, by the first rows.
+    def _check_units(self, first: Sequence[pl.DataFrame]) -> list[str]:
+        """Returns warnings of columns whose times probably have another unit than the declared one.
+
+        Each column is told once, for the first file in which it is in doubt.
+
+        Args:
+            first: the first rows of each file.
 
         Raises:
             DataError: if a column has numbers that are no times in its unit, or no unit.
@@ -261,28 +273,32 @@ class TableInput:
         names = list(self.table_schema.moments)
         if self.keyed_by == "time" and self._key not in names:
             names.append(str(self._key))
-        first = self._first_rows(self._files[0], names) if names else pl.DataFrame()
-        doubts = []
-        for name in names:
-            time = self.table_schema.time(name)
-            epoch, doubt = time.epoch, doubt_of(first[name], time.epoch, time.missing)
-            if doubt is None:
-                continue
-            said = f"{name} has numbers such as {doubt.shown}"
-            remedy = f"set epoch = {doubt.unit!r} under [columns.{name}] in {self.table_schema.name}"
-            if not self._labelled or self._trained_on is not None:
-                remedy = f"give them in {epoch}, as in the training data"
-            if doubt.unusable:
-                what = " without a unit" if epoch is None else ""
-                raise DataError(f"{self._files[0].path}: {said}{what}: probably {doubt.unit} since 1970", remedy)
-            doubts.append(f"{said}: probably {doubt.unit} since 1970; {remedy}")
-        return doubts
+        doubts: dict[str, str] = {}
+        for number, (file, rows) in enumerate(zip(self._files, first, strict=bool(names))):
+            for name in names:
+                time = self.table_schema.time(name)
+                epoch, doubt = time.epoch, doubt_of(rows[name], time.epoch, time.missing)
+                if doubt is None:
+                    continue
+                said = f"{name} has numbers such as {doubt.shown}"
+                remedy = f"set epoch = {doubt.unit!r} under [columns.{name}] in {self.table_schema.name}"
+                if number and name not in doubts:
+                    remedy = f"give them in the unit of {self._files[0].path.name}"
+                if not self._labelled or self._trained_on is not None:
+                    remedy = f"give them in {epoch}, as in the training data"
+                if doubt.unusable:
+                    what = " without a unit" if epoch is None else ""
+                    raise DataError(f"{file.path}: {said}{what}: probably {doubt.unit} since 1970", remedy)
+                where = f"{file.path}: " if number else ""
+                doubts.setdefault(name, f"{where}{said}: probably {doubt.unit} since 1970; {remedy}")
+        return list(doubts.values())
 
     def _first_rows(self, file: _File, names: list[str]) -> pl.DataFrame:
         """Returns columns of the first rows of a file, as texts where the file has texts."""
         if file.format in MAGICS:
-            return read_rows(file.path, file.format, names, 0, self._piece_rows)
-        records = next(read_records(file.path, file.dialect.quote, piece_bytes=self._piece_bytes), None)
+            return read_rows(file.path, file.format, names, 0, min(_FIRST_ROWS, self._piece_rows))
+        piece_bytes = min(_FIRST_BYTES, self._piece_bytes)
+        records = next(read_records(file.path, file.dialect.quote, piece_bytes=piece_bytes), None)
         if records is None:
             return pl.DataFrame(schema=dict.fromkeys(names, pl.String))
         if file.format == "csv":

@@ -16,6 +16,7 @@ from dlrmctl.data.formats.tables import TableInput
 from dlrmctl.data.new_rows import read_new_rows
 from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.prepare import prepare
+from dlrmctl.data.splits import Split
 from dlrmctl.data.store.store import Store
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -165,6 +166,19 @@ def test_wrong_times_are_named_with_the_remedy(tmp_path: Path):
     with pytest.raises(DataError, match="column 'at' is of type Int64") as error:
         TableInput(schema, [tmp_path / "t.parquet"])
     assert "epoch = 'seconds' under [columns.at]" in str(error.value.hint)
+
+
+def test_times_of_later_files_in_another_unit_or_form_are_named(tmp_path: Path):
+    for name, at in (("1", 1_767_225_600), ("2", 1_767_225_600_000), ("3", "2026-01-01")):
+        (tmp_path / f"{name}.csv").write_text("clicked,at,user\n" + f"1,{at},u\n0,{at},v\n")
+    described = {"label": "clicked", "sparse": ["user"], "columns": {"at": {"epoch": "seconds", "parts": ["hour"]}}}
+    with pytest.raises(DataError, match=r"2\.csv: at has numbers such as .* probably milliseconds") as error:
+        TableInput(read_schema(described, "my.toml"), [tmp_path / "1.csv", tmp_path / "2.csv"])
+    assert error.value.hint == "give them in the unit of 1.csv"
+    assert TableInput(read_schema(described, "my.toml"), [tmp_path / "1.csv", tmp_path / "3.csv"]).doubts == []
+    plain = read_schema({"label": "clicked", "sparse": ["user"]}, "my.toml")
+    with pytest.raises(DataError, match="column 'at' has times in some files and numbers in others"):
+        TableInput(plain, [tmp_path / "1.csv", tmp_path / "3.csv"], split=Split("time", column="at"))
 
 
 @pytest.mark.parametrize(
