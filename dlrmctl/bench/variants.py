@@ -56,7 +56,13 @@ class Variant:
         self.model = build_model(config, store.features, ranks, batch_size=config.train.batch_size // ranks.world_size)
         self.optimizer = build_dense_optimizer(config.optim, self.model.network, ranks.group)
         self.averaging = build_averaging(config.optim, self.optimizer)
-        self.step = TrainingStep(self.model, self.averaging or self.optimizer, ranks, config.train.precision)
+        self.step = TrainingStep(
+            self.model,
+            self.averaging or self.optimizer,
+            ranks,
+            config.train.precision,
+            late_checks=config.train.late_checks,
+        )
         self.batches = endless_batches(store, config, ranks)
         dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
         firsts = torch.tensor([0, *(feature.rows for feature in store.schema.sparse)][:-1]).cumsum(0)

@@ -138,8 +138,8 @@ def plan_memory(config: Config, schema: Schema, cluster: Cluster, *, sharding: s
         "activations": _activations(config, embeddings, cluster, batch),
     }
     parts = {name: (value,) * world_size for name, value in each.items()}
-    # On a GPU, a step keeps the weights and the state from before it.
-    kept = [dense.weights + state if cluster.device_type == "cuda" else 0 for state in dense.state]
+    # With late checks, a step keeps the weights and the state from before it.
+    kept = [dense.weights + state if config.train.late_checks else 0 for state in dense.state]
     parts["optimizer"] = tuple(map(sum, zip(dense.state, dense.scratch, kept, strict=True)))
     fixed = max(map(sum, zip(*parts.values(), strict=True)))
     weights = WideTables(unfitted_wide_features(config, schema)) if config.model.wide else None

@@ -278,6 +278,11 @@ class TrainSettings:
         f"{DCT_REFRESH}.",
         at_least=1,
     )
+    late_checks: bool = setting(
+        False,
+        "Read the loss of a step two steps later, so that training does not wait for a GPU. A step whose loss or "
+        "gradient is not finite still changes no weight.",
+    )
     evaluations: int = setting(4, "Evaluate on the validation split N times per epoch.", at_least=1, at_most=1_000_000)
     patience: int = setting(
         None,

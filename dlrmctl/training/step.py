@@ -4,7 +4,7 @@ The backward pass is split at the embeddings, because FBGEMM updates the tables 
 backward of the dense network runs; then the ranks check that loss and gradients are finite; only then the backward of
 the tables and the dense optimizer change weights.
 
-On CPU the host reads the result of the check before the updates. A GPU would be idle meanwhile: there the updates are
+The host reads the result of the check before the updates, for which a GPU waits. With late checks the updates are
 enqueued at once, change nothing where the check has failed, and the host reads the result some steps later.
 """
 
@@ -45,7 +45,8 @@ class TrainingStep:
         seed: of dropout, with the step and the rank.
         sparse_weight_decay: adds this multiple of an example's embeddings to their gradient.
         compress_after: number of steps before the exchange of embeddings is compressed, if it is.
-        deferred: whether the host reads the results of a step later; default: on a GPU.
+        late_checks: whether the host reads the results of a step later, and the device keeps all state meanwhile if
+            they are not finite.
 
     Attributes:
         stopping: whether any rank was asked to stop, in the steps whose results were read.
@@ -65,7 +66,7 @@ class TrainingStep:
         seed: int = 0,
         sparse_weight_decay: float = 0.0,
         compress_after: int = 0,
-        deferred: bool | None = None,
+        late_checks: bool = False,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -80,9 +81,8 @@ class TrainingStep:
         base = optimizer.optimizer if isinstance(optimizer, PrimalAveraging) else optimizer
         if isinstance(base, DistributedShampoo):
             base.check_gradients = False  # all gradients are checked here
-        deferred = ranks.device.type == "cuda" if deferred is None else deferred
-        self._outcomes = Outcomes(_LAG if deferred else 0)
-        self._guarded = GuardedSteps(optimizer, most_undone=_LAG + 1) if deferred else None
+        self._outcomes = Outcomes(_LAG if late_checks else 0)
+        self._guarded = GuardedSteps(optimizer, most_undone=_LAG + 1) if late_checks else None
         self._failed = torch.zeros((), dtype=torch.bool, device=ranks.device)  # in this step or an earlier one
         self._checked = 0  # number of steps
         self._constants: dict[float, Tensor] = {}

@@ -260,6 +260,7 @@ class Trainer:
             seed=config.train.seed,
             sparse_weight_decay=config.optim.sparse_weight_decay,
             compress_after=config.train.compress_warmup,
+            late_checks=config.train.late_checks,
         )
         most_steps = (config.train.epochs or MOST_EPOCHS) * reader.num_batches
         self.total_steps = min(most_steps, config.train.max_steps or most_steps)

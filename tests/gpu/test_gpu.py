@@ -144,12 +144,14 @@ def test_a_run_continues_on_another_device(trained: Trained, first: str, then: s
     assert losses(cut) == pytest.approx(losses(whole), **CLOSE)
 
 
-def test_a_loss_that_is_not_finite_stops_before_any_weight_moves():
+@pytest.mark.parametrize("late_checks", [False, True])
+def test_a_loss_that_is_not_finite_stops_before_any_weight_moves(late_checks: bool):
     config = Config.of(dim=8, bottom_mlp=(16, 8), top_mlp=(16, 1), batch_size=64, dense_optimizer="adagrad")
     source = Synthetic(0, 256, 64, 64, cardinalities=(3, 40, 300))
     with process_group(DEVICE) as ranks:
         model = build_model(config, source.features, ranks, batch_size=64)
-        step = TrainingStep(model, build_dense_optimizer(config.optim, model.network, ranks.group), ranks, "fp32")
+        optimizer = build_dense_optimizer(config.optim, model.network, ranks.group)
+        step = TrainingStep(model, optimizer, ranks, "fp32", late_checks=late_checks)
         good, bad = (next(Reader(source, "train", batch_size=64).batches(epoch)).to(DEVICE) for epoch in (0, 1))
         bad.labels_B[0] = float("nan")
         tables = [shard.tensor for table in model.tensors()["tables"].values() for shard in table.local_shards()]
@@ -158,7 +160,7 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_moves():
 
         def refused() -> None:
             step(bad, 7, stop=False)
-            step.finish()  # a GPU's result is read later
+            step.finish()
 
         with pytest.raises(UserError, match="step 7: the loss on rank 0 is not finite"):
             refused()

@@ -1,6 +1,5 @@
 """Steps whose results the host reads later, as on a GPU: the same training, and the same stop before any change."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from dlrmctl.optim.guarded import live_tensors
 from dlrmctl.ranks.group import Ranks
 from dlrmctl.rundir.state import StepSums
 from dlrmctl.settings.config import resolve
-from dlrmctl.training import train
 from dlrmctl.training.step import NotFiniteError, TrainingStep
 from tests.dlrmctl.commands import in_process
 from tests.ranks import run_ranks
@@ -32,7 +30,7 @@ def _local(table: Any) -> list[Tensor]:
     return [shard.tensor for shard in table.local_shards()] if hasattr(table, "local_shards") else [table]
 
 
-def _outcome(flags: dict[str, str], max_ids: int, deferred: bool, bad_step: int | None) -> dict[str, Any]:
+def _outcome(flags: dict[str, str], max_ids: int, late: bool, bad_step: int | None) -> dict[str, Any]:
     """Trains until a step is refused; with a NaN in a label of the last rank at `bad_step`."""
     config = resolve({}, SMALL | flags)
     source = Synthetic(0, 64 * STEPS, 64, 64, cardinalities=(3, 40, 300), max_ids=max_ids)
@@ -42,7 +40,7 @@ def _outcome(flags: dict[str, str], max_ids: int, deferred: bool, bad_step: int 
     model = build_model(config, source.features, ranks, batch_size=reader.local_batch_size)
     dense = build_dense_optimizer(config.optim, model.network, ranks.group)
     optimizer = build_averaging(config.optim, dense) or dense
-    step = TrainingStep(model, optimizer, ranks, "fp32", sparse_weight_decay=0.01, deferred=deferred)
+    step = TrainingStep(model, optimizer, ranks, "fp32", sparse_weight_decay=0.01, late_checks=late)
 
     def state() -> list[Tensor]:
         tables = model.tensors(with_sums=True)
@@ -85,8 +83,8 @@ def _outcome(flags: dict[str, str], max_ids: int, deferred: bool, bad_step: int 
 )
 def test_a_result_that_is_read_later_changes_nothing_but_that(flags: dict[str, str], max_ids: int, world_size: int):
     at_once, later, bad, last = (
-        run_ranks(_outcome, world_size, flags, max_ids, deferred, bad_step)
-        for deferred, bad_step in ((False, None), (True, None), (True, 4), (True, STEPS))
+        run_ranks(_outcome, world_size, flags, max_ids, late, bad_step)
+        for late, bad_step in ((False, None), (True, None), (True, 4), (True, STEPS))
     )
     for one, other in zip(at_once, later, strict=True):
         assert one["message"] == other["message"] == ""
@@ -102,26 +100,15 @@ def test_a_result_that_is_read_later_changes_nothing_but_that(flags: dict[str, s
         assert (found["taken"], found["untouched"]) == (STEPS, True)
 
 
-def test_a_run_whose_results_are_read_later_is_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    options = [
-        "--dataset",
-        "synthetic",
-        "--synthetic-rows",
-        "3000",
-        "--bottom-mlp",
-        "8",
-        "--top-mlp",
-        "8-1",
-        "--dim",
-        "8",
-    ]
+def test_a_run_whose_results_are_read_later_is_the_same_run(tmp_path: Path):
+    options = ["--dataset", "synthetic", "--synthetic-rows", "3000"]
+    options += ["--bottom-mlp", "8", "--top-mlp", "8-1", "--dim", "8"]
     options += ["--batch-size", "128", "--log-every", "3", "--evaluations", "2", "--checkpoint-every", "5"]
     lines = []
-    for name in ("at-once", "later"):
-        done = in_process("train", *options, "--run-dir", tmp_path / name)
+    for name, late in {"at-once": [], "later": ["--late-checks"]}.items():
+        done = in_process("train", *options, *late, "--run-dir", tmp_path / name)
         assert done.status == 0, done.err
         texts = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         lines.append([text.partition(', "examples_per_second"')[0] for text in texts])
-        monkeypatch.setattr(train, "TrainingStep", partial(TrainingStep, deferred=True))
     assert lines[0] == lines[1]
     assert len(lines[0]) > 6
