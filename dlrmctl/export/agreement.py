@@ -39,6 +39,11 @@ class Inputs:
         """Returns the tensors in the order of the call; a model without lists or weights is called without them."""
         return (self.dense, self.ids, *(given for given in (self.lists, self.weights) if given))
 
+    def largest_weights(self) -> np.ndarray:
+        """Returns the largest sum of the absolute weights of a list in each row, float32 [N]; 0 without weights."""
+        sums = [weights_NL.abs().sum(1) for weights_NL in self.weights.values()]
+        return (torch.stack(sums).amax(0) if sums else torch.zeros(len(self.dense))).numpy()
+
     def cut(self, start: int, stop: int) -> "Inputs":
         """Returns rows [start, stop)."""
         part = slice(start, stop)

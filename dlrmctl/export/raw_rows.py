@@ -101,11 +101,12 @@ def raw_agreement(rows: RawRows, logits_N: np.ndarray, served_N: np.ndarray) -> 
         served_N: probabilities that the exported model gives the same rows, read as `predict` reads them.
 
     Returns:
-        "raw_rows"; "raw_largest_difference", of two logits of bundle and checkpoint, relative to those above 1;
+        "raw_rows"; "raw_largest_difference", of two logits of bundle and checkpoint, relative to those above 1 and to
+        weights of a list whose sum is above 1, since the terms of its vector are that many times larger;
         "raw_largest_misreading", of two probabilities of bundle and exported model, which only rounding explains.
     """
     own_N = rows.logits_N.astype(np.float64)
-    apart_N = np.abs(logits_N - own_N) / np.maximum(np.abs(own_N), 1)
+    apart_N = np.abs(logits_N - own_N) / np.maximum(np.maximum(np.abs(own_N), 1), rows.inputs.largest_weights())
     read_N = np.abs(torch.from_numpy(logits_N).sigmoid().numpy() - served_N)
     return {
         "raw_rows": len(logits_N),

@@ -21,7 +21,7 @@ from tests.dlrmctl.serving.rows import COLUMNS, as_json, random_row, write_rows
 
 GOOD = {
     **{"age": 33, "price": 9.5, "visited": "2024-05-29T16:26:40", "joined": "2024-05-29", "score": 0.25},
-    **{"user": "u1", "item": 1, "code": "1", "tags": ["a", "b"], "tag_weights": [1, 2.5]},
+    **{"user": "u1", "item": 1, "code": "1", "tags": ["a", "b"], "tag_weights": [1.0, 2.5]},
 }
 
 
