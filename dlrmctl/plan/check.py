@@ -66,9 +66,9 @@ def check_memory(config: Config, schema: Schema, ranks: Ranks) -> Rooms:
 def _no_copy(plan: MemoryPlan, room: int) -> UserError:
     """Returns the error for a copy that checkpoints should be written from, and that does not fit."""
     return UserError(
-        f"train.checkpoint_async = true needs {bytes_text(max(plan.copy))} of host memory on a rank, which has "
+        f"train.async_save = true needs {bytes_text(max(plan.copy))} of host memory on a rank, which has "
         f"{bytes_text(room)}",
-        "--no-checkpoint-async, or more memory",
+        "--no-async-save, or more memory",
     )
 
 

@@ -187,8 +187,8 @@ def plan_memory(config: Config, schema: Schema, cluster: Cluster, *, sharding: s
 
 def _copies(config: Config, cluster: Cluster, parts: dict[str, tuple[int, ...]], copy: tuple[int, ...]) -> bool:
     """Returns whether to make the copy of the state: as set, otherwise if it fits, and not yet on GPUs."""
-    if config.train.checkpoint_async is not None:
-        return config.train.checkpoint_async
+    if config.train.async_save is not None:
+        return config.train.async_save
     if cluster.device_type != "cpu" or cluster.memory_bytes is None:
         return cluster.device_type == "cpu"
     return max(map(sum, zip(*parts.values(), copy, strict=True))) <= cluster.memory_bytes

@@ -58,10 +58,10 @@ def _without_copy(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | 
     """Returns the same training without the copy that checkpoints are written from, if there is one."""
     if not plan.copies:
         return None
-    smaller = _planned(replace(config, train=replace(config.train, checkpoint_async=False)), schema, plan.cluster)
+    smaller = _planned(replace(config, train=replace(config.train, async_save=False)), schema, plan.cluster)
     if not smaller.fits:
         return None
-    return Remedy("training that waits for checkpoints", "--no-checkpoint-async", max(smaller.totals))
+    return Remedy("training that waits for checkpoints", "--no-async-save", max(smaller.totals))
 
 
 def _smaller_batch(config: Config, schema: Schema, plan: MemoryPlan) -> Remedy | None:

@@ -291,7 +291,7 @@ class TrainSettings:
         at_least=0,
     )
     checkpoint_every: int = setting(0, "Write a checkpoint every N steps; 0 means at every evaluation.", at_least=0)
-    checkpoint_async: bool | None = setting(
+    async_save: bool | None = setting(
         None,
         "Write checkpoints while training continues, from a copy of weights and states in host memory. Default: auto, "
         "on a CPU if the memory suffices; on a GPU training waits.",

@@ -36,7 +36,7 @@ def test_bench_step_accounts_for_its_time_and_its_waits(tmp_path: Path):
     assert (waits["synchronizations_per_step"], waits["synchronizations"]) == (None, {})  # on CPU
     # The sums of a step, once for metrics and the check.
     (name,) = waits["host_reads"]
-    assert name.startswith("tolist, dlrmctl.training.step:")
+    assert name.startswith("tolist, dlrmctl.training.outcomes:")
     assert waits["host_reads"][name] == waits["host_reads_per_step"] == 1
     assert (result["command"], result["options"]["rounds"]) == ("step", 2)
     assert set(result["parts_ms"]) == STEP_PARTS

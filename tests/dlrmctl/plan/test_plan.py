@@ -75,10 +75,10 @@ def test_the_copy_for_checkpoints_is_counted_and_made_if_the_memory_suffices():
     assert roomy.copy[0] == tables + roomy.dense.weights + roomy.dense.state[0]
     assert short.fits
     assert short.copy == (0,)
-    asked = planned(4 * GIB, checkpoint_async="true")
+    asked = planned(4 * GIB, async_save="true")
     assert not asked.memory.fits
-    assert asked.remedies[0].flags == "--no-checkpoint-async"
-    assert not planned(16 * GIB, checkpoint_async="false").memory.copies
+    assert asked.remedies[0].flags == "--no-async-save"
+    assert not planned(16 * GIB, async_save="false").memory.copies
 
 
 def test_what_does_not_fit_has_status_one_and_ways_out():

@@ -88,7 +88,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(whole: Path,
 
 
 def test_training_that_waits_for_its_checkpoints_is_the_same(whole: Path, tmp_path: Path):
-    done = in_process("train", *RUN, "--run-dir", tmp_path / "run", "--no-checkpoint-async")
+    done = in_process("train", *RUN, "--run-dir", tmp_path / "run", "--no-async-save")
     assert done.status == 0, done.err
     for checkpoint in (whole / "checkpoints").iterdir():
         assert_bitwise_equal(tmp_path / "run" / "checkpoints" / checkpoint.name, checkpoint)
