@@ -48,6 +48,7 @@ from dlrmctl.training.exchange import about_exchange, counted_exchange, exchange
 from dlrmctl.training.overhead import within_overhead
 from dlrmctl.training.pretrained import PretrainedVectors
 from dlrmctl.training.step import TrainingStep
+from dlrmctl.training.unknown_ids import IdDropout
 from dlrmctl.training.warm_start import WarmStart, stored_inputs
 
 _BASE_RATE_ROWS = 65_536  # examples that give the first bias
@@ -262,6 +263,7 @@ class Trainer:
             compress_after=config.train.compress_warmup,
             late_checks=config.train.late_checks,
         )
+        self.id_dropout = IdDropout(source, config.model.id_dropout, config.train.seed, ranks)
         most_steps = (config.train.epochs or MOST_EPOCHS) * reader.num_batches
         self.total_steps = min(most_steps, config.train.max_steps or most_steps)
         # --max-steps ends a run early without changing its schedule, so that it can be continued. With --epochs auto,
@@ -330,6 +332,7 @@ class Trainer:
         with closing(reader.batches_from(progress.epoch, self._row())) as batches:  # type: ignore[type-var]
             for batch in batches:
                 self._set_learning_rates()
+                self.id_dropout(batch, progress.step + 1)
                 on_device = batch.to(device, non_blocking=True)
                 ends = bool(request.signal_number) or self.writer.has_failed
                 sums, _ = self.take_step(on_device, progress.step + 1, stop=ends)
