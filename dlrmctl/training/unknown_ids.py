@@ -12,6 +12,8 @@ from dlrmctl.data.source import Source
 from dlrmctl.data.store.store import Store
 from dlrmctl.ranks.group import Ranks
 
+_FEWEST_ROWS = 100  # a feature of fewer values, such as a weekday, hardly gets new ones
+
 
 class IdDropout:
     """Gives ids the row of rare values in a share of the training examples, drawn anew in every step.
@@ -22,7 +24,8 @@ class IdDropout:
     What is drawn follows from the seed and the step, for any number of ranks.
 
     Args:
-        source: of the training; only features with a vocabulary have a row for rare values.
+        source: of the training; only features with a vocabulary have a row for rare values. Those of few values, which
+            hardly get new ones, are left alone.
         rate: the share of examples in which an id is to be rare. A feature whose training ids are rare in a share of
             their own needs only the rest.
     """
@@ -30,7 +33,12 @@ class IdDropout:
     def __init__(self, source: Source, rate: float, seed: int, ranks: Ranks) -> None:
         rare = _rare_shares(source)
         known = source.features.sorted_by_frequency
-        rates = [max(0.0, rate - rare.get(f.name, 0.0)) if known(f.name) else 0.0 for f in source.schema.sparse]
+        rates = [
+            max(0.0, rate - rare.get(feature.name, 0.0))
+            if known(feature.name) and feature.rows >= _FEWEST_ROWS
+            else 0.0
+            for feature in source.schema.sparse
+        ]
         # Places are drawn with replacement: of a mean of h hits, a share of 1 - exp(-h) of the places has one.
         self._hits_F = -torch.tensor(rates, dtype=torch.float64).neg().log1p()
         self._seed, self._ranks = seed, ranks

@@ -28,7 +28,8 @@ STEP_PARTS = {
 
 def test_bench_step_accounts_for_its_time_and_its_waits(tmp_path: Path):
     trace = tmp_path / "trace.json"
-    done = in_process("bench", "step", *TINY, *SHORT, "--dense-optimizer", "adagrad", "--json", "--trace", trace)
+    model = ["--interaction", "dot", "--dense-optimizer", "adagrad"]
+    done = in_process("bench", "step", *TINY, *SHORT, *model, "--json", "--trace", trace)
     assert done.status == 0, done.err
     result = done.json()
     assert json.loads(trace.read_text())["traceEvents"]
