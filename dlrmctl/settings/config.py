@@ -103,7 +103,7 @@ class ModelSettings:
         0.0, "Probability that an output of a hidden layer of the MLPs is 0 in a training step.", at_least=0, below=1
     )
     id_dropout: float = setting(
-        0.01,
+        0.0,
         "Probability that the ids of a feature count as rare in a training step, which trains the row of rare ids for "
         "values that are new in later data; less for features with rare ids in training.",
         at_least=0,

@@ -21,7 +21,7 @@ FORMAT = "dlrmctl-run/1"  # of run.toml and of its directory
 _CHECKSUM = "crc32"
 # What runs did before these settings existed.
 _EARLIER = {
-    "model": {"dense_inputs": "raw", "wide": False, "interaction": "dot", "id_dropout": 0.0},
+    "model": {"dense_inputs": "raw", "wide": False, "interaction": "dot"},
     "optim": {"averaging": "none", "shampoo_schedule": "constant"},
 }
 
