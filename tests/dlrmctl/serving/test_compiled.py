@@ -63,13 +63,13 @@ def test_a_bundle_without_code_has_none_to_run(place: Path):
     assert "--format aoti adds code to a bundle" in done.err
 
 
-def test_without_a_compiler_one_line_says_so(place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_a_compiler_one_line_says_so(place: Path):
     cpp_builder = pytest.importorskip("torch._inductor.cpp_builder")
     from torch._inductor import config
 
     cpp_builder.cpp_compiler_search.cache_clear()
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    done = in_process("export", place / "run", "-o", place / "x.dlrm", "--format", "aoti")
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        done = in_process("export", place / "run", "-o", place / "x.dlrm", "--format", "aoti")
     cpp_builder.cpp_compiler_search.cache_clear()
     assert done.status == 2
     assert "error: --format aoti needs a C++ compiler" in done.err

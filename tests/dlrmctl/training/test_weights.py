@@ -103,7 +103,7 @@ def test_rows_of_weight_0_change_nothing():
     assert farthest < 1e-5  # float32 sums in another order, 8 steps
 
 
-MODEL = ["--bottom-mlp", "16-8", "--top-mlp", "16-1", "--dim", "8", "--batch-size", "128", "--epochs", "1"]
+MODEL = ["--bottom-mlp", "16-8", "--top-mlp", "16-1", "--dim", "8", "--batch-size", "64", "--epochs", "4"]
 
 
 @pytest.fixture(scope="module")
