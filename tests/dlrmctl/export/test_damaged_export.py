@@ -28,7 +28,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = in_process(*arguments)
         assert done.status == 0, done.err
     lists = {"tags": torch.tensor([[2, 3, -1]] * 4)}
-    torch.save({"dense": torch.zeros(4, 2), "ids": torch.ones(4, 2, dtype=torch.int64), "lists": lists}, place / "rows")
+    rows = {"dense": torch.zeros(4, 2), "ids": torch.ones(4, 2, dtype=torch.int64), "lists": lists, "weights": {}}
+    torch.save(rows, place / "rows")
     return place
 
 
