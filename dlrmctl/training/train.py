@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,7 +49,7 @@ from dlrmctl.training.overhead import within_overhead
 from dlrmctl.training.pretrained import PretrainedVectors
 from dlrmctl.training.step import TrainingStep
 from dlrmctl.training.unknown_ids import IdDropout
-from dlrmctl.training.warm_start import WarmStart, stored_inputs
+from dlrmctl.training.warm_start import Filled, WarmStart, stored_inputs
 
 _BASE_RATE_ROWS = 65_536  # examples that give the first bias
 _CLEARLY = 2.0  # standard errors of NE
@@ -541,11 +541,12 @@ class Trainer:
             self.messages.append(vectors.about())
         if self.start is None:
             return
-        filled = self.ranks.gather(self.start.fill_tables(tensors, self.config, self.source.features))
+        filled = self.start.fill_tables(tensors, self.config, self.source.features)
+        of_all = [Filled(*numbers) for numbers in self.ranks.gather(astuple(filled))]
         messages = self.start.fill_dense(tensors, self.config, self.ranks)
         if self.averaging:
             self.averaging.train()
-        self.messages += [*self.start.about(filled), *messages]
+        self.messages += [*self.start.about(of_all), *messages]
         self.progress.steps_before = self.start.steps
         self.schedule = build_schedule(self.config, self.planned_steps, self.start.steps)
 

@@ -192,3 +192,13 @@ def test_tables_that_are_divided_over_ranks_take_the_same_rows(place: Path):
     for name in parts[0]:
         pieces = sorted((piece for part in parts for piece in part.get(name, [])), key=lambda piece: piece[0])
         assert torch.equal(torch.cat([rows for _, rows in pieces]), expected[f"tables.{name}"])
+
+
+def test_a_training_on_two_ranks_starts_from_the_same_rows(place: Path, tmp_path: Path):
+    one = ["train", "--init-from", place / "run-1", "--data", place / "day-2" / "store", *STILL]
+    done = in_process(*one, "--nproc", "2", "--run-dir", tmp_path / "run")
+    assert done.status == 0, done.err
+    alone, shared = _tensors(place / "run-2"), _tensors(tmp_path / "run")
+    names = [name for name in alone if name.startswith("tables.") and name.endswith("/weight")]
+    assert names
+    assert all(torch.equal(alone[name], shared[name]) for name in names)
