@@ -8,12 +8,11 @@ from dlrmctl.console.text import bytes_text
 from dlrmctl.data.schema import Schema
 from dlrmctl.errors import UserError
 from dlrmctl.plan.cluster import these_ranks
-from dlrmctl.plan.memory import PARTS, MemoryPlan, plan_memory
+from dlrmctl.plan.memory import COPY, PARTS, MemoryPlan, plan_memory
 from dlrmctl.ranks.group import Ranks
 from dlrmctl.settings.config import Config
 from dlrmctl.settings.setting import shown
 
-_COPY = "checkpoint copy"
 _SMALLER_TABLES = (
     "--embedding qr with a larger --compress-ratio, a smaller --dim, or more ranks; `dlrmctl plan` with the same flags "
     "shows every table and what would fit"
@@ -45,22 +44,16 @@ def check_memory(config: Config, schema: Schema, ranks: Ranks) -> Rooms:
     host = None
     if ranks.device.type == "cuda":
         host = these_ranks(replace(ranks, device=torch.device("cpu"))).memory_bytes
-    outcome: tuple[int | None, int | None, bool] | UserError = (None, None, False)
-    if ranks.is_main:
-        try:
-            plan = plan_memory(config, schema, cluster)
-            if not plan.fits:
-                outcome = _refusal(config, plan)
-            elif host is not None and max(plan.copy) > host:
-                outcome = _no_copy(plan, host)
-            else:
-                outcome = plan.table_room, plan.wide_room, plan.copies
-        except UserError as problem:
-            outcome = problem
-    outcome = ranks.broadcast(outcome)
-    if isinstance(outcome, UserError):
-        raise outcome
-    return Rooms(*outcome)
+
+    def rooms() -> tuple[int | None, int | None, bool]:
+        plan = plan_memory(config, schema, cluster)
+        if not plan.fits:
+            raise _refusal(config, plan)
+        if host is not None and max(plan.copy) > host:
+            raise _no_copy(plan, host)
+        return plan.table_room, plan.wide_room, plan.copies
+
+    return Rooms(*ranks.from_main(rooms))
 
 
 def _no_copy(plan: MemoryPlan, room: int) -> UserError:
@@ -78,7 +71,7 @@ def _refusal(config: Config, plan: MemoryPlan) -> UserError:
     if plan.problem is not None and max(plan.totals) <= (cluster.memory_bytes or 0):
         return UserError(plan.problem, _SMALLER_TABLES)  # the planner counts more for lookups than this does
     assert cluster.memory_bytes is not None
-    without_copy = max(sum(parts) for parts in zip(*(plan.parts[n] for n in PARTS if n != _COPY), strict=True))
+    without_copy = max(sum(parts) for parts in zip(*(plan.parts[n] for n in PARTS if n != COPY), strict=True))
     if without_copy <= cluster.memory_bytes:
         return _no_copy(plan, cluster.memory_bytes - without_copy)
     rank = max(range(cluster.world_size), key=lambda r: plan.totals[r])

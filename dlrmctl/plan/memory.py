@@ -29,9 +29,10 @@ from dlrmctl.plan.dense import DenseNeed, dense_need
 from dlrmctl.settings.config import CROSS_LAYERS, CROSS_RANK, Config
 from dlrmctl.settings.exchange import sharding_with
 
+COPY = "checkpoint copy"
 PARTS = (
     *("process", "tables", "table state", "first-order", "MLPs", "gradients", "optimizer"),
-    *("batches", "lookups", "activations", "checkpoint copy"),
+    *("batches", "lookups", "activations", COPY),
 )
 TABLES = ("tables", "table state", "first-order")
 _FLOAT, _ID = 4, 8
@@ -112,7 +113,7 @@ class MemoryPlan:
     @property
     def fixed_bytes(self) -> int:
         """The most bytes that any rank needs besides what depends on the rows of tables."""
-        names = [name for name in PARTS if name not in (*TABLES, "lookups", "checkpoint copy")]
+        names = [name for name in PARTS if name not in (*TABLES, "lookups", COPY)]
         return max(map(sum, zip(*(self.parts[name] for name in names), strict=True)))
 
 
@@ -169,7 +170,7 @@ def plan_memory(config: Config, schema: Schema, cluster: Cluster, *, sharding: s
     )
     if not _copies(config, cluster, parts, copy):
         copy = (0,) * world_size
-    parts["checkpoint copy"] = copy if cluster.device_type == "cpu" else (0,) * world_size
+    parts[COPY] = copy if cluster.device_type == "cpu" else (0,) * world_size
     return MemoryPlan(
         cluster=cluster,
         dense=dense,

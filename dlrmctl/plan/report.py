@@ -11,7 +11,7 @@ from dlrmctl.data.schema import Schema
 from dlrmctl.embeddings.sharding.memory import state_bytes, weight_bytes
 from dlrmctl.embeddings.sharding.placement import Placement
 from dlrmctl.plan.cluster import Cluster
-from dlrmctl.plan.memory import MemoryPlan
+from dlrmctl.plan.memory import COPY, MemoryPlan
 from dlrmctl.plan.plan import Answer, answer
 from dlrmctl.plan.steptime import Rate, Rates
 from dlrmctl.settings.amounts import bandwidth_text, flops_text, time_text
@@ -28,7 +28,7 @@ _COLUMNS = {
     "MLPs, gradients": ("MLPs", "gradients"),
     "optimizer": ("optimizer",),
     "batch, lookups, activations": ("batches", "lookups", "activations"),
-    "copy for checkpoints": ("checkpoint copy",),
+    "copy for checkpoints": (COPY,),
     "process": ("process",),
 }
 

@@ -117,21 +117,30 @@ class Ranks:
 
     def from_main(self, work: Callable[[], Any]) -> Any:
         """Runs `work` on rank 0, and returns its result on every rank. Errors for users are raised on every rank."""
-        found = None
-        if self.is_main:
-            try:
-                found = work()
-            except (UserError, DataError) as error:
-                found = error
-        found = self.broadcast(found)
-        if isinstance(found, UserError | DataError):
-            raise found
-        return found
+        return _raised(self.broadcast(_attempted(work) if self.is_main else None))
+
+    def from_all(self, work: Callable[[], Any]) -> list[Any]:
+        """Runs `work` on every rank, and returns all results on every rank. The first error is raised on every rank."""
+        return [_raised(found) for found in self.gather(_attempted(work))]
 
     def barrier(self) -> None:
         """Waits for every rank."""
         if self.world_size > 1:
             dist.barrier(group=self.messages)
+
+
+def _attempted(work: Callable[[], Any]) -> Any:
+    """Returns the result of `work`, or its error for users."""
+    try:
+        return work()
+    except (UserError, DataError) as error:
+        return error
+
+
+def _raised(found: Any) -> Any:
+    if isinstance(found, UserError | DataError):
+        raise found
+    return found
 
 
 def _bytes_of(array: np.ndarray) -> torch.Tensor:

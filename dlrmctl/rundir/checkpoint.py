@@ -59,38 +59,33 @@ class Checkpoints:
         final = self.directory / f"step-{step}"
         partial = self.directory / f"step-{step}.partial"
         try:
-            self._on_main(final, lambda: _make_anew(partial))
+            self.ranks.from_main(lambda: self._attempt(final, lambda: _make_anew(partial)))
             try:
                 write_tensors(partial, tensors, self.ranks.messages)
             except ExchangeError as problem:
                 raise self._save_error(final, problem.causes, _reached_limit(partial)) from None
-            mine = self._attempt(final, lambda: _checksums(partial, f"__{self.ranks.rank}_"))
-            files: dict[str, list[int]] = {}
-            for found in self.ranks.gather(mine):
-                if isinstance(found, UserError):
-                    raise found
-                files |= found
+            mine = f"__{self.ranks.rank}_"
+            found = self.ranks.from_all(lambda: self._attempt(final, lambda: _checksums(partial, mine)))
+            files = {name: entry for of_rank in found for name, entry in of_rank.items()}
             complete = {"format": FORMAT, "step": step, "files": files}
-            self._on_main(final, lambda: _complete(partial, final, complete, state))
+            self.ranks.from_main(lambda: self._attempt(final, lambda: _complete(partial, final, complete, state)))
         except UserError:
             if self.ranks.is_main:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
         return final
 
-    def _on_main(self, final: Path, work: Callable[[], None]) -> None:
-        """Does a part of a save on rank 0, while the others wait; its error is raised on every rank."""
-        problem = self.ranks.broadcast(self._attempt(final, work) if self.ranks.is_main else None)
-        if problem is not None:
-            raise problem
+    def _attempt(self, final: Path, work: Callable[[], _Result]) -> _Result:
+        """Does a part of a save.
 
-    def _attempt(self, final: Path, work: Callable[[], _Result]) -> _Result | UserError:
-        """Does a part of a save; returns the error instead of raising it."""
+        Raises:
+            UserError: if it cannot write.
+        """
         try:
             return work()
         except (OSError, DataError) as problem:
             too_large = _reached_limit(final.with_name(f"{final.name}.partial"))
-            return self._save_error(final, [problem.__cause__ or problem], too_large)
+            raise self._save_error(final, [problem.__cause__ or problem], too_large) from None
 
     def _save_error(self, path: Path, causes: Sequence[BaseException], too_large: bool) -> UserError:
         kept = self.newest()
