@@ -16,7 +16,7 @@ from dlrmctl.data.files import descriptor_to_read, io_errors, whole_file, write_
 from dlrmctl.data.remote.cache import CachedFile, RangeCache, Stamp
 from dlrmctl.data.remote.connection import is_denied, is_missing
 from dlrmctl.data.remote.files import RANGE_BYTES, RemoteFile, locate
-from dlrmctl.data.remote.urls import WEB, is_remote, refuse_password, without_secrets
+from dlrmctl.data.remote.urls import WEB, refuse_password, without_secrets
 from dlrmctl.data.source import SPLITS
 from dlrmctl.data.store.layout import table_file
 from dlrmctl.data.store.manifest import MANIFEST, RAW_SAMPLE, Manifest, read_manifest, split_file
@@ -178,8 +178,3 @@ def _names(manifest: Manifest) -> Iterator[str]:
     yield RAW_SAMPLE
     for column in manifest.preparation.columns if manifest.preparation else ():
         yield from (kept.file for kept in column.files)
-
-
-def place_of(name: Path | str, cache: RangeCache) -> Path | RemotePlace:
-    """Returns the directory of a store, or its place on another machine."""
-    return RemotePlace(name, cache) if isinstance(name, str) and is_remote(name) else Path(name)

@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from dlrmctl.cli.options import LAUNCH_PANEL, AsJson, Nproc, SettingsFile, with_settings
+from dlrmctl.cli.options import LAUNCH_PANEL, STORE, AsJson, Nproc, SettingsFile, with_settings
 from dlrmctl.console.console import print_json
 from dlrmctl.ranks.launch import is_main
 from dlrmctl.settings.config import BASELINE, SECTIONS, resolve
 from dlrmctl.settings.parse import whole_number
 from dlrmctl.settings.toml import read_settings
 
-_DATA = ("dataset", "path", "cache_dir", "cache_size", "synthetic_size", "synthetic_rows", "synthetic_seed")
+_DATA = ("dataset", *STORE, "synthetic_size", "synthetic_rows", "synthetic_seed")
 
 
 @with_settings(only=(*_DATA, "solver", "sketch", "l2", "max_features", "dense"), sections=SECTIONS | BASELINE)

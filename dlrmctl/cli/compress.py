@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from dlrmctl.cli import completion
-from dlrmctl.cli.options import CHECKPOINTS, AsJson, option, with_settings
+from dlrmctl.cli.options import CHECKPOINTS, STORE, AsJson, option, with_settings
 from dlrmctl.console.console import notice
 from dlrmctl.errors import UserError
 from dlrmctl.settings.parse import one_of, share, whole_number
@@ -35,7 +35,7 @@ def _switch(flag: str, help: str, panel: str) -> Any:
     return typer.Option(flag, help=help, rich_help_panel=panel)
 
 
-@with_settings(only=("path", "cache_dir", "cache_size", "batch_size"))
+@with_settings(only=(*STORE, "batch_size"))
 def compress_embeddings(
     source: Annotated[
         Path,

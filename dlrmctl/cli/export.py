@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from dlrmctl.cli.options import CHECKPOINTS, AsJson, Calibrated, RunOrCompressed, option, settings_of_run, with_settings
+from dlrmctl.cli.options import (
+    CHECKPOINTS,
+    STORE,
+    AsJson,
+    Calibrated,
+    RunOrCompressed,
+    option,
+    settings_of_run,
+    with_settings,
+)
 from dlrmctl.console.console import notice, print_json
 from dlrmctl.errors import UserError
 from dlrmctl.settings.parse import one_of, share, whole_number
@@ -14,7 +23,7 @@ PRECISIONS = ("fp32", "int8")
 FORMATS = ("plain", "aoti")
 
 
-@with_settings(only=("path", "cache_dir", "cache_size", "batch_size"))
+@with_settings(only=(*STORE, "batch_size"))
 def export(
     run: RunOrCompressed,
     out: Annotated[

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dlrmctl.rundir.directory import RunDirectory
 
 LAUNCH_PANEL = "Launch and output"
+STORE = ("path", "cache_dir", "cache_size")  # settings of where the prepared data is
 CHECKPOINTS, SPLITS = ("best", "last", "step-N"), ("train", "validation", "test")
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=LAUNCH_PANEL)]
 _PANELS = {

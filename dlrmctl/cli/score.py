@@ -9,6 +9,7 @@ from dlrmctl.cli import completion
 from dlrmctl.cli.options import (
     CHECKPOINTS,
     SPLITS,
+    STORE,
     AsJson,
     Calibrated,
     Nproc,
@@ -31,7 +32,7 @@ Checkpoint = Annotated[str, option("Checkpoint to score.", "|".join(CHECKPOINTS)
 Split = Annotated[str, option("Split to score.", "|".join(SPLITS), _WHAT)]
 
 
-@with_settings(only=("path", "cache_dir", "cache_size", "batch_size", "device", "precision"))
+@with_settings(only=(*STORE, "batch_size", "device", "precision"))
 def evaluate(
     run: Run,
     checkpoint: Checkpoint = "best",
@@ -83,7 +84,7 @@ def evaluate(
         show_evaluation(result)
 
 
-@with_settings(only=("path", "cache_dir", "cache_size", "batch_size", "device", "precision"))
+@with_settings(only=(*STORE, "batch_size", "device", "precision"))
 def calibrate(
     run: RunOrCompressed,
     method: Annotated[
@@ -117,7 +118,7 @@ def calibrate(
         show_calibration(result)
 
 
-@with_settings(only=("path", "cache_dir", "cache_size", "batch_size", "device", "precision"))
+@with_settings(only=(*STORE, "batch_size", "device", "precision"))
 def compare(
     run_a: Annotated[
         Path,
@@ -163,7 +164,7 @@ def compare(
         show_comparison(result)
 
 
-@with_settings(only=("path", "cache_dir", "cache_size", "batch_size", "device", "precision"))
+@with_settings(only=(*STORE, "batch_size", "device", "precision"))
 def predict(
     run: RunOrCompressed,
     sources: Annotated[
