@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from dlrmctl.data.errors import DataError
 from dlrmctl.data.preparation.report import PrepareReport
 from dlrmctl.data.reader import Reader
 from dlrmctl.data.source import Source
@@ -40,15 +39,16 @@ def open_source(
             cardinalities=SIZES[settings.synthetic_size],
         )
     store = Store(place)
-    problem = None
-    try:
+    rank, world_size = (ranks.rank, ranks.world_size) if ranks else (0, 1)
+
+    def check() -> None:
         for split in verify:
-            store.verify(split, rank=ranks.rank if ranks else 0, world_size=ranks.world_size if ranks else 1)
-    except DataError as error:
-        problem = error
-    for found in ranks.gather(problem) if ranks and verify else [problem]:
-        if found is not None:
-            raise found
+            store.verify(split, rank=rank, world_size=world_size)
+
+    if ranks and verify:
+        ranks.from_all(check)
+    else:
+        check()
     return store
 
 

@@ -183,23 +183,13 @@ def _listed_files(values: Values) -> dict[str, tuple[int, int]]:
     return files
 
 
-def _problem_with(path: Path, ranks: Ranks) -> UserError | DataError | None:
-    try:
-        verify(path, ranks.rank, ranks.world_size)
-    except (UserError, DataError) as error:
-        return error
-    return None
-
-
 def load(path: Path, tensors: dict[str, Any], ranks: Ranks) -> None:
     """Fills tensors in place from a checkpoint, written on any number of ranks. Every rank must call it.
 
     Raises:
         UserError: if a file is damaged, or the checkpoint does not contain these tensors.
     """
-    for problem in ranks.gather(_problem_with(path, ranks)):
-        if problem is not None:
-            raise problem
+    ranks.from_all(lambda: verify(path, ranks.rank, ranks.world_size))
     from dlrmctl.rundir.tensor_exchange import ExchangeError, fill_tensors
 
     try:
