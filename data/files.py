@@ -123,14 +123,23 @@ def read_array(path: Path, dtype: "np.dtype", count: int, offset: int = 0) -> "n
     Raises:
         DataError: if it cannot be read, or is too short.
     """
+    with io_errors(path, "read"), open_to_read(path) as file:
+        return read_numbers(file, path, dtype, count, offset)
+
+
+def read_numbers(file: FileIO, path: Path, dtype: "np.dtype", count: int, offset: int) -> "np.ndarray":
+    """As `read_array`, from a file that is open.
+
+    Raises:
+        DataError, OSError: if it cannot be read, or is too short.
+    """
     import numpy as np
 
     array = np.empty(count, dtype)
     content, at = array.view(np.uint8).data, 0
-    with io_errors(path, "read"), open_to_read(path) as file:
-        file.seek(offset)
-        while at < len(content) and (read := file.readinto(content[at:])):
-            at += read
+    file.seek(offset)
+    while at < len(content) and (read := file.readinto(content[at:])):
+        at += read
     if at < len(content):
         raise DataError(f"{path}: {offset + at:,} bytes, expected at least {offset + len(content):,}")
     return array

@@ -10,6 +10,7 @@ I dense features, N rows of a part, K texts of a feature in a part.
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from dlrmctl.data.files import io_errors, read_array, sync_file
+from dlrmctl.data.files import io_errors, open_to_read, read_array, read_numbers, sync_file
 from dlrmctl.data.formats.raw import RawColumn, RawFeature, RawPiece, join_pieces
 from dlrmctl.data.hashed_texts import LENGTH_TYPE, HashedTexts
 from dlrmctl.data.store.layout import GROUP_TYPE, LABEL_TYPE, WEIGHT_TYPE, narrowest
@@ -25,6 +26,7 @@ from dlrmctl.data.store.layout import GROUP_TYPE, LABEL_TYPE, WEIGHT_TYPE, narro
 _ALIGNMENT = 8
 _WORD_TYPE, _TEXT_TYPE = np.dtype("<u8"), np.dtype("u1")
 _NO_WORDS = np.empty(0, _WORD_TYPE)
+_MOST_PLACES = 256  # parts: each has the places of some hundred columns
 _END = np.dtype("<u8")  # the last bytes of a part: the size of its JSON
 
 
@@ -85,10 +87,8 @@ class Parts:
         self._weighted, self._grouped = weighted, grouped
         self.path, self._keyed, self._num_dense, self._sparse = path, keyed, len(dense), tuple(sparse)
         self.dense_type = np.dtype(dense_type)
-        self.infos: list[PartInfo] = []
-        self._places: list[dict[tuple[str, int], tuple[int, int]]] = []  # of each column: offset and count
-        for info in infos:
-            self.add(info)
+        self.infos = list(infos)
+        self._known_places: dict[int, dict[tuple[str, int], tuple[int, int]]] = {}
 
     def __len__(self) -> int:
         return len(self.infos)
@@ -126,7 +126,8 @@ class Parts:
         assert (keys_N is not None) == self._keyed
         if keys_N is not None:
             order_N = np.argsort(keys_N, kind="stable")
-            pieces, keys_N = [join_pieces(pieces).pick(order_N)], keys_N[order_N]
+            joined = pieces[0] if len(pieces) == 1 else join_pieces(pieces)
+            pieces, keys_N = [joined.pick(order_N)], keys_N[order_N]
         info = PartInfo(sum(len(piece) for piece in pieces))
         path = self._file(number)
         unfinished = path.with_suffix(f".{secrets.token_hex(4)}.tmp")  # a task that was given up may still run
@@ -184,35 +185,57 @@ class Parts:
         with io_errors(self._file(part), "write"):
             self._file(part).unlink(missing_ok=True)
 
+    def remove_all(self) -> None:
+        """Frees the space of all parts."""
+        with io_errors(self.path, "write"):
+            shutil.rmtree(self.path, ignore_errors=True)
+
     def keys(self, part: int) -> np.ndarray:
         """uint64 [N], ascending; mapped, not read."""
-        offset, count = self._places[part]["key", 0]
+        offset, count = self._places(part)["key", 0]
+        if count == 0:
+            return _NO_WORDS
         with io_errors(self._file(part), "read"):
             return np.asarray(np.memmap(self._file(part), _WORD_TYPE, "r", offset, count))
 
+    def some_keys(self, part: int, start: int, stop: int) -> np.ndarray:
+        """uint64 [stop - start], ascending."""
+        return self._read(part, ("key", 0), _WORD_TYPE, start, stop)
+
     def rows(self, part: int, start: int, stop: int) -> RawPiece:
         """Returns some rows of a part, without their texts."""
-        columns = []
-        for f, feature in enumerate(self._sparse):
-            if feature.max_ids == 1:
-                values = self._read(part, ("values", f), np.dtype(feature.value_type), start, stop)
-                columns.append(RawColumn(values, present_N=self.present(part, f, stop)[start:]))
-                continue
-            lengths_N = self.lengths(part, f, 0, stop)
-            ends = int(lengths_N[:start].sum()), int(lengths_N.sum())
-            values = self._read(part, ("values", f), np.dtype(feature.value_type), *ends)
-            weights = None if feature.weights is None else self.id_weights(part, f, *ends)
-            columns.append(RawColumn(values, lengths_N=lengths_N[start:], weights=weights))
-        return RawPiece(
-            lines_N=np.empty(stop - start, np.int8),
-            labels_N=self.labels(part, start, stop),
-            dense_IN=self.dense(part, start, stop),
-            sparse=columns,
-            repaired={},
-            bad=[],
-            weights_N=self.weights(part, start, stop) if self._weighted else None,
-            groups_N=self.groups(part, start, stop) if self._grouped else None,
-        )
+        path, places = self._file(part), self._places(part)
+        with io_errors(path, "read"), open_to_read(path) as file:
+
+            def read(name: tuple[str, int], dtype: np.dtype, start: int = start, stop: int = stop) -> np.ndarray:
+                return read_numbers(file, path, dtype, stop - start, places[name][0] + start * dtype.itemsize)
+
+            columns = []
+            for f, feature in enumerate(self._sparse):
+                value_type = np.dtype(feature.value_type)
+                if feature.max_ids == 1:
+                    bits = read(("present", f), np.dtype("u1"), start // 8, -(-stop // 8))
+                    present_N = np.unpackbits(bits)[start % 8 :][: stop - start].view(bool)
+                    columns.append(RawColumn(read(("values", f), value_type), present_N=present_N))
+                    continue
+                lengths_N = read(("lengths", f), narrowest(feature.max_ids), 0)
+                ends = int(lengths_N[:start].sum()), int(lengths_N.sum())
+                weights = None if feature.weights is None else read(("weights", f), WEIGHT_TYPE, *ends)
+                values = read(("values", f), value_type, *ends)
+                columns.append(RawColumn(values, lengths_N=lengths_N[start:], weights=weights))
+            dense_IN = np.empty((self._num_dense, stop - start), self.dense_type)
+            for i in range(self._num_dense):
+                dense_IN[i] = read(("dense", i), self.dense_type)
+            return RawPiece(
+                lines_N=np.empty(stop - start, np.int8),
+                labels_N=read(("label", 0), LABEL_TYPE),
+                dense_IN=dense_IN,
+                sparse=columns,
+                repaired={},
+                bad=[],
+                weights_N=read(("weight", 0), WEIGHT_TYPE) if self._weighted else None,
+                groups_N=read(("group", 0), GROUP_TYPE) if self._grouped else None,
+            )
 
     def labels(self, part: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """uint8 [stop - start]."""
@@ -254,7 +277,7 @@ class Parts:
 
     def text_words(self, part: int, f: int) -> np.ndarray:
         """Returns uint64 [K]: the words of the texts of a feature, which may be equal."""
-        return self._read(part, ("words", f), _WORD_TYPE, 0, None) if ("words", f) in self._places[part] else _NO_WORDS
+        return self._read(part, ("words", f), _WORD_TYPE, 0, None) if ("words", f) in self._places(part) else _NO_WORDS
 
     def texts(self, part: int, f: int) -> HashedTexts:
         """Returns the texts of a feature that has some."""
@@ -266,10 +289,23 @@ class Parts:
 
     def some_texts(self, part: int, f: int) -> list[HashedTexts]:
         """Returns the texts of a feature, if it has some."""
-        return [self.texts(part, f)] if ("texts", f) in self._places[part] else []
+        return [self.texts(part, f)] if ("texts", f) in self._places(part) else []
 
     def add(self, info: PartInfo) -> None:
         """Adds the next part, which is written."""
+        self.infos.append(info)
+
+    def _places(self, part: int) -> dict[tuple[str, int], tuple[int, int]]:
+        """The offset of each column in the file of a part, and the number of its values."""
+        found = self._known_places.get(part)
+        if found is None:
+            found = self._find_places(self.infos[part])
+            if len(self._known_places) >= _MOST_PLACES:
+                self._known_places.clear()
+            self._known_places[part] = found
+        return found
+
+    def _find_places(self, info: PartInfo) -> dict[tuple[str, int], tuple[int, int]]:
         rows = info.rows
         columns: list[tuple[tuple[str, int], np.dtype, int]] = []
         if self._keyed:
@@ -296,11 +332,10 @@ class Parts:
         for name, dtype, count in columns:
             places[name] = at, count
             at += dtype.itemsize * count + -dtype.itemsize * count % _ALIGNMENT
-        self._places.append(places)
-        self.infos.append(info)
+        return places
 
     def _read(self, part: int, name: tuple[str, int], dtype: np.dtype, start: int, stop: int | None) -> np.ndarray:
-        offset, count = self._places[part][name]
+        offset, count = self._places(part)[name]
         stop = count if stop is None else stop
         assert 0 <= start <= stop <= count
         return read_array(self._file(part), dtype, stop - start, offset + start * dtype.itemsize)

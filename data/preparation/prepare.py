@@ -22,10 +22,11 @@ from dlrmctl.data.preparation.arranging import (
     ARRANGED_BY,
     Arranged,
     KeyOrder,
-    arrange,
     check_split,
     cut_by_keys,
     keys_of,
+    merge_parts,
+    spans_of_passes,
 )
 from dlrmctl.data.preparation.counting import MOST_IN_MEMORY
 from dlrmctl.data.preparation.dense import DenseFitter, EncodedDense
@@ -40,6 +41,7 @@ from dlrmctl.data.preparation.tally import Tally, describe_preparation, summariz
 from dlrmctl.data.preparation.unfinished import Journal, clear, partial_directory, partial_path, publish
 from dlrmctl.data.preparation.writing import Blocks, write_blocks
 from dlrmctl.data.schema import Schema, SparseFeature
+from dlrmctl.data.splits import Split
 from dlrmctl.data.store.manifest import read_manifest
 from dlrmctl.data.store.raw_sample import write_raw_sample
 from dlrmctl.data.store.writer import StoreWriter
@@ -214,31 +216,47 @@ class _Run:
             cut = cut_splits(split, [source.rows for source in tally.sources])
             self._keep_raw_sample(parts, cut.train, partial(_between, cut.train, cut.train + cut.validation))
             return parts, cut, {}
-        kept = state.get("arranged")
-        infos = [PartInfo.from_dict(info) for info in kept["parts"]] if kept else []
-        target = self._new_parts(self._work / "arranged", infos)
-        if kept is None:
-            order = KeyOrder(parts)
-            arranged = cut_by_keys(order, split, self._input.keyed_by)
-            kept, sizes = arranged.to_dict(), arranged.sizes
-            low, high = (order.around(rank)[0] for rank in (sizes.train, sizes.train + sizes.validation - 1))
-            keys_of_pieces = keys_of(split, self._input)
-            assert keys_of_pieces is not None
-            first_row = sum(info.rows for info in parts.infos[: order.first_part_with(low, high)])
-            self._keep_raw_sample(parts, first_row, partial(_with_keys, keys_of_pieces, low, high))
-            arrange(
-                parts,
-                order,
-                target,
-                self._workers,
-                lambda done, begun: self._progress(PrepareProgress("arrange", done, tally.rows, tally.rows, begun)),
-            )
-            state["arranged"] = kept = {**kept, "parts": [info.to_dict() for info in target.infos]}
+        if "arranged" not in state:
+            self._cut(parts, split)
+        found = Arranged.from_dict(state["arranged"])
+        return self._in_order(parts, tally.rows), found.sizes, found.ends
+
+    def _cut(self, parts: Parts, split: Split) -> None:
+        """Records the splits of the rows in order, and the passes that bring them there; keeps raw rows."""
+        order = KeyOrder(parts)
+        arranged = cut_by_keys(order, split, self._input.keyed_by)
+        sizes = arranged.sizes
+        low, high = (order.around(rank)[0] for rank in (sizes.train, sizes.train + sizes.validation - 1))
+        keys_of_pieces = keys_of(split, self._input)
+        assert keys_of_pieces is not None
+        first_row = sum(info.rows for info in parts.infos[: order.first_part_with(low, high)])
+        self._keep_raw_sample(parts, first_row, partial(_with_keys, keys_of_pieces, low, high))
+        self._journal.state["arranged"] = {**arranged.to_dict(), "spans": spans_of_passes(order), "passes": 0}
+        self._journal.save()
+
+    def _in_order(self, parts: Parts, rows: int) -> Parts:
+        """Merges parts in the passes that the journal says; returns those of the last one."""
+        arranged = self._journal.state["arranged"]
+        spans, begun = arranged["spans"], arranged["passes"]
+        if begun:
+            self._of_pass(begun - 1).remove_all()
+            parts = self._of_pass(begun, [PartInfo.from_dict(info) for info in arranged["parts"]])
+        for number, span in enumerate(spans[begun:], begun + 1):
+            before, target = (number - 1) * rows, self._of_pass(number)
+
+            def told(done: int, begun: int, before: int = before) -> None:
+                self._progress(PrepareProgress("arrange", before + done, len(spans) * rows, rows, before + begun))
+
+            merge_parts(parts, target, span, self._workers, told)
+            arranged |= {"passes": number, "parts": [info.to_dict() for info in target.infos]}
             self._journal.save()
-        for part in range(len(parts)):
-            parts.remove(part)
-        found = Arranged.from_dict(kept)
-        return target, found.sizes, found.ends
+            parts.remove_all()
+            parts = target
+        return parts
+
+    def _of_pass(self, number: int, infos: Sequence[PartInfo] = ()) -> Parts:
+        """The parts that a pass of arranging makes; pass 0 is the parsing."""
+        return self._new_parts(self._work / (f"arranged-{number}" if number else "parts"), infos, keyed=True)
 
     def _keep_raw_sample(self, parts: Parts, row: int, chosen: Callable[[RawPiece, int], np.ndarray]) -> None:
         """Keeps raw validation rows in the store, once.

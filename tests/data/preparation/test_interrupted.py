@@ -26,14 +26,16 @@ from tests.data.criteo_files import make_rows, write
 PHASES = ("parse", "encode", "write")
 
 
-def prepare_small(paths: list[Path], out: Path, progress: Any = None, **changes: Any) -> PrepareReport:
+def prepare_small(
+    paths: list[Path], out: Path, progress: Any = None, part_rows: int = 32, piece_bytes: int = 400, **changes: Any
+) -> PrepareReport:
     """In many small steps, each of which is journaled."""
     options = PrepareOptions(**{"block_rows": 16, "sample_negatives": 0.5, "raw_sample": 20, **changes})
     input: Input = CriteoInput(paths, piece_bytes=4000)
     if paths[0].suffix == ".csv":
         schema = read_schema({"label": "clicked", "sparse": ["user", "page"]}, "my.toml")
-        input = TableInput(schema, paths, split=options.split, piece_bytes=400)
-    return prepare(input, out, options, progress, workers=2, part_rows=32, most_in_memory=25, save_seconds=0)
+        input = TableInput(schema, paths, split=options.split, piece_bytes=piece_bytes)
+    return prepare(input, out, options, progress, workers=2, part_rows=part_rows, most_in_memory=25, save_seconds=0)
 
 
 def content(directory: Path) -> dict[str, bytes]:
@@ -262,9 +264,9 @@ def test_work_of_another_version_or_with_a_damaged_journal_is_left_alone(sources
     with pytest.raises(KeyboardInterrupt):
         prepare_small(sources, out, interrupt)
     whole = journal.read_bytes()
-    other = whole.replace(b'"dlrmctl-prepare/4"', b'"dlrmctl-prepare/9"')
+    other = whole.replace(b'"dlrmctl-prepare/5"', b'"dlrmctl-prepare/9"')
     for text, message in [
-        (other, 'the format is "dlrmctl-prepare/9", expected "dlrmctl-prepare/4"'),
+        (other, 'the format is "dlrmctl-prepare/9", expected "dlrmctl-prepare/5"'),
         (whole[:-5], r"journal\.json: damaged: "),
         (b"{}", r"journal\.json: damaged: KeyError\('task'\)"),
         (b"[]", r"journal\.json: damaged: TypeError"),

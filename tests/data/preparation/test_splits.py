@@ -10,16 +10,19 @@ import polars as pl
 import pytest
 
 from dlrmctl.data.errors import DataError
+from dlrmctl.data.formats.raw import join_pieces
 from dlrmctl.data.formats.table_schema import read_schema
 from dlrmctl.data.formats.tables import TableInput
-from dlrmctl.data.preparation.arranging import KeyOrder, keys_of
+from dlrmctl.data.preparation.arranging import KeyOrder, keys_of, merge_parts, spans_of_passes
 from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.parts import Parts
 from dlrmctl.data.preparation.prepare import prepare
+from dlrmctl.data.preparation.report import PrepareProgress
 from dlrmctl.data.sealed import Values
 from dlrmctl.data.source import SPLITS
 from dlrmctl.data.splits import Split
 from dlrmctl.data.store.store import Store
+from dlrmctl.data.workers.pool import Workers
 from tests.data.preparation.test_interrupted import content, kill_at, prepare_small
 from tests.data.preparation.test_prepare_inputs import check, plain_ids, prepared, report_of
 from tests.data.raw_inputs import FEATURES, ArrayInput
@@ -130,13 +133,58 @@ def test_many_parts_are_merged_like_one(tmp_path: Path) -> None:
     assert [order.below(key) for key in (0, 4)] == [0, int((keys < 4).sum())]
 
 
-@pytest.mark.parametrize(("event", "number"), [("arrange", 1), ("arrange", 7), ("sync", 45)])
+@pytest.mark.parametrize("kind", ["drawn", "few", "sorted", "equal", "nearly sorted"])
+def test_passes_leave_all_rows_in_order(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dlrmctl.data.preparation.arranging.MOST_MERGED", 3)
+    draw, rows = np.random.default_rng(0), 240
+    keys = {
+        "drawn": draw.integers(0, 1 << 63, rows),
+        "few": draw.integers(0, 3, rows),
+        "sorted": np.arange(rows) // 7,
+        "equal": np.zeros(rows),
+        "nearly sorted": np.arange(rows) + draw.integers(0, 20, rows),
+    }[kind].astype(np.uint64)
+    input = ArrayInput([rows], piece_rows=20)
+    parts = Parts(tmp_path / "0", ("price", "age"), np.dtype(np.float16), FEATURES, keyed=True)
+    for number, task in enumerate(input.tasks()):
+        some = task.read().pick(np.arange(0 if number == 5 else 20))  # a part may have no good row
+        keys_N = keys[20 * number : 20 * number + len(some)]
+        parts.add(parts.write(number, [some], {}, keys_N))
+    keys = np.delete(keys, np.arange(100, 120))
+    whole = join_pieces([task.read() for number, task in enumerate(input.tasks()) if number != 5])
+    expected = whole.pick(np.argsort(keys, kind="stable"))
+    order = KeyOrder(parts)
+    spans = spans_of_passes(order)
+    assert spans == ([] if kind in ("sorted", "equal") else [3, 9, 27])
+    with Workers(2) as workers:
+        for number, span in enumerate(spans, 1):
+            target = Parts(tmp_path / f"{number}", ("price", "age"), np.dtype(np.float16), FEATURES, keyed=True)
+            merge_parts(parts, target, span, workers, lambda done, begun: None)
+            assert len(target) == len(parts)
+            parts = target
+    found = join_pieces([parts.rows(part, 0, info.rows) for part, info in enumerate(parts.infos)])
+    assert np.concatenate([parts.keys(part) for part in range(len(parts))]).tolist() == np.sort(keys).tolist()
+    assert found.labels_N.tolist() == expected.labels_N.tolist()
+    assert np.array_equal(found.dense_IN, expected.dense_IN, equal_nan=True)
+    for ours, theirs in zip(found.sparse, expected.sparse, strict=True):
+        assert ours.values.tolist() == theirs.values.tolist()
+        for of_ours, of_theirs in ((ours.present_N, theirs.present_N), (ours.lengths_N, theirs.lengths_N)):
+            assert of_ours is of_theirs is None or np.array_equal(of_ours, of_theirs)
+
+
+@pytest.mark.parametrize(("event", "number"), [("arrange", 50), ("sync", 150)])
 def test_a_killed_split_by_time_goes_on_and_makes_the_same_bytes(tmp_path: Path, event: str, number: int) -> None:
-    path = _written(_frame(300), tmp_path / "t.csv")
+    path = _written(_frame(100), tmp_path / "t.csv")
+    steps: dict[str, Any] = {"split": Split("time", "at"), "part_rows": 2, "piece_bytes": 100}  # merged in two passes
     prepare_small([path], tmp_path / "whole", split=Split("time", "at"))
-    assert kill_at([path], tmp_path / "store", event, number, split=Split("time", "at")) < 0
-    prepare_small([path], tmp_path / "store", split=Split("time", "at"))
+    assert kill_at([path], tmp_path / "store", event, number, **steps) < 0
+    told: list[PrepareProgress] = []
+    prepare_small([path], tmp_path / "store", told.append, **steps)
     assert content(tmp_path / "store") == content(tmp_path / "whole")
+    merged = [progress for progress in told if progress.phase == "arrange"]
+    assert merged[-1].done == merged[-1].total == 200
+    if event == "arrange":
+        assert 100 < merged[0].begun < 200
 
 
 @pytest.mark.parametrize(
