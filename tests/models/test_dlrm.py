@@ -4,7 +4,7 @@ from torch import nn
 
 from dlrmctl.models import DLRM, DenseNetwork
 from dlrmctl.models.interaction import CatInteraction, CrossInteraction, DotInteraction
-from dlrmctl.models.mlp import MLP, Dropout
+from dlrmctl.models.mlp import MLP, Dropout, Linear
 from tests import reference
 
 
@@ -120,6 +120,23 @@ def test_shapes_that_do_not_fit_are_refused(change: dict, message: str):
     arguments = {"num_dense": 5, "num_vectors": 3, "dim": 4, "bottom": [8, 4], "top": [6, 1]} | change
     with pytest.raises(ValueError, match=message):
         DenseNetwork(**arguments)
+
+
+@pytest.mark.parametrize("inputs", [13, 32, 64, 367])
+def test_a_linear_layer_has_the_gradients_of_torch(inputs: int):
+    torch.manual_seed(0)
+    ours, theirs = Linear(inputs, 48), nn.Linear(inputs, 48)
+    theirs.load_state_dict(ours.state_dict())
+    x, grad = torch.randn(129, inputs), torch.randn(129, 48)
+    found = []
+    for layer in (ours, theirs):
+        given = x.clone().requires_grad_()
+        output = layer(given)
+        output.backward(grad)
+        found.append([output, given.grad, layer.weight.grad, layer.bias.grad])
+    # float32 sums of at most 129 products of normal numbers, perhaps in another order.
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+    assert ours.weight.grad.is_contiguous()
 
 
 def test_same_generator_same_weights():
