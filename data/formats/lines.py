@@ -86,7 +86,7 @@ def cut_lines(
 
 def _piece_end(window: bytes) -> tuple[int, int]:
     """Returns the bytes and number of whole lines of a piece."""
-    num_lines = window.count(b"\n")
+    num_lines = int(np.count_nonzero(np.frombuffer(window, dtype=np.uint8) == ord("\n")))  # faster than `count`
     if num_lines > PIECE_LINES:
         ends = np.flatnonzero(np.frombuffer(window, dtype=np.uint8) == ord("\n"))
         return int(ends[PIECE_LINES - 1]) + 1, PIECE_LINES

@@ -2,10 +2,15 @@
 
 Numbers keep their digits, so integers of any size are exact. Other keys are ignored; a missing key and null are missing
 values. A line that is not an object is omitted.
+
+Most lines of a file have the same keys in the same order, without escapes: a regular expression reads these, five times
+as fast as a JSON parser, and only what a JSON parser reads in the same way. All other lines are parsed.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import NoneType
 from typing import Any
 
@@ -15,14 +20,125 @@ import polars as pl
 from dlrmctl.data.formats.raw import BadLine
 from dlrmctl.data.formats.table_text import Records
 
+_STRING = r'"[^"\\\x00-\x1f\x{FFFD}]*"'  # U+FFFD: bytes that are not UTF-8
+_NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
+_ITEM = f"{_STRING}|{_NUMBER}|true|false"
+_VALUE = f"{_ITEM}|null"
+_ITEMS = rf"\[(?:(?:{_ITEM})(?:, ?(?:{_ITEM}))*)?\]|null"
+_PLAIN_KEY = re.compile(r'[^"\\\x00-\x1f\x7f-\x9f]*')
+_MOST_FORMS = 8  # of the lines of a piece
+_FEW_LINES = 64  # are parsed
+
 SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 _SHOWN = 40  # characters of a wrong value
 _DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
+_PAIRS = json.JSONDecoder(object_pairs_hook=list)
 _TRUTHS = {True: "true", False: "false"}
 
 
 class _Wrong(ValueError):
     """Raised for a bad line: the reason and the problem of a `BadLine`."""
+
+
+def read_columns(
+    records: Records, wanted: Mapping[str, bool], separator: str
+) -> tuple[pl.DataFrame, np.ndarray, list[BadLine]]:
+    """Reads the lines whose values fit the columns.
+
+    Args:
+        records: lines of a file.
+        wanted: the columns, and whether each has lists.
+        separator: separator of the values of a list that is written as one string.
+
+    Returns:
+        The columns as strings, or lists of them; the line of each row, int64; and the other lines, in order.
+    """
+    found = _of_forms(_lines(records), wanted)
+    rest_N = np.ones(len(records.lines_R), dtype=bool)
+    for rows, _ in found:
+        rest_N[rows] = False
+    if not found or rest_N.any() or records.bad:
+        rest = np.flatnonzero(rest_N)
+        others = replace(
+            records, starts_R=records.starts_R[rest], ends_R=records.ends_R[rest], lines_R=records.lines_R[rest]
+        )
+        objects, lines_N, bad = read_objects(others)
+        frame, good_N, wrong = to_json_frame(objects, lines_N, wanted, separator)
+        found.append((np.searchsorted(records.lines_R, lines_N[good_N]), frame))
+        bad = sorted([*bad, *wrong], key=lambda one: one.line)
+    else:
+        bad = []
+    if len(found) == 1:
+        rows, frame = found[0]
+        return frame, records.lines_R[rows], bad
+    rows = np.concatenate([rows for rows, _ in found])
+    order = np.argsort(rows)
+    return pl.concat([frame for _, frame in found])[order], records.lines_R[rows[order]], bad
+
+
+def _lines(records: Records) -> pl.Series:
+    """Returns the lines as strings, with U+FFFD for what is not UTF-8."""
+    content, number = records.content, len(records.lines_R)
+    start, end = (int(records.starts_R[0]), int(records.ends_R[-1])) if number else (0, 0)
+    lines = content[start:end].decode(errors="replace").split("\n")
+    if len(lines) != number:  # some are too long
+        edges = zip(records.starts_R.tolist(), records.ends_R.tolist(), strict=True)
+        lines = [content[start:end].decode(errors="replace") for start, end in edges]
+    return pl.Series(lines, dtype=pl.String)
+
+
+def _of_forms(lines: pl.Series, wanted: Mapping[str, bool]) -> list[tuple[np.ndarray, pl.DataFrame]]:
+    """Returns the rows of the lines of a few forms, and their columns: each form is that of the first other line."""
+    found: list[tuple[np.ndarray, pl.DataFrame]] = []
+    rest = np.arange(len(lines))
+    for _ in range(_MOST_FORMS):
+        if len(rest) < _FEW_LINES:
+            break
+        form = _form(lines[0], wanted)
+        if form is None:
+            rest, lines = rest[1:], lines[1:]
+            continue
+        pattern, names = form
+        fields = lines.str.extract_groups(pattern).struct.unnest()
+        fits = fields.to_series(0).is_not_null()
+        if fits.all():
+            return [*found, (rest, _columns(fields, names, wanted))]
+        if fits.any():
+            found.append((rest[fits.to_numpy()], _columns(fields.filter(fits), names, wanted)))
+        fits[0] = True  # is never the first again
+        rest, lines = rest[~fits.to_numpy()], lines.filter(~fits)
+    return found
+
+
+def _form(line: str, wanted: Mapping[str, bool]) -> tuple[str, list[str]] | None:
+    """Returns a pattern for lines with the keys of a line, and the columns of its groups; None if it has no form."""
+    try:
+        pairs = _PAIRS.decode(line)
+    except (ValueError, RecursionError):
+        return None
+    keys = [pair[0] for pair in pairs if isinstance(pair, tuple)] if isinstance(pairs, list) else []
+    names = [key for key in keys if key in wanted]
+    if not names or len(set(keys)) < len(keys) or not all(map(_PLAIN_KEY.fullmatch, keys)):
+        return None
+    parts = []
+    for key in keys:
+        value = f"(?:{_VALUE}|{_ITEMS})"
+        if key in wanted:
+            value = f"({_ITEMS if wanted[key] else _VALUE})"
+        parts.append(f'"{re.escape(key)}": ?{value}')
+    return rf"^\{{{', ?'.join(parts)}\}}\r?$", names
+
+
+def _columns(fields: pl.DataFrame, names: Sequence[str], wanted: Mapping[str, bool]) -> pl.DataFrame:
+    """Returns the wanted columns of lines of one form, from the groups of its pattern."""
+    columns = {name: pl.lit(None, pl.List(pl.String) if lists else pl.String) for name, lists in wanted.items()}
+    for name, group in zip(names, fields.columns, strict=True):
+        value = pl.col(group)
+        read = value.str.strip_chars('"')
+        if wanted[name]:
+            read = value.str.extract_all(_ITEM).list.eval(pl.element().str.strip_chars('"'))
+        columns[name] = pl.when(value != "null").then(read)
+    return fields.select(column.alias(name) for name, column in columns.items())
 
 
 def read_objects(records: Records) -> tuple[list[dict[str, Any]], np.ndarray, list[BadLine]]:

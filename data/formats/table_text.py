@@ -2,6 +2,7 @@
 
 A record ends at a newline with an even number of quotes before it. A quote that is never closed would include the rest
 of the file: a record longer than `MAX_RECORD_BYTES` loses its first line instead, and the next starts after it.
+`read_pieces` finds where pieces end, `TextPiece.records` splits one.
 `to_frame` makes columns of strings of a piece; records with a wrong number of fields or wrong quotes are omitted.
 """
 
@@ -66,10 +67,44 @@ class Records:
     position: int = 0
 
 
+@dataclass(frozen=True)
+class TextPiece:
+    """Consecutive records of a file, not yet split, and the lines between them that are in none.
+
+    Attributes:
+        content: their bytes.
+        line: number of the first line.
+        offset: where a file that is not compressed has the content; None for others.
+        after: the position where reading continues.
+        position: bytes on disk of the file up to there.
+    """
+
+    content: bytes
+    line: int
+    offset: int | None
+    after: Place
+    position: int
+
+    def records(self, quote: str) -> Records:
+        """Splits them."""
+        records, _, _ = split_records(self.content, quote, self.line, ended=True)
+        return replace(records, after=self.after, position=self.position)
+
+
 def read_records(
     path: Path | RemoteFile, quote: str, after: Place | None = None, piece_bytes: int = PIECE_BYTES
 ) -> Iterator[Records]:
+    """Yields the records of a file from a position on, as `read_pieces`."""
+    for piece in read_pieces(path, quote, after, piece_bytes):
+        yield piece.records(quote)
+
+
+def read_pieces(
+    path: Path | RemoteFile, quote: str, after: Place | None = None, piece_bytes: int = PIECE_BYTES
+) -> Iterator[TextPiece]:
     """Yields the records of a file from a position on, about `piece_bytes` at a time; detects gzip.
+
+    This takes little time for a byte, so that one process can give work to many.
 
     Args:
         path: of the file.
@@ -98,11 +133,40 @@ def read_records(
                 end = content.find(b"\n") + 1
                 skipping, line = end == 0, line + (end > 0)
                 content = content[end:] if end else b""
-            records, used, too_long = split_records(content, quote, line, ended=ended)
-            line, rest, skipping = line + content.count(b"\n", 0, used), content[used:], skipping or too_long
-            after = Place(read - len(rest), read, line, skipping)
-            if len(records.lines_R) or records.bad:
-                yield replace(records, after=after, position=raw.tell())
+            cut, too_long = len(content) if ended else _sure_end(content, quote), False
+            if cut is None:
+                _, cut, too_long = split_records(content, quote, line, ended=False)
+            first, offset = line, None if compressed else read - len(content)
+            content, rest = content[:cut], content[cut:]
+            line, skipping = line + content.count(b"\n"), skipping or too_long
+            if content:
+                after = Place(read - len(rest), read, line, skipping)
+                yield TextPiece(content, first, offset, after, raw.tell())
+
+
+def _sure_end(content: bytes, quote: str) -> int | None:
+    """Returns the end of the last record of a text that starts with one; None if one of them may be too long.
+
+    Between two ends of records that are in neighboring windows of half the greatest length, no record is too long.
+    """
+    mark, size = quote.encode(), len(content)
+    if not mark or mark not in content:
+        end = content.rfind(b"\n") + 1
+        return end if size - end <= MAX_RECORD_BYTES else None
+    end, inside = 0, False
+    step = MAX_RECORD_BYTES // 2
+    for start in range(0, size, step):
+        stop = min(start + step, size)
+        inside ^= content.count(mark, start, stop) % 2 == 1
+        high, quoted, found = stop, inside, False
+        while not found and (newline := content.rfind(b"\n", start, high)) >= 0:
+            quoted ^= content.count(mark, newline, high) % 2 == 1
+            high, found = newline, not quoted
+        if found:
+            end = high + 1
+        elif stop == start + step:
+            return None
+    return end
 
 
 def split_records(content: bytes, quote: str, first: int, *, ended: bool) -> tuple[Records, int, bool]:

@@ -26,9 +26,18 @@ from dlrmctl.data.formats.table_columnar import (
     read_types,
 )
 from dlrmctl.data.formats.table_json import SUFFIXES as JSON_SUFFIXES
-from dlrmctl.data.formats.table_json import kept_texts, read_objects, to_json_frame
+from dlrmctl.data.formats.table_json import kept_texts, read_columns, read_objects, to_json_frame
 from dlrmctl.data.formats.table_schema import SparseColumn, TableSchema, nearest
-from dlrmctl.data.formats.table_text import PIECE_BYTES, Dialect, Place, Records, read_header, read_records, to_frame
+from dlrmctl.data.formats.table_text import (
+    PIECE_BYTES,
+    Dialect,
+    Place,
+    TextPiece,
+    read_header,
+    read_pieces,
+    read_records,
+    to_frame,
+)
 from dlrmctl.data.formats.table_values import KeyColumn, to_piece
 from dlrmctl.data.formats.texts import HEAD_BYTES, STANDARD_INPUT, is_regular, is_tar, is_zip, refuse_others
 from dlrmctl.data.formats.transforms import ColumnTransform, DenseTransform
@@ -159,17 +168,36 @@ class TableInput:
     def _text_tasks(self, number: int, before: int, place: Mapping[str, Any] | None) -> Iterator[Task]:
         file = self._files[number]
         start = Place(**place) if place else None
-        for records in read_records(file.path, file.dialect.quote, start, self._piece_bytes):
-            position = {"source": number, "place": asdict(records.after)}
-            yield Task(number, position, before + records.position, partial(self._read_text, file, records))
+        for piece in read_pieces(file.path, file.dialect.quote, start, self._piece_bytes):
+            position = {"source": number, "place": asdict(piece.after)}
+            elsewhere = None
+            if isinstance(file.path, Path) and piece.offset is not None:
+                there = replace(piece, content=b"")
+                elsewhere = partial(self._read_text_at, file, there, len(piece.content))
+            read = partial(self._read_text, file, piece)
+            yield Task(number, position, before + piece.position, read, read_elsewhere=elsewhere)
 
-    def _read_text(self, file: _File, records: Records) -> RawPiece:
+    def _read_text_at(self, file: _File, piece: TextPiece, size: int) -> RawPiece:
+        """As `_read_text`, for a piece whose content is still in the file."""
+        assert piece.offset is not None
+        with io_errors(file.path, "read"), file.path.open("rb") as stream:
+            stream.seek(piece.offset)
+            content = stream.read(size)
+        if len(content) < size:
+            raise DataError(f"{file.path}: the file has changed while it was read", "start again")
+        return self._read_text(file, replace(piece, content=content))
+
+    def _read_text(self, file: _File, piece: TextPiece) -> RawPiece:
+        records = piece.records(file.dialect.quote)
         if file.format == "csv":
             frame, lines_N, bad = to_frame(records, file.header, self._wanted, file.dialect)
             return self._piece(frame, KeptColumns(lines_N, frame), lines_N, bad)
-        objects, lines_N, bad = read_objects(records)
         lists = self.table_schema.lists
         wanted = {name: name in lists for name in self._names}
+        if not self._kept:
+            frame, lines_N, bad = read_columns(records, wanted, self.table_schema.list_separator)
+            return self._piece(frame, KeptColumns(lines_N, frame), lines_N, bad)
+        objects, lines_N, bad = read_objects(records)
         frame, good_N, wrong = to_json_frame(objects, lines_N, wanted, self.table_schema.list_separator)
         if self._raw:
             kept = KeptColumns(lines_N[good_N], frame)
@@ -303,8 +331,7 @@ class TableInput:
             return pl.DataFrame(schema=dict.fromkeys(names, pl.String))
         if file.format == "csv":
             return to_frame(records, file.header, names, file.dialect)[0]
-        objects, lines_N, _ = read_objects(records)
-        return to_json_frame(objects, lines_N, dict.fromkeys(names, False), ",")[0]
+        return read_columns(records, dict.fromkeys(names, False), ",")[0]
 
     def _check_keys(self, path: Path | RemoteFile) -> None:
         """Checks the keys of the first piece. A key may be missing in all objects, unless they have a similar one.
@@ -312,10 +339,13 @@ class TableInput:
         Raises:
             DataError: for such a key, for a label or a column to keep that no object has, or if all keys are missing.
         """
-        first = next(read_records(path, "", piece_bytes=self._piece_bytes), None)
-        keys = list({key: None for fields in read_objects(first)[0] for key in fields} if first else {})
         wanted = list(dict.fromkeys((*self._wanted, *self.table_schema.id)))
-        absent = [name for name in wanted if name not in keys]
+        for piece_bytes in (min(_FIRST_BYTES, self._piece_bytes), self._piece_bytes):
+            first = next(read_records(path, "", piece_bytes=piece_bytes), None)
+            keys = list({key: None for fields in read_objects(first)[0] for key in fields} if first else {})
+            absent = [name for name in wanted if name not in keys]
+            if not absent:
+                return
         others = [key for key in keys if key not in wanted]
         schema = self.table_schema
         always = [schema.label, self._key, *schema.of_examples, *schema.id, *self._kept]

@@ -1,5 +1,7 @@
 """A preparation in processes or on a cluster makes the same store, whatever is killed."""
 
+import gzip
+import json
 import os
 import signal
 import socket
@@ -78,6 +80,25 @@ def test_processes_make_the_bytes_of_threads_for_a_table_by_time(processes: Proc
     for name, workers in (("threads", 1), ("processes", processes)):
         input = TableInput(schema, [tmp_path / "t.csv"], split=split, piece_bytes=3000)
         prepare(input, tmp_path / name, PrepareOptions(split=split, block_rows=64), workers=workers)  # type: ignore[arg-type]
+    assert _content(tmp_path / "processes") == _content(tmp_path / "threads")
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.jsonl"])
+def test_processes_make_the_bytes_of_threads_for_text(processes: ProcessWorkers, tmp_path: Path, name: str) -> None:
+    rows = [{"clicked": n % 2, "user": f'user "{n % 37}"\nof {n % 3}', "price": n / 7} for n in range(900)]
+    rows[500]["clicked"] = 2
+    text = "\n".join(map(json.dumps, rows))
+    if "csv" in name:
+        text = "\n".join(
+            ["clicked,user,price", *('{clicked},"{}",{price}'.format(r["user"].replace('"', '""'), **r) for r in rows)]
+        )
+    content = f"{text}\nnot a row\n".encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    schema = read_schema({"label": "clicked", "sparse": ["user"], "dense": ["price"]}, "my.toml")
+    for made, workers in (("threads", 1), ("processes", processes)):
+        input = TableInput(schema, [tmp_path / name], piece_bytes=3000)
+        report = prepare(input, tmp_path / made, PrepareOptions(block_rows=64), workers=workers)  # type: ignore[arg-type]
+        assert [line.line for line in report.examples] == ([1002, 1802] if "csv" in name else [501, 901])
     assert _content(tmp_path / "processes") == _content(tmp_path / "threads")
 
 

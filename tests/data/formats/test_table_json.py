@@ -1,0 +1,86 @@
+"""Lines that a pattern reads have the columns, rows and problems that a JSON parser finds."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dlrmctl.data.formats.raw import BadLine
+from dlrmctl.data.formats.table_json import read_columns, read_objects, to_json_frame
+from dlrmctl.data.formats.table_text import Records, split_records
+
+WANTED = {"y": False, "user": False, "items": True}
+SCALARS = [
+    *("0", "-0", "12", "007", "1.50", "1.", "-", "2e5", "1E+03", "9" * 30, "NaN", "Infinity", "true", "false", "null"),
+    *('""', '"a"', '"a, b: {}[]"', '"null"', '"\\u0041"', '"a\\"b"', '"Äpfel"', '"\ufffd"', '"\\ud800"', '"\t"', '"x'),
+    *("{}", '{"y": 1}', "[]", "tru", "1 2", " 5", "5 "),
+]
+LISTS = [
+    "[]",
+    "[1,2]",
+    '["a", "b"]',
+    '["a, b",1.0]',
+    "[null]",
+    "[1,[2]]",
+    "null",
+    '"a|b"',
+    "[true , 1]",
+    '[""]',
+    "[1,]",
+]
+PARTS = st.sampled_from(SCALARS), st.sampled_from(SCALARS), st.sampled_from(LISTS)
+FORMS = st.sampled_from(
+    [
+        '{{"y":{0},"user":{1},"items":{2}}}',
+        '{{"y": {0}, "user": {1}, "items": {2}}}',
+        '{{"y": {0}, "ü.*": {1}, "items": {2}}}\r',
+        '{{"items":{2},"user":{1}}}',
+        '{{"y":{0},"y":{1}}}',
+        '{{"other":{0}}}',
+        ' {{"y" : {0}, "user": {1} }}',
+        '{{"y": {0}, "user": {1}',
+        "[{0}]",
+        "{0}",
+        "",
+    ]
+)
+
+
+def _parsed(records: Records, wanted: Mapping[str, bool]) -> tuple[pl.DataFrame, np.ndarray, list[BadLine]]:
+    objects, lines_N, bad = read_objects(records)
+    frame, good_N, wrong = to_json_frame(objects, lines_N, wanted, "|")
+    return frame, lines_N[good_N], sorted([*bad, *wrong], key=lambda one: one.line)
+
+
+def _check(content: bytes) -> None:
+    records, _, _ = split_records(content, "", 1, ended=True)
+    frame, lines_N, bad = read_columns(records, WANTED, "|")
+    expected, expected_N, expected_bad = _parsed(records, WANTED)
+    assert (lines_N.tolist(), bad) == (expected_N.tolist(), expected_bad)
+    assert frame.schema == expected.schema
+    assert frame.to_dicts() == expected.to_dicts()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(FORMS, *PARTS), max_size=8), st.sampled_from([1, 3]), st.booleans())
+def test_lines_are_those_of_a_json_parser(lines: list[tuple[str, str, str, str]], times: int, broken: bool) -> None:
+    content = "\n".join(form.format(*values) for form, *values in lines * times).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dlrmctl.data.formats.table_json._FEW_LINES", 1)
+        _check(content + b'\n{"y": 1, "user": "\xff"}\n' * broken)
+
+
+def test_a_piece_of_one_form_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[dict[str, Any]] = [
+        {"y": n % 2, "user": f"u{n}", "items": ["a", "b"][: n % 3], "x": 1.5} for n in range(99)
+    ]
+    content = "\n".join(map(json.dumps, rows)).encode()
+    _check(content)
+    monkeypatch.setattr("dlrmctl.data.formats.table_json.read_objects", None)
+    frame, lines_N, bad = read_columns(split_records(content, "", 1, ended=True)[0], WANTED, "|")
+    assert (len(frame), lines_N.tolist(), bad) == (99, list(range(1, 100)), [])
