@@ -10,7 +10,8 @@ from typing import Any
 
 from dlrmctl.assembly.compressed import DENSE_FILE, REPORT, WIDE_FILE
 from dlrmctl.compress.finetune import Tuned
-from dlrmctl.compress.fitting import SMALL_BYTES, Counts, Kept, TableOptions, find_options, fit_options
+from dlrmctl.compress.fitting import SMALL_BYTES, find_options, fit_options
+from dlrmctl.compress.options import Counts, Kept, TableOptions
 from dlrmctl.compress.request import Request, out_of_reach, split_tables
 from dlrmctl.compress.search import BudgetSearch, Joint, frontier_of, priced, realize
 from dlrmctl.compress.trial import Trial

@@ -20,6 +20,7 @@ Goal = Literal["method", "ratio", "budget"]
 _SHORT = {"qr": "qr-mult4-int8", "hash": "hash4-int8", "rq": "rq2x256", "pq": "pq4x256"}
 _KNOWN = ("fp32", "fp16", "int8", "int4", "int2", "pca", "near-isometric12", "fromax12")
 _SMALL_CODEBOOKS = (16, 32, 64, 128)
+_WORTH_A_CODEBOOK = 0.95  # share of the bytes below which a smaller codebook is tried
 _INT8 = Method.parse("int8")
 
 
@@ -55,7 +56,11 @@ class Request:
         if self.method is not None:
             return [Method.parse("fp32"), parse_method(self.method, dim, self.keep_head)]
         methods = default_grid(dim)
-        methods += [Method.parse(f"rq{count}x{size}") for size in _SMALL_CODEBOOKS for count in (1, 2, 3)]
+        for count in (1, 2, 3):
+            full = least_bytes(Method.parse(f"rq{count}x256"), rows, dim)
+            smaller = [Method.parse(f"rq{count}x{size}") for size in _SMALL_CODEBOOKS]
+            # Codes take as many bytes; where they are nearly all bytes, a smaller codebook only loses.
+            methods += [method for method in smaller if least_bytes(method, rows, dim) < _WORTH_A_CODEBOOK * full]
         # Nothing larger than rows of 8 bits is ever chosen: their error is below that of any code.
         most = least_bytes(_INT8, rows, dim)
         return [method for method in methods if method.kind == "rows" or least_bytes(method, rows, dim) < most]

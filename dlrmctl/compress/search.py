@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dlrmctl.compress.fitting import EXACT, TableOptions
+from dlrmctl.compress.options import EXACT, TableOptions
 from dlrmctl.console.progress import BarDisplay
 from dlrmctl.console.text import fixed, with_error
 from dlrmctl.embeddings.compression.frontier import Choice, Frontier, predicted_options

@@ -4,37 +4,27 @@ Dimensions: N rows, D columns, L codes per row, K rows (centers) of each codeboo
 and D / L for "concat".
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
-from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from dlrmctl.embeddings.compression.fits.cores import map_in_order
+from dlrmctl.embeddings.compression.fits.kmeans import fit_centers, means, nearest
+from dlrmctl.embeddings.compression.fits.sampling import weighted_sample
 from dlrmctl.embeddings.compression.fits.trained import TableRows
 from dlrmctl.embeddings.compression.rules.sharing import code_dtype
 
-_Given = TypeVar("_Given")
-_Found = TypeVar("_Found")
-
-# 128 rows for each of 256 centers; twice as many take twice as long and lower the error by less than 1 %.
-SAMPLE_ROWS = 32_768
+# 64 rows for each of 256 centers; twice as many take half as long again and lower the error by 1 %.
+SAMPLE_ROWS = 16_384
 # Keeps the equations solvable: a constant moved from one codebook to another changes no sum.
 _RIDGE = 1e-6
 # Rows of all codebooks of a sum, the height of the matrix of their equations; 128 MB at this limit.
 _MOST_EQUATIONS = 4096
 _SAMPLE_SWEEPS = 5
-# Scores of rows against centers that are held at once: 512 KB of float32, to stay in the cache of one core.
-_SCORES = 2**17
-_SEED_ROWS = 16_384
 _LLOYD_STEPS = 25
-_LEVEL_STEPS = 10  # for each codebook of a sum, which is improved together with the others afterwards
-# Lloyd's algorithm ends when rows with less than this share of the weight change their center.
-_SETTLED = 1e-3
+_LEVEL_STEPS = 15  # for each codebook of a sum, which is improved together with the others afterwards
 
 
 @dataclass(frozen=True)
@@ -108,7 +98,7 @@ def coding_error(model: "Codebooks", table: TableRows) -> float:
 def alternate(model: "Codebooks", table: TableRows, codes: Tensor, passes: int) -> list[float]:
     """Codes all rows (into `codes`) and refits the codebooks, several times.
 
-    Threads of torch code several pieces of the table at a time.
+    Several pieces of the table are coded at a time.
 
     Returns:
         The weighted squared error after each coding.
@@ -123,7 +113,9 @@ def alternate(model: "Codebooks", table: TableRows, codes: Tensor, passes: int) 
     for number in range(passes):
         sums = _Sums(model)
         loss = torch.zeros((), dtype=torch.float64)
-        for part, chosen, residual, weights in _ahead(encode, table.chunks(f"codes, pass {number + 1} of {passes}")):
+        for part, chosen, residual, weights in map_in_order(
+            encode, table.chunks(f"codes, pass {number + 1} of {passes}")
+        ):
             loss += (residual.square().sum(1) * weights).sum(dtype=torch.float64)
             sums.add(chosen, residual, weights)
             codes[part] = chosen.to(codes.dtype)
@@ -131,23 +123,6 @@ def alternate(model: "Codebooks", table: TableRows, codes: Tensor, passes: int) 
         model.move(sums)
         del sums  # before the next ones take as much memory again
     return losses
-
-
-def _ahead(function: Callable[[_Given], _Found], items: Iterable[_Given]) -> Iterator[_Found]:
-    """Yields the results for the items in order, computed by as many threads as torch may use here."""
-    threads = torch.get_num_threads()
-    if threads == 1:
-        yield from map(function, items)
-        return
-    waiting: deque[Future[_Found]] = deque()
-    # The products are too small for several threads each.
-    with ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(1)) as pool:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 class Codebooks:
@@ -188,8 +163,7 @@ class Codebooks:
             codebook = self.codebooks[index]
             left += codebook[codes[index]]
             codes[index] = nearest(left, codebook)
-            sums, totals = weighted_sums(left, sample.weights, codes[index], self.size)
-            codebook.copy_(torch.where(totals[:, None] > 0, sums / totals.clamp(min=1e-30)[:, None], codebook))
+            codebook.copy_(means(left, sample.weights, codes[index], codebook)[0])
             left -= codebook[codes[index]]
         return float((left.square().sum(1) * sample.weights).sum(dtype=torch.float64))
 
@@ -258,130 +232,3 @@ class _Sums:
                 pairs.index_add_(0, codes[:, i] * size + codes[:, j], weights)
                 self.together[of_code, j * size : (j + 1) * size] += pairs.view(size, size)
                 self.together[j * size : (j + 1) * size, of_code] += pairs.view(size, size).T
-
-
-def nearest(rows_ND: Tensor, centers_KD: Tensor) -> Tensor:
-    """Returns the index of the nearest center of each row, int64 [N]; the first of equals."""
-    half_norms = centers_KD.square().sum(1) / 2
-    step = max(1, _SCORES // len(centers_KD))
-    found = np.empty(len(rows_ND), dtype=np.int64)
-    for start in range(0, len(rows_ND), step):
-        scores = torch.addmm(half_norms, rows_ND[start : start + step], centers_KD.T, alpha=-1)
-        # numpy's argmin is several times faster than torch's on a CPU.
-        found[start : start + step] = scores.numpy().argmin(1)
-    return torch.from_numpy(found)
-
-
-def fit_centers(
-    rows_ND: Tensor,
-    weights: Tensor,
-    size: int,
-    generator: torch.Generator,
-    *,
-    start: Tensor | None = None,
-    steps: int = _LLOYD_STEPS,
-) -> Tensor:
-    """Returns centers that minimize the weighted squared distance, by Lloyd's algorithm from k-means++.
-
-    Args:
-        rows_ND: float32.
-        weights: [N], >= 0.
-        size: K, at most N.
-        generator: source of the start.
-        start: centers to start from instead, float32 [K, D].
-        steps: most steps of Lloyd's algorithm.
-
-    Returns:
-        float32 [K, D]. A center that is nearest to no row moves to the row with the largest error.
-    """
-    centers = _spread_out(rows_ND, weights, size, generator) if start is None else start
-    before, settled = None, _SETTLED * float(weights.sum())
-    for _ in range(steps):
-        codes = nearest(rows_ND, centers)
-        sums, totals = weighted_sums(rows_ND, weights, codes, size)
-        moved = torch.where(totals[:, None] > 0, sums / totals.clamp(min=1e-30)[:, None], centers)
-        empty = (totals == 0).nonzero().squeeze(1)
-        if empty.numel():
-            error = (rows_ND - centers[codes]).square().sum(1) * weights
-            worst = torch.topk(error, empty.numel())
-            gains = worst.values > 0
-            moved[empty[gains]] = rows_ND[worst.indices[gains]]
-        done = before is not None and float(weights[codes != before].sum()) <= settled and not empty.numel()
-        done |= torch.equal(moved, centers)
-        centers, before = moved, codes
-        if done:
-            break
-    return centers
-
-
-def weighted_sums(rows_ND: Tensor, weights: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Returns the sums of weighted rows and of weights of each code: [K, D] and [K]."""
-    sums = rows_ND.new_zeros(size, rows_ND.shape[1]).index_add_(0, codes, rows_ND * weights[:, None])
-    return sums, weights.new_zeros(size).index_add_(0, codes, weights)
-
-
-def _spread_out(rows_ND: Tensor, weights: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """k-means++: each next center is a row drawn by its weighted distance to those before.
-
-    Source: Arthur and Vassilvitskii, SODA 2007.
-    """
-    if len(rows_ND) > max(_SEED_ROWS, 4 * size):
-        some = torch.multinomial(weights.double(), max(_SEED_ROWS, 4 * size), generator=generator)
-        rows_ND, weights = rows_ND[some], torch.ones(len(some))
-    draws = torch.rand(size, generator=generator, dtype=torch.float64)
-    norms = rows_ND.square().sum(1)
-    centers = torch.empty(size, rows_ND.shape[1])
-    distance = torch.full_like(weights, torch.inf)
-    chances = weights.double()
-    for index in range(size):
-        reached = chances.cumsum(0)
-        chosen = int(torch.searchsorted(reached, draws[index] * reached[-1]).clamp(max=len(rows_ND) - 1))
-        centers[index] = rows_ND[chosen]
-        to_new = (norms + norms[chosen]).sub_(rows_ND @ centers[index], alpha=2).clamp_(min=0)
-        distance = torch.minimum(distance, to_new)
-        chances = (distance * weights).double()
-        if float(chances.sum()) == 0:  # fewer distinct rows than centers
-            chances = weights.double()
-    return centers
-
-
-def weighted_sample(table: TableRows, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draws rows by `sample_ids`.
-
-    Returns:
-        float32 [n, D] and [n].
-    """
-    ids, weights = sample_ids(table, size, generator)
-    return table.take(ids)[0], weights
-
-
-def sample_ids(table: TableRows, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draws at most `size` rows, with weights that keep sums unbiased.
-
-    All heavy rows are drawn, with their own weight. The others are drawn with a probability proportional to their
-    weight, and get the threshold's weight; no other scheme of that size has less variance for sums of weights. Rows are
-    drawn systematically, so that every range of ids is represented.
-
-    Returns:
-        Positions, int64 [n] in increasing order, and weights, float32 [n].
-    """
-    weights = table.weights if table.index is None else table.weights[table.index]
-    if table.num_rows <= size:
-        return torch.arange(table.num_rows), weights
-    threshold = _threshold(weights, size)
-    chances = weights.double().div_(threshold).clamp_(max=1.0).cumsum_(0)
-    offset = torch.rand((), generator=generator, dtype=torch.float64)
-    points = torch.arange(int(chances[-1] - offset) + 1, dtype=torch.float64) + offset
-    chosen = torch.searchsorted(chances, points).clamp_(max=table.num_rows - 1).unique()
-    return chosen, weights[chosen].clamp(min=threshold)
-
-
-def _threshold(weights: Tensor, size: int) -> float:
-    """Returns t with sum_i min(1, w_i / t) = size, given more than `size` weights above 0."""
-    # numpy's partition needs a quarter of the memory of torch's topk.
-    heaviest = np.partition(weights.numpy(), len(weights) - size)[len(weights) - size :]
-    ordered = torch.from_numpy(np.sort(heaviest)[::-1].astype(np.float64))
-    rest = weights.sum(dtype=torch.float64) - ordered.cumsum(0) + ordered  # of all but the first k, for every k
-    # If the first k rows are certain, the others share the remaining size - k places.
-    tried = rest / (size - torch.arange(size))
-    return float(tried[int((ordered <= tried).nonzero()[0])])

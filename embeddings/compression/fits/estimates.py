@@ -10,14 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlrmctl.embeddings.compression.fits.codebook import (
-    Codebooks,
-    coding_error,
-    fit_centers,
-    nearest,
-    sample_ids,
-)
+from dlrmctl.embeddings.compression.fits.codebook import Codebooks, coding_error
+from dlrmctl.embeddings.compression.fits.kmeans import fit_centers, nearest
 from dlrmctl.embeddings.compression.fits.methods import Method, head_rows
+from dlrmctl.embeddings.compression.fits.sampling import sample_ids
 from dlrmctl.embeddings.compression.fits.trained import TableRows
 from dlrmctl.embeddings.compression.rules.headed import choose_head
 

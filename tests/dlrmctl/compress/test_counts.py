@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dlrmctl.compress.counts import RowCounts, counts_of_rows
-from dlrmctl.compress.fitting import weigh
+from dlrmctl.compress.options import weigh
 from dlrmctl.data.synthetic.synthetic import Synthetic
 from dlrmctl.embeddings.tables import FeatureTable
 from dlrmctl.errors import UserError

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from dlrmctl.compress.fitting import Candidate, Kept, TableOptions
+from dlrmctl.compress.options import Candidate, Kept, TableOptions
 from dlrmctl.compress.search import BudgetSearch, frontier_of, uniform_choices
 from dlrmctl.console.progress import BarDisplay
 

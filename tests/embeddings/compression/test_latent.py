@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dlrmctl.embeddings.compression.adagrad import RowwiseAdagrad, Trained
-from dlrmctl.embeddings.compression.fits.codebook import nearest
+from dlrmctl.embeddings.compression.fits.kmeans import nearest
 from dlrmctl.embeddings.compression.fits.methods import Method
 from dlrmctl.embeddings.compression.latent import LatentCodes, latent_state, with_latent_rows
 from dlrmctl.embeddings.compression.rules.pack import stored_like

@@ -3,15 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from dlrmctl.embeddings.compression.fits.codebook import (
-    Codebooks,
-    alternate,
-    coding_error,
-    fit_centers,
-    fit_codes,
-    nearest,
-    weighted_sample,
-)
+from dlrmctl.embeddings.compression.fits.codebook import Codebooks, alternate, coding_error, fit_codes
 from dlrmctl.embeddings.compression.fits.methods import Method
 from dlrmctl.embeddings.compression.fits.trained import TableRows
 from tests.embeddings.compression.tables import table_rows, weighted_error
@@ -20,55 +12,6 @@ from tests.embeddings.compression.tables import table_rows, weighted_error
 def _decode(fitted) -> torch.Tensor:
     rows = [book[fitted.codes[:, i].long()] for i, book in enumerate(fitted.codebooks)]
     return torch.stack(rows).sum(0)
-
-
-def test_the_nearest_center_is_the_nearest():
-    generator = torch.Generator().manual_seed(0)
-    rows, centers = torch.randn(3000, 5, generator=generator), torch.randn(100, 5, generator=generator)
-    distances = torch.cdist(rows.double(), centers.double())
-    found = distances[torch.arange(3000), nearest(rows, centers)]
-    # Scores are float32: a center that is as near to 7 digits may be taken instead.
-    assert torch.allclose(found, distances.amin(1), rtol=1e-5)
-
-
-def test_k_means_finds_separate_clusters_by_any_seed():
-    generator = torch.Generator().manual_seed(0)
-    centers = 10 * torch.randn(40, 8, generator=generator)
-    rows = centers[torch.randint(40, (4000,), generator=generator)] + 0.01 * torch.randn(4000, 8, generator=generator)
-    for seed in range(3):
-        found = fit_centers(rows, torch.ones(4000), 40, torch.Generator().manual_seed(seed))
-        assert float((rows - found[nearest(rows, found)]).square().sum(1).max()) < 0.01
-
-
-def test_k_means_on_weighted_rows_is_k_means_on_repeated_rows():
-    generator = torch.Generator().manual_seed(0)
-    rows, counts = torch.randn(60, 3, generator=generator), torch.randint(1, 5, (60,), generator=generator)
-    weighted = fit_centers(rows, counts.float(), 1, generator)
-    # Means of 150 float32 numbers of about 1.
-    assert torch.allclose(weighted[0], rows.repeat_interleave(counts, 0).mean(0), atol=1e-5)
-
-
-def test_as_many_centers_as_rows_are_the_rows():
-    rows = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
-    centers = fit_centers(rows, torch.ones(30), 30, torch.Generator().manual_seed(0))
-    assert torch.equal(centers[nearest(rows, centers)], rows)
-
-
-def test_a_weighted_sample_keeps_heavy_rows_and_is_right_on_average():
-    weight = torch.arange(1, 2001, dtype=torch.float32)[:, None]
-    weights = 1 / torch.arange(1, 2001).float()
-    table = TableRows(weight, weights)
-    totals, sums = [], []
-    for seed in range(200):
-        values, own = weighted_sample(table, 200, torch.Generator().manual_seed(seed))
-        assert abs(len(values) - 200) <= 1
-        assert torch.equal(values[:20, 0], weight[:20, 0])
-        assert torch.equal(own[:20], weights[:20])
-        totals.append(float(own.sum()))
-        sums.append(float((own * values[:, 0]).sum()))
-    # Systematic: the total weight is right every time, to the one row that may be missing (the threshold, 0.6 %).
-    assert totals == pytest.approx([float(weights.sum())] * 200, rel=0.01)
-    assert sum(sums) / 200 == pytest.approx(2000, rel=0.005)  # the true sum is 2000; one sample spreads by 0.5 %
 
 
 @pytest.mark.parametrize("operation", ["sum", "concat"])
