@@ -5,7 +5,7 @@ Dimensions: B examples, F features, K tables (= keys of the rows).
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -114,6 +114,12 @@ class SparseIds:
         """The number of values of each key."""
         if self.lengths_KB is None:
             return [self.batch_size] * len(self.keys)
+        return self._counts
+
+    @cached_property
+    def _counts(self) -> list[int]:
+        """Read once: a GPU is waited for."""
+        assert self.lengths_KB is not None
         counts: list[int] = self.lengths_KB.sum(dim=1).tolist()
         return counts
 

@@ -108,7 +108,7 @@ class LocalWeights:
         if lengths_KB is None:
             places_N = (rows.values.view(len(rows.keys), -1) + self._firsts_K.unsqueeze(1)).view(-1)
         else:
-            places_N = rows.values + self._firsts_K.repeat_interleave(lengths_KB.sum(1))
+            places_N = rows.values + self._firsts_K.repeat_interleave(lengths_KB.sum(1), output_size=len(rows.values))
         weights = self._kernel.emb_module.weights_host
         sums_B = _SumWeights.apply(weights, self, places_N, lengths_KB, rows.batch_size, rows.weights)
         return [Columns(sums_B.unsqueeze(1), ["sum"], [1])]
