@@ -93,7 +93,8 @@ def make_plan(
         world_size, local_world_size: ranks in all and on each host.
         device_type: "cpu" or "cuda".
         batch_size: examples per rank and step, for the planner's estimates.
-        sharding: one of `SHARDINGS`; "auto" lets the planner choose between the other two for each table.
+        sharding: one of `SHARDINGS`; "auto" lets the planner choose between the other two for each table. Tables of too
+            few rows for all ranks are never cut.
         memory_bytes: each rank's memory for tables, their optimizer state and lookups; None: no limit.
         bandwidths: bytes per second between ranks of one host, and of two; None: the planner's defaults for GPUs, the
             constants above for CPU ranks.
@@ -132,7 +133,7 @@ def make_plan(
         storage_reservation=FixedPercentageStorageReservation(0.0),
         constraints={
             table.name: ParameterConstraints(
-                sharding_types=["table_wise"] if sharding == "auto" and _leaves_ranks_out(table, world_size) else kinds,
+                sharding_types=["table_wise"] if _leaves_ranks_out(table, world_size) else kinds,
                 compute_kernels=["fused"],
                 pooling_factors=ids_per_bag[table.name],
                 is_weighted=embeddings.weighted,

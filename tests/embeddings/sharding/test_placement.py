@@ -45,17 +45,14 @@ def test_cpu_ranks_keep_tables_whole_unless_they_must_be_cut():
     assert max(rank_bytes(tight, 2)) < 230_000_000
 
 
-def test_fewer_rows_than_ranks_can_be_cut():
-    placements = _plan([FeatureTable("a", 3)], sharding="row_wise", device_type="cpu")
-    assert sum(placements[0].rank_rows) == 3
-
-
 def test_no_rank_is_left_without_a_row_of_a_cut_table():
     """FBGEMM looks up on the wrong device in a group of tables without any row."""
     features = [FeatureTable(f"t{rows}", rows) for rows in (1, 3, 4, 10, 57)]
     for bandwidths in (None, (300e9, 300e9)):  # slow networks keep tables whole, fast ones cut them
         for table in _plan(features, world_size=8, device_type="cpu", batch_size=64, bandwidths=bandwidths):
             assert table.sharding == "table_wise" or min(table.rank_rows) > 0, table
+    cut = _plan(features, world_size=8, device_type="cpu", sharding="row_wise")
+    assert [(len(table.ranks), sum(table.rank_rows)) for table in cut] == [(1, 1), (1, 3), (1, 4), (1, 10), (8, 57)]
 
 
 def test_one_rank_holds_everything_whole():
