@@ -105,4 +105,6 @@ class UnpooledFeatures:
 @torch.fx.wrap
 def segment_sum(values_ND: Tensor, lengths: Tensor) -> Tensor:
     """Sums consecutive rows: row i of the result is the sum of the next `lengths[i]` rows, or 0 if there are none."""
-    return torch.segment_reduce(values_ND, "sum", lengths=lengths.long(), axis=0, initial=0.0)
+    # Its check of the lengths would make a GPU wait.
+    unsafe = values_ND.is_cuda
+    return torch.segment_reduce(values_ND, "sum", lengths=lengths.long(), axis=0, initial=0.0, unsafe=unsafe)

@@ -232,7 +232,9 @@ def joint_stage(first: int, partitions: Sequence[Partition]) -> Stage:
 
 def per_value(numbers_K: Tensor, lengths: list[int]) -> Tensor:
     """Returns one number per value, given one per key and the number of values of each key."""
-    repeats = torch.tensor(lengths, device=numbers_K.device)
+    # From pinned memory, as a GPU would be waited for otherwise.
+    on_gpu = numbers_K.is_cuda
+    repeats = torch.tensor(lengths, pin_memory=on_gpu).to(numbers_K.device, non_blocking=on_gpu)
     return numbers_K.repeat_interleave(repeats, output_size=sum(lengths))
 
 
