@@ -27,6 +27,7 @@ class Batch:
         weights_B: float32, at least 0; None if all examples count 1.
         groups_B: int64, -1 without a group; None without groups.
         id_weights: float32, the weight of each of `ids`; None if all are 1.
+        ids_per_feature: the number of ids of each feature, where it is known and there are lengths.
     """
 
     dense_BI: Tensor
@@ -38,6 +39,7 @@ class Batch:
     weights_B: Tensor | None = None
     groups_B: Tensor | None = None
     id_weights: Tensor | None = None
+    ids_per_feature: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return self.labels_B.numel()
@@ -54,6 +56,12 @@ class Batch:
             groups_B=None if self.groups_B is None else self.groups_B.to(device, non_blocking=non_blocking),
             id_weights=None if self.id_weights is None else self.id_weights.to(device, non_blocking=non_blocking),
         )
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keeps the memory of a batch on a GPU until this stream has used it."""
+        for value in vars(self).values():
+            if isinstance(value, Tensor):
+                value.record_stream(stream)
 
 
 @dataclass(frozen=True)
@@ -203,6 +211,9 @@ def join_batch(pieces: Sequence[Piece], keys: tuple[str, ...], num_valid: int, *
             out=lengths_FB.numpy(),
         )
     parts = [_ids_of(piece, feature) for feature in range(len(keys)) for piece in pieces]
+    per_feature = None
+    if lengths_FB is not None:
+        per_feature = tuple(sum(map(len, parts[at : at + len(pieces)])) for at in range(0, len(parts), len(pieces)))
     ids = torch.empty(sum(map(len, parts)), dtype=torch.int64, pin_memory=pin_memory)
     out, at = ids.numpy(), 0
     for part in parts:
@@ -228,7 +239,7 @@ def join_batch(pieces: Sequence[Piece], keys: tuple[str, ...], num_valid: int, *
     if pieces[0][0].groups_N is not None:
         groups_B = torch.empty(num_rows, dtype=torch.int64, pin_memory=pin_memory)
         _join([rows.groups_N[a:b].view(np.int64) for rows, a, b in pieces if rows.groups_N is not None], groups_B)
-    return Batch(dense_BI, ids, lengths_FB, labels_B, keys, num_valid, weights_B, groups_B, id_weights)
+    return Batch(dense_BI, ids, lengths_FB, labels_B, keys, num_valid, weights_B, groups_B, id_weights, per_feature)
 
 
 def _join(parts: Sequence[np.ndarray], out: Tensor) -> None:

@@ -1,10 +1,12 @@
 """The embedding module that is trained: its tables are TorchRec's."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
+from torchrec.distributed.types import ShardedModule
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.modules.embedding_modules import EmbeddingCollection as UnpooledCollection
@@ -12,13 +14,94 @@ from torchrec.modules.embedding_modules import EmbeddingCollection as UnpooledCo
 from dlrmctl.embeddings.combine import Columns
 from dlrmctl.embeddings.ids import RowIds, SparseBatch, SparseIds
 from dlrmctl.embeddings.init import Uniform, fill_rows, table_distributions
-from dlrmctl.embeddings.module import FeatureEmbeddings
+from dlrmctl.embeddings.module import BatchRows, FeatureEmbeddings
 from dlrmctl.embeddings.parts import Bags
 from dlrmctl.embeddings.tables import FeatureTable, Table
 from dlrmctl.embeddings.wide import WIDTH, summed_weights
 
 if TYPE_CHECKING:
-    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+    from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
+
+
+class OneHotSender(Protocol):
+    """Sends the rows of bags; `one_hot` is whether all bags of the next batch have one row, on all ranks."""
+
+    one_hot: bool
+
+
+class RowExchange:
+    """The rows of one batch in a sharded collection, on their way from the ranks that have the examples to those that
+    hold the tables.
+
+    The ranks exchange how many rows each gets, and then, with `send` and `receive`, the rows. Every rank must take the
+    same steps in the same order, but none waits for the tables.
+
+    Args:
+        collection: whose rows they are.
+        kjt: the rows; the exchange of their numbers begins.
+    """
+
+    def __init__(self, collection: ShardedModule[Any, Any, Any, Any], kjt: "KeyedJaggedTensor") -> None:
+        self._collection, self._context = collection, collection.create_context()
+        self._numbers = collection.input_dist(self._context, kjt)
+        self._under_way: Any = None
+        self._received: Any = None
+
+    def send(self) -> None:
+        """Waits for the numbers of rows, and begins the exchange of the rows."""
+        if self._under_way is None:
+            self._under_way = self._numbers.wait()
+
+    def receive(self) -> None:
+        """Waits for the rows; in a stream of a GPU, only the stream does."""
+        self.send()
+        if self._received is None:
+            self._received = self._under_way.wait()
+
+    def look_up(self) -> Any:
+        """Returns what the collection returns for this batch."""
+        self.receive()
+        return self._collection.compute_and_output_dist(self._context, self._received).wait()
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keeps the memory of what was received until this stream of a GPU has used it."""
+        self._received.record_stream(stream)
+        self._context.record_stream(stream)
+
+
+@dataclass(frozen=True)
+class SentIds(SparseIds):
+    """The rows of a batch that ranks exchange; `exchanges` are by the name of the collection."""
+
+    exchanges: Mapping[str, RowExchange] = field(default_factory=dict)
+
+
+class SentRows(BatchRows):
+    """The rows of a batch on their way to the ranks that hold them. Every rank must take the same steps."""
+
+    def send(self) -> None:
+        """See `RowExchange.send`."""
+        for exchange in self._exchanges():
+            exchange.send()
+
+    def receive(self) -> None:
+        """See `RowExchange.receive`."""
+        for exchange in self._exchanges():
+            exchange.receive()
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keeps the memory of what was received until this stream of a GPU has used it."""
+        for ids in (self.pooled, self.single):
+            for tensor in () if ids is None else (ids.values, ids.lengths_KB, ids.weights):
+                if tensor is not None:
+                    tensor.record_stream(stream)
+        for exchange in self._exchanges():
+            exchange.record_stream(stream)
+
+    def _exchanges(self) -> Iterator[RowExchange]:
+        for ids in (self.pooled, self.single):
+            if isinstance(ids, SentIds):
+                yield from ids.exchanges.values()
 
 
 class CompositionalEmbeddings(FeatureEmbeddings):
@@ -40,6 +123,7 @@ class CompositionalEmbeddings(FeatureEmbeddings):
     def __init__(self, features: Sequence[FeatureTable], dim: int, *, device: str = "meta", seed: int = 0) -> None:
         super().__init__(features, dim)
         self._pool_bags: Callable[[SparseIds], list[Columns]] | None = None
+        self._one_hot_senders: Sequence[OneHotSender] = ()
         target = torch.device(device)
         bags, rows = self._with_keys(self.bag_ids), self._with_keys(self.row_ids)
         # TorchRec weights all bags of a collection or none.
@@ -58,30 +142,62 @@ class CompositionalEmbeddings(FeatureEmbeddings):
             found.setdefault(tables[name], []).append(key)
         return found
 
-    def forward(self, sparse: "SparseIds | SparseBatch | KeyedJaggedTensor") -> Tensor:
-        """See `FeatureEmbeddings.forward`."""
+    def forward(self, sparse: "SparseIds | SparseBatch | KeyedJaggedTensor | SentRows") -> Tensor:
+        """See `FeatureEmbeddings.forward`; of a batch, or of what `rows_of` has returned for it."""
         if torch.is_inference_mode_enabled():
             # FBGEMM has no kernels for inference mode, and tensors made in it cannot be used in training.
             with torch.inference_mode(False), torch.no_grad():
-                return super().forward(sparse)
-        return super().forward(sparse)
+                return self.forward(sparse)
+        return self.embed(sparse if isinstance(sparse, SentRows) else self.rows_of(sparse))
+
+    def rows_of(self, sparse: "SparseIds | SparseBatch | KeyedJaggedTensor") -> SentRows:
+        """See `FeatureEmbeddings.rows_of`; begins to send the rows to the ranks that hold them."""
+        rows = super().rows_of(sparse)
+        return SentRows(
+            self._sent(rows.pooled, () if self._pool_bags else ("bags",), weighted=self.weighted),
+            self._sent(rows.single, ("rows", "wide_rows")),
+        )
+
+    def _sent(self, rows: SparseIds | None, names: Sequence[str], *, weighted: bool = False) -> SparseIds | None:
+        collections = {name: getattr(self, name) for name in names}
+        sharded = {name: found for name, found in collections.items() if isinstance(found, ShardedModule)}
+        if rows is None or not sharded:
+            return rows
+        for sender in self._one_hot_senders:
+            sender.one_hot = rows.lengths_KB is None
+        kjt = rows.kjt(weighted=weighted)
+        exchanges = {name: RowExchange(collection, kjt) for name, collection in sharded.items()}
+        known = (rows.keys, rows.values, rows.lengths_KB, rows.batch_size, rows.weights, rows.values_per_key())
+        return SentIds(*known, exchanges=exchanges)
 
     def pool_with(self, lookup: Callable[[SparseIds], list[Columns]]) -> None:
         """Replaces `bags` by `lookup`, which pools the rows of every key of `bag_ids`."""
         self._pool_bags = lookup
 
+    def send_bags_with(self, senders: "Sequence[OneHotSender]") -> None:
+        """Tells these of each batch that ranks exchange whether all its bags have one row."""
+        self._one_hot_senders = senders
+
     def pool(self, rows: SparseIds) -> list[Columns]:
         if self._pool_bags is not None:
             return self._pool_bags(rows)
-        assert self.bags is not None
-        pooled = _wait(self.bags(rows.kjt(weighted=self.weighted)))
+        if isinstance(rows, SentIds):
+            pooled = rows.exchanges["bags"].look_up()
+        else:
+            assert self.bags is not None
+            pooled = self.bags(rows.kjt(weighted=self.weighted))
         return [Columns(pooled.values(), pooled.keys(), pooled.length_per_key())]
 
     def look_up(self, rows: SparseIds) -> dict[str, Bags]:
-        kjt, found = rows.kjt(), {}
-        for collection in (self.rows, self.wide_rows):
-            if collection is not None:
-                found.update(_wait(collection(kjt)))
+        found: dict[str, JaggedTensor] = {}
+        if isinstance(rows, SentIds):
+            for exchange in rows.exchanges.values():
+                found.update(exchange.look_up())
+        else:
+            kjt = rows.kjt()
+            for collection in (self.rows, self.wide_rows):
+                if collection is not None:
+                    found.update(collection(kjt))
         weights: dict[str, Tensor | None] = dict.fromkeys(rows.keys)
         if rows.weights is not None:
             weights = dict(zip(rows.keys, rows.weights.split(rows.values_per_key()), strict=True))
@@ -118,11 +234,6 @@ class WideTables(CompositionalEmbeddings):
 
     def distributions(self) -> dict[str, Uniform]:
         return {table.name: Uniform(0.0, 0.0) for table in self.tables}
-
-
-def _wait(value: Any) -> Any:
-    """Returns the result; waits for it if a sharded module returned an awaitable."""
-    return value.wait() if hasattr(value, "wait") else value
 
 
 def _bags(tables: Mapping[Table, list[str]], device: torch.device, *, weighted: bool = False) -> EmbeddingBagCollection:

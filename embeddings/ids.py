@@ -23,7 +23,10 @@ _NO_BOUND = 2**63 - 1
 
 
 class SparseBatch(Protocol):
-    """The sparse half of a batch, as a loader yields it; see `SparseIds` for the attributes. Its length is B."""
+    """The sparse half of a batch, as a loader yields it; see `SparseIds` for the attributes. Its length is B.
+
+    It may also have `id_weights` and `ids_per_feature`, the `weights` and `counts` of `SparseIds`.
+    """
 
     @property
     def keys(self) -> Sequence[str]: ...
@@ -61,6 +64,7 @@ class SparseIds:
             at the numbers would make a GPU wait, and a loader may refill the same memory.
         batch_size: B.
         weights: float32, of each value; None if all are 1.
+        counts: the number of values of each key, where it is known: a GPU is waited for to count them.
     """
 
     keys: Sequence[str]
@@ -68,6 +72,7 @@ class SparseIds:
     lengths_KB: Tensor | None
     batch_size: int
     weights: Tensor | None = None
+    counts: Sequence[int] | None = None
 
     @classmethod
     def of(cls, sparse: "SparseIds | SparseBatch | KeyedJaggedTensor") -> "SparseIds":
@@ -75,7 +80,8 @@ class SparseIds:
         if isinstance(sparse, SparseIds):
             return sparse
         if hasattr(sparse, "lengths_FB"):
-            return cls(sparse.keys, sparse.ids, sparse.lengths_FB, len(sparse), getattr(sparse, "id_weights", None))
+            weights, counts = getattr(sparse, "id_weights", None), getattr(sparse, "ids_per_feature", None)
+            return cls(sparse.keys, sparse.ids, sparse.lengths_FB, len(sparse), weights, counts)
         kjt: Any = sparse
         keys, values, lengths = kjt.keys(), kjt.values(), kjt.lengths()
         one_hot = values.numel() == lengths.numel() and bool((lengths == 1).all())
@@ -91,7 +97,7 @@ class SparseIds:
 
         keys, per_key = list(self.keys), self.values_per_key()
         if self.lengths_KB is None:
-            lengths, offsets = _one_each(len(keys) * self.batch_size, self.values.device)
+            lengths, offsets = one_each(len(keys) * self.batch_size, self.values.device)
         else:
             lengths, offsets = self.lengths_KB.reshape(-1), None
         return KeyedJaggedTensor(
@@ -114,11 +120,10 @@ class SparseIds:
         """The number of values of each key."""
         if self.lengths_KB is None:
             return [self.batch_size] * len(self.keys)
-        return self._counts
+        return self._counted if self.counts is None else list(self.counts)
 
     @cached_property
-    def _counts(self) -> list[int]:
-        """Read once: a GPU is waited for."""
+    def _counted(self) -> list[int]:
         assert self.lengths_KB is not None
         counts: list[int] = self.lengths_KB.sum(dim=1).tolist()
         return counts
@@ -126,12 +131,12 @@ class SparseIds:
     def lengths_of(self, key: int) -> Tensor:
         """int [B]: values per example of one key."""
         if self.lengths_KB is None:
-            return _one_each(self.batch_size, self.values.device)[0]
+            return one_each(self.batch_size, self.values.device)[0]
         return self.lengths_KB[key]
 
 
 @lru_cache(maxsize=16)
-def _one_each(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def one_each(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """int32 lengths (all 1) and offsets 0..count, made once for all one-hot batches of one size."""
     return (
         torch.ones(count, dtype=torch.int32, device=device),
@@ -186,6 +191,7 @@ class RowIds(nn.Module):
         if len(self.stages) == 0 and list(names) == self.keys:
             return sparse
         indices, index_K = self._take(names, sparse.values.device)
+        counts: list[int] | None = None
         if sparse.lengths_KB is None:
             rows_KB = sparse.values.view(len(names), batch_size).index_select(0, index_K)
             self._compute_rows(rows_KB, [1] * len(indices))
@@ -197,7 +203,8 @@ class RowIds(nn.Module):
             per_key = sparse.values_per_key()
             pieces = sparse.values.split(per_key)
             rows = torch.cat([pieces[index] for index in indices])
-            self._compute_rows(rows, [per_key[index] for index in indices])
+            counts = [per_key[index] for index in indices]
+            self._compute_rows(rows, counts)
             lengths_KB = sparse.lengths_KB.index_select(0, index_K)
             weights = sparse.weights
             if weights is not None:
@@ -205,8 +212,8 @@ class RowIds(nn.Module):
                 weights = torch.cat([of_key[index] for index in indices])
         if self.may_miss:
             weights = None if weights is None else weights[rows >= 0]
-            rows, lengths_KB = without_missing(rows, lengths_KB, len(self.keys))
-        return SparseIds(self.keys, rows, lengths_KB, batch_size, weights)
+            (rows, lengths_KB), counts = without_missing(rows, lengths_KB, len(self.keys)), None
+        return SparseIds(self.keys, rows, lengths_KB, batch_size, weights, counts)
 
     def _compute_rows(self, ids: Tensor, sizes: list[int]) -> None:
         """Turns ids, laid out by table, into rows, in place; `sizes` holds each table's share of dimension 0."""

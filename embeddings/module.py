@@ -5,6 +5,7 @@ Dimensions: B examples, F vectors (one per feature, unless its rows are features
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -16,6 +17,19 @@ from dlrmctl.embeddings.tables import FeatureTable, Lookup, Table, distinct_tabl
 
 if TYPE_CHECKING:
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+
+@dataclass(frozen=True)
+class BatchRows:
+    """The rows of a batch in all tables, whatever the tables hold.
+
+    Attributes:
+        pooled, single: rows of tables that are pooled, and of those that are looked up one by one; None if there are no
+            such tables.
+    """
+
+    pooled: SparseIds | None
+    single: SparseIds | None
 
 
 class FeatureEmbeddings(nn.Module, ABC):
@@ -64,13 +78,22 @@ class FeatureEmbeddings(nn.Module, ABC):
         Raises:
             ValueError: if a feature is missing; on CPU also if an id is outside [0, rows) or a bag too large.
         """
+        return self.embed(self.rows_of(sparse))
+
+    def rows_of(self, sparse: "SparseIds | SparseBatch | KeyedJaggedTensor") -> BatchRows:
+        """Returns the rows of a batch's ids: the part of `forward` that needs no table; see there."""
         ids = SparseIds.of(sparse)
         self._check_ids(ids)
+        pooled = self.bag_ids(ids) if self.bag_ids.keys else None
+        return BatchRows(pooled, self.row_ids(ids) if self.row_ids.keys else None)
+
+    def embed(self, rows: BatchRows) -> Tensor:
+        """Returns the vectors of a batch: the part of `forward` that needs the tables; see there."""
         columns: list[Columns] = []
-        if self.bag_ids.keys:
-            columns += self.pool(self.bag_ids(ids))
-        if self.row_ids.keys:
-            columns.append(self._unpooled(self.look_up(self.row_ids(ids))))
+        if rows.pooled is not None:
+            columns += self.pool(rows.pooled)
+        if rows.single is not None:
+            columns.append(self._unpooled(self.look_up(rows.single)))
         return self.combine(columns)
 
     def combine(self, columns: Sequence[Columns]) -> Tensor:

@@ -90,16 +90,20 @@ class Wide(nn.Module):
         self.register_buffer("edges_IE", edges_IE)
 
     def forward(self, dense_BI: Tensor, sparse: SparseIds | SparseBatch) -> Tensor:
-        sum_B: Tensor = self.weights(self._with_buckets(dense_BI, SparseIds.of(sparse)))
+        sum_B: Tensor = self.weights(self.ids_of(dense_BI, sparse))
         return sum_B
 
-    def _with_buckets(self, dense_BI: Tensor, sparse: SparseIds) -> SparseIds:
+    def ids_of(self, dense_BI: Tensor, sparse: SparseIds | SparseBatch) -> SparseIds:
+        """Returns the ids whose weights are summed: those of the batch, and the buckets of its dense features."""
+        sparse = SparseIds.of(sparse)
         if not self.bucketed:
             return sparse
         ids_IB, lengths_KB, weights = bucket_ids(dense_BI, self.edges_IE), sparse.lengths_KB, sparse.weights
+        counts = None
         if lengths_KB is not None:
+            counts = [*sparse.values_per_key(), *[sparse.batch_size] * len(self.bucketed)]
             lengths_KB = torch.cat([lengths_KB, lengths_KB.new_ones(ids_IB.shape)])
         if weights is not None:
             weights = torch.cat([weights, weights.new_ones(ids_IB.numel())])
         ids = torch.cat([sparse.values, ids_IB.flatten().to(sparse.values.dtype)])
-        return SparseIds((*sparse.keys, *self.bucketed), ids, lengths_KB, sparse.batch_size, weights)
+        return SparseIds((*sparse.keys, *self.bucketed), ids, lengths_KB, sparse.batch_size, weights, counts)

@@ -101,7 +101,7 @@ def _step_times(config: Config, source: Source, ranks: Ranks, optimizers: Sequen
 
         def work(step: TrainingStep = step, batches: Any = batches) -> None:
             for number in range(TIMED_STEPS):
-                step(next(batches).to(ranks.device, non_blocking=True), number, stop=False)
+                step(next(batches).to(ranks.device, non_blocking=True), number)
 
         works[name] = work
     seconds = alternate(works, rounds=5, device=ranks.device)

@@ -53,8 +53,7 @@ def bench_noise(config: Config, ranks: Ranks, *, steps: int) -> dict[str, Any]:
             model.set_learning_rates(optim, factor)
             for group, lr in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = lr * factor
-            sums, _ = step(next(batches).to(ranks.device, non_blocking=True), number, stop=False)
-            window += sums
+            window += step(next(batches).to(ranks.device, non_blocking=True), number)
             if not step.probe.is_due(number):
                 continue
             loss, window = averaged(window)["loss"], StepSums()

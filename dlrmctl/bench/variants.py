@@ -28,6 +28,7 @@ from dlrmctl.models.interaction import DotInteraction
 from dlrmctl.ranks.group import Ranks
 from dlrmctl.ranks.process import set_precision
 from dlrmctl.settings.config import Config
+from dlrmctl.training.pipeline import Pipeline
 from dlrmctl.training.step import TrainingStep
 
 # The step's names of its parts, and those once hooks divide the forward pass.
@@ -69,6 +70,8 @@ class Variant:
         ids_BF = next(self.batches).ids.view(len(firsts), -1).T
         self.floor = Floor(self.model.network, (ids_BF + firsts).to(ranks.device), table_RD, dtype)
         self.floor_parts: list[dict[str, float]] = []
+        overlaps = config.train.overlap_copies
+        self.pipeline = Pipeline(self.batches, self.model, ranks.device, own_stream=overlaps)
 
     def train(self, laps: Laps | None = None, *, steps: int | None = None) -> None:
         """Runs a round of steps, or `steps`, including loading."""
@@ -76,10 +79,10 @@ class Variant:
         for number in range(steps or self.steps):
             if laps:
                 laps.start()
-            batch = next(self.batches).to(self.ranks.device, non_blocking=True)
+            batch = next(self.pipeline)
             if laps:
                 laps.end("load")
-            self.step(batch, number, stop=False)
+            self.step(batch, number, meanwhile=self.pipeline.advance)
 
     def bare(self) -> None:
         """Runs a round of as many floors."""

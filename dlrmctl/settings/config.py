@@ -290,6 +290,10 @@ class TrainSettings:
         "Read the loss of a step two steps later, so that training does not wait for a GPU. A step whose loss or "
         "gradient is not finite still changes no weight.",
     )
+    overlap_copies: bool = setting(
+        False,
+        "Copy the next batch to a GPU, and exchange its ids, in a CUDA stream of its own while a step computes.",
+    )
     evaluations: int = setting(4, "Evaluate on the validation split N times per epoch.", at_least=1, at_most=1_000_000)
     patience: int = setting(
         None,

@@ -26,6 +26,7 @@ from dlrmctl.ranks.group import Ranks
 from dlrmctl.rundir.state import StepSums
 from dlrmctl.training.batches import NoiseProbe
 from dlrmctl.training.outcomes import Outcomes
+from dlrmctl.training.pipeline import ReadyBatch, ready
 
 _LAG = 2  # steps that a GPU may have before it while their results are not read
 
@@ -88,16 +89,26 @@ class TrainingStep:
         self._constants: dict[float, Tensor] = {}
         self._sums = StepSums()  # of the steps whose results were read, and not yet returned
 
-    def __call__(self, batch: Batch, step: int, *, stop: bool) -> tuple[StepSums, bool]:
+    def __call__(
+        self,
+        batch: Batch | ReadyBatch,
+        step: int,
+        *,
+        stop: bool = False,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> StepSums:
         """Runs a step on this rank's part of the global batch.
 
         Args:
+            batch: on the device.
             step: counted from 1.
-            stop: whether this rank was asked to stop.
+            stop: whether this rank was asked to stop; the next `stopping` tells all ranks.
+            meanwhile: called between the parts of the step, the same number of times on every rank; see
+                `Pipeline.advance`.
 
         Returns:
-            The sums over all ranks, and `stopping`; the same on each rank. They are of this step, or, if results are
-            read later, of earlier ones.
+            The sums over all ranks, the same on each rank. They are of this step, or, if results are read later, of
+            earlier ones.
 
         Raises:
             NotFiniteError: on every rank if a loss or gradient is not finite: in this step, or in one before it whose
@@ -106,10 +117,11 @@ class TrainingStep:
         exchange = self.model.sharded.exchange
         if exchange is not None:
             exchange.active = step > self.compress_after
-        embeddings_BFD = self.model.embeddings(batch)
+        now = batch if isinstance(batch, ReadyBatch) else ready(batch, self.model)
+        batch, wide = now.batch, self.model.wide
+        embeddings_BFD = self.model.embeddings(now.tables)
         cut_BFD = embeddings_BFD.detach().requires_grad_()
-        wide = self.model.wide
-        wide_B = None if wide is None else wide.module(batch.dense_BI, batch)
+        wide_B = None if wide is None else wide.sharded.dmp(now.wide)
         self.lap("lookup")
         # Every step and rank has its own seed, so that a resumed run drops what a whole one does.
         dropped = zlib.crc32(f"dropout:{self.seed}:{step}:{self.ranks.rank}".encode())
@@ -122,9 +134,13 @@ class TrainingStep:
         whole = None if batch.weights_B is None else self._mean_weight_of_ranks(batch.weights_B)
         loss = _mean_loss(logits_B, batch, whole)
         self.lap("dense forward")
+        meanwhile()
+        self.lap("load")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.lap("dense backward")
+        meanwhile()
+        self.lap("load")
         assert cut_BFD.grad is not None
         if self.sparse_weight_decay:
             decayed = embeddings_BFD.detach()
@@ -154,8 +170,10 @@ class TrainingStep:
             self._guarded.step(self._failed)
             self._read(all_of_them=False)
         self.lap("dense update")
+        meanwhile()
+        self.lap("load")
         sums, self._sums = self._sums, StepSums()
-        return sums, self.stopping
+        return sums
 
     def finish(self) -> StepSums:
         """Reads the results of all steps so far; every rank must call it. Returns the sums that no step has returned.

@@ -46,6 +46,7 @@ from dlrmctl.training.batches import BatchGrowth
 from dlrmctl.training.display import TrainingDisplay, averages, introduction, show_placements, thinned
 from dlrmctl.training.exchange import about_exchange, counted_exchange, exchange_results
 from dlrmctl.training.overhead import within_overhead
+from dlrmctl.training.pipeline import Pipeline
 from dlrmctl.training.pretrained import PretrainedVectors
 from dlrmctl.training.step import TrainingStep
 from dlrmctl.training.unknown_ids import IdDropout
@@ -328,15 +329,21 @@ class Trainer:
 
     def _batches_of_one_size(self, request: StopRequest) -> None:
         """Trains until the batch changes, or the epoch or the training ends."""
-        progress, reader, device = self.progress, self.readers["train"], self.ranks.device
+        progress, reader = self.progress, self.readers["train"]
         with closing(reader.batches_from(progress.epoch, self._row())) as batches:  # type: ignore[type-var]
-            for batch in batches:
+            pipeline = Pipeline(
+                batches,
+                self.model,
+                self.ranks.device,
+                change=self.id_dropout,
+                first=progress.step + 1,
+                most=self.total_steps - progress.step,
+                own_stream=self.config.train.overlap_copies,
+            )
+            for batch in pipeline:
                 self._set_learning_rates()
-                self.id_dropout(batch, progress.step + 1)
-                on_device = batch.to(device, non_blocking=True)
                 ends = bool(request.signal_number) or self.writer.has_failed
-                sums, _ = self.take_step(on_device, progress.step + 1, stop=ends)
-                self._advance(sums)
+                self._advance(self.take_step(batch, progress.step + 1, stop=ends, meanwhile=pipeline.advance))
                 changed = self._grow()
                 if self._evaluates_now() or self._is_last_step():
                     self._evaluate()

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import (
     DataParallelWrapper,
     DefaultDataParallelWrapper,
@@ -22,6 +23,7 @@ from dlrmctl.embeddings.sharding.codecs import WHOLE_TABLES_ONLY, TableExchange,
 from dlrmctl.embeddings.sharding.fused import LearningRates, attach_rowwise_adagrad, kernels
 from dlrmctl.embeddings.sharding.local import LocalBags, LocalWeights
 from dlrmctl.embeddings.sharding.memory import available_bytes
+from dlrmctl.embeddings.sharding.one_hot import send_one_hot_in_one
 from dlrmctl.embeddings.sharding.placement import Placement, make_plan, place_on_devices, rank_bytes, sharders
 
 
@@ -68,7 +70,8 @@ def shard(
     """Shards the tables of `model` over the ranks of `group`; every rank must call it.
 
     Initial values of tables depend only on `seed` and the table, not on ranks or plan; those of dense parameters are
-    rank 0's. With one rank nothing is wrapped in DistributedDataParallel.
+    rank 0's. With one rank nothing is wrapped in DistributedDataParallel. The batches of all ranks must have as many
+    examples, and either all or none of them lengths.
 
     Args:
         model: is or contains one CompositionalEmbeddings built on "meta"; the rest has values. It is modified.
@@ -129,6 +132,8 @@ def shard(
         # FBGEMM's update on CPU takes most of its time for the bookkeeping of rows, whatever their width.
         local = LocalWeights if isinstance(embeddings, WideTables) and device.type == "cpu" else LocalBags
         embeddings.pool_with(local(list(kernels(embeddings.bags)), embeddings.bag_ids.keys))
+    if world_size > 1 and isinstance(embeddings.bags, ShardedEmbeddingBagCollection):
+        embeddings.send_bags_with(send_one_hot_in_one(embeddings.bags, embeddings.bag_ids.keys))
     return Sharded(
         dmp=dmp,
         embeddings=embeddings,

@@ -119,6 +119,13 @@ def test_every_averaging_takes_the_same_steps(trained: Trained, averaging: str):
     same_losses(trained, "--averaging", averaging)
 
 
+@pytest.mark.parametrize("embedding", ["full", "head"])
+def test_batches_that_are_copied_while_a_step_computes_are_the_same(trained: Trained, lists: list[str], embedding: str):
+    options = ["--qr-threshold", "20", "--embedding", embedding]
+    same_losses(trained, *options, "--overlap-copies")
+    same_losses(trained, *options, "--overlap-copies", data=lists)
+
+
 def test_cross_layers_and_normalization_take_the_same_steps(trained: Trained):
     same_losses(trained, "--interaction", "dcn", "--layer-norm", "--sparse-weight-decay", "0.01")
 
@@ -159,13 +166,13 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_moves(late_checks: bo
         before = [tensor.clone() for tensor in weights]
 
         def refused() -> None:
-            step(bad, 7, stop=False)
+            step(bad, 7)
             step.finish()
 
         with pytest.raises(UserError, match="step 7: the loss on rank 0 is not finite"):
             refused()
         assert all(torch.equal(*pair) for pair in zip(before, weights, strict=True))
-        step(good, 8, stop=False)
+        step(good, 8)
         assert not all(torch.equal(*pair) for pair in zip(before, weights, strict=True))
 
 

@@ -59,7 +59,7 @@ def _train(config: Config, schema: Schema, ranks: Ranks) -> tuple[int, int, Mode
     for number in range(1, STEPS + 1):
         ids = torch.cat([torch.randint(0, feature.rows, (BATCH,)) for feature in schema.sparse])
         labels_B = torch.randint(0, 2, (BATCH,)).float()
-        step(Batch(torch.randn(BATCH, len(DENSE)), ids, None, labels_B, schema.keys, BATCH), number, stop=False)
+        step(Batch(torch.randn(BATCH, len(DENSE)), ids, None, labels_B, schema.keys, BATCH), number)
     grown = _resident() - before
     _trim()
     return grown, _resident() - before, model

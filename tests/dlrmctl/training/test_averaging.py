@@ -111,7 +111,7 @@ def _trained(flags: dict[str, str]) -> tuple[list[float], list[torch.Tensor]]:
     step, losses = TrainingStep(model, averaging, ranks, "fp32"), []
     with closing(reader.batches(0)) as batches:
         for number, batch in enumerate(batches):
-            sums, _ = step(batch, number, stop=False)
+            sums = step(batch, number)
             losses.append(sums.loss / sums.examples)
     named = dict(model.network.named_parameters())
     kept = [*named.values(), *averaging.averages(named).values(), *averaging.tensors(named).values()]

@@ -55,9 +55,8 @@ def _outcome(flags: dict[str, str], max_ids: int, late: bool, bad_step: int | No
                 before = state()
                 if rank == world_size - 1:
                     batch.labels_B[0] = float("nan")
-            sums, stop = step(batch, number, stop=number == 3 and rank == 0)
-            total += sums
-            stops.append(stop)
+            total += step(batch, number, stop=number == 3 and rank == 0)
+            stops.append(step.stopping)
         total += step.finish()
     except NotFiniteError as problem:
         message = problem.message

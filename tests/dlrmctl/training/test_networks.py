@@ -85,7 +85,7 @@ def _decayed(decay: float) -> tuple[dict[str, torch.Tensor], dict[str, torch.Ten
     step = TrainingStep(
         model, build_dense_optimizer(config.optim, model.network, ranks.group), ranks, "fp32", sparse_weight_decay=decay
     )
-    step(batch, 1, stop=False)
+    step(batch, 1)
     return before, {name: table.clone() for name, table in tables.items()}, batch.ids.view(2, -1)
 
 

@@ -33,7 +33,7 @@ def _losses(flags: dict[str, str], max_ids: int) -> list[float]:
     losses = []
     with closing(reader.batches(0)) as batches:
         for number, batch in enumerate(batches):
-            sums, _ = step(batch, number, stop=False)
+            sums = step(batch, number)
             losses.append(sums.loss / sums.examples)
     return losses
 
@@ -103,7 +103,7 @@ def _refused(kind: str) -> tuple[str, bool]:
 
     before = weights()
     try:
-        step(batch, 7, stop=False)
+        step(batch, 7)
     except UserError as error:
         return error.message, all(torch.equal(a, b) for a, b in zip(before, weights(), strict=True))
     return "no error", False

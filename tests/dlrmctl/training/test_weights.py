@@ -63,7 +63,7 @@ def _trained(batches: list[Batch] | None, flags: dict[str, str]) -> tuple[list[f
     losses = []
     with closing(reader.batches(0)) as read:
         for number, batch in enumerate(read if batches is None else batches):
-            sums, _ = step(batch, number, stop=False)
+            sums = step(batch, number)
             losses.append(sums.loss / sums.weight)
     return losses, {name: value.detach().clone() for name, value in model.network.named_parameters()}
 
