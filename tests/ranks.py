@@ -9,13 +9,14 @@ assert run_ranks(_sum_of_ranks, 2, 10) == [21.0, 21.0]
 """
 
 import atexit
-import multiprocessing
 import os
 import tempfile
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
+
+from tests.forked import CONTEXT
 
 _pools: dict[int, "_Pool"] = {}
 
@@ -41,13 +42,12 @@ def _rank_main(pipe: Connection, rank: int, world_size: int, rendezvous: str) ->
 
 class _Pool:
     def __init__(self, world_size: int) -> None:
-        context = multiprocessing.get_context("spawn")
         rendezvous = os.path.join(tempfile.mkdtemp(prefix="ranks-"), "store")
         self.pipes: list[Connection] = []
         self.processes: list[Any] = []
         for rank in range(world_size):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_rank_main, args=(theirs, rank, world_size, rendezvous), daemon=True)
+            ours, theirs = CONTEXT.Pipe()
+            process = CONTEXT.Process(target=_rank_main, args=(theirs, rank, world_size, rendezvous), daemon=True)
             process.start()
             theirs.close()
             self.pipes.append(ours)

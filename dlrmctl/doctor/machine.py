@@ -166,7 +166,7 @@ def _host_name() -> Finding:
 
 def num_gpus() -> int:
     """Returns the number of GPUs that torch can use."""
-    found = _gpus_found()
+    found = _gpus_found() if driver_library() else None
     return len(found["devices"]) if found is not None else 0
 
 
@@ -184,9 +184,9 @@ def _gpus_found() -> dict[str, Any] | None:
 
 
 def _gpu() -> Finding:
-    driver, found = driver_library(), _gpus_found()
-    if driver is None:
+    if driver_library() is None:
         return Finding(AREA, "gpu", "ok", "no NVIDIA driver: training runs on the processor")
+    found = _gpus_found()
     if found is None:
         return Finding(
             AREA,

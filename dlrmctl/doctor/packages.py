@@ -1,15 +1,14 @@
 """Checks which packages are installed, whether they match, and whether each can be imported.
 
-Every import runs in a process of its own, so that a crash is a finding.
+Imports run in another process, so that a crash is a finding.
 """
 
 import importlib.metadata
-import os
 import platform
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from dlrmctl.data.files import NO_SCRATCH, SCRATCH_HINT
 from dlrmctl.doctor.finding import Finding, Status
 
 AREA = "packages"
-IMPORT_SECONDS = 120
+IMPORT_SECONDS = 240  # for all of them
 # torch -> the torchrec and fbgemm releases built for it.
 PAIRS = {"2.11": ("1.6", "1.6"), "2.12": ("1.7", "1.7"), "2.13": ("1.8", "1.8"), "2.14": ("1.9", "1.9")}
 # What is run for each package: importing its name alone does not load all of its libraries.
@@ -30,6 +29,7 @@ _PROBES = {
     "torchrec": "import torchrec; torchrec.EmbeddingBagCollection",
     "matplotlib": "import matplotlib.figure",
 }
+_IMPORTED = "imported"
 _BUILT_ON_TORCH = ("fbgemm_gpu", "torchrec")
 _FOR_PICTURES = "matplotlib"
 _CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -173,8 +173,9 @@ def _fbgemm_build() -> Finding:
 
 
 def _imports() -> list[Finding]:
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        findings = dict(zip(_PROBES, pool.map(_import, _PROBES), strict=True))
+    findings: dict[str, Finding] = {}
+    while left := [module for module in _PROBES if module not in findings]:
+        findings |= _import_in_turn(left)
     if findings["torch"].status == "problem":
         for module in _BUILT_ON_TORCH:
             if findings[module].status == "problem":
@@ -182,30 +183,44 @@ def _imports() -> list[Finding]:
     return list(findings.values())
 
 
-def _import(module: str) -> Finding:
-    program = f"{_PROBES[module]}; print({module}.__file__)"
-    name = f"import {module}"
+def _import_in_turn(modules: Sequence[str]) -> dict[str, Finding]:
+    """Imports modules in one process, which loads what they share once, up to the first that fails."""
+    program = [f"{_PROBES[module]}; print({_IMPORTED!r}, {module}.__file__, flush=True)" for module in modules]
     try:
         # -P: ignore a directory of that name in the current directory.
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", program], capture_output=True, text=True, timeout=IMPORT_SECONDS
-        )
-    except subprocess.TimeoutExpired:
+        command = [sys.executable, "-P", "-c", "\n".join(program)]
+        done = subprocess.run(command, capture_output=True, timeout=IMPORT_SECONDS)
+        out, err, status = done.stdout, done.stderr, done.returncode
+    except subprocess.TimeoutExpired as late:
+        out, err, status = late.stdout or b"", b"", None
+    lines = out.decode(errors="replace").splitlines()
+    places = [line.removeprefix(_IMPORTED).strip() for line in lines if line.startswith(_IMPORTED)]
+    findings = {
+        module: Finding(AREA, f"import {module}", "ok", str(Path(place).parent))
+        for module, place in zip(modules, places, strict=False)
+    }
+    if status != 0:
+        module = modules[min(len(findings), len(modules) - 1)]
+        findings[module] = _failed_import(module, err.decode(errors="replace"), status)
+    return findings
+
+
+def _failed_import(module: str, messages: str, status: int | None) -> Finding:
+    """The finding about a module whose import ended with `status`, None if it did not end."""
+    name = f"import {module}"
+    if status is None:
         return Finding(
             AREA, name, "problem", f"did not end within {IMPORT_SECONDS} s", f"{_INSTALL} {_distribution(module)}"
         )
-    if done.returncode == 0:
-        where = done.stdout.strip().splitlines()
-        return Finding(AREA, name, "ok", str(Path(where[-1]).parent) if where and where[-1] else "")
-    if done.returncode < 0:
+    if status < 0:
         import signal
 
-        reason = f"ended by {signal.Signals(-done.returncode).name} while loading: a file may be cut short"
+        reason = f"ended by {signal.Signals(-status).name} while loading: a file may be cut short"
     else:
-        lines = done.stderr.strip().splitlines()
-        reason = lines[-1] if lines else f"exit status {done.returncode}"
-    status: Status = "warning" if module == _FOR_PICTURES else "problem"
-    return Finding(AREA, name, status, reason, _remedy(module, reason))
+        lines = messages.strip().splitlines()
+        reason = lines[-1] if lines else f"exit status {status}"
+    kind: Status = "warning" if module == _FOR_PICTURES else "problem"
+    return Finding(AREA, name, kind, reason, _remedy(module, reason))
 
 
 def _distribution(module: str) -> str:

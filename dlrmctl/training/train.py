@@ -47,7 +47,6 @@ from dlrmctl.training.display import TrainingDisplay, averages, introduction, sh
 from dlrmctl.training.exchange import about_exchange, counted_exchange, exchange_results
 from dlrmctl.training.overhead import within_overhead
 from dlrmctl.training.pipeline import Pipeline
-from dlrmctl.training.pretrained import PretrainedVectors
 from dlrmctl.training.step import TrainingStep
 from dlrmctl.training.unknown_ids import IdDropout
 from dlrmctl.training.warm_start import Filled, WarmStart, stored_inputs
@@ -543,6 +542,8 @@ class Trainer:
             return
         tensors = self._tensors()
         if pretrained is not None:
+            from dlrmctl.training.pretrained import PretrainedVectors  # loads polars
+
             vectors = PretrainedVectors(Path(pretrained), self.config, self.source.features)
             vectors.fill(tensors["tables"])
             self.messages.append(vectors.about())

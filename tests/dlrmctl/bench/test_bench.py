@@ -141,7 +141,7 @@ def test_the_peak_of_memory_is_what_was_held_at_once():
 
 
 def test_bench_convergence_compares_at_the_best_rate_of_each(tmp_path: Path):
-    arguments = ["--synthetic-rows", "5000", "--evaluations", "3", "--lrs", "0.001,0.004", "--seeds", "2", "--json"]
+    arguments = ["--synthetic-rows", "2000", "--evaluations", "2", "--lrs", "0.001,0.004", "--seeds", "2", "--json"]
     done = in_process(
         "bench", "convergence", *SMALL, *arguments, "--optimizers", "adagrad,adamw", "--plot", tmp_path / "a.png"
     )
@@ -158,7 +158,7 @@ def test_bench_convergence_compares_at_the_best_rate_of_each(tmp_path: Path):
 
 
 def test_one_seed_has_no_standard_error(tmp_path: Path):
-    short = ["--synthetic-rows", "3000", "--evaluations", "1", "--seeds", "1"]
+    short = ["--synthetic-rows", "1000", "--evaluations", "1", "--seeds", "1"]
     done = in_process("bench", "convergence", *SMALL, *short, "--optimizers", "sgd", "--lrs", "0.1")
     assert done.status == 0, done.err
     assert "validation NE, 1 seed, ratios" in done.out
@@ -221,7 +221,7 @@ def test_bench_shampoo_shows_parts_and_layers():
 
 
 def test_bench_embeddings_tunes_on_one_seed_and_pairs_the_others(tmp_path: Path):
-    arguments = ["--synthetic-rows", "3000", "--evaluations", "1", "--dense-optimizer", "adagrad", "--json"]
+    arguments = ["--synthetic-rows", "2000", "--evaluations", "1", "--dense-optimizer", "adagrad", "--json"]
     methods = ["--methods", "full,qr:operation=add:collisions=16", "--factors", "0.5,2", "--seeds", "2"]
     done = in_process("bench", "embeddings", *SMALL, *arguments, *methods, "--plot", tmp_path / "a.svg")
     assert done.status == 0, done.err

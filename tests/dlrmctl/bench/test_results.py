@@ -1,13 +1,15 @@
 """Benchmark results can be saved, drawn, and compared with earlier ones."""
 
+import io
 import json
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dlrmctl.bench.against import compare
+from dlrmctl.bench.against import compare, read_result, show_comparison
 from tests.dlrmctl.commands import in_process
 
 TINY = ["--bottom-mlp", "16-8", "--top-mlp", "16-1", "--dim", "8", "--batch-size", "64"]
@@ -53,12 +55,32 @@ def test_a_result_is_saved_and_drawn(saved: Path):
     assert saved.with_suffix(".png").read_bytes().startswith(PNG)
 
 
-def test_nothing_changed_within_the_noise(saved: Path, tmp_path: Path):
-    earlier = _doctored(saved, tmp_path / "wide.json", _wide)
+def _told(saved: Path, earlier: Path) -> tuple[dict[str, Any], str]:
+    """What changed from an earlier result to the saved one, and how it is printed."""
+    comparison = compare(read_result(earlier, "step"), read_result(saved, "step"))
+    with redirect_stdout(io.StringIO()) as out:
+        show_comparison(str(earlier), comparison)
+    return comparison, out.getvalue()
+
+
+def test_the_command_compares_with_an_earlier_result(saved: Path, tmp_path: Path):
+    def slow(result: dict[str, Any]) -> None:
+        _wide(result)
+        result["variants"]["base"]["step_ms"] = {"median": 1e6, "fastest": 1e6, "slowest": 1e6}
+
+    earlier = _doctored(saved, tmp_path / "slow.json", slow)
     done = in_process(*STEP, "--against", earlier)
     assert done.status == 0, done.err
-    assert "nothing changed beyond the noise" in done.out
+    assert f"against {earlier}: " in done.out
+    assert "changed beyond the noise" in done.out
+    assert "variants, base, step ms" in done.out
     assert "different:" not in done.out
+
+
+def test_nothing_changed_within_the_noise(saved: Path, tmp_path: Path):
+    comparison, text = _told(saved, _doctored(saved, tmp_path / "wide.json", _wide))
+    assert (comparison["changes"], comparison["different"]) == ([], [])
+    assert "nothing changed beyond the noise" in text
 
 
 def test_a_slower_and_a_faster_past_are_told(saved: Path, tmp_path: Path):
@@ -68,19 +90,15 @@ def test_a_slower_and_a_faster_past_are_told(saved: Path, tmp_path: Path):
         result["parts_ms"]["top"] = {"median": 1e-9, "fastest": 1e-9, "slowest": 1e-9}
         result["variants"]["base"]["held_bytes"] *= 2
 
-    earlier = _doctored(saved, tmp_path / "slow.json", slow)
-    done = in_process(*STEP, "--against", earlier, "--json")
-    assert done.status == 0, done.err
-    verdicts = {each["figure"]: each["verdict"] for each in done.json()["against"]["changes"]}
-    assert verdicts == {
+    comparison, text = _told(saved, _doctored(saved, tmp_path / "slow.json", slow))
+    assert {each["figure"]: each["verdict"] for each in comparison["changes"]} == {
         "variants, base, step ms": "faster",
         "parts ms, top": "slower",
         "variants, base, held bytes": "smaller",
     }
-    told = in_process(*STEP, "--against", earlier)
-    assert "3 of" in told.out
-    assert "figures changed beyond the noise" in told.out
-    assert "the machine itself" not in told.out
+    assert "3 of" in text
+    assert "figures changed beyond the noise" in text
+    assert "the machine itself" not in text
 
 
 def test_a_machine_that_was_slower_is_told_apart(saved: Path, tmp_path: Path):
@@ -88,10 +106,10 @@ def test_a_machine_that_was_slower_is_told_apart(saved: Path, tmp_path: Path):
         _wide(result)
         result["limits"]["copy_gigabytes_per_second"] = {"median": 1e-9, "fastest": 1e-9, "slowest": 1e-9}
 
-    done = in_process(*STEP, "--against", _doctored(saved, tmp_path / "slow.json", slow))
-    assert "1 of" in done.out
-    assert "limits, copy gigabytes per second" in done.out
-    assert "the machine itself was faster or slower" in done.out
+    _, text = _told(saved, _doctored(saved, tmp_path / "slow.json", slow))
+    assert "1 of" in text
+    assert "limits, copy gigabytes per second" in text
+    assert "the machine itself was faster or slower" in text
 
 
 def test_other_settings_and_another_machine_are_told(saved: Path, tmp_path: Path):
@@ -102,10 +120,10 @@ def test_other_settings_and_another_machine_are_told(saved: Path, tmp_path: Path
         result["ranks"] = 2
 
     earlier = _doctored(saved, tmp_path / "other.json", other)
-    done = in_process(*STEP, "--against", earlier)
-    assert f"different: train.batch_size = 64 now, 32 in {earlier}" in done.out
-    assert f", abacus in {earlier}" in done.out
-    assert f"different: ranks = 1 now, 2 in {earlier}" in done.out
+    _, text = _told(saved, earlier)
+    assert f"different: train.batch_size = 64 now, 32 in {earlier}" in text
+    assert f", abacus in {earlier}" in text
+    assert f"different: ranks = 1 now, 2 in {earlier}" in text
 
 
 def test_another_store_is_told():
@@ -125,10 +143,9 @@ def test_no_figure_in_both_is_not_nothing_changed(saved: Path, tmp_path: Path):
             del result[key]
         result["another"] = {"median": 1, "fastest": 1, "slowest": 1}
 
-    done = in_process(*STEP, "--against", _doctored(saved, tmp_path / "other.json", other))
-    assert done.status == 0, done.err
-    assert "nothing to compare, no figure with a spread is in both" in done.out
-    assert "nothing changed" not in done.out
+    _, text = _told(saved, _doctored(saved, tmp_path / "other.json", other))
+    assert "nothing to compare, no figure with a spread is in both" in text
+    assert "nothing changed" not in text
 
 
 def test_ranges_that_touch_are_no_change_and_errors_are_added_in_squares():

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dlrmctl.compress import compression as compression
-from tests.dlrmctl.commands import SMALL, Done, in_process, start
+from tests.dlrmctl.commands import SMALL, Done, in_process, run_as_ranks
 
 
 @pytest.fixture(scope="module")
@@ -196,9 +196,9 @@ def test_tables_of_other_programs_are_compressed_by_name_with_a_warning_about_we
 
 def test_a_missing_part_of_a_sharded_checkpoint_is_said(runs: Path, tmp_path: Path):
     run = tmp_path / "run"
-    arguments = ["train", *SMALL, "--synthetic-rows", "2000", "--nproc", "2", "--run-dir", run, "--evaluations", "1"]
-    process = start(*arguments, cwd=tmp_path)
-    assert process.wait(timeout=120) == 0
+    arguments = ["train", *SMALL, "--synthetic-rows", "2000", "--run-dir", run, "--evaluations", "1"]
+    done = run_as_ranks(2, *arguments, cwd=tmp_path)
+    assert done.status == 0, done.err
     compress(run, tmp_path / "whole", "--method", "int8")
     part = next((run / "checkpoints").glob("step-*/__1_*.distcp"))
     part.unlink()

@@ -10,13 +10,13 @@ import pytest
 
 from dlrmctl.data.store.writer import write_store
 from dlrmctl.data.synthetic.synthetic import Synthetic
-from tests.dlrmctl.commands import SMALL, start, wait_for_checkpoint
+from tests.dlrmctl.commands import SMALL, done_of_ranks, start, start_as_ranks, wait_for_checkpoint
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tampered") / "store"
-    write_store(Synthetic(0, 300_000, 1000, 1000), path)
+    write_store(Synthetic(0, 60_000, 1000, 1000), path)
     return path
 
 
@@ -35,23 +35,24 @@ def cut_short(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tamper", "message", "nproc"),
+    ("tamper", "message", "ranks"),
     [(flip_every_block, "changed since it was prepared", 2), (cut_short, "cut short", 1)],
 )
 def test_a_store_that_changes_during_training_stops_it(
-    store: Path, tmp_path: Path, tamper: Callable[[Path], None], message: str, nproc: int
+    store: Path, tmp_path: Path, tamper: Callable[[Path], None], message: str, ranks: int
 ):
     copy = shutil.copytree(store, tmp_path / "store")
     arguments = [*SMALL[2:], "--data", copy, "--checkpoint-every", "20", "--batch-size", "512"]
     run = tmp_path / "run"
-    process = start("train", *arguments, "--epochs", "50", "--run-dir", run, "--nproc", str(nproc), cwd=tmp_path)
-    wait_for_checkpoint(run, process)
+    words = ("train", *arguments, "--epochs", "50", "--run-dir", run)
+    of_ranks = start_as_ranks(ranks, *words, cwd=tmp_path) if ranks > 1 else [start(*words, cwd=tmp_path)]
+    wait_for_checkpoint(run, of_ranks[0])
     tamper(copy / "train.bin")
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 2, err
-    errors = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, err
+    done = done_of_ranks(of_ranks)
+    assert done.status == 2, done.err
+    errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.err
     assert re.fullmatch(rf"error: {re.escape(str(copy))}/train\.bin, block \d+: {message}", errors[0])
-    assert "hint: prepare it again from the raw files" in err
-    assert "Traceback" not in err
-    assert out == ""
+    assert "hint: prepare it again from the raw files" in done.err
+    assert "Traceback" not in done.err
+    assert done.out == ""

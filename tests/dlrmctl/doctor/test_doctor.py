@@ -79,16 +79,11 @@ def _no_fbgemm(path: Path) -> Path:
     return scratch(path, without=("fbgemm_gpu", "fbgemm_gpu_cpu"))[0]
 
 
-def _fbgemm_cut_short(path: Path) -> Path:
+def _fbgemm_cut_short_and_other_torchrec(path: Path) -> Path:
     python, site = scratch(path)
     for library in own_copy(site, "fbgemm_gpu").rglob("*.so"):
         library.unlink()
         library.write_bytes(b"\x7fELF and no more")
-    return python
-
-
-def _other_torchrec(path: Path) -> Path:
-    python, site = scratch(path)
     about = own_copy(site, next(REAL.glob("torchrec-*.dist-info")).name)
     metadata = about / "METADATA"
     text = metadata.read_text().replace("Version: 1.8", "Version: 1.6")
@@ -98,25 +93,32 @@ def _other_torchrec(path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("breaks", "name", "found", "remedy", "smoke"),
+    ("breaks", "problems", "smoke"),
     [
-        (_no_torch, "import torch", "No module named 'torch'", "pip install", False),
-        (_torch_cut_short, "import torch", "ended by SIG", "pip install --force-reinstall --no-deps", False),
-        (_no_fbgemm, "import fbgemm_gpu", "No module named 'fbgemm_gpu'", "pip install", True),
-        (_fbgemm_cut_short, "import fbgemm_gpu", "", "pip install --force-reinstall --no-deps fbgemm-gpu", False),
-        (_other_torchrec, "pairing", "goes with torchrec 1.8", "pip install -e .", False),
+        (_no_torch, {"import torch": ("No module named 'torch'", "pip install")}, False),
+        (_torch_cut_short, {"import torch": ("ended by SIG", "pip install --force-reinstall --no-deps")}, False),
+        (_no_fbgemm, {"import fbgemm_gpu": ("No module named 'fbgemm_gpu'", "pip install")}, True),
+        (
+            _fbgemm_cut_short_and_other_torchrec,
+            {
+                "import fbgemm_gpu": ("", "pip install --force-reinstall --no-deps fbgemm-gpu"),
+                "pairing": ("goes with torchrec 1.8", "pip install -e ."),
+            },
+            False,
+        ),
     ],
 )
 def test_a_broken_environment_is_examined_to_the_end_and_told_how_to_fix_it(
-    tmp_path: Path, breaks: Callable[[Path], Path], name: str, found: str, remedy: str, smoke: bool
+    tmp_path: Path, breaks: Callable[[Path], Path], problems: dict[str, tuple[str, str]], smoke: bool
 ):
     status, report, _ = examine(breaks(tmp_path / "env"), "--smoke" if smoke else "--no-smoke")
     assert status == 1
     assert report["can_train"] is False
-    finding = by_name(report)[name]
-    assert finding["status"] == "problem"
-    assert found in finding["found"]
-    assert remedy in finding["remedy"]
+    for name, (found, remedy) in problems.items():
+        finding = by_name(report)[name]
+        assert finding["status"] == "problem"
+        assert found in finding["found"]
+        assert remedy in finding["remedy"]
     assert by_name(report)["memory"]["status"] != "problem", "the other checks went on"
     if smoke:
         assert by_name(report)["2 ranks"]["status"] == "problem"

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from tests.dlrmctl.cli.test_errors import criteo_lines
-from tests.dlrmctl.commands import SMALL, environment, in_process
+from tests.dlrmctl.commands import SMALL, in_process, run_as_ranks
 
 MODEL = [*SMALL[2:], "--batch-size", "64"]
 
@@ -389,13 +389,11 @@ def test_what_the_disk_refuses_is_one_line_and_leaves_nothing(place: Path, tmp_p
 
 def test_on_several_ranks_one_writes_what_one_rank_alone_writes(place: Path, tmp_path: Path):
     arguments = ["predict", str(place / "run"), str(place / "train.txt"), "--labelled", "--json"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "dlrmctl", *arguments, "-o", str(tmp_path / "two.csv")]
-    two = subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=200)
-    assert two.returncode == 0, two.stderr
+    two = run_as_ranks(2, *arguments, "-o", tmp_path / "two.csv", cwd=tmp_path)
+    assert two.status == 0, two.err
     one = in_process(*arguments, "-o", tmp_path / "one.csv")
     # Tables that are spread over ranks give the same rows; the sum of a list may be taken in another order.
-    assert json.loads(two.stdout)["metrics"]["log_loss"] == pytest.approx(one.json()["metrics"]["log_loss"], rel=1e-6)
+    assert two.json()["metrics"]["log_loss"] == pytest.approx(one.json()["metrics"]["log_loss"], rel=1e-6)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.csv", "two.csv"]
 
 

@@ -18,14 +18,14 @@ import pytest
 
 from dlrmctl.serving import Scorer
 from dlrmctl.serving.app import ARROW
-from tests.dlrmctl.commands import in_process, start
+from tests.dlrmctl.commands import in_process, start_anew
 from tests.dlrmctl.serving.test_scorer import GOOD
 
 
 @contextmanager
 def serving(place: Path, model: Path, *more: str) -> Iterator[tuple["subprocess.Popen[str]", httpx.Client]]:
     """A server of a bundle, and a client of it."""
-    process = start("serve", model, "--json", *(more or ("--port", "0")), cwd=place)
+    process = start_anew("serve", model, "--json", *(more or ("--port", "0")), cwd=place)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()

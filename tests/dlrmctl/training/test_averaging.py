@@ -16,7 +16,7 @@ from dlrmctl.ranks.group import Ranks
 from dlrmctl.settings.config import Config, resolve
 from dlrmctl.training.step import TrainingStep
 from tests.dlrmctl.checkpoints import assert_bitwise_equal, read_tensors
-from tests.dlrmctl.commands import SMALL, in_process, run
+from tests.dlrmctl.commands import SMALL, in_process, run_as_ranks
 from tests.ranks import run_ranks
 
 RUN = [*SMALL, "--synthetic-rows", "12000", "--evaluations", "2", "--dense-lr", "0.02"]
@@ -52,8 +52,8 @@ def test_a_run_that_was_cut_in_the_middle_of_an_epoch_ends_like_a_whole_one(
     """The cut one evaluates at its last step, the whole one does not: looking at x leaves no trace."""
 
     def train(*arguments: str | Path) -> None:
-        words = ("train", *arguments, "--nproc", str(nproc))
-        done = in_process(*words) if nproc == 1 else run(*words, cwd=tmp_path)
+        words = ("train", *arguments)
+        done = in_process(*words) if nproc == 1 else run_as_ranks(nproc, *words, cwd=tmp_path)
         assert done.status == 0, done.err
 
     train(*RUN, *flags, "--run-dir", tmp_path / "whole")

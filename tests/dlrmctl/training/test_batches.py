@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.dlrmctl.checkpoints import assert_bitwise_equal
-from tests.dlrmctl.commands import SMALL, in_process, run
+from tests.dlrmctl.commands import SMALL, in_process, run_as_ranks
 
 RUN = [*SMALL, "--synthetic-rows", "8000", "--batch-size", "64", "--evaluations", "2"]
 GROWING = ["--batch-schedule", "gns", "--dense-optimizer", "signum", "--warmup-steps", "0", "--log-every", "1"]
@@ -56,7 +56,7 @@ def test_a_run_cut_after_a_change_ends_like_a_whole_one(whole: Path, tmp_path: P
 
 
 def test_two_ranks_take_the_same_batches(whole: Path, tmp_path: Path):
-    done = run("train", *RUN, *GROWING, "--nproc", "2", "--run-dir", tmp_path / "two", cwd=tmp_path)
+    done = run_as_ranks(2, "train", *RUN, *GROWING, "--run-dir", tmp_path / "two", cwd=tmp_path)
     assert done.status == 0, done.err
     ours, alone = _lines(tmp_path / "two", "batch"), _lines(whole, "batch")
     assert [change["step"] for change in ours] == [change["step"] for change in alone]

@@ -9,7 +9,7 @@ import pytest
 
 from dlrmctl.rundir.stored_tables import CheckpointTables
 from tests.dlrmctl.checkpoints import assert_bitwise_equal, read_tensors
-from tests.dlrmctl.commands import SMALL, in_process, run
+from tests.dlrmctl.commands import SMALL, in_process, run_as_ranks
 
 RUN = [*SMALL, "--synthetic-rows", "8000", "--evaluations", "1", "--dense-optimizer", "adagrad"]
 COMPRESSED = ["--compress-a2a", "topk:2", "--compress-warmup", "10", "--compress-dense", "dct:10"]
@@ -21,7 +21,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run on two ranks, and one that was cut at step 15."""
     path = tmp_path_factory.mktemp("exchange")
     for name, more in (("whole", []), ("cut", ["--max-steps", "15"])):
-        done = run("train", *RUN, *COMPRESSED, *more, "--run-dir", path / name, "--nproc", "2", cwd=path)
+        done = run_as_ranks(2, "train", *RUN, *COMPRESSED, *more, "--run-dir", path / name, cwd=path)
         assert done.status == 0, done.err
     return path
 
@@ -54,7 +54,7 @@ def test_a_model_is_scored_with_the_numbers_that_it_was_trained_with(runs: Path)
 
 def test_a_run_cut_with_gradients_left_out_ends_like_a_whole_one(runs: Path, tmp_path: Path):
     cut = Path(shutil.copytree(runs / "cut", tmp_path / "cut", symlinks=True))
-    done = run("train", "--resume", cut, "--max-steps", "0", "--nproc", "2", cwd=tmp_path)
+    done = run_as_ranks(2, "train", "--resume", cut, "--max-steps", "0", cwd=tmp_path)
     assert done.status == 0, done.err
     last = f"checkpoints/step-{STEPS}"
     assert any(name.startswith("left out.1/") for name in read_tensors(cut / last))
@@ -90,8 +90,8 @@ def test_settings_that_cannot_work_are_refused(flags: list[str], message: str, h
 
 
 def test_a_table_that_a_codec_cannot_serve_is_named(tmp_path: Path):
-    arguments = ["--compress-a2a", "int8", "--sharding", "row_wise", "--nproc", "2", "--run-dir", tmp_path / "run"]
-    done = run("train", *RUN, *arguments, cwd=tmp_path)
+    arguments = ["--compress-a2a", "int8", "--sharding", "row_wise", "--run-dir", tmp_path / "run"]
+    done = run_as_ranks(2, "train", *RUN, *arguments, cwd=tmp_path)
     assert done.status == 2
     assert "train.compress_a2a = int8: int8 cannot be used for the table cat_1, whose rows are divided" in done.err
     assert "Traceback" not in done.err

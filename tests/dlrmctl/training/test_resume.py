@@ -21,12 +21,12 @@ from dlrmctl.rundir.directory import RunDirectory
 from dlrmctl.settings.config import resolve
 from dlrmctl.training.train import Trainer
 from tests.dlrmctl.checkpoints import assert_bitwise_equal, read_tensors
-from tests.dlrmctl.commands import SMALL, environment, in_process, run, start, wait_for_checkpoint
+from tests.dlrmctl.commands import SMALL, environment, in_process, run_as_ranks, start, wait_for_checkpoint
 from tests.dlrmctl.damages import seal
 from tests.ranks import run_ranks
 
-RUN = [*SMALL, "--synthetic-rows", "30000", "--checkpoint-every", "9", "--evaluations", "2"]
-STEPS = 30_000 // 256
+RUN = [*SMALL, "--synthetic-rows", "15000", "--checkpoint-every", "9", "--evaluations", "2"]
+STEPS = 15_000 // 256
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def _results(run_dir: Path) -> dict:
 def test_a_killed_run_ends_like_one_that_was_never_killed(whole: Path, tmp_path: Path):
     path = tmp_path / "run"
     process = start("train", *RUN, "--run-dir", path, cwd=tmp_path)
-    wait_for_checkpoint(path, process, f"step-{9 * random.randint(1, 5)}")
+    wait_for_checkpoint(path, process, f"step-{9 * random.randint(1, 4)}")
     time.sleep(random.random() * 0.1)  # anywhere: in a step, in a save
     process.kill()
     process.communicate()
@@ -133,7 +133,7 @@ from dlrmctl.cli.main import main
 tidy, calls = Checkpoints.keep, []
 def keep(self, *arguments):
     calls.append(arguments)
-    if len(calls) == 7:  # the checkpoint is written, nothing says yet which is the best
+    if len(calls) == 4:  # the checkpoint is written, nothing says yet which is the best
         os.kill(os.getpid(), signal.SIGKILL)
     tidy(self, *arguments)
 Checkpoints.keep = keep
@@ -197,20 +197,20 @@ def test_a_run_of_another_order_of_examples_continues_between_epochs_only(whole:
 
 
 def test_saved_on_two_ranks_resumed_on_one(tmp_path: Path):
-    """What two ranks saved at step 60 one rank continues: the same run to rounding."""
+    """What two ranks saved at step 30 one rank continues: the same run to rounding."""
     gentle = ["--dense-lr", "0.01", "--sparse-lr", "0.01", "--qr-lr", "0.01"]
     common = [*RUN, "--dense-optimizer", "sgd", *gentle]
-    first = run("train", *common, "--max-steps", "60", "--run-dir", tmp_path / "a", "--nproc", "2", cwd=tmp_path)
+    first = run_as_ranks(2, "train", *common, "--max-steps", "30", "--run-dir", tmp_path / "a", cwd=tmp_path)
     assert first.status == 0, first.err
-    second = in_process("train", "--resume", tmp_path / "a", "--max-steps", "80", "--json")
+    second = in_process("train", "--resume", tmp_path / "a", "--max-steps", "40", "--json")
     assert second.status == 0, second.err
-    straight = in_process("train", *common, "--max-steps", "80", "--run-dir", tmp_path / "b", "--json")
+    straight = in_process("train", *common, "--max-steps", "40", "--run-dir", tmp_path / "b", "--json")
     assert straight.status == 0, straight.err
     # Two ranks sum in another order than one, 2**-24 = 6e-8 each time. These small rates of SGD do not amplify it, so
-    # what is left after 80 steps is a few dozen of them; a lost accumulator or counter shows in the second digit.
+    # what is left after 40 steps is a few dozen of them; a lost accumulator or counter shows in the second digit.
     assert second.json()["validation"]["log_loss"] == pytest.approx(straight.json()["validation"]["log_loss"], rel=2e-6)
-    ours = read_tensors(tmp_path / "a" / "checkpoints" / "step-80")
-    theirs = read_tensors(tmp_path / "b" / "checkpoints" / "step-80")
+    ours = read_tensors(tmp_path / "a" / "checkpoints" / "step-40")
+    theirs = read_tensors(tmp_path / "b" / "checkpoints" / "step-40")
     assert ours.keys() == theirs.keys()
     for name in ours:
         if name.endswith("weight"):
@@ -229,8 +229,8 @@ def _resume_and_save_again(run_dir: Path, out: Path) -> None:
 
 def test_a_checkpoint_of_two_ranks_is_the_same_state_on_one_two_and_three(tmp_path: Path):
     """Tables, row-wise AdaGrad, MLPs and Shampoo, table-wise and row-wise, bit for bit."""
-    arguments = ["--batch-size", "240", "--max-steps", "20", "--sharding", "row_wise", "--nproc", "2"]
-    done = run("train", *RUN, *arguments, "--run-dir", tmp_path / "run", cwd=tmp_path)
+    arguments = ["--batch-size", "240", "--max-steps", "20", "--sharding", "row_wise"]
+    done = run_as_ranks(2, "train", *RUN, *arguments, "--run-dir", tmp_path / "run", cwd=tmp_path)
     assert done.status == 0, done.err
     saved = tmp_path / "run" / "checkpoints" / "step-20"
     assert any("factor" in name for name in read_tensors(saved))
