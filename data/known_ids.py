@@ -1,5 +1,6 @@
 """A source as a model of earlier data sees it: ids that were added since are rare values."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from dlrmctl.data.features.extension import rows_of_others
 from dlrmctl.data.features.space import FeatureSpace
 from dlrmctl.data.schema import MISSING_ROW, RARE_ROW, Schema
-from dlrmctl.data.source import Bayes, Block, Source
+from dlrmctl.data.source import Bayes, Block, Expecting, Source
 
 
 class KnownIds:
@@ -55,6 +56,11 @@ class KnownIds:
                 is_known &= ~np.isin(ids, reused)
             ids_F.append(np.where(is_known, ids, ids.dtype.type(other)))
         return replace(block, ids_F=ids_F)
+
+    def expect(self, split: str, indices: Sequence[int]) -> None:
+        """See `Expecting`."""
+        if isinstance(self._source, Expecting):
+            self._source.expect(split, indices)
 
     def fingerprint(self) -> str:
         """See `Source.fingerprint`."""

@@ -8,7 +8,7 @@ lanes. Where the batch changes in an epoch, the position is (epoch, row): batche
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,11 +16,12 @@ import numpy as np
 from dlrmctl.data.batch import Batch, PickedRows, Piece, join_batch, pick_rows, reorder
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.randomness import Use, permutation
-from dlrmctl.data.source import Source, check_split
+from dlrmctl.data.source import Expecting, Source, check_split
 
 STREAM_ORDER = 2  # version of the order of examples in an epoch; a position in one is not a position in another
 _OPEN_ROWS = 1 << 18  # in the blocks of all lanes of a shuffled epoch: a rank keeps its share in memory
 _MOST_LANES = 64
+_EXPECTED_ROWS = 1 << 15  # at least, after those that are read
 WINDOW_ROWS = 1 << 16  # of the stream, picked at once: picking has a fixed cost for every lane
 # Picked at most, on all ranks together: open blocks, half of them waiting for the lane that ends in them, and a window
 # before and after it is brought into its order. Measured: 44 MiB of 62 MiB on one rank, 25 MiB on each of two.
@@ -148,15 +149,18 @@ class Reader:
     def _batches(self, epoch: int, first_row: int) -> Iterator[Batch]:
         blocks = _OpenBlocks(self, epoch)
         num_batches, size = self.batches_left(first_row), self.local_batch_size
-        for first in range(0, num_batches, self.window):
-            count = min(self.window, num_batches - first)
-            rows, num_valid = self._pick(blocks, first_row + first * self.batch_size, count)
-            for number in range(count):
-                piece = (rows, number * size, (number + 1) * size)
-                joined = join_batch([piece], self.source.schema.keys, num_valid[number], pin_memory=self.pin_memory)
-                if self.check is not None:
-                    self.check(joined)
-                yield joined
+        try:
+            for first in range(0, num_batches, self.window):
+                count = min(self.window, num_batches - first)
+                rows, num_valid = self._pick(blocks, first_row + first * self.batch_size, count)
+                for number in range(count):
+                    piece = (rows, number * size, (number + 1) * size)
+                    joined = join_batch([piece], self.source.schema.keys, num_valid[number], pin_memory=self.pin_memory)
+                    if self.check is not None:
+                        self.check(joined)
+                    yield joined
+        finally:
+            blocks.close()
 
     def num_own_examples(self) -> int:
         """The number of examples of an epoch that count on this rank."""
@@ -184,8 +188,9 @@ class Reader:
         lanes_CB, places_CB = stream_CB % self.lanes, stream_CB // self.lanes
         first, last = row // self.lanes, -(-end // self.lanes)
         pieces, starts_L, ends_L, at = list[Piece](), *np.zeros((2, self.lanes), dtype=np.int64), 0
-        mine = np.flatnonzero(np.bincount(lanes_CB.ravel(), minlength=self.lanes))
-        for lane in mine.tolist():
+        mine = np.flatnonzero(np.bincount(lanes_CB.ravel(), minlength=self.lanes)).tolist()
+        blocks.expect(mine, first, last)
+        for lane in mine:
             of_lane = blocks.rows_of(lane, first, last)
             pieces += of_lane
             starts_L[lane], at = at, at + sum(stop - start for _, start, stop in of_lane)
@@ -208,6 +213,7 @@ class _OpenBlocks:
 
     def __init__(self, reader: Reader, epoch: int) -> None:
         self._reader, self._epoch = reader, epoch
+        self._expecting = reader.source if isinstance(reader.source, Expecting) else None
         block_rows, examples, lanes = reader.source.block_rows, reader.num_examples, reader.lanes
         num_blocks = -(-examples // block_rows)
         self._order = np.arange(num_blocks)
@@ -225,9 +231,7 @@ class _OpenBlocks:
 
     def rows_of(self, lane: int, first: int, last: int) -> list[Piece]:
         """Returns the rows [first, last) of a lane; those after its end are omitted, but there is at least one."""
-        begin, end = self._lanes[lane : lane + 2].tolist()
-        stop = min(begin + last, max(end, 1))
-        start = max(min(begin + first, stop - 1), 0)
+        start, stop = self._range(lane, first, last)
         part = int(self._cuts.searchsorted(start, side="right")) - 1
         pieces = []
         while start < stop:
@@ -238,6 +242,34 @@ class _OpenBlocks:
             start, part = high, part + 1
         return pieces
 
+    def expect(self, lanes: Sequence[int], first: int, last: int) -> None:
+        """Tells the source which blocks are read for the rows [first, last) of lanes, and for those after them."""
+        if self._expecting is None:
+            return
+        numbers: dict[int, None] = {}
+        for begin, end in ((first, last), (last, last + max(last - first, _EXPECTED_ROWS // self._reader.lanes))):
+            for lane in lanes:
+                start, stop = self._range(lane, begin, end)
+                low, high = self._cuts.searchsorted(start, side="right") - 1, self._cuts.searchsorted(stop)
+                parts = (part for part in range(int(low), int(high)) if part not in self._open)
+                numbers |= dict.fromkeys(int(self._order[self._at(part)]) for part in parts)
+        self._expecting.expect(self._reader.split, list(numbers))
+
+    def close(self) -> None:
+        """Tells the source that nothing more is read."""
+        if self._expecting is not None:
+            self._expecting.expect(self._reader.split, ())
+
+    def _range(self, lane: int, first: int, last: int) -> tuple[int, int]:
+        """The places in the sequence of the rows [first, last) of a lane: at least one."""
+        begin, end = self._lanes[lane : lane + 2].tolist()
+        stop = min(begin + last, max(end, 1))
+        return max(min(begin + first, stop - 1), 0), stop
+
+    def _at(self, part: int) -> int:
+        """The place of the block of a part in the sequence of blocks."""
+        return int(self._edges.searchsorted(self._cuts[part], side="right")) - 1
+
     def forget_before(self, place: int) -> None:
         """Forgets the parts that end before this place of their lane."""
         for part in [part for part in self._open if self._ends[part] < place]:
@@ -245,7 +277,7 @@ class _OpenBlocks:
 
     def _read(self, part: int, first: int) -> None:
         """Opens a part, and the others of its block that the rank will need from place `first` of their lanes on."""
-        at = int(self._edges.searchsorted(self._cuts[part], side="right")) - 1
+        at = self._at(part)
         number, (low, high) = int(self._order[at]), self._edges[at : at + 2].tolist()
         block = self._reader.source.read_block(self._reader.split, number)
         order_N = None

@@ -5,7 +5,7 @@ N examples of a block, I dense features, F sparse features.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -106,6 +106,18 @@ class Source(Protocol):
 
     def bayes(self, split: str) -> Bayes | None:
         """Scores of the best possible model on the split; None if unknown."""
+        ...
+
+
+@runtime_checkable
+class Expecting(Protocol):
+    """A source that can fetch blocks before they are read."""
+
+    def expect(self, split: str, indices: Sequence[int]) -> None:
+        """Says which blocks of a split are read next, and in which order; earlier ones that were not read are dropped.
+
+        Does not wait, and raises no errors of blocks.
+        """
         ...
 
 

@@ -216,7 +216,10 @@ class CachedFile:
         stamp = self._cache.read(name, target)
         if stamp is not None:
             return len(content), stamp
-        stream = self._idle.pop() if self._idle else RemoteStream(self._file)
+        try:
+            stream = self._idle.pop()
+        except IndexError:
+            stream = RemoteStream(self._file)
         stream.seek(start)
         at = 0
         while count := stream.readinto(target[at:]):
@@ -231,7 +234,8 @@ class CachedFile:
     def read_again(self, start: int, content: np.ndarray) -> bool:
         """Reads a range that is wrong from the server, once more; returns True."""
         self._cache.remove(f"{self._name}/{start}")
-        while self._idle:
-            self._idle.pop().close()
+        idle, self._idle = self._idle, []
+        for stream in idle:
+            stream.close()
         self.read(start, content)
         return True

@@ -196,6 +196,8 @@ class RemoteStream(io.RawIOBase):
             if self._remote.url.startswith(SFTP):
                 options = {}
             self._handle, self._handle_at = filesystem.open(path, "rb", **options), 0
+            if self._remote.url.startswith(SFTP):
+                _send_silently(self._handle)
         if self._remote.url.startswith(SFTP):
             return b"".join(self._handle.readv([(self._at, size)]))  # many requests at a time
         if self._remote.ranges:
@@ -224,3 +226,14 @@ class RemoteStream(io.RawIOBase):
         if not self.closed:
             self._drop()
         super().close()
+
+
+def _send_silently(handle: Any) -> None:
+    """Lets the thread that sends the requests of a file of paramiko end silently: reading raises the same error."""
+    send = handle._prefetch_thread
+
+    def silently(*arguments: Any) -> None:
+        with suppress(Exception):
+            send(*arguments)
+
+    handle._prefetch_thread = silently

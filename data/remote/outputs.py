@@ -1,9 +1,10 @@
 """New files on other machines: sent by parts, and there under their names only when they are whole."""
 
 import io
+import itertools
 import posixpath
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -13,6 +14,7 @@ from dlrmctl.data.remote.connection import connect, connection_errors, current_i
 from dlrmctl.data.remote.urls import SFTP, is_remote, refuse_web
 
 _PART_BYTES = 1 << 24  # kept in memory
+_S3 = ("s3://", "s3a://")
 _DOUBLE_AFTER = 1000  # parts: an object has at most 10,000
 
 _Result = TypeVar("_Result")
@@ -61,6 +63,29 @@ def new_file(name: Path | str) -> Iterator[BinaryIO]:
     except BaseException:
         output.discard()
         raise
+
+
+def remove_unfinished(urls: Iterable[str]) -> None:
+    """Removes what killed processes have sent of files: parts that no name shows, for which a server may charge.
+
+    Args:
+        urls: of the files; no other process may be sending them. Where the server does not allow it, the parts remain.
+    """
+    for directory, named in itertools.groupby(sorted(urls), posixpath.dirname):
+        with suppress(Exception):
+            filesystem, path = connect(directory)
+            if directory.startswith(SFTP):
+                for name in filesystem.ftp.listdir(path):
+                    if name.startswith(FRESH):
+                        filesystem.ftp.remove(posixpath.join(path, name))
+            elif directory.startswith(_S3):
+                bucket, _, prefix = path.partition("/")
+                wanted = {connect(url)[1].partition("/")[2] for url in named}
+                listed = filesystem.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix)
+                for found in listed.get("Uploads", ()):
+                    if found["Key"] in wanted:
+                        of_file = {"Bucket": bucket, "Key": found["Key"], "UploadId": found["UploadId"]}
+                        filesystem.call_s3("abort_multipart_upload", **of_file)
 
 
 class _Output(io.RawIOBase):

@@ -41,7 +41,14 @@ class BlockFile(Protocol):
 
 
 class LocalPlace:
-    """A directory."""
+    """A directory.
+
+    Attributes:
+        path: see above.
+        threads: None: blocks are not fetched before they are read.
+    """
+
+    threads: ThreadPoolExecutor | None = None
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -90,6 +97,7 @@ class RemotePlace:
 
     Attributes:
         path: directory of the copy.
+        threads: fetch blocks before they are read.
 
     Raises:
         DataError: if there is no store, it cannot be read, or its files do not fit into the cache.
@@ -100,9 +108,11 @@ class RemotePlace:
         if url.startswith(WEB) and "?" in url:
             raise DataError(f"{without_secrets(url)}: a store has many files, and a signature is that of one")
         self.url, self._cache = url.rstrip("/"), cache
+        self.threads = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="far-blocks")
         manifest = self._find(MANIFEST)
         if manifest is None:
             raise DataError(f"{self}: no {MANIFEST}, so not a store, or one that is not whole", "check its name")
+        self._manifest = manifest
         with manifest.open() as stream:
             content = stream.read()
         identity = hashlib.sha256(f"{self.url}\n".encode() + content).hexdigest()[:32]
@@ -115,6 +125,14 @@ class RemotePlace:
 
     def __str__(self) -> str:
         return self.url
+
+    def is_current(self) -> bool:
+        """Returns whether the store is still the one that was found.
+
+        Raises:
+            DataError: if it cannot be read.
+        """
+        return self._find(MANIFEST) == self._manifest
 
     def blocks(self, split: str) -> BlockFile:
         """Opens the file with the blocks of a split.

@@ -7,6 +7,8 @@ bytes that were verified might not be those that are used.
 import hashlib
 import json
 import zlib
+from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,8 @@ from dlrmctl.data.source import SPLITS, Bayes, Block, check_split
 from dlrmctl.data.store.layout import BlockTable, check_block, table_file, unpack
 from dlrmctl.data.store.manifest import PREPARE_AGAIN, Manifest, read_manifest, split_file
 from dlrmctl.data.store.places import BlockFile, LocalPlace, RemotePlace, Stamp
+
+_VERIFIED_AHEAD = 8  # blocks
 
 
 class Store:
@@ -65,6 +69,10 @@ class Store:
         if not 0 <= index < len(table):
             raise DataError(f"the {split} split of {self._place} has no block {index}")
         return self._splits[split].read(index, verify=self._verify)
+
+    def expect(self, split: str, indices: Sequence[int]) -> None:
+        """See `Expecting`: fetches blocks from another machine, a few at a time, and keeps them until they are read."""
+        self._splits[split].expect(indices)
 
     @property
     def bytes_read(self) -> dict[str, int]:
@@ -123,7 +131,25 @@ class _Split:
         if found != entry.bytes:
             raise DataError(f"{self.path}: {found:,} bytes, the manifest says {entry.bytes:,}", PREPARE_AGAIN)
         self.bytes_read = 0
+        self._threads = place.threads
+        self._coming: dict[int, Future[tuple[np.ndarray, int, Stamp | None]]] = {}
         self._compared: dict[int, Stamp | None] = {}  # block -> the stamp of its file at that time
+
+    def expect(self, indices: Sequence[int]) -> None:
+        """Begins to fetch blocks, if they are on another machine; drops others that were fetched and not read."""
+        if self._threads is None:
+            return
+        for index in self._coming.keys() - set(indices):
+            self._coming.pop(index).cancel()
+        for index in indices:
+            if index not in self._coming:
+                self._coming[index] = self._threads.submit(self._fetch, index)
+
+    def _fetch(self, index: int) -> tuple[np.ndarray, int, Stamp | None]:
+        """Returns the bytes of a block, how many of them are there, and their stamp."""
+        start, stop = self.table.offsets[index : index + 2].tolist()
+        content = np.empty(stop - start, dtype=np.uint8)
+        return content, *self._file.read(start, content)
 
     def read(self, index: int, *, verify: bool) -> Block:
         """Reads a block.
@@ -131,9 +157,8 @@ class _Split:
         Raises:
             DataError: if its bytes are missing, were changed, or do not fit the schema.
         """
-        start, stop = self.table.offsets[index : index + 2].tolist()
-        content = np.empty(stop - start, dtype=np.uint8)
-        at, stamp = self._file.read(start, content)
+        coming = self._coming.pop(index, None)
+        content, at, stamp = self._fetch(index) if coming is None else coming.result()
         self.bytes_read += at
         if at < len(content):
             raise DataError(f"{self.path}, block {index}: cut short", PREPARE_AGAIN)
@@ -153,6 +178,7 @@ class _Split:
     def verify(self, first: int, end: int) -> None:
         """Verifies those of the blocks [first, end) that were not verified yet, or whose file was changed since."""
         for index in range(first, end):
+            self.expect([new for new in range(index, min(index + _VERIFIED_AHEAD, end)) if new not in self._compared])
             now = self._file.stamp(int(self.table.offsets[index]))
             if index not in self._compared or now not in (None, self._compared[index]):
                 self.read(index, verify=True)

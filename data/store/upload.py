@@ -11,7 +11,7 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import file_crc32, io_errors, open_to_read, write_whole
 from dlrmctl.data.remote.connection import connect, connection_errors
 from dlrmctl.data.remote.files import RANGE_BYTES, locate
-from dlrmctl.data.remote.outputs import check_writable_at, exists, new_file
+from dlrmctl.data.remote.outputs import check_writable_at, exists, new_file, remove_unfinished
 from dlrmctl.data.remote.urls import SFTP
 from dlrmctl.data.store.manifest import MANIFEST
 
@@ -31,6 +31,8 @@ def check_new_store(url: str) -> None:
 def upload(store: Path, url: str, journal: Path, told: Callable[[str], None]) -> None:
     """Uploads a store; omits files that an earlier call uploaded and that have not changed on either side.
 
+    A file gets its name when it is whole. What a killed call has sent of another is removed.
+
     Args:
         journal: a file, here, of what was uploaded.
         told: called with the name of each file that is uploaded.
@@ -42,6 +44,7 @@ def upload(store: Path, url: str, journal: Path, told: Callable[[str], None]) ->
     files = [path for path in sorted(store.rglob("*")) if path.is_file()]
     for directory in sorted({path.parent for path in files if path.parent != store}):
         _make_directory(f"{url}/{directory.relative_to(store)}")
+    remove_unfinished(f"{url}/{path.relative_to(store)}" for path in files)
     for path in sorted(files, key=lambda path: path.name == MANIFEST):
         name = str(path.relative_to(store))
         there = f"{url}/{name}"

@@ -37,6 +37,8 @@ def configure() -> None:
     for message, category in _IGNORED:
         warnings.filterwarnings("ignore", message=message, category=category)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    # It would print the tracebacks of its threads, whose errors are raised too.
+    logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 
 def keep_freed_memory() -> None:

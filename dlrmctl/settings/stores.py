@@ -12,11 +12,14 @@ from dlrmctl.settings.config import DataSettings
 if TYPE_CHECKING:
     from dlrmctl.data.store.places import RemotePlace
 
-_held: "list[RemotePlace]" = []  # so that no other process removes their copies while this one lives
+# By URL and cache; held so that no other process removes their copies while this one lives.
+_held: "dict[tuple[str, Path, int], list[RemotePlace]]" = {}
 
 
 def store_place(name: Path | str, settings: DataSettings | None = None) -> "Path | RemotePlace":
     """The directory of a store, or its place on another machine, with the cache of the settings.
+
+    A store that this process has opened, and that has not changed since, is not read again.
 
     Raises:
         DataError: if one on another machine cannot be read.
@@ -28,9 +31,11 @@ def store_place(name: Path | str, settings: DataSettings | None = None) -> "Path
 
     settings = settings or DataSettings()
     cache = Path(settings.cache_dir or Path(platformdirs.user_cache_dir("dlrmctl")) / "remote")
-    place = RemotePlace(str(name), RangeCache(cache, size_of("cache_size", settings.cache_size)))
-    _held.append(place)
-    return place
+    most_bytes = size_of("cache_size", settings.cache_size)
+    places = _held.setdefault((str(name), cache, most_bytes), [])
+    if not places or not places[-1].is_current():
+        places.append(RemotePlace(str(name), RangeCache(cache, most_bytes)))
+    return places[-1]
 
 
 def described_in(place: "Path | RemotePlace") -> Path:

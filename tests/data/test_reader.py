@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -177,6 +178,27 @@ def test_the_next_block_is_prepared_while_the_caller_works() -> None:
     assert asked == [0, 1]
     list(batches)
     assert asked == list(range(10))
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_source_is_told_which_blocks_are_read_next(shuffle: bool) -> None:
+    class Told(Counting):
+        told, unexpected, most = list[int](), list[int](), 0
+
+        def expect(self, split: str, indices: Sequence[int]) -> None:
+            self.told, self.most = list(indices), max(self.most, len(indices))
+
+        def read_block(self, split: str, index: int) -> Block:
+            if index not in self.told:
+                self.unexpected.append(index)
+            return super().read_block(split, index)
+
+    source = Told(400_000, block_rows=1024)
+    batches = Reader(source, "train", batch_size=4096, shuffle=shuffle, world_size=2, rank=1, prefetch=0).batches(0)
+    assert sum(1 for _ in batches) == 97
+    assert source.unexpected == []
+    assert source.most <= (200 if shuffle else 40)  # of 391 blocks
+    assert source.told == []
 
 
 @pytest.mark.parametrize(

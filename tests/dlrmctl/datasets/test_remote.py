@@ -1,14 +1,26 @@
 """Predictions and stores on other machines, which run: S3 and sftp."""
 
 import json
+import multiprocessing
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
 
+from dlrmctl.data.files import FRESH
 from dlrmctl.data.remote.outputs import exists
+from dlrmctl.data.store import upload as upload_module
 from dlrmctl.data.store.upload import upload
+from dlrmctl.settings.config import DataSettings
+from dlrmctl.settings.stores import store_place
 from tests.dlrmctl.cli.test_errors import criteo_lines
 from tests.dlrmctl.commands import SMALL, in_process
 from tests.servers import CuttingProxy
@@ -83,6 +95,9 @@ def test_a_store_elsewhere_trains_the_same_model_and_the_run_goes_on_with_it(s3:
     here = json.loads((place / "run" / "results.json").read_text())
     assert _train(there, run, tmp_path / "cache")["test"] == here["test"]
     assert f'path = "{there}"' in (run / "run.toml").read_text()
+    settings = DataSettings(cache_dir=str(tmp_path / "cache"))
+    found = store_place(there, settings)
+    assert store_place(there, settings) is found
     done = in_process("evaluate", run, "--json")
     assert done.status == 0, done.err
     assert json.loads(done.out)["test"]["ne"] == here["test"]["ne"]
@@ -91,6 +106,7 @@ def test_a_store_elsewhere_trains_the_same_model_and_the_run_goes_on_with_it(s3:
     done = in_process("prepare", "criteo", place / "other.txt", "-o", tmp_path / "next", "--extend", there)
     assert done.status == 0, done.err
     _upload(s3, tmp_path / "next", Path(), "store")
+    assert store_place(there, settings) is not found
     done = in_process("train", "--resume", run, "--epochs", "2")
     assert done.status == 2
     assert "was trained on other data" in done.err
@@ -134,6 +150,51 @@ def test_a_store_is_prepared_for_another_machine(
     assert (done.status, "already exists" in done.err) == (2, True)
 
 
+def _upload_and_die(store: Path, url: str, journal: Path, ssh: dict[str, str]) -> None:
+    """Kills itself while it sends the third file."""
+    fsspec.config.conf["sftp"] = ssh
+    file_crc32, told = zlib.crc32, list[str]()
+
+    def crc32(content: bytes, before: int) -> int:  # of what was sent
+        if len(told) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return file_crc32(content, before)
+
+    upload_module.RANGE_BYTES = 100  # type: ignore[attr-defined]
+    upload_module.zlib = SimpleNamespace(crc32=crc32)  # type: ignore[attr-defined]
+    upload(store, url, journal, told.append)
+
+
+@pytest.mark.parametrize("kind", ["s3", "sftp"])
+def test_an_upload_that_was_killed_shows_whole_files_and_continues(
+    kind: str, request: pytest.FixtureRequest, place: Path, tmp_path: Path
+):
+    url, journal = f"{request.getfixturevalue(kind)}/killed-{kind}", tmp_path / "journal"
+    upload_module._make_directory(url)
+    files = {str(path.relative_to(place / "store")): path for path in (place / "store").rglob("*") if path.is_file()}
+    killed = multiprocessing.get_context("spawn").Process(
+        target=_upload_and_die, args=(place / "store", url, journal, fsspec.config.conf.get("sftp", {}))
+    )
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    filesystem, path = fsspec.core.url_to_fs(url)
+    filesystem.invalidate_cache()
+    seen = {name.removeprefix(f"{path}/"): name for name in filesystem.find(path)}
+    whole = {name: there for name, there in seen.items() if not name.rpartition("/")[2].startswith(FRESH)}
+    assert len(whole) == 2
+    assert all(filesystem.cat_file(there) == files[name].read_bytes() for name, there in whole.items())
+    later: list[str] = []
+    upload(place / "store", url, journal, later.append)
+    assert sorted([*later, *whole]) == sorted(files)
+    filesystem.invalidate_cache()
+    seen = {name.removeprefix(f"{path}/"): name for name in filesystem.find(path)}
+    assert sorted(seen) == sorted(files)
+    assert all(filesystem.cat_file(there) == files[name].read_bytes() for name, there in seen.items())
+    if kind == "s3":
+        assert "Uploads" not in filesystem.call_s3("list_multipart_uploads", Bucket="bucket")
+
+
 def test_an_upload_that_was_interrupted_continues_and_the_manifest_is_last(s3: str, place: Path, tmp_path: Path):
     names: list[str] = []
 
@@ -156,3 +217,18 @@ def test_a_store_that_cannot_be_written_is_refused_before_rows_are_read(place: P
     done = in_process("prepare", "criteo", place / "no-rows.txt", "-o", "s3://none/store")
     assert done.status == 2
     assert "s3://none/store/manifest.json: cannot write: no such directory or bucket" in done.err
+
+
+def test_a_server_without_ssh_is_one_line():
+    pytest.importorskip("paramiko")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"sftp://user@127.0.0.1:{listening.getsockname()[1]}/x"
+        command = [sys.executable, "-m", "dlrmctl", "data", "show", url]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as asking:
+            connection, _ = listening.accept()
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            connection.close()
+            out, err = asking.communicate(timeout=60)
+    assert (asking.returncode, out) == (2, "")
+    assert [line.partition(":")[0] for line in err.strip().splitlines()] == ["error", "hint"]
+    assert f"{url}/manifest.json: cannot read: Error reading SSH protocol banner" in err
