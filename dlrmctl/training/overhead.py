@@ -127,6 +127,7 @@ def _chosen(settings: OptimSettings, choice: OverheadChoice) -> OptimSettings:
 def _rates(settings: OptimSettings, statistics_every: int, refresh_every: int) -> dict[int, dict[str, float]]:
     """Number of statistics updates and root refreshes per block in the first steps of a run, by number of steps."""
     group = {
+        "betas": (settings.beta1, settings.beta2),
         "statistics_frequency": statistics_every,
         "precondition_frequency": refresh_every,
         "refresh_schedule": settings.shampoo_schedule,

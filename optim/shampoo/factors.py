@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from dlrmctl.optim.shampoo.blocks import Shape
 from dlrmctl.optim.shampoo.configs import EigenvalueCorrected, Preconditioner
 from dlrmctl.optim.shampoo.memory import aligned_zeros
-from dlrmctl.optim.shampoo.roots import regularization, trace_scaled
+from dlrmctl.optim.shampoo.roots import regularization, side_by_side, trace_scaled
 
 Index = Tensor | slice  # of some of K blocks
 ExponentOverride = float | Mapping[int, float | Mapping[int, float]]
@@ -102,15 +103,27 @@ class FactorStack(ABC):
         """
         if not self.dims:
             return []
-        if self._device.type == "cpu":  # views, not copies
-            return [row for row in rows if self._refresh_part([row], slice(row, row + 1), settings)]
-        return self._refresh_part(rows, torch.tensor(rows, device=self._device), settings)
+        if self._device.type != "cpu":
+            all_of_them = torch.tensor(rows, device=self._device)
+            made_anew = [self._made_anew(i, all_of_them, settings) for i in range(len(self.dims))]
+            return self._keep(rows, all_of_them, made_anew)
+        failed, together = [], torch.get_num_threads()  # blocks: more would only hold more results in memory
+        for start in range(0, len(rows), together):
+            slices = {row: slice(row, row + 1) for row in rows[start : start + together]}  # views, not copies
+            jobs = [partial(self._made_anew, i, s, settings) for s in slices.values() for i in range(len(self.dims))]
+            made = iter(side_by_side(jobs))
+            for row, index in slices.items():
+                failed += self._keep([row], index, [next(made) for _ in self.dims])
+        return failed
 
-    def _refresh_part(self, rows: list[int], index: Index, settings: RootSettings) -> list[int]:
+    def _made_anew(self, i: int, index: Index, settings: RootSettings) -> tuple[tuple[Tensor, ...], Tensor]:
+        return self._make(i, index, self._corrected(self.factors[i][index], settings), settings)
+
+    def _keep(self, rows: list[int], index: Index, made: list[tuple[tuple[Tensor, ...], Tensor]]) -> list[int]:
+        """Keeps what is usable of what was made for each dimension; returns the rows where something is not."""
         usable_K = torch.ones(len(rows), dtype=torch.bool, device=self._device)
         renewed: list[tuple[Tensor, Tensor]] = []
-        for i in range(len(self.dims)):
-            new, usable_i_K = self._make(i, index, self._corrected(self.factors[i][index], settings), settings)
+        for i, (new, usable_i_K) in enumerate(made):
             usable_K &= usable_i_K
             renewed += zip(self._kept(i), new, strict=True)
         usable = usable_K.tolist()

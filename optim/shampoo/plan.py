@@ -17,6 +17,9 @@ from dlrmctl.optim.shampoo.factors import preconditioned_dims
 Kind = tuple[torch.device, torch.dtype]  # where a block's state lives, and its type
 REFRESH_SCHEDULES = ("constant", "doubling")
 _DENSE_INTERVALS = 8  # of `statistics_frequency`, in which "doubling" updates the factor matrices at every step
+_LONGER_AFTER = (
+    32  # intervals until the interval grows, so that what is not yet in a factor matrix is a small part of it
+)
 
 
 @dataclass(frozen=True)
@@ -150,25 +153,45 @@ def num_refreshes(steps: int, *, frequency: int, start: float, turn: int | None,
     return 0 if steps < start else 1 + (steps - first) // frequency - (int(start) - first) // frequency
 
 
-def statistics_span(step: int, *, frequency: int, schedule: str) -> int:
+def statistics_span(step: int, settings: dict[str, Any]) -> int:
     """Returns the number of steps that the products taken at `step` represent; 0 means none are taken.
 
-    They are taken every `frequency` steps; with "doubling" at every step early on, while factor matrices change fast.
+    They are taken every `statistics_frequency` steps. With "doubling" they are taken at every step early on, while
+    factor matrices change fast. If these are sums (beta2 of 1), which change ever more slowly, the interval later grows
+    with the steps, but not above `precondition_frequency`.
     """
-    if schedule == "doubling" and step <= _DENSE_INTERVALS * frequency:
-        return 1
-    return frequency if (step - 1) % frequency == 0 else 0
+    every = [interval for start, interval in _statistics_intervals(settings) if start < step][-1]
+    return every if (step - 1) % every == 0 else 0
 
 
-def statistics_seen(step: int, *, frequency: int, schedule: str) -> int:
+def statistics_seen(step: int, settings: dict[str, Any]) -> int:
     """Returns the number of steps that all products up to `step` represent."""
-    if schedule == "doubling" and step <= _DENSE_INTERVALS * frequency:
-        return step
-    return frequency * ((step - 1) // frequency + 1)
+    every = [interval for start, interval in _statistics_intervals(settings) if start < step][-1]
+    return every * ((step - 1) // every + 1)
 
 
 def num_statistics(steps: int, settings: dict[str, Any]) -> int:
     """Returns the number of updates of factor matrices in the first `steps` steps of a group."""
+    intervals = _statistics_intervals(settings)
+    ends = [*(start for start, _ in intervals[1:]), steps]
+    return sum(
+        -(-(min(end, steps) - start) // every)
+        for (start, every), end in zip(intervals, ends, strict=True)
+        if start < steps
+    )
+
+
+def _statistics_intervals(settings: dict[str, Any]) -> list[tuple[int, int]]:
+    """Returns (number of steps before it, interval) of each part of training.
+
+    An interval divides the numbers of steps before it and after it, so that every step is represented once.
+    """
     frequency = settings["statistics_frequency"]
-    early = _DENSE_INTERVALS * frequency if settings["refresh_schedule"] == "doubling" else 0
-    return min(steps, early) + (max(steps - early, 0) + frequency - 1) // frequency
+    if settings["refresh_schedule"] != "doubling":
+        return [(0, frequency)]
+    intervals = [(0, 1), (_DENSE_INTERVALS * frequency, frequency)]
+    longer = 2 * frequency
+    while settings["betas"][1] == 1 and longer <= settings["precondition_frequency"]:
+        intervals.append((_LONGER_AFTER * longer, longer))
+        longer *= 2
+    return intervals

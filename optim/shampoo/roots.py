@@ -13,7 +13,12 @@ method of higher order keeps more of it. Source: Guo and Higham, SIAM J. Matrix 
 (1998).
 """
 
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +28,39 @@ from dlrmctl.optim.shampoo.configs import Eigendecomposed, RootInverse
 _LARGEST_POWER = 16  # of a matrix in an iteration; rounding errors grow with it
 _ACCEPTED_RESIDUAL = 0.1  # largest entry of X^p A - I at which the iteration has found the root
 _DIVERGED = 1.2  # an error that grows by this factor means divergence
+
+T = TypeVar("T")
+
+
+def side_by_side(jobs: Sequence[Callable[[], T]]) -> list[T]:
+    """Returns the results of jobs on a CPU, in their order; each runs on one thread, and as many at once as torch has.
+
+    A matrix of 128 x 128 gains nothing from a second thread: its decomposition is many short parts, after each of which
+    threads wait for each other. So the results do not depend on the number of threads either.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return [job() for job in jobs]
+    try:
+        return list(_workers(threads).map(_on_one_thread, jobs))
+    finally:
+        # A worker sets its own number, and that of threads that begin later; this restores the latter.
+        torch.set_num_threads(threads)
+
+
+@torch.no_grad()
+def _on_one_thread(job: Callable[[], T]) -> T:
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+    return job()
+
+
+@lru_cache(maxsize=1)
+def _workers(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="roots")
+
+
+os.register_at_fork(after_in_child=_workers.cache_clear)  # a child process has none of the threads
 
 
 def regularization(factor_KNN: Tensor, epsilon: float | None, relative_epsilon: float) -> Tensor:

@@ -196,8 +196,7 @@ class Shard:
 
     def _accumulate(self, step: int, settings: Settings) -> None:
         """Adds every k-th product, with weight k, so that the memory of the factors does not depend on k."""
-        beta2, schedule = settings["betas"][1], settings["refresh_schedule"]
-        span = statistics_span(step, frequency=settings["statistics_frequency"], schedule=schedule)
+        beta2, span = settings["betas"][1], statistics_span(step, settings)
         if not span:
             return
         decay = beta2**span
@@ -208,8 +207,7 @@ class Shard:
 
     def _refresh(self, step: int, settings: Settings) -> None:
         frequency, start = settings["precondition_frequency"], settings["start_preconditioning_step"]
-        schedule = settings["refresh_schedule"]
-        seen = statistics_seen(step, frequency=settings["statistics_frequency"], schedule=schedule)
+        schedule, seen = settings["refresh_schedule"], statistics_seen(step, settings)
         for part in self._parts:
             due = [
                 k

@@ -122,15 +122,33 @@ def test_refreshes_are_counted_as_they_fall_due(
     assert num_refreshes(steps, **how) == sum(refresh_due(t, **how) for t in range(1, steps + 1))
 
 
-@given(st.integers(1, 200), st.integers(1, 12), st.sampled_from(["constant", "doubling"]))
-def test_products_stand_for_every_step_once(steps: int, frequency: int, schedule: str) -> None:
-    spans = [statistics_span(t, frequency=frequency, schedule=schedule) for t in range(1, steps + 1)]
-    assert sum(spans) == statistics_seen(steps, frequency=frequency, schedule=schedule)
-    assert steps <= sum(spans) < steps + frequency
-    settings = {"statistics_frequency": frequency, "refresh_schedule": schedule}
+@given(
+    st.integers(1, 3000),
+    st.integers(1, 12),
+    st.integers(1, 120),
+    st.sampled_from(["constant", "doubling"]),
+    st.sampled_from([1.0, 0.99]),
+)
+def test_products_stand_for_every_step_once(
+    steps: int, frequency: int, refresh_frequency: int, schedule: str, beta2: float
+) -> None:
+    settings = {
+        "statistics_frequency": frequency,
+        "precondition_frequency": refresh_frequency,
+        "refresh_schedule": schedule,
+        "betas": (0.9, beta2),
+    }
+    spans = [statistics_span(t, settings) for t in range(1, steps + 1)]
+    assert sum(spans) == statistics_seen(steps, settings)
+    assert steps <= sum(spans) < steps + max(frequency, refresh_frequency)
     assert num_statistics(steps, settings) == sum(span > 0 for span in spans)
     if schedule == "doubling":
         assert spans[: 8 * frequency] == [1] * min(steps, 8 * frequency)
+    if schedule == "constant" or beta2 < 1:
+        assert max(spans) <= frequency
+    for step, span in enumerate(spans, 1):
+        assert span <= max(frequency, step / 32)
+        assert not span or sum(spans[: step - 1]) == step - 1
 
 
 def test_staggering_makes_the_worst_step_a_small_part_of_a_full_refresh() -> None:
