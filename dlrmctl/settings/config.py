@@ -162,7 +162,7 @@ class OptimSettings:
     shampoo_schedule: str = setting(
         "doubling",
         "When to recompute root inverses: every --shampoo-frequency steps (constant), or also at steps 1, 2, 4, ... "
-        "before that, with factor matrices updated at every step at first (doubling).",
+        "before that, with factor matrices updated at every step at first and ever more rarely later (doubling).",
         choices=("constant", "doubling"),
     )
     shampoo_start: int = setting(

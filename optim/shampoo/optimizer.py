@@ -50,8 +50,9 @@ class DistributedShampoo(Optimizer):
             take the step of the grafting method, which is much cheaper.
         precondition_frequency: steps between two refreshes of the root inverses.
         refresh_schedule: "constant", or "doubling": roots are refreshed at steps 1, 2, 4, 8, ... until the frequency is
-            reached, and factor matrices are updated at every step for the first 8 intervals. Statistics change fast
-            early in training and slowly later; see `plan.refresh_due`.
+            reached, and factor matrices are updated at every step for the first 8 intervals; sums (beta2 of 1) ever
+            more rarely after 64 intervals, down to the frequency of roots. Statistics change fast early in training and
+            slowly later; see `plan.refresh_due` and `plan.statistics_span`.
         start_preconditioning_step: before this step, only grafting. -1: the first refresh, at the frequency or at step
             1.
         stagger_refresh: refresh a few blocks every step instead of all at once, so that no step is much longer.
