@@ -39,15 +39,20 @@ class _Variant:
         optim = replace(config.optim, dense_optimizer=optimizer, dense_lr=1e-4, shampoo_overhead=None)
         self.config = replace(config, optim=optim)
         self.inputs, self.ranks = inputs, ranks
-        self.network = build_dense_network(config, Synthetic(0, 1, 1, 1).schema, ranks.device)
-        self.optimizer = build_dense_optimizer(self.config.optim, self.network, ranks.group)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Makes a network and an optimizer."""
+        self.network = build_dense_network(self.config, Synthetic(0, 1, 1, 1).schema, self.ranks.device)
+        self.optimizer = build_dense_optimizer(self.config.optim, self.network, self.ranks.group)
+        if isinstance(self.optimizer, DistributedShampoo):
+            self.optimizer.check_gradients = False  # as in training, where the step checks them for every optimizer
 
     def warm_up(self) -> None:
         """Runs some steps of a network and an optimizer, and then makes both again."""
         for _ in range(3):
             self.step()
-        self.network = build_dense_network(self.config, Synthetic(0, 1, 1, 1).schema, self.ranks.device)
-        self.optimizer = build_dense_optimizer(self.config.optim, self.network, self.ranks.group)
+        self._begin()
 
     def step(self) -> float:
         """Returns the seconds of one forward, backward and optimizer step."""

@@ -32,7 +32,7 @@ from dlrmctl.optim.shampoo.preconditioner import make_stack
 from dlrmctl.optim.shampoo.settings import bias_correction, decay_of_weights, largest_ratio
 
 Settings = dict[str, Any]  # a parameter group of the optimizer
-_CHUNK = 32768  # elements; the five buffers of an elementwise pass over them fit into a core's cache
+_CHUNK = 1 << 20  # elements; the buffers of an elementwise pass over them fit into a cache that cores share
 
 
 class Shard:
