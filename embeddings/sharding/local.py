@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from torch import Tensor, nn
 from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbeddingBag
 
@@ -49,6 +50,8 @@ class LocalBags:
             if keys[first : first + len(names)] != names:
                 raise ValueError(f"the kernel with keys {names} needs them in this order, next to each other: {keys}")
             widths = [table.embedding_dim for table in tables for _ in table.feature_names]
+            if kernel.emb_module.current_device.type == "cpu":  # `IdCheck` has seen the ids
+                kernel.emb_module.bounds_check_mode_int = BoundsCheckMode.NONE.value
             self._kernels.append(_Kernel(kernel.emb_module, first, names, widths))
         self._counting: Tensor | None = None
 
