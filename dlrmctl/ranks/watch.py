@@ -19,7 +19,7 @@ from dlrmctl.errors import EXIT_USER_ERROR
 from dlrmctl.ranks.launch import RENDEZVOUS, claim_report
 
 _MOST_SECONDS = 5.0  # between two counts
-_JOIN_SECONDS = 2.0
+_JOIN_SECONDS = 30.0  # Python aborts where a thread in C++ outlives it, as on a busy machine
 _LEFT = "left"
 _HINT = "see the machine of that rank; --resume continues the run from its last checkpoint"
 
