@@ -165,30 +165,32 @@ class Reader:
     def num_own_examples(self) -> int:
         """The number of examples of an epoch that count on this rank."""
         whole = self.num_examples // self.batch_size
-        rest = 0 if self.drop_last else int(self._stream(whole * self.batch_size, 1)[1].sum())
+        rest = 0 if self.drop_last else int(self._num_valid(*self._runs(whole * self.batch_size, 1)).sum())
         return whole * self.local_batch_size + rest
 
-    def _stream(self, row: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns this rank's rows of the stream, and whether they count, of `count` global batches from `row` on."""
-        end, size = row + count * self.batch_size, self.local_batch_size
-        stream_CB = np.arange(row, end).reshape(count, self.batch_size)
-        if self.lanes > 1:
-            by_lane_CB = (stream_CB % self.lanes).astype(np.uint16).argsort(axis=1, kind="stable")
-            stream_CB = np.take_along_axis(stream_CB, by_lane_CB, axis=1)
-        stream_CB = stream_CB[:, self.rank * size : (self.rank + 1) * size]
-        is_valid_CB = stream_CB < self.num_examples
-        if not is_valid_CB.all():  # repeats follow the examples that count
-            stream_CB = np.take_along_axis(stream_CB, (~is_valid_CB).argsort(axis=1, kind="stable"), axis=1)
-        return stream_CB, is_valid_CB
+    def _runs(self, row: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the first place in each lane, and the number of consecutive places, from which this rank takes its
+        rows of `count` global batches from `row` on: [C, L] each."""
+        lanes_L, rows_C1 = np.arange(self.lanes), row + np.arange(count)[:, None] * self.batch_size
+        first_CL, after_CL = (-((lanes_L - rows) // self.lanes) for rows in (rows_C1, rows_C1 + self.batch_size))
+        ends_CL = (after_CL - first_CL).cumsum(axis=1)  # of the lanes in the batch
+        begins_CL = ends_CL - (after_CL - first_CL)
+        mine = self.rank * self.local_batch_size, (self.rank + 1) * self.local_batch_size
+        own_CL = begins_CL.clip(*mine)
+        return first_CL + own_CL - begins_CL, ends_CL.clip(*mine) - own_CL
+
+    def _num_valid(self, first_CL: np.ndarray, length_CL: np.ndarray) -> np.ndarray:
+        """Returns how many rows of these runs are examples: [C]."""
+        lane_lengths_L = np.diff(lane_edges(self.num_examples, self.lanes))
+        return (lane_lengths_L - first_CL).clip(0, length_CL).sum(axis=1)
 
     def _pick(self, blocks: "_OpenBlocks", row: int, count: int) -> tuple[PickedRows, list[int]]:
         """Returns this rank's rows of `count` global batches from `row` on, and how many of each batch are valid."""
-        stream_CB, is_valid_CB = self._stream(row, count)
+        first_CL, length_CL = self._runs(row, count)
         end = row + count * self.batch_size
-        lanes_CB, places_CB = stream_CB % self.lanes, stream_CB // self.lanes
         first, last = row // self.lanes, -(-end // self.lanes)
         pieces, starts_L, ends_L, at = list[Piece](), *np.zeros((2, self.lanes), dtype=np.int64), 0
-        mine = np.flatnonzero(np.bincount(lanes_CB.ravel(), minlength=self.lanes)).tolist()
+        mine = np.flatnonzero(length_CL.any(axis=0)).tolist()
         blocks.expect(mine, first, last)
         for lane in mine:
             of_lane = blocks.rows_of(lane, first, last)
@@ -196,10 +198,17 @@ class Reader:
             starts_L[lane], at = at, at + sum(stop - start for _, start, stop in of_lane)
             ends_L[lane] = at
         blocks.forget_before(last)
-        order_CB = np.minimum(starts_L[lanes_CB] + (places_CB - first), ends_L[lanes_CB] - 1)
-        order_N = order_CB.ravel()
+        lengths = length_CL.ravel()
+        shifts = (starts_L + first_CL - first).ravel() - (lengths.cumsum() - lengths)
+        order_N = np.arange(count * self.local_batch_size) + shifts.repeat(lengths)
+        num_valid = self._num_valid(first_CL, length_CL)
+        if end > self.num_examples:  # repeats of the lanes' last rows follow the examples that count
+            after_L = starts_L - first + np.diff(lane_edges(self.num_examples, self.lanes))
+            after_N, ends_N = (np.tile(of_lane, count).repeat(lengths) for of_lane in (after_L, ends_L))
+            sorted_CB = (order_N >= after_N).reshape(count, -1).argsort(axis=1, kind="stable")
+            order_N = np.take_along_axis(np.minimum(order_N, ends_N - 1).reshape(count, -1), sorted_CB, axis=1).ravel()
         in_order = len(mine) == 1 and at == len(order_N)
-        return reorder(pieces, None if in_order else order_N), is_valid_CB.sum(axis=1).tolist()
+        return reorder(pieces, None if in_order else order_N), num_valid.tolist()
 
 
 class _OpenBlocks:
