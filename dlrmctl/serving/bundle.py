@@ -17,6 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ SUFFIX = ".dlrm"
 MOST_READ = 1 << 28  # bytes of a file that is read; a larger one is mapped
 _CHECKSUM = "crc32"
 _LOCAL_HEADER = struct.Struct("<26xHH")
-_AT_A_TIME = 1 << 24  # bytes whose checksum is taken at a time
+_AT_A_TIME = 1 << 20  # bytes of a mapped file whose checksum is taken at a time
 _AGAIN = "export it again"
 
 
@@ -77,37 +78,38 @@ def open_bundle(path: Path | str, *, verify: bool = True, map_above: int = MOST_
     path = Path(path)
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            mapped = size > map_above
+            mapped = os.fstat(file.fileno()).st_size > map_above
             if mapped:
                 # Private: torch takes arrays that can be written to, and nothing is written to the file.
                 whole = np.frombuffer(mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE), np.uint8)
             else:
                 whole = np.fromfile(file, np.uint8)
             places = _places(file, path)
+            content = _manifest(path, whole, places)
+            arrays = []
+            for number, entry in enumerate(content["arrays"]):
+                start, length = places.get(f"arrays/{number}", (0, -1))
+                dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
+                if length != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+                    raise BundleError(f"{path}: damaged: arrays/{number} has another size; {_AGAIN}")
+                part = whole[start : start + length]
+                if verify and (_file_crc32(file, start, length) if mapped else zlib.crc32(part.data)) != entry["crc32"]:
+                    raise BundleError(f"{path}: damaged: arrays/{number} does not match its checksum; {_AGAIN}")
+                arrays.append(part.view(dtype).reshape(shape))
     except OSError as problem:
         raise BundleError(f"{path}: {problem.strerror or problem}") from None
-    content = _manifest(path, whole, places)
-    arrays = []
-    for number, entry in enumerate(content["arrays"]):
-        start, length = places.get(f"arrays/{number}", (0, -1))
-        try:
-            dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
-            if length != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
-                raise BundleError(f"{path}: damaged: arrays/{number} has another size; {_AGAIN}")
-            part = whole[start : start + length]
-            if verify and _crc32(part) != entry["crc32"]:
-                raise BundleError(f"{path}: damaged: arrays/{number} does not match its checksum; {_AGAIN}")
-            arrays.append(part.view(dtype).reshape(shape))
-        except (KeyError, TypeError) as problem:
-            raise BundleError(f"{path}: damaged: {problem!r}; {_AGAIN}") from None
+    except (KeyError, TypeError) as problem:
+        raise BundleError(f"{path}: damaged: {problem!r}; {_AGAIN}") from None
     return Bundle(path, content, arrays, mapped)
 
 
-def _crc32(part: np.ndarray) -> int:
-    found = 0
-    for start in range(0, len(part), _AT_A_TIME):
-        found = zlib.crc32(part[start : start + _AT_A_TIME].data, found)
+def _file_crc32(file: BufferedReader, start: int, length: int) -> int:
+    """Reads a part of a mapped file, so that its pages do not count as memory of the process until they are used."""
+    buffer, found = memoryview(bytearray(min(length, _AT_A_TIME))), 0
+    file.seek(start)
+    while length and (read := file.readinto(buffer[: min(length, len(buffer))])):
+        found = zlib.crc32(buffer[:read], found)
+        length -= read
     return found
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dlrmctl.serving import BundleError, RowError, Scorer
-from dlrmctl.serving.bundle import open_bundle
+from dlrmctl.serving.bundle import MOST_READ, open_bundle
 from tests.dlrmctl.commands import in_process
 from tests.dlrmctl.serving.rows import COLUMNS, as_json, random_row, write_rows
 
@@ -159,12 +159,15 @@ def test_a_mapped_bundle_gives_the_same_scores(place: Path, scorer: Scorer, monk
     assert mapped.score([GOOD]) == scorer.score([GOOD])
 
 
-def test_a_damaged_bundle_is_refused(place: Path, tmp_path: Path):
+@pytest.mark.parametrize("map_above", [0, MOST_READ])
+def test_a_damaged_bundle_is_refused(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, map_above: int):
+    assert open_bundle.__kwdefaults__ is not None
+    monkeypatch.setitem(open_bundle.__kwdefaults__, "map_above", map_above)
     content = (place / "model.dlrm").read_bytes()
     random_ = random.Random(3)
     file = tmp_path / "m.dlrm"
     refused, wanted = 0, Scorer(place / "model.dlrm").score([GOOD])
-    for at in (random_.randrange(len(content)) for _ in range(60)):
+    for at in (random_.randrange(len(content)) for _ in range(30)):
         file.write_bytes(content[:at] + bytes([content[at] ^ 0x20]) + content[at + 1 :])
         try:  # in the padding between members a change does no harm
             scores = Scorer(file).score([GOOD])
@@ -172,7 +175,7 @@ def test_a_damaged_bundle_is_refused(place: Path, tmp_path: Path):
             refused += 1
         else:
             np.testing.assert_array_equal(scores, wanted)
-    assert refused > 30
+    assert refused > 15
     file.write_bytes(content[: len(content) // 2])
     with pytest.raises(BundleError, match="cut short"):
         Scorer(file)
