@@ -30,7 +30,7 @@ class Scorer:
 
     Args:
         path: a bundle that `dlrmctl export RUN -o model.dlrm` wrote.
-        verify: whether to take the checksums of tables and vocabularies, at about 2 GB/s.
+        verify: whether to take the checksums of tables and vocabularies, at 2 to 4 GB/s.
         compiled: run the native code of the bundle, which `--format aoti` adds. It can do all that this process may:
             ask for it only where you trust whoever made the file.
 
