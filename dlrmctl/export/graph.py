@@ -164,7 +164,8 @@ class ServedModel(nn.Module):
         torch.ops.aten._assert_async.msg(
             ((ids >= 0) & (ids < self.rows_F)).all(), "an id is below 0, or not below the rows of its feature"
         )
-        columns = dict(zip(self.one_hot, ids.unbind(1), strict=True)) | (lists or {})
+        single = ids.unbind(1) if self.one_hot else ()  # torch cannot load a node that has no outputs
+        columns = dict(zip(self.one_hot, single, strict=True)) | (lists or {})
         factors = self._factors(lists or {}, weights or {})
         logits_B = self.network(dense, torch.stack(self.lookups(columns, factors), 1))
         if self.wide is not None:

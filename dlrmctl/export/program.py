@@ -17,6 +17,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.export import Dim
 
 from dlrmctl.data.files import io_errors
@@ -55,10 +56,21 @@ def to_program(model: ServedModel) -> torch.export.ExportedProgram:
     named = (most, model.weighted)
     shapes += [{name: {0: batch, 1: lengths[name]} for name in names} for names in named if names]
     program = torch.export.export(model, example.arguments(), dynamic_shapes=tuple(shapes), strict=False)
+    own_storage_of_empty(program.state_dict)
     for node in program.graph.nodes:  # source lines of nodes take half of the graph's bytes
         node.meta.pop("stack_trace", None)
         node.meta.pop("torch_fn", None)
     return program
+
+
+def own_storage_of_empty(tensors: dict[str, Tensor]) -> None:
+    """Gives tensors without elements a storage of their own.
+
+    torch.export.save takes such a part of a larger storage, as it is read from a file, for one of negative size.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.numel():
+            tensors[name] = torch.empty_like(tensor)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from dlrmctl.embeddings.tables import FeatureTable
 from dlrmctl.embeddings.words import OPERATIONS, OPERATIONS_OF, QR_LAYOUTS
 from dlrmctl.export.agreement import Inputs
 from dlrmctl.export.graph import PADDING, ServedModel
-from dlrmctl.export.program import to_program
+from dlrmctl.export.program import to_program, write_program
 from dlrmctl.models import DLRM, DenseNetwork
 
 DIM, DENSE, LONGEST, OFFSET = 24, 4, 3, -0.5  # a third of 24 columns, for "concat" of three, is a multiple of 4
@@ -164,11 +164,14 @@ def test_ids_that_have_no_row_and_batches_that_do_not_fit_are_refused_by_the_pro
         program(*pair.draw(3, LONGEST + 1).arguments())
 
 
-def test_a_model_of_nothing_but_lists_and_no_dense_features_is_served_too():
+def test_a_model_of_nothing_but_lists_and_no_dense_features_is_served_too(tmp_path: Path):
     lists = _lists("full", "double-hash")
     tables = {t.name: StoredRows(torch.randn(t.rows, DIM), DIM, 32) for feature in lists for t in feature.tables(DIM)}
     network = DenseNetwork(num_dense=0, num_vectors=2, dim=DIM, bottom=[DIM], top=[1])
-    program = to_program(ServedModel(lists, tables, network, num_dense=0)).module()
+    model = ServedModel(lists, tables, network, num_dense=0)
+    model.register_buffer("nothing", torch.zeros(31)[:0])  # as edges of buckets that were read from a file
+    write_program(to_program(model), tmp_path / "model.pt2", {})
+    program = torch.export.load(tmp_path / "model.pt2").module()
     for rows in (1, 5):
         ids = {feature.name: torch.full((rows, 1), PADDING) for feature in lists}
         found = program(torch.empty(rows, 0), torch.empty(rows, 0, dtype=torch.int64), ids)
