@@ -17,7 +17,7 @@ from dlrmctl.console.console import say
 from dlrmctl.console.progress import BarDisplay
 from dlrmctl.console.text import counted
 from dlrmctl.data.source import SPLITS, Source
-from dlrmctl.datasets.open import open_reader, open_source, refuse_equal_labels
+from dlrmctl.datasets.open import open_reader, open_source, refuse_equal_labels, refuse_equal_validation_labels
 from dlrmctl.errors import UserError
 from dlrmctl.models import DLRM
 from dlrmctl.models.logistic import LinearLogits
@@ -62,6 +62,10 @@ def fit(config: Config, run: RunDirectory, ranks: Ranks, *, command_line: Sequen
     source = open_source(config.data)
     _check_splits(source)
     refuse_equal_labels(source)
+    if settings.l2 is None:
+        refuse_equal_validation_labels(
+            source, "no L2 penalty can be chosen on them", "--l2 X fits one penalty; or prepare with more rows"
+        )
     config = config.fitted(None, ranks.world_size)
     model = build_baseline(settings, source.features)
     with run.created("choose another --run-dir"), BarDisplay(shown=ranks.is_main) as display:
@@ -182,7 +186,8 @@ class Fitting:
         display.begin(f"fit {number}, l2 {l2:.4g}")
         started = time.monotonic()
         is_limited = self._solver.name != "pb-lbfgs"
-        with _fixable("--solver pb-lbfgs takes any number of features and ranks" if is_limited else None):
+        takes_any = "any number of features and ranks" + (", and a penalty of 0" if l2 == 0 else "")
+        with _fixable(f"--solver pb-lbfgs takes {takes_any}" if is_limited else None):
             objective = self._objective.with_l2(l2 / self._objective.counts.weight)
 
             def tell(iteration: Iteration) -> None:
@@ -210,7 +215,7 @@ class Fitting:
             best = fitted is min(self.path, key=lambda other: other.log_loss)
             mark = "  best so far" if best and self._settings.l2 is None else ""
             passes = f"{fitted.passes:.1f} passes"
-            say(f"l2 {l2:<8.4g}  {passes:>12}  validation  {short_text(metrics)}{mark}")
+            say(f"l2 {l2:<9.4g} {passes:>12}  validation  {short_text(metrics)}{mark}")
         self._notes[l2] = solution.notes
         return fitted
 

@@ -61,7 +61,10 @@ def solver_for(settings: BaselineSettings, objective: LogisticRegression, ranks:
     Args:
         ranks: that share the examples.
     """
-    name = choose_solver(objective.num_parameters) if settings.solver == "auto" else settings.solver
+    name = settings.solver
+    if name == "auto":
+        # Without a penalty the Hessian is singular: the rows of each table add up to the intercept.
+        name = "pb-lbfgs" if settings.l2 == 0 else choose_solver(objective.num_parameters)
     solvers: dict[str, Callable[..., Solution]] = {
         "pb-lbfgs": _pb_lbfgs,
         "newton": partial(newton, memory_bytes=_MOST_BYTES),

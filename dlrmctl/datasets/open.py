@@ -89,14 +89,31 @@ def refuse_equal_labels(source: Source) -> None:
     Raises:
         UserError: naming the label column of a table.
     """
-    if not isinstance(source, Store) or source.manifest.preparation is None or not source.num_examples("train"):
-        return
-    made = source.manifest.preparation
-    train = PrepareReport.from_dict(made.report).splits.get("train")
-    if train is None or train.label_rate not in (0, 1):
-        return
-    labels = f"{made.table_schema.label!r} and label_positive in the schema" if made.table_schema else "of labels"
-    raise UserError(
-        f"all {source.num_examples('train'):,} training labels in {source.path} are {train.label_rate:.0f}",
-        f"check the column {labels}, and prepare the data again",
-    )
+    if isinstance(source, Store) and (same := _label_of_all(source, "train")) is not None:
+        made = source.manifest.preparation
+        schema = made.table_schema if made else None
+        labels = f"{schema.label!r} and label_positive in the schema" if schema else "of labels"
+        raise UserError(f"all {same}", f"check the column {labels}, and prepare the data again")
+
+
+def refuse_equal_validation_labels(source: Source, why: str, hint: str) -> None:
+    """Refuses to choose between models on a validation split of a prepared store whose labels are all the same.
+
+    Args:
+        why: it has to be refused, such as "no penalty can be chosen on them".
+
+    Raises:
+        UserError: with the hint.
+    """
+    if isinstance(source, Store) and (same := _label_of_all(source, "validation")) is not None:
+        raise UserError(f"all {same}, so {why}", hint)
+
+
+def _label_of_all(store: Store, split: str) -> str | None:
+    """Which label all rows of a split have, such as "60 training labels in STORE are 0"; None if they differ."""
+    if store.manifest.preparation is None or not (number := store.num_examples(split)):
+        return None
+    found = PrepareReport.from_dict(store.manifest.preparation.report).splits.get(split)
+    if found is None or found.label_rate not in (0, 1):
+        return None
+    return f"{number:,} {'training' if split == 'train' else split} labels in {store.path} are {found.label_rate:.0f}"

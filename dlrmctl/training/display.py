@@ -165,7 +165,7 @@ def introduction(config: Config, reader: Reader, model: Model, ranks: Ranks) -> 
     return [
         f"{reader.num_examples:,} training examples, {reader.num_batches:,} steps of {reader.batch_size:,} per epoch, "
         f"on {ranks.world_size} x {ranks.device.type}",
-        f"{len(plan)} tables, {sum(table.rows for table in plan):,} rows, "
+        f"{counted(len(plan), 'table')}, {sum(table.rows for table in plan):,} rows, "
         f"with their optimizer state at most {bytes_text(most)} per rank",
         summary(tables, config.embeddings),
         *_first_order(model),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrmctl.console.console import finite, print_table, say
-from dlrmctl.console.text import METRICS, number_text, with_error
+from dlrmctl.console.text import METRICS, counted, number_text, with_error
 from dlrmctl.data.errors import DataError
 from dlrmctl.datasets.place import table_rows
 from dlrmctl.errors import Interrupted, UserError
@@ -96,7 +96,7 @@ def show_seeds(results: Mapping[str, Any]) -> None:
     means = [results["test"][name] for name in _SHOWN]
     rows.append(["mean ±sd", "", *(with_error(found["mean"], found["sd"]) for found in means)])
     print_table(
-        f"{len(results['seeds'])} seeds in {results['run']}: best weights on the test split",
+        f"{counted(len(results['seeds']), 'seed')} in {results['run']}: best weights on the test split",
         ["", "step", *(METRICS[name] for name in _SHOWN)],
         rows,
     )

@@ -640,7 +640,8 @@ class Trainer:
         if found is not None:
             results["baseline"], ne_by_split = found
             for split, ne in ne_by_split.items():
-                results[split]["baseline_ne"] = ne
+                if ne is not None:
+                    results[split]["baseline_ne"] = ne
         # Not a result: a run that was resumed has the same results, but reads some blocks again.
         if (read := bytes_read(self.source, self.ranks)) is not None:
             self.run.write_reading(read)

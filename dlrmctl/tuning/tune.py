@@ -16,7 +16,7 @@ from dlrmctl.console.pictures import check_picture
 from dlrmctl.console.text import METRICS, counted, number_text
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import check_scratch, held_lock, write_whole
-from dlrmctl.datasets.open import open_source
+from dlrmctl.datasets.open import open_source, refuse_equal_labels, refuse_equal_validation_labels
 from dlrmctl.errors import Interrupted, UserError
 from dlrmctl.ranks.launch import launch_environment, run_on_ranks
 from dlrmctl.ranks.process import configure
@@ -32,6 +32,7 @@ from dlrmctl.tuning.space import DEFAULT, SearchSpace, default_space
 from dlrmctl.tuning.study import Claim, Study, TrialRecord, best_of
 
 _MOST_FAILURES = 3  # in a row, before the search ends
+_DEFAULT = "default"  # directory of the default settings' runs in the final comparison
 _COMPARED_ELSEWHERE = "another process compares the best settings with the default"
 
 
@@ -89,12 +90,16 @@ def tune(
         raise UserError(
             "the data has no validation rows, and trials are compared on them", "prepare it again with some"
         )
+    refuse_equal_labels(source)
+    refuse_equal_validation_labels(source, "trials cannot be compared on them", "prepare the data again with more rows")
     config = config.fitted(source.num_examples("train"), search.nproc)
     if space is None:
         space = default_space(config, max((table.rows for table in source.schema.sparse), default=0), fixed)
     directory = directory or Path("studies") / config.data.dataset
     study = Study(directory, space, config, search.storage, search.pruner)
     with study.opened(source.fingerprint()):
+        if search.seeds and (group := SeedRuns.open(directory / _DEFAULT)) is not None:
+            _refuse_other_seeds(group, search)
         _run_trials(study, search)
         return _concluded(study, search)
 
@@ -226,7 +231,7 @@ def _compared(study: Study, best: TrialRecord, search: Search) -> dict[str, Any]
     try:
         with held_lock(study.directory / "final.lock", _COMPARED_ELSEWHERE, ""):
             sides = {"default": study.config, **({} if best.is_default else {"best": study.config_of(best)})}
-            paths = {"default": study.directory / "default", "best": study.directory / f"best-{best.number}"}
+            paths = {"default": study.directory / _DEFAULT, "best": study.directory / f"best-{best.number}"}
             final = {}
             for side, config in sides.items():
                 say(f"{side} settings with {counted(search.seeds, 'new seed')}")
@@ -246,12 +251,19 @@ def _trained(config: Config, path: Path, search: Search) -> dict[str, Any]:
     group = SeedRuns.open(path)
     if group is None:
         return train_seeds(config, search.seeds, run_dir=path, nproc=search.nproc)
-    if group.number != search.seeds:
-        raise UserError(f"{path} has {counted(group.number, 'seed')}, not {search.seeds}", f"--seeds {group.number}")
+    _refuse_other_seeds(group, search)
     results = path / "results.json"
     if results.exists():
         return read_record(results, lambda values: dict(values.entries), f"remove it, then --resume {path}")
     return resume_seeds(group, resolve(group.settings(), {}), nproc=search.nproc)
+
+
+def _refuse_other_seeds(group: SeedRuns, search: Search) -> None:
+    """Refuses to compare settings with another number of seeds than an earlier comparison of the study had."""
+    if group.number != search.seeds:
+        raise UserError(
+            f"{group.path} has {counted(group.number, 'seed')}, not {search.seeds}", f"--seeds {group.number}"
+        )
 
 
 def _comparison(paths: list[Path], nproc: int) -> dict[str, Any]:

@@ -94,6 +94,18 @@ def test_the_fit_is_the_optimum_of_a_dense_newton_iteration(store: Path):
         assert done.json()["train"]["log_loss"] == pytest.approx(loss, abs=2e-6)
 
 
+def test_a_penalty_of_0_is_for_the_solver_that_needs_no_hessian(store: Path):
+    arguments = ("baseline", "--data", store, "--l2", "0", "--json", "--run-dir", store.parent / "runs" / "plain")
+    refused = in_process(*arguments, "--solver", "newton")
+    assert refused.status == 2
+    assert "hint: --solver pb-lbfgs takes any number of features and ranks, and a penalty of 0" in refused.err
+    done = in_process(*arguments)
+    assert done.status == 0, done.err
+    assert done.json()["solver"] == "pb-lbfgs"
+    loss = _optimum(*_whole(_examples(store, BaselineSettings())), 1e-9)
+    assert done.json()["train"]["log_loss"] == pytest.approx(loss, abs=2e-6)  # as above
+
+
 def test_lists_count_by_their_weights_and_averaged_ones_by_their_share(tmp_path: Path):
     schema = write_schema(tmp_path / "my.toml", WEIGHTED | {"dense": []})
     table, store = write(visits(700), tmp_path / "a.csv"), tmp_path / "store"

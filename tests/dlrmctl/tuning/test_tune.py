@@ -104,6 +104,7 @@ def test_a_finished_study_is_shown_again_without_training(place: Path):
         (("--precision", "bf16"), "a study with other settings: train.precision differs"),
         (("--pruner", "asha"), "a study with another pruner"),
         (("--plot", "study.gif"), "study.gif"),
+        (("--seeds", "4"), "default has 2 seeds, not 4"),
         (("--minutes", "0"), "--minutes = 0 must be above 0"),
     ],
 )
@@ -128,6 +129,20 @@ def test_a_killed_search_is_continued(place: Path):
     assert sum(number for state, number in found["counts"].items()) == 2
     assert found["default"] is not None
     assert found["final"] is None
+
+
+def test_trials_are_not_compared_on_a_single_label(tmp_path: Path):
+    (tmp_path / "my.toml").write_text('label = "y"\nsparse = ["user"]\n')
+    (tmp_path / "my.csv").write_text("y,user\n" + "".join(f"{int(n % 2 and n < 120)},u{n % 7}\n" for n in range(140)))
+    store = tmp_path / "store"
+    assert in_process("prepare", "--schema", tmp_path / "my.toml", tmp_path / "my.csv", "-o", store).status == 0
+    for command in (("tune", "--study", tmp_path / "study"), ("baseline", "--run-dir", tmp_path / "run")):
+        done = in_process(*command, "--data", store)
+        assert done.status == 2, done.err
+        assert f"all 10 validation labels in {store} are 0, so " in " ".join(done.err.split())
+    assert not (tmp_path / "study").exists()
+    assert not (tmp_path / "run").exists()
+    assert in_process("baseline", "--data", store, "--run-dir", tmp_path / "run", "--l2", "3").status == 0
 
 
 def test_without_optuna_the_command_names_the_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
