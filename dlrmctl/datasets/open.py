@@ -30,10 +30,11 @@ def open_source(
     """
     place = data_place(settings)
     if place is None:
-        held_out = max(50_000, settings.synthetic_rows // 20)
+        rows = settings.synthetic_rows
+        held_out = max(rows // 20, min(rows, 50_000))  # no more than are trained on
         return Synthetic(
             settings.synthetic_seed,
-            settings.synthetic_rows,
+            rows,
             held_out,
             held_out,
             cardinalities=SIZES[settings.synthetic_size],

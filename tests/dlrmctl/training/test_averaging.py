@@ -19,8 +19,8 @@ from tests.dlrmctl.checkpoints import assert_bitwise_equal, read_tensors
 from tests.dlrmctl.commands import SMALL, in_process, run_as_ranks
 from tests.ranks import run_ranks
 
-RUN = [*SMALL, "--synthetic-rows", "12000", "--evaluations", "2", "--dense-lr", "0.02"]
-STEPS = 12_000 // 256
+RUN = [*SMALL, "--synthetic-rows", "6000", "--evaluations", "2", "--dense-lr", "0.02"]
+STEPS = 6_000 // 256
 
 
 @pytest.fixture(scope="module")
