@@ -25,6 +25,7 @@ from dlrmctl.data.remote.files import RemoteFile
 
 MAX_RECORD_BYTES = 1 << 20
 PIECE_BYTES = 1 << 22
+_HEADER_BYTES = 1 << 16  # that are read at a time to find the first line
 _UTF8_MARK = b"\xef\xbb\xbf"
 
 
@@ -236,7 +237,7 @@ def read_header(path: Path | RemoteFile, dialect: Dialect) -> list[str]:
     Raises:
         DataError: if its first line is bad, or it cannot be read.
     """
-    for records in read_records(path, dialect.quote):
+    for records in read_records(path, dialect.quote, piece_bytes=_HEADER_BYTES):
         if records.lines_R[:1].tolist() != [1]:
             raise DataError(f"{path}, line 1: {records.bad[0].problem}", "the first line names the columns")
         content, ends_R, good_R, bad = _well_formed(records, None, dialect)

@@ -96,9 +96,8 @@ class TableInput:
     ) -> None:
         self.table_schema, self._labelled, self._trained_on = schema, labelled, trained_on
         self._piece_bytes, self._piece_rows = piece_bytes, piece_rows
-        self._raw, self._split = False, split
-        self._given = expand_sources(sources)
-        self._paths = paths = [check_file(name) for name in self._given]
+        self._raw = False
+        self._paths = paths = [check_file(name) for name in expand_sources(sources)]
         self.sources = tuple(SourceFile(path.name, path.stat().st_size) for path in paths)
         self._names = schema.columns[0 if labelled else 1 :]
         if labelled:
@@ -142,12 +141,16 @@ class TableInput:
 
     def with_raw(self) -> "TableInput | None":
         """Returns the same input, whose pieces keep the columns that it reads."""
-        try:
-            if self.format in MAGICS:
-                return TableInput(self.table_schema, self._given, keep=self._names, split=self._split)
-        except DataError:  # a column has several types
-            return None
-        again, lists = copy(self), self.table_schema.lists if self.format == "jsonl" else ()
+        again = copy(self)
+        if self.format in MAGICS:
+            again._kept = dict.fromkeys(self._names, pl.String())
+            try:
+                for file in self._files:
+                    again._keep_types(file.path, read_types(file.path, file.format))
+            except DataError:  # a column has several types
+                return None
+            return again
+        lists = self.table_schema.lists if self.format == "jsonl" else ()
         again._raw = True
         again._kept = {name: pl.List(pl.String()) if name in lists else pl.String() for name in self._names}
         return again

@@ -302,7 +302,6 @@ class ColumnEncoder:
     ) -> None:
         self._parts, self._selection, self._store, self._work = parts, selection, store, work
         self._options, self._reused, self._workers, self._most = options, reused, workers, most_in_memory
-        self._scratch = work
         with io_errors(work, "write"):
             work.mkdir(exist_ok=True)
 
@@ -342,9 +341,9 @@ class ColumnEncoder:
         count_type = np.dtype("<u4") if most_ids < 1 << 32 else np.dtype("<u8")
         columns = [ColumnParts(self._parts, self._selection, f, feature) for f, feature in group.items()]
         (first, feature), ranked, freed = next(iter(group.items())), None, _NO_ROWS
-        self._scratch = self._work / f"{first:04}.work"
-        with io_errors(self._scratch, "write"):
-            self._scratch.mkdir(exist_ok=True)
+        scratch = self._scratch(columns[0])
+        with io_errors(scratch, "write"):
+            scratch.mkdir(exist_ok=True)
         if not feature.as_rows and feature.buckets is None and self._options.hash_rows is None:
             with io_errors(self._store / VOCABULARY, "write"):
                 (self._store / VOCABULARY).mkdir(exist_ok=True)
@@ -373,17 +372,15 @@ class ColumnEncoder:
         texts: TextWriter | None = None
         if ranked and feature.has_texts:
             if extended and len(freed) and extended.column(feature.name).texts is not None:
-                texts = _RewrittenTexts(
-                    *self._texts_files(feature), self._scratch / "texts", extended, feature.name, freed
-                )
+                texts = _RewrittenTexts(*self._texts_files(feature), scratch / "texts", extended, feature.name, freed)
             elif extended:
                 known_rows = extended.column(feature.name).rows
-                texts = self._more_texts(feature, extended)
+                texts = self._more_texts(columns[0], extended)
             else:
-                texts = TextWriter(*self._texts_files(feature), self._scratch / "texts")
+                texts = TextWriter(*self._texts_files(feature), scratch / "texts")
         row_type = narrowest(entry.rows - 1)
         count_rows = ranked is None and (not isinstance(encoder, Hashing) or encoder.rows <= _MOST_COUNTED)
-        counter = ValueCounter(row_type, self._scratch / "runs", self._most) if count_rows else None
+        counter = ValueCounter(row_type, scratch / "runs", self._most) if count_rows else None
         begun = _SHARE_OF_COUNTING if ranked else 0.0
 
         def wrote(number: int, share: float) -> None:
@@ -417,8 +414,8 @@ class ColumnEncoder:
             entry = replace(entry, counts=KeptArray.describe(self._store, counts, count_type))
         if texts:
             entry = replace(entry, texts=KeptTexts.describe(self._store, *texts_files(feature.owner)))
-        with io_errors(self._scratch, "write"):
-            shutil.rmtree(self._scratch)
+        with io_errors(scratch, "write"):
+            shutil.rmtree(scratch)
         return [
             EncodedColumn(
                 replace(entry, name=column.feature.name),
@@ -452,9 +449,13 @@ class ColumnEncoder:
         """Returns the file of the rows of a column."""
         return self._work / f"{f:04}.rows"
 
+    def _scratch(self, first: ColumnParts) -> Path:
+        """The directory for what does not fit into memory while columns are encoded, by the first of them."""
+        return self._work / f"{first.f:04}.work"
+
     def _fit_buckets(self, column: ColumnParts, most: int) -> Bucketing:
         """Chooses the edges of buckets of like counts among the training examples."""
-        counter = ValueCounter(KEY_TYPE, self._scratch / "runs", self._most)
+        counter = ValueCounter(KEY_TYPE, self._scratch(column) / "runs", self._most)
         for values_K, counts_K in self._workers.in_order(partial(column.count, part) for part in column):
             keys_K = to_keys(values_K.view(np.float32))
             order = np.argsort(keys_K)
@@ -466,7 +467,8 @@ class ColumnEncoder:
 
     def _counted(self, columns: Sequence[ColumnParts], progress: ShareDone) -> ValueCounter:
         """Counts the values of columns in the training examples."""
-        counter = ValueCounter(np.dtype(columns[0].feature.value_type), self._scratch / "runs", self._most)
+        value_type = np.dtype(columns[0].feature.value_type)
+        counter = ValueCounter(value_type, self._scratch(columns[0]) / "runs", self._most)
         calls = (partial(column.count, part) for column in columns for part in column)
         for done, counted in enumerate(self._workers.in_order(calls), 1):
             counter.add(*counted)
@@ -518,7 +520,7 @@ class ColumnEncoder:
         known = extended.column(name).encoder
         assert isinstance(known, KeptArray)
         ages = None if options.forget is None and extended.column(name).unseen is None else _Ages(options.forget)
-        counter = self._counted(columns, progress)
+        counter, scratch = self._counted(columns, progress), self._scratch(columns[0])
         if extended.total(name) + sum(int(counts.sum()) for _, counts in counter.ranges()) >= 1 << 32:
             count_type = np.dtype("<u8")
         values_file, counts_file_ = store / vocabulary_file(owner, dtype), store / counts_file(owner)
@@ -529,7 +531,7 @@ class ColumnEncoder:
             for number, (values, before) in enumerate(extended.vocabulary(name, self._most)):
                 piece, rest = (
                     Vocabulary(values, first_row),
-                    ValueCounter(dtype, self._scratch / f"rest-{number % 2}", self._most),
+                    ValueCounter(dtype, scratch / f"rest-{number % 2}", self._most),
                 )
                 seen = np.zeros(len(values), dtype=bool)
                 for values_K, counts_K in counter.ranges():
@@ -545,7 +547,7 @@ class ColumnEncoder:
                 counter, first_row = rest, first_row + len(values)
             for rare in extended.rare(name, self._most):
                 counter.add(*rare)
-            new_values, new_counts = self._scratch / "new.values", self._scratch / "new.counts"
+            new_values, new_counts = scratch / "new.values", scratch / "new.counts"
             most = options.max_rows_per_table
             ranked = rank_values(
                 counter.ranges,
@@ -592,19 +594,20 @@ class ColumnEncoder:
         entry = replace(entry, unseen=KeptArray.describe(self._store, unseen, UNSEEN_TYPE))
         return replace(entry, reused=KeptArray.describe(self._store, reused, REUSED_TYPE)) if len(reused_R) else entry
 
-    def _more_texts(self, feature: RawFeature, extended: ExtendedEncoders) -> TextWriter | None:
+    def _more_texts(self, column: ColumnParts, extended: ExtendedEncoders) -> TextWriter | None:
         """Copies the texts of the values of a store; returns the writer of those that follow. None if it has none."""
+        feature, scratch = column.feature, self._scratch(column)
         before, (content, ends) = extended.column(feature.name), self._texts_files(feature)
         if before.texts is None:
             return None
         if before.texts.arrays is None:  # all values are integers so far
-            writer = TextWriter(content, ends, self._scratch / "texts")
+            writer = TextWriter(content, ends, scratch / "texts")
             writer.begin(0, before.rows - RESERVED_ROWS)
             writer.end()
             return writer
         for kept, file in zip(before.texts.arrays, (content, ends), strict=True):
             extended.copy(kept, file)
-        return TextWriter(content, ends, self._scratch / "texts", written=before.texts.arrays[0].num_values)
+        return TextWriter(content, ends, scratch / "texts", written=before.texts.arrays[0].num_values)
 
     def _texts_files(self, feature: RawFeature) -> tuple[Path, Path]:
         content, ends = texts_files(feature.owner)
@@ -693,5 +696,4 @@ class ColumnEncoder:
 
 
 def _encode_alone(encoder: Shared[ColumnEncoder], group: Mapping[int, RawFeature], largest: int) -> list[EncodedColumn]:
-    # A copy, since threads of a Dask worker may encode several groups at a time.
-    return copy(encoder.get()).encode(group, largest, lambda _: None)
+    return encoder.get().encode(group, largest, lambda _: None)
