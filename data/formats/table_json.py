@@ -10,7 +10,7 @@ as fast as a JSON parser, and only what a JSON parser reads in the same way. All
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import NoneType
 from typing import Any
 
@@ -26,6 +26,9 @@ _ITEM = f"{_STRING}|{_NUMBER}|true|false"
 _VALUE = f"{_ITEM}|null"
 _ITEMS = rf"\[(?:(?:{_ITEM})(?:, ?(?:{_ITEM}))*)?\]|null"
 _PLAIN_KEY = re.compile(r'[^"\\\x00-\x1f\x7f-\x9f]*')
+_KEYS_OF_PATTERN = 16  # with more groups, a regular expression is many times slower
+_MOST_KEYS = 256
+_CUT = "\x1e"  # in no line of a form
 _MOST_FORMS = 8  # of the lines of a piece
 _FEW_LINES = 64  # are parsed
 
@@ -94,51 +97,85 @@ def _of_forms(lines: pl.Series, wanted: Mapping[str, bool]) -> list[tuple[np.nda
     for _ in range(_MOST_FORMS):
         if len(rest) < _FEW_LINES:
             break
-        form = _form(lines[0], wanted)
+        form = _Form.of(lines[0], wanted)
         if form is None:
             rest, lines = rest[1:], lines[1:]
             continue
-        pattern, names = form
-        fields = lines.str.extract_groups(pattern).struct.unnest()
-        fits = fields.to_series(0).is_not_null()
+        groups, fits = form.match(lines)
         if fits.all():
-            return [*found, (rest, _columns(fields, names, wanted))]
+            return [*found, (rest, _columns(groups, form.names, wanted))]
         if fits.any():
-            found.append((rest[fits.to_numpy()], _columns(fields.filter(fits), names, wanted)))
+            found.append((rest[fits.to_numpy()], _columns(groups.filter(fits), form.names, wanted)))
         fits[0] = True  # is never the first again
         rest, lines = rest[~fits.to_numpy()], lines.filter(~fits)
     return found
 
 
-def _form(line: str, wanted: Mapping[str, bool]) -> tuple[str, list[str]] | None:
-    """Returns a pattern for lines with the keys of a line, and the columns of its groups; None if it has no form."""
-    try:
-        pairs = _PAIRS.decode(line)
-    except (ValueError, RecursionError):
-        return None
-    keys = [pair[0] for pair in pairs if isinstance(pair, tuple)] if isinstance(pairs, list) else []
-    names = [key for key in keys if key in wanted]
-    if not names or len(set(keys)) < len(keys) or not all(map(_PLAIN_KEY.fullmatch, keys)):
-        return None
-    parts = []
-    for key in keys:
-        value = f"(?:{_VALUE}|{_ITEMS})"
-        if key in wanted:
-            value = f"({_ITEMS if wanted[key] else _VALUE})"
-        parts.append(f'"{re.escape(key)}": ?{value}')
-    return rf"^\{{{', ?'.join(parts)}\}}\r?$", names
+@dataclass(frozen=True)
+class _Form:
+    """Lines with the same keys in the same order, cut before some keys, since patterns with many groups are slow.
+
+    Attributes:
+        cuts: the keys before which lines are cut, as they are written.
+        patterns: of the pieces of a line; each has a group.
+        names: the column of each group of all patterns; None for a key that is not wanted.
+    """
+
+    cuts: list[str]
+    patterns: list[str]
+    names: list[str | None]
+
+    @classmethod
+    def of(cls, line: str, wanted: Mapping[str, bool]) -> "_Form | None":
+        """Returns the form of a line; None if it has none, or so many keys that parsing is faster."""
+        try:
+            pairs = _PAIRS.decode(line)
+        except (ValueError, RecursionError):
+            return None
+        keys = [pair[0] for pair in pairs if isinstance(pair, tuple)] if isinstance(pairs, list) else []
+        if len(set(keys)) < len(keys) or not all(map(_PLAIN_KEY.fullmatch, keys)):
+            return None
+        if not wanted.keys() & set(keys) or len(keys) > _MOST_KEYS:
+            return None
+        form = cls([], [], [])
+        for first in range(0, len(keys), _KEYS_OF_PATTERN):
+            values, some = [], keys[first : first + _KEYS_OF_PATTERN]
+            for key in some:
+                kind = f"{_VALUE}|{_ITEMS}" if key not in wanted else _ITEMS if wanted[key] else _VALUE
+                grouped = key in wanted or (key == some[0] and not wanted.keys() & set(some))
+                values.append(f'"{re.escape(key)}": ?({"" if grouped else "?:"}{kind})')
+                form.names.extend([key if key in wanted else None] * grouped)
+            start = "" if first else r"\{"
+            end = ", ?" if first + len(some) < len(keys) else r"\}\r?"
+            form.patterns.append(f"^{start}{', ?'.join(values)}{end}$")
+            form.cuts.extend([f'"{some[0]}":'] if first else [])
+        return form
+
+    def match(self, lines: pl.Series) -> tuple[pl.DataFrame, pl.Series]:
+        """Returns the groups of lines, and which lines have the form."""
+        for key in self.cuts:
+            lines = lines.str.replace(key, _CUT + key, literal=True)
+        pieces = lines.str.split_exact(_CUT, len(self.cuts)).struct.unnest()
+        groups, fits = list[pl.Series](), pl.repeat(True, len(lines), dtype=pl.Boolean, eager=True)
+        for piece, pattern in zip(pieces, self.patterns, strict=True):
+            of_piece = piece.str.extract_groups(pattern).struct.unnest().get_columns()
+            fits &= of_piece[0].is_not_null()
+            groups += of_piece
+        return pl.DataFrame([group.alias(f"{number}") for number, group in enumerate(groups)]), fits
 
 
-def _columns(fields: pl.DataFrame, names: Sequence[str], wanted: Mapping[str, bool]) -> pl.DataFrame:
-    """Returns the wanted columns of lines of one form, from the groups of its pattern."""
+def _columns(groups: pl.DataFrame, names: Sequence[str | None], wanted: Mapping[str, bool]) -> pl.DataFrame:
+    """Returns the wanted columns of lines of one form, from the groups of its patterns."""
     columns = {name: pl.lit(None, pl.List(pl.String) if lists else pl.String) for name, lists in wanted.items()}
-    for name, group in zip(names, fields.columns, strict=True):
+    for name, group in zip(names, groups.columns, strict=True):
+        if name is None:
+            continue
         value = pl.col(group)
         read = value.str.strip_chars('"')
         if wanted[name]:
             read = value.str.extract_all(_ITEM).list.eval(pl.element().str.strip_chars('"'))
         columns[name] = pl.when(value != "null").then(read)
-    return fields.select(column.alias(name) for name, column in columns.items())
+    return groups.select(column.alias(name) for name, column in columns.items())
 
 
 def read_objects(records: Records) -> tuple[list[dict[str, Any]], np.ndarray, list[BadLine]]:

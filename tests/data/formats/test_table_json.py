@@ -57,10 +57,10 @@ def _parsed(records: Records, wanted: Mapping[str, bool]) -> tuple[pl.DataFrame,
     return frame, lines_N[good_N], sorted([*bad, *wrong], key=lambda one: one.line)
 
 
-def _check(content: bytes) -> None:
+def _check(content: bytes, wanted: Mapping[str, bool] = WANTED) -> None:
     records, _, _ = split_records(content, "", 1, ended=True)
-    frame, lines_N, bad = read_columns(records, WANTED, "|")
-    expected, expected_N, expected_bad = _parsed(records, WANTED)
+    frame, lines_N, bad = read_columns(records, wanted, "|")
+    expected, expected_N, expected_bad = _parsed(records, wanted)
     assert (lines_N.tolist(), bad) == (expected_N.tolist(), expected_bad)
     assert frame.schema == expected.schema
     assert frame.to_dicts() == expected.to_dicts()
@@ -84,3 +84,23 @@ def test_a_piece_of_one_form_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("dlrmctl.data.formats.table_json.read_objects", None)
     frame, lines_N, bad = read_columns(split_records(content, "", 1, ended=True)[0], WANTED, "|")
     assert (len(frame), lines_N.tolist(), bad) == (99, list(range(1, 100)), [])
+
+
+@pytest.mark.parametrize("keys", [15, 16, 17, 33, 257])
+def test_lines_of_many_keys_are_those_of_a_json_parser(keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{number} $1.*\N{LATIN SMALL LETTER U WITH DIAERESIS}" for number in range(keys)]
+    rows = [
+        {name: [number, f"{number}"][k % 2] if k % 5 else [number] for k, name in enumerate(names)}
+        for number in range(99)
+    ]
+    rows[7][names[-1]] = {names[-1]: 1}
+    rows[8][names[0]] = f'"{names[-1]}":'
+    rows[9][names[0]] = "\x1e"
+    wanted = {name: k % 5 == 0 for k, name in enumerate(names) if k % 7 != 6 and not 16 <= k < 32} | {"absent": False}
+    content = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode()
+    _check(content, wanted)
+    rows = rows[10:]
+    content = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode()
+    if keys < 257:
+        monkeypatch.setattr("dlrmctl.data.formats.table_json.read_objects", None)
+    assert len(read_columns(split_records(content, "", 1, ended=True)[0], wanted, "|")[0]) == len(rows)
