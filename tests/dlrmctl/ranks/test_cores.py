@@ -83,3 +83,18 @@ def test_threads_wait_passively_unless_told_otherwise(given: str | None, found: 
         check=True,
     )
     assert f"OMP_WAIT_POLICY = '{found}'" in done.stderr
+
+
+@pytest.mark.parametrize(("given", "is_kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)])
+def test_freed_memory_is_kept_unless_malloc_is_configured(given: dict[str, str], is_kept: bool):
+    program = (
+        "import resource; from dlrmctl.ranks.process import keep_freed_memory; keep_freed_memory(); found = []\n"
+        "for _ in range(4):\n"
+        "    some = b'1' * (8 << 20); del some\n"
+        "    found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)\n"
+        "print(found[3] - found[1])"
+    )
+    environment = {name: value for name, value in os.environ.items() if "MALLOC" not in name} | given
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    new_pages = int(run.stdout)  # of two rounds
+    assert new_pages < 100 if is_kept else new_pages > 4000

@@ -16,6 +16,7 @@ from dlrmctl.optim.shampoo.roots import (
     inverse_root,
     iterable_exponent,
     regularization,
+    side_by_side,
     turned_basis,
 )
 
@@ -235,3 +236,20 @@ def test_roots_do_not_suffer_from_rounded_matrix_products() -> None:
         roots_module.eigh = original
         torch.set_float32_matmul_precision(before)
     assert set(seen) == {torch.float64}
+
+
+def test_roots_do_not_depend_on_the_number_of_threads() -> None:
+    matrices = [_with_spectrum(torch.logspace(-4, 0, n)).float() for n in (128, 128, 96, 40)]
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(side_by_side([lambda m=matrix: eigh(m)[1] for matrix in matrices]))
+            assert side_by_side([torch.get_num_threads] * 4) == [1] * 4
+            assert torch.get_num_threads() == threads
+            with pytest.raises(ZeroDivisionError):
+                side_by_side([lambda: 1 // 0, lambda: 1])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
