@@ -90,6 +90,29 @@ class CatInteraction(nn.Module):
         return torch.cat([dense_BD, embeddings_BFD.to(dense_BD.dtype).flatten(1)], dim=1)
 
 
+class _PlusProduct(torch.autograd.Function):
+    """torch.addcmul, whose own backward first multiplies both factors by 1, in a pass over memory for each."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BM: Tensor, x0_BM: Tensor, y_BM: Tensor) -> Tensor:
+        ctx.save_for_backward(x0_BM, y_BM)
+        return torch.addcmul(x_BM, x0_BM, y_BM)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x0_BM, y_BM = ctx.saved_tensors
+        return grad_BM, grad_BM * y_BM, grad_BM * x0_BM
+
+
+def _plus_product(x_BM: Tensor, x0_BM: Tensor, y_BM: Tensor) -> Tensor:
+    """Returns `x + x_0 * y`."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        sum_BM: Tensor = _PlusProduct.apply(x_BM, x0_BM, y_BM)
+        return sum_BM
+    return torch.addcmul(x_BM, x0_BM, y_BM)
+
+
 class CrossInteraction(nn.Module):
     """Cross layers of low rank over all vectors side by side: each multiplies by the input, and so adds a degree.
 
@@ -138,7 +161,7 @@ class CrossInteraction(nn.Module):
     def forward(self, dense_BD: Tensor, embeddings_BFD: Tensor) -> Tensor:
         x0_BM = x_BM = self.joined(dense_BD, embeddings_BFD)
         for down, up in zip(self.down, self.up, strict=True):
-            x_BM = torch.addcmul(x_BM, x0_BM, up(down(x_BM)))
+            x_BM = _plus_product(x_BM, x0_BM, up(down(x_BM)))
         return x_BM
 
 
