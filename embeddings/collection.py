@@ -46,6 +46,7 @@ class RowExchange:
         self._numbers = collection.input_dist(self._context, kjt)
         self._under_way: Any = None
         self._received: Any = None
+        self._found: Any = None
 
     def send(self) -> None:
         """Waits for the numbers of rows, and begins the exchange of the rows."""
@@ -58,10 +59,16 @@ class RowExchange:
         if self._received is None:
             self._received = self._under_way.wait()
 
+    def begin_lookup(self) -> None:
+        """Looks up the rows, and begins to send what is found to the ranks that have the examples."""
+        self.receive()
+        if self._found is None:
+            self._found = self._collection.compute_and_output_dist(self._context, self._received)
+
     def look_up(self) -> Any:
         """Returns what the collection returns for this batch."""
-        self.receive()
-        return self._collection.compute_and_output_dist(self._context, self._received).wait()
+        self.begin_lookup()
+        return self._found.wait()
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Keeps the memory of what was received until this stream of a GPU has used it."""
@@ -88,6 +95,11 @@ class SentRows(BatchRows):
         """See `RowExchange.receive`."""
         for exchange in self._exchanges():
             exchange.receive()
+
+    def begin_lookup(self) -> None:
+        """See `RowExchange.begin_lookup`; part of the forward pass."""
+        for exchange in self._exchanges():
+            exchange.begin_lookup()
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Keeps the memory of what was received until this stream of a GPU has used it."""

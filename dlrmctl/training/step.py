@@ -119,6 +119,8 @@ class TrainingStep:
             exchange.active = step > self.compress_after
         now = batch if isinstance(batch, ReadyBatch) else ready(batch, self.model)
         batch, wide = now.batch, self.model.wide
+        for rows in now.rows:  # of all before the first is waited for
+            rows.begin_lookup()
         embeddings_BFD = self.model.embeddings(now.tables)
         cut_BFD = embeddings_BFD.detach().requires_grad_()
         wide_B = None if wide is None else wide.sharded.dmp(now.wide)
