@@ -16,7 +16,7 @@ import typer.main
 
 from dlrmctl.cli.app import whole_application
 from dlrmctl.settings.config import SECTIONS, resolve
-from tests.dlrmctl.commands import Done, in_process
+from tests.dlrmctl.commands import Done, in_process, run_as_ranks
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -134,7 +134,13 @@ def test_the_commands_of_a_page_work(page: str, tour: Path, monkeypatch: pytest.
     monkeypatch.chdir(tour)
     for command in _marked(page, RUN):
         if command.startswith("dlrmctl "):
-            done = in_process(*shlex.split(command)[1:])
+            words = shlex.split(command)[1:]
+            if "--nproc" in words:
+                place = words.index("--nproc")
+                _, ranks = words.pop(place), int(words.pop(place))
+                done = run_as_ranks(ranks, *words, cwd=tour)
+            else:
+                done = in_process(*words)
             assert done.status == 0, f"{command}\n{done.err}"
         else:
             subprocess.run(["bash", "-c", command], check=True, capture_output=True)

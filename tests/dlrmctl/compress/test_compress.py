@@ -17,7 +17,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("compress")
     for embedding in ("full", "qr"):
         done = in_process(
-            *("train", *SMALL, "--synthetic-rows", 60_000, "--embedding", embedding, "--evaluations", 1),
+            *("train", *SMALL, "--synthetic-rows", 24_000, "--embedding", embedding, "--evaluations", 1),
             *("--dense-optimizer", "adagrad", "--run-dir", directory / embedding),
         )
         assert done.status == 0, done.err
