@@ -89,6 +89,16 @@ def test_the_result_of_rank_0_comes_back():
     assert found["pid"] != os.getpid()
 
 
+def test_more_ranks_than_cores_is_a_warning(capsys: pytest.CaptureFixture[str]):
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        run_on_ranks(f"{HERE}:_where", {"scale": 1.5}, 2)
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert "warning: --nproc = 2 ranks on 1 cores" in capsys.readouterr().err
+
+
 def test_one_rank_is_this_process():
     assert run_on_ranks(f"{HERE}:_where", {"scale": 1.5}, 1)["pid"] == os.getpid()
 
