@@ -20,6 +20,7 @@ _IGNORED = (
     ("Please use DTensor instead", FutureWarning),
     ("torch.distributed is disabled", UserWarning),
     ("Sparse CSR tensor support is in beta state", UserWarning),
+    ("Grad strides do not match bucket view strides", UserWarning),  # of a matrix of one column, which has any strides
 )
 
 # Of glibc: allocations from this size on are mapped one by one, and the end of the heap is returned from this size on.
