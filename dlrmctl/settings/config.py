@@ -37,7 +37,7 @@ CROSS_LAYERS, CROSS_RANK = 3, 64
 DENSE_OPTIMIZERS = ("shampoo", "adagrad", "adamw", "sgd", "signum", "muon")
 SMALLEST_BATCH, LARGEST_BATCH = 64, 2048  # that are chosen from the number of examples
 MOST_EPOCHS = 30  # with --epochs auto
-AUTO_PATIENCE = 4
+PATIENT_EPOCHS = 2  # without a gain, with --epochs auto
 TRACKERS = ("tensorboard", "mlflow", "wandb")
 SCORING_BATCH = 2048  # a larger one is not faster on CPUs
 # Default learning rate of each dense optimizer.
@@ -298,7 +298,7 @@ class TrainSettings:
     patience: int = setting(
         None,
         "Stop after this many evaluations without improvement in NE; 0 means never. Default with --epochs auto, after "
-        f"the first epoch: {AUTO_PATIENCE}, or one that is clearly worse; otherwise 0.",
+        f"the first epoch: as many as {PATIENT_EPOCHS} epochs have, or one that is clearly worse; otherwise 0.",
         at_least=0,
     )
     checkpoint_every: int = setting(0, "Write a checkpoint every N steps; 0 means at every evaluation.", at_least=0)
@@ -415,7 +415,7 @@ class Config:
             "shampoo_start": 1 if self.optim.shampoo_schedule == "doubling" else self.optim.shampoo_frequency,
             "batch_size": batch_for(self.examples, self.ranks),
             "epochs": 1 if endless else None,
-            "patience": 0 if endless or epochs_given else AUTO_PATIENCE,
+            "patience": 0 if endless or epochs_given else PATIENT_EPOCHS * self.train.evaluations,
         }
 
     def fitted(self, examples: int | None, ranks: int) -> "Config":

@@ -61,7 +61,8 @@ def test_generated_data_is_passed_once_and_own_data_as_often_as_it_helps():
     assert Config.of(dataset="synthetic").train.epochs == 1
     own = Config.of(path="store")
     assert own.train.epochs is None
-    assert own.train.patience > 0
+    # As many epochs pass without a gain, however often a run evaluates.
+    assert own.change(evaluations=40).train.patience == 10 * own.change(evaluations=4).train.patience > 0
     assert own.change(epochs=3).train.patience == 0
 
 
