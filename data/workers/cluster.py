@@ -15,6 +15,7 @@ from dlrmctl.data.workers.pool import Workers, WorkersLost, run_packed, unpacked
 
 _CONNECT_SECONDS = 10
 _POLL_SECONDS = 1.0
+_MOST_SUBMITS = 3  # of a task that the scheduler has forgotten
 _MOST_AT_ONCE = 256  # calls
 _SAME = ("dlrmctl", "numpy", "polars", "distributed")
 
@@ -80,35 +81,45 @@ class ClusterWorkers(Workers):
                     )
 
     def _run(self, call: Callable[[], Any]) -> Any:
-        from distributed import CancelledError as Lost
         from distributed import KilledWorker
 
+        work = pickle.dumps(call)
+        for _ in range(_MOST_SUBMITS):
+            try:
+                return self._result_of(work)
+            except KilledWorker:
+                raise WorkersLost(
+                    f"{self._address}: workers were killed again and again at the same task, maybe for lack of memory",
+                    "give them more memory, or fewer threads each",
+                ) from None
+            except (CancelledError, OSError, RuntimeError, UnboundLocalError) as error:
+                if self._stopping:
+                    raise CancelledError from None
+                # A scheduler forgets the tasks of a client whose connection was interrupted. `distributed` raises the
+                # last of these if that happens while a result is awaited.
+                if isinstance(error, OSError) or self._client.status != "running":
+                    break
+                if isinstance(error, RuntimeError):
+                    raise
+        raise WorkersLost(f"{self._address}: the scheduler was lost", "start it again, with its workers")
+
+    def _result_of(self, work: bytes) -> Any:
+        """Submits a call and returns its result; raises `RuntimeError` if the connection is lost meanwhile."""
         if self._stopping:
             raise CancelledError
-        lost = WorkersLost(f"{self._address}: the scheduler was lost", "start it again, with its workers")
-        try:
-            future = self._client.submit(run_packed, pickle.dumps(call), pure=False)
-            self._running.add(future)
-            while True:
-                try:
-                    return unpacked(future.result(timeout=_POLL_SECONDS))
-                except TimeoutError:
-                    if self._stopping:
-                        raise CancelledError from None
-                    if self._client.status != "running":
-                        raise lost from None
-                finally:
-                    if future.done():
-                        self._running.discard(future)
-        except KilledWorker:
-            raise WorkersLost(
-                f"{self._address}: workers were killed again and again at the same task, maybe for lack of memory",
-                "give them more memory, or fewer threads each",
-            ) from None
-        except (Lost, OSError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and self._client.status == "running":
-                raise
-            raise lost from None
+        future = self._client.submit(run_packed, work, pure=False)
+        self._running.add(future)
+        while True:
+            try:
+                return unpacked(future.result(timeout=_POLL_SECONDS))
+            except TimeoutError:
+                if self._stopping:
+                    raise CancelledError from None
+                if self._client.status != "running":
+                    raise RuntimeError("the connection is lost") from None
+            finally:
+                if future.done():
+                    self._running.discard(future)
 
     def _stop(self) -> None:
         super()._stop()

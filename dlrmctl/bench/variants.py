@@ -70,7 +70,7 @@ class Variant:
         ids_BF = next(self.batches).ids.view(len(firsts), -1).T
         self.floor = Floor(self.model.network, (ids_BF + firsts).to(ranks.device), table_RD, dtype)
         self.floor_parts: list[dict[str, float]] = []
-        overlaps = config.train.overlap_copies
+        overlaps = config.train.copy_stream
         self.pipeline = Pipeline(self.batches, self.model, ranks.device, own_stream=overlaps)
 
     def train(self, laps: Laps | None = None, *, steps: int | None = None) -> None:

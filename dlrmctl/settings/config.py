@@ -290,7 +290,7 @@ class TrainSettings:
         "Read the loss of a step two steps later, so that training does not wait for a GPU. A step whose loss or "
         "gradient is not finite still changes no weight.",
     )
-    overlap_copies: bool = setting(
+    copy_stream: bool = setting(
         False,
         "Copy the next batch to a GPU, and exchange its ids, in a CUDA stream of its own while a step computes.",
     )

@@ -337,7 +337,7 @@ class Trainer:
                 change=self.id_dropout,
                 first=progress.step + 1,
                 most=self.total_steps - progress.step,
-                own_stream=self.config.train.overlap_copies,
+                own_stream=self.config.train.copy_stream,
             )
             for batch in pipeline:
                 self._set_learning_rates()

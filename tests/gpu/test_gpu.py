@@ -122,8 +122,8 @@ def test_every_averaging_takes_the_same_steps(trained: Trained, averaging: str):
 @pytest.mark.parametrize("embedding", ["full", "head"])
 def test_batches_that_are_copied_while_a_step_computes_are_the_same(trained: Trained, lists: list[str], embedding: str):
     options = ["--qr-threshold", "20", "--embedding", embedding]
-    same_losses(trained, *options, "--overlap-copies")
-    same_losses(trained, *options, "--overlap-copies", data=lists)
+    same_losses(trained, *options, "--copy-stream")
+    same_losses(trained, *options, "--copy-stream", data=lists)
 
 
 def test_cross_layers_and_normalization_take_the_same_steps(trained: Trained):

@@ -9,7 +9,7 @@ from dlrmctl.data.synthetic.cardinalities import SIZES
 from dlrmctl.data.synthetic.synthetic import Synthetic
 from dlrmctl.datasets.open import open_source
 from dlrmctl.settings.config import SYNTHETIC_SIZES, resolve
-from tests.dlrmctl.commands import in_process, run
+from tests.dlrmctl.commands import in_process, start_anew
 
 COMMAND = ("data", "synthesize")
 
@@ -106,9 +106,10 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(tmp_path: Path):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limit[1]))
     try:
-        done = run(*COMMAND, "--rows", "100k", "-o", "day.tsv", cwd=tmp_path)
+        started = start_anew(*COMMAND, "--rows", "100k", "-o", "day.tsv", cwd=tmp_path)  # so that it has the limit
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert done.status == 2, done.err
-    assert "error: day.tsv: cannot write: file too large" in done.err
+    _, err = started.communicate()
+    assert started.returncode == 2, err
+    assert "error: day.tsv: cannot write: file too large" in err
     assert not list(tmp_path.iterdir())
