@@ -13,6 +13,11 @@ _CACHE_LINE = 16  # float32 numbers
 _NARROW = 32
 
 
+def empty_rows(like: Tensor, rows: int, columns: int) -> Tensor:
+    """Returns a matrix without values, of the type and device of `like`, each of whose rows begins a cache line."""
+    return like.new_empty(rows, -(-columns // _CACHE_LINE) * _CACHE_LINE)[:, :columns]
+
+
 class _OddLinear(torch.autograd.Function):
     """`x W^T + b` for an input whose rows are short, or do not fill cache lines.
 
@@ -32,9 +37,7 @@ class _OddLinear(torch.autograd.Function):
         x_BI, weight_OI = ctx.saved_tensors
         x_grad_BI = weight_grad_OI = bias_grad_O = None
         if ctx.needs_input_grad[0]:
-            num_inputs = weight_OI.shape[1]
-            padded = -(-num_inputs // _CACHE_LINE) * _CACHE_LINE
-            x_grad_BI = grad_BO.new_empty(len(grad_BO), padded)[:, :num_inputs]
+            x_grad_BI = empty_rows(grad_BO, len(grad_BO), weight_OI.shape[1])
             torch.mm(grad_BO, weight_OI, out=x_grad_BI)
         if ctx.needs_input_grad[1]:
             weight_grad_OI = (x_BI.T @ grad_BO).T

@@ -25,6 +25,7 @@ from dlrmctl.embeddings.sharding.fused import kernels
 from dlrmctl.embeddings.sharding.shard import Sharded
 from dlrmctl.models import DenseNetwork
 from dlrmctl.models.interaction import DotInteraction
+from dlrmctl.models.mlp import empty_rows
 from dlrmctl.ranks.group import Ranks
 from dlrmctl.ranks.process import set_precision
 from dlrmctl.settings.config import Config
@@ -70,8 +71,7 @@ class Variant:
         ids_BF = next(self.batches).ids.view(len(firsts), -1).T
         self.floor = Floor(self.model.network, (ids_BF + firsts).to(ranks.device), table_RD, dtype)
         self.floor_parts: list[dict[str, float]] = []
-        overlaps = config.train.copy_stream
-        self.pipeline = Pipeline(self.batches, self.model, ranks.device, own_stream=overlaps)
+        self.pipeline = Pipeline(self.batches, self.model, ranks.device, own_stream=config.train.copy_stream)
 
     def train(self, laps: Laps | None = None, *, steps: int | None = None) -> None:
         """Runs a round of steps, or `steps`, including loading."""
@@ -198,7 +198,7 @@ class Floor:
                 x, weight, grad = (torch.randn(shape, device=device).to(dtype) for shape in shapes)
                 x_grad = torch.empty_like(x)
                 if dtype == torch.float32:
-                    x_grad = x.new_empty(batch, -(-layer.in_features // 16) * 16)[:, : layer.in_features]
+                    x_grad = empty_rows(x, batch, layer.in_features)
                 self.operands.append((x, weight, grad, x_grad))
         self.vectors_BND: Tensor | None = None
         self.flop = _flop(self.operands)
