@@ -123,7 +123,7 @@ def tour(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_tour_works_from_raw_files_to_torchrun(tour: Path):
-    for run in ("first", "two-ranks", "torchrun"):
+    for run in ("first", "small-tables", "two-ranks", "torchrun"):
         assert (tour / "runs" / run / "results.json").exists()
     for picture in ("curves", "calibration", "frontier", "frequencies", "step"):
         assert (tour / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
