@@ -182,13 +182,13 @@ class FeatureSpace:
             unfinished = fresh_directory(directory)
             (unfinished / VOCABULARY).mkdir()
         try:
-            brought: dict[KeptEncoder, ColumnEntry] = {}  # features may share files
+            brought: dict[tuple[KeptEncoder, KeptArray | None], ColumnEntry] = {}  # features may share files
             columns: list[ColumnEntry] = []
             for column in self.columns:
-                done = brought.get(column.encoder) if isinstance(column.encoder, KeptArray) else None
-                done = done if done is not None and done.counts == column.counts else self._bring(column, unfinished)
-                brought[column.encoder] = done
-                columns.append(replace(done, name=column.name))
+                files = column.encoder, column.counts
+                if files not in brought:
+                    brought[files] = self._bring(column, unfinished)
+                columns.append(replace(brought[files], name=column.name))
             write_sealed(unfinished / FEATURES, FORMAT, replace(self, columns=tuple(columns))._to_dict())
             with io_errors(directory, "write"):
                 sync_file(unfinished / VOCABULARY)

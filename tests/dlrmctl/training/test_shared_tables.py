@@ -68,3 +68,13 @@ def test_shared_tables_grow_for_new_ids(place: Path, run: str):
     assert len(after[name]) >= len(before[name])
     if run == "full":
         assert len(after[name]) > len(before[name])
+
+
+def test_columns_may_share_hashed_ids(place: Path):
+    prepare = ("prepare", "--schema", place / "my.toml", place / "1.csv", "-o", place / "hashed")
+    _done(*prepare, "--ids", "hash", "--hash-rows", "60")
+    _done("train", "--data", place / "hashed", *MODEL, "--run-dir", place / "of-hashed")
+    exported = json.loads(_done("export", place / "of-hashed", "-o", place / "hashed.dlrm", "--json"))
+    assert exported["checks"]["largest_difference"] < 1e-6  # of raw rows, read anew
+    tensors = read_tensors(next((place / "of-hashed" / "checkpoints").glob("step-*")))
+    assert tensors["tables.item/weight"].shape == (60, 8)
