@@ -147,9 +147,7 @@ class Service:
         """Answers a request for scores."""
         begin = time.perf_counter()
         try:
-            rows = _rows(await self._body(request), request.headers.get("content-type", ""))
-            if len(rows) > self.limits.rows:
-                raise Refused(413, {"error": f"{len(rows):,} rows, at most {self.limits.rows:,} are allowed"})
+            rows = _rows(await self._body(request), request.headers.get("content-type", ""), self.limits.rows)
             probabilities = await self._probabilities(rows)
             answer = _answer(probabilities, request.headers.get("accept", ""))
             self._rows.inc(len(rows))
@@ -208,13 +206,18 @@ class Service:
         self._loop.call_soon_threadsafe(set_results)
 
 
-def _rows(body: bytes, content_type: str) -> list[Any]:
-    """Returns the rows of a request."""
+def _rows(body: bytes, content_type: str, most: int) -> list[Any]:
+    """Returns the rows of a request, of which there may be `most`."""
     kind = content_type.partition(";")[0].strip().lower()
-    if kind == ARROW:
-        return _arrow_rows(body)
-    if kind not in _JSON:
+    if kind not in (ARROW, *_JSON):
         raise Refused(415, {"error": f"content-type {kind[:60]!r}; send application/json or {ARROW}"})
+    rows = _arrow_rows(body, most + 1) if kind == ARROW else _json_rows(body)
+    if len(rows) > most:
+        raise Refused(413, {"error": f"more than {most:,} rows; send them in several requests"})
+    return rows
+
+
+def _json_rows(body: bytes) -> list[Any]:
     try:
         content = _DECODER.decode(body.decode())
     except (ValueError, RecursionError) as problem:
@@ -226,11 +229,12 @@ def _rows(body: bytes, content_type: str) -> list[Any]:
     return content
 
 
-def _arrow_rows(body: bytes) -> list[Any]:
+def _arrow_rows(body: bytes, most: int) -> list[Any]:
+    """Returns the first rows of a stream: a column of nulls takes no bytes, however many rows it has."""
     import polars as pl
 
     try:
-        frame = pl.read_ipc_stream(io.BytesIO(body))
+        frame = pl.read_ipc_stream(io.BytesIO(body), n_rows=most)
         # As text, a float32 has the digits that it was written with.
         return frame.with_columns(pl.col(pl.Float32).cast(pl.String)).to_dicts()
     except (pl.exceptions.PolarsError, OSError, ValueError, pl.exceptions.PanicException) as problem:

@@ -60,6 +60,15 @@ def test_answers_are_the_scores_of_the_bundle(place: Path, client: httpx.Client)
     assert pl.read_ipc_stream(answer.content)["probability"].to_list() == pytest.approx(wanted[:2], abs=1e-7)
 
 
+def _nulls(rows: int) -> bytes:
+    """An Arrow stream of a column of nulls, which takes no bytes, with this many rows."""
+    content = io.BytesIO()
+    pl.DataFrame({"user": pl.repeat(None, 51, dtype=pl.Null, eager=True)}).write_ipc_stream(content)
+    few, many = ((number).to_bytes(8, "little") for number in (51, rows))
+    assert few in content.getvalue()
+    return content.getvalue().replace(few, many)
+
+
 @pytest.mark.parametrize(
     ("body", "headers", "status", "message"),
     [
@@ -69,7 +78,8 @@ def test_answers_are_the_scores_of_the_bundle(place: Path, client: httpx.Client)
         (b"\xff", {}, 400, "not JSON"),
         (b"nothing", {"content-type": ARROW}, 400, "not an Arrow stream"),
         ("[]", {"content-type": "text/csv"}, 415, "content-type 'text/csv'; send application/json or"),
-        (json.dumps([GOOD] * 51), {}, 413, "51 rows, at most 50 are allowed"),
+        (json.dumps([GOOD] * 51), {}, 413, "more than 50 rows"),
+        (_nulls(1 << 31), {"content-type": ARROW}, 413, "more than 50 rows"),
         (b" " * 20_001, {}, 413, "the body is larger than 20,000 bytes"),
         ("[1]", {}, 422, "row 0: '1' is not an object with a value for each column"),
         (json.dumps([GOOD, {**GOOD, "age": "old"}]), {}, 422, "row 1, column 'age': 'old' is not a number"),
