@@ -1,6 +1,5 @@
 """Rows in memory, as examples of a model: frames of polars, pandas and Arrow, and dictionaries."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, time
@@ -23,6 +22,7 @@ from dlrmctl.data.formats.table_values import to_piece
 from dlrmctl.data.new_rows import encode_rows
 from dlrmctl.data.source import Block
 from dlrmctl.errors import UserError
+from dlrmctl.serving.values import is_nothing
 
 Frame = Any  # polars, pandas or Arrow, a mapping of columns, or a sequence of rows, each a mapping
 _KINDS = "a polars or pandas DataFrame, an Arrow table, a dictionary of columns, or a list of dictionaries"
@@ -165,12 +165,16 @@ def _table_piece(schema: TableSchema, format: str | None, rows: Frame) -> RawPie
 
 def _as_json(value: Any) -> Any:
     """Converts a value to what JSON lines have, numbers and times as texts."""
+    if is_nothing(value):
+        return None
+    if isinstance(value, np.datetime64):
+        value = value.astype("M8[us]")
     if isinstance(value, np.generic):
         value = value.item()
-    if value is None or isinstance(value, str | bool):
+    if isinstance(value, str | bool):
         return value
     if isinstance(value, float):
-        return None if math.isnan(value) else repr(value)
+        return repr(value)
     if isinstance(value, int | Decimal):
         return str(value)
     if isinstance(value, date | time):

@@ -11,10 +11,10 @@ import numpy as np
 from dlrmctl.data.features.encoders import AsRows, Encoder
 from dlrmctl.data.schema import MISSING_ROW
 from dlrmctl.serving.errors import RowError, ValueProblem, shown
-from dlrmctl.serving.values import JsonNumber, NumberReader
+from dlrmctl.serving.values import JsonNumber, NumberReader, is_nothing
 
 MOST_KEPT = 1 << 16  # values of a column whose rows are kept in memory
-_PLAIN = (str, int, JsonNumber)  # equal values of these types are equal in every way
+PLAIN = (str, int, JsonNumber)  # equal values of these types are equal in every way
 _WORD = 1 << 64
 _NUMBERS = NumberReader(())
 _MOST_WEIGHT = float(np.finfo(np.float32).max)
@@ -51,10 +51,6 @@ def crossed(first: Word, second: Word) -> Word:
     return read
 
 
-def _plain(value: Any) -> bool:
-    return type(value) in _PLAIN or (type(value) is tuple and all(type(one) in _PLAIN for one in value))
-
-
 def _not_empty(items: Sequence[Any]) -> Sequence[Any]:
     """Returns a list with weights: one empty text, which an empty field gives, is no value."""
     return () if len(items) == 1 and items[0] == "" else items
@@ -89,6 +85,7 @@ class IdColumn:
         weights: the column of the weights of lists, if any.
         separator: between the values of a list that is one string; None if a string is no list.
         missing: whether a value may be missing; missing values of lists are dropped then.
+        kept: types of values whose rows are kept; equal values of them must have equal rows.
     """
 
     def __init__(
@@ -104,11 +101,13 @@ class IdColumn:
         weights: str | None = None,
         separator: str | None = None,
         missing: bool = True,
+        kept: tuple[type, ...] = PLAIN,
     ) -> None:
         self.name, self.sources, self.max_ids, self.weights = name, sources, max_ids, weights
         self._word, self._encoder, self._type = word, encoder, word_type
         self._largest = encoder.rows if isinstance(encoder, AsRows) else None
         self._truncate, self._separator, self._missing = truncate, separator, missing
+        self._kept_types = frozenset(kept)
         self._kept: dict[Any, int] = {}
 
     @property
@@ -123,7 +122,7 @@ class IdColumn:
             RowError: for a wrong value.
         """
         kept = self._kept
-        found = [kept.get(value, -1) if _plain(value) else -1 for value in values]
+        found = [kept.get(value, -1) if self._is_kept(value) else -1 for value in values]
         new = [place for place, row in enumerate(found) if row < 0]
         if new:
             self._find([values[place] for place in new], found, new, new)
@@ -163,7 +162,7 @@ class IdColumn:
         flat = [item for items in items_B for item in items]
         owners = [row for row, items in enumerate(items_B) for _ in items]
         kept = self._kept
-        found = [kept.get(value, -1) if _plain(value) else -1 for value in flat]
+        found = [kept.get(value, -1) if self._is_kept(value) else -1 for value in flat]
         new = [place for place, id in enumerate(found) if id < 0]
         if new:
             self._find([flat[place] for place in new], found, new, [owners[place] for place in new])
@@ -178,11 +177,15 @@ class IdColumn:
             raise RowError(row, self.sources[0], f"{len(values)} values, at most {self.max_ids} are allowed")
         return values[-self.max_ids :] if self._truncate == "last" else values[: self.max_ids]
 
+    def _is_kept(self, value: Any) -> bool:
+        kind, types = type(value), self._kept_types
+        return kind in types or (kind is tuple and all(type(one) in types for one in value))
+
     def _items(self, row: int, value: Any, column: str) -> Sequence[Any]:
-        if value is None:
-            return ()
         if isinstance(value, list | tuple | np.ndarray):
             return list(value)
+        if is_nothing(value):
+            return ()
         if self._separator is None:
             raise RowError(row, column, f"{value!r:.60} is not a list")
         return value.split(self._separator) if isinstance(value, str) else (value,)
@@ -207,5 +210,5 @@ class IdColumn:
             self._kept = {}  # another thread may still read the earlier one
         for value, id, place in zip(values, ids.tolist(), places, strict=True):
             found[place] = id
-            if _plain(value):
+            if self._is_kept(value):
                 self._kept[value] = id

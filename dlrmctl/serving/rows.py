@@ -293,6 +293,7 @@ def criteo_reader(schema: Schema, encoders: Mapping[str, Encoder]) -> RowReader:
             _hexadecimal,
             encoders[feature.name],
             word_type=np.dtype("<u4"),
+            kept=(str,),
         )
         for feature in schema.sparse
     ]
@@ -337,6 +338,7 @@ def array_reader(schema: Schema, encoders: Mapping[str, Encoder], word_types: Ma
             word_type=word_types[feature.name],
             max_ids=feature.max_ids,
             missing=False,
+            kept=(int, JsonNumber),
         )
         for feature in schema.sparse
     ]

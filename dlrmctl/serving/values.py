@@ -7,8 +7,11 @@ import math
 import re
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, time
+from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
 
 from dlrmctl.data.canonical.texts import canonical_text, hashed_word, word_of
 from dlrmctl.data.moments import DAY, EPOCHS, FIRST_MOMENT, LAST_MOMENT, SECOND, moment_of
@@ -18,6 +21,16 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _TRUTHS = {"true": 1.0, "false": 0.0}
 _EPOCH_DAY = date(1970, 1, 1).toordinal()
+
+
+_OF_PANDAS = frozenset({"NAType", "NaTType"})  # its missing values; pandas is not imported
+
+
+def is_nothing(value: Any) -> bool:
+    """Returns whether a value of Python is a missing one: None, NaN, or those of pandas and NumPy."""
+    if value is None or type(value).__name__ in _OF_PANDAS:
+        return True
+    return isinstance(value, Real | Decimal | np.datetime64) and bool(value != value)
 
 
 class JsonNumber(str):
@@ -79,8 +92,10 @@ class NumberReader:
             if found is None:
                 raise ValueProblem(f"{shown(value)} is not a number")
             number = found
-        elif isinstance(value, Real):  # Booleans, and numbers of NumPy
+        elif isinstance(value, Real | Decimal):  # Booleans, and numbers of NumPy
             number = float(value)
+        elif is_nothing(value):
+            return math.nan
         else:
             raise ValueProblem(f"{shown(value)} is not a number")
         if number in self._numbers or (self._nan and number != number):
@@ -105,14 +120,18 @@ def text_of(value: Any) -> str | None:
     """
     if isinstance(value, str):
         return value
-    if value is None:
+    if is_nothing(value):
         return None
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Integral):
         return str(int(value))
     if isinstance(value, Real):
-        return None if value != value else str(value)
+        return str(value)
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    if isinstance(value, np.datetime64):
+        value = value.astype("M8[us]").item()
     if isinstance(value, datetime):
         moment = value if value.tzinfo is None else value.astimezone(UTC).replace(tzinfo=None)
         return moment.isoformat(sep=" ") + ("Z" if value.tzinfo else "")
@@ -180,7 +199,7 @@ class TimeReader:
         Raises:
             ValueProblem: if it is not a time.
         """
-        if value is None or (isinstance(value, str) and value in self._missing) or value != value:
+        if (isinstance(value, str) and value in self._missing) or is_nothing(value):
             return None
         found = self._moment(value)
         if found is None or not FIRST_MOMENT <= found < LAST_MOMENT:
@@ -188,6 +207,8 @@ class TimeReader:
         return found
 
     def _moment(self, value: Any) -> int | None:
+        if isinstance(value, np.datetime64):
+            value = value.astype("M8[us]").item()
         if isinstance(value, datetime):
             moment = value if value.tzinfo is None else value.astimezone(UTC)
             seconds = (moment.hour * 60 + moment.minute) * 60 + moment.second
@@ -197,7 +218,7 @@ class TimeReader:
         found = moment_of(value) if isinstance(value, str) else None
         if found is not None or self._unit is None:
             return found
-        if isinstance(value, bool) or not isinstance(value, str | Real):
+        if isinstance(value, bool) or not isinstance(value, str | Real | Decimal):
             return None
         text = str(value)
         if _INTEGER.fullmatch(text) and abs(int(text)) <= LAST_MOMENT // self._unit:

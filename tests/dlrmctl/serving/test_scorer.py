@@ -1,21 +1,28 @@
 """`Scorer` gives raw rows the probabilities of `dlrmctl predict`, with torch and NumPy alone."""
 
 import json
+import math
 import random
 import subprocess
 import sys
 import threading
 from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import polars as pl
 import pytest
 import torch
 
+from dlrmctl.data.features.encoders import Hashing
+from dlrmctl.data.schema import Schema, SparseFeature
 from dlrmctl.serving import BundleError, RowError, Scorer
 from dlrmctl.serving.bundle import MOST_READ, open_bundle
+from dlrmctl.serving.rows import array_reader, criteo_reader
+from dlrmctl.serving.values import JsonNumber
 from tests.dlrmctl.commands import in_process
 from tests.dlrmctl.serving.rows import COLUMNS, as_json, random_row, write_rows
 
@@ -110,9 +117,30 @@ def test_values_of_python_are_read_like_their_texts(scorer: Scorer):
         {**GOOD, "visited": moment, "joined": date(2024, 5, 29), "item": np.int64(1), "age": np.float32(33)},
         {**GOOD, "visited": 1717000000, "tags": ("a", "b"), "item": 1.0, "price": np.float64(9.5), "unknown": object()},
         {**GOOD, "tags": "a|b", "age": "33.0", "item": True, "tag_weights": "1.0|2.5"},
+        {**GOOD, "age": Decimal("33.0"), "price": Decimal("9.50"), "item": Decimal("1.0"), "score": Decimal("0.25")},
+        {**GOOD, "visited": np.datetime64(moment, "ns"), "joined": np.datetime64("2024-05-29")},
+        {**GOOD, "visited": Decimal(1717000000)},
     ]
     assert len(set(scorer.score(same).tolist())) == 1
+    times = [{**GOOD, "user": user} for user in ("2024-05-01", date(2024, 5, 1), np.datetime64("2024-05-01"))]
+    assert len(set(scorer.score(times).tolist())) == 1
+    assert scorer.score(times[:1]) != scorer.score([GOOD])
+    missing = dict.fromkeys(GOOD)
+    nothing = [None, math.nan, np.float32("nan"), Decimal("NaN"), np.datetime64("NaT"), pandas.NaT, pandas.NA]
+    assert len(set(scorer.score([dict.fromkeys(GOOD, value) for value in nothing]).tolist())) == 1
+    assert scorer.score([dict.fromkeys(GOOD, pandas.NA)]) == scorer.score([missing]) != scorer.score([GOOD])
     assert scorer.score([]).shape == (0,)
+
+
+def test_what_was_scored_before_does_not_change_what_is_refused():
+    schema = Schema((), (SparseFeature("c", 100),))
+    criteo = criteo_reader(schema, {"c": Hashing(100, 0)})
+    arrays = array_reader(schema, {"c": Hashing(100, 0)}, {"c": np.dtype("<u8")})
+    for reader, good, wrong in ((criteo, "12", JsonNumber("12")), (arrays, JsonNumber("12"), "12")):
+        first = reader.read([{"c": good}]).ids_BF
+        with pytest.raises(RowError, match="row 0, column 'c': '12' is not"):
+            reader.read([{"c": wrong}])
+        assert reader.read([{"c": good}]).ids_BF == first
 
 
 def test_threads_get_the_scores_of_one_thread(scorer: Scorer):
