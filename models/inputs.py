@@ -122,6 +122,7 @@ class QuantileInputs(NormalizedInputs):
         scores_IK = _filled(scores, num_knots)
         widths_IK = knots_IK.diff(dim=1)
         slopes_IK = torch.where(widths_IK > 0, scores_IK.diff(dim=1) / widths_IK, 0.0)
+        slopes_IK.clamp_(max=torch.finfo(torch.float32).max)  # knots may be as close as the smallest float32
         # A segment goes from a knot to the next: its start, its score there, and its slope.
         segments = [knots_IK, scores_IK, torch.nn.functional.pad(slopes_IK, (0, 1))]
         self.register_buffer("knots_IK", knots_IK.float())

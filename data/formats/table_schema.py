@@ -284,7 +284,11 @@ def read_schema(content: Mapping[str, Any], name: str, *, values: str = CANONICA
     if twice := next((column for column in names if names.count(column) > 1), None):
         raise DataError(f"{name}: the column {twice!r} is repeated", "a column is either label, dense or sparse")
     if not sparse and not parts:
-        raise DataError(f"{name}: sparse is missing", 'name at least one column of ids: sparse = ["user"]')
+        raise DataError(
+            f"{name}: {'sparse has no columns' if 'sparse' in content else 'sparse is missing'}",
+            'name at least one column of ids: sparse = ["user"]; numbers alone can be one with buckets = 32 under '
+            "[columns.NAME]",
+        )
     for column in own.values:
         if column not in (*dense, *sparse, *(time.name for time in times)):
             raise DataError(

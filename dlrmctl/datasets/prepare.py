@@ -54,6 +54,7 @@ _MOSTLY, _FEWEST_HELD_OUT = 0.9, 20  # share of rare and new values, and number 
 _FROM_YEAR, _TO_YEAR = 946_684_800, 2_208_988_800  # seconds from 1970 to 2000 and to 2040
 _ROUNDING = 1e-3  # of values in float16
 _FEW_BYTES = 1 << 27  # of sources, for which starting processes takes as long as they save
+_CUT = 0.01  # share of a column's values that a transform makes one, which calls for a warning
 _LOOKED_AT = 100  # most frequent values of a column that are searched for list separators
 
 
@@ -166,8 +167,10 @@ def _prepare_here(request: PrepareRequest, out: Path) -> Prepared:
     warn_of_new_values(report, known_to_be_new=[*unknown, *grouped])
     warn_of_equal_labels(report, source.table_schema.name if isinstance(source, TableInput) else None)
     if isinstance(source, TableInput):
-        _warn_of_joined_lists(source, Store(out).features)
+        features = Store(out).features
+        _warn_of_joined_lists(source, features)
         _warn_of_timestamps(source.table_schema, report)
+        _warn_of_cut_values(source.table_schema, features)
     return Prepared(out, decisions.name or name_of_directory(out), decisions.split, report)
 
 
@@ -316,6 +319,21 @@ def _warn_of_timestamps(schema: TableSchema, report: PrepareReport) -> None:
                     f"{found.name} looks like {unit} since 1970, which hardly differ for a model: take parts of the "
                     f"time, or the time since another, in {schema.name}"
                 )
+
+
+def _warn_of_cut_values(schema: TableSchema, features: FeatureSpace) -> None:
+    """Warns of dense columns with many values of -2 or less, all of which the logarithm makes 0."""
+    shares = {
+        fitted.name: 2 * fitted.ranks[0]  # a rank is that of the middle of equal values
+        for column, fitted in zip(schema.dense, features.dense, strict=True)
+        if column.transform == "log" and fitted.values and fitted.values[0] == 0
+    }
+    named = [f"{name} ({100 * share:.0f} %)" for name, share in shares.items() if share >= _CUT]
+    if named:
+        warn(
+            f'{few(named)}: this share of the values is -2 or less, which the transform "log" makes one value; '
+            f'set transform = "none" in {schema.name}'
+        )
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from dlrmctl.settings.config import Config
+from dlrmctl.settings.config import MOST_EPOCHS, Config
 
 FEWEST_STEPS = 100
 _ROSE = 0.05  # of NE, above the best: more than an evaluation wavers
@@ -12,25 +12,35 @@ _FAR = 0.1  # calibration this far from 1 is worth a look,
 _ERRORS = 4.0  # if the number of clicks cannot explain it
 
 
-def advice(config: Config, results: Mapping[str, Any], *, last_ne: float | None, dead_units: float = 0.0) -> str | None:
+def advice(
+    config: Config,
+    results: Mapping[str, Any],
+    *,
+    last_ne: float | None,
+    dead_units: float = 0.0,
+    normalized: bool = True,
+) -> str | None:
     """What to try next, most important first; None if nothing stands out.
 
     Args:
         results: of the run, as `run_training` gives them.
         last_ne: of the last evaluation on the validation split.
         dead_units: share of the units of the bottom MLP's last layer that no example activates.
+        normalized: whether dense features are, if there are any.
     """
     found = results["validation"]
     ne, steps = found.get("ne"), results["steps"]
-    few = f"only {steps:,} steps were taken; use a smaller --batch-size, or more --epochs"
-    if ne is not None and ne >= 1:
-        if steps < FEWEST_STEPS:
-            return f"validation NE {ne:.4f} is no better than a constant prediction: {few}"
-        return (
-            f"validation NE {ne:.4f} is no better than a constant prediction; try smaller --dense-lr and --sparse-lr, "
-            "and check labels and columns with `dlrmctl data show`"
-        )
     ends_past_its_best = config.train.epochs is None  # with --epochs auto
+    cut = config.train.max_steps == steps
+    more = "" if ends_past_its_best else ", or more --epochs"
+    few = f"only {steps:,} steps were taken; use {'more --max-steps' if cut else f'a smaller --batch-size{more}'}"
+    if ne is not None and ne >= 1:
+        poor = f"validation NE {ne:.4f} is no better than a constant prediction"
+        if not normalized:
+            return f"{poor}; dense features are not normalized: try --dense-inputs quantile"
+        if steps < FEWEST_STEPS:
+            return f"{poor}: {few}"
+        return f"{poor}; try smaller --dense-lr and --sparse-lr, and check labels and columns with `dlrmctl data show`"
     if ne is not None and last_ne is not None and last_ne > ne + _ROSE and not ends_past_its_best:
         return (
             f"validation NE rose from {ne:.4f} at step {results['best_step']:,} to {last_ne:.4f}; "
@@ -55,6 +65,12 @@ def advice(config: Config, results: Mapping[str, Any], *, last_ne: float | None,
             f"predictions on the validation split average {calibration:.2f} times the observed rate; "
             "does that rate differ from the training split's?"
         )
-    if "epochs" not in config.derived and results["best_step"] == steps:
-        return "the last evaluation was the best; more --epochs may improve the model, or --epochs auto"
+    if results["best_step"] == steps:
+        best = "the last evaluation was the best"
+        if cut:
+            return f"{best}; more --max-steps may improve the model"
+        if config.train.epochs is None:
+            return f"{best} after {MOST_EPOCHS} epochs; try a larger --dense-lr and --sparse-lr, or more --epochs"
+        if "epochs" not in config.derived:
+            return f"{best}; more --epochs may improve the model, or --epochs auto"
     return None

@@ -645,7 +645,13 @@ class Trainer:
         # Not a result: a run that was resumed has the same results, but reads some blocks again.
         if (read := bytes_read(self.source, self.ranks)) is not None:
             self.run.write_reading(read)
-        results["advice"] = advice(self.config, results, last_ne=progress.last_ne, dead_units=self._dead_units())
+        results["advice"] = advice(
+            self.config,
+            results,
+            last_ne=progress.last_ne,
+            dead_units=self._dead_units(),
+            normalized=self.config.model.dense_inputs != "raw" or not self.source.schema.dense,
+        )
         self.run.write_results(results)
         return results
 

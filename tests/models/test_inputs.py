@@ -70,6 +70,14 @@ def test_features_without_gaps_have_no_indicators() -> None:
     assert torch.equal(inputs(DENSE), standard()(DENSE)[:, :3])
 
 
+def test_quantiles_of_the_smallest_numbers_are_scores() -> None:
+    knots = [-1e-40, 0.0, 1e-40, 2e-40]
+    found = QuantileInputs([knots], [[-1.0, 0.0, 0.5, 1.0]], [False])(torch.tensor([knots]).T)
+    assert found.isfinite().all()
+    assert -1 <= found.min() < 0 < found.max() == 1
+    assert bool((found.diff(dim=0) >= 0).all())
+
+
 def test_raw_features_are_as_they_are() -> None:
     inputs = RawInputs([-1.0, 7.0, 50.0])
     found = inputs(DENSE)

@@ -391,7 +391,7 @@ def test_identity_changes_with_the_schema_and_the_files(tmp_path: Path):
         ({"label": None}, "label is missing", 'label = "..."'),
         ({"dense": "age"}, "dense = 'age' must be a list of names", ""),
         ({"dense": [1]}, "dense = 1 must be a list of names", ""),
-        ({"sparse": []}, "sparse is missing", "sparse = "),
+        ({"sparse": []}, "sparse has no columns", "buckets = 32"),
         ({"dense": ["user"]}, "the column 'user' is repeated", "either label, dense or sparse"),
         ({"transform": "lgo"}, "transform = 'lgo' must be one of log, log1p, sqrt, none", "'log'"),
         ({"missing_value": "x"}, "missing_value = 'x' must be a number", ""),

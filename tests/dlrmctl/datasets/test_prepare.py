@@ -448,6 +448,25 @@ def test_times_as_numbers_are_a_warning(tmp_path: Path):
     assert "at looks like seconds since 1970" in warning
 
 
+def test_negative_numbers_that_the_logarithm_makes_one_are_a_warning(tmp_path: Path):
+    dense = '["cold", "west", "delta", "count"]'
+    (tmp_path / "my.toml").write_text(f'label = "y"\ndense = {dense}\nsparse = ["user"]\n')
+    rows = "".join(f"{n % 2},{n % 10 - 4},{n / 300 - 74},{n % 10 - 4},{n % 3 - 1},u{n % 7}\n" for n in range(350))
+    (tmp_path / "t.csv").write_text("y,cold,west,delta,count,user\n" + rows)
+    command = ["prepare", "--schema", tmp_path / "my.toml", tmp_path / "t.csv", "-o", tmp_path / "store"]
+    done = in_process(*command)
+    assert done.status == 0, done.err
+    # Of the digits of 0 to 299, the training rows, three in ten are 0, 1 or 2.
+    said = "warning: cold (30 %), west (100 %), delta (30 %): this share of the values is -2 or less"
+    assert said in done.err
+    assert 'set transform = "none" in ' in done.err
+    with (tmp_path / "my.toml").open("a") as schema:
+        schema.write('transform = "none"\n')
+    done = in_process(*command[:-1], tmp_path / "other")
+    assert done.status == 0, done.err
+    assert "warning:" not in done.err
+
+
 def test_labels_that_are_all_the_same_are_a_warning(tmp_path: Path):
     (tmp_path / "my.toml").write_text('label = "stars"\nlabel_positive = "good"\nsparse = ["user"]\n')
     (tmp_path / "t.csv").write_text("stars,user\n" + "".join(f"{n % 5},u{n % 7}\n" for n in range(70)))

@@ -19,7 +19,7 @@ def _results(**changes: Any) -> dict[str, Any]:
     [
         ({}, 0.86, None),
         ({"ne": 1.02}, 1.02, "no better than a constant prediction; try smaller --dense-lr"),
-        ({"ne": 1.02, "steps": 20}, 1.02, "only 20 steps were taken; use a smaller --batch-size"),
+        ({"ne": 1.02, "steps": 20}, 1.02, "constant prediction: only 20 steps were taken; use a smaller --batch-size"),
         ({}, 1.3, None),  # with --epochs auto, a run ends past its best
         ({"steps": 53, "best_step": 53}, 0.85, "only 53 steps"),
         ({"baseline": "runs/b", "baseline_ne": 0.84}, 0.86, "is above 0.8400, that of the logistic regression runs/b"),
@@ -45,8 +45,28 @@ def test_dead_units_are_told():
     assert "69% of the units" in str(found)
 
 
-def test_more_epochs_are_advised_only_where_their_number_was_given():
+def test_what_ended_the_run_is_what_to_raise_if_the_last_evaluation_was_the_best():
     at_the_end = _results(best_step=500)
-    assert "more --epochs" in str(advice(Config.of(path="store", epochs=2), at_the_end, last_ne=0.85))
-    assert advice(Config.of(path="store"), at_the_end, last_ne=0.85) is None
-    assert advice(Config.of(dataset="synthetic"), at_the_end, last_ne=0.85) is None
+    for settings, words in (
+        ({"path": "store", "epochs": 2}, "more --epochs"),
+        ({"path": "store", "max_steps": 500}, "more --max-steps"),
+        ({"path": "store", "epochs": 2, "max_steps": 500}, "more --max-steps"),
+        ({"path": "store", "max_steps": 900}, "after 30 epochs; try a larger --dense-lr"),
+        ({"path": "store"}, "after 30 epochs; try a larger --dense-lr"),
+        ({"dataset": "synthetic"}, "None"),
+    ):
+        assert words in str(advice(Config.of(**settings), at_the_end, last_ne=0.85))
+        assert advice(Config.of(**settings), _results(), last_ne=0.86) is None
+
+
+def test_more_epochs_are_advised_only_where_their_number_was_given():
+    few = _results(steps=37, best_step=23)
+    assert "or more --epochs" in str(advice(Config.of(path="store", epochs=2), few, last_ne=0.86))
+    assert "epochs" not in str(advice(Config.of(path="store"), few, last_ne=0.86))
+    assert "use more --max-steps" in str(advice(Config.of(path="store", max_steps=37), few, last_ne=0.86))
+
+
+def test_inputs_that_are_not_normalized_are_named_where_the_model_is_poor():
+    config = Config.of(path="store", dense_inputs="raw")
+    assert "try --dense-inputs quantile" in str(advice(config, _results(ne=4.9), last_ne=4.9, normalized=False))
+    assert advice(config, _results(), last_ne=0.86, normalized=False) is None
