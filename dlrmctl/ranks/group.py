@@ -28,6 +28,7 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a checkpoint of large tables may d
 TIMEOUT_SECONDS = 300.0  # without a sign of life of a rank's process, however long its work takes
 _ABORT_SECONDS = 5.0
 _ASK_AGAIN_SECONDS = 0.01
+_LAST_PORT = 65535
 # Messages of gloo, NCCL and the store when a peer has died.
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
@@ -313,13 +314,19 @@ def _check_address() -> None:
     """Checks that MASTER_ADDR has an address. torch would ask for it again and again, for minutes.
 
     Raises:
-        UserError: if it is not set or has none.
+        UserError: if it has none, MASTER_PORT is no port, or one of them is not set.
     """
-    name = os.environ.get("MASTER_ADDR", "")
-    if not name:
+    for variable in ("MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(variable):
+            raise UserError(
+                f"RANK and WORLD_SIZE are set, but {variable} is not",
+                "start the ranks with torchrun or --nproc; or unset RANK to train in this process",
+            )
+    name, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    if not (port.isascii() and port.isdecimal() and int(port) <= _LAST_PORT):
         raise UserError(
-            "RANK and WORLD_SIZE are set, but MASTER_ADDR is not",
-            "start the ranks with torchrun or --nproc; or unset RANK to train in this process",
+            f"MASTER_PORT = {port!r} in the environment is not a port, a number up to {_LAST_PORT}",
+            "the same on every machine, such as 29500",
         )
     try:
         socket.getaddrinfo(name, None)

@@ -386,12 +386,24 @@ def test_a_port_in_use(tmp_path: Path):
     _refused(done, f"MASTER_PORT = {port} is in use")
 
 
-@pytest.mark.parametrize(("rank", "words"), [("x", ["RANK = 'x'"]), ("0", ["but MASTER_ADDR is not", "torchrun"])])
+_HERE = {"RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"RANK": "x"}, ["RANK = 'x'"]),
+        ({"RANK": "0"}, ["but MASTER_ADDR is not", "torchrun"]),
+        (_HERE, ["but MASTER_PORT is not", "torchrun"]),
+        (_HERE | {"MASTER_PORT": "29k"}, ["MASTER_PORT = '29k' in the environment is not a port"]),
+        (_HERE | {"MASTER_PORT": "65536"}, ["MASTER_PORT = '65536' in the environment is not a port"]),
+    ],
+)
 def test_ranks_that_do_not_add_up_are_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str, words: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], words: list[str]
 ):
-    monkeypatch.setenv("RANK", rank)
-    monkeypatch.setenv("WORLD_SIZE", "1")
+    for name, value in {"WORLD_SIZE": "1", **variables}.items():
+        monkeypatch.setenv(name, value)
     _refused(in_process("train", *SMALL, "--run-dir", tmp_path / "run"), *words)
 
 
