@@ -127,7 +127,6 @@ def build_model(
             process_group=ranks.group,
             gradient_as_bucket_view=True,
             broadcast_buffers=False,  # they are the same on all ranks from the beginning
-            static_graph=True,
         )
         if ratio := dense_ratio(config.train.compress_dense):
             thresholded = ThresholdedGradients(

@@ -26,9 +26,11 @@ from dlrmctl.embeddings.sharding.shard import Sharded
 from dlrmctl.models import DenseNetwork
 from dlrmctl.models.interaction import DotInteraction
 from dlrmctl.models.mlp import empty_rows
+from dlrmctl.optim.shampoo.grafting import graft
 from dlrmctl.ranks.group import Ranks
 from dlrmctl.ranks.process import set_precision
 from dlrmctl.settings.config import Config
+from dlrmctl.training.outcomes import Outcomes
 from dlrmctl.training.pipeline import Pipeline
 from dlrmctl.training.step import TrainingStep
 
@@ -117,11 +119,12 @@ class Variant:
             for kernel, _ in kernels(part.dmp):
                 module: Any = kernel.emb_module
                 on_host += [module.iter_cpu, module.learning_rate_tensor, module.feature_dims]
+        late = [Outcomes.read] if self.config.train.late_checks else []  # reads what a GPU has copied to the host
         return traced_waits(
             partial(self.train, steps=steps),
             self.ranks.device,
             on_host=on_host,
-            cpu_only=[IdCheck.__call__],
+            cpu_only=[IdCheck.__call__, graft, *late],
             file=file,
         )
 

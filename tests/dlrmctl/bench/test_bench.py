@@ -99,10 +99,14 @@ def test_bench_step_has_a_row_per_variant():
 
 
 def test_two_ranks_show_their_collectives(tmp_path: Path):
-    done = run("bench", "step", *TINY, *SHORT, "--nproc", "2", "--json", cwd=tmp_path)
+    model = ["--late-checks", "--sharding", "table_wise", "--trace", "trace.json"]
+    done = run("bench", "step", *TINY, *SHORT, *model, "--nproc", "2", "--json", cwd=tmp_path)
     assert done.status == 0, done.err
     result = done.json()
     assert result["ranks"] == 2
+    # Only a refresh of roots reads values of the device: LAPACK's status, and whether the roots are usable.
+    reads = {name.removeprefix("aten::").partition(":")[0] for name in result["waits"]["base"]["host_reads"]}
+    assert reads <= {"linalg_eigh", "tolist, dlrmctl.optim.shampoo.factors"}
     assert result["communication_ms"]["all reduce"] > 0
     assert set(result["parts_ms"]) == STEP_PARTS
 
