@@ -9,7 +9,14 @@ from dlrmctl.models.mlp import MLP
 from dlrmctl.optim.averaging import GrowingHorizon, PrimalAveraging
 from dlrmctl.optim.muon import Muon
 from dlrmctl.optim.schedule import Schedule
-from dlrmctl.optim.shampoo import AdaGradGrafting, AdamGrafting, DistributedShampoo, RMSpropGrafting, SGDGrafting
+from dlrmctl.optim.shampoo import (
+    AdaGradGrafting,
+    AdamGrafting,
+    DistributedShampoo,
+    RMSpropGrafting,
+    RootInverse,
+    SGDGrafting,
+)
 from dlrmctl.optim.shampoo.configs import Grafting
 from dlrmctl.optim.signum import Signum
 from dlrmctl.ranks.group import Ranks
@@ -27,7 +34,7 @@ def build_dense_optimizer(
         group: the ranks that share Shampoo's work; None means this process alone.
     """
     parameters, lr, decay = list(network.parameters()), settings.dense_lr, settings.weight_decay
-    # One pass over memory on CPU; a GPU has no fused adagrad.
+    # One pass over memory on CPU.
     kernel = {"fused": True} if parameters[0].device.type == "cpu" else {"foreach": True}
     if settings.dense_optimizer == "adagrad":
         return torch.optim.Adagrad(parameters, lr=lr, weight_decay=decay, eps=settings.dense_eps, **kernel)
@@ -59,7 +66,8 @@ def build_dense_optimizer(
         # One-sided: the root of that factor alone, to the power -1/2.
         inverse_exponent_override={2: {0: 0.5, 1: 0.0}} if settings.shampoo_sides == 1 else None,
         precondition_vectors=False,
-        stagger_refresh=True,
+        preconditioner_config=RootInverse(method=settings.shampoo_roots),
+        stagger_refresh=settings.shampoo_roots == "eigh",
         statistics_frequency=settings.shampoo_statistics,
         process_group=group,
     )

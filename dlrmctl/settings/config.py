@@ -170,6 +170,12 @@ class OptimSettings:
         "First step that Shampoo preconditions. Default: --shampoo-frequency, or 1 for the doubling schedule.",
         at_least=1,
     )
+    shampoo_roots: str = setting(
+        "eigh",
+        "Compute root inverses by decomposition, a few blocks in each step (eigh), or by Newton's iteration, all "
+        "blocks of one shape together (newton), as suits GPUs.",
+        choices=("eigh", "newton"),
+    )
     shampoo_overhead: float | None = setting(
         None,
         "Choose Shampoo's block size and intervals so that it adds at most this percentage to the time of 1,000 steps.",
@@ -666,6 +672,12 @@ def _check(config: Config) -> None:
         raise UserError(
             f"optim.shampoo_overhead = {optim.shampoo_overhead:g} needs optim.dense_optimizer = shampoo, "
             f"not {optim.dense_optimizer}"
+        )
+    if optim.shampoo_overhead is not None and optim.shampoo_roots != "eigh":
+        raise UserError(
+            f"optim.shampoo_overhead = {optim.shampoo_overhead:g} is measured for roots of a few blocks in each step, "
+            f"and optim.shampoo_roots = {optim.shampoo_roots} computes all in one",
+            "omit --shampoo-overhead or --shampoo-roots",
         )
     for name, other in (("averaging_horizon", "ema"), ("averaging_mu_y", "schedule-free")):
         value = getattr(optim, name)

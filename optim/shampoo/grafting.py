@@ -127,9 +127,8 @@ def graft_on_device(parts: Sequence[BlockGroup], root_status_K: Tensor) -> None:
 def stop_lost(parts: Sequence[BlockGroup]) -> None:
     """Zeroes the direction of a block if it overflowed and there is no grafted step."""
     for part in parts:
-        usable_K = all_finite(part.out_KS)
-        if not usable_K.all():
-            part.out_KS[~usable_K] = 0
+        lost_K = all_finite(part.out_KS).logical_not()
+        part.out_KS.masked_fill_(lost_K.view(-1, *[1] * len(part.stack.shape)), 0)
 
 
 def _lengths(stacks: Sequence[Tensor]) -> Tensor:

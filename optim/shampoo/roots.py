@@ -27,6 +27,7 @@ from dlrmctl.optim.shampoo.configs import Eigendecomposed, RootInverse
 
 _LARGEST_POWER = 16  # of a matrix in an iteration; rounding errors grow with it
 _ACCEPTED_RESIDUAL = 0.1  # largest entry of X^p A - I at which the iteration has found the root
+_ITERATIONS_PER_WAIT = 8
 _DIVERGED = 1.2  # an error that grows by this factor means divergence
 
 T = TypeVar("T")
@@ -231,8 +232,10 @@ def coupled_inverse_root(
     near_KNN = scale_K[:, None, None] * matrix_KNN
     error_K = _largest(near_KNN - eye_NN)
     going_K = error_K > tolerance
+    # A GPU is waited for to ask whether all matrices are finished; one that is does not change any more.
+    ask_every = 1 if matrix_KNN.device.type == "cpu" else _ITERATIONS_PER_WAIT
     for iteration in range(max_iterations):
-        if not going_K.any():
+        if iteration % ask_every == 0 and not going_K.any():
             break
         terms = 2 if order is None or iteration == 0 else order
         turn_KNN = _series(eye_NN - near_KNN, eye_NN, p, terms)
