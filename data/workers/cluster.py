@@ -1,5 +1,6 @@
 """Runs calls on the workers of an existing Dask scheduler: each thread of the pool waits for one call there."""
 
+import asyncio
 import os
 import pickle
 import platform
@@ -86,32 +87,39 @@ class ClusterWorkers(Workers):
         work = pickle.dumps(call)
         for _ in range(_MOST_SUBMITS):
             try:
-                return self._result_of(work)
+                content = self._content_of(work)
             except KilledWorker:
                 raise WorkersLost(
                     f"{self._address}: workers were killed again and again at the same task, maybe for lack of memory",
                     "give them more memory, or fewer threads each",
                 ) from None
-            except (CancelledError, OSError, RuntimeError, UnboundLocalError) as error:
+            except (CancelledError, asyncio.CancelledError, OSError, RuntimeError, UnboundLocalError) as error:
                 if self._stopping:
                     raise CancelledError from None
                 # A scheduler forgets the tasks of a client whose connection was interrupted. `distributed` raises the
-                # last of these if that happens while a result is awaited.
+                # last of these, or that of asyncio, if that happens while a result is awaited.
                 if isinstance(error, OSError) or self._client.status != "running":
                     break
                 if isinstance(error, RuntimeError):
                     raise
+            else:
+                return unpacked(content)
         raise WorkersLost(f"{self._address}: the scheduler was lost", "start it again, with its workers")
 
-    def _result_of(self, work: bytes) -> Any:
-        """Submits a call and returns its result; raises `RuntimeError` if the connection is lost meanwhile."""
+    def _content_of(self, work: bytes) -> bytes:
+        """Submits a call and returns its packed result or error.
+
+        Raises:
+            RuntimeError: if the connection is lost meanwhile; besides, what `distributed` raises.
+        """
         if self._stopping:
             raise CancelledError
         future = self._client.submit(run_packed, work, pure=False)
         self._running.add(future)
         while True:
             try:
-                return unpacked(future.result(timeout=_POLL_SECONDS))
+                content: bytes = future.result(timeout=_POLL_SECONDS)
+                return content
             except TimeoutError:
                 if self._stopping:
                     raise CancelledError from None

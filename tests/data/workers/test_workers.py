@@ -215,6 +215,12 @@ def test_a_cluster_makes_the_bytes_of_one_machine_whatever_is_killed(raw: list[P
                 scheduler.kill()
 
         with _connect(address, 3) as cluster:
+            for error, call in (
+                (FileNotFoundError, partial(os.stat, tmp_path / "missing")),
+                (UnboundLocalError, partial(exec, "def f():\n print(x)\n x = 1\nf()")),
+            ):
+                with pytest.raises(error):  # of the call, not of the cluster
+                    list(cluster.in_order([call]))
             _prepare(raw, tmp_path / "three", cluster, kill_worker)
         assert seen == ["killed"]
         assert _content(tmp_path / "three") == _content(tmp_path / "one")
