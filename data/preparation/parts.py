@@ -13,6 +13,7 @@ import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,6 +28,8 @@ _ALIGNMENT = 8
 _WORD_TYPE, _TEXT_TYPE = np.dtype("<u8"), np.dtype("u1")
 _NO_WORDS = np.empty(0, _WORD_TYPE)
 _MOST_PLACES = 256  # parts: each has the places of some hundred columns
+_Name = tuple[str, int]  # of a column in a part
+_Place = tuple[int, int, np.dtype]  # its offset, the number of its values, and their type
 _END = np.dtype("<u8")  # the last bytes of a part: the size of its JSON
 
 
@@ -88,7 +91,7 @@ class Parts:
         self.path, self._keyed, self._num_dense, self._sparse = path, keyed, len(dense), tuple(sparse)
         self.dense_type = np.dtype(dense_type)
         self.infos = list(infos)
-        self._known_places: dict[int, dict[tuple[str, int], tuple[int, int]]] = {}
+        self._known_places: dict[int, dict[_Name, _Place]] = {}
 
     def __len__(self) -> int:
         return len(self.infos)
@@ -192,62 +195,58 @@ class Parts:
 
     def keys(self, part: int) -> np.ndarray:
         """uint64 [N], ascending; mapped, not read."""
-        offset, count = self._places(part)["key", 0]
+        offset, count, dtype = self._places(part)["key", 0]
         if count == 0:
             return _NO_WORDS
         with io_errors(self._file(part), "read"):
-            return np.asarray(np.memmap(self._file(part), _WORD_TYPE, "r", offset, count))
+            return np.asarray(np.memmap(self._file(part), dtype, "r", offset, count))
 
     def some_keys(self, part: int, start: int, stop: int) -> np.ndarray:
         """uint64 [stop - start], ascending."""
-        return self._read(part, ("key", 0), _WORD_TYPE, start, stop)
+        return self._read(part, ("key", 0), start, stop)
 
     def rows(self, part: int, start: int, stop: int) -> RawPiece:
         """Returns some rows of a part, without their texts."""
-        path, places = self._file(part), self._places(part)
-        with io_errors(path, "read"), open_to_read(path) as file:
+        with io_errors(self._file(part), "read"), open_to_read(self._file(part)) as file:
 
-            def read(name: tuple[str, int], dtype: np.dtype, start: int = start, stop: int = stop) -> np.ndarray:
-                return read_numbers(file, path, dtype, stop - start, places[name][0] + start * dtype.itemsize)
+            def read(name: str, number: int = 0) -> np.ndarray:
+                return self._read(part, (name, number), start, stop, file)
 
             columns = []
             for f, feature in enumerate(self._sparse):
-                value_type = np.dtype(feature.value_type)
                 if feature.max_ids == 1:
-                    bits = read(("present", f), np.dtype("u1"), start // 8, -(-stop // 8))
-                    present_N = np.unpackbits(bits)[start % 8 :][: stop - start].view(bool)
-                    columns.append(RawColumn(read(("values", f), value_type), present_N=present_N))
+                    columns.append(RawColumn(read("values", f), present_N=self._present(part, f, start, stop, file)))
                     continue
-                lengths_N = read(("lengths", f), narrowest(feature.max_ids), 0)
+                lengths_N = self._read(part, ("lengths", f), 0, stop, file)
                 ends = int(lengths_N[:start].sum()), int(lengths_N.sum())
-                weights = None if feature.weights is None else read(("weights", f), WEIGHT_TYPE, *ends)
-                values = read(("values", f), value_type, *ends)
+                weights = None if feature.weights is None else self._read(part, ("weights", f), *ends, file)
+                values = self._read(part, ("values", f), *ends, file)
                 columns.append(RawColumn(values, lengths_N=lengths_N[start:], weights=weights))
             dense_IN = np.empty((self._num_dense, stop - start), self.dense_type)
             for i in range(self._num_dense):
-                dense_IN[i] = read(("dense", i), self.dense_type)
+                dense_IN[i] = read("dense", i)
             return RawPiece(
                 lines_N=np.empty(stop - start, np.int8),
-                labels_N=read(("label", 0), LABEL_TYPE),
+                labels_N=read("label"),
                 dense_IN=dense_IN,
                 sparse=columns,
                 repaired={},
                 bad=[],
-                weights_N=read(("weight", 0), WEIGHT_TYPE) if self._weighted else None,
-                groups_N=read(("group", 0), GROUP_TYPE) if self._grouped else None,
+                weights_N=read("weight") if self._weighted else None,
+                groups_N=read("group") if self._grouped else None,
             )
 
     def labels(self, part: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """uint8 [stop - start]."""
-        return self._read(part, ("label", 0), LABEL_TYPE, start, stop)
+        return self._read(part, ("label", 0), start, stop)
 
     def weights(self, part: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """float32 [stop - start], of rows with weights."""
-        return self._read(part, ("weight", 0), WEIGHT_TYPE, start, stop)
+        return self._read(part, ("weight", 0), start, stop)
 
     def groups(self, part: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """uint64 [stop - start], of rows with groups."""
-        return self._read(part, ("group", 0), GROUP_TYPE, start, stop)
+        return self._read(part, ("group", 0), start, stop)
 
     def dense(self, part: int, start: int, stop: int) -> np.ndarray:
         """[I, stop - start]; NaN where missing."""
@@ -256,35 +255,32 @@ class Parts:
 
     def dense_column(self, part: int, i: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """[stop - start]: the values of one dense feature; NaN where missing."""
-        return self._read(part, ("dense", i), self.dense_type, start, stop)
+        return self._read(part, ("dense", i), start, stop)
 
     def present(self, part: int, f: int, stop: int) -> np.ndarray:
         """Returns bool [stop]: which of the first rows have a value of a feature with at most one."""
-        bits = self._read(part, ("present", f), np.dtype("u1"), 0, -(-stop // 8))
-        return np.unpackbits(bits, count=stop).view(bool)
+        return self._present(part, f, 0, stop)
 
     def lengths(self, part: int, f: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Returns [stop - start]: number of values in the lists of a feature with several."""
-        return self._read(part, ("lengths", f), narrowest(self._sparse[f].max_ids), start, stop)
+        return self._read(part, ("lengths", f), start, stop)
 
     def values(self, part: int, f: int, stop: int | None = None) -> np.ndarray:
         """Returns the first `stop` values of a feature."""
-        return self._read(part, ("values", f), np.dtype(self._sparse[f].value_type), 0, stop)
+        return self._read(part, ("values", f), 0, stop)
 
     def id_weights(self, part: int, f: int, start: int, stop: int) -> np.ndarray:
         """float32: the weights of the values from `start` to `stop` of a feature with weights."""
-        return self._read(part, ("weights", f), WEIGHT_TYPE, start, stop)
+        return self._read(part, ("weights", f), start, stop)
 
     def text_words(self, part: int, f: int) -> np.ndarray:
         """Returns uint64 [K]: the words of the texts of a feature, which may be equal."""
-        return self._read(part, ("words", f), _WORD_TYPE, 0, None) if ("words", f) in self._places(part) else _NO_WORDS
+        return self._read(part, ("words", f)) if ("words", f) in self._places(part) else _NO_WORDS
 
     def texts(self, part: int, f: int) -> HashedTexts:
         """Returns the texts of a feature that has some."""
         return HashedTexts(
-            self.text_words(part, f),
-            self._read(part, ("text lengths", f), LENGTH_TYPE, 0, None),
-            self._read(part, ("texts", f), _TEXT_TYPE, 0, None).tobytes(),
+            self.text_words(part, f), self._read(part, ("text lengths", f)), self._read(part, ("texts", f)).tobytes()
         )
 
     def some_texts(self, part: int, f: int) -> list[HashedTexts]:
@@ -295,8 +291,8 @@ class Parts:
         """Adds the next part, which is written."""
         self.infos.append(info)
 
-    def _places(self, part: int) -> dict[tuple[str, int], tuple[int, int]]:
-        """The offset of each column in the file of a part, and the number of its values."""
+    def _places(self, part: int) -> dict[_Name, _Place]:
+        """Where each column is in the file of a part."""
         found = self._known_places.get(part)
         if found is None:
             found = self._find_places(self.infos[part])
@@ -305,9 +301,9 @@ class Parts:
             self._known_places[part] = found
         return found
 
-    def _find_places(self, info: PartInfo) -> dict[tuple[str, int], tuple[int, int]]:
+    def _find_places(self, info: PartInfo) -> dict[_Name, _Place]:
         rows = info.rows
-        columns: list[tuple[tuple[str, int], np.dtype, int]] = []
+        columns: list[tuple[_Name, np.dtype, int]] = []
         if self._keyed:
             columns.append((("key", 0), _WORD_TYPE, rows))
         columns.append((("label", 0), LABEL_TYPE, rows))
@@ -330,15 +326,25 @@ class Parts:
                 columns += [(("text lengths", f), LENGTH_TYPE, number), (("texts", f), _TEXT_TYPE, num_bytes)]
         places, at = {}, 0
         for name, dtype, count in columns:
-            places[name] = at, count
+            places[name] = at, count, dtype
             at += dtype.itemsize * count + -dtype.itemsize * count % _ALIGNMENT
         return places
 
-    def _read(self, part: int, name: tuple[str, int], dtype: np.dtype, start: int, stop: int | None) -> np.ndarray:
-        offset, count = self._places(part)[name]
+    def _read(
+        self, part: int, name: _Name, start: int = 0, stop: int | None = None, file: FileIO | None = None
+    ) -> np.ndarray:
+        """Reads some values of a column, from the file of the part if it is open."""
+        offset, count, dtype = self._places(part)[name]
         stop = count if stop is None else stop
         assert 0 <= start <= stop <= count
-        return read_array(self._file(part), dtype, stop - start, offset + start * dtype.itemsize)
+        path, at = self._file(part), offset + start * dtype.itemsize
+        if file is not None:
+            return read_numbers(file, path, dtype, stop - start, at)
+        return read_array(path, dtype, stop - start, at)
+
+    def _present(self, part: int, f: int, start: int, stop: int, file: FileIO | None = None) -> np.ndarray:
+        bits = self._read(part, ("present", f), start // 8, -(-stop // 8), file)
+        return np.unpackbits(bits)[start % 8 :][: stop - start].view(bool)
 
     def _file(self, part: int) -> Path:
         return self.path / f"{part:06}.part"
