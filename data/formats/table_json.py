@@ -10,6 +10,7 @@ as fast as a JSON parser, and only what a JSON parser reads in the same way. All
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import NoneType
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from dlrmctl.data.formats.raw import BadLine
+from dlrmctl.data.formats.raw import BadLine, KeptColumns
 from dlrmctl.data.formats.table_text import Records
 
 _STRING = r'"[^"\\\x00-\x1f\x{FFFD}]*"'  # U+FFFD: bytes that are not UTF-8
@@ -44,39 +45,52 @@ class _Wrong(ValueError):
 
 
 def read_columns(
-    records: Records, wanted: Mapping[str, bool], separator: str
-) -> tuple[pl.DataFrame, np.ndarray, list[BadLine]]:
+    records: Records, wanted: Mapping[str, bool], separator: str, keep: Sequence[str] = ()
+) -> tuple[pl.DataFrame, np.ndarray, list[BadLine], KeptColumns]:
     """Reads the lines whose values fit the columns.
 
     Args:
         records: lines of a file.
         wanted: the columns, and whether each has lists.
         separator: separator of the values of a list that is written as one string.
+        keep: columns to keep unchanged, also of objects whose values do not fit.
 
     Returns:
-        The columns as strings, or lists of them; the line of each row, int64; and the other lines, in order.
+        The columns as strings, or lists of them; the line of each row, int64; the other lines, in order; and the
+        columns of `keep` as strings, with lists and objects as JSON.
     """
-    found = _of_forms(_lines(records), wanted)
+    of_forms = _of_forms(_lines(records), wanted, keep)
+    found = [(rows, frame) for rows, frame, _ in of_forms]
+    kept = [(rows, frame) for rows, _, frame in of_forms]
     rest_N = np.ones(len(records.lines_R), dtype=bool)
     for rows, _ in found:
         rest_N[rows] = False
+    bad: list[BadLine] = []
     if not found or rest_N.any() or records.bad:
-        rest = np.flatnonzero(rest_N)
-        others = replace(
-            records, starts_R=records.starts_R[rest], ends_R=records.ends_R[rest], lines_R=records.lines_R[rest]
-        )
+        others = _some(records, np.flatnonzero(rest_N))
         objects, lines_N, bad = read_objects(others)
         frame, good_N, wrong = to_json_frame(objects, lines_N, wanted, separator)
-        found.append((np.searchsorted(records.lines_R, lines_N[good_N]), frame))
+        rows = np.searchsorted(records.lines_R, lines_N)
+        found.append((rows[good_N], frame))
+        kept.append((rows, _kept_texts(objects, _some(records, rows), keep)))
         bad = sorted([*bad, *wrong], key=lambda one: one.line)
-    else:
-        bad = []
+    frame, rows = _in_order(found)
+    kept_frame, kept_rows = _in_order(kept) if keep else (pl.DataFrame(), rows[:0])
+    return frame, records.lines_R[rows], bad, KeptColumns(records.lines_R[kept_rows], kept_frame)
+
+
+def _some(records: Records, rows: np.ndarray) -> Records:
+    return replace(records, starts_R=records.starts_R[rows], ends_R=records.ends_R[rows], lines_R=records.lines_R[rows])
+
+
+def _in_order(found: Sequence[tuple[np.ndarray, pl.DataFrame]]) -> tuple[pl.DataFrame, np.ndarray]:
+    """Joins frames by their rows."""
     if len(found) == 1:
         rows, frame = found[0]
-        return frame, records.lines_R[rows], bad
+        return frame, rows
     rows = np.concatenate([rows for rows, _ in found])
     order = np.argsort(rows)
-    return pl.concat([frame for _, frame in found])[order], records.lines_R[rows[order]], bad
+    return pl.concat([frame for _, frame in found])[order], rows[order]
 
 
 def _lines(records: Records) -> pl.Series:
@@ -90,22 +104,28 @@ def _lines(records: Records) -> pl.Series:
     return pl.Series(lines, dtype=pl.String)
 
 
-def _of_forms(lines: pl.Series, wanted: Mapping[str, bool]) -> list[tuple[np.ndarray, pl.DataFrame]]:
-    """Returns the rows of the lines of a few forms, and their columns: each form is that of the first other line."""
-    found: list[tuple[np.ndarray, pl.DataFrame]] = []
+def _of_forms(
+    lines: pl.Series, wanted: Mapping[str, bool], keep: Sequence[str]
+) -> list[tuple[np.ndarray, pl.DataFrame, pl.DataFrame]]:
+    """Returns the rows of the lines of a few forms, and their columns, wanted and kept.
+
+    Each form is that of the first other line.
+    """
+    found: list[tuple[np.ndarray, pl.DataFrame, pl.DataFrame]] = []
     rest = np.arange(len(lines))
     for _ in range(_MOST_FORMS):
         if len(rest) < _FEW_LINES:
             break
-        form = _Form.of(lines[0], wanted)
+        form = _Form.of(lines[0], wanted, keep)
         if form is None:
             rest, lines = rest[1:], lines[1:]
             continue
         groups, fits = form.match(lines)
-        if fits.all():
-            return [*found, (rest, _columns(groups, form.names, wanted))]
         if fits.any():
-            found.append((rest[fits.to_numpy()], _columns(groups.filter(fits), form.names, wanted)))
+            rows, groups = (rest, groups) if fits.all() else (rest[fits.to_numpy()], groups.filter(fits))
+            found.append((rows, _columns(groups, form.names, wanted), _kept_columns(groups, form.names, keep)))
+        if fits.all():
+            break
         fits[0] = True  # is never the first again
         rest, lines = rest[~fits.to_numpy()], lines.filter(~fits)
     return found
@@ -118,7 +138,7 @@ class _Form:
     Attributes:
         cuts: the keys before which lines are cut, as they are written.
         patterns: of the pieces of a line; each has a group.
-        names: the column of each group of all patterns; None for a key that is not wanted.
+        names: the column of each group of all patterns; None for a key that is neither wanted nor kept.
     """
 
     cuts: list[str]
@@ -126,7 +146,7 @@ class _Form:
     names: list[str | None]
 
     @classmethod
-    def of(cls, line: str, wanted: Mapping[str, bool]) -> "_Form | None":
+    def of(cls, line: str, wanted: Mapping[str, bool], keep: Sequence[str]) -> "_Form | None":
         """Returns the form of a line; None if it has none, or so many keys that parsing is faster."""
         try:
             pairs = _PAIRS.decode(line)
@@ -137,14 +157,14 @@ class _Form:
             return None
         if not wanted.keys() & set(keys) or len(keys) > _MOST_KEYS:
             return None
-        form = cls([], [], [])
+        form, used = cls([], [], []), {*wanted, *keep}
         for first in range(0, len(keys), _KEYS_OF_PATTERN):
             values, some = [], keys[first : first + _KEYS_OF_PATTERN]
             for key in some:
                 kind = f"{_VALUE}|{_ITEMS}" if key not in wanted else _ITEMS if wanted[key] else _VALUE
-                grouped = key in wanted or (key == some[0] and not wanted.keys() & set(some))
+                grouped = key in used or (key == some[0] and not used & set(some))
                 values.append(f'"{re.escape(key)}": ?({"" if grouped else "?:"}{kind})')
-                form.names.extend([key if key in wanted else None] * grouped)
+                form.names.extend([key if key in used else None] * grouped)
             start = "" if first else r"\{"
             end = ", ?" if first + len(some) < len(keys) else r"\}\r?"
             form.patterns.append(f"^{start}{', ?'.join(values)}{end}$")
@@ -168,7 +188,7 @@ def _columns(groups: pl.DataFrame, names: Sequence[str | None], wanted: Mapping[
     """Returns the wanted columns of lines of one form, from the groups of its patterns."""
     columns = {name: pl.lit(None, pl.List(pl.String) if lists else pl.String) for name, lists in wanted.items()}
     for name, group in zip(names, groups.columns, strict=True):
-        if name is None:
+        if name is None or name not in wanted:
             continue
         value = pl.col(group)
         read = value.str.strip_chars('"')
@@ -176,6 +196,15 @@ def _columns(groups: pl.DataFrame, names: Sequence[str | None], wanted: Mapping[
             read = value.str.extract_all(_ITEM).list.eval(pl.element().str.strip_chars('"'))
         columns[name] = pl.when(value != "null").then(read)
     return groups.select(column.alias(name) for name, column in columns.items())
+
+
+def _kept_columns(groups: pl.DataFrame, names: Sequence[str | None], keep: Sequence[str]) -> pl.DataFrame:
+    """Returns columns of lines of one form as they are written, strings without their quotes."""
+    of_names = dict(zip(names, groups.columns, strict=True))
+    values = {name: pl.col(of_names[name]) if name in of_names else pl.lit(None, pl.String) for name in keep}
+    return groups.select(
+        pl.when(value != "null").then(value.str.strip_chars('"')).alias(name) for name, value in values.items()
+    )
 
 
 def read_objects(records: Records) -> tuple[list[dict[str, Any]], np.ndarray, list[BadLine]]:
@@ -252,14 +281,24 @@ def to_json_frame(
     return frame, good_N, list(wrong.values())
 
 
-def kept_texts(objects: Sequence[Mapping[str, Any]], names: Sequence[str]) -> pl.DataFrame:
-    """Returns columns of strings, with lists and objects as JSON."""
-    found = {name: [fields.get(name) for fields in objects] for name in names}
-    texts = {
-        name: [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
-        for name, values in found.items()
-    }
-    return pl.DataFrame(texts, schema=dict.fromkeys(names, pl.String))
+def _kept_texts(objects: Sequence[Mapping[str, Any]], records: Records, names: Sequence[str]) -> pl.DataFrame:
+    """Returns columns of objects, each of a record, as strings, with lists and objects as JSON."""
+    edges = list(zip(records.starts_R.tolist(), records.ends_R.tolist(), strict=True))
+    found: dict[str, list[str | None]] = {}
+    for name in names:
+        found[name] = [fields.get(name) for fields in objects]
+        for row, value in enumerate(found[name]):
+            if value is not None and not isinstance(value, str):
+                start, end = edges[row]
+                found[name][row] = _as_json(value, records.content[start:end], name)
+    return pl.DataFrame(found, schema=dict.fromkeys(names, pl.String))
+
+
+def _as_json(value: Any, line: bytes, name: str) -> str:
+    """Returns a value of an object as JSON, with numbers as such, which `read_objects` makes strings."""
+    with suppress(ValueError):  # an integer has more digits than Python converts
+        value = json.loads(line)[name]
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _scalar(value: Any) -> str | None:

@@ -59,7 +59,7 @@ def _parsed(records: Records, wanted: Mapping[str, bool]) -> tuple[pl.DataFrame,
 
 def _check(content: bytes, wanted: Mapping[str, bool] = WANTED) -> None:
     records, _, _ = split_records(content, "", 1, ended=True)
-    frame, lines_N, bad = read_columns(records, wanted, "|")
+    frame, lines_N, bad, _ = read_columns(records, wanted, "|")
     expected, expected_N, expected_bad = _parsed(records, wanted)
     assert (lines_N.tolist(), bad) == (expected_N.tolist(), expected_bad)
     assert frame.schema == expected.schema
@@ -82,7 +82,9 @@ def test_a_piece_of_one_form_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> N
     content = "\n".join(map(json.dumps, rows)).encode()
     _check(content)
     monkeypatch.setattr("dlrmctl.data.formats.table_json.read_objects", None)
-    frame, lines_N, bad = read_columns(split_records(content, "", 1, ended=True)[0], WANTED, "|")
+    records = split_records(content, "", 1, ended=True)[0]
+    frame, lines_N, bad, kept = read_columns(records, WANTED, "|", ["user", "x"])
+    assert kept.frame.rows() == [(f"u{n}", "1.5") for n in range(99)]
     assert (len(frame), lines_N.tolist(), bad) == (99, list(range(1, 100)), [])
 
 
@@ -104,3 +106,36 @@ def test_lines_of_many_keys_are_those_of_a_json_parser(keys: int, monkeypatch: p
     if keys < 257:
         monkeypatch.setattr("dlrmctl.data.formats.table_json.read_objects", None)
     assert len(read_columns(split_records(content, "", 1, ended=True)[0], wanted, "|")[0]) == len(rows)
+
+
+KEPT = [
+    (7, "7"),
+    (1.50, "1.5"),
+    (True, "true"),
+    ("\N{SNOWMAN}", "\N{SNOWMAN}"),
+    (None, None),
+    ([1, 2.5, "3", None], '[1, 2.5, "3", null]'),
+    ({"\N{SNOWMAN}": [True, 10**30]}, '{"\N{SNOWMAN}": [true, ' + "1" + 30 * "0" + "]}"),
+    ([], "[]"),
+]
+
+
+@pytest.mark.parametrize("keep", [["k"], ["k", "user"], ["items", "k"]])
+def test_columns_are_kept_as_they_are(keep: list[str]) -> None:
+    rows: list[dict[str, Any]] = [
+        {"y": n % 2, "user": f"u{n}", "items": ["a"], "x": 1.5, "k": KEPT[n // 100][0]} for n in range(800)
+    ]
+    rows[5]["user"] = rows[705]["user"] = ["no single value"]
+    lines = [json.dumps(row, ensure_ascii=n % 100 < 90) for n, row in enumerate(rows)]
+    lines[3] = "no JSON"
+    content = "\n".join(lines).encode()
+    frame, lines_N, bad, kept = read_columns(split_records(content, "", 1, ended=True)[0], WANTED, "|", keep)
+    assert ([one.line for one in bad], len(frame)) == ([4, 6, 706], 797)
+    assert lines_N.tolist() == [n + 1 for n in range(800) if n not in (3, 5, 705)]
+    assert kept.lines.tolist() == [n + 1 for n in range(800) if n != 3]
+    assert kept.frame["k"].to_list() == [KEPT[n // 100][1] for n in range(800) if n != 3]
+    if "user" in keep:
+        user = ['["no single value"]' if n in (5, 705) else f"u{n}" for n in range(800) if n != 3]
+        assert kept.frame["user"].to_list() == user
+    if "items" in keep:
+        assert kept.frame["items"].to_list() == ['["a"]'] * 799
