@@ -106,7 +106,8 @@ class FeatureTable:
             )
         if self.embedding == "crt" and self.rows > (room := math.prod(self._crt().moduli)):
             raise ValueError(
-                f"feature {self.name}: its crt tables have room for {room:,} ids, and there are {self.rows:,} now"
+                f"feature {self.name}: its crt tables have room for {room:,} ids, and there are {self.rows:,} now; "
+                "a larger crt_headroom on the first day makes more room"
             )
         if self.combination is not None and self.operation not in OPERATIONS_OF.get(self.embedding, OPERATIONS):
             raise ValueError(

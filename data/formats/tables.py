@@ -26,7 +26,7 @@ from dlrmctl.data.formats.table_columnar import (
     read_types,
 )
 from dlrmctl.data.formats.table_json import SUFFIXES as JSON_SUFFIXES
-from dlrmctl.data.formats.table_json import kept_texts, read_columns, read_objects, to_json_frame
+from dlrmctl.data.formats.table_json import read_columns, read_objects
 from dlrmctl.data.formats.table_schema import SparseColumn, TableSchema, nearest
 from dlrmctl.data.formats.table_text import (
     PIECE_BYTES,
@@ -195,18 +195,10 @@ class TableInput:
         if file.format == "csv":
             frame, lines_N, bad = to_frame(records, file.header, self._wanted, file.dialect)
             return self._piece(frame, KeptColumns(lines_N, frame), lines_N, bad)
-        lists = self.table_schema.lists
+        lists, keep = self.table_schema.lists, () if self._raw else list(self._kept)
         wanted = {name: name in lists for name in self._names}
-        if not self._kept:
-            frame, lines_N, bad = read_columns(records, wanted, self.table_schema.list_separator)
-            return self._piece(frame, KeptColumns(lines_N, frame), lines_N, bad)
-        objects, lines_N, bad = read_objects(records)
-        frame, good_N, wrong = to_json_frame(objects, lines_N, wanted, self.table_schema.list_separator)
-        if self._raw:
-            kept = KeptColumns(lines_N[good_N], frame)
-        else:
-            kept = KeptColumns(lines_N, kept_texts(objects, list(self._kept)))
-        return self._piece(frame, kept, lines_N[good_N], [*bad, *wrong])
+        frame, lines_N, bad, kept = read_columns(records, wanted, self.table_schema.list_separator, keep)
+        return self._piece(frame, KeptColumns(lines_N, frame) if self._raw else kept, lines_N, bad)
 
     def _piece(
         self, frame: pl.DataFrame, kept: KeptColumns, lines_N: np.ndarray, bad: Sequence[BadLine] = ()
@@ -426,7 +418,7 @@ def check_file(name: str) -> Path | RemoteFile:
     """Checks the path of a source.
 
     Raises:
-        DataError: if it is not a file, or empty.
+        DataError: if it is not a file, or empty, unless it is one of JSON lines: that has no rows.
     """
     path = locate(name) if is_remote(name) else Path(name)
     if name == STANDARD_INPUT:
@@ -438,6 +430,6 @@ def check_file(name: str) -> Path | RemoteFile:
             raise DataError(f"{path}: the server cannot send parts of a file, which tables need", "download it first")
         if not is_regular(path):
             raise DataError(f"{path}: a pipe, expected a file: a table is read more than once", "write it to a file")
-        if path.stat().st_size == 0:
+        if path.stat().st_size == 0 and not path.name.lower().endswith(JSON_SUFFIXES):
             raise DataError(f"{path}: the file is empty")
     return path

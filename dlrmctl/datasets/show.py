@@ -153,7 +153,10 @@ def show_report(report: PrepareReport, split: Split, name: str) -> None:
     )
     if len(report.sources) > 1:
         shown = report.sources[:_MOST_SOURCES]
-        rows = [[s.name, bytes_text(s.bytes), f"{s.lines:,}", f"{s.rows:,}", f"{s.label_rate:.4f}"] for s in shown]
+        rows = [
+            [s.name, bytes_text(s.bytes), f"{s.lines:,}", f"{s.rows:,}", _rate(s.label_rate if s.rows else None)]
+            for s in shown
+        ]
         if len(report.sources) > len(shown):
             rows.append([f"and {len(report.sources) - len(shown):,} more", "", "", "", ""])
         counted = ["rows", "good rows"] if report.unit == "row" else ["lines", "rows"]

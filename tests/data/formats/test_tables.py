@@ -293,6 +293,15 @@ def test_pieces_are_the_same_from_any_position(tmp_path: Path, kind: str):
         assert [p.sparse[0].values.tolist() for p in again] == [p.sparse[0].values.tolist() for p in pieces[at + 1 :]]
 
 
+@pytest.mark.parametrize(("name", "header"), [("empty.csv", "clicked,age,user\n"), ("empty.jsonl", "")])
+def test_a_file_without_rows_is_read_beside_others(tmp_path: Path, name: str, header: str):
+    rows = {".csv": "clicked,age,user\n1,5,u\n", ".jsonl": '{"clicked": 1, "age": 5, "user": "u"}\n'}
+    full, empty = (_text(tmp_path, text, f) for text, f in ((rows[Path(name).suffix], "full" + name), (header, name)))
+    for paths in ([empty, full], [full, empty]):
+        pieces = [task.read() for task in TableInput(read_schema(SCHEMA, "my.toml"), paths).tasks()]
+        assert [label for piece in pieces for label in piece.labels_N.tolist()] == [1]
+
+
 def test_each_file_may_order_its_columns_as_it_likes(tmp_path: Path):
     one = _text(tmp_path, "clicked,age,user\n1,5,u\n", "1.csv")
     two = _text(tmp_path, "user,other,age,clicked\nu,x,5,1\n", "2.csv")
