@@ -48,7 +48,8 @@ class PrimalAveraging:
         eval_interp_coeff: mu_x, in [0, 1), or a function that gives it for a step, counted from 1; 0 is the base
             optimizer alone. `1 - 1 / h` averages over about h steps.
         weight_lr_power: makes x the mean of all z so far, each weighted by its learning rate (of the first group) to
-            this power, instead of `eval_interp_coeff`. None: no weights.
+            this power, instead of `eval_interp_coeff`. None: no weights. Published code takes the largest rate so far,
+            which is the same unless rates fall.
         weight_decay: shrinks z by `lr * weight_decay` before it is averaged, as Meta's GPA does; x then deviates from
             the recursion above by `mu_x (1 - mu_y) / mu_y lr weight_decay z` per step. The base optimizer's own decay
             follows the recursion; use one of them.

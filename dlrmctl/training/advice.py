@@ -7,6 +7,8 @@ from typing import Any
 from dlrmctl.settings.config import MOST_EPOCHS, Config
 
 FEWEST_STEPS = 100
+_FEWEST_OF_A_LABEL = 20  # examples, with which NE is mostly chance
+_LEAST_NE = 0.001  # below, no further training can gain much
 _ROSE = 0.05  # of NE, above the best: more than an evaluation wavers
 _FAR = 0.1  # calibration this far from 1 is worth a look,
 _ERRORS = 4.0  # if the number of clicks cannot explain it
@@ -36,6 +38,9 @@ def advice(
     few = f"only {steps:,} steps were taken; use {'more --max-steps' if cut else f'a smaller --batch-size{more}'}"
     if ne is not None and ne >= 1:
         poor = f"validation NE {ne:.4f} is no better than a constant prediction"
+        rarer = round(found["examples"] * min(rate, 1 - rate)) if (rate := found.get("base_rate")) is not None else None
+        if rarer is not None and rarer < _FEWEST_OF_A_LABEL:
+            return f"{poor}, but that split has only {rarer} examples of the rarer label; use more rows"
         if not normalized:
             return f"{poor}; dense features are not normalized: try --dense-inputs quantile"
         if steps < FEWEST_STEPS:
@@ -65,7 +70,7 @@ def advice(
             f"predictions on the validation split average {calibration:.2f} times the observed rate; "
             "does that rate differ from the training split's?"
         )
-    if results["best_step"] == steps:
+    if results["best_step"] == steps and (ne is None or ne > _LEAST_NE):
         best = "the last evaluation was the best"
         if cut:
             return f"{best}; more --max-steps may improve the model"

@@ -19,6 +19,13 @@ def _results(**changes: Any) -> dict[str, Any]:
     [
         ({}, 0.86, None),
         ({"ne": 1.02}, 1.02, "no better than a constant prediction; try smaller --dense-lr"),
+        (
+            {"ne": 1.02, "base_rate": 0.0012},
+            1.02,
+            "but that split has only 12 examples of the rarer label; use more rows",
+        ),
+        ({"ne": 1.02, "base_rate": 0.9988}, 1.02, "but that split has only 12 examples of the rarer label"),
+        ({"ne": 1.02, "base_rate": 0.003}, 1.02, "try smaller --dense-lr"),
         ({"ne": 1.02, "steps": 20}, 1.02, "constant prediction: only 20 steps were taken; use a smaller --batch-size"),
         ({}, 1.3, None),  # with --epochs auto, a run ends past its best
         ({"steps": 53, "best_step": 53}, 0.85, "only 53 steps"),
@@ -57,6 +64,8 @@ def test_what_ended_the_run_is_what_to_raise_if_the_last_evaluation_was_the_best
     ):
         assert words in str(advice(Config.of(**settings), at_the_end, last_ne=0.85))
         assert advice(Config.of(**settings), _results(), last_ne=0.86) is None
+        nothing_left = _results(best_step=500, ne=1e-5)
+        assert advice(Config.of(**settings), nothing_left, last_ne=1e-5) is None
 
 
 def test_more_epochs_are_advised_only_where_their_number_was_given():
