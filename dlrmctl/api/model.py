@@ -103,6 +103,8 @@ class TrainedModel:
         Raises:
             UserError, DataError: naming the column that is missing, or the row and its wrong value.
         """
+        if isinstance(rows, list | tuple) and not rows:
+            return np.empty(0, dtype=np.float32)
         block = self._rows.encode(rows)
         if not len(block):
             return np.empty(0, dtype=np.float32)
@@ -184,7 +186,9 @@ class TrainedModel:
         self._check_feature(feature)
         features = self._opened.features
         if not features.sorted_by_frequency(feature):
-            raise UserError(f"{feature} has no vocabulary, so its rows have no values", "prepare with --ids vocabulary")
+            hashed = any(column.name == feature and column.scheme == "hash" for column in features.columns)
+            hint = "prepare with --ids vocabulary" if hashed else None
+            raise UserError(f"{feature} has no vocabulary, so its rows have no values", hint)
         if k < 1:
             raise UserError(f"k = {k} must be at least 1")
         rows = features.schema.sparse[self.sparse_features.index(feature)].rows

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrmctl.api.frames import Frame, is_frame, to_frame
+from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import check_scratch, io_errors
 from dlrmctl.datasets.prepare import Prepared
 from dlrmctl.datasets.prepare import prepare as run_preparation
@@ -95,7 +96,10 @@ def prepare(
         file = Path(place) / "frame.parquet"
         with io_errors(file, "write"):
             to_frame(sources).write_parquet(file)
-        return run_preparation(read_request([str(file)], given), out)
+        try:
+            return run_preparation(read_request([str(file)], given), out)
+        except DataError as error:
+            raise DataError(error.message.replace(str(file), "the frame"), error.hint) from None
 
 
 def _text(value: float | None) -> str | None:

@@ -14,7 +14,7 @@ from dlrmctl.errors import UserError
 from dlrmctl.settings.parse import whole_number
 
 _LOCAL = ("127.0.0.1", "::1", "localhost")
-_LIMITS = "RequestLimits"
+_LIMITS = "Limits on requests"
 
 
 def serve(

@@ -60,7 +60,8 @@ def test_predictions_of_every_kind_of_frame_are_those_of_the_command(
         *(texts, typed, typed.to_arrow(), typed.to_pandas(), texts.to_dict(as_series=False), with_gaps, nullable),
     ):
         np.testing.assert_array_equal(model.predict(frame), expected)
-    assert model.predict(typed.head(0)).shape == (0,)
+    for none in (typed.head(0), []):
+        assert model.predict(none).shape == (0,)
 
 
 def test_metrics_are_those_of_the_command(model: dlrmctl.TrainedModel, place: Path):
@@ -120,6 +121,10 @@ def test_neighbors_by_faiss_are_those_of_the_whole_table(place: Path, monkeypatc
         (lambda m: dlrmctl.load("nowhere"), "nowhere"),
         (lambda m: dlrmctl.prepare([{"a": 1}], "store"), "a frame needs a schema"),
         (lambda m: dlrmctl.prepare("x.csv"), "needs a directory"),
+        (
+            lambda m: dlrmctl.prepare([{"y": 1}], "store", schema={"label": "y", "sparse": ["z"]}),
+            "the frame: no column",
+        ),
     ],
 )
 def test_mistakes_are_errors_of_one_line(model: dlrmctl.TrainedModel, call, message: str):
