@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from dlrmctl.settings.config import MOST_EPOCHS, Config
 
@@ -21,6 +21,7 @@ def advice(
     last_ne: float | None,
     dead_units: float = 0.0,
     normalized: bool = True,
+    train_rate: float | None = None,
 ) -> str | None:
     """What to try next, most important first; None if nothing stands out.
 
@@ -29,6 +30,7 @@ def advice(
         last_ne: of the last evaluation on the validation split.
         dead_units: share of the units of the bottom MLP's last layer that no example activates.
         normalized: whether dense features are, if there are any.
+        train_rate: share of label 1 in the training split; None if it is not known.
     """
     found = results["validation"]
     ne, steps = found.get("ne"), results["steps"]
@@ -38,9 +40,12 @@ def advice(
     few = f"only {steps:,} steps were taken; use {'more --max-steps' if cut else f'a smaller --batch-size{more}'}"
     if ne is not None and ne >= 1:
         poor = f"validation NE {ne:.4f} is no better than a constant prediction"
-        rarer = round(found["examples"] * min(rate, 1 - rate)) if (rate := found.get("base_rate")) is not None else None
-        if rarer is not None and rarer < _FEWEST_OF_A_LABEL:
+        rate = found["base_rate"]
+        rarer = round(found["examples"] * min(rate, 1 - rate))
+        if rarer < _FEWEST_OF_A_LABEL:
             return f"{poor}, but that split has only {rarer} examples of the rarer label; use more rows"
+        if (off := _calibration(found, train_rate)) and off.rates_differ:
+            return f"{poor}: {off.text}"
         if not normalized:
             return f"{poor}; dense features are not normalized: try --dense-inputs quantile"
         if steps < FEWEST_STEPS:
@@ -64,12 +69,8 @@ def advice(
             f"{dead_units:.0%} of the units of the bottom MLP's last layer are dead; "
             "try more --warmup-steps or a smaller --dense-lr"
         )
-    calibration, clicks = found.get("calibration"), found["examples"] * (found.get("base_rate") or 0.0)
-    if calibration is not None and clicks and abs(calibration - 1) > max(_FAR, _ERRORS / math.sqrt(clicks)):
-        return (
-            f"predictions on the validation split average {calibration:.2f} times the observed rate; "
-            "does that rate differ from the training split's?"
-        )
+    if off := _calibration(found, train_rate):
+        return off.text
     if results["best_step"] == steps and (ne is None or ne > _LEAST_NE):
         best = "the last evaluation was the best"
         if cut:
@@ -79,3 +80,26 @@ def advice(
         if "epochs" not in config.derived:
             return f"{best}; more --epochs may improve the model, or --epochs auto"
     return None
+
+
+class _Off(NamedTuple):
+    """Predictions that are far from the observed rate, and whether another rate in training explains it."""
+
+    text: str
+    rates_differ: bool
+
+
+def _calibration(found: Mapping[str, Any], train_rate: float | None) -> _Off | None:
+    """Returns None if predictions are near the observed rate, or if chance explains the difference."""
+    calibration, rate = found.get("calibration"), found.get("base_rate") or 0.0
+    clicks = found["examples"] * rate
+    if calibration is None or not clicks:
+        return None
+    far = max(_FAR, _ERRORS / math.sqrt(clicks))
+    if abs(calibration - 1) <= far:
+        return None
+    text = f"predictions on the validation split average {calibration:.2f} times the observed rate"
+    if train_rate is not None and abs(train_rate / rate - 1) > far:
+        text = f"{text}: {100 * rate:.3g} % of its labels are 1, and {100 * train_rate:.3g} % in training"
+        return _Off(f"{text}; `dlrmctl calibrate` fits the model to it", rates_differ=True)
+    return _Off(f"{text}; `dlrmctl calibrate` corrects that", rates_differ=False)

@@ -1,5 +1,6 @@
 """The training loop of one rank: file -> reader -> batch -> model -> loss -> updates -> metrics -> checkpoint."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict, astuple, dataclass, replace
@@ -651,6 +652,7 @@ class Trainer:
             last_ne=progress.last_ne,
             dead_units=self._dead_units(),
             normalized=self.config.model.dense_inputs != "raw" or not self.source.schema.dense,
+            train_rate=self._train_rate(),
         )
         self.run.write_results(results)
         return results
@@ -659,6 +661,12 @@ class Trainer:
         kept = self._state().kept_numbers(self.config.train.compress_a2a)
         with rows_cut(self.model.tensors()["tables"], kept):
             return evaluate(self.model.inference, self.readers[split], self.ranks, tell=self.display.scoring(split))
+
+    def _train_rate(self) -> float | None:
+        """The share of label 1 among the first training examples, corrected for a sample of the negatives."""
+        if (rate := base_rate(self.source, self.ranks)) is None:
+            return None
+        return 1 / (1 + (1 - rate) / rate * math.exp(-self.source.features.logit_offset("validation")))
 
     def _dead_units(self) -> float:
         """Share of the units of the bottom MLP's last layer that no example of a validation batch activates."""

@@ -35,6 +35,7 @@ def _results(**changes: Any) -> dict[str, Any]:
         # Few clicks: chance alone moves it so far.
         ({"calibration": 1.5, "examples": 100}, 0.86, None),
         ({"ne": None, "calibration": None, "base_rate": 0.0}, None, None),
+        ({"calibration": 1.5}, 0.86, "observed rate; `dlrmctl calibrate` corrects that"),
     ],
 )
 def test_what_stands_out_is_said(changes: dict[str, Any], last_ne: float | None, words: str | None):
@@ -79,3 +80,16 @@ def test_inputs_that_are_not_normalized_are_named_where_the_model_is_poor():
     config = Config.of(path="store", dense_inputs="raw")
     assert "try --dense-inputs quantile" in str(advice(config, _results(ne=4.9), last_ne=4.9, normalized=False))
     assert advice(config, _results(), last_ne=0.86, normalized=False) is None
+
+
+def test_a_rate_that_training_does_not_have_is_named_where_it_explains_the_calibration():
+    store = Config.of(path="store")
+    off, poor = _results(calibration=0.48), _results(calibration=0.48, ne=1.13)
+    other = "0.48 times the observed rate: 25 % of its labels are 1, and 12 % in training"
+    assert other in str(advice(store, off, last_ne=0.86, train_rate=0.12))
+    assert f"constant prediction: predictions on the validation split average {other}" in str(
+        advice(store, poor, last_ne=1.13, train_rate=0.12)
+    )
+    assert "in training" not in str(advice(store, off, last_ne=0.86, train_rate=0.25))
+    assert "try smaller --dense-lr" in str(advice(store, poor, last_ne=1.13, train_rate=0.25))
+    assert advice(store, _results(), last_ne=0.86, train_rate=0.12) is None  # the model follows the rate
