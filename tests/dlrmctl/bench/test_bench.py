@@ -17,7 +17,7 @@ from dlrmctl.bench.variants import PARTS, Floor
 from dlrmctl.console.text import rate_text
 from dlrmctl.models import DenseNetwork
 from dlrmctl.plan.tables import schema_of_rows
-from tests.dlrmctl.commands import SMALL, in_process, run
+from tests.dlrmctl.commands import SMALL, in_process, run_as_ranks
 
 TINY = ["--bottom-mlp", "16-8", "--top-mlp", "16-1", "--dim", "8", "--batch-size", "64"]
 SHORT = ["--rounds", "2", "--steps", "3", "--rows-cap", "50"]
@@ -100,7 +100,7 @@ def test_bench_step_has_a_row_per_variant():
 
 def test_two_ranks_show_their_collectives(tmp_path: Path):
     model = ["--late-checks", "--sharding", "table_wise", "--trace", "trace.json"]
-    done = run("bench", "step", *TINY, *SHORT, *model, "--nproc", "2", "--json", cwd=tmp_path)
+    done = run_as_ranks(2, "bench", "step", *TINY, *SHORT, *model, "--json", cwd=tmp_path)
     assert done.status == 0, done.err
     result = done.json()
     assert result["ranks"] == 2

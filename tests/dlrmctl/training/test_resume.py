@@ -5,15 +5,15 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from dlrmctl.cli import main as entry
 from dlrmctl.datasets.open import open_source
 from dlrmctl.ranks.group import Ranks
 from dlrmctl.rundir.checkpoint import Checkpoints
@@ -23,6 +23,7 @@ from dlrmctl.training.train import Trainer
 from tests.dlrmctl.checkpoints import assert_bitwise_equal, read_tensors
 from tests.dlrmctl.commands import SMALL, environment, in_process, run_as_ranks, start, wait_for_checkpoint
 from tests.dlrmctl.damages import seal
+from tests.forked import Forked
 from tests.ranks import run_ranks
 
 RUN = [*SMALL, "--synthetic-rows", "15000", "--checkpoint-every", "9", "--evaluations", "2"]
@@ -126,26 +127,24 @@ def test_a_signal_to_the_whole_job_saves_and_leaves(tmp_path: Path):
     assert "error" not in err
 
 
-_KILLED_WHILE_TIDYING = """
-import os, signal, sys
-from dlrmctl.rundir.checkpoint import Checkpoints
-from dlrmctl.cli.main import main
-tidy, calls = Checkpoints.keep, []
-def keep(self, *arguments):
-    calls.append(arguments)
-    if len(calls) == 4:  # the checkpoint is written, nothing says yet which is the best
-        os.kill(os.getpid(), signal.SIGKILL)
-    tidy(self, *arguments)
-Checkpoints.keep = keep
-main()
-"""
+def _train_until_killed_while_tidying(words: list[str]) -> None:
+    tidy, calls = Checkpoints.keep, list[tuple[object, ...]]()
+
+    def keep(self: Checkpoints, *arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 4:  # the checkpoint is written, nothing says yet which is the best
+            os.kill(os.getpid(), signal.SIGKILL)
+        tidy(self, *arguments)
+
+    Checkpoints.keep = keep
+    entry.run_command(words)
 
 
 def test_a_kill_between_saving_and_tidying_loses_nothing(whole: Path, tmp_path: Path):
     path = tmp_path / "run"
-    command = [sys.executable, "-c", _KILLED_WHILE_TIDYING, "train", *RUN, "--run-dir", str(path)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL
+    words = ["train", *RUN, "--run-dir", str(path)]
+    process = Forked(_train_until_killed_while_tidying, words, cwd=tmp_path, environment=environment())
+    assert process.wait(120) == -signal.SIGKILL, process.communicate()
     done = in_process("train", "--resume", path)
     assert done.status == 0, done.err
     assert_bitwise_equal(path / "checkpoints" / "best", whole / "checkpoints" / "best")
