@@ -1,6 +1,5 @@
 """`dlrmctl compare` and `dlrmctl evaluate` by slice and decile, on trained runs."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 
 from dlrmctl.scoring.auc import StreamingAuc
 from dlrmctl.scoring.calibration import deciles, roc_curve
-from tests.dlrmctl.commands import SMALL, in_process, start
+from tests.dlrmctl.commands import SMALL, in_process, run_as_ranks
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +58,9 @@ def test_a_run_compared_with_itself_is_said_to_be_identical(runs: Path):
 
 def test_two_ranks_compare_as_one(runs: Path):
     alone = in_process("compare", runs / "good", runs / "poor", "--json").json()
-    process = start("compare", runs / "good", runs / "poor", "--json", "--nproc", "2", cwd=runs)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    together = json.loads(out)
+    done = run_as_ranks(2, "compare", runs / "good", runs / "poor", "--json", cwd=runs)
+    assert done.status == 0, done.err
+    together = done.json()
     assert together["examples"] == alone["examples"]
     for metric in ("log_loss", "ne", "auc"):
         # float32 logits of tables looked up on two ranks: pooled sums in another order

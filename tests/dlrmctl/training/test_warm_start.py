@@ -19,7 +19,7 @@ from dlrmctl.settings.config import Config, resolve
 from dlrmctl.settings.toml import read_settings
 from dlrmctl.training.warm_start import WarmStart
 from tests.dlrmctl.checkpoints import read_tensors
-from tests.dlrmctl.commands import in_process
+from tests.dlrmctl.commands import in_process, run_as_ranks
 from tests.ranks import run_ranks
 
 KINDS = [
@@ -196,7 +196,7 @@ def test_tables_that_are_divided_over_ranks_take_the_same_rows(place: Path):
 
 def test_a_training_on_two_ranks_starts_from_the_same_rows(place: Path, tmp_path: Path):
     one = ["train", "--init-from", place / "run-1", "--data", place / "day-2" / "store", *STILL]
-    done = in_process(*one, "--nproc", "2", "--run-dir", tmp_path / "run")
+    done = run_as_ranks(2, *one, "--run-dir", tmp_path / "run", cwd=tmp_path)
     assert done.status == 0, done.err
     alone, shared = _tensors(place / "run-2"), _tensors(tmp_path / "run")
     names = [name for name in alone if name.startswith("tables.") and name.endswith("/weight")]
