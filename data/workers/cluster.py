@@ -35,10 +35,14 @@ class ClusterWorkers(Workers):
 
     def __init__(self, address: str) -> None:
         try:
-            from distributed import Client
+            from distributed import Client, Security
+            from distributed.comm import get_address_host_port
         except ImportError:
             raise DataError("a cluster needs the package distributed", 'pip install "dlrmctl[cluster]"') from None
         try:
+            get_address_host_port(address, strict=True)  # a client of a wrong address waits for its own end
+            if address.startswith("tls:") and Security().get_connection_args("client")["ssl_context"] is None:
+                raise ValueError("the settings of Dask, distributed.comm.tls, name no certificates")
             self._client: Any = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0] if isinstance(error, ValueError) else "no answer"

@@ -232,6 +232,14 @@ def test_a_cluster_makes_the_bytes_of_one_machine_whatever_is_killed(raw: list[P
     assert _content(tmp_path / "lost") == _content(tmp_path / "one")
 
 
+@pytest.mark.parametrize("address", ["nonsense", "tcp://127.0.0.1", "abc://127.0.0.1:1", "tls://127.0.0.1:1"])
+def test_a_wrong_address_is_refused_without_a_client(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.delattr(distributed.Client, "__init__")
+    with pytest.raises(DataError, match=f"{address}: cannot connect to the scheduler: "):
+        ClusterWorkers(address)
+
+
 def test_an_address_without_a_scheduler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed")
     monkeypatch.setattr("dlrmctl.data.workers.cluster._CONNECT_SECONDS", 1)
