@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from dlrmctl.serving.errors import RowError
 from dlrmctl.serving.rows import Row, join
 from dlrmctl.serving.scorer import Scorer
 
@@ -87,13 +86,13 @@ class Batcher:
             inputs = scorer.read([row for request in requests for row in request.rows])
             good = list(requests)
             wrong: dict[int, Answer] = {}
-        except RowError:
+        except Exception:  # a bug, too, must not reach the requests of others
             good, parts, wrong = [], [], {}
             for number, request in enumerate(requests):
                 try:
                     parts.append(scorer.read(request.rows))
                     good.append(request)
-                except RowError as problem:
+                except Exception as problem:
                     wrong[number] = problem
             if not good:
                 return [wrong[number] for number in range(len(requests))]

@@ -187,7 +187,7 @@ class IdColumn:
         if is_nothing(value):
             return ()
         if self._separator is None:
-            raise RowError(row, column, f"{value!r:.60} is not a list")
+            raise RowError(row, column, f"{shown(value)} is not a list")
         return value.split(self._separator) if isinstance(value, str) else (value,)
 
     def _find(self, values: list[Any], found: list[int], places: list[int], rows: list[int]) -> None:

@@ -40,5 +40,8 @@ class ValueProblem(ValueError):
 
 def shown(value: Any) -> str:
     """Returns a value for a message, shortened."""
-    text = repr(str(value)) if isinstance(value, str) else repr(value)
+    try:
+        text = repr(str(value)) if isinstance(value, str) else repr(value)
+    except ValueError:  # an integer, alone or in a list, whose digits Python refuses to convert
+        text = f"{type(value).__name__} of thousands of digits"
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."

@@ -18,7 +18,7 @@ from dlrmctl.data.moments import DAY, EPOCHS, FIRST_MOMENT, LAST_MOMENT, SECOND,
 from dlrmctl.serving.errors import ValueProblem, shown
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?i:inf|infinity|nan)")
-_INTEGER = re.compile(r"[+-]?[0-9]+")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,20}")  # Python refuses to convert thousands of digits
 _TRUTHS = {"true": 1.0, "false": 0.0}
 _EPOCH_DAY = date(1970, 1, 1).toordinal()
 
@@ -125,7 +125,10 @@ def text_of(value: Any) -> str | None:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Integral):
-        return str(int(value))
+        try:
+            return str(int(value))
+        except ValueError:  # thousands of digits
+            raise ValueProblem(f"{shown(value)} is too large") from None
     if isinstance(value, Real):
         return str(value)
     if isinstance(value, Decimal):

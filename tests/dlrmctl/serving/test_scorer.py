@@ -20,6 +20,7 @@ import torch
 from dlrmctl.data.features.encoders import Hashing
 from dlrmctl.data.schema import Schema, SparseFeature
 from dlrmctl.serving import BundleError, RowError, Scorer
+from dlrmctl.serving.batching import Batcher
 from dlrmctl.serving.bundle import MOST_READ, open_bundle
 from dlrmctl.serving.rows import array_reader, criteo_reader
 from dlrmctl.serving.values import JsonNumber
@@ -103,6 +104,8 @@ def test_rows_that_predict_refuses_are_refused_by_row_and_column(place: Path, sc
         ({**GOOD, "age": [1]}, r"row 0, column 'age': \[1\] is not a number"),
         ({**GOOD, "visited": {}}, r"row 0, column 'visited': \{\} is not seconds since 1970"),
         ("user", "row 0: 'user' is not an object"),
+        ({**GOOD, "visited": JsonNumber("1" * 5000)}, "row 0, column 'visited': '11.*... is not seconds since 1970"),
+        ({**GOOD, "user": 10**5000}, "row 0, column 'user': int of thousands of digits is too large"),
     ],
 )
 def test_a_wrong_row_is_an_error_that_says_where(scorer: Scorer, row: Any, message: str):
@@ -130,6 +133,24 @@ def test_values_of_python_are_read_like_their_texts(scorer: Scorer):
     assert len(set(scorer.score([dict.fromkeys(GOOD, value) for value in nothing]).tolist())) == 1
     assert scorer.score([dict.fromkeys(GOOD, pandas.NA)]) == scorer.score([missing]) != scorer.score([GOOD])
     assert scorer.score([]).shape == (0,)
+
+
+def test_a_request_that_breaks_the_reader_does_not_break_those_beside_it(scorer: Scorer):
+    class Broken(dict[str, Any]):
+        def __getitem__(self, name: str) -> Any:
+            raise RuntimeError("a bug")
+
+    found: dict[int, Any] = {}
+    sizes: list[int] = []
+    batcher = Batcher(scorer, found.update, most_rows=1000, observe=lambda _, requests: sizes.append(requests))
+    for number in range(200):
+        batcher.submit([Broken(GOOD) if number % 3 == 0 else GOOD], number)
+    batcher.close()
+    assert max(sizes) > 1
+    wanted = scorer.score([GOOD])
+    for number, answer in found.items():
+        assert str(answer) == "a bug" if number % 3 == 0 else answer == pytest.approx(wanted, abs=1e-6)
+    assert len(found) == 200
 
 
 def test_what_was_scored_before_does_not_change_what_is_refused():
