@@ -28,6 +28,7 @@ RENDEZVOUS = "DLRMCTL_RENDEZVOUS"
 HEARING_SECONDS = 10.0  # for a rank to handle a signal that was passed on
 GRACE_SECONDS = 15.0  # for the other ranks to end after one has failed
 _REPORTED = 1  # status of a rank with a report
+LOST = "lost"  # kind of a report: another rank is
 # Files in the directory of a launch.
 WORK, RESULT, REPORT, _HEARD = "work.json", "result.json", "dlrmctl-reported", "heard"
 
@@ -164,7 +165,8 @@ def _start(place: Path, nproc: int, *, threads: int) -> list[subprocess.Popen[by
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]], report: Path) -> tuple[int, int, bool] | None:
-    """Waits for all ranks; after one has failed, at most `GRACE_SECONDS` for the others.
+    """Waits for all ranks; after one has failed, at most `GRACE_SECONDS` for the others. If it says that a rank is
+    lost, the others have nothing more to say, and the lost one cannot end.
 
     Args:
         report: the file in which the first rank to fail describes its error.
@@ -196,7 +198,7 @@ def _wait(ranks: list[subprocess.Popen[bytes]], report: Path) -> tuple[int, int,
             while any(process.poll() is None for process in ranks):
                 # A rank that has reported an error may wait for the others before it ends.
                 if deadline is None and ((failed := _failed(ranks)) or report.exists()):
-                    deadline = time.monotonic() + GRACE_SECONDS
+                    deadline = time.monotonic() + (0 if _names_a_lost_rank(report) else GRACE_SECONDS)
                 if deadline is not None and time.monotonic() > deadline:
                     break
                 if in_haste or nobody_hears():
@@ -211,6 +213,13 @@ def _wait(ranks: list[subprocess.Popen[bytes]], report: Path) -> tuple[int, int,
             process.kill()
             process.wait()
     return None if failed is None else (*failed, -failed[1] in forwarded)
+
+
+def _names_a_lost_rank(report: Path) -> bool:
+    try:
+        return bool(json.loads(report.read_text())["kind"] == LOST)
+    except (OSError, ValueError):  # there is none, or it is not whole yet
+        return False
 
 
 def _failed(ranks: list[subprocess.Popen[bytes]]) -> tuple[int, int] | None:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from dlrmctl.console.console import show_error
 from dlrmctl.errors import EXIT_USER_ERROR
-from dlrmctl.ranks.launch import RENDEZVOUS, claim_report
+from dlrmctl.ranks.launch import LOST, RENDEZVOUS, claim_report
 
 _MOST_SECONDS = 5.0  # between two counts
 _JOIN_SECONDS = 30.0  # Python aborts where a thread in C++ outlives it, as on a busy machine
@@ -90,7 +90,7 @@ class _Watch:
 
 def _end(lost: str) -> None:
     """Reports the error and ends the process, whose main thread waits in C++."""
-    report = json.dumps({"kind": "user", "message": lost, "hint": _HINT})
+    report = json.dumps({"kind": LOST, "message": lost, "hint": _HINT})
     if claim_report(report) and RENDEZVOUS not in os.environ:
         show_error(lost, _HINT)
     os._exit(EXIT_USER_ERROR)

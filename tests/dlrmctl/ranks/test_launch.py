@@ -189,6 +189,6 @@ def test_a_killed_launcher_leaves_no_ranks(tmp_path: Path):
 
 
 def test_a_stopped_rank_ends_the_others_in_time_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("dlrmctl.ranks.launch.GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("dlrmctl.ranks.launch.GRACE_SECONDS", 1e6)  # which a stopped rank would use up
     with pytest.raises(UserError, match=r"^rank 1 on \S+ gave no sign of life for \d+ s$"):
         run_on_ranks(f"{HERE}:_wait_for_a_stopped_rank", {"touch": str(tmp_path), "timeout": 3}, 2)
