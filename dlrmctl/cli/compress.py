@@ -168,7 +168,9 @@ def compress_embeddings(
     from dlrmctl.compress.request import FineTuneRequest, Request, parse_method
 
     if method is not None:
-        parse_method(method, 16, head)
+        learned = parse_method(method, 16, head).num_codes
+        if train_codes and not learned:
+            raise UserError(f"--train-codes: {method} has no codes", "--method rq2x256, or omit it")
     request = Request(method, ratio, budget, head, chosen["--tables"], rows, chosen["--weights"])
     finetune = None
     if finetune_data is not None:

@@ -187,6 +187,7 @@ def test_a_budget_needs_a_validation_split_and_a_method_does_not(work: Path, tmp
         (["--finetune-data", "fresh", "--batch-size", "90000"], "--finetune-data fresh has 25,"),
         (["--freeze-mlps"], "--freeze-mlps needs --finetune-data"),
         (["--train-codes"], "--train-codes needs --finetune-data"),
+        (["--train-codes", "--finetune-data", "fresh"], "--train-codes: int8 has no codes"),
         (
             ["--finetune-data", "other"],
             "--finetune-data other has other ids than",
