@@ -9,6 +9,7 @@ from dlrmctl.data.errors import DataError
 MISSING_ROW = 0  # the value was empty
 RARE_ROW = 1  # the value is outside the vocabulary
 RESERVED_ROWS = 2
+LARGEST_DENSE = 1e38  # of a transformed dense value: the difference of two is still a float32
 NO_GROUP = (1 << 64) - 1  # of an example without a group; other groups are hashes of their values
 _Kind = TypeVar("_Kind", int, str, list)
 

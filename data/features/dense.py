@@ -20,6 +20,7 @@ KNOTS = 129  # the most values that are kept of a column
 _FARTHEST = 3.5  # knots are evenly spaced normal scores up to this one
 _NORMAL = NormalDist()
 _SIGN = np.uint32(1 << 31)
+_LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
 _NEGATIVE_ZERO = 1 << 15  # the bits of float16's
 KEY_TYPE = np.dtype("<u4")
 _CODES = 1 << 16
@@ -212,12 +213,21 @@ def _knot(value: float, rank: float) -> tuple[float, float]:
     return _decimal(value, 9), _decimal(rank)
 
 
-def float16_suffices(fitted: FittedDense, ranges: _Ranges) -> bool:
-    """Returns whether float16 is exact enough for a column, relative to the spread of its values.
+def float16_suffices(fitted: FittedDense, ranges: _Ranges, others: _Ranges) -> bool:
+    """Returns whether float16 is exact enough for a column, relative to the spread of its values, and wide enough.
 
     The spread is the standard deviation of a normal distribution with the same quartiles, or that of the values if it
     is smaller, so that outliers do not count.
+
+    Args:
+        fitted, ranges: the values of training examples, see `fit`.
+        others: those of all other examples.
     """
+    if any(
+        len(keys_K) and abs(to_values(keys_K[[0, -1]])).max() > _LARGEST_FLOAT16
+        for keys_K, _ in chain(ranges(), others())
+    ):
+        return False
     quartiles = (fitted.quantile(0.75) - fitted.quantile(0.25)) / (_NORMAL.inv_cdf(0.75) - _NORMAL.inv_cdf(0.25))
     spread = min(quartiles, fitted.deviation) if quartiles > 0 else fitted.deviation
     moved = weighted_sum(ranges, lambda values_K: np.square(values_K - values_K.astype(np.float16)))

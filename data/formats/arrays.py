@@ -35,13 +35,13 @@ from dlrmctl.data.formats.sources import expand_sources, natural
 from dlrmctl.data.formats.streams import damage
 from dlrmctl.data.formats.transforms import NONE, DenseTransform
 from dlrmctl.data.remote.files import file_identity
+from dlrmctl.data.schema import LARGEST_DENSE
 
 _DENSE, _LABELS, _ONE_HOT, _MULTI_HOT = "_dense.npy", "_labels.npy", "_sparse.npy", "_sparse_multi_hot.npz"
 _SUFFIXES = (_DENSE, _LABELS, _ONE_HOT, _MULTI_HOT)
 _NAMES = "NAME_dense.npy, NAME_labels.npy and NAME_sparse.npy (or NAME_sparse_multi_hot.npz)"
 PIECE_ROWS = 1 << 16
 READER_VERSION = 1
-_LARGEST = float(np.finfo(np.float16).max)
 _LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member: its name and extra fields follow, of these lengths
 
 
@@ -332,7 +332,7 @@ class NpyInput:
 
         bad(~np.isin(labels_N, (0, 1)), LABEL_NOT_BINARY, "the label is neither 0 nor 1")
         bad(np.any(~np.isfinite(dense_NI), axis=1), "dense value not finite", "a dense value is not a finite number")
-        bad(np.any(np.abs(dense_NI) > _LARGEST, axis=1), "too large", f"a dense value is above {_LARGEST:.0f}")
+        bad(np.any(np.abs(dense_NI) > LARGEST_DENSE, axis=1), "too large", f"a dense value is above {LARGEST_DENSE:g}")
         for feature, ids_NK in zip(self.sparse, ids_F, strict=True):
             if ids_NK.dtype.kind == "i":
                 bad(np.any(ids_NK < 0, axis=1), "negative id", f"an id of {feature.name} is negative")

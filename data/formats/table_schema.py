@@ -14,6 +14,7 @@ from typing import Any
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.formats.transforms import MISSING, TRANSFORMS
 from dlrmctl.data.moments import EPOCHS, PARTS, UNITS, moment_of
+from dlrmctl.data.schema import LARGEST_DENSE
 
 TRUNCATIONS = ("reject", "first", "last")
 TYPES = ("string", "integer")
@@ -34,7 +35,6 @@ _NEWER_TOP = ("times", "weight", "group", "id")
 CANONICAL = "canonical-1"  # the rule of `data.canonical`
 BY_TYPE = "by-type"  # of stores of earlier versions: values are identified by the type of their column
 NOTHING = ("NaN", "nan", "NAN", "null", "Null", "NULL")  # always missing, as is an empty text
-LARGEST_DENSE = 65504.0  # of float16
 PREDICTION_COLUMNS = ("source", "line", "probability", "label", "problem")  # beside which predictions keep others
 
 
@@ -482,7 +482,7 @@ class Section:
     def number(self, key: str, default: float) -> float:
         value = self.values.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST_DENSE:
-            raise DataError(f"{self.where}{key} = {value!r} must be a number, at most {LARGEST_DENSE:.0f}")
+            raise DataError(f"{self.where}{key} = {value!r} must be a number, at most {LARGEST_DENSE:g}")
         return float(value)
 
     def interval(self, key: str) -> tuple[float, float] | None:

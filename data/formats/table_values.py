@@ -30,12 +30,11 @@ from dlrmctl.data.formats.transforms import TRANSFORMS
 from dlrmctl.data.hashed_texts import HashedTexts
 from dlrmctl.data.moments import EXPECTED, SECOND, UNITS, number_keys, time_keys
 from dlrmctl.data.randomness import mix
-from dlrmctl.data.schema import NO_GROUP
+from dlrmctl.data.schema import LARGEST_DENSE, NO_GROUP
 from dlrmctl.data.times import part_of, read_times
 
 _SHOWN = 40  # characters of a wrong value
 _BY = " \N{MULTIPLICATION SIGN} "  # between the values of a pair
-_LARGEST = float(np.finfo(np.float16).max)
 _TRUTHS = {"true": 1.0, "false": 0.0}
 _COMPARE: Mapping[str, Callable[[np.ndarray, float], np.ndarray]] = {
     ">=": np.greater_equal,
@@ -202,8 +201,8 @@ def _dense(schema: TableSchema, column: DenseColumn, frame: pl.DataFrame, faults
     if column.clip is not None:
         numbers_N = np.clip(numbers_N, *column.clip)
     numbers_N = TRANSFORMS[column.transform].apply(numbers_N)
-    large_N = given_N & ~wrong_N & (np.abs(numbers_N) > _LARGEST)
-    faults.add(large_N, source, "too large", f"at most {_LARGEST:.0f}, or transform = 'log'")
+    large_N = given_N & ~wrong_N & (np.abs(numbers_N) > LARGEST_DENSE)
+    faults.add(large_N, source, "too large", f"at most {LARGEST_DENSE:g}, or transform = 'log'")
     return np.where(given_N & ~large_N, numbers_N, np.nan)
 
 

@@ -88,7 +88,7 @@ class DenseFitter:
             missing_train += of_train[1]
             missing_others += of_others[1]
         fitted, float32 = fit(name, train.ranges, missing_train), self._parts.dense_type.itemsize == 4
-        if float32 and float16_suffices(fitted, train.ranges):
+        if float32 and float16_suffices(fitted, train.ranges, others.ranges):
             float32 = False
             train, others = self._rounded(train, f"{i}-rounded"), self._rounded(others, f"{i}-other-rounded")
             fitted = fit(name, train.ranges, missing_train)

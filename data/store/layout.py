@@ -47,11 +47,18 @@ def _example_types(schema: Schema) -> list[np.dtype]:
 
 
 def as_stored(schema: Schema, dense_IN: np.ndarray) -> np.ndarray:
-    """Dense values as they come out of a store: each rounded to the type of its column."""
+    """Dense values as they come out of a store: each rounded to the type of its column, and within its range."""
     if not schema.float32:
-        return dense_IN.astype(DENSE_TYPE, copy=False)
-    rounded = [dense_N.astype(dtype) for dense_N, dtype in zip(dense_IN, dense_types(schema), strict=True)]
+        return _rounded(dense_IN, DENSE_TYPE)
+    rounded = [_rounded(dense_N, dtype) for dense_N, dtype in zip(dense_IN, dense_types(schema), strict=True)]
     return np.stack(rounded, dtype=WIDE_DENSE_TYPE)
+
+
+def _rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if values.dtype != dtype == DENSE_TYPE:
+        limit = np.finfo(dtype).max
+        values = np.clip(values, -limit, limit)
+    return values.astype(dtype, copy=False)
 
 
 def pack(schema: Schema, block: Block) -> bytes:

@@ -18,13 +18,12 @@ from dlrmctl.data.formats.criteo_digits import MAX_DIGITS, read_integer, transfo
 from dlrmctl.data.formats.table_schema import DenseColumn, SparseColumn, TableSchema
 from dlrmctl.data.formats.transforms import TRANSFORMS
 from dlrmctl.data.moments import SECOND, UNITS
-from dlrmctl.data.schema import Schema
+from dlrmctl.data.schema import LARGEST_DENSE, Schema
 from dlrmctl.data.store.layout import as_stored
 from dlrmctl.serving.columns import IdColumn, Word, crossed, of_second
 from dlrmctl.serving.errors import RowError, ValueProblem, shown
 from dlrmctl.serving.values import JsonNumber, NumberReader, TimeReader, WordReader, part_of
 
-LARGEST = float(np.finfo(np.float16).max)  # of a dense value
 _WORDS = np.dtype("<u8")
 Row = Mapping[str, Any]
 
@@ -269,11 +268,11 @@ def _transformed(columns: Sequence[DenseColumn], numbers_IB: np.ndarray) -> np.n
     for name in {column.transform for column in columns}:
         rows = [place for place, column in enumerate(columns) if column.transform == name]
         numbers_IB[rows] = TRANSFORMS[name].apply(numbers_IB[rows])
-    large_IB = given_IB & (np.abs(numbers_IB) > LARGEST)
+    large_IB = given_IB & (np.abs(numbers_IB) > LARGEST_DENSE)
     if large_IB.any():
         feature, row = np.argwhere(large_IB)[0].tolist()
         raise RowError(
-            row, columns[feature].sources[0], f"{raw_IB[feature, row]:.17g} is above {LARGEST:.0f}, transformed"
+            row, columns[feature].sources[0], f"{raw_IB[feature, row]:.17g} is above {LARGEST_DENSE:g}, transformed"
         )
     return np.where(given_IB, numbers_IB, np.nan).astype(np.float32)
 
@@ -350,8 +349,8 @@ def _finite(value: Any) -> float:
         number = float(value)
     else:
         raise ValueProblem(f"{shown(value)} is not a number")
-    if not abs(number) <= LARGEST:  # nor NaN
-        raise ValueProblem(f"{shown(value)} is not a number of at most {LARGEST:.0f}")
+    if not abs(number) <= LARGEST_DENSE:  # nor NaN
+        raise ValueProblem(f"{shown(value)} is not a number of at most {LARGEST_DENSE:g}")
     return number
 
 

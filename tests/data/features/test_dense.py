@@ -110,7 +110,14 @@ def test_float16_is_chosen_where_it_keeps_the_spread() -> None:
     wild = np.append(draw.normal(10_000, 3, 5000), [60_000] * 5).astype(np.float32)
     for values, suffices in [(years, False), (counts, True), (wild, False), (draw.integers(0, 2, 50) * 1.0, True)]:
         ranges, missing = ranges_of(np.asarray(values, np.float32))
-        assert float16_suffices(fit("x", ranges, missing), ranges) == suffices
+        assert float16_suffices(fit("x", ranges, missing), ranges, ranges) == suffices
+
+
+def test_float16_is_not_chosen_for_values_beyond_it() -> None:
+    small, _ = ranges_of(np.array([0.0, 1.0], np.float32))
+    large, _ = ranges_of(np.array([-65504.0, 65536.0], np.float32))
+    assert not float16_suffices(fit("x", large, 0), large, small)
+    assert not float16_suffices(fit("x", small, 0), small, large)  # of validation and test examples
 
 
 def test_a_fit_is_read_back_and_checked() -> None:

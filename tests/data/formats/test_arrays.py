@@ -113,7 +113,7 @@ def test_nothing_of_an_archive_is_read_before_its_turn(tmp_path: Path):
 
 def test_wrong_values_are_left_out_and_named(tmp_path: Path):
     dense, labels, ids = _save(tmp_path, "day_0", 6)
-    dense[1, 2], dense[2, 0], labels[3], ids[1][4] = np.nan, 1e6, -1, -5
+    dense[1, 2], dense[2, 0], labels[3], ids[1][4] = np.nan, 2e38, -1, -5
     np.save(tmp_path / "day_0_dense.npy", dense)
     np.save(tmp_path / "day_0_labels.npy", labels)
     np.save(tmp_path / "day_0_sparse.npy", np.concatenate(ids, axis=1))

@@ -80,12 +80,12 @@ def test_a_column_can_differ_from_the_others(tmp_path: Path):
 
 def test_wrong_dense_values_are_named(tmp_path: Path):
     schema = SCHEMA | {"transform": "none"}
-    ages = ["x", "-inf", "inf", "1e6", "0x10", "5"]
+    ages = ["x", "-inf", "inf", "2e38", "0x10", "5"]
     piece = _read(_text(tmp_path, "clicked,age,user\n" + "".join(f"0,{age},u\n" for age in ages)), schema)
     assert piece.lines_N.tolist() == [7]
     assert _problems(piece)[0] == (2, "age is 'x', expected a number")
     assert [bad.reason for bad in piece.bad] == ["not a number"] * 3 + ["too large", "not a number"]
-    values = {"clicked": [0] * 4, "age": [float("nan"), float("inf"), 1e6, 5.0], "user": ["u"] * 4}
+    values = {"clicked": [0] * 4, "age": [float("nan"), float("inf"), 2e38, 5.0], "user": ["u"] * 4}
     piece = _read(_parquet(tmp_path, values), schema)
     assert piece.lines_N.tolist() == [1, 4]
     assert _problems(piece)[0] == (2, "age is inf, expected a number")

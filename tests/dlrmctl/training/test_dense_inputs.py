@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -214,3 +215,32 @@ def test_new_runs_are_normalized(place: Path, tmp_path: Path) -> None:
     done = in_process("train", "--data", place / "store", "--run-dir", tmp_path / "run", *MODEL, "--max-steps", "1")
     assert done.status == 0, done.err
     assert read_settings(tmp_path / "run" / "run.toml")["model"]["dense_inputs"] == AUTO_INPUTS != "raw"
+
+
+def test_values_beyond_float16_are_kept_and_new_ones_count_as_its_largest(tmp_path: Path) -> None:
+    (tmp_path / "my.toml").write_text(
+        'label = "y"\ndense = ["income", "rate"]\nsparse = ["user"]\ntransform = "none"\n'
+    )
+    draw = random.Random(3)
+    rows = [
+        f"{draw.randint(0, 1)},{draw.randint(10_000, 900_000)},{draw.randint(0, 8) / 8},u{draw.randint(0, 9)}"
+        for _ in range(700)
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(["y,income,rate,user", *rows]) + "\n")
+    prepared = in_process("prepare", "--schema", tmp_path / "my.toml", tmp_path / "t.csv", "-o", tmp_path / "s")
+    assert prepared.status == 0, prepared.err
+    store = Store(tmp_path / "s")
+    assert store.schema.float32 == ("income",)
+    assert store.read_block("train", 0).dense_IN[0].tolist() == [float(row.split(",")[1]) for row in rows[:600]]
+    trained = in_process(
+        "train", "--data", tmp_path / "s", "--run-dir", tmp_path / "r", "--dense-inputs", "standard", *MODEL
+    )
+    assert trained.status == 0, trained.err
+    (tmp_path / "new.csv").write_text("income,rate,user\n50000,65504,u1\n50000,1e6,u1\n1e38,1,u1\n1e39,1,u1\n")
+    done = in_process("predict", tmp_path / "r", tmp_path / "new.csv", "-o", tmp_path / "p.csv")
+    assert done.status == 0, done.err
+    assert done.err == "new.csv, line 5: income is '1e39', expected at most 1e+38, or transform = 'log'\n"
+    *scores, of_bad_row = pl.read_csv(tmp_path / "p.csv")["probability"]
+    assert of_bad_row is None
+    assert scores[0] == scores[1]
+    assert np.isfinite(scores).all()
