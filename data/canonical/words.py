@@ -67,9 +67,7 @@ def _by_different_values(series: pl.Series, words_of: _WordsOf, standing: np.nda
     values_K = given.unique()
     if len(values_K) > _MOSTLY_DIFFERENT * len(series):
         values_K = given
-    # Casting a time would lose its fraction.
-    texts_K = values_K.dt.to_string("%H:%M:%S%.9f") if series.dtype == pl.Time else values_K.cast(pl.String)
-    words_K = words_of(texts_K)
+    words_K = words_of(_texts(values_K))
     absent_K = np.isin(words_K, standing)
     if values_K is given:
         words_N, given_N = np.zeros(len(series), np.uint64), series.is_not_null().to_numpy()
@@ -82,6 +80,19 @@ def _by_different_values(series: pl.Series, words_of: _WordsOf, standing: np.nda
         values_K, words = values_K.filter(~absent_K), words.filter(~absent_K)
     found = _looked_up(series, values_K, words)
     return found.fill_null(0).to_numpy(), found.is_not_null().to_numpy()
+
+
+def _texts(values_K: pl.Series) -> pl.Series:
+    """Returns values as strings: a float as its shortest decimal."""
+    if values_K.dtype == pl.Time:  # a cast would lose its fraction
+        return values_K.dt.to_string("%H:%M:%S%.9f")
+    texts_K = values_K.cast(pl.String)
+    if values_K.dtype != pl.Float16:
+        return texts_K
+    # The cast shows the digits of a float32, which are those of whole numbers and infinity.
+    pairs = zip(values_K.to_numpy(), texts_K, strict=True)
+    shown = [text if value == np.round(value) else np.format_float_positional(value) for value, text in pairs]
+    return pl.Series(shown, dtype=pl.String)
 
 
 def are_integers(series: pl.Series) -> np.ndarray:
