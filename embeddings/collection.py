@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 from torchrec.distributed.types import ShardedModule
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.modules.embedding_modules import EmbeddingCollection as UnpooledCollection
 
@@ -21,6 +21,9 @@ from dlrmctl.embeddings.wide import WIDTH, summed_weights
 
 if TYPE_CHECKING:
     from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
+
+
+_DATA_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}
 
 
 class OneHotSender(Protocol):
@@ -124,6 +127,7 @@ class CompositionalEmbeddings(FeatureEmbeddings):
 
     Args:
         features, dim: see `FeatureEmbeddings`.
+        precision: type of the weights, "fp32" or "fp16"; embeddings are float32.
         device: "meta" for `sharding.shard`, which gives the tables memory and values; "cpu" for an unsharded module,
             whose tables start with the values that `shard` would give them.
         seed: seed of the initial values on "cpu".
@@ -132,17 +136,27 @@ class CompositionalEmbeddings(FeatureEmbeddings):
         ValueError: as `FeatureEmbeddings`.
     """
 
-    def __init__(self, features: Sequence[FeatureTable], dim: int, *, device: str = "meta", seed: int = 0) -> None:
+    def __init__(
+        self,
+        features: Sequence[FeatureTable],
+        dim: int,
+        *,
+        precision: str = "fp32",
+        device: str = "meta",
+        seed: int = 0,
+    ) -> None:
         super().__init__(features, dim)
+        self.precision = precision
         self._pool_bags: Callable[[SparseIds], list[Columns]] | None = None
         self._one_hot_senders: Sequence[OneHotSender] = ()
         target = torch.device(device)
         bags, rows = self._with_keys(self.bag_ids), self._with_keys(self.row_ids)
         # TorchRec weights all bags of a collection or none.
         self.weighted = any(feature.weighted for feature in self.features)
-        self.bags = _bags(bags, target, weighted=self.weighted) if bags else None
-        self.rows = _collection({table: keys for table, keys in rows.items() if table.dim == dim}, target)
-        self.wide_rows = _collection({table: keys for table, keys in rows.items() if table.dim != dim}, target)
+        kind = _DATA_TYPES[precision]
+        self.bags = _bags(bags, target, kind, weighted=self.weighted) if bags else None
+        self.rows = _collection({table: keys for table, keys in rows.items() if table.dim == dim}, target, kind)
+        self.wide_rows = _collection({table: keys for table, keys in rows.items() if table.dim != dim}, target, kind)
         if target.type != "meta":
             self._initialize(seed)
 
@@ -248,7 +262,9 @@ class WideTables(CompositionalEmbeddings):
         return {table.name: Uniform(0.0, 0.0) for table in self.tables}
 
 
-def _bags(tables: Mapping[Table, list[str]], device: torch.device, *, weighted: bool = False) -> EmbeddingBagCollection:
+def _bags(
+    tables: Mapping[Table, list[str]], device: torch.device, kind: DataType, *, weighted: bool
+) -> EmbeddingBagCollection:
     return EmbeddingBagCollection(
         device=device,
         is_weighted=weighted,
@@ -259,19 +275,20 @@ def _bags(tables: Mapping[Table, list[str]], device: torch.device, *, weighted: 
                 embedding_dim=t.dim,
                 feature_names=keys,
                 pooling=PoolingType.SUM,
+                data_type=kind,
             )
             for t, keys in tables.items()
         ],
     )
 
 
-def _collection(tables: Mapping[Table, list[str]], device: torch.device) -> UnpooledCollection | None:
+def _collection(tables: Mapping[Table, list[str]], device: torch.device, kind: DataType) -> UnpooledCollection | None:
     if not tables:
         return None
     return UnpooledCollection(
         device=device,
         tables=[
-            EmbeddingConfig(name=t.name, num_embeddings=t.rows, embedding_dim=t.dim, feature_names=keys)
+            EmbeddingConfig(name=t.name, num_embeddings=t.rows, embedding_dim=t.dim, feature_names=keys, data_type=kind)
             for t, keys in tables.items()
         ],
     )

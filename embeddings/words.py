@@ -10,3 +10,6 @@ QR_LAYOUT = "remainder"
 TAILS = ("hash", "qr")
 QR_THRESHOLD = 100_000
 SHARDINGS = ("auto", "table_wise", "row_wise")
+# FBGEMM's CUDA kernels also take 8-bit floats, which TorchRec's tables do not, and no bfloat16.
+TABLE_PRECISIONS = ("fp32", "fp16")
+PLACEMENTS = ("hbm", "uvm", "auto")

@@ -8,6 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dlrmctl.assembly.inputs import DenseInputs, fitted_inputs
 from dlrmctl.assembly.network import build_dense_network, scoring_model
+from dlrmctl.assembly.storage import IN_ITS_OWN_MEMORY, TableStorage, table_storage
 from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.assembly.wide import EDGES, wide_terms
 from dlrmctl.data.features.space import FeatureSpace
@@ -108,11 +109,14 @@ def build_model(
     Raises:
         UserError: if the tables do not fit the settings or the memory, before anything is allocated.
     """
-    tables = CompositionalEmbeddings(feature_tables(config, features.schema), config.embeddings.dim)
+    storage = table_storage(config, ranks.device.type)
+    tables = CompositionalEmbeddings(
+        feature_tables(config, features.schema), config.embeddings.dim, precision=storage.table_precision
+    )
     optim = config.optim
     rates = {"sparse_lr": optim.sparse_lr, "qr_lr": optim.qr_lr, "eps": optim.sparse_eps}
     codec = table_codec(config.train.compress_a2a)
-    sharded = _sharded(tables, rates, config, ranks, batch_size, memory_bytes[0], codec)
+    sharded = _sharded(tables, rates, config, ranks, batch_size, memory_bytes[0], codec, storage=storage)
     wide = None
     if config.model.wide:
         wide = _wide_part(config, features, ranks, batch_size, memory_bytes[1])
@@ -159,6 +163,8 @@ def _sharded(
     batch_size: int,
     memory_bytes: int | None,
     codec: tuple[str, int] | None = None,
+    *,
+    storage: TableStorage = IN_ITS_OWN_MEMORY,
 ) -> Sharded:
     try:
         return shard(
@@ -171,6 +177,8 @@ def _sharded(
             sharding=config.embeddings.sharding,
             memory_bytes=memory_bytes,
             codec=codec,
+            placement=storage.placement,
+            uvm_cache=storage.uvm_cache,
             sparse_lr=rates["sparse_lr"],
             qr_lr=rates["qr_lr"],
             eps=rates["eps"],

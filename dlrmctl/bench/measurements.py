@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from dlrmctl.assembly.storage import refuse_without_gpu
 from dlrmctl.bench.delivery import tagged
 from dlrmctl.console.console import output, say
 from dlrmctl.errors import UserError
@@ -478,5 +479,6 @@ def _on_ranks(config: Config, work: Callable[[Any], dict[str, Any]]) -> dict[str
     from dlrmctl.ranks.group import process_group
 
     with process_group(config.train.device) as ranks:
+        refuse_without_gpu(config, ranks.device.type)
         result = work(ranks)
         return {"ranks": ranks.world_size, **result} if ranks.is_main else None

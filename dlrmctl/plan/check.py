@@ -49,8 +49,14 @@ def check_memory(config: Config, schema: Schema, ranks: Ranks) -> Rooms:
         plan = plan_memory(config, schema, cluster)
         if not plan.fits:
             raise _refusal(config, plan)
-        if host is not None and max(plan.copy) > host:
-            raise _no_copy(plan, host)
+        if host is not None and (needed := max(plan.host_tables)) > host:
+            raise UserError(
+                f"embeddings.placement = {config.embeddings.placement} needs {bytes_text(needed)} of host memory on a "
+                f"rank, which has {bytes_text(host)}",
+                _SMALLER_TABLES,
+            )
+        if host is not None and max(map(sum, zip(plan.copy, plan.host_tables, strict=True))) > host:
+            raise _no_copy(plan, host - max(plan.host_tables))
         return plan.table_room, plan.wide_room, plan.copies
 
     return Rooms(*ranks.from_main(rooms))

@@ -1,6 +1,7 @@
 """Computes the memory that a training needs on every rank, by part.
 
-    tables and their row-wise AdaGrad, as placed by TorchRec's planner       (exact)
+    tables, or caches of those in host memory, and their row-wise AdaGrad,
+    as placed by TorchRec's planner                                          (exact)
     first-order weights and their AdaGrad, likewise                          (exact)
     MLPs, their gradients, their optimizer's state and scratch               (exact)
     a copy of weights and state, from which checkpoints are written          (exact; in host memory, also of GPUs)
@@ -10,9 +11,10 @@ Nothing is allocated, and no rank is needed. `dlrmctl plan` shows this; `dlrmctl
 Dimensions: B examples of a rank, G of all ranks, I dense features, F vectors, D columns, N = F + 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from dlrmctl.assembly.storage import IN_ITS_OWN_MEMORY, TableStorage, refuse_without_gpu, table_storage
 from dlrmctl.assembly.tables import feature_tables
 from dlrmctl.assembly.wide import unfitted_wide_features
 from dlrmctl.data.reader import MOST_ROWS_HELD, WINDOW_ROWS
@@ -21,7 +23,7 @@ from dlrmctl.data.store.layout import narrowest
 from dlrmctl.embeddings.collection import CompositionalEmbeddings, WideTables
 from dlrmctl.embeddings.sharding.fused import attach_rowwise_adagrad
 from dlrmctl.embeddings.sharding.memory import state_bytes, table_bytes, weight_bytes
-from dlrmctl.embeddings.sharding.placement import Placement, PlacementError, make_plan, rank_bytes
+from dlrmctl.embeddings.sharding.placement import CACHED, Placement, PlacementError, make_plan, rank_bytes
 from dlrmctl.embeddings.tables import Table
 from dlrmctl.errors import UserError
 from dlrmctl.plan.cluster import Cluster
@@ -73,6 +75,7 @@ class MemoryPlan:
 
     Attributes:
         parts: name -> bytes per rank, the names of `PARTS`.
+        host_tables: bytes of each rank for tables in host memory, which its GPU caches; not one of `parts`.
         copy: bytes of each rank for a copy of its state in host memory, from which checkpoints are written while
             training continues; 0 if it waits for them. On CPUs also one of `parts`.
         placements: placement of every table; if they do not fit, in equal parts, or as set.
@@ -87,6 +90,7 @@ class MemoryPlan:
     dense: DenseNeed
     embeddings: CompositionalEmbeddings
     parts: dict[str, tuple[int, ...]]
+    host_tables: tuple[int, ...]
     copy: tuple[int, ...]
     placements: list[Placement]
     exchanges: list[Exchange]
@@ -127,7 +131,11 @@ def plan_memory(config: Config, schema: Schema, cluster: Cluster, *, sharding: s
         UserError: if the settings do not fit the data.
     """
     world_size, batch = cluster.world_size, config.train.batch_size // cluster.world_size
-    embeddings = CompositionalEmbeddings(feature_tables(config, schema), config.embeddings.dim)
+    refuse_without_gpu(config, cluster.device_type)
+    storage = table_storage(config, cluster.device_type)
+    embeddings = CompositionalEmbeddings(
+        feature_tables(config, schema), config.embeddings.dim, precision=storage.table_precision
+    )
     if cluster.device_type == "cuda":
         refuse_wide_rows(embeddings.tables)
     dense = dense_need(config, schema, world_size)
@@ -147,7 +155,7 @@ def plan_memory(config: Config, schema: Schema, cluster: Cluster, *, sharding: s
     room = wide_room = None
     if cluster.memory_bytes is not None:
         room = cluster.memory_bytes - fixed
-        wide_room = _share_of_weights(weights, embeddings, room)
+        wide_room = _room_of_weights(weights, embeddings, room, storage)
     wide_kept, wide_gradient, wide_exchanges, wide_problem = _first_order(
         config, weights, cluster, batch, wide_room, sharding
     )
@@ -155,16 +163,18 @@ def plan_memory(config: Config, schema: Schema, cluster: Cluster, *, sharding: s
     wide_lookups = [_allocated(one.looked_up + one.received, cluster) for one in wide_exchanges]
     if room is not None:
         room -= max(map(sum, zip(parts["first-order"], wide_lookups, strict=True)))
-    placements, problem = _placements(config, embeddings, cluster, batch, room, sharding)
-    parts["tables"] = _per_rank(placements, world_size, weights=True)
-    parts["table state"] = _per_rank(placements, world_size, weights=False)
+    placements, problem = _placements(config, embeddings, cluster, batch, room, sharding, storage)
+    parts["tables"] = _per_rank(placements, world_size, Placement.rank_weights_on_device)
+    parts["table state"] = _per_rank(placements, world_size, lambda table: map(state_bytes, table.rank_rows))
+    in_host_memory = [table for table in placements if table.kernel == CACHED]
+    host_tables = _per_rank(in_host_memory, world_size, Placement.rank_weights)
     exchanges = _exchanges(embeddings, placements, cluster, batch)
     scratch = _CUDA_ID_BYTES if cluster.device_type == "cuda" else 0
     parts["lookups"] = tuple(
         _allocated(both.looked_up + both.received, cluster) + int(both.rows) * scratch + theirs
         for both, theirs in zip(exchanges, wide_lookups, strict=True)
     )
-    of_tables = [parts["tables"], parts["table state"], wide_kept]
+    of_tables = [_per_rank(placements, world_size, Placement.rank_weights), parts["table state"], wide_kept]
     copy = tuple(
         sum(part[rank] for part in of_tables) + dense.weights + dense.state[rank] for rank in range(world_size)
     )
@@ -176,6 +186,7 @@ def plan_memory(config: Config, schema: Schema, cluster: Cluster, *, sharding: s
         dense=dense,
         embeddings=embeddings,
         parts={name: parts[name] for name in PARTS},
+        host_tables=host_tables,
         copy=copy,
         placements=placements,
         exchanges=exchanges,
@@ -219,7 +230,7 @@ def _exchanges(
         share = 1 / len(table.ranks)
         for rank in table.ranks:
             rows[rank] += examples * ids * share
-            row_bytes[rank] += examples * ids * share * table.dim * _FLOAT
+            row_bytes[rank] += examples * ids * share * weight_bytes(1, table.dim, table.precision)
             vectors_here = vectors * share if table.table in unpooled else features
             looked_up[rank] += examples * (vectors_here * table.dim * _FLOAT * 2 + ids * share * _ID)
             width[rank] += vectors_here * table.dim * _FLOAT
@@ -252,10 +263,17 @@ def activation_floats(config: Config, num_vectors: int) -> int:
     return kept + added + 2 * num_vectors * D  # the embeddings and their gradient
 
 
-def _share_of_weights(weights: WideTables | None, embeddings: CompositionalEmbeddings, room: int) -> int:
-    """Returns the part of the room that first-order weights have of all bytes of tables."""
+def _room_of_weights(
+    weights: WideTables | None, embeddings: CompositionalEmbeddings, room: int, storage: TableStorage
+) -> int:
+    """Returns the part of the room that first-order weights have of all bytes of tables.
+
+    They stay on the GPU: if tables may leave it, that is all of the room.
+    """
     if weights is None:
         return 0
+    if storage.placement != "hbm":
+        return max(room, 0)
     theirs, others = (sum(map(table_bytes, module.tables)) for module in (weights, embeddings))
     return max(room, 0) * theirs // (theirs + others)
 
@@ -302,12 +320,13 @@ def _placements(
     batch: int,
     room: int | None,
     sharding: str | None,
+    storage: TableStorage = IN_ITS_OWN_MEMORY,
 ) -> tuple[list[Placement], str | None]:
     wanted = sharding or sharding_with(config.train.compress_a2a, config.embeddings.sharding)
     # The planner counts the state of an attached optimizer.
     attach_rowwise_adagrad(embeddings, sparse_lr=config.optim.sparse_lr, qr_lr=config.optim.qr_lr)
 
-    def placed(memory_bytes: int | None, how: str) -> list[Placement]:
+    def placed(memory_bytes: int | None, how: str, where: str) -> list[Placement]:
         return make_plan(
             embeddings,
             embeddings,
@@ -318,20 +337,26 @@ def _placements(
             sharding=how,
             memory_bytes=memory_bytes,
             bandwidths=cluster.bandwidths,
+            placement=where,
+            uvm_cache=storage.uvm_cache,
         )[1]
 
     try:
-        return placed(None if room is None else max(room, 1), wanted), None
+        return placed(None if room is None else max(room, 1), wanted, storage.placement), None
     except PlacementError as problem:
         # Equal parts are the least for the fullest rank; if they do not fit, nothing does.
-        return placed(None, "row_wise" if wanted == "auto" else wanted), str(problem)
+        where = "uvm" if storage.placement == "auto" else storage.placement
+        return placed(None, "row_wise" if wanted == "auto" else wanted, where), str(problem)
 
 
-def _per_rank(placements: Sequence[Placement], world_size: int, *, weights: bool) -> tuple[int, ...]:
+def _per_rank(
+    placements: Sequence[Placement], world_size: int, bytes_of: Callable[[Placement], Iterable[int]]
+) -> tuple[int, ...]:
+    """Returns the sum over tables of what `bytes_of` gives for each of their ranks."""
     totals = [0] * world_size
     for table in placements:
-        for rank, rows in zip(table.ranks, table.rank_rows, strict=True):
-            totals[rank] += weight_bytes(rows, table.dim) if weights else state_bytes(rows)
+        for rank, num_bytes in zip(table.ranks, bytes_of(table), strict=True):
+            totals[rank] += num_bytes
     return tuple(totals)
 
 

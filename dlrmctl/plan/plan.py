@@ -37,6 +37,7 @@ class Answer:
                 "per_rank": plan.totals,
                 "available_per_rank": cluster.memory_bytes,
                 "parts_per_rank": plan.parts,
+                "host_tables_per_rank": plan.host_tables,
                 "checkpoint_copy_per_rank": plan.copy,
                 "dense_weights": plan.dense.num_weights,
                 "optimizer_state_per_rank": plan.dense.state,

@@ -9,7 +9,7 @@ from dlrmctl.console.console import output, print_json, print_table, say
 from dlrmctl.console.text import bytes_text
 from dlrmctl.data.schema import Schema
 from dlrmctl.embeddings.sharding.memory import state_bytes, weight_bytes
-from dlrmctl.embeddings.sharding.placement import Placement
+from dlrmctl.embeddings.sharding.placement import CACHED, Placement
 from dlrmctl.plan.cluster import Cluster
 from dlrmctl.plan.memory import COPY, MemoryPlan
 from dlrmctl.plan.plan import Answer, answer
@@ -65,7 +65,7 @@ def _show_plan(answer: Answer) -> None:
 
 
 def _show_tables(placements: Sequence[Placement]) -> None:
-    shown, rest = list(placements), []
+    shown, rest, cached = list(placements), [], any(table.kernel == CACHED for table in placements)
     if len(shown) > _MOST_TABLES:
         by_size = sorted(shown, key=lambda table: -table.bytes)
         kept = set(map(id, by_size[: _MOST_TABLES - 1]))
@@ -75,8 +75,9 @@ def _show_tables(placements: Sequence[Placement]) -> None:
             t.table,
             f"{t.rows:,}",
             str(t.dim),
-            bytes_text(weight_bytes(t.rows, t.dim)),
+            bytes_text(weight_bytes(t.rows, t.dim, t.precision)),
             bytes_text(state_bytes(t.rows)),
+            *([bytes_text(max(t.rank_cache_bytes)) if t.kernel == CACHED else "-"] if cached else []),
             t.sharding,
             _ranks_text(t.ranks),
         ]
@@ -84,9 +85,11 @@ def _show_tables(placements: Sequence[Placement]) -> None:
     ]
     if rest:
         total = sum(t.rows for t in rest)
-        weights = bytes_text(sum(weight_bytes(t.rows, t.dim) for t in rest))
-        rows.append([f"{len(rest)} smaller", f"{total:,}", "", weights, bytes_text(state_bytes(total)), "", ""])
-    print_table("tables", ["", "rows", "dim", "weights", "AdaGrad", "sharding", "ranks"], rows)
+        weights = bytes_text(sum(weight_bytes(t.rows, t.dim, t.precision) for t in rest))
+        others = [""] * (3 if cached else 2)
+        rows.append([f"{len(rest)} smaller", f"{total:,}", "", weights, bytes_text(state_bytes(total)), *others])
+    columns = ["", "rows", "dim", "weights", "AdaGrad", *(["cache"] if cached else []), "sharding", "ranks"]
+    print_table("tables; those with a cache are in host memory" if cached else "tables", columns, rows)
 
 
 def _ranks_text(ranks: Sequence[int]) -> str:
@@ -115,6 +118,8 @@ def _show_ranks(plan: MemoryPlan) -> None:
     ]
     has = "" if limit is None else f" of {bytes_text(limit)}"
     print_table(f"memory per rank{has}", ["", *per_rank, "used"], rows)
+    if any(plan.host_tables):
+        output.print(f"host memory per rank, for tables with a cache on the GPU: {bytes_text(max(plan.host_tables))}")
     if plan.copies and plan.cluster.device_type == "cuda":
         output.print(
             f"host memory per rank, for the copy that checkpoints are written from: {bytes_text(max(plan.copy))}"

@@ -14,10 +14,11 @@ from dlrmctl.settings.config import Config
 from dlrmctl.settings.embeddings import EmbeddingSettings
 from dlrmctl.settings.exchange import table_codec
 
+_OF_THE_DEVICES = {"sharding", "table_precision", "placement", "uvm_cache"}
 _FIXED: dict[str, set[str] | None] = {  # None: all of the section
     "data": None,
     "model": None,
-    "embeddings": {item.name for item in fields(EmbeddingSettings)} - {"sharding"},
+    "embeddings": {item.name for item in fields(EmbeddingSettings)} - _OF_THE_DEVICES,
     "optim": {"dense_optimizer", "grafting", "shampoo_block", "shampoo_sides", "momentum", "beta1", "averaging"},
     "train": {"batch_size", "seed", "compress_dense", "batch_schedule", "gns_geometry"},
 }

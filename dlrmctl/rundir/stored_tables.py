@@ -55,7 +55,7 @@ class CheckpointTables:
     """The tables of a checkpoint, written on any number of ranks; rows as the network saw them in training.
 
     Args:
-        path: directory of the checkpoint.
+        path: directory of the checkpoint; its tables are float32, or float16 if a GPU trained them so.
 
     Raises:
         UserError: if it is not a checkpoint, or one of its files is missing or damaged.
@@ -66,13 +66,14 @@ class CheckpointTables:
         verify(path, 0, 1)
         self._stored = stored_tensors(path)
         self.tables = tuple(
-            TableShape(name.removeprefix("tables.").removesuffix("/weight"), *tensor.size)
+            TableShape(name.removeprefix("tables.").removesuffix("/weight"), rows, dim, tensor.dtype.itemsize)
             for name, tensor in sorted(self._stored.items())
             if name.startswith("tables.") and name.endswith("/weight")
+            for rows, dim in [tensor.size]
         )
 
     def weight(self, name: str) -> Tensor:
-        stored, kept = self._read(f"tables.{name}/weight"), self.state.kept_numbers
+        stored, kept = self._read(f"tables.{name}/weight").float(), self.state.kept_numbers
         return stored if kept is None else keep_largest(stored, kept)
 
     def sums(self, name: str) -> Tensor | None:

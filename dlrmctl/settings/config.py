@@ -638,6 +638,12 @@ def _check(config: Config) -> None:
         dct_refresh=config.train.dct_refresh,
         dim=emb.dim,
     )
+    if emb.placement != "hbm" and (config.train.compress_a2a or "").startswith("topk"):
+        raise UserError(
+            f"embeddings.placement = {emb.placement} does not work with train.compress_a2a = "
+            f"{config.train.compress_a2a}, which cuts rows for a while to score them, and not those in a cache",
+            "--placement hbm, or --compress-a2a fp16",
+        )
     if model.bottom_mlp[-1] != emb.dim:
         last, is_default = model.bottom_mlp[-1], model.bottom_mlp == ModelSettings().bottom_mlp
         fitting = (*model.bottom_mlp[:-1], emb.dim) if is_default else (*model.bottom_mlp, emb.dim)

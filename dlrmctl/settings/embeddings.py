@@ -29,10 +29,12 @@ from dlrmctl.embeddings.words import (
     EMBEDDINGS,
     OPERATIONS,
     OPERATIONS_OF,
+    PLACEMENTS,
     QR_LAYOUT,
     QR_LAYOUTS,
     QR_THRESHOLD,
     SHARDINGS,
+    TABLE_PRECISIONS,
     TAILS,
 )
 from dlrmctl.errors import UserError
@@ -44,6 +46,7 @@ ONE_TABLE = (
     "qr_threshold",
 )
 TableChanges = dict[str, dict[str, Any]]  # pattern -> setting -> value
+UVM_CACHE = 0.2  # the default of FBGEMM and of TorchRec's planner
 Growth = dict[str, tuple[int, ...]]  # feature -> the rows of earlier days, ascending
 
 
@@ -81,6 +84,20 @@ class EmbeddingSettings:
     tail: str = setting("hash", "How the other ids of a head table share rows.", choices=TAILS)
     qr_threshold: int = setting(QR_THRESHOLD, "Keep tables with fewer rows than this uncompressed.", at_least=0)
     sharding: str = setting("auto", "How to shard the tables over ranks.", choices=SHARDINGS)
+    table_precision: str = setting(
+        "fp32",
+        "Type of the numbers of the tables on GPUs; fp16, with stochastic rounding, takes half the memory.",
+        choices=TABLE_PRECISIONS,
+    )
+    placement: str = setting(
+        "hbm",
+        "Memory of the tables on GPUs: their own (hbm), that of the host with a cache on the GPU (uvm), or the host's "
+        "only for the largest tables if not all fit (auto).",
+        choices=PLACEMENTS,
+    )
+    uvm_cache: float = setting(
+        UVM_CACHE, "Fraction of the rows of a table in host memory that a GPU caches.", above=0, at_most=1
+    )
 
 
 def table_changes(tables: Any, where: str) -> TableChanges:
@@ -179,6 +196,11 @@ def check_embeddings(settings: EmbeddingSettings, changes: TableChanges) -> None
     Raises:
         UserError: naming the settings.
     """
+    if settings.placement == "hbm" and settings.uvm_cache != UVM_CACHE:
+        raise UserError(
+            f"embeddings.uvm_cache = {settings.uvm_cache:g} needs embeddings.placement = uvm or auto, not hbm",
+            "--placement uvm, or omit --uvm-cache",
+        )
     kind, operation, dim = settings.embedding, settings.operation, settings.dim
     if dim % 4:
         raise UserError(f"embeddings.dim = {dim} must be a multiple of 4", f"try {dim + -dim % 4}")

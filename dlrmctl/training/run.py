@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from dlrmctl.assembly.storage import refuse_without_gpu
 from dlrmctl.console.console import warn
 from dlrmctl.console.text import few
 from dlrmctl.data.files import check_scratch
@@ -68,6 +69,7 @@ def run_training(
             "`dlrmctl baseline` fits one; `dlrmctl train` trains a DLRM",
         )
     config = config.on(nproc)  # checks the batch before ranks are started
+    refuse_without_gpu(config, config.train.device)
     check_scratch()
     arguments: dict[str, Any] = {
         "settings": config.to_dict(derived=False),

@@ -19,6 +19,7 @@ from dlrmctl.assembly.optimizers import (
     dense_state,
     failed_roots,
 )
+from dlrmctl.assembly.storage import refuse_without_gpu
 from dlrmctl.console.console import notice, say
 from dlrmctl.console.text import counted
 from dlrmctl.data.reader import STREAM_ORDER, Reader
@@ -145,6 +146,7 @@ def train(
         UserError, DataError: for mistakes that the user can fix.
         Interrupted: after SIGTERM or Ctrl-C, with the state saved.
     """
+    refuse_without_gpu(config, ranks.device.type)
     with matmul_precision(config.train.precision), ExitStack() as until_the_end:
         if resume:
             until_the_end.enter_context(run.resumed())

@@ -24,7 +24,8 @@ from dlrmctl.settings.synonyms import names_meant, nearest
 DEFAULT, DIM = "default", "dim"
 # What a search may not change: the data, what runs on which device, and when a trial is evaluated.
 _FIXED = {
-    *("seed", "device", "precision", "sharding", "evaluations", "checkpoint_every", "keep_checkpoints"),
+    *("seed", "device", "precision", "sharding", "table_precision", "placement", "uvm_cache"),
+    *("evaluations", "checkpoint_every", "keep_checkpoints"),
     *("log_every", "tracker", "max_steps", "shampoo_overhead", "init_from", "init_embeddings", "refit_dense"),
 }
 _KEYS = ("choices", "low", "high", "log", "when")

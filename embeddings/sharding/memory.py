@@ -7,19 +7,40 @@ import torch
 
 from dlrmctl.embeddings.tables import Table
 
-_WEIGHT_BYTES = 4  # float32
+_WEIGHT_BYTES = {"fp32": 4, "fp16": 2}
 _STATE_BYTES = 4  # one float32 per row: the sum of row-wise AdaGrad
+_CACHE_WAYS = 32  # rows of a set of FBGEMM's cache
+_SLOT_BYTES = 16  # the row in a place of the cache, and when it was last used
+_INDEX_BYTES = 4  # for each row, the number of its table
 
 
-def table_bytes(table: Table, rows: int | None = None) -> int:
+def table_bytes(table: Table, rows: int | None = None, *, precision: str = "fp32") -> int:
     """Returns the bytes of `rows` rows (default: all) of a table with their optimizer state."""
     count = table.rows if rows is None else rows
-    return weight_bytes(count, table.dim) + state_bytes(count)
+    return weight_bytes(count, table.dim, precision) + state_bytes(count)
 
 
-def weight_bytes(rows: int, dim: int) -> int:
-    """Returns the bytes of the weights of a table, or of `rows` rows."""
-    return rows * dim * _WEIGHT_BYTES
+def weight_bytes(rows: int, dim: int, precision: str = "fp32") -> int:
+    """Returns the bytes of the weights of a table, or of `rows` rows.
+
+    Args:
+        precision: one of `TABLE_PRECISIONS`.
+    """
+    return rows * dim * _WEIGHT_BYTES[precision]
+
+
+def cache_bytes(rows: int, dim: int, precision: str, share: float) -> int:
+    """Returns the bytes on a GPU of FBGEMM's cache for a table in host memory: rows, what each is, and an index.
+
+    Args:
+        rows: of the table, on this GPU.
+        dim: of the widest table that shares the cache.
+        share: of the rows that the cache has room for.
+    """
+    if rows == 0:
+        return 0
+    slots = max(-(-int(rows * share) // _CACHE_WAYS), 1) * _CACHE_WAYS
+    return weight_bytes(slots, dim, precision) + slots * _SLOT_BYTES + rows * _INDEX_BYTES
 
 
 def state_bytes(rows: int) -> int:

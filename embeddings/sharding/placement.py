@@ -1,6 +1,6 @@
 """Plans which rank holds which rows, by TorchRec's planner."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torchrec.distributed.planner.types import (
     TrainerConfig,
 )
 from torchrec.distributed.types import (
+    CacheParams,
     EmbeddingModuleShardingPlan,
     ParameterSharding,
     QuantizedCommCodecs,
@@ -26,14 +27,15 @@ from torchrec.distributed.types import (
 )
 
 from dlrmctl.embeddings.collection import CompositionalEmbeddings
-from dlrmctl.embeddings.sharding.memory import gib, table_bytes
+from dlrmctl.embeddings.sharding.memory import cache_bytes, gib, state_bytes, table_bytes, weight_bytes
 from dlrmctl.embeddings.tables import Table
-from dlrmctl.embeddings.words import SHARDINGS
+from dlrmctl.embeddings.words import PLACEMENTS, SHARDINGS
 
 _UNLIMITED_BYTES = 2**60
 # Between CPU ranks, by loopback or a fast network: an order of magnitude. With the planner's default, NVLink's 600
 # GiB/s, it cuts every table, and exchanging the sums of row-wise sharding made a step 1.3-1.5 times as long.
 CPU_BYTES_PER_SECOND = 2.0 * 2**30
+FUSED, CACHED = "fused", "fused_uvm_caching"  # TorchRec's kernels: a table in the rank's memory; one in the host's
 
 
 class PlacementError(ValueError):
@@ -49,6 +51,9 @@ class Placement:
         sharding: "table_wise" (whole, on one rank) or "row_wise" (rows cut over all ranks).
         ranks: the ranks, in the order of the rows they hold.
         rank_rows: the number of rows each of them holds.
+        precision: type of the weights, "fp32" or "fp16".
+        kernel: "fused", or "fused_uvm_caching" for weights in host memory with a cache on the GPU.
+        rank_cache_bytes: bytes of the cache on each of the ranks; 0 without one.
     """
 
     table: str
@@ -58,6 +63,17 @@ class Placement:
     sharding: str
     ranks: tuple[int, ...]
     rank_rows: tuple[int, ...]
+    precision: str = "fp32"
+    kernel: str = FUSED
+    rank_cache_bytes: tuple[int, ...] = ()
+
+    def rank_weights(self) -> tuple[int, ...]:
+        """Returns the bytes of the weights that each of the ranks holds, in whatever memory."""
+        return tuple(weight_bytes(rows, self.dim, self.precision) for rows in self.rank_rows)
+
+    def rank_weights_on_device(self) -> tuple[int, ...]:
+        """Returns the bytes that weights, or a cache of them, take on the device of each of the ranks."""
+        return self.rank_cache_bytes if self.kernel == CACHED else self.rank_weights()
 
 
 class BagSharder(EmbeddingBagCollectionSharder):
@@ -84,6 +100,8 @@ def make_plan(
     sharding: str = "auto",
     memory_bytes: int | None = None,
     bandwidths: tuple[float, float] | None = None,
+    placement: str = "hbm",
+    uvm_cache: float = 0.2,
 ) -> tuple[ShardingPlan, list[Placement]]:
     """Plans the tables of `embeddings` inside `model` in this process, without allocating them.
 
@@ -98,18 +116,71 @@ def make_plan(
         memory_bytes: each rank's memory for tables, their optimizer state and lookups; None: no limit.
         bandwidths: bytes per second between ranks of one host, and of two; None: the planner's defaults for GPUs, the
             constants above for CPU ranks.
+        placement: one of `PLACEMENTS`: "hbm" keeps tables in the memory of the rank's device, "uvm" in that of the
+            host, with a cache on the GPU; "auto" the largest tables in that of the host, as few as make the others fit.
+            With `memory_bytes` None, that is none.
+        uvm_cache: share of the rows of a table in host memory that its cache has room for.
 
     Raises:
-        ValueError: for an unknown `sharding`.
+        ValueError: for an unknown `sharding` or `placement`, or one that needs a GPU on a CPU.
         PlacementError: if the tables do not fit.
     """
     if sharding not in SHARDINGS:
         raise ValueError(f"{sharding=} must be one of {', '.join(SHARDINGS)}")
+    if placement not in (PLACEMENTS if device_type == "cuda" else PLACEMENTS[:1]):
+        raise ValueError(f"{placement=} must be one of {', '.join(PLACEMENTS)}, on a CPU hbm")
+    by_size = [table.name for table in sorted(embeddings.tables, key=table_bytes, reverse=True)]
+
+    def with_largest_in_host_memory(count: int) -> tuple[ShardingPlan, list[Placement]]:
+        return _plan_with(
+            model,
+            embeddings,
+            set(by_size[:count]),
+            world_size=world_size,
+            local_world_size=local_world_size,
+            device_type=device_type,
+            batch_size=batch_size,
+            sharding=sharding,
+            memory_bytes=memory_bytes,
+            bandwidths=bandwidths,
+            uvm_cache=uvm_cache,
+        )
+
+    if placement != "auto":
+        return with_largest_in_host_memory(len(by_size) if placement == "uvm" else 0)
+    try:
+        return with_largest_in_host_memory(0)
+    except PlacementError:
+        found, too_few, enough = with_largest_in_host_memory(len(by_size)), 0, len(by_size)
+    while enough - too_few > 1:
+        count = (too_few + enough) // 2
+        try:
+            found, enough = with_largest_in_host_memory(count), count
+        except PlacementError:
+            too_few = count
+    return found
+
+
+def _plan_with(
+    model: nn.Module,
+    embeddings: CompositionalEmbeddings,
+    in_host_memory: Collection[str],
+    *,
+    world_size: int,
+    local_world_size: int,
+    device_type: str,
+    batch_size: int,
+    sharding: str,
+    memory_bytes: int | None,
+    bandwidths: tuple[float, float] | None,
+    uvm_cache: float,
+) -> tuple[ShardingPlan, list[Placement]]:
+    """Plans with these tables in host memory; see `make_plan`."""
     kinds = ["table_wise", "row_wise"] if sharding == "auto" else [sharding]
     if world_size == 1:
         kinds = ["table_wise"]  # nothing to divide
     tables = embeddings.tables
-    _check_sizes(tables, kinds, world_size, memory_bytes)
+    _check_sizes(embeddings, in_host_memory, kinds, world_size, memory_bytes)
     cap = _UNLIMITED_BYTES if memory_bytes is None else memory_bytes
     ids_per_bag: dict[str, list[float]] = {}  # by table, for each feature
     for feature in embeddings.features:
@@ -134,9 +205,11 @@ def make_plan(
         constraints={
             table.name: ParameterConstraints(
                 sharding_types=["table_wise"] if _leaves_ranks_out(table, world_size) else kinds,
-                compute_kernels=["fused"],
+                compute_kernels=[CACHED if table.name in in_host_memory else FUSED],
                 pooling_factors=ids_per_bag[table.name],
                 is_weighted=embeddings.weighted,
+                cache_params=CacheParams(load_factor=uvm_cache) if table.name in in_host_memory else None,
+                stochastic_rounding=True if embeddings.precision == "fp16" else None,
             )
             for table in tables
         },
@@ -146,8 +219,11 @@ def make_plan(
     except PlannerError as error:
         if memory_bytes is None:
             raise
-        raise _does_not_fit(tables, world_size, memory_bytes, "with the inputs and outputs of lookups") from error
-    return plan, describe(plan, tables)
+        raise _does_not_fit(embeddings, world_size, memory_bytes, "with the inputs and outputs of lookups") from error
+    placements = describe(plan, embeddings, uvm_cache)
+    if in_host_memory and memory_bytes is not None and max(rank_bytes(placements, world_size)) > memory_bytes:
+        raise _does_not_fit(embeddings, world_size, memory_bytes, "in host memory with a cache on the GPU")
+    return plan, placements
 
 
 def _leaves_ranks_out(table: Table, world_size: int) -> bool:
@@ -180,8 +256,11 @@ def place_on_devices(plan: ShardingPlan, devices: Sequence[int]) -> None:
                 shard.placement = _remote_device(f"rank:{rank}/cuda:{devices[rank]}")
 
 
-def describe(plan: ShardingPlan, tables: Sequence[Table]) -> list[Placement]:
-    """One row per table, in the order of `tables`.
+def describe(plan: ShardingPlan, embeddings: CompositionalEmbeddings, uvm_cache: float = 0.2) -> list[Placement]:
+    """One row per table, in the order of `embeddings.tables`.
+
+    Args:
+        uvm_cache: see `make_plan`.
 
     Raises:
         AssertionError: if a table is not in the plan, or would not be trained by its fused optimizer.
@@ -190,51 +269,84 @@ def describe(plan: ShardingPlan, tables: Sequence[Table]) -> list[Placement]:
     for module_plan in plan.plan.values():
         assert isinstance(module_plan, EmbeddingModuleShardingPlan)
         shardings |= module_plan
+    widths = _cache_widths(embeddings, [name for name, found in shardings.items() if found.compute_kernel == CACHED])
     placements = []
-    for table in tables:
+    for table in embeddings.tables:
         sharding = shardings[table.name]
         # The dense optimizer would train a data-parallel table, not the fused one.
         assert sharding.sharding_type in SHARDINGS[1:], (table.name, sharding.sharding_type)
-        assert sharding.compute_kernel == "fused", (table.name, sharding.compute_kernel)
+        assert sharding.compute_kernel in (FUSED, CACHED), (table.name, sharding.compute_kernel)
         shards: list[ShardMetadata] = sharding.sharding_spec.shards
+        rank_rows = tuple(shard.shard_sizes[0] for shard in shards)
+        caches = tuple(
+            cache_bytes(rows, widths[table.name], embeddings.precision, uvm_cache) if table.name in widths else 0
+            for rows in rank_rows
+        )
         placements.append(
             Placement(
                 table=table.name,
                 rows=table.rows,
                 dim=table.dim,
-                bytes=table_bytes(table),
+                bytes=table_bytes(table, precision=embeddings.precision),
                 sharding=sharding.sharding_type,
                 ranks=tuple(shard.placement.rank() for shard in shards),
-                rank_rows=tuple(shard.shard_sizes[0] for shard in shards),
+                rank_rows=rank_rows,
+                precision=embeddings.precision,
+                kernel=sharding.compute_kernel,
+                rank_cache_bytes=caches,
             )
         )
     return placements
 
 
+def _cache_widths(embeddings: CompositionalEmbeddings, cached: Sequence[str]) -> dict[str, int]:
+    """Returns the columns of the cache of each table: tables of one kernel share a cache, as wide as the widest.
+
+    Pooled tables with one learning rate have one kernel, and others one for each width.
+    """
+    pooled, combined = set(embeddings.bag_ids.tables), embeddings.combined_tables
+    columns = {table.name: table.dim for table in embeddings.tables}
+    kernel_of = {name: (name in combined, 0 if name in pooled else columns[name]) for name in cached}
+    widest: dict[tuple[bool, int], int] = {}
+    for name, kernel in kernel_of.items():
+        widest[kernel] = max(widest.get(kernel, 0), columns[name])
+    return {name: widest[kernel] for name, kernel in kernel_of.items()}
+
+
 def rank_bytes(placements: Sequence[Placement], world_size: int) -> list[int]:
-    """Returns the bytes of tables and their optimizer state on each rank."""
+    """Returns the bytes of tables, or of their caches, and their optimizer state on the device of each rank."""
     totals = [0] * world_size
-    for placement in placements:
-        for rank, rows in zip(placement.ranks, placement.rank_rows, strict=True):
-            totals[rank] += placement.bytes // placement.rows * rows
+    for table in placements:
+        for rank, rows, weights in zip(table.ranks, table.rank_rows, table.rank_weights_on_device(), strict=True):
+            totals[rank] += weights + state_bytes(rows)
     return totals
 
 
-def _check_sizes(tables: Sequence[Table], kinds: list[str], world_size: int, memory_bytes: int | None) -> None:
+def _check_sizes(
+    embeddings: CompositionalEmbeddings,
+    in_host_memory: Collection[str],
+    kinds: list[str],
+    world_size: int,
+    memory_bytes: int | None,
+) -> None:
     if memory_bytes is None:
         return
-    total, largest = sum(map(table_bytes, tables)), max(map(table_bytes, tables))
-    if total > memory_bytes * world_size or ("row_wise" not in kinds and largest > memory_bytes):
-        raise _does_not_fit(tables, world_size, memory_bytes, "with their optimizer state")
+    sizes = [
+        state_bytes(table.rows) if table.name in in_host_memory else table_bytes(table, precision=embeddings.precision)
+        for table in embeddings.tables
+    ]
+    if sum(sizes) > memory_bytes * world_size or ("row_wise" not in kinds and max(sizes) > memory_bytes):
+        raise _does_not_fit(embeddings, world_size, memory_bytes, "with their optimizer state")
 
 
-def _does_not_fit(tables: Sequence[Table], world_size: int, memory_bytes: int, what: str) -> PlacementError:
-    largest = max(tables, key=table_bytes)
-    total = sum(map(table_bytes, tables))
+def _does_not_fit(embeddings: CompositionalEmbeddings, world_size: int, memory_bytes: int, what: str) -> PlacementError:
+    sizes = {table: table_bytes(table, precision=embeddings.precision) for table in embeddings.tables}
+    largest = max(sizes, key=lambda table: sizes[table])
+    total = sum(sizes.values())
     ranks = "the only rank" if world_size == 1 else f"each of {world_size} ranks"
     return PlacementError(
         f"the embedding tables do not fit: {what} they need {gib(total)}, {gib(-(-total // world_size))} per rank, and "
         f"{ranks} has {gib(memory_bytes)}; the largest, {largest.name}, has {largest.rows:,} rows of {largest.dim} and "
-        f"needs {gib(table_bytes(largest))}. Try more ranks, row-wise sharding, more collisions (hash or qr), or a "
+        f"needs {gib(sizes[largest])}. Try more ranks, row-wise sharding, more collisions (hash or qr), or a "
         f"smaller dim"
     )

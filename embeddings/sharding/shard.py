@@ -66,6 +66,8 @@ def shard(
     local_world_size: int | None = None,
     group: dist.ProcessGroup | None = None,
     codec: tuple[str, int] | None = None,
+    placement: str = "hbm",
+    uvm_cache: float = 0.2,
 ) -> Sharded:
     """Shards the tables of `model` over the ranks of `group`; every rank must call it.
 
@@ -84,6 +86,7 @@ def shard(
         group: the ranks; default: the world.
         codec: kind and k of the codec for what ranks exchange, see `codecs.check_codec`; None: none. One rank exchanges
             nothing. With "auto", tables are kept whole for a codec that needs it.
+        placement, uvm_cache: see `placement.make_plan`.
 
     Raises:
         ValueError: if a setting is out of bounds, or the model does not have exactly one CompositionalEmbeddings.
@@ -106,6 +109,8 @@ def shard(
         device=device,
         batch_size=batch_size,
         sharding=sharding,
+        placement=placement,
+        uvm_cache=uvm_cache,
         memory_bytes=memory_bytes,
         local_world_size=local_world_size or world_size,
     )
@@ -243,9 +248,12 @@ def sparse_state(dmp: DistributedModelParallel) -> dict[str, ShardedTensor]:
     Returns:
         For each table that this rank has a part of: "cat_3/weight", [rows, D], and "cat_3/sum", [rows], the row-wise
         AdaGrad state. Saved from any number of ranks they load on any other. Loading into them changes the model; no
-        further call is needed.
+        further call is needed, if it is before the next lookup: the caches of tables in host memory are emptied here.
     """
     tensors = {}
+    for kernel, _ in kernels(dmp):
+        kernel.flush()
+        kernel.purge()
     for name, value in dmp.state_dict().items():
         if isinstance(value, ShardedTensor):
             tensors[f"{name.split('.')[-2]}/weight"] = value

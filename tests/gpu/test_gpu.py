@@ -142,6 +142,29 @@ def test_lower_precision_stays_near(trained: Trained, precision: str):
     assert low == pytest.approx(full, rel=0.03)  # bf16 has 8 bits
 
 
+def of_gpus(*options: str) -> list[str]:
+    """The options that a CPU refuses; none where the tests try themselves on one."""
+    return [] if DEVICE == "cpu" else list(options)
+
+
+def test_tables_in_half_precision_stay_near(trained: Trained):
+    half = trained(DEVICE, *of_gpus("--table-precision", "fp16"))
+    assert losses(half) == pytest.approx(losses(trained(DEVICE)), rel=0.01)  # float16 has 11 bits
+    ours, cpu = (scored("evaluate", half, "--device", device, "--json").json()["test"] for device in (DEVICE, "cpu"))
+    assert ours["log_loss"] == pytest.approx(cpu["log_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("share", ["0.01", "1"])
+def test_tables_in_host_memory_take_the_same_steps(trained: Trained, lists: list[str], share: str):
+    options = of_gpus("--placement", "uvm", "--uvm-cache", share)
+    for data in (GENERATED, lists):
+        runs = [trained(DEVICE, *placed, "--checkpoint-every", "4", data=data) for placed in (options, [])]
+        ours, theirs = map(losses, runs)
+        assert ours == pytest.approx(theirs, rel=1e-5)  # FBGEMM's atomics may add in any order
+        scores = [scored("evaluate", run, "--device", "cpu", "--json").json()["test"]["log_loss"] for run in runs]
+        assert scores[0] == pytest.approx(scores[1], rel=1e-5)  # what a checkpoint has was in the cache
+
+
 def test_a_cut_run_ends_like_a_whole_one(trained: Trained):
     whole, cut = trained(DEVICE), trained(DEVICE, "--max-steps", "5")
     done = in_process("train", "--resume", cut, "--max-steps", STEPS, "--device", DEVICE)

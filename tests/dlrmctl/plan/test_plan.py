@@ -331,6 +331,42 @@ def test_rows_wider_than_a_gpu_can_look_up_are_refused_before_the_training():
     plan_memory(config, schema, described(1, 1, "cpu", 40 * GIB))
 
 
+def test_tables_beyond_the_memory_of_gpus_are_planned_in_that_of_the_host():
+    words = ["plan", "--rows", "400M,30M,1000", "--embedding", "full", "--dim", "64", "--bottom-mlp", "64"]
+    words += ["--world-size", "2", "--hbm", "40GiB", "--intra-bw", "25GB/s", "--flops", "60T", "--memory-bw", "2TB/s"]
+    assert in_process(*words, "--json").status == 1
+    done = in_process(*words, "--placement", "auto", "--json")
+    assert done.status == 0, done.err
+    plan = done.json()
+    assert [table["kernel"] for table in plan["tables"]] == ["fused_uvm_caching", "fused", "fused"]
+    memory, large = plan["memory"], plan["tables"][0]
+    assert sum(memory["host_tables_per_rank"]) == 400_000_000 * 64 * 4
+    in_gpus = sum(large["rank_cache_bytes"]) + (30_000_000 + 1000) * 64 * 4
+    assert sum(memory["parts_per_rank"]["tables"]) == in_gpus
+    assert sum(memory["parts_per_rank"]["table state"]) == (430_000_000 + 1000) * 4
+    shown = in_process(*words, "--placement", "auto").out
+    assert "host memory per rank, for tables with a cache on the GPU: " in shown
+
+
+def test_a_checkpoint_copy_has_all_rows_and_no_cache():
+    given = {"embedding": "full", "async_save": "true", "wide": "false"}
+    schema, cluster = schema_of_rows([10_000_000]), described(1, 1, "cuda", 40 * GIB)
+    here, there = (plan_memory(resolve({}, {**given, "placement": p}), schema, cluster) for p in ("hbm", "uvm"))
+    assert here.copy == there.copy
+    assert there.parts["tables"][0] < here.parts["tables"][0]
+    assert (here.host_tables, there.host_tables) == ((0,), (10_000_000 * 16 * 4,))
+
+
+def test_half_precision_halves_the_weights_of_tables_alone():
+    schema, cluster = schema_of_rows([10_000_000]), described(1, 1, "cuda", 40 * GIB)
+    full, half = (
+        plan_memory(resolve({}, {"embedding": "full", "table_precision": p}), schema, cluster) for p in ("fp32", "fp16")
+    )
+    assert half.parts["tables"][0] * 2 == full.parts["tables"][0] == 10_000_000 * 16 * 4
+    for part in ("table state", "first-order", "lookups", "MLPs"):
+        assert half.parts[part] == full.parts[part]
+
+
 def test_first_order_weights_take_time():
     given = ["plan", "--preset", "kaggle", "--embedding", "full", "--world-size", "2", "--intra-bw", "1GB/s"]
     given += ["--flops", "1T", "--memory-bw", "10GB/s", "--hbm", "80GiB", "--json"]

@@ -4,7 +4,10 @@ from torch import device
 from dlrmctl.embeddings.collection import CompositionalEmbeddings
 from dlrmctl.embeddings.sharding.memory import available_bytes, gib, state_bytes, table_bytes, weight_bytes
 from dlrmctl.embeddings.sharding.placement import (
+    CACHED,
     CPU_BYTES_PER_SECOND,
+    FUSED,
+    Placement,
     PlacementError,
     describe,
     make_plan,
@@ -105,4 +108,75 @@ def test_shards_go_to_the_gpu_that_their_rank_sees():
         shard.placement for tables in plan.plan.values() for t in tables.values() for shard in t.sharding_spec.shards
     ]
     assert [(place.rank(), str(place.device())) for place in shards] == [(rank, "cuda:0") for rank in range(4)] * 2
-    assert describe(plan, embeddings.tables) == placements
+    assert describe(plan, embeddings) == placements
+
+
+LARGE = [FeatureTable("a", 100_000_000), FeatureTable("b", 40_000_000), FeatureTable("c", 1000)]
+ALONE = {"world_size": 1, "local_world_size": 1, "batch_size": 64}
+
+
+def _kernels(placements: list[Placement]) -> list[str]:
+    return [table.kernel for table in placements]
+
+
+def test_tables_leave_the_gpu_only_if_asked_and_as_few_as_needed():
+    # 64 columns and one sum: 24.2 GiB of the first table, 9.7 of the second.
+    assert _kernels(_plan(LARGE, **ALONE, memory_bytes=35 * GIB, placement="auto")) == [FUSED] * 3
+    assert _kernels(_plan(LARGE, **ALONE, memory_bytes=20 * GIB, placement="auto")) == [CACHED, FUSED, FUSED]
+    tight = _plan(LARGE, **ALONE, memory_bytes=9 * GIB, placement="auto")
+    assert _kernels(tight) == [CACHED, CACHED, FUSED]
+    assert rank_bytes(tight, 1)[0] < 9 * GIB
+    assert _kernels(_plan(LARGE, **ALONE, memory_bytes=20 * GIB, placement="uvm")) == [CACHED] * 3
+    for placement, room in (("hbm", 20), ("auto", 2), ("uvm", 2)):  # the caches of all: 8.3 GiB
+        with pytest.raises(PlacementError, match="the embedding tables do not fit"):
+            _plan(LARGE, **ALONE, memory_bytes=room * GIB, placement=placement)
+
+
+def test_a_table_in_host_memory_has_its_cache_and_its_sums_on_the_gpu():
+    (large, _, small) = _plan(LARGE, **ALONE, placement="uvm", uvm_cache=0.1)
+    slots = 10_000_000  # rows of 64 float32, the number of each and when it was used; and a number for all rows
+    assert large.rank_cache_bytes == (slots * (64 * 4 + 16) + 100_000_000 * 4,)
+    assert small.rank_cache_bytes == (128 * (64 * 4 + 16) + 1000 * 4,)  # 100 rows in sets of 32
+    assert rank_bytes([large], 1) == [large.rank_cache_bytes[0] + 100_000_000 * 4]
+    assert large.rank_weights() == (100_000_000 * 64 * 4,)
+
+
+def test_a_cut_table_has_a_cache_on_each_gpu():
+    (table,) = _plan([FeatureTable("a", 40_000_000)], sharding="row_wise", placement="uvm", uvm_cache=0.5)
+    assert table.kernel == CACHED
+    assert table.rank_cache_bytes == (1_250_016 * (64 * 4 + 16) + 2_500_000 * 4,) * 16  # 1,250,000 in sets of 32
+
+
+def test_tables_of_one_kernel_have_a_cache_as_wide_as_the_widest():
+    plain = FeatureTable("plain", 1600)
+    halves, sums = (
+        FeatureTable(operation, 3200, embedding="qr", collisions=2, operation=operation)
+        for operation in ("concat", "add")
+    )
+    # Tables that are combined have a learning rate, and so a kernel, of their own.
+    for features, columns in (([plain, halves], 32), ([plain, halves, sums], 64)):
+        placements = {table.dim: table for table in _plan(features, **ALONE, placement="uvm") if table.rows == 1600}
+        assert placements[32].rank_cache_bytes == (320 * (columns * 4 + 16) + 1600 * 4,)
+        assert placements[64].rank_cache_bytes == (320 * (64 * 4 + 16) + 1600 * 4,)
+
+
+def test_half_precision_takes_half_the_weights():
+    embeddings = CompositionalEmbeddings([FeatureTable("a", 1000)], 64, precision="fp16")
+    settings = {"device_type": "cuda", **ALONE}
+    ((table,), (cached,)) = (
+        make_plan(embeddings, embeddings, **settings, placement=placement)[1] for placement in ("hbm", "uvm")
+    )
+    assert (table.precision, table.bytes, rank_bytes([table], 1)) == (
+        "fp16",
+        1000 * (64 * 2 + 4),
+        [1000 * (64 * 2 + 4)],
+    )
+    assert cached.rank_cache_bytes == (224 * (64 * 2 + 16) + 1000 * 4,)  # 200 rows in sets of 32
+    plan, _ = make_plan(embeddings, embeddings, **settings)
+    (sharding,) = (each for tables in plan.plan.values() for each in tables.values())
+    assert sharding.stochastic_rounding is True
+
+
+def test_a_cpu_has_no_other_memory_for_tables():
+    with pytest.raises(ValueError, match="on a CPU hbm"):
+        _plan([FeatureTable("a", 1000)], device_type="cpu", placement="uvm")

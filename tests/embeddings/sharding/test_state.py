@@ -11,9 +11,9 @@ from tests.ranks import run_ranks
 DIM, BATCH = 8, 12
 
 
-def _make(seed: int, sharding: str) -> Sharded:
+def _make(seed: int, sharding: str, precision: str = "fp32") -> Sharded:
     return shard(
-        CompositionalEmbeddings(EVERYTHING, DIM),
+        CompositionalEmbeddings(EVERYTHING, DIM, precision=precision),
         device=torch.device("cpu"),
         batch_size=BATCH,
         seed=seed,
@@ -38,16 +38,16 @@ def _local(sharded: Sharded) -> dict[str, list[tuple[int, torch.Tensor]]]:
     }
 
 
-def _save(path: str, sharding: str) -> tuple[dict, torch.Tensor]:
-    sharded = _make(0, sharding)
+def _save(path: str, sharding: str, precision: str = "fp32") -> tuple[dict, torch.Tensor]:
+    sharded = _make(0, sharding, precision)
     for step in range(3):
         _step(sharded, step)
     dcp.save({"sparse": sparse_state(sharded.dmp)}, checkpoint_id=path)
     return _local(sharded), _step(sharded, 3)
 
 
-def _load(path: str, sharding: str) -> tuple[dict, torch.Tensor]:
-    sharded = _make(1, sharding)
+def _load(path: str, sharding: str, precision: str = "fp32") -> tuple[dict, torch.Tensor]:
+    sharded = _make(1, sharding, precision)
     dcp.load({"sparse": sparse_state(sharded.dmp)}, checkpoint_id=path)
     return _local(sharded), _step(sharded, 3)
 
@@ -86,3 +86,20 @@ def test_a_checkpoint_loads_into_a_whole_module_without_ranks(tmp_path):
             assert torch.equal(value, weights[name]), name
     out = module(to_kjt(make_bags(EVERYTHING, BATCH, 3)))
     assert torch.allclose(out, torch.cat([r[1] for r in saved]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("saved_as", "loaded_as"), [("fp16", "fp32"), ("fp32", "fp16")])
+def test_a_checkpoint_loads_into_tables_of_another_precision(tmp_path, saved_as, loaded_as):
+    before, outputs = run_ranks(_save, 1, str(tmp_path), "table_wise", saved_as)[0]
+    after, now = run_ranks(_load, 1, str(tmp_path), "table_wise", loaded_as)[0]
+    kinds = {"fp32": torch.float32, "fp16": torch.float16}
+    for name, ((_, value),) in before.items():
+        (_, loaded) = after[name][0]
+        weights = name.endswith("/weight")
+        assert (value.dtype, loaded.dtype) == (
+            (kinds[saved_as], kinds[loaded_as]) if weights else (torch.float32,) * 2
+        ), name
+        assert torch.equal(value.to(loaded.dtype), loaded), name
+    assert outputs.dtype == now.dtype == torch.float32
+    # float16 has 11 bits; products of two rows and sums of at most 4.
+    assert torch.allclose(outputs, now, rtol=1e-2, atol=1e-3)
