@@ -34,7 +34,7 @@ def build_dense_optimizer(
         group: the ranks that share Shampoo's work; None means this process alone.
     """
     parameters, lr, decay = list(network.parameters()), settings.dense_lr, settings.weight_decay
-    # One pass over memory on CPU.
+    # One pass over memory on CPU. On a GPU, torch's fused Adagrad, which also counts its steps there, was not tried.
     kernel = {"fused": True} if parameters[0].device.type == "cpu" else {"foreach": True}
     if settings.dense_optimizer == "adagrad":
         return torch.optim.Adagrad(parameters, lr=lr, weight_decay=decay, eps=settings.dense_eps, **kernel)

@@ -180,6 +180,8 @@ def process_group(device: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> I
             store = _of_this_attempt(store, environment.rank, environment.world_size)
             if chosen.type == "cuda":
                 refuse_shared_gpus(_gpus_of_all(store, environment.rank, environment.world_size, chosen))
+            # Without `device_id`, NCCL connects in the first collective. With it, it would connect here, where nothing
+            # ends ranks that wait for one that is lost. The GPU is known: `choose_device` has made it the current one.
             dist.init_process_group(
                 backend,
                 store=store,
