@@ -6,10 +6,10 @@ Dimensions: N rows, B examples of a batch.
 import io
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,16 +80,15 @@ def place_beside(out: Path) -> Iterator[Path]:
     Raises:
         DataError: if it cannot be made there.
     """
-
+    # Its name is known before it is made: a signal may come in between.
+    place = out.parent / f"dlrmctl-export-{secrets.token_hex(8)}.partial"
     with terminable():
-        place: Path | None = None
         try:
             with io_errors(out, "write"):
-                place = Path(tempfile.mkdtemp(prefix="dlrmctl-export-", suffix=".partial", dir=out.parent))
+                place.mkdir(mode=0o700)
             yield place
         finally:
-            if place is not None:
-                shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def write_program(program: torch.export.ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:
