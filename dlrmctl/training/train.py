@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict, astuple, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -251,7 +252,7 @@ class Trainer:
             batch_size=reader.local_batch_size,
             memory_bytes=(rooms.tables, rooms.wide),
             inputs=inputs,
-            base_rate=base_rate(source, ranks) if config.model.wide else None,
+            base_rate=self._base_rate if config.model.wide else None,
         )
         self.optimizer = optimizer or build_dense_optimizer(config.optim, self.model.network, ranks.group)
         self.dense_lrs = [group["lr"] for group in self.optimizer.param_groups]
@@ -664,9 +665,13 @@ class Trainer:
         with rows_cut(self.model.tensors()["tables"], kept):
             return evaluate(self.model.inference, self.readers[split], self.ranks, tell=self.display.scoring(split))
 
+    @cached_property
+    def _base_rate(self) -> float | None:
+        return base_rate(self.source, self.ranks)
+
     def _train_rate(self) -> float | None:
         """The share of label 1 among the first training examples, corrected for a sample of the negatives."""
-        if (rate := base_rate(self.source, self.ranks)) is None:
+        if (rate := self._base_rate) is None:
             return None
         return 1 / (1 + (1 - rate) / rate * math.exp(-self.source.features.logit_offset("validation")))
 
