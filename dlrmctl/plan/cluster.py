@@ -11,6 +11,7 @@ from dlrmctl.errors import UserError
 from dlrmctl.ranks.group import Ranks
 
 CUDA_BYTES = 2**30  # of a rank before it has a model: context, kernels and NCCL's buffers
+CPU_BYTES = 320 * 2**20  # the same of a rank on CPUs: Python and its libraries (255 MiB with torch 2.13)
 _CUDA_SHARE = 0.03  # of its memory, for workspaces of cuBLAS and FBGEMM, and pieces too small to use
 
 
@@ -74,9 +75,8 @@ def this_machine(device: str, nproc: int, *, intra_bandwidth: float | None = Non
         each = min(free) // shared
         return Cluster(nproc, nproc, "cuda", each, process_bytes=_cuda_bytes(each), intra_bandwidth=intra_bandwidth)
     free_bytes, own = available_bytes(torch.device("cpu")), _own_bytes()
-    # The memory of this process will be free when it ends, and equals that of a rank before it has a model.
-    memory = None if free_bytes is None else (free_bytes + own) // nproc
-    return Cluster(nproc, nproc, "cpu", memory, process_bytes=own, intra_bandwidth=intra_bandwidth)
+    memory = None if free_bytes is None else (free_bytes + own) // nproc  # what this process has, is free when it ends
+    return Cluster(nproc, nproc, "cpu", memory, process_bytes=CPU_BYTES, intra_bandwidth=intra_bandwidth)
 
 
 def described(
@@ -88,8 +88,8 @@ def described(
     intra_bandwidth: float | None = None,
     inter_bandwidth: float | None = None,
 ) -> Cluster:
-    """Returns a cluster described by numbers, with an estimate of a rank's memory before it has a model."""
-    process = _cuda_bytes(memory_bytes) if device_type == "cuda" else _own_bytes()
+    """Returns a cluster described by numbers, with what a rank takes before it has a model."""
+    process = _cuda_bytes(memory_bytes) if device_type == "cuda" else CPU_BYTES
     per_node = world_size // nodes
     return Cluster(world_size, per_node, device_type, memory_bytes, process, True, intra_bandwidth, inter_bandwidth)
 
