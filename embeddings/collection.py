@@ -1,11 +1,13 @@
 """The embedding module that is trained: its tables are TorchRec's."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torchrec.distributed.types import ShardedModule
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
@@ -154,9 +156,11 @@ class CompositionalEmbeddings(FeatureEmbeddings):
         # TorchRec weights all bags of a collection or none.
         self.weighted = any(feature.weighted for feature in self.features)
         kind = _DATA_TYPES[precision]
-        self.bags = _bags(bags, target, kind, weighted=self.weighted) if bags else None
-        self.rows = _collection({table: keys for table, keys in rows.items() if table.dim == dim}, target, kind)
-        self.wide_rows = _collection({table: keys for table, keys in rows.items() if table.dim != dim}, target, kind)
+        narrow = {table: keys for table, keys in rows.items() if table.dim == dim}
+        wide = {table: keys for table, keys in rows.items() if table.dim != dim}
+        with _WithoutValues() if target.type == "meta" else nullcontext():
+            self.bags = _bags(bags, target, kind, weighted=self.weighted) if bags else None
+            self.rows, self.wide_rows = _collection(narrow, target, kind), _collection(wide, target, kind)
         if target.type != "meta":
             self._initialize(seed)
 
@@ -260,6 +264,13 @@ class WideTables(CompositionalEmbeddings):
 
     def distributions(self) -> dict[str, Uniform]:
         return {table.name: Uniform(0.0, 0.0) for table in self.tables}
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Skips the initial values of torch's tables: on "meta", computing none takes most of the time of a table."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return None if func is nn.init.normal_ else func(*args, **kwargs or {})
 
 
 def _bags(

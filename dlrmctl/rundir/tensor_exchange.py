@@ -42,7 +42,7 @@ def write_tensors(directory: Path, tensors: dict[str, Any], group: dist.ProcessG
     # Copied ahead, each GPU tensor would be page-locked as a whole, and ranks on CPUs would start CUDA.
     writer = dcp.FileSystemWriter(directory, single_file_per_rank=True, sync_files=True, per_thread_copy_ahead=0)
     try:
-        dcp.save(tensors, storage_writer=writer, planner=_WithoutCopies(), process_group=group)
+        dcp.save(tensors, storage_writer=writer, planner=_WithoutCopies(), **_among(group))
     except CheckpointException as failure:
         raise ExchangeError(failure) from None
 
@@ -58,9 +58,14 @@ def fill_tensors(directory: Path, tensors: dict[str, Any], group: dist.ProcessGr
     # dictionary, such as the state of SGD, has an entry of its own.
     tensors = {name: value for name, value in tensors.items() if value != {}}
     try:
-        dcp.load(tensors, storage_reader=_Reader(directory), process_group=group)
+        dcp.load(tensors, storage_reader=_Reader(directory), **_among(group))
     except CheckpointException as failure:
         raise ExchangeError(failure) from None
+
+
+def _among(group: dist.ProcessGroup) -> dict[str, Any]:
+    """Returns the arguments for these ranks; a single one would pickle its plan and read it again, for each message."""
+    return {"process_group": group} if dist.get_world_size(group) > 1 else {"no_dist": True}
 
 
 class _WithoutCopies(dcp.DefaultSavePlanner):

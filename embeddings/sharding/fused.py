@@ -13,7 +13,6 @@ from typing import Any
 
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import nn
-from torch.distributed.optim import _apply_optimizer_in_backward
 from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbedding, BaseBatchedEmbeddingBag
 from torchrec.distributed.types import ShardedModule
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
@@ -47,10 +46,11 @@ def attach_rowwise_adagrad(
     qr_tables = embeddings.combined_tables
     for name, weight in embeddings.named_parameters():
         is_qr = name.split(".")[-2] in qr_tables
-        settings: dict[str, Any] = {"lr": qr_lr if is_qr else sparse_lr, "eps": eps}
-        _apply_optimizer_in_backward(RowWiseAdagrad, [weight], settings)
-        # Added afterwards: the optimizer class does not accept the key. TorchRec reads the stored settings.
-        settings[_GROUP_KEY] = QR if is_qr else SPARSE
+        settings = {"lr": qr_lr if is_qr else sparse_lr, "eps": eps, _GROUP_KEY: QR if is_qr else SPARSE}
+        # What TorchRec reads. torch's function that sets them makes an optimizer and a hook for each table as well, and
+        # its package takes a quarter of a second to load.
+        described: Any = weight
+        described._optimizer_classes, described._optimizer_kwargs = [RowWiseAdagrad], [settings]
 
 
 def kernels(model: nn.Module) -> Iterator[tuple[BaseBatchedEmbedding | BaseBatchedEmbeddingBag, list[str]]]:
