@@ -1,8 +1,11 @@
-"""Arranges the rows of a preparation for a split that does not follow the input: an external merge sort.
+"""Arranges the rows of a preparation for a split that does not follow the input.
 
-Each part is written in the order of its keys: the times, or for other splits the number of the split. The rows of all
-parts in the order of their keys, and of their place in the input where keys are equal, become as many new parts. So
-training rows come first, then validation, then test, and later phases need not know the rule.
+Training rows come first then, followed by validation and test, so that later phases need not know the rule.
+
+For a split at random or by groups each part is divided into three.
+
+For a split by time it is an external merge sort: each part is written in the order of its keys, the times. The rows of
+all parts in the order of their keys, and of their place in the input where keys are equal, become as many new parts.
 
 Many parts are merged in several passes, each of which reads and writes all rows once: groups of consecutive parts
 first, then groups of those. Two passes arrange 1,024 parts (268 million rows), three 32,768. The time of a row depends
@@ -19,104 +22,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dlrmctl.data.errors import DataError
-from dlrmctl.data.formats.raw import Input, RawPiece, join_pieces
-from dlrmctl.data.formats.table_schema import nearest
+from dlrmctl.data.formats.raw import join_pieces
 from dlrmctl.data.moments import parse_moment, shown_key
+from dlrmctl.data.preparation.keys import DEFAULT_FRACTIONS, final_keys
 from dlrmctl.data.preparation.parts import PartInfo, Parts
 from dlrmctl.data.preparation.selection import SplitSizes, check_sizes
-from dlrmctl.data.randomness import mix
 from dlrmctl.data.source import SPLITS
 from dlrmctl.data.splits import Split
 from dlrmctl.data.workers.pool import Shared, Workers
 
-_BITS = 53  # of a draw
-_SALT = 0x5DEECE66D5B0C1F7  # apart from the draws of a sample of the negatives
-ARRANGED_BY = ("random", "time", "group")  # other splits follow the input
-DEFAULT_FRACTIONS = (6 / 7, 1 / 14, 1 / 14)
 MOST_MERGED = 32  # groups of parts; a part of 262,144 rows then has about 8,192 of each
 _MOST_OPEN = 128  # files of keys
-
-
-def check_split(split: Split, input: Input) -> None:
-    """Checks that an input has what a split needs.
-
-    Raises:
-        DataError: if a column is missing or has other values, or there are too few files.
-    """
-    if split.by == "last-file" and len(input.sources) < 2:
-        raise DataError("splitting by the last file needs at least two files", "split a single file by order")
-    if split.by == "time" and input.keyed_by is None:
-        raise DataError(f"{input.format} data has no column of times", "give the oldest files first: split by order")
-    if split.by == "group" and input.keyed_by is None:
-        _grouping_feature(split, input)
-    if split.until:
-        moment = parse_moment(split.until[0])
-        assert moment is not None
-        if moment[1] != input.keyed_by:
-            ours, theirs = ("times", "numbers") if input.keyed_by == "time" else ("numbers", "times")
-            raise DataError(
-                f"column {split.column!r} has {ours}, but the splits end at {theirs}: {split.until[0]}",
-                f"give --until {ours}" + ("" if ours == "times" else ", or the schema the epoch of the column"),
-            )
-
-
-def _grouping_feature(split: Split, input: Input) -> int:
-    """Returns the number of the sparse feature whose values are the groups, for an input without keys."""
-    names = [feature.name for feature in input.sparse if feature.max_ids == 1]
-    if split.column not in names:
-        hint = nearest(str(split.column), names) or f"the columns are {names[0]} to {names[-1]}"
-        raise DataError(f"{input.format} data has no column {split.column!r} to split by", hint)
-    return [feature.name for feature in input.sparse].index(split.column)
-
-
-def keys_of(split: Split, input: Input) -> Callable[[Sequence[RawPiece], int], np.ndarray] | None:
-    """Returns what makes the keys of the rows of a part; None if the split follows the input.
-
-    It takes the pieces of the part and the number of their first row, and returns uint64 [N].
-    """
-    if split.by == "time":
-        return lambda pieces, _: np.concatenate([_keys(piece) for piece in pieces])
-    if split.by == "random":
-        return lambda pieces, first: _drawn(split, _positions(pieces, first))
-    if split.by == "group":
-        feature = None if input.keyed_by else _grouping_feature(split, input)
-        return partial(_group_keys, split, feature)
-    return None
-
-
-def _keys(piece: RawPiece) -> np.ndarray:
-    assert piece.keys is not None, "the input was asked for them"
-    return piece.keys.keys_N
-
-
-def _positions(pieces: Sequence[RawPiece], first: int) -> np.ndarray:
-    return np.arange(first, first + sum(len(piece) for piece in pieces), dtype=np.uint64)
-
-
-def _group_keys(split: Split, feature: int | None, pieces: Sequence[RawPiece], first: int) -> np.ndarray:
-    words, given = [], []
-    for piece in pieces:
-        if feature is None:
-            assert piece.keys is not None
-            words.append(piece.keys.keys_N)
-            given.append(piece.keys.given_N)
-        else:
-            present_N = piece.sparse[feature].present_N
-            assert present_N is not None
-            words.append(piece.sparse[feature].values.astype(np.uint64))
-            given.append(present_N)
-    # Twice mixed, a group is not drawn like the row of its number.
-    words_N = np.where(np.concatenate(given), mix(np.concatenate(words)), _positions(pieces, first))
-    return _drawn(split, words_N)
-
-
-def _drawn(split: Split, words_N: np.ndarray) -> np.ndarray:
-    """Returns the number of the split of each row, uint64 [N], by a hash of its word and the seed."""
-    draws_N = mix(mix(words_N) ^ mix(np.array([split.seed ^ _SALT], np.uint64))) >> np.uint64(64 - _BITS)
-    train, validation, _ = split.fractions or DEFAULT_FRACTIONS
-    ends = np.array([train, train + validation]) * (1 << _BITS)
-    return np.searchsorted(ends.astype(np.uint64), draws_N, side="right").astype(np.uint64)
 
 
 class KeyOrder:
@@ -220,7 +136,7 @@ class Arranged:
 
     Attributes:
         sizes: rows of each split before sampling.
-        ends: for a split by time, the first and the last time of each split, as texts.
+        ends: the first and the last time of each split, as texts.
     """
 
     sizes: SplitSizes
@@ -236,20 +152,18 @@ class Arranged:
         return cls(SplitSizes(**values["sizes"]), {split: tuple(ends) for split, ends in values["ends"].items()})
 
 
-def cut_by_keys(order: KeyOrder, split: Split, kind: Literal["time", "number", "group"] | None) -> Arranged:
+def cut_by_keys(order: KeyOrder, split: Split, kind: Literal["time", "number"]) -> Arranged:
     """Cuts the ordered rows into splits.
 
     Args:
         order: the order of all rows.
-        split: a split by time, at random or by group.
-        kind: what the keys of a split by time are.
+        split: a split by time.
+        kind: what the keys are.
 
     Raises:
         DataError: if a split is left empty.
     """
-    if split.by != "time":
-        bounds = [order.below(1), order.below(2)]
-    elif split.until:
+    if split.until:
         moments = [parse_moment(text) for text in split.until]
         bounds = [order.below(moment[0]) for moment in moments if moment]
     else:
@@ -257,11 +171,6 @@ def cut_by_keys(order: KeyOrder, split: Split, kind: Literal["time", "number", "
         bounds = [order.nearest_change(round(order.rows * share)) for share in (train, train + validation)]
     sizes = SplitSizes(bounds[0], bounds[1] - bounds[0], order.rows - bounds[1])
     ends = [0, *bounds, order.rows]
-    if split.by != "time":
-        check_sizes(sizes, "there are too few rows" if split.by == "random" else "there are too few groups")
-        return Arranged(sizes, {})
-    assert kind is not None
-    assert kind != "group"
     low, high = (shown_key(order.around(rank)[0], kind) for rank in (0, order.rows - 1))
     check_sizes(sizes, f"{split.column} is from {low} to {high}")
     shown = {}
@@ -269,6 +178,63 @@ def cut_by_keys(order: KeyOrder, split: Split, kind: Literal["time", "number", "
         first, last = (shown_key(order.around(rank)[0], kind) for rank in (start, stop - 1))
         shown[name] = first, last
     return Arranged(sizes, shown)
+
+
+def divide_parts(
+    parts: Parts, target: Parts, split: Split, workers: Workers, progress: Callable[[int, int], None]
+) -> None:
+    """Writes the rows of each part p as three parts, one of each split: p, P + p and 2 P + p.
+
+    Args:
+        parts: in the order of the input, with keys if the split is by groups.
+        target: parts without keys; is filled.
+        split: at random or by groups.
+        workers: for the parts.
+        progress: called with the number of rows that are written, and of those written by an earlier call.
+
+    Raises:
+        DataError: if the disk is full.
+    """
+    found = [[target.written(number) for number in _divided(parts, part)] for part in range(len(parts))]
+    starts = np.cumsum([0, *(info.rows for info in parts.infos)]).tolist()
+    missing = [part for part, infos in enumerate(found) if None in infos]
+    begun = done = starts[-1] - sum(parts.infos[part].rows for part in missing)
+    shared = Shared((parts, target, split))
+    calls = (partial(_divide, shared, part, starts[part]) for part in missing)
+    for part, infos in zip(missing, workers.in_order(calls), strict=True):
+        found[part][:] = infos
+        done += parts.infos[part].rows
+        progress(done, begun)
+    for of_split in zip(*found, strict=True):
+        for info in of_split:
+            assert info is not None
+            target.add(info)
+
+
+def _divided(parts: Parts, part: int) -> range:
+    """The numbers of the new parts."""
+    return range(part, len(SPLITS) * len(parts), len(parts))
+
+
+def _divide(shared: Shared[tuple[Parts, Parts, Split]], part: int, first: int) -> list[PartInfo]:
+    """Writes the rows of a part as one part of each split; the texts are with the first.
+
+    Args:
+        shared: the parts, the new parts, and the rule.
+        part: number of the part.
+        first: number of its first row.
+    """
+    parts, target, split = shared.get()
+    count = parts.infos[part].rows
+    written_N = parts.some_keys(part, 0, count) if split.by == "group" else None
+    draws_N, whole, infos = final_keys(split, written_N, first, count), parts.rows(part, 0, count), []
+    for drawn, number in enumerate(_divided(parts, part)):
+        piece = whole.pick(np.flatnonzero(draws_N == drawn))
+        if drawn == 0:
+            texts = [replace(column, texts=parts.some_texts(part, f)) for f, column in enumerate(piece.sparse)]
+            piece = replace(piece, sparse=texts)
+        infos.append(target.write(number, [piece], {}))
+    return infos
 
 
 def spans_of_passes(order: KeyOrder) -> list[int]:

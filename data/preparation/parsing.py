@@ -11,7 +11,7 @@ import numpy as np
 
 from dlrmctl.data.errors import DataError
 from dlrmctl.data.formats.raw import Input, Position, RawPiece, Task
-from dlrmctl.data.preparation.arranging import keys_of
+from dlrmctl.data.preparation.keys import keys_of
 from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.parts import PartInfo, Parts
 from dlrmctl.data.preparation.report import PrepareProgress, Progress
@@ -73,10 +73,8 @@ def read_input(
 
     report(begun)
     reading = _Reading(input, parts, options, workers, report, tally, position, begun)
-    # Keys that depend on the number of a row are made here: workers do not know how many rows are before theirs.
-    by_workers = workers.apart and options.split.by not in ("random", "group")
     if not ended:
-        reading.by_workers() if by_workers else reading.here(part_rows)
+        reading.by_workers() if workers.apart else reading.here(part_rows)
     if tally.rows == 0:
         shown = tally.shown_examples(input)
         first = f"; {shown[0]}" if shown else ""
@@ -201,7 +199,7 @@ def _write_part(
         pieces.append(piece)
     about = Read(of_part, None if ended else tasks[-1].position, tasks[-1].bytes_done)
     keys = keys_of(options.split, input)
-    return parts.write(number, pieces, about.to_dict(), keys and keys(pieces, 0)), tallies
+    return parts.write(number, pieces, about.to_dict(), keys and keys(pieces)), tallies
 
 
 def _pieces(
@@ -257,12 +255,10 @@ class _Writing:
     """Writes one part at a time, while the next one is parsed.
 
     Args:
-        keys: makes the keys of rows from their pieces and the number of the first one, if they have keys.
+        keys: makes the keys of rows from their pieces, if they have keys.
     """
 
-    def __init__(
-        self, parts: Parts, workers: Workers, keys: Callable[[Sequence[RawPiece], int], np.ndarray] | None
-    ) -> None:
+    def __init__(self, parts: Parts, workers: Workers, keys: Callable[[Sequence[RawPiece]], np.ndarray] | None) -> None:
         self._parts, self._workers, self._keys = parts, workers, keys
         self._now: Future[None] | None = None
 
@@ -272,9 +268,8 @@ class _Writing:
         self._now = self._workers.submit_here(partial(self._write, pieces, read.to_dict()))
 
     def _write(self, pieces: list[RawPiece], about: dict[str, Any]) -> None:
-        first = sum(info.rows for info in self._parts.infos)
-        number, keys_N = len(self._parts), self._keys and self._keys(pieces, first)
-        self._parts.add(self._parts.write(number, pieces, about, keys_N))
+        keys_N = self._keys and self._keys(pieces)
+        self._parts.add(self._parts.write(len(self._parts), pieces, about, keys_N))
 
     def finish(self) -> None:
         now, self._now = self._now, None

@@ -67,7 +67,8 @@ class Parts:
         dense_type: of their values, float16 or float32.
         sparse: the sparse features.
         infos: descriptions of parts that exist or existed.
-        keyed: whether the rows of a part have keys, and are in their order.
+        keyed: whether rows have keys.
+        ordered: whether the rows of a part are in the order of their keys, if they have keys.
         weighted, grouped: whether rows have weights and groups.
 
     Attributes:
@@ -84,11 +85,13 @@ class Parts:
         infos: Sequence[PartInfo] = (),
         *,
         keyed: bool = False,
+        ordered: bool = True,
         weighted: bool = False,
         grouped: bool = False,
     ) -> None:
         self._weighted, self._grouped = weighted, grouped
-        self.path, self._keyed, self._num_dense, self._sparse = path, keyed, len(dense), tuple(sparse)
+        self.path, self._keyed, self._ordered = path, keyed, ordered
+        self._num_dense, self._sparse = len(dense), tuple(sparse)
         self.dense_type = np.dtype(dense_type)
         self.infos = list(infos)
         self._known_places: dict[int, dict[_Name, _Place]] = {}
@@ -112,6 +115,12 @@ class Parts:
                     later.unlink()
         return found
 
+    def written(self, number: int) -> PartInfo | None:
+        """Returns the description of a part, if it was written; for `add`."""
+        path = self._file(number)
+        with io_errors(path, "read"):
+            return PartInfo.from_dict(_description(path)) if path.exists() else None
+
     def write(
         self, number: int, pieces: Sequence[RawPiece], about: Mapping[str, Any], keys_N: np.ndarray | None = None
     ) -> PartInfo:
@@ -127,7 +136,7 @@ class Parts:
             DataError: if the disk is full.
         """
         assert (keys_N is not None) == self._keyed
-        if keys_N is not None:
+        if keys_N is not None and self._ordered:
             order_N = np.argsort(keys_N, kind="stable")
             joined = pieces[0] if len(pieces) == 1 else join_pieces(pieces)
             pieces, keys_N = [joined.pick(order_N)], keys_N[order_N]
@@ -194,7 +203,7 @@ class Parts:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def keys(self, part: int) -> np.ndarray:
-        """uint64 [N], ascending; mapped, not read."""
+        """uint64 [N]; mapped, not read."""
         offset, count, dtype = self._places(part)["key", 0]
         if count == 0:
             return _NO_WORDS
@@ -202,7 +211,7 @@ class Parts:
             return np.asarray(np.memmap(self._file(part), dtype, "r", offset, count))
 
     def some_keys(self, part: int, start: int, stop: int) -> np.ndarray:
-        """uint64 [stop - start], ascending."""
+        """uint64 [stop - start]."""
         return self._read(part, ("key", 0), start, stop)
 
     def rows(self, part: int, start: int, stop: int) -> RawPiece:

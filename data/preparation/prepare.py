@@ -9,6 +9,7 @@ the store's ids.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import wait
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -19,34 +20,35 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.files import io_errors
 from dlrmctl.data.formats.raw import Input, RawFeature, RawPiece
 from dlrmctl.data.preparation.arranging import (
-    ARRANGED_BY,
     Arranged,
     KeyOrder,
-    check_split,
     cut_by_keys,
-    keys_of,
+    divide_parts,
     merge_parts,
     spans_of_passes,
 )
 from dlrmctl.data.preparation.counting import MOST_IN_MEMORY
 from dlrmctl.data.preparation.dense import DenseFitter, EncodedDense
 from dlrmctl.data.preparation.encoding import ColumnEncoder, EncodedColumn
+from dlrmctl.data.preparation.keys import check_split, final_keys, keys_of
 from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.parsing import PART_ROWS, read_input
 from dlrmctl.data.preparation.parts import PartInfo, Parts
 from dlrmctl.data.preparation.report import PrepareProgress, PrepareReport, Progress
 from dlrmctl.data.preparation.reuse import ExtendedEncoders, ReusedEncoders
-from dlrmctl.data.preparation.selection import Selection, SplitSizes, cut_splits
+from dlrmctl.data.preparation.selection import Selection, SplitSizes, check_sizes, cut_splits
 from dlrmctl.data.preparation.tally import Tally, describe_preparation, summarize
 from dlrmctl.data.preparation.unfinished import Journal, clear, partial_directory, partial_path, publish
 from dlrmctl.data.preparation.writing import Blocks, write_blocks
 from dlrmctl.data.schema import Schema, SparseFeature
-from dlrmctl.data.splits import Split
+from dlrmctl.data.source import SPLITS
+from dlrmctl.data.splits import BY_COLUMN, DRAWN, Split
 from dlrmctl.data.store.manifest import read_manifest
 from dlrmctl.data.store.raw_sample import write_raw_sample
 from dlrmctl.data.store.writer import StoreWriter
 from dlrmctl.data.workers.pool import Workers
 
+_UNITS = {"random": "rows", "group": "groups"}  # that a split draws
 SAVE_SECONDS = 5.0  # between two entries of the journal
 
 
@@ -195,8 +197,8 @@ class _Run:
         """The first phase: all rows on disk, and what was counted."""
         directory, state = self._work / "parts", self._journal.state
         infos = [PartInfo.from_dict(info) for info in state.get("parts", ())]
-        keyed = keys_of(self._options.split, self._input) is not None
-        parts = self._new_parts(directory, infos, keyed=keyed)
+        by = self._options.split.by
+        parts = self._new_parts(directory, infos, keyed=by in BY_COLUMN, ordered=by == "time")
         if "parts" not in state:
             tally = read_input(self._input, parts, self._options, self._workers, self._progress, part_rows)
             state["tally"] = tally.to_dict()
@@ -204,33 +206,57 @@ class _Run:
             self._journal.save()
         return Tally.from_dict(state["tally"]), parts
 
-    def _new_parts(self, directory: Path, infos: Sequence[PartInfo], *, keyed: bool = False) -> Parts:
+    def _new_parts(self, directory: Path, infos: Sequence[PartInfo], **keys: bool) -> Parts:
         input = self._input
         extras = {"weighted": input.weight is not None, "grouped": input.group is not None}
-        return Parts(directory, input.dense, input.dense_type, input.sparse, infos, keyed=keyed, **extras)
+        return Parts(directory, input.dense, input.dense_type, input.sparse, infos, **keys, **extras)
 
     def _arranged(self, tally: Tally, parts: Parts) -> tuple[Parts, SplitSizes, Mapping[str, tuple[str, str]]]:
         """The parts with training rows first, the rows of the splits, and their first and last times, if they have."""
         split, state = self._options.split, self._journal.state
-        if split.by not in ARRANGED_BY:
-            cut = cut_splits(split, [source.rows for source in tally.sources])
-            self._keep_raw_sample(parts, cut.train, partial(_between, cut.train, cut.train + cut.validation))
-            return parts, cut, {}
-        if "arranged" not in state:
-            self._cut(parts, split)
-        found = Arranged.from_dict(state["arranged"])
-        return self._in_order(parts, tally.rows), found.sizes, found.ends
+        if split.by in DRAWN:
+            parts = self._divided(parts, split)
+            in_splits = np.array([info.rows for info in parts.infos]).reshape(len(SPLITS), -1).sum(axis=1)
+            return parts, SplitSizes(*in_splits.tolist()), {}
+        if split.by == "time":
+            if "arranged" not in state:
+                self._cut(parts, split)
+            found = Arranged.from_dict(state["arranged"])
+            return self._in_order(parts, tally.rows), found.sizes, found.ends
+        cut = cut_splits(split, [source.rows for source in tally.sources])
+        starts = np.cumsum([0, *(info.rows for info in parts.infos)])
+        part = int(np.searchsorted(starts, cut.train, side="right")) - 1
+        self._find_raw_sample(parts, part, cut.train, cut.train + cut.validation - 1)
+        return parts, cut, {}
+
+    def _divided(self, parts: Parts, split: Split) -> Parts:
+        """The rows of the parts, divided among the splits."""
+        state, number = self._journal.state, len(parts)
+        infos = [PartInfo.from_dict(info) for info in state.get("divided", ())]
+        target = self._new_parts(self._work / "divided", infos)
+        if not infos:
+            rows = sum(info.rows for info in parts.infos)
+
+            def told(done: int, begun: int) -> None:
+                self._progress(PrepareProgress("arrange", done, rows, rows, begun))
+
+            divide_parts(parts, target, split, self._workers, told)
+            in_parts = np.array([info.rows for info in target.infos]).reshape(len(SPLITS), number)
+            check_sizes(SplitSizes(*in_parts.sum(axis=1).tolist()), f"there are too few {_UNITS[split.by]}")
+            self._find_raw_sample(parts, int((in_parts[1] > 0).argmax()), 1, 1)
+            state["divided"] = [info.to_dict() for info in target.infos]
+            self._journal.save()
+        parts.remove_all()
+        return target
 
     def _cut(self, parts: Parts, split: Split) -> None:
-        """Records the splits of the rows in order, and the passes that bring them there; keeps raw rows."""
+        """Records the splits of the rows in the order of time, and the passes that bring them there."""
         order = KeyOrder(parts)
+        assert self._input.keyed_by in ("time", "number")
         arranged = cut_by_keys(order, split, self._input.keyed_by)
         sizes = arranged.sizes
         low, high = (order.around(rank)[0] for rank in (sizes.train, sizes.train + sizes.validation - 1))
-        keys_of_pieces = keys_of(split, self._input)
-        assert keys_of_pieces is not None
-        first_row = sum(info.rows for info in parts.infos[: order.first_part_with(low, high)])
-        self._keep_raw_sample(parts, first_row, partial(_with_keys, keys_of_pieces, low, high))
+        self._find_raw_sample(parts, order.first_part_with(low, high), low, high)
         self._journal.state["arranged"] = {**arranged.to_dict(), "spans": spans_of_passes(order), "passes": 0}
         self._journal.save()
 
@@ -258,36 +284,45 @@ class _Run:
         """The parts that a pass of arranging makes; pass 0 is the parsing."""
         return self._new_parts(self._work / (f"arranged-{number}" if number else "parts"), infos, keyed=True)
 
-    def _keep_raw_sample(self, parts: Parts, row: int, chosen: Callable[[RawPiece, int], np.ndarray]) -> None:
-        """Keeps raw validation rows in the store, once.
+    def _find_raw_sample(self, parts: Parts, part: int, low: int, high: int) -> None:
+        """Records where the raw validation rows begin that the store keeps.
 
         Args:
             parts: the parts in the order of the input.
-            row: the number of a row, at or before the first row of the validation split.
-            chosen: which rows of a piece are in that split, by the piece and the number of its first row.
+            part: the first one with a validation row.
+            low, high: the least and the greatest key of these rows.
         """
         state = self._journal.state
-        if self._options.raw_sample and "raw_sample" not in state and "kept" not in state:
-            starts = np.cumsum([0, *(info.rows for info in parts.infos)])
-            part = int(np.searchsorted(starts, row, side="right")) - 1
+        if self._options.raw_sample and "dense" not in state:
             after = parts.about(part - 1)["position"] if part else None
-            state["raw_sample"] = write_raw_sample(
-                self._input,
-                self.store,
-                self._options.raw_sample,
-                chosen,
-                after=after,
-                first_row=int(starts[part]),
-                limit=self._options.limit,
-            )
-            self._journal.save()
+            first_row = sum(info.rows for info in parts.infos[:part])
+            state["sample"] = {"after": after, "first_row": first_row, "keys": [low, high]}
 
     def _dense(self, parts: Parts, selection: Selection, most_in_memory: int) -> list[EncodedDense]:
-        """The dense features, fitted over the training examples."""
-        state = self._journal.state
+        """The dense features, fitted over the training examples, while a worker writes the raw sample."""
+        state, options = self._journal.state, self._options
         if "dense" not in state:
             fitter = DenseFitter(parts, selection, self._work / "dense", self._workers, most_in_memory)
-            state["dense"] = [column.to_dict() for column in fitter.fit(self._input.dense)]
+            sample = state.get("sample")
+            writing = sample and self._workers.submit(
+                partial(
+                    write_raw_sample,
+                    self._input,
+                    self.store,
+                    options.raw_sample,
+                    partial(_with_keys, options.split, keys_of(options.split, self._input), *sample["keys"]),
+                    after=sample["after"],
+                    first_row=sample["first_row"],
+                    limit=options.limit,
+                )
+            )
+            try:
+                fitted = [column.to_dict() for column in fitter.fit(self._input.dense)]
+            finally:
+                wait([writing] if writing else [])
+            if writing:
+                writing.result()
+            state["dense"] = fitted
             self._journal.save()
         return [EncodedDense.from_dict(values) for values in state["dense"]]
 
@@ -323,15 +358,14 @@ def _groups(features: Sequence[RawFeature]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _between(start: int, stop: int, piece: RawPiece, first: int) -> np.ndarray:
-    """Returns which rows of a piece have a number in [start, stop)."""
-    numbers_N = np.arange(first, first + len(piece))
-    return (numbers_N >= start) & (numbers_N < stop)
-
-
 def _with_keys(
-    keys_of_pieces: Callable[[Sequence[RawPiece], int], np.ndarray], low: int, high: int, piece: RawPiece, first: int
+    split: Split,
+    keys: Callable[[Sequence[RawPiece]], np.ndarray] | None,
+    low: int,
+    high: int,
+    piece: RawPiece,
+    first: int,
 ) -> np.ndarray:
-    """Returns which rows of a piece have a key in [low, high]."""
-    keys_N = keys_of_pieces([piece], first)
+    """Returns which rows of a piece have a key in [low, high]; `first` is the number of its first row."""
+    keys_N = final_keys(split, keys and keys([piece]), first, len(piece))
     return (keys_N >= np.uint64(low)) & (keys_N <= np.uint64(high))

@@ -17,7 +17,7 @@ from dlrmctl.data.workers.pool import WorkersLost
 
 _LOCK = "unfinished.lock"
 CONTINUES = "the same command continues from there"
-_FORMAT = "dlrmctl-prepare/5"
+_FORMAT = "dlrmctl-prepare/6"
 _SHOWN = 80  # the most characters of a value that differs
 
 

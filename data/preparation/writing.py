@@ -18,7 +18,7 @@ from dlrmctl.data.preparation.selection import Selection
 from dlrmctl.data.preparation.unfinished import Journal
 from dlrmctl.data.schema import Schema
 from dlrmctl.data.source import SPLITS, Block
-from dlrmctl.data.store.layout import pack
+from dlrmctl.data.store.layout import block_record, pack
 from dlrmctl.data.store.writer import StoreWriter
 from dlrmctl.data.workers.pool import Shared, Workers
 
@@ -50,8 +50,12 @@ class Blocks:
         ]
         self._one_hot = all(feature.max_ids == 1 for feature in features)
 
-    def make(self, start: int, stop: int) -> tuple[bytes, int]:
-        """Returns the bytes of the block with the examples from `start` to `stop`, and how many are labelled 1."""
+    def make(self, start: int, stop: int) -> tuple[bytes, bytes, int]:
+        """Returns the block with the examples from `start` to `stop`.
+
+        Returns:
+            Its bytes, its record, and how many of the examples are labelled 1.
+        """
         pieces = list(self._pieces(start, stop))
         parts = self._parts
         labels_N = np.concatenate([self._of_piece(parts.labels(p, a, b), chosen) for p, a, b, chosen in pieces])
@@ -74,14 +78,15 @@ class Blocks:
         stored = [feature.weights is not None for feature in self._schema.sparse]
         id_weights_F = [self._id_weights(f, pieces) if there else None for f, there in enumerate(stored)]
         block = Block(dense_IN, ids_F, labels_N, lengths_FN, weights_N, groups_N, id_weights_F if any(stored) else None)
-        return pack(self._schema, block), int(np.count_nonzero(labels_N))
+        content = pack(self._schema, block)
+        return content, block_record(content), int(np.count_nonzero(labels_N))
 
-    def write(self, start: int, stop: int, file: Path) -> int:
-        """Writes the bytes of a block to a file; returns how many examples are labelled 1."""
-        content, num_positives = self.make(start, stop)
+    def write(self, start: int, stop: int, file: Path) -> tuple[bytes, int]:
+        """Writes the bytes of a block to a file; returns its record, and how many examples are labelled 1."""
+        content, record, num_positives = self.make(start, stop)
         with io_errors(file, "write"):
             file.write_bytes(content)
-        return num_positives
+        return record, num_positives
 
     def first_part(self, example: int) -> int:
         """Returns the part of an example; the number of parts for one after the last."""
@@ -168,8 +173,8 @@ def write_blocks(
         todo += [(split, start, min(start + writer.block_rows, of_split.stop)) for start in rest]
     made = _made(blocks, [(start, stop) for _, start, stop in todo], workers, work)
     removed = 0
-    for (split, start, stop), (content, num_positives) in zip(todo, made, strict=True):
-        writer.add_encoded(split, stop - start, content)
+    for (split, start, stop), (content, record, num_positives) in zip(todo, made, strict=True):
+        writer.add_encoded(split, stop - start, content, record)
         positives[split] += num_positives
         if stop == todo[-1][2] or time.monotonic() - saved >= save_seconds:
             writer.sync()
@@ -185,8 +190,8 @@ def write_blocks(
 
 def _made(
     blocks: Blocks, ranges: Sequence[tuple[int, int]], workers: Workers, work: Path
-) -> Iterator[tuple[bytes, int]]:
-    """Yields the bytes of blocks, and how many of their examples are labelled 1."""
+) -> Iterator[tuple[bytes, bytes, int]]:
+    """Yields the bytes of blocks, their records, and how many of their examples are labelled 1."""
     if not workers.apart:
         yield from workers.in_order(partial(blocks.make, start, stop) for start, stop in ranges)
         return
@@ -194,13 +199,13 @@ def _made(
         work.mkdir(exist_ok=True)
     shared = Shared(blocks)
     calls = (partial(_write_block, shared, start, stop, work / f"{start}.block") for start, stop in ranges)
-    for (start, _), num_positives in zip(ranges, workers.in_order(calls), strict=True):
+    for (start, _), (record, num_positives) in zip(ranges, workers.in_order(calls), strict=True):
         file = work / f"{start}.block"
         with io_errors(file, "read"):
             content = file.read_bytes()
             file.unlink()
-        yield content, num_positives
+        yield content, record, num_positives
 
 
-def _write_block(blocks: Shared[Blocks], start: int, stop: int, file: Path) -> int:
+def _write_block(blocks: Shared[Blocks], start: int, stop: int, file: Path) -> tuple[bytes, int]:
     return blocks.get().write(start, stop, file)

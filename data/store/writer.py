@@ -79,10 +79,11 @@ class StoreWriter:
             DataError: if a block other than the last does not have `block_rows` examples, it does not fit the schema,
                 or the disk is full.
         """
-        self.add_encoded(split, len(block), pack(self.schema, block))
+        content = pack(self.schema, block)
+        self.add_encoded(split, len(block), content, block_record(content))
 
-    def add_encoded(self, split: str, num_examples: int, content: bytes) -> None:
-        """Appends a block from `layout.pack`, for callers that encode in threads.
+    def add_encoded(self, split: str, num_examples: int, content: bytes, record: bytes) -> None:
+        """Appends a block from `layout.pack` with its `layout.block_record`, for callers that encode in workers.
 
         Raises:
             DataError: if a block other than the last does not have `block_rows` examples, or the disk is full.
@@ -91,7 +92,6 @@ class StoreWriter:
         written = files.written
         if not 0 < num_examples <= self.block_rows or written.examples % self.block_rows:
             raise DataError(f"only the last block of a split may have fewer than {self.block_rows} examples")
-        record = block_record(content)
         with io_errors(self.path / split_file(split), "write"):
             files.blocks.write(content)
         with io_errors(self.path / table_file(split), "write"):

@@ -264,9 +264,9 @@ def test_work_of_another_version_or_with_a_damaged_journal_is_left_alone(sources
     with pytest.raises(KeyboardInterrupt):
         prepare_small(sources, out, interrupt)
     whole = journal.read_bytes()
-    other = whole.replace(b'"dlrmctl-prepare/5"', b'"dlrmctl-prepare/9"')
+    other = whole.replace(b'"dlrmctl-prepare/6"', b'"dlrmctl-prepare/9"')
     for text, message in [
-        (other, 'the format is "dlrmctl-prepare/9", expected "dlrmctl-prepare/5"'),
+        (other, 'the format is "dlrmctl-prepare/9", expected "dlrmctl-prepare/6"'),
         (whole[:-5], r"journal\.json: damaged: "),
         (b"{}", r"journal\.json: damaged: KeyError\('task'\)"),
         (b"[]", r"journal\.json: damaged: TypeError"),

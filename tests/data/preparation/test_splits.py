@@ -13,7 +13,8 @@ from dlrmctl.data.errors import DataError
 from dlrmctl.data.formats.raw import join_pieces
 from dlrmctl.data.formats.table_schema import read_schema
 from dlrmctl.data.formats.tables import TableInput
-from dlrmctl.data.preparation.arranging import KeyOrder, keys_of, merge_parts, spans_of_passes
+from dlrmctl.data.preparation.arranging import KeyOrder, merge_parts, spans_of_passes
+from dlrmctl.data.preparation.keys import final_keys, keys_of
 from dlrmctl.data.preparation.options import PrepareOptions
 from dlrmctl.data.preparation.parts import Parts
 from dlrmctl.data.preparation.prepare import prepare
@@ -52,10 +53,10 @@ def test_rows_are_drawn_once_and_keep_their_order(tmp_path: Path, split: Split) 
 def _rows(store: Store, input: ArrayInput, split: str) -> list[int]:
     """The numbers of the rows of a split, by its rule."""
     assert store.manifest.preparation is not None
-    keys = keys_of(store.manifest.preparation.split, input)
-    assert keys is not None
-    pieces = [task.read() for task in input.tasks()]
-    return np.flatnonzero(keys(pieces, 0) == SPLITS.index(split)).tolist()
+    rule = store.manifest.preparation.split
+    keys = keys_of(rule, input)
+    written = keys and keys([task.read() for task in input.tasks()])
+    return np.flatnonzero(final_keys(rule, written, 0, sum(ROWS)) == SPLITS.index(split)).tolist()
 
 
 def _frame(rows: int = 600) -> pl.DataFrame:
@@ -172,19 +173,27 @@ def test_passes_leave_all_rows_in_order(tmp_path: Path, kind: str, monkeypatch: 
             assert of_ours is of_theirs is None or np.array_equal(of_ours, of_theirs)
 
 
-@pytest.mark.parametrize(("event", "number"), [("arrange", 50), ("sync", 150)])
-def test_a_killed_split_by_time_goes_on_and_makes_the_same_bytes(tmp_path: Path, event: str, number: int) -> None:
+@pytest.mark.parametrize(
+    ("split", "event", "number"),
+    [
+        (Split("time", "at"), "arrange", 50),
+        (Split("time", "at"), "sync", 150),
+        (Split("group", "page", (0.5, 0.25, 0.25)), "arrange", 20),
+        (Split("group", "page", (0.5, 0.25, 0.25)), "sync", 200),
+    ],
+)
+def test_a_killed_split_goes_on_and_makes_the_same_bytes(tmp_path: Path, split: Split, event: str, number: int) -> None:
     path = _written(_frame(100), tmp_path / "t.csv")
-    steps: dict[str, Any] = {"split": Split("time", "at"), "part_rows": 2, "piece_bytes": 100}  # merged in two passes
-    prepare_small([path], tmp_path / "whole", split=Split("time", "at"))
+    steps: dict[str, Any] = {"split": split, "part_rows": 2, "piece_bytes": 100}  # times are merged in two passes
+    prepare_small([path], tmp_path / "whole", split=split)
     assert kill_at([path], tmp_path / "store", event, number, **steps) < 0
     told: list[PrepareProgress] = []
     prepare_small([path], tmp_path / "store", told.append, **steps)
     assert content(tmp_path / "store") == content(tmp_path / "whole")
     merged = [progress for progress in told if progress.phase == "arrange"]
-    assert merged[-1].done == merged[-1].total == 200
+    assert merged[-1].done == merged[-1].total == (200 if split.by == "time" else 100)
     if event == "arrange":
-        assert 100 < merged[0].begun < 200
+        assert merged[-1].total - 100 < merged[0].begun < merged[-1].total
 
 
 @pytest.mark.parametrize(

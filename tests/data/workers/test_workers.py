@@ -61,6 +61,7 @@ def _content(directory: Path) -> dict[str, bytes]:
         {"keep_rare": True},
         {"limit": 333, "sample_negatives": 0.5},
         {"split": Split("random", seed=3)},
+        {"split": Split("group", "cat_2", seed=3), "sample_negatives": 0.5},
         {"hash_rows": 100},
     ],
 )
@@ -72,11 +73,14 @@ def test_processes_make_the_bytes_of_threads(
     assert _content(tmp_path / "processes") == _content(tmp_path / "threads")
 
 
-def test_processes_make_the_bytes_of_threads_for_a_table_by_time(processes: ProcessWorkers, tmp_path: Path) -> None:
-    lines = [f"{n % 2},u{n % 37},{n % 5}.5,2026-01-{n * 5 % 28 + 1:02}" for n in range(900)]
+@pytest.mark.parametrize("split", [Split("time", "day"), Split("group", "user")])
+def test_processes_make_the_bytes_of_threads_for_a_table_by_a_column(
+    processes: ProcessWorkers, tmp_path: Path, split: Split
+) -> None:
+    users = [f"u{n % 37}" if n % 9 else "" for n in range(900)]  # a row without a user is drawn by its number
+    lines = [f"{n % 2},{user},{n % 5}.5,2026-01-{n * 5 % 28 + 1:02}" for n, user in enumerate(users)]
     (tmp_path / "t.csv").write_text("\n".join(["clicked,user,price,day", *lines, "2,bad,1,2026-01-01"]))
     schema = read_schema({"label": "clicked", "sparse": ["user"], "dense": ["price"]}, "my.toml")
-    split = Split("time", column="day")
     for name, workers in (("threads", 1), ("processes", processes)):
         input = TableInput(schema, [tmp_path / "t.csv"], split=split, piece_bytes=3000)
         prepare(input, tmp_path / name, PrepareOptions(split=split, block_rows=64), workers=workers)  # type: ignore[arg-type]
