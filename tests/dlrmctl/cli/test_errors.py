@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dlrmctl.commands import SMALL, Done, in_process, run, start, wait_for_checkpoint
+from tests.dlrmctl.commands import SMALL, Done, in_process, run, run_as_ranks, start, wait_for_checkpoint
 
 
 def criteo_lines(count: int, seed: int = 0) -> str:
@@ -356,12 +356,12 @@ def test_a_checkpoint_that_is_not_there(finished: Path):
 
 def test_no_space_left_while_saving_keeps_the_last_good_checkpoint(tmp_path: Path):
     path = tmp_path / "run"
-    arguments = [*SMALL, "--synthetic-rows", "24000", "--checkpoint-every", "20", "--run-dir", path]
+    arguments = [*SMALL, "--synthetic-rows", "10000", "--checkpoint-every", "8", "--run-dir", path]
     process = start("train", *arguments, cwd=tmp_path)
     wait_for_checkpoint(path, process)
     # A limit on the size of files makes the write itself fail.
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=200)
     done = Done(process.returncode, out, _only_messages(err))
     _refused(done, "would exceed the limit on file sizes", "is kept and can be resumed", "ulimit -f")
     assert not list(path.glob("checkpoints/*.partial"))
@@ -408,7 +408,7 @@ def test_ranks_that_do_not_add_up_are_one_line(
 
 
 def test_an_error_inside_ranks_is_shown_once(finished: Path):
-    done = run("train", "--resume", finished, "--operation", "add", "--nproc", "2", cwd=finished.parent)
+    done = run_as_ranks(2, "train", "--resume", finished, "--operation", "add", cwd=finished.parent)
     _refused(done, "embeddings.operation = mult")
 
 
@@ -419,7 +419,7 @@ def test_a_rank_that_is_killed_is_named(tmp_path: Path):
     wait_for_checkpoint(path, process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[1]), signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=200)
     assert process.returncode == 128 + signal.SIGKILL
     assert "error: rank 1 was ended by SIGKILL" in err
     assert "Traceback" not in err

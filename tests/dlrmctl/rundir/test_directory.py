@@ -17,7 +17,7 @@ from dlrmctl.rundir.names import place_of_run
 from dlrmctl.settings.config import Config
 from tests.dlrmctl.commands import SMALL, Done, environment, in_process, start, wait_for_checkpoint
 
-TRAIN = ["train", *SMALL, "--synthetic-rows", "4096", "--evaluations", "2"]
+TRAIN = ["train", *SMALL, "--synthetic-rows", "2560", "--evaluations", "2"]
 JOB = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_ERROR_FILE")
 
 
@@ -55,7 +55,7 @@ def test_a_run_that_is_training_is_not_resumed_beside_it(tmp_path: Path):
         assert process.poll() is None
     finally:
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=200)
     assert "saved; continue with" in err
     assert in_process("runs", path).status == 0  # readers need no lock
 
