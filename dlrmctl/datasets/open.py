@@ -1,6 +1,7 @@
 """Opens the data that the settings name."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from dlrmctl.data.preparation.report import PrepareReport
 from dlrmctl.data.reader import Reader
@@ -30,15 +31,7 @@ def open_source(
     """
     place = data_place(settings)
     if place is None:
-        rows = settings.synthetic_rows
-        held_out = max(rows // 20, min(rows, 50_000))  # no more than are trained on
-        return Synthetic(
-            settings.synthetic_seed,
-            rows,
-            held_out,
-            held_out,
-            cardinalities=SIZES[settings.synthetic_size],
-        )
+        return _generated(settings.synthetic_seed, settings.synthetic_rows, settings.synthetic_size)
     store = Store(place)
     rank, world_size = (ranks.rank, ranks.world_size) if ranks else (0, 1)
 
@@ -51,6 +44,12 @@ def open_source(
     else:
         check()
     return store
+
+
+@lru_cache(maxsize=1)  # the runs of a search, or of several seeds, train on the same data
+def _generated(seed: int, rows: int, size: str) -> Synthetic:
+    held_out = max(rows // 20, min(rows, 50_000))  # no more than are trained on
+    return Synthetic(seed, rows, held_out, held_out, cardinalities=SIZES[size])
 
 
 def bytes_read(source: Source, ranks: Ranks) -> dict[str, list[int]] | None:

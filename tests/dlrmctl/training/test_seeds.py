@@ -11,7 +11,7 @@ import pytest
 
 from tests.dlrmctl.commands import SMALL, in_process, start
 
-TRAIN = ("train", *SMALL, "--synthetic-rows", 12_000, "--evaluations", 1)
+TRAIN = ("train", *SMALL, "--synthetic-rows", 9_000, "--evaluations", 1)
 
 
 @pytest.fixture(scope="module")
