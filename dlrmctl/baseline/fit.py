@@ -106,6 +106,7 @@ class Fitting:
         source: the data.
         model: gets the weights.
         display: shows the progress.
+        speaks: whether to print a line for each fit.
 
     Attributes:
         path: one fit for each penalty, in the order of fitting.
@@ -116,9 +117,18 @@ class Fitting:
     """
 
     def __init__(
-        self, settings: BaselineSettings, seed: int, source: Source, model: DLRM, ranks: Ranks, display: BarDisplay
+        self,
+        settings: BaselineSettings,
+        seed: int,
+        source: Source,
+        model: DLRM,
+        ranks: Ranks,
+        display: BarDisplay,
+        *,
+        speaks: bool = True,
     ) -> None:
         self._settings, self._ranks, self._display = settings, ranks, display
+        self._speaks = speaks and display.shown
         self._offset = source.features.logit_offset("validation")
         self._make_rows, self._weighted = RowMaker(model), source.schema.weight is not None
         started = time.monotonic()
@@ -151,7 +161,7 @@ class Fitting:
         self._passes = 0.0
         self.path: list[PathPoint] = []
         self.entries: list[dict[str, Any]] = []
-        if display.shown:
+        if self._speaks:
             kept = "" if train.in_memory else ", read again at every pass: they do not fit in memory"
             say(f"{source.num_examples('train'):,} training examples{kept}, {self._make_rows.num_features:,} features")
             say(f"solver {self._solver.name}, starting at the base rate {self._objective.counts.base_rate:.4f}")
@@ -160,7 +170,7 @@ class Fitting:
         """Fits the given penalty, or those of a path; stores the weights of the best one in the model."""
         start, l2 = self._objective.start(), self._settings.l2
         found = follow_path(self._fit, start) if l2 is None else self._fit(l2, start)
-        if self._display.shown:
+        if self._speaks:
             for note in self._notes[found.l2]:
                 say(f"{self._solver.name}: {note}")
         self._make_rows.store(found.point)
@@ -211,7 +221,7 @@ class Fitting:
         self._steps[l2], self._passes = step, self._passes + fitted.passes
         self.path.append(fitted)
         self.entries.append({"kind": "validation", "step": step, **metrics.to_dict(), "l2": l2})
-        if self._display.shown:
+        if self._speaks:
             best = fitted is min(self.path, key=lambda other: other.log_loss)
             mark = "  best so far" if best and self._settings.l2 is None else ""
             passes = f"{fitted.passes:.1f} passes"

@@ -96,6 +96,18 @@ class Ranks:
         assert group is not None
         return replace(self, control=group)
 
+    def alone(self) -> "Ranks":
+        """Returns this rank as the only one, on the CPU. Every rank must call it."""
+        if self.world_size == 1:
+            return replace(self, device=torch.device("cpu"))
+        group, _ = dist.new_subgroups(1, backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+        return Ranks(0, 1, 1, torch.device("cpu"), group)
+
+    def broadcast_tensor(self, tensor: torch.Tensor) -> None:
+        """Copies rank 0's tensor, in main memory, into that of every rank."""
+        if self.world_size > 1:
+            dist.broadcast(tensor, group=self.messages, group_src=0)
+
     def join_arrays(self, array: np.ndarray, lengths: Sequence[int]) -> np.ndarray | None:
         """Returns the arrays of all ranks, one after the other, on rank 0, and None on the others.
 

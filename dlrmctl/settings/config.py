@@ -37,6 +37,8 @@ CROSS_LAYERS, CROSS_RANK = 3, 64
 DENSE_OPTIMIZERS = ("shampoo", "adagrad", "adamw", "sgd", "signum", "muon")
 SMALLEST_BATCH, LARGEST_BATCH = 64, 2048  # that are chosen from the number of examples
 MOST_EPOCHS = 30  # with --epochs auto
+WIDE_LR = {"fitted": 0.003, "zero": 0.03}
+FITTED_EXAMPLES = 500_000  # up to which first-order weights start from a fit, which takes seconds there
 PATIENT_EPOCHS = 2  # without a gain, with --epochs auto
 TRACKERS = ("tensorboard", "mlflow", "wandb")
 SCORING_BATCH = 2048  # a larger one is not faster on CPUs
@@ -122,7 +124,18 @@ class OptimSettings:
     qr_lr: float = setting(
         None, "Learning rate of tables that combine rows. Default: 0.1 for mult, otherwise 0.05.", at_least=0
     )
-    wide_lr: float = setting(0.03, "Learning rate of first-order weights (--wide).", at_least=0)
+    wide_lr: float = setting(
+        None,
+        "Learning rate of first-order weights (--wide). Default: "
+        f"{', '.join(f'{rate:g} from {start}' for start, rate in WIDE_LR.items())} (--wide-start).",
+        at_least=0,
+    )
+    wide_start: str = setting(
+        None,
+        "First-order weights start from a logistic regression of the training split (fitted) or at 0 (zero). Default: "
+        f"fitted, if the split has at most {FITTED_EXAMPLES:,} examples.",
+        choices=("fitted", "zero"),
+    )
     sparse_weight_decay: float = setting(
         0.0,
         "Weight decay of embeddings: their gradient gets this multiple of the vectors that an example looks up.",
@@ -413,16 +426,24 @@ class Config:
 
     def _follows(self) -> dict[str, Any]:
         """Values of settings that were not given."""
+        wide_start = self._default_wide_start()
         endless = self.data.dataset == "synthetic" and self.data.path is None  # more rows rather than more passes
         epochs_given = self.train.epochs is not None and "epochs" not in self.derived
         return {
             "qr_lr": default_qr_lr(self.embeddings),
             "dense_lr": DENSE_LR[self.optim.dense_optimizer],
             "shampoo_start": 1 if self.optim.shampoo_schedule == "doubling" else self.optim.shampoo_frequency,
+            "wide_start": wide_start,
+            "wide_lr": WIDE_LR[wide_start if "wide_start" in self.derived else self.optim.wide_start or wide_start],
             "batch_size": batch_for(self.examples, self.ranks),
             "epochs": 1 if endless else None,
             "patience": 0 if endless or epochs_given else PATIENT_EPOCHS * self.train.evaluations,
         }
+
+    def _default_wide_start(self) -> str:
+        if not self.model.wide or self.train.init_from is not None or self.examples is None:
+            return "zero"
+        return "fitted" if self.examples <= FITTED_EXAMPLES else "zero"
 
     def fitted(self, examples: int | None, ranks: int) -> "Config":
         """The configuration for training data of this size: what was not given follows from it.
@@ -656,10 +677,20 @@ def _check(config: Config) -> None:
             raise UserError(
                 f"model.{name} = {getattr(model, name)} needs model.interaction = dcn, not {model.interaction}"
             )
-    if not model.wide and optim.wide_lr != OptimSettings.wide_lr:
+    if not model.wide and "wide_lr" not in config.derived:
         raise UserError(
             f"optim.wide_lr = {optim.wide_lr:g} is of the first-order weights, which model.wide = false omits",
             "omit --wide-lr or --no-wide",
+        )
+    if not model.wide and optim.wide_start == "fitted":
+        raise UserError(
+            "optim.wide_start = fitted is of the first-order weights, which model.wide = false omits",
+            "omit --wide-start or --no-wide",
+        )
+    if config.train.init_from is not None and optim.wide_start == "fitted":
+        raise UserError(
+            "optim.wide_start = fitted does not work with train.init_from, whose weights are taken",
+            "omit --wide-start or --init-from",
         )
     if model.top_mlp[-1] != 1:
         raise UserError(

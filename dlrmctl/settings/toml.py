@@ -22,7 +22,7 @@ _CHECKSUM = "crc32"
 # What runs did before these settings existed.
 _EARLIER = {
     "model": {"dense_inputs": "raw", "wide": False, "interaction": "dot"},
-    "optim": {"averaging": "none", "shampoo_schedule": "constant"},
+    "optim": {"averaging": "none", "shampoo_schedule": "constant", "wide_start": "zero"},
 }
 
 

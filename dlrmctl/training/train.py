@@ -21,6 +21,7 @@ from dlrmctl.assembly.optimizers import (
     failed_roots,
 )
 from dlrmctl.assembly.storage import refuse_without_gpu
+from dlrmctl.baseline.first_order import fit_first_order
 from dlrmctl.console.console import notice, say
 from dlrmctl.console.text import counted
 from dlrmctl.data.reader import STREAM_ORDER, Reader
@@ -282,9 +283,10 @@ class Trainer:
         self.progress = RunState()
         self.last_batch = reader.batch_size
         self._follow_noise()
-        self.saved_step = 0
+        self.saved_step: int | None = None
         self.best_metrics: Metrics | None = None  # on the validation split; None if an earlier process scored the best
         self.ended_early = False
+        self.scores_start = False  # whether the model before the first step may be the best
 
     def _follow_noise(self) -> None:
         """Lets the batch grow from that of the progress, if it is to grow."""
@@ -309,6 +311,8 @@ class Trainer:
         ):
             self.display = display
             self._introduce()
+            if self.scores_start:
+                self._evaluate()
             while not progress.finished:
                 self._epoch(request)
             self._catch_up()
@@ -542,9 +546,9 @@ class Trainer:
     def begin(self) -> None:
         """Takes over vectors of a file, and the tensors of the run to start from, if there are any."""
         pretrained = self.config.train.init_embeddings
-        if self.start is None and pretrained is None:
-            return
         tensors = self._tensors()
+        if self.config.optim.wide_start == "fitted":
+            self._start_from_fit(tensors)
         if pretrained is not None:
             from dlrmctl.training.pretrained import PretrainedVectors  # loads polars
 
@@ -562,11 +566,26 @@ class Trainer:
         self.progress.steps_before = self.start.steps
         self.schedule = build_schedule(self.config, self.planned_steps, self.start.steps)
 
+    def _start_from_fit(self, tensors: Mapping[str, Any]) -> None:
+        """Makes the model a logistic regression of the training split, if there is one."""
+        fit = fit_first_order(self.config, self.source, self.ranks, shown=self.speaks)
+        if fit is None:
+            return
+        fit.fill(tensors["wide"])
+        named = {id(parameter): name for name, parameter in self.model.network.named_parameters()}
+        bias = named[id(self.model.network.top.output.bias)]
+        tensors["network"][bias].fill_(fit.intercept)
+        if self.averaging:
+            tensors["averaging"][f"{bias}/z"].fill_(fit.intercept)
+            self.averaging.train()
+        self.messages.append(fit.about())
+        self.scores_start = self.watch is None
+
     def resume(self) -> None:
         """Loads the newest checkpoint; without one, the run starts over."""
         path = self.ranks.broadcast(self.checkpoints.newest())
         if path is None:
-            self.run.forget_after(0)
+            self.run.forget_after(-1)
             say(f"{self.run.path}: no checkpoint yet, starting over") if self.speaks else None
             self.begin()
             return
