@@ -81,7 +81,7 @@ def fit_first_order(config: Config, source: Source, ranks: Ranks, *, shown: bool
         ranks.broadcast_tensor(parameter.data)
     by_table = {name: rows[:, 0] for name, rows in sparse.tables().items()}
     l2, ne = found
-    return FirstOrderFit(l2, ne, float(network.intercept), by_table | _by_column(dense, schema.dense))
+    return FirstOrderFit(l2, ne, network.intercept.item(), by_table | _by_column(dense, schema.dense))
 
 
 def _penalty_and_ne(
@@ -101,8 +101,7 @@ def _penalty_and_ne(
 
 def _by_column(dense: BucketLogits, names: Sequence[str]) -> dict[str, Tensor]:
     """The weights of the buckets of each dense feature, with 0 for those that a feature does not have."""
-    firsts = dense.buckets.first_I.tolist()
-    ends = [*firsts[1:], dense.buckets.num_columns]
-    weights = [dense.weight_C.detach()[first:end] for first, end in zip(firsts, ends, strict=True)]
-    padded = [functional.pad(some, (0, 1 + BUCKETS - len(some))) for some in weights]
+    end = torch.tensor([dense.buckets.num_columns])
+    sizes = dense.buckets.first_I.diff(append=end).tolist()
+    padded = [functional.pad(some, (0, 1 + BUCKETS - len(some))) for some in dense.weight_C.detach().split(sizes)]
     return dict(zip(names, padded, strict=True))

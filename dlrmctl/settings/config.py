@@ -677,7 +677,7 @@ def _check(config: Config) -> None:
             raise UserError(
                 f"model.{name} = {getattr(model, name)} needs model.interaction = dcn, not {model.interaction}"
             )
-    if not model.wide and "wide_lr" not in config.derived:
+    if not model.wide and optim.wide_lr not in WIDE_LR.values():
         raise UserError(
             f"optim.wide_lr = {optim.wide_lr:g} is of the first-order weights, which model.wide = false omits",
             "omit --wide-lr or --no-wide",

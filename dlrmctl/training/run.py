@@ -16,7 +16,7 @@ from dlrmctl.errors import UserError
 from dlrmctl.ranks.launch import needs_launch, run_on_ranks
 from dlrmctl.ranks.process import configure
 from dlrmctl.rundir.directory import RunDirectory
-from dlrmctl.settings.config import Config, DataSettings, resolve
+from dlrmctl.settings.config import WIDE_LR, Config, DataSettings, resolve
 from dlrmctl.settings.setting import shown
 
 if TYPE_CHECKING:
@@ -105,6 +105,8 @@ def settings_to_start_from(path: Path, file: Mapping[str, Any], flags: Mapping[s
     optim, chosen = of_run.get("optim", {}), {**file.get("optim", {}), **flags}
     if chosen.get("dense_optimizer", optim.get("dense_optimizer")) != optim.get("dense_optimizer"):
         optim.pop("dense_lr", None)  # a rate is of its optimizer
+    if optim.pop("wide_start", None) == "fitted" and optim.get("wide_lr") == WIDE_LR["fitted"]:
+        optim.pop("wide_lr")  # the weights of new ids start at 0
     of_run.get("embeddings", {}).pop("grown", None)  # read from the checkpoint
     for name in ("refit_dense", "init_embeddings"):
         of_run.get("train", {}).pop(name, None)
