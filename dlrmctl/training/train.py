@@ -283,10 +283,9 @@ class Trainer:
         self.progress = RunState()
         self.last_batch = reader.batch_size
         self._follow_noise()
-        self.saved_step: int | None = None
+        self.saved_step = 0
         self.best_metrics: Metrics | None = None  # on the validation split; None if an earlier process scored the best
         self.ended_early = False
-        self.scores_start = False  # whether the model before the first step may be the best
 
     def _follow_noise(self) -> None:
         """Lets the batch grow from that of the progress, if it is to grow."""
@@ -311,8 +310,6 @@ class Trainer:
         ):
             self.display = display
             self._introduce()
-            if self.scores_start:
-                self._evaluate()
             while not progress.finished:
                 self._epoch(request)
             self._catch_up()
@@ -544,10 +541,12 @@ class Trainer:
         raise Interrupted(number)
 
     def begin(self) -> None:
-        """Takes over vectors of a file, and the tensors of the run to start from, if there are any."""
-        pretrained = self.config.train.init_embeddings
+        """Takes over the weights of a fit, vectors of a file, and the tensors of the run to start from, if any."""
+        pretrained, fits = self.config.train.init_embeddings, self.config.optim.wide_start == "fitted"
+        if self.start is None and pretrained is None and not fits:
+            return
         tensors = self._tensors()
-        if self.config.optim.wide_start == "fitted":
+        if fits:
             self._start_from_fit(tensors)
         if pretrained is not None:
             from dlrmctl.training.pretrained import PretrainedVectors  # loads polars
@@ -579,13 +578,12 @@ class Trainer:
             tensors["averaging"][f"{bias}/z"].fill_(fit.intercept)
             self.averaging.train()
         self.messages.append(fit.about())
-        self.scores_start = self.watch is None
 
     def resume(self) -> None:
         """Loads the newest checkpoint; without one, the run starts over."""
         path = self.ranks.broadcast(self.checkpoints.newest())
         if path is None:
-            self.run.forget_after(-1)
+            self.run.forget_after(0)
             say(f"{self.run.path}: no checkpoint yet, starting over") if self.speaks else None
             self.begin()
             return

@@ -24,7 +24,7 @@ COMMAND = [sys.executable, "-P", "-m", "dlrmctl"]
 SMALL = [
     *("--dataset", "synthetic", "--bottom-mlp", "16-8", "--top-mlp", "16-1", "--dim", "8"),
     *("--batch-size", "256", "--epochs", "1", "--log-every", "10"),
-    *("--shampoo-frequency", "5", "--qr-threshold", "200"),
+    *("--shampoo-frequency", "5", "--qr-threshold", "200", "--wide-start", "zero"),
 ]
 
 

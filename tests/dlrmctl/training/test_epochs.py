@@ -28,17 +28,14 @@ def _evaluations(run: Path) -> list[dict[str, float]]:
 
 
 def _expected_number(evaluations: list[dict[str, float]], *, per_epoch: int) -> int:
-    """Evaluations until four bring no gain or one is two standard errors worse, but never within the first pass.
-
-    The first is that of the start.
-    """
+    """Evaluations until four bring no gain or one is two standard errors worse, but never within the first pass."""
     best, without_gain = float("inf"), 0
-    for number, entry in enumerate(evaluations):
+    for number, entry in enumerate(evaluations, 1):
         without_gain = 0 if entry["ne"] < best else without_gain + 1
         worse = number > per_epoch and entry["ne"] > best + 2 * entry["ne_se"]
         best = min(best, entry["ne"])
         if number >= per_epoch and (worse or without_gain >= 4):
-            return number + 1
+            return number
     return -1
 
 
@@ -47,11 +44,10 @@ def test_it_ends_once_evaluations_no_longer_gain_and_keeps_the_best(store: Path,
     found = done.json()
     assert done.err.count("training ends: ") == 1
     evaluations = _evaluations(tmp_path / "run")
-    assert evaluations[0]["step"] == 0
     scores = [entry["ne"] for entry in evaluations]
     best = scores.index(min(scores))
     assert len(scores) == _expected_number(evaluations, per_epoch=2)
-    assert len(scores) > 3, "this test needs a second epoch"
+    assert len(scores) > 2, "this test needs a second epoch"
     assert found["best_step"] == _evaluations(tmp_path / "run")[best]["step"]
     assert found["validation"]["ne"] == pytest.approx(min(scores), rel=1e-12)  # float64 sums in another order
     settings = (tmp_path / "run" / "run.toml").read_text()

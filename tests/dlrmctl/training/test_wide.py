@@ -14,7 +14,8 @@ from tests.dlrmctl.commands import SMALL, in_process
 from tests.dlrmctl.training.test_ranks_agree import _losses
 from tests.ranks import run_ranks
 
-RUN = [*SMALL, "--synthetic-rows", "6000", "--evaluations", "2", "--wide"]
+PLAIN = [*SMALL, "--synthetic-rows", "6000", "--evaluations", "2", "--wide"]
+RUN = [*PLAIN, "--wide-start", "fitted"]
 STEPS = 6000 // 256
 
 
@@ -77,7 +78,7 @@ def test_compression_keeps_first_order_weights_as_they_are(whole: Path, tmp_path
 
 def test_the_first_bias_is_the_logit_of_the_base_rate(tmp_path: Path):
     frozen = ["--sparse-lr", "0", "--qr-lr", "0", "--dense-lr", "0", "--wide-lr", "0", "--max-steps", "1"]
-    done = in_process("train", *RUN, *frozen, "--run-dir", tmp_path / "run")
+    done = in_process("train", *PLAIN, *frozen, "--run-dir", tmp_path / "run")
     assert done.status == 0, done.err
     network = CheckpointTables(tmp_path / "run" / "checkpoints" / "step-1").network()
     assert torch.sigmoid(network["top.layers.1.bias"]).item() == pytest.approx(0.26, abs=0.05)
@@ -85,7 +86,7 @@ def test_the_first_bias_is_the_logit_of_the_base_rate(tmp_path: Path):
 
 def test_a_run_without_first_order_weights_goes_on_without_them(tmp_path: Path):
     without = ["--no-wide", "--run-dir", tmp_path / "run", "--max-steps", "2"]
-    assert in_process("train", *RUN, *without).status == 0
+    assert in_process("train", *PLAIN, *without).status == 0
     done = in_process("train", "--resume", tmp_path / "run", "--wide", "--max-steps", "4")
     assert done.status == 2
     assert "was trained with model.wide = false, not true" in done.err.lower()
