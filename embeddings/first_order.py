@@ -51,7 +51,7 @@ class FirstOrder(nn.Module):
         ids = SparseIds.of(sparse)
         self._check_ids(ids)
         rows = self._row_ids(ids)
-        counts_F = torch.tensor(rows.values_per_key(), device=rows.values.device)
+        counts_F = torch.tensor(rows.values_per_key(), dtype=torch.int64, device=rows.values.device)
         first_N = self.first_F.repeat_interleave(counts_F)
         return SparseIds(rows.keys, rows.values + first_N, rows.lengths_KB, rows.batch_size, rows.weights)
 
