@@ -47,7 +47,7 @@ def test_every_command_takes_weighted_lists(tmp_path: Path):
     _done("compress-embeddings", tmp_path / "qr", "-o", tmp_path / "small", "--target-ratio", "2x")
     _done("evaluate", tmp_path / "small")
     given = visits().select("price", "item", "history", "seconds").to_dicts()
-    for name in ("full", "qr", "small"):  # `export` compares the graph, and the logits of raw rows, with the model's
+    for name in ("full", "small"):  # `export` compares the graph, and the logits of raw rows, with the model's
         _done("export", tmp_path / name, "-o", tmp_path / f"{name}.dlrm")
     _done("export", tmp_path / "full", "-o", tmp_path / "full.pt2")
     # float32 probabilities of moderate logits.
