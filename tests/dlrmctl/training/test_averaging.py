@@ -1,6 +1,7 @@
 """`--averaging`: gradients at y, evaluation at x, and exact resuming."""
 
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -97,11 +98,16 @@ def test_a_run_is_continued_with_its_averaging_and_no_other(tmp_path: Path):
     assert "was trained with optim.averaging = none, not gpa" in done.err
 
 
+@cache  # in each rank, for all tests
+def _source() -> Synthetic:
+    return Synthetic(0, 128 * 20, 64, 64, cardinalities=(3, 40, 120, 300))
+
+
 def _trained(flags: dict[str, str]) -> tuple[list[float], list[torch.Tensor]]:
     """Losses of twenty steps, and the weights y and averages x after them."""
     small = {"dim": "8", "bottom_mlp": "16-8", "top_mlp": "16-16-1", "qr_threshold": "50", "shampoo_frequency": "3"}
     config = resolve({}, small | flags)
-    source = Synthetic(0, 128 * 20, 64, 64, cardinalities=(3, 40, 120, 300))
+    source = _source()
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), dist.get_world_size(), torch.device("cpu"), dist.group.WORLD)
     reader = Reader(source, "train", batch_size=128, rank=ranks.rank, world_size=ranks.world_size)
     model = build_model(config, source.features, ranks, batch_size=reader.local_batch_size)

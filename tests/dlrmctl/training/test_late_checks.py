@@ -1,5 +1,6 @@
 """Steps whose results the host reads later, as on a GPU: the same training, and the same stop before any change."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,15 @@ def _local(table: Any) -> list[Tensor]:
     return [shard.tensor for shard in table.local_shards()] if hasattr(table, "local_shards") else [table]
 
 
+@cache  # in each rank, for all tests
+def _source(max_ids: int) -> Synthetic:
+    return Synthetic(0, 64 * STEPS, 64, 64, cardinalities=(3, 40, 300), max_ids=max_ids)
+
+
 def _outcome(flags: dict[str, str], max_ids: int, late: bool, bad_step: int | None) -> dict[str, Any]:
     """Trains until a step is refused; with a NaN in a label of the last rank at `bad_step`."""
     config = resolve({}, SMALL | flags)
-    source = Synthetic(0, 64 * STEPS, 64, 64, cardinalities=(3, 40, 300), max_ids=max_ids)
+    source = _source(max_ids)
     rank, world_size = dist.get_rank(), dist.get_world_size()
     ranks = Ranks(rank, world_size, world_size, torch.device("cpu"), dist.group.WORLD)
     reader = Reader(source, "train", batch_size=64, rank=rank, world_size=world_size)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -34,10 +35,15 @@ def _local(table: Any) -> list[Tensor]:
     return [shard.tensor for shard in table.local_shards()] if hasattr(table, "local_shards") else [table]
 
 
+@cache  # in each rank, for all tests
+def _source(max_ids: int = 1) -> Synthetic:
+    return Synthetic(0, BATCH * STEPS, BATCH, 64, cardinalities=(3, 40, 300), max_ids=max_ids)
+
+
 def _trained(flags: dict[str, str], max_ids: int, ahead: bool) -> tuple[list[float], list[Tensor]]:
     """Trains, and scores a batch after each second step; the losses and scores, and all weights."""
     config = resolve({}, SMALL | flags)
-    source = Synthetic(0, BATCH * STEPS, BATCH, 64, cardinalities=(3, 40, 300), max_ids=max_ids)
+    source = _source(max_ids)
     rank, world_size = dist.get_rank(), dist.get_world_size()
     ranks = Ranks(rank, world_size, world_size, torch.device("cpu"), dist.group.WORLD)
     readers = {
@@ -89,7 +95,7 @@ def test_batches_that_are_prepared_ahead_give_the_same_training(flags: dict[str,
 def _damaged() -> tuple[int, int, str]:
     """Trains on batches of which the last rank cannot read the third: steps, batches read, and the error."""
     config = resolve({}, SMALL)
-    source = Synthetic(0, BATCH * STEPS, BATCH, 64, cardinalities=(3, 40, 300))
+    source = _source()
     rank, world_size = dist.get_rank(), dist.get_world_size()
     ranks = Ranks(rank, world_size, world_size, torch.device("cpu"), dist.group.WORLD)
     reader = Reader(source, "train", batch_size=BATCH, rank=rank, world_size=world_size)
@@ -127,7 +133,7 @@ def test_a_batch_that_one_rank_cannot_read_ends_it_after_the_steps_before(world_
 
 def _read_of_three() -> tuple[int, int]:
     config = resolve({}, SMALL)
-    source = Synthetic(0, BATCH * STEPS, BATCH, 64, cardinalities=(3, 40, 300))
+    source = _source()
     ranks = Ranks(0, 1, 1, torch.device("cpu"), dist.group.WORLD)
     model = build_model(config, source.features, ranks, batch_size=BATCH)
     batches = Reader(source, "train", batch_size=BATCH).batches(0)

@@ -1,6 +1,7 @@
 """Two ranks take the same steps as one with the same global batch."""
 
 from contextlib import closing
+from functools import cache
 
 import pytest
 import torch.distributed as dist
@@ -20,11 +21,16 @@ STEPS = 20
 SMALL = {"dim": "8", "bottom_mlp": "16-8", "top_mlp": "16-16-1", "qr_threshold": "50", "shampoo_frequency": "3"}
 
 
+@cache  # in each rank, for all tests
+def _source(max_ids: int) -> Synthetic:
+    return Synthetic(0, 128 * STEPS, 64, 64, cardinalities=(3, 40, 120, 300), max_ids=max_ids)
+
+
 def _losses(flags: dict[str, str], max_ids: int) -> list[float]:
     import torch
 
     config = resolve({}, SMALL | flags)
-    source = Synthetic(0, 128 * STEPS, 64, 64, cardinalities=(3, 40, 120, 300), max_ids=max_ids)
+    source = _source(max_ids)
     group = dist.group.WORLD
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), dist.get_world_size(), torch.device("cpu"), group)
     reader = Reader(source, "train", batch_size=128, rank=ranks.rank, world_size=ranks.world_size)
