@@ -67,7 +67,7 @@ def start_anew(*arguments: str | Path, cwd: Path) -> "subprocess.Popen[str]":
 
 def wait_for_checkpoint(run_dir: Path, process: Forked, name: str = "step-*[0-9]") -> None:
     """Returns once a training process has finished a checkpoint of this name."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while not list(run_dir.glob(f"checkpoints/{name}")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline

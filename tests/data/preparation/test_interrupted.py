@@ -177,7 +177,7 @@ def test_two_processes_do_not_work_on_one_store(sources: list[Path], tmp_path: P
     process = multiprocessing.get_context("spawn").Process(target=_prepare_slowly, args=(sources, tmp_path / "store"))
     process.start()
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while not (tmp_path / "reached").exists():
             assert time.monotonic() < deadline
             assert process.is_alive()

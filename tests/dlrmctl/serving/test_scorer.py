@@ -183,20 +183,17 @@ def test_threads_get_the_scores_of_one_thread(scorer: Scorer):
         np.testing.assert_allclose(scores, wanted, atol=1e-6)  # other batches, other roundings
 
 
-def test_a_process_with_torch_loads_nothing_else_and_is_ready_at_once(place: Path):
+def test_a_process_with_torch_loads_nothing_else(place: Path):
     code = f"""
-import sys, time, torch
-begin = time.perf_counter()
+import sys, torch
 from dlrmctl.serving import Scorer
 scorer = Scorer({str(place / "model.dlrm")!r})
 scorer.score([{GOOD!r}])
-print(time.perf_counter() - begin)
 heavy = ("torchrec", "fbgemm_gpu", "typer", "rich", "polars", "pyarrow", "fastapi", "torch._dynamo", "sympy")
 assert not set(heavy) & set(sys.modules), set(heavy) & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 2
 
 
 def test_a_mapped_bundle_gives_the_same_scores(place: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch):
