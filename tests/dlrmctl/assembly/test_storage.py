@@ -14,7 +14,7 @@ from dlrmctl.rundir.checkpoint import Checkpoints
 from dlrmctl.rundir.stored_tables import CheckpointTables
 from dlrmctl.rundir.tensor_files import read_tensor, stored_tensors
 from dlrmctl.settings.config import Config, resolve
-from tests.dlrmctl.commands import SMALL, in_process
+from tests.dlrmctl.commands import SMALL, in_process, run_as_ranks
 from tests.dlrmctl.damages import seal
 
 RUN = [*SMALL, "--synthetic-rows", "4000", "--evaluations", "1", "--device", "cpu"]
@@ -55,11 +55,12 @@ def test_float16_tables_are_read_as_float32_and_rounded_once(of_gpu: tuple[Path,
     assert [table.stored_bytes * 2 for table in half.tables] == [table.stored_bytes for table in whole.tables]
 
 
-@pytest.mark.parametrize("nproc", [1, 2])
-def test_a_run_of_gpus_is_scored_on_a_cpu(of_gpu: tuple[Path, Path], nproc: int):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_of_gpus_is_scored_on_a_cpu(of_gpu: tuple[Path, Path], tmp_path: Path, ranks: int):
     losses = []
     for run in of_gpu:
-        done = in_process("evaluate", run, "--device", "cpu", "--nproc", nproc, "--json")
+        words = ("evaluate", run, "--device", "cpu", "--json")
+        done = in_process(*words) if ranks == 1 else run_as_ranks(ranks, *words, cwd=tmp_path)
         assert done.status == 0, done.err
         losses.append(done.json()["test"]["log_loss"])
     assert losses[0] != losses[1]
