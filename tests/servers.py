@@ -135,14 +135,23 @@ class CuttingProxy:
         self.cut, self._target, self._cuts, self._after = 0, target, cuts, after
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._socket.getsockname()[1])
+        self._open: list[socket.socket] = []
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self) -> None:
         while True:
             client, _ = self._socket.accept()
             server = socket.create_connection(("127.0.0.1", self._target))
+            self._open += [client, server]
             threading.Thread(target=self._pump, args=(client, server, self._sent), daemon=True).start()
             threading.Thread(target=self._pump, args=(server, client, not self._sent), daemon=True).start()
+
+    def cut_all(self) -> None:
+        """Cuts the connections there are."""
+        for end in self._open:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        self._open.clear()
 
     def _pump(self, source: socket.socket, target: socket.socket, counted: bool) -> None:
         sent = 0

@@ -58,10 +58,16 @@ def connect(url: str, *, again: bool = False) -> tuple[Any, str]:
 
 
 def current_info(url: str, *, again: bool = False) -> dict[str, Any]:
-    """Returns what the server says about a file now."""
+    """Returns what the server says about a file now; over a new connection, if it has closed the one that was kept."""
+    kept = url.startswith(SFTP) and not again and url.split("/")[2] in _connections.__dict__.get("sftp", {})
     filesystem, path = connect(url, again=again)
     filesystem.invalidate_cache()
-    return dict(filesystem.info(path))
+    try:
+        return dict(filesystem.info(path))
+    except Exception as error:
+        if not kept or _is_final(error):
+            raise
+    return current_info(url, again=True)
 
 
 def content_tag(info: Mapping[str, Any]) -> str:

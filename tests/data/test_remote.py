@@ -86,6 +86,17 @@ def test_a_dropped_connection_is_made_up_for(kind: str, request: pytest.FixtureR
     assert proxy.cut == 3
 
 
+@pytest.mark.parametrize("kind", ["https", "sftp"])
+def test_a_connection_that_was_kept_and_is_closed_is_made_again(kind: str, request: pytest.FixtureRequest):
+    address = request.getfixturevalue(kind)
+    port = address.split(":")[2].partition("/")[0]
+    proxy = CuttingProxy(int(port), cuts=0, after=0)
+    url = address.replace(port, str(proxy.port), 1) + "/day_0"
+    found = locate(url)
+    proxy.cut_all()
+    assert locate(url) == found
+
+
 def test_a_file_that_changes_is_named(s3: str):
     fsspec.filesystem("s3").copy("bucket/day_0", "bucket/growing")
     far = CriteoInput([f"{s3}/growing"])
