@@ -1,6 +1,7 @@
 """README and docs: their commands work, the maps are the tree, what they name exists, the references are current."""
 
 import ast
+import json
 import os
 import re
 import shlex
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -28,6 +30,10 @@ PAGES = {"README.md": README} | {
 RUN, CHECK = "<!-- run -->", "<!-- check -->"
 TOUR = (RUN, "<!-- run: afterwards -->")
 SETUP = ("<!-- setup: train -->", "<!-- setup: tests -->")
+
+
+# The first of these tests takes the whole tour, minutes on a busy machine.
+pytestmark = pytest.mark.timeout(1200)
 
 
 @dataclass(frozen=True)
@@ -96,24 +102,33 @@ def _in_shell(command: str, directory: Path) -> Done:
         env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     return Done(ended.returncode, ended.stdout, ended.stderr)
+
+
+def _run(command: str, directory: Path) -> Done:
+    """Runs a command, if it is one of ours, in this process or in copies of it; .ci/run takes the tour in new ones."""
+    if not command.startswith("dlrmctl "):
+        return _in_shell(command, directory)
+    words = shlex.split(command)[1:]
+    if "--nproc" in words and words[0] != "plan":
+        place = words.index("--nproc")
+        _, ranks = words.pop(place), int(words.pop(place))
+        return run_as_ranks(ranks, *words, cwd=directory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        return in_process(*words)
 
 
 @pytest.fixture(scope="module")
 def tour(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory after the README's tour, which begins with a `train.txt`; and files that the pages begin with."""
     directory = tmp_path_factory.mktemp("tour")
-    made = in_process("data", "synthesize", "--rows", "4000", "-o", directory / "train.txt")
+    made = in_process("data", "synthesize", "--rows", "2600", "-o", directory / "train.txt")
     assert made.status == 0, made.err
     for command in _marked("README.md", *TOUR):
-        if command.startswith("dlrmctl ") and "--nproc" not in command:  # .ci/run takes the tour in processes
-            with pytest.MonkeyPatch.context() as patch:
-                patch.chdir(directory)
-                done = in_process(*shlex.split(command)[1:])
-        else:
-            done = _in_shell(command, directory)
+        done = _run(command, directory)
         assert done.status == 0, f"{command}\n{done.err}"
         assert done.out.strip() or command.startswith("dlrmctl plot"), command  # a picture is its answer
     for number in (1, 2):
@@ -125,31 +140,28 @@ def tour(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_tour_works_from_raw_files_to_torchrun(tour: Path):
     for run in ("first", "small-tables", "two-ranks", "torchrun"):
         assert (tour / "runs" / run / "results.json").exists()
+    for run in ("two-ranks", "torchrun"):
+        assert json.loads((tour / "runs" / run / "environment.json").read_text())["world_size"] == 2
     for picture in ("curves", "calibration", "frontier", "frequencies", "step"):
         assert (tour / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "README.md" and _marked(page, RUN)])
-def test_the_commands_of_a_page_work(page: str, tour: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tour)
+def test_the_commands_of_a_page_work(page: str, tour: Path):
     for command in _marked(page, RUN):
-        if command.startswith("dlrmctl "):
-            words = shlex.split(command)[1:]
-            if "--nproc" in words:
-                place = words.index("--nproc")
-                _, ranks = words.pop(place), int(words.pop(place))
-                done = run_as_ranks(ranks, *words, cwd=tour)
-            else:
-                done = in_process(*words)
-            assert done.status == 0, f"{command}\n{done.err}"
-        else:
-            subprocess.run(["bash", "-c", command], check=True, capture_output=True)
+        done = _run(command, tour)
+        assert done.status == 0, f"{command}\n{done.err}"
+
+
+@cache
+def _application() -> Any:
+    return typer.main.get_command(whole_application())
 
 
 @pytest.mark.parametrize("command", _only_checked())
 def test_the_options_of_a_command_that_is_not_run_exist(command: str):
     words = shlex.split(command.split("dlrmctl ", 1)[1])
-    target = typer.main.get_command(whole_application())
+    target = _application()
     while hasattr(target, "commands"):
         target = target.commands[words.pop(0)]
     given = target.make_context("dlrmctl", words).params

@@ -1,7 +1,6 @@
 """Training in one call, and a trainer with given parts."""
 
 import json
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,18 +58,6 @@ def test_it_resumes_with_the_settings_of_the_run(tmp_path: Path):
     assert run_training(run_dir=tmp_path / "run", resume=True)["steps"] == 8
     with pytest.raises(UserError, match="resume needs the directory"):
         run_training(resume=True)
-
-
-def test_a_thread_trains_on_two_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    found: list[dict[str, Any]] = []
-    work = lambda: found.append(run_training(Config.of(**TINY), run_dir=tmp_path / "run", nproc=2))  # noqa: E731
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join(120)
-    assert found[0]["steps"] == 16
-    assert found[0]["run"] == str(tmp_path / "run")
-    assert json.loads((tmp_path / "run" / "environment.json").read_text())["world_size"] == 2
 
 
 def test_what_cannot_be_trained_is_an_exception(tmp_path: Path):
