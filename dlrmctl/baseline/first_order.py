@@ -24,6 +24,8 @@ from dlrmctl.ranks.group import Ranks
 from dlrmctl.settings.baseline import BaselineSettings
 from dlrmctl.settings.config import Config
 
+_last: dict[Any, "FirstOrderFit | None"] = {}  # by the data and the sparse features
+
 
 @dataclass(frozen=True)
 class FirstOrderFit:
@@ -59,7 +61,8 @@ class FirstOrderFit:
 def fit_first_order(config: Config, source: Source, ranks: Ranks, *, shown: bool) -> FirstOrderFit | None:
     """Fits the first-order part of the model on rank 0, and gives it to all. Every rank must call it.
 
-    Features whose ids have weights in several tables are left out.
+    Features whose ids have weights in several tables are left out. The last fit is kept, for other seeds and for the
+    trials of a search.
 
     Args:
         shown: whether to show the progress.
@@ -67,11 +70,19 @@ def fit_first_order(config: Config, source: Source, ranks: Ranks, *, shown: bool
     Returns:
         None if there is nothing to fit, or nothing to choose a penalty by.
     """
-    alone, schema = ranks.alone(), source.schema
     terms = wide_terms(config, source.features)
-    if len(terms.bucketed) < len(schema.dense):
+    if len(terms.bucketed) < len(source.schema.dense):
         return None  # the data is of an earlier version, without quantiles
-    sparse = FirstOrder([f for f in terms.features if f.name not in terms.bucketed and len(f.keys) == 1])
+    sparse = tuple(f for f in terms.features if f.name not in terms.bucketed and len(f.keys) == 1)
+    key = (source.fingerprint(), sparse)
+    if key not in _last:
+        _last.clear()
+        _last[key] = _fitted(FirstOrder(sparse), config, source, ranks, shown=shown)
+    return _last[key]
+
+
+def _fitted(sparse: FirstOrder, config: Config, source: Source, ranks: Ranks, *, shown: bool) -> FirstOrderFit | None:
+    alone = ranks.alone()
     dense = BucketLogits(Buckets([column.edges(BUCKETS) for column in source.features.dense]))
     model = DLRM(sparse, network := LogisticNetwork(dense))
     found = ranks.from_main(lambda: _penalty_and_ne(model, config, source, alone, shown=shown))
@@ -81,7 +92,7 @@ def fit_first_order(config: Config, source: Source, ranks: Ranks, *, shown: bool
         ranks.broadcast_tensor(parameter.data)
     by_table = {name: rows[:, 0] for name, rows in sparse.tables().items()}
     l2, ne = found
-    return FirstOrderFit(l2, ne, network.intercept.item(), by_table | _by_column(dense, schema.dense))
+    return FirstOrderFit(l2, ne, network.intercept.item(), by_table | _by_column(dense, source.schema.dense))
 
 
 def _penalty_and_ne(
