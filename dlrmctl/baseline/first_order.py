@@ -74,6 +74,8 @@ def fit_first_order(config: Config, source: Source, ranks: Ranks, *, shown: bool
     if len(terms.bucketed) < len(source.schema.dense):
         return None  # the data is of an earlier version, without quantiles
     sparse = tuple(f for f in terms.features if f.name not in terms.bucketed and len(f.keys) == 1)
+    if not sparse:
+        return None
     key = (source.fingerprint(), sparse)
     if key not in _last:
         _last.clear()

@@ -177,7 +177,7 @@ def train(
         else:
             trainer.begin()
             until_the_end.enter_context(run.created())
-        run.describe(config, ranks.world_size, ranks.device.type, command_line, job=job)
+        run.describe(trainer.config, ranks.world_size, ranks.device.type, command_line, job=job)
         if watch is None:
             run.keep_features(source.features)
         run.write_plan([asdict(table) for table in trainer.model.sharded.plan])
@@ -188,7 +188,7 @@ def train(
         finish = None
         if config.train.trackers and ranks.is_main and watch is None:
             first_step = trainer.progress.step + 1 if resume else 0
-            finish = until_the_end.enter_context(tracked(config, run, first_step=first_step))
+            finish = until_the_end.enter_context(tracked(trainer.config, run, first_step=first_step))
         results = trainer.run_to_the_end()
         if finish is not None:
             finish(results)
@@ -569,6 +569,8 @@ class Trainer:
         """Makes the model a logistic regression of the training split, if there is one."""
         fit = fit_first_order(self.config, self.source, self.ranks, shown=self.speaks)
         if fit is None:
+            self.config = self.config.change(wide_start="zero")
+            self.messages.append("first-order weights start at 0: no logistic regression can be fitted for them")
             return
         fit.fill(tensors["wide"])
         named = {id(parameter): name for name, parameter in self.model.network.named_parameters()}

@@ -28,10 +28,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "store"
 
 
-def _fits(store: str, flags: dict[str, object]) -> dict[str, list[float]]:
+SEVERAL = {"embedding": "qr", "qr_threshold": 2}  # tables of a feature
+
+
+def _fits(store: str, tables: dict[str, dict[str, object]]) -> dict[str, list[float]]:
     import torch
 
-    config = Config.of(path=store, **flags)
+    config = Config.of(path=store, tables=tables)
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), 1, torch.device("cpu"), dist.group.WORLD)
     fit = fit_first_order(config, open_source(config.data), ranks, shown=False)
     assert fit is not None
@@ -45,20 +48,20 @@ def test_training_starts_from_the_baseline(store: Path, tmp_path: Path):
     assert f"logistic regression: l2 {fitted['l2']:.4g}, validation NE {fitted['validation']['ne']:.4f}" in done.err
 
 
-@pytest.mark.parametrize("embedding", [{}, {"embedding": "qr", "qr_threshold": 5}])
-def test_every_number_of_ranks_starts_from_the_same_weights(store: Path, embedding: dict[str, object]):
-    [alone] = run_ranks(_fits, 1, str(store), embedding)
-    assert run_ranks(_fits, 2, str(store), embedding) == [alone, alone]
-    assert ("cat_1" in alone) == (not embedding)  # ids with weights in several tables are left out
-    assert all(any(alone[name]) for name in ("int_1", *(() if embedding else ("cat_1",)), ""))
+def test_every_number_of_ranks_starts_from_the_same_weights(store: Path):
+    [alone] = run_ranks(_fits, 1, str(store), {"cat_1": SEVERAL})
+    assert run_ranks(_fits, 2, str(store), {"cat_1": SEVERAL}) == [alone, alone]
+    assert "cat_1" not in alone  # ids with weights in several tables are left out
+    assert all(any(alone[name]) for name in ("int_1", "cat_2", ""))
 
 
 def test_only_what_the_fit_has_no_weights_for_starts_at_0(store: Path, tmp_path: Path):
     frozen = ["--sparse-lr", "0", "--qr-lr", "0", "--dense-lr", "0", "--wide-lr", "0"]
-    flags = ["--embedding", "qr", "--qr-threshold", "5", *frozen, "--data", store]
+    (tmp_path / "tables.toml").write_text('[embeddings.tables.cat_1]\nembedding = "qr"\nqr_threshold = 2\n')
+    flags = ["--config", tmp_path / "tables.toml", *frozen, "--data", store]
     done = in_process("train", *MODEL, *flags, "--run-dir", tmp_path / "run")
     assert done.status == 0, done.err
-    fit = run_ranks(_fits, 1, str(store), {"embedding": "qr", "qr_threshold": 5})[0]
+    fit = run_ranks(_fits, 1, str(store), {"cat_1": SEVERAL})[0]
     stored = CheckpointTables(tmp_path / "run" / "checkpoints" / "step-1")
     assert stored.network()["top.layers.1.bias"].tolist() == torch.tensor(fit[""]).tolist()
     tables = {name: weights for name, weights in stored.wide().items() if name != EDGES}
@@ -68,15 +71,21 @@ def test_only_what_the_fit_has_no_weights_for_starts_at_0(store: Path, tmp_path:
         assert weights.tolist() == torch.tensor(expected).tolist(), name
 
 
-def test_data_that_no_penalty_can_be_chosen_on_is_trained_from_0(tmp_path: Path):
+def test_where_nothing_can_be_fitted_training_starts_at_0_with_the_rate_of_that(store: Path, tmp_path: Path):
     rows = [f"{label},{user}" for label, user in zip([0, 1] * 150 + [0] * 50, range(350), strict=True)]
     (tmp_path / "rows.csv").write_text("y,user\n" + "\n".join(rows))
     (tmp_path / "schema.toml").write_text('label = "y"\ndense = []\nsparse = ["user"]\n')
     prepared = ["--schema", tmp_path / "schema.toml", tmp_path / "rows.csv", "-o", tmp_path / "store"]
     assert in_process("prepare", *prepared).status == 0
-    done = in_process("train", *MODEL, "--data", tmp_path / "store", "--run-dir", tmp_path / "run")
-    assert done.status == 0, done.err
-    assert "logistic regression" not in done.err
+    one_label, all_in_several = ["--data", tmp_path / "store"], ["--data", store, "--qr-threshold", "2"]
+    for number, flags in enumerate((one_label, [*all_in_several, "--embedding", "qr"])):
+        run = tmp_path / str(number)
+        done = in_process("train", *MODEL, *flags, "--run-dir", run)
+        assert done.status == 0, done.err
+        assert "first-order weights start at 0: no logistic regression can be fitted" in done.err
+        settings = (run / "run.toml").read_text()
+        assert 'wide_start = "zero"' in settings
+        assert "wide_lr = 0.03" in settings
 
 
 def test_small_data_is_fitted_and_a_warm_start_is_not(store: Path, tmp_path: Path):
