@@ -81,7 +81,9 @@ def _train(config: Config, source: Source, ranks: Ranks) -> Curve:
     with scratch_directory() as scratch:
         run = RunDirectory(ranks.broadcast(scratch) / "run", writes=ranks.is_main)
         with run.created():
-            Trainer(config, source, run, ranks, quiet=True).run_to_the_end()
+            trainer = Trainer(config, source, run, ranks, quiet=True)
+            trainer.begin()
+            trainer.run_to_the_end()
         entries = [json.loads(line) for line in run.metrics_file.read_text().splitlines()] if ranks.is_main else []
         return ranks.broadcast([(e["step"], e["ne"]) for e in entries if e["kind"] == "validation"])
 

@@ -106,6 +106,7 @@ def _train(config: Config, ranks: Ranks) -> dict[str, Any]:
             source = open_source(config.data)
             config = config.fitted(source.num_examples("train"), ranks.world_size)
             trainer = Trainer(config, source, run, ranks, quiet=True)
+            trainer.begin()
             results = trainer.run_to_the_end()
         return results | {"bytes": sum(table.bytes for table in trainer.model.sharded.plan)}
 
