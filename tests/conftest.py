@@ -2,6 +2,7 @@
 
 import os
 
+import hypothesis
 import pytest
 from _pytest.mark.expression import Expression
 
@@ -11,6 +12,9 @@ from tests.servers import https, s3, served, sftp  # noqa: F401 (fixtures)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("POLARS_MAX_THREADS", "2")
 
+# No test measures a time.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # Files that take longest. They begin first, so that no process is left alone with one of them at the end.
 _LONGEST = (

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dlrmctl.data.canonical.texts import canonical_text
@@ -120,7 +120,6 @@ def test_plain_words_are_of_the_text_alone():
     ]
 
 
-@settings(deadline=None)
 @given(st.lists(st.one_of(st.integers(-(2**70), 2**70), st.none()), min_size=1))
 def test_different_integers_have_different_words_in_every_type(numbers: list[int | None]):
     texts = pl.Series([None if number is None else str(number) for number in numbers], dtype=pl.String)
@@ -133,7 +132,6 @@ def test_different_integers_have_different_words_in_every_type(numbers: list[int
     assert are_integers(texts).tolist() == [n is not None and -(2**63) <= n < 2**64 for n in numbers]
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(allow_nan=False, width=64), min_size=1))
 def test_floats_have_the_words_of_their_decimals(numbers: list[float]):
     expected = canonical_words(pl.Series([repr(number) for number in numbers]))[0].tolist()
@@ -143,7 +141,6 @@ def test_floats_have_the_words_of_their_decimals(numbers: list[float]):
     assert len(set(by_value.values())) == len(by_value)
 
 
-@settings(deadline=None)
 @given(st.datetimes(min_value=dt.datetime(1, 1, 3), max_value=dt.datetime(9999, 12, 29)))
 def test_moments_have_the_words_of_their_texts(moment: dt.datetime):
     typed = canonical_words(pl.Series([moment], dtype=pl.Datetime("us")))[0][0]
@@ -161,7 +158,6 @@ TEXTS = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(TEXTS, min_size=1))
 def test_the_form_of_a_form_is_itself_and_columns_agree_with_single_texts(texts: list[str]):
     forms = [canonical_text(text) for text in texts]

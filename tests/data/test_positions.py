@@ -90,7 +90,7 @@ def test_no_row_is_read_twice_and_none_is_lost_when_the_ranks_change(
         assert Counter(seen) == Counter(whole)  # with `drop_last` the same rows are omitted, too
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     count=st.integers(1, 200),
     block_rows=st.integers(1, 70),

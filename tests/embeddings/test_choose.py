@@ -2,7 +2,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dlrmctl.embeddings.choose import RatioError, Scheme, fit_ratio, num_parameters
@@ -48,7 +48,6 @@ def test_compression_reaches_the_ratio_asked_for():
     assert sum(t.rows for t in chosen[0].tables(16)) == 20_000 + 50
 
 
-@settings(deadline=None)
 @given(rows=st.integers(200, 10**6), collisions=st.integers(2, 100), share=st.floats(0.01, 0.99))
 def test_head_and_tail_share_the_rows_there_are(rows, collisions, share):
     [chosen] = choose_tables([("a", rows, 1)], embedding="head", collisions=collisions, head_share=share)

@@ -89,14 +89,14 @@ def line(draw: st.DrawFn) -> bytes:
 
 
 @given(st.lists(line(), max_size=8), st.sampled_from([b"", b"", b"\xef\xbb\xbf"]), st.integers(0, 9), st.booleans())
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 def test_awkward_fields_and_lines(lines: list[bytes], start: bytes, cut: int, labelled: bool) -> None:
     text = start + b"".join(lines)
     check(text[: len(text) - cut] if cut else text, labelled=labelled)
 
 
 @given(st.binary(max_size=400), st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_bytes(text: bytes, labelled: bool) -> None:
     check(text, labelled=labelled)
 

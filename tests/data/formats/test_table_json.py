@@ -66,7 +66,7 @@ def _check(content: bytes, wanted: Mapping[str, bool] = WANTED) -> None:
     assert frame.to_dicts() == expected.to_dicts()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(FORMS, *PARTS), max_size=8), st.sampled_from([1, 3]), st.booleans())
 def test_lines_are_those_of_a_json_parser(lines: list[tuple[str, str, str, str]], times: int, broken: bool) -> None:
     content = "\n".join(form.format(*values) for form, *values in lines * times).encode()

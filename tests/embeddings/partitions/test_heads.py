@@ -12,7 +12,7 @@ def _head_tail(rows: int, head: int, collisions: int, large: str = "quotient") -
     return HeadTail(Head(rows, head), Tail(head, QuotientRemainder.of(rows - head, collisions, large=large)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), rows=st.integers(2, 300), large=st.sampled_from(["quotient", "remainder"]))
 def test_every_id_of_a_head_and_a_complementary_tail_has_its_own_rows(data, rows, large):
     head = data.draw(st.integers(1, rows - 1))

@@ -25,7 +25,7 @@ def neighbourhoods() -> torch.Tensor:
     return (starts[:, None] + torch.arange(64)).unique()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=st.integers(1, 400), collisions=st.integers(1, 420), large=st.sampled_from(["quotient", "remainder"]))
 def test_every_id_has_its_own_pair_of_rows_and_all_rows_exist(rows, collisions, large):
     partition = QuotientRemainder.of(rows, collisions, large=large)

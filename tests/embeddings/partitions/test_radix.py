@@ -10,7 +10,7 @@ from dlrmctl.embeddings.partitions.radix import ChineseRemainder, MixedRadix, ce
 from tests.embeddings.partitions.test_partitions import LARGE, assert_distinct, neighbourhoods
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 400),
     ways=st.integers(2, 5),
@@ -24,7 +24,7 @@ def test_every_id_has_its_own_rows_and_all_of_them_exist(rows, ways, collisions,
     assert_distinct(partition, torch.arange(rows))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(moduli=st.lists(st.integers(1, 12), min_size=1, max_size=4), share=st.floats(0.01, 1))
 def test_any_moduli_of_enough_rows_tell_all_ids_apart(moduli, share):
     rows = max(1, int(math.prod(moduli) * share))

@@ -31,7 +31,7 @@ def features(draw) -> list[FeatureTable]:
     return [one(index) for index in range(draw(st.integers(1, 7)))]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(chosen=features(), max_ids=st.sampled_from([1, 3]), batch_size=st.integers(1, 6), narrow=st.booleans())
 def test_all_features_at_once_give_what_their_partitions_give(chosen, max_ids, batch_size, narrow):
     module = RowIds([lookup for feature in chosen for lookup in feature.lookups])
@@ -55,7 +55,7 @@ def test_all_features_at_once_give_what_their_partitions_give(chosen, max_ids, b
                     assert found.values()[start:end].tolist() == expected[expected >= 0].tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(chosen=features())
 def test_known_ids_keep_their_rows_when_tables_grow(chosen):
     for grown in (feature for feature in chosen if feature.before):

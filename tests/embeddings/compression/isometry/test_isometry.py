@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -52,7 +52,6 @@ vectors = st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20).map(lambda v: 
 
 
 @given(vectors, st.floats(0, 2e3))
-@settings(deadline=None)
 def test_the_projection_lies_in_the_ball_and_what_it_leaves_is_the_prox_of_the_largest_value(v: Tensor, radius: float):
     inside, left = project_l1_ball(v, radius), prox_infinity_norm(v, radius)
     rounding = 100 * EPS64 * (1 + float(v.abs().sum()))  # at most 20 additions, each within one unit of the sum
@@ -65,7 +64,6 @@ def test_the_projection_lies_in_the_ball_and_what_it_leaves_is_the_prox_of_the_l
 
 
 @given(vectors, st.floats(0.01, 100), st.integers(0, 100))
-@settings(deadline=None)
 def test_no_vector_nearby_has_a_smaller_prox_objective(v: Tensor, weight: float, seed: int):
     def objective(z: Tensor) -> float:
         return weight * float(z.abs().max()) + float((z - v).square().sum()) / 2

@@ -60,7 +60,7 @@ def test_fbgemm_serves_the_stored_bytes(bits: int):
     assert torch.allclose(served, stored(ids.long()), rtol=0, atol=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(dim=st.integers(1, 19), bits=st.sampled_from([8, 4, 2]), seed=st.integers(0, 2**16), search=st.booleans())
 def test_any_width_comes_back_within_one_step(dim: int, bits: int, seed: int, search: bool):
     rows = torch.randn(20, dim, generator=torch.Generator().manual_seed(seed))
