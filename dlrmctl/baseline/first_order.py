@@ -1,16 +1,13 @@
-"""A logistic regression with the first-order features of a DLRM, for the weights of its ids to start from.
+"""A logistic regression with the first-order features of a DLRM, for its first-order weights to start from."""
 
-Buckets of dense features are fitted beside them, but start at 0: for a network that sees the numbers themselves, their
-steps are harder to improve on than no weights.
-"""
-
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.nn import functional
 
 from dlrmctl.assembly.wide import wide_terms
 from dlrmctl.baseline.fit import Fitting
@@ -37,8 +34,8 @@ class FirstOrderFit:
     Attributes:
         l2: its penalty, the best one on the validation split.
         ne: on the validation split.
-        intercept: the logit besides the weights of ids, with the mean of what dense features add.
-        tables: the weights of ids, by the name of their table.
+        intercept: the logit besides the weights.
+        tables: the weights, by the name of their table.
     """
 
     l2: float
@@ -95,26 +92,29 @@ def _fitted(sparse: FirstOrder, config: Config, source: Source, ranks: Ranks, *,
         return None
     for parameter in model.parameters():
         ranks.broadcast_tensor(parameter.data)
-    l2, ne, of_buckets = found
     by_table = {name: rows[:, 0] for name, rows in sparse.tables().items()}
-    return FirstOrderFit(l2, ne, network.intercept.item() + of_buckets, by_table)
+    l2, ne = found
+    return FirstOrderFit(l2, ne, network.intercept.item(), by_table | _by_column(dense, source.schema.dense))
 
 
 def _penalty_and_ne(
     model: DLRM, config: Config, source: Source, ranks: Ranks, *, shown: bool
-) -> tuple[float, float | None, float] | None:
-    """Fits the model for the best L2 penalty on the validation split; None for data that `dlrmctl baseline` refuses.
-
-    Returns:
-        The penalty, its NE, and the mean of what the buckets of dense features add.
-    """
+) -> tuple[float, float | None] | None:
+    """Fits the model for the best L2 penalty on the validation split; None for data that `dlrmctl baseline` refuses."""
     if isinstance(source, Store):
         source = open_source(config.data, verify=())  # what is read here is not of the training
     try:
         refuse_equal_validation_labels(source, "no L2 penalty can be chosen on them", "")
         with BarDisplay(shown=shown) as display:
-            fitting = Fitting(BaselineSettings(), 0, source, model, ranks, display, speaks=False)
-            best = fitting.best()
+            best = Fitting(BaselineSettings(), 0, source, model, ranks, display, speaks=False).best()
     except UserError:
         return None
-    return best.l2, best.validation.ne, fitting.mean_of_buckets()
+    return best.l2, best.validation.ne
+
+
+def _by_column(dense: BucketLogits, names: Sequence[str]) -> dict[str, Tensor]:
+    """The weights of the buckets of each dense feature, with 0 for those that a feature does not have."""
+    end = torch.tensor([dense.buckets.num_columns])
+    sizes = dense.buckets.first_I.diff(append=end).tolist()
+    padded = [functional.pad(some, (0, 1 + BUCKETS - len(some))) for some in dense.weight_C.detach().split(sizes)]
+    return dict(zip(names, padded, strict=True))

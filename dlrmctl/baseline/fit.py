@@ -176,11 +176,6 @@ class Fitting:
         self._make_rows.store(found.point)
         return found
 
-    def mean_of_buckets(self) -> float:
-        """Returns what the buckets of dense features add to the logit, the mean over the training examples."""
-        weight_C = self._make_rows.dense.weight_C.detach().double()
-        return float(self._objective.counts.square_D[: len(weight_C)] @ weight_C)  # shares of the examples
-
     def results(self, best: PathPoint) -> dict[str, Any]:
         """Returns what there is to report, besides metrics."""
         return {

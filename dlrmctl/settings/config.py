@@ -132,8 +132,8 @@ class OptimSettings:
     )
     wide_start: str = setting(
         None,
-        "First-order weights of ids start from a logistic regression of the training split (fitted) or at 0 (zero). "
-        f"Default: fitted, if the split has at most {FITTED_EXAMPLES:,} examples.",
+        "First-order weights start from a logistic regression of the training split (fitted) or at 0 (zero). Default: "
+        f"fitted, if the split has at most {FITTED_EXAMPLES:,} examples.",
         choices=("fitted", "zero"),
     )
     sparse_weight_decay: float = setting(
