@@ -1,6 +1,7 @@
 """Settings that must stand before torch is loaded."""
 
 import os
+import sys
 
 import hypothesis
 import pytest
@@ -21,6 +22,13 @@ _LONGEST = (
     *("tests/test_readme.py", "tests/dlrmctl/training/", "tests/dlrmctl/rundir/", "tests/dlrmctl/compress/"),
     *("tests/dlrmctl/cli/", "tests/dlrmctl/bench/", "tests/dlrmctl/doctor/", "tests/test_shadowing.py"),
 )
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """What a test draws from torch without a seed depends neither on chance nor on the tests before it."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
