@@ -21,7 +21,6 @@ from dlrmctl.assembly.optimizers import (
     failed_roots,
 )
 from dlrmctl.assembly.storage import refuse_without_gpu
-from dlrmctl.baseline.first_order import fit_first_order
 from dlrmctl.console.console import notice, say
 from dlrmctl.console.text import counted
 from dlrmctl.data.reader import STREAM_ORDER, Reader
@@ -567,6 +566,8 @@ class Trainer:
 
     def _start_from_fit(self, tensors: Mapping[str, Any]) -> None:
         """Makes the model a logistic regression of the training split, if there is one."""
+        from dlrmctl.baseline.first_order import fit_first_order  # loads the solvers
+
         fit = fit_first_order(self.config, self.source, self.ranks, shown=self.speaks)
         if fit is None:
             self.config = self.config.change(wide_start="zero")
